@@ -1,0 +1,3 @@
+//! `dhow`: command line and wiring.
+
+fn main() {}

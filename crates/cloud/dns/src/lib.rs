@@ -1,0 +1,1 @@
+//! Cluster DNS, answered straight from the watch.

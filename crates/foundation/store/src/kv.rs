@@ -1,0 +1,175 @@
+//! The `Kv` trait: etcd v3's data model and guarantees, as the API server needs them.
+//!
+//! Every backend must be indistinguishable in [`crate::suite`]; etcd itself is one of them.
+
+use bytes::Bytes;
+use futures::stream::BoxStream;
+
+use crate::Error;
+
+/// A store-wide revision. The first write makes revision 2, as in etcd (an empty store is at 1).
+pub type Revision = u64;
+
+/// Identifies a lease; 0 means "no lease".
+pub type LeaseId = i64;
+
+/// One key as it stood at a revision.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeyValue {
+    pub key: Bytes,
+    pub value: Bytes,
+    /// Revision of the write that created the key since it was last absent.
+    pub create_revision: Revision,
+    /// Revision of the latest write to the key.
+    pub mod_revision: Revision,
+    /// Number of writes since creation; 1 for a new key.
+    pub version: u64,
+    pub lease: LeaseId,
+}
+
+/// A half-open key interval `[start, end)`. `end == None` names the single key `start`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeyRange {
+    pub start: Bytes,
+    pub end: Option<Bytes>,
+}
+
+/// What to read. `revision == 0` reads the latest; a compacted revision gives [`Error::Compacted`].
+#[derive(Debug, Clone)]
+pub struct RangeRequest {
+    pub range: KeyRange,
+    pub revision: Revision,
+    /// 0 means no limit.
+    pub limit: usize,
+    pub count_only: bool,
+}
+
+#[derive(Debug, Clone)]
+pub struct RangeResponse {
+    /// The store's current revision, or the revision asked for.
+    pub revision: Revision,
+    /// In key order.
+    pub kvs: Vec<KeyValue>,
+    /// Whether `limit` cut the answer.
+    pub more: bool,
+    /// Keys in the whole range, regardless of `limit`.
+    pub count: usize,
+}
+
+/// A guard of a transaction: all must hold for `success` to run.
+#[derive(Debug, Clone)]
+pub enum Compare {
+    /// The key's `mod_revision` equals this; 0 means the key is absent.
+    ModRevision {
+        key: Bytes,
+        revision: Revision,
+    },
+    CreateRevision {
+        key: Bytes,
+        revision: Revision,
+    },
+    Version {
+        key: Bytes,
+        version: u64,
+    },
+    Value {
+        key: Bytes,
+        value: Bytes,
+    },
+}
+
+#[derive(Debug, Clone)]
+pub enum Op {
+    Put { key: Bytes, value: Bytes, lease: LeaseId },
+    Delete { range: KeyRange },
+    Range(RangeRequest),
+}
+
+#[derive(Debug, Clone)]
+pub enum OpResult {
+    /// The value replaced, if the key existed.
+    Put {
+        previous: Option<KeyValue>,
+    },
+    /// What was removed.
+    Delete {
+        previous: Vec<KeyValue>,
+    },
+    Range(RangeResponse),
+}
+
+/// Compare-then-act, atomic and isolated; all writes in it share one revision.
+#[derive(Debug, Clone, Default)]
+pub struct Txn {
+    pub compare: Vec<Compare>,
+    pub success: Vec<Op>,
+    pub failure: Vec<Op>,
+    /// The write may be acknowledged before it is on disk (Lease and Event objects only).
+    pub relaxed: bool,
+}
+
+#[derive(Debug, Clone)]
+pub struct TxnResponse {
+    pub revision: Revision,
+    pub succeeded: bool,
+    pub results: Vec<OpResult>,
+}
+
+#[derive(Debug, Clone)]
+pub struct WatchRequest {
+    pub range: KeyRange,
+    /// First revision to deliver; 0 means "after now". A compacted one gives [`Error::Compacted`].
+    pub start_revision: Revision,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Event {
+    pub kind: EventKind,
+    /// For a delete: the key with an empty value and the revision of the delete as `mod_revision`.
+    pub kv: KeyValue,
+    /// The value before this event, if the key existed.
+    pub previous: Option<KeyValue>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EventKind {
+    Put,
+    Delete,
+}
+
+/// What a watch delivers. All events of one revision come in one batch, revisions ascend.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum WatchMessage {
+    Events {
+        revision: Revision,
+        events: Vec<Event>,
+    },
+    /// Nothing at or below this revision is still to come.
+    Progress {
+        revision: Revision,
+    },
+}
+
+pub type WatchStream = BoxStream<'static, Result<WatchMessage, Error>>;
+
+/// A revisioned, watchable, leased key-value store with etcd v3 semantics.
+#[async_trait::async_trait]
+pub trait Kv: Send + Sync + 'static {
+    async fn range(&self, request: RangeRequest) -> Result<RangeResponse, Error>;
+
+    /// Returns once the write is durable (unless `relaxed`) and visible to every reader.
+    async fn txn(&self, txn: Txn) -> Result<TxnResponse, Error>;
+
+    /// Registers the watch before it returns; events from `start_revision` on are never missed.
+    async fn watch(&self, request: WatchRequest) -> Result<WatchStream, Error>;
+
+    /// Forgets history below `revision`.
+    async fn compact(&self, revision: Revision) -> Result<(), Error>;
+
+    async fn current_revision(&self) -> Result<Revision, Error>;
+
+    /// `ttl` in whole seconds, at least 1.
+    async fn lease_grant(&self, ttl: u64) -> Result<LeaseId, Error>;
+    async fn lease_keep_alive(&self, id: LeaseId) -> Result<(), Error>;
+    async fn lease_revoke(&self, id: LeaseId) -> Result<(), Error>;
+}

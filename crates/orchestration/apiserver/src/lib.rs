@@ -1,0 +1,1 @@
+//! The Kubernetes API server: one request pipeline over a `Kv` store.

@@ -1,0 +1,1 @@
+//! Controllers that keep desired state, one file each.

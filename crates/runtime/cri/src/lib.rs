@@ -1,0 +1,9 @@
+//! The container runtime trait in the shape of CRI, its suite and its adapters.
+
+mod error;
+pub mod network;
+pub mod runtime;
+
+pub use error::Error;
+pub use network::{NetworkRequest, PodNetwork};
+pub use runtime::Runtime;

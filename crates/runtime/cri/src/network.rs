@@ -1,0 +1,29 @@
+//! The `PodNetwork` trait: gives a sandbox its network. `dhow-net` implements it; CNI is another.
+
+use std::net::IpAddr;
+use std::os::fd::BorrowedFd;
+
+use crate::Error;
+use crate::runtime::{PodIdentity, PortMapping};
+
+/// What a sandbox asks of the network.
+#[derive(Debug, Clone)]
+pub struct NetworkRequest {
+    pub sandbox_id: String,
+    pub pod: PodIdentity,
+    pub port_mappings: Vec<PortMapping>,
+}
+
+/// Connects sandboxes. Both calls are idempotent per sandbox, also across a restart of the daemon.
+#[async_trait::async_trait]
+pub trait PodNetwork: Send + Sync + 'static {
+    /// Sets up interface, addresses, routes and port mappings in the network namespace `netns`.
+    /// On error nothing is left behind. Returns the pod's addresses, primary first.
+    async fn attach(&self, netns: BorrowedFd<'_>, request: &NetworkRequest) -> Result<Vec<IpAddr>, Error>;
+
+    /// Undoes `attach`; the namespace may already be gone.
+    async fn detach(&self, sandbox_id: &str) -> Result<(), Error>;
+
+    /// Frees everything that belongs to none of these sandboxes (start-up reconciliation).
+    async fn retain(&self, live_sandboxes: &[String]) -> Result<(), Error>;
+}

@@ -1,0 +1,356 @@
+//! The `Runtime` trait: what the kubelet asks of whatever runs containers, in the shape of CRI v1.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
+
+use futures::stream::BoxStream;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use crate::Error;
+
+/// Identifies a pod sandbox, unique on the node.
+pub type SandboxId = String;
+/// Identifies a container, unique on the node.
+pub type ContainerId = String;
+
+/// Which pod a sandbox belongs to. `attempt` grows each time the pod's sandbox is replaced.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+pub struct PodIdentity {
+    pub namespace: String,
+    pub name: String,
+    pub uid: String,
+    pub attempt: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+pub enum NamespaceMode {
+    /// Own namespace of the pod.
+    #[default]
+    Pod,
+    /// Own namespace of the container (pid only).
+    Container,
+    /// The host's.
+    Node,
+}
+
+#[derive(Debug, Clone, Default, serde::Serialize, serde::Deserialize)]
+pub struct NamespaceOptions {
+    pub network: NamespaceMode,
+    pub pid: NamespaceMode,
+    pub ipc: NamespaceMode,
+}
+
+#[derive(Debug, Clone, Default, serde::Serialize, serde::Deserialize)]
+pub struct DnsConfig {
+    pub servers: Vec<String>,
+    pub searches: Vec<String>,
+    pub options: Vec<String>,
+}
+
+#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
+pub struct PortMapping {
+    /// `TCP`, `UDP` or `SCTP`.
+    pub protocol: String,
+    pub container_port: u16,
+    pub host_port: u16,
+    pub host_ip: Option<IpAddr>,
+}
+
+#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
+pub struct SandboxConfig {
+    pub pod: PodIdentity,
+    pub hostname: String,
+    /// Where the pod's container logs go: `<log_directory>/<container log_path>`.
+    pub log_directory: PathBuf,
+    pub dns: Option<DnsConfig>,
+    pub port_mappings: Vec<PortMapping>,
+    pub labels: BTreeMap<String, String>,
+    pub annotations: BTreeMap<String, String>,
+    pub namespaces: NamespaceOptions,
+    pub sysctls: BTreeMap<String, String>,
+    /// Parent cgroup below the runtime's root, e.g. `kubepods/burstable/pod<uid>`.
+    pub cgroup_parent: String,
+    /// Names an external OCI binary (RuntimeClass handler); empty is the runtime's default.
+    pub runtime_handler: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub enum SandboxState {
+    Ready,
+    NotReady,
+}
+
+#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
+pub struct SandboxStatus {
+    pub id: SandboxId,
+    pub pod: PodIdentity,
+    pub state: SandboxState,
+    pub created_at: SystemTime,
+    /// Primary address first; empty on the host network.
+    pub ips: Vec<IpAddr>,
+    pub labels: BTreeMap<String, String>,
+    pub annotations: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+pub enum MountPropagation {
+    #[default]
+    Private,
+    HostToContainer,
+    Bidirectional,
+}
+
+#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
+pub struct Mount {
+    pub host_path: PathBuf,
+    pub container_path: PathBuf,
+    pub readonly: bool,
+    pub propagation: MountPropagation,
+}
+
+#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
+pub struct Device {
+    pub host_path: PathBuf,
+    pub container_path: PathBuf,
+    /// Any of `rwm`.
+    pub permissions: String,
+}
+
+/// Cgroup limits. `None` leaves the kernel's default.
+#[derive(Debug, Clone, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Resources {
+    /// Microseconds per `cpu_period` (100 ms unless set).
+    pub cpu_quota: Option<i64>,
+    pub cpu_period: Option<u64>,
+    /// cgroup v1 scale, 2..=262144.
+    pub cpu_shares: Option<u64>,
+    /// Bytes.
+    pub memory_limit: Option<i64>,
+    pub oom_score_adj: Option<i32>,
+    pub pids_limit: Option<i64>,
+    pub cpuset_cpus: Option<String>,
+    pub cpuset_mems: Option<String>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub enum SeccompProfile {
+    #[default]
+    RuntimeDefault,
+    Unconfined,
+    /// An absolute path on the node.
+    Localhost(PathBuf),
+}
+
+#[derive(Debug, Clone, Default, serde::Serialize, serde::Deserialize)]
+pub struct SecurityContext {
+    pub privileged: bool,
+    pub run_as_user: Option<u32>,
+    pub run_as_group: Option<u32>,
+    /// A name from the image's `/etc/passwd`, when no numeric user is given.
+    pub run_as_username: Option<String>,
+    pub supplemental_groups: Vec<u32>,
+    /// Names without or with `CAP_`; `ALL` stands for every capability.
+    pub add_capabilities: Vec<String>,
+    pub drop_capabilities: Vec<String>,
+    pub readonly_rootfs: bool,
+    pub no_new_privs: bool,
+    pub seccomp: SeccompProfile,
+    pub masked_paths: Option<Vec<String>>,
+    pub readonly_paths: Option<Vec<String>>,
+}
+
+#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
+pub struct ContainerConfig {
+    /// The container's name in the pod.
+    pub name: String,
+    /// Grows with each restart of this container in the pod.
+    pub attempt: u32,
+    /// Reference or id of an image already pulled.
+    pub image: String,
+    /// Replaces the image's entrypoint when not empty.
+    pub command: Vec<String>,
+    /// Replaces the image's cmd when not empty, or when `command` is set.
+    pub args: Vec<String>,
+    pub working_dir: Option<String>,
+    /// Added to the image's environment, later ones win.
+    pub envs: Vec<(String, String)>,
+    pub mounts: Vec<Mount>,
+    pub devices: Vec<Device>,
+    pub labels: BTreeMap<String, String>,
+    pub annotations: BTreeMap<String, String>,
+    /// Relative to the sandbox's log directory, CRI log format.
+    pub log_path: PathBuf,
+    pub stdin: bool,
+    pub stdin_once: bool,
+    pub tty: bool,
+    pub resources: Resources,
+    pub security: SecurityContext,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub enum ContainerState {
+    Created,
+    Running,
+    Exited,
+    Unknown,
+}
+
+#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
+pub struct ContainerStatus {
+    pub id: ContainerId,
+    pub sandbox_id: SandboxId,
+    pub name: String,
+    pub attempt: u32,
+    pub state: ContainerState,
+    pub created_at: SystemTime,
+    pub started_at: Option<SystemTime>,
+    pub finished_at: Option<SystemTime>,
+    /// 128 + signal when killed by one.
+    pub exit_code: i32,
+    /// `Completed`, `Error`, `OOMKilled`, `ContainerCannotRun`, …
+    pub reason: String,
+    pub message: String,
+    /// What the container was made from, as asked.
+    pub image: String,
+    /// Content-addressed id of the image.
+    pub image_ref: String,
+    pub labels: BTreeMap<String, String>,
+    pub annotations: BTreeMap<String, String>,
+    pub log_path: PathBuf,
+}
+
+#[derive(Debug, Clone, Default, serde::Serialize, serde::Deserialize)]
+pub struct ContainerStats {
+    pub id: ContainerId,
+    pub cpu_usage_core_nanos: u64,
+    pub memory_usage_bytes: u64,
+    /// Usage less inactive file pages.
+    pub memory_working_set_bytes: u64,
+    pub pids: u64,
+}
+
+#[derive(Debug, Clone)]
+pub struct RuntimeVersion {
+    pub name: String,
+    pub version: String,
+}
+
+#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
+pub struct ImageInfo {
+    /// `sha256:…` of the image configuration.
+    pub id: String,
+    pub repo_tags: Vec<String>,
+    pub repo_digests: Vec<String>,
+    /// Bytes on disk.
+    pub size: u64,
+    /// The image's `USER`, split: numeric id or name.
+    pub uid: Option<u32>,
+    pub username: Option<String>,
+}
+
+/// Registry credentials; never logged.
+#[derive(Clone, Default)]
+pub struct ImageAuth {
+    pub username: String,
+    pub password: String,
+    pub identity_token: String,
+}
+
+/// What happened to a container, so that nobody polls.
+#[derive(Debug, Clone)]
+pub struct RuntimeEvent {
+    pub pod: PodIdentity,
+    pub sandbox_id: SandboxId,
+    /// Empty when the sandbox itself changed.
+    pub container_id: ContainerId,
+    pub kind: RuntimeEventKind,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RuntimeEventKind {
+    Started,
+    Exited,
+    Removed,
+}
+
+#[derive(Debug, Clone)]
+pub struct ExecResult {
+    pub stdout: Vec<u8>,
+    pub stderr: Vec<u8>,
+    pub exit_code: i32,
+}
+
+#[derive(Debug, Clone)]
+pub struct ExecRequest {
+    pub command: Vec<String>,
+    pub tty: bool,
+    pub stdin: bool,
+    pub stdout: bool,
+    pub stderr: bool,
+}
+
+pub type Reader = Box<dyn AsyncRead + Send + Unpin>;
+pub type Writer = Box<dyn AsyncWrite + Send + Unpin>;
+/// A byte stream in both directions.
+pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
+
+/// The live streams of an exec or attach. Dropping it ends the exec'd process' stdin, not the process.
+pub struct Streams {
+    /// Closing it is end-of-file to the process.
+    pub stdin: Option<Writer>,
+    pub stdout: Option<Reader>,
+    /// `None` with a tty: both come through `stdout`.
+    pub stderr: Option<Reader>,
+    /// Terminal sizes to apply, columns and rows.
+    pub resize: Option<tokio::sync::mpsc::Sender<(u16, u16)>>,
+    /// Resolves to the exit code once the process ended (attach: once the container ended).
+    pub exit: tokio::sync::oneshot::Receiver<Result<i32, Error>>,
+}
+
+/// Runs pods' containers. Calls are idempotent where CRI's are: stopping what is stopped and removing
+/// what is gone succeed.
+#[async_trait::async_trait]
+pub trait Runtime: Send + Sync + 'static {
+    async fn version(&self) -> Result<RuntimeVersion, Error>;
+
+    /// Creates and starts a sandbox: namespaces, cgroup, network. On error nothing is left behind.
+    async fn run_sandbox(&self, config: SandboxConfig) -> Result<SandboxId, Error>;
+    /// Kills what runs in the sandbox and frees its network; the sandbox can still be looked at.
+    async fn stop_sandbox(&self, id: &str) -> Result<(), Error>;
+    async fn remove_sandbox(&self, id: &str) -> Result<(), Error>;
+    async fn sandbox_status(&self, id: &str) -> Result<SandboxStatus, Error>;
+    async fn list_sandboxes(&self) -> Result<Vec<SandboxStatus>, Error>;
+
+    async fn create_container(&self, sandbox: &str, config: ContainerConfig) -> Result<ContainerId, Error>;
+    async fn start_container(&self, id: &str) -> Result<(), Error>;
+    /// Sends the image's stop signal, waits up to `grace`, then kills. Returns once it has ended.
+    async fn stop_container(&self, id: &str, grace: Duration) -> Result<(), Error>;
+    async fn remove_container(&self, id: &str) -> Result<(), Error>;
+    async fn container_status(&self, id: &str) -> Result<ContainerStatus, Error>;
+    async fn list_containers(&self) -> Result<Vec<ContainerStatus>, Error>;
+    async fn update_container_resources(&self, id: &str, resources: Resources) -> Result<(), Error>;
+    async fn container_stats(&self, id: &str) -> Result<ContainerStats, Error>;
+    /// Reopens the log file after rotation.
+    async fn reopen_container_log(&self, id: &str) -> Result<(), Error>;
+
+    /// Runs a command and collects its output (at most 16 MiB each); kills it after `timeout`.
+    async fn exec_sync(&self, id: &str, command: &[String], timeout: Option<Duration>) -> Result<ExecResult, Error>;
+    async fn exec(&self, id: &str, request: ExecRequest) -> Result<Streams, Error>;
+    async fn attach(&self, id: &str) -> Result<Streams, Error>;
+    /// Connects to a TCP port on loopback inside the sandbox's network namespace.
+    async fn port_forward(&self, sandbox: &str, port: u16) -> Result<Box<dyn Duplex>, Error>;
+
+    /// Events from now on; a receiver that falls behind gets a gap and must list again.
+    fn events(&self) -> BoxStream<'static, RuntimeEvent>;
+
+    /// Pulls by reference and returns the image's id. Concurrent pulls of one reference are one.
+    async fn pull_image(&self, reference: &str, auth: Option<ImageAuth>) -> Result<String, Error>;
+    async fn image_status(&self, reference: &str) -> Result<Option<ImageInfo>, Error>;
+    async fn list_images(&self) -> Result<Vec<ImageInfo>, Error>;
+    async fn remove_image(&self, reference: &str) -> Result<(), Error>;
+    /// Loads a docker-archive or oci-archive (optionally gzip or zstd) and returns the names it held.
+    async fn import_image(&self, archive: Reader) -> Result<Vec<String>, Error>;
+}

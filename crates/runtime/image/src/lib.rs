@@ -1,0 +1,1 @@
+//! Content store, layer snapshots, pull, import and export of images.

@@ -1,0 +1,1 @@
+//! The node agent (kubelet): pod workers as ordered hooks, probes, volumes, streaming.

@@ -1,0 +1,3 @@
+//! Development tasks: `cargo xtask up | test | images | tidy | bench`.
+
+fn main() {}
