@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use nlink::netlink::link::{BridgeLink, LinkCreateExt, VethLink};
+use nlink::netlink::link::{BridgeLink, BridgePortConfig, LinkCreateExt, VethLink};
 use nlink::netlink::netfilter::{ConntrackFilter, IpProtocol};
 use nlink::netlink::nftables::{Chain, Family, Rule, Set, SetElement, Transaction};
 use nlink::netlink::types::route::RouteScope;
@@ -85,8 +85,7 @@ impl Kernel {
             self.route.add_link(bridge).await.doing(|| format!("create bridge {name}"))?;
         }
         let index = self.link_index(name).await?.ok_or_else(|| Error::NoInterface(name.to_owned()))?;
-        let addresses =
-            self.route.get_addresses_by_index(index).await.doing(|| format!("list addresses of {name}"))?;
+        let addresses = self.route.get_addresses_by_index(index).await.doing(|| format!("list addresses of {name}"))?;
         let wanted = std::net::IpAddr::V4(address);
         if !addresses.iter().any(|a| a.primary_address() == Some(&wanted) && a.prefix_len() == prefix) {
             let config = Ipv4Address::with_index(index, address, prefix);
@@ -98,10 +97,8 @@ impl Kernel {
 
     /// Routes `cidr` into the link, from `source`.
     pub async fn ensure_link_route(&self, cidr: Cidr, index: u32, source: Ipv4Addr) -> Result<()> {
-        let route = Ipv4Route::new(cidr.network(), cidr.prefix())
-            .dev_index(index)
-            .scope(RouteScope::Link)
-            .prefsrc(source);
+        let route =
+            Ipv4Route::new(cidr.network(), cidr.prefix()).dev_index(index).scope(RouteScope::Link).prefsrc(source);
         self.route.replace_route(route).await.doing(|| format!("route {cidr}"))
     }
 
@@ -129,7 +126,11 @@ impl Kernel {
     /// A veth pair: `name` on our side as a port of the bridge, `eth0` in the pod's namespace.
     pub async fn add_pod_link(&self, name: &str, bridge: u32, mtu: u32, pod: BorrowedFd<'_>) -> Result<()> {
         let link = VethLink::new(name, "eth0").mtu(mtu).peer_netns_fd(pod).master(InterfaceRef::Index(bridge)).up();
-        self.route.add_link(link).await.doing(|| format!("create link {name}"))
+        self.route.add_link(link).await.doing(|| format!("create link {name}"))?;
+        // Where br_netfilter is loaded, a pod that reaches itself through a service never leaves the bridge:
+        // the frame has to go back out of the port it came from.
+        let port = BridgePortConfig::new().hairpin(true);
+        self.route.set_bridge_port(name, port).await.doing(|| format!("set hairpin mode on {name}"))
     }
 
     // -- nftables -------------------------------------------------------------------------------------
@@ -281,9 +282,7 @@ impl Batch<'_> {
     }
 
     pub fn add_rule(self, chain: &str, body: RuleBody) -> Self {
-        self.map(|t, table| {
-            t.add_rule(Rule::new(table, chain).family(Family::Inet).expressions(body.into_exprs()))
-        })
+        self.map(|t, table| t.add_rule(Rule::new(table, chain).family(Family::Inet).expressions(body.into_exprs())))
     }
 
     pub fn add_set(self, set: &Set) -> Self {

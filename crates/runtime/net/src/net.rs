@@ -30,8 +30,7 @@ impl Net {
             remember_forwarding(&config)?;
         }
         let gateway = config.gateway();
-        let bridge_index =
-            kernel.ensure_bridge(&config.bridge, gateway, config.pod_cidr.prefix(), config.mtu).await?;
+        let bridge_index = kernel.ensure_bridge(&config.bridge, gateway, config.pod_cidr.prefix(), config.mtu).await?;
         // NodePorts and host ports on 127.0.0.1; the table's guard chain keeps pods out of it.
         kernel.sysctl(&format!("ipv4/conf/{}/route_localnet", config.bridge), "1").await?;
         kernel.sysctl(&format!("ipv4/conf/{}/send_redirects", config.bridge), "0").await?;

@@ -100,8 +100,7 @@ impl Net {
         let mut batch = self.kernel.batch();
         for (set, wanted) in [(HOST_PORTS, by_port), (HOST_IP_PORTS, by_address)] {
             let held = self.kernel.elements(set).await?;
-            let stale: Vec<SetElement> =
-                held.iter().filter(|h| !wanted.iter().any(|w| same(w, h))).cloned().collect();
+            let stale: Vec<SetElement> = held.iter().filter(|h| !wanted.iter().any(|w| same(w, h))).cloned().collect();
             batch = self.change(batch, set, &held, &wanted, &stale);
         }
         batch.commit().await

@@ -105,9 +105,9 @@ async fn pods_cannot_reach_the_nodes_loopback() {
     pod.netns.command("ip", &["link", "set", "lo", "down"]);
     pod.netns.command("ip", &["route", "add", "127.0.0.0/8", "via", "10.42.0.1", "dev", "eth0", "onlink"]);
     pod.netns.run(|| std::fs::write("/proc/sys/net/ipv4/conf/eth0/route_localnet", "1").unwrap());
-    let reached = pod.netns.run(|| {
-        std::net::TcpStream::connect_timeout(&"127.0.0.1:9000".parse().unwrap(), Duration::from_millis(300))
-    });
+    let reached = pod
+        .netns
+        .run(|| std::net::TcpStream::connect_timeout(&"127.0.0.1:9000".parse().unwrap(), Duration::from_millis(300)));
     assert!(reached.is_err());
     drop(listener);
 }

@@ -85,8 +85,7 @@ async fn balances_over_endpoints_and_sticks_with_affinity() {
     proxy.sync(&[service("web", json!({"clusterIP": VIP, "ports": [{"port": 80}]}))], &slices).await.unwrap();
     // One in 2^39 runs would see only one of them.
     assert_eq!(names(40), ["one", "two"]);
-    let sticky =
-        service("web", json!({"clusterIP": VIP, "ports": [{"port": 80}], "sessionAffinity": "ClientIP"}));
+    let sticky = service("web", json!({"clusterIP": VIP, "ports": [{"port": 80}], "sessionAffinity": "ClientIP"}));
     proxy.sync(&[sticky.clone()], &slices).await.unwrap();
     let chosen = names(20);
     assert_eq!(chosen.len(), 1, "{chosen:?}");

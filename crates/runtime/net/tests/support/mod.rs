@@ -125,12 +125,8 @@ fn config(netns: &Netns, state: &std::path::Path) -> NetConfig {
 }
 
 pub fn request(sandbox: &str, port_mappings: Vec<PortMapping>) -> NetworkRequest {
-    let pod = PodIdentity {
-        namespace: "default".to_owned(),
-        name: sandbox.to_owned(),
-        uid: sandbox.to_owned(),
-        attempt: 0,
-    };
+    let pod =
+        PodIdentity { namespace: "default".to_owned(), name: sandbox.to_owned(), uid: sandbox.to_owned(), attempt: 0 };
     NetworkRequest { sandbox_id: sandbox.to_owned(), pod, port_mappings }
 }
 
