@@ -1,0 +1,1 @@
+//! Unpacking against well-behaved and hostile layers.
