@@ -3,6 +3,7 @@
 //! Each task says on standard error what it does and leaves data on standard output.
 #![allow(clippy::print_stderr, clippy::print_stdout)]
 
+mod images;
 mod setup;
 mod shell;
 mod test;
@@ -19,6 +20,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
+    /// Build the images used by tests and examples from Debian packages, as oci-archives.
+    Images(images::ImagesArgs),
     /// Run every check: set-up, tidy, formatting, lints, all tests.
     Test(test::Args),
     /// Check layering, module docs and file sizes.
@@ -27,6 +30,7 @@ enum Task {
 
 fn main() -> anyhow::Result<()> {
     match Cli::parse().task {
+        Task::Images(args) => images::run(args),
         Task::Test(args) => test::run(&args),
         Task::Tidy => tidy::run(),
     }
