@@ -1,1 +1,33 @@
 //! Pod network and service proxy: one owner of our links, routes and nftables table.
+//!
+//! Invariants:
+//! - Everything we make in the kernel is in one nftables table, on one bridge, or on an interface whose
+//!   name starts with [`VETH_PREFIX`]; [`Net::purge`] needs no memory to remove it.
+//! - Every change to the table is one transaction, so no packet ever sees half of it, and a restart that
+//!   finds the table as it should be changes nothing.
+//! - Pod to pod traffic is routed through the bridge's own address even on one node (pods have /32
+//!   addresses), so connection tracking sees both directions and `br_netfilter` is never needed.
+//! - No thread of the async runtime ever changes its network namespace.
+
+// `setsockopt` and `setns` have no safe form we can use; each call carries its reason.
+#![allow(unsafe_code)]
+
+mod address;
+mod base_table;
+mod config;
+mod error;
+mod ipam;
+mod kernel;
+mod net;
+mod pod;
+pub mod proxy;
+mod rules;
+
+pub use address::Cidr;
+pub use config::NetConfig;
+pub use error::Error;
+pub use kernel::VETH_PREFIX;
+pub use net::Net;
+
+/// What this crate's functions return.
+pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -1,0 +1,173 @@
+//! The part of our table that does not depend on services or pods: hooks, maps, and what they mean.
+//!
+//! Read top to bottom, this is the whole packet path; `service_ips`, `service_nodeports` and the host port
+//! maps are filled elsewhere.
+
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+
+use nlink::netlink::nftables::{BaseChain, Chain, FilterHook, NatHook, Priority, Set, SetElement};
+
+use crate::config::NetConfig;
+use crate::error::KernelContext;
+use crate::kernel::Kernel;
+use crate::proxy::names::fingerprint;
+use crate::rules::{RuleBody, destination_type, endpoint_type, pair_type, port_type};
+use crate::{Cidr, Result};
+
+/// Destination to service chain: cluster, external and load balancer addresses.
+pub(crate) const SERVICE_IPS: &str = "service_ips";
+/// Protocol and port to service chain, for the node's own addresses.
+pub(crate) const SERVICE_NODEPORTS: &str = "service_nodeports";
+/// Destinations of services that have no endpoint now.
+pub(crate) const NO_ENDPOINTS: &str = "no_endpoints";
+/// Protocol and port to pod.
+pub(crate) const HOST_PORTS: &str = "host_ports";
+/// The same for mappings bound to one address of the host.
+pub(crate) const HOST_IP_PORTS: &str = "host_ip_ports";
+/// Pairs of a pod address with itself.
+const HAIRPIN: &str = "hairpin";
+const SERVICES: &str = "services";
+
+/// Raise it when the rules below change.
+const LAYOUT_VERSION: u32 = 1;
+const LAYOUT_PREFIX: &str = "layout_";
+
+/// The maps that others fill; they keep their elements when the layout changes.
+pub(crate) fn filled_sets(kernel: &Kernel) -> Vec<Set> {
+    vec![
+        kernel.set(SERVICE_IPS).key_type(destination_type()).vmap(),
+        kernel.set(SERVICE_NODEPORTS).key_type(port_type()).vmap(),
+        kernel.set(NO_ENDPOINTS).key_type(destination_type()),
+        kernel.set(HOST_PORTS).key_type(port_type()).map(endpoint_type()),
+        kernel.set(HOST_IP_PORTS).key_type(destination_type()).map(endpoint_type()),
+    ]
+}
+
+/// Brings the fixed part of the table to what `config` asks for, in one transaction, or does nothing when
+/// it is there already.
+pub(crate) async fn ensure(kernel: &Kernel, config: &NetConfig) -> Result<()> {
+    let marker = layout_marker(config);
+    let exists = kernel.table_exists().await?;
+    let (chains, sets) = if exists {
+        (kernel.chains().await?, kernel.sets().await?)
+    } else {
+        (Vec::new(), Vec::new())
+    };
+    if chains.contains(&marker) {
+        return Ok(());
+    }
+    let chains: BTreeSet<&str> = chains.iter().map(String::as_str).collect();
+    let sets: BTreeSet<&str> = sets.iter().map(String::as_str).collect();
+    let mut batch = kernel.batch();
+    if !exists {
+        batch = batch.add_table();
+    }
+    let layout = layout(config);
+    for (chain, _, _) in layout.iter().filter(|(chain, _, _)| chains.contains(chain)) {
+        batch = batch.flush_chain(chain);
+    }
+    for set in filled_sets(kernel).iter().filter(|set| !sets.contains(set.name())) {
+        batch = batch.add_set(set);
+    }
+    let hairpin = kernel.set(HAIRPIN).key_type(pair_type());
+    if sets.contains(HAIRPIN) {
+        batch = batch.remove_set(HAIRPIN);
+    }
+    let pods: Vec<SetElement> = (0..config.pod_cidr.size())
+        .filter_map(|index| config.pod_cidr.nth(index))
+        .map(|address| SetElement::concat([SetElement::ipv4(address), SetElement::ipv4(address)]))
+        .collect();
+    batch = batch.add_set(&hairpin).add_elements(&hairpin, &pods);
+    for (name, base, _) in &layout {
+        let chain = Chain::new(config.table.as_str(), *name).doing(|| format!("name chain {name}"))?;
+        batch = batch.add_chain(match base {
+            Some(base) => chain.base(base.clone()),
+            None => chain,
+        });
+    }
+    for (name, _, rules) in layout {
+        for rule in rules {
+            batch = batch.add_rule(name, rule);
+        }
+    }
+    for old in chains.iter().filter(|c| c.starts_with(LAYOUT_PREFIX)) {
+        batch = batch.remove_chain(old);
+    }
+    let marker = Chain::new(config.table.as_str(), marker.as_str()).doing(|| "name the layout".to_owned())?;
+    batch.add_chain(marker).commit().await
+}
+
+fn layout_marker(config: &NetConfig) -> String {
+    let text = format!(
+        "{LAYOUT_VERSION} {} {} {} {}",
+        config.bridge, config.pod_cidr, config.cluster_cidr, config.service_cidr
+    );
+    format!("{LAYOUT_PREFIX}{}", fingerprint(text.as_bytes()))
+}
+
+type ChainLayout = (&'static str, Option<BaseChain>, Vec<RuleBody>);
+
+fn layout(config: &NetConfig) -> Vec<ChainLayout> {
+    let bridge = config.bridge.as_str();
+    let loopback = Cidr::new(Ipv4Addr::new(127, 0, 0, 0), 8).expect("8 is a prefix");
+    let services = || vec![RuleBody::ipv4().jump(SERVICES)];
+    vec![
+        (
+            // `route_localnet` lets the node reach NodePorts on 127.0.0.1; pods must not profit from it.
+            "guard",
+            Some(BaseChain::filter(FilterHook::Prerouting, Priority::Raw)),
+            vec![
+                RuleBody::ipv4().in_from(bridge).to(loopback).drop(),
+                RuleBody::ipv4().in_from(bridge).from(loopback).drop(),
+            ],
+        ),
+        (
+            SERVICES,
+            None,
+            vec![
+                RuleBody::ipv4().vmap_destination(SERVICE_IPS),
+                RuleBody::ipv4().to_node().vmap_port(SERVICE_NODEPORTS),
+                RuleBody::ipv4().dnat_by_destination(HOST_IP_PORTS),
+                RuleBody::ipv4().to_node().dnat_by_port(HOST_PORTS),
+            ],
+        ),
+        ("nat_prerouting", Some(BaseChain::nat(NatHook::Prerouting, Priority::DstNat)), services()),
+        ("nat_output", Some(BaseChain::nat(NatHook::Output, Priority::DstNat)), services()),
+        (
+            "nat_postrouting",
+            Some(BaseChain::nat(NatHook::Postrouting, Priority::SrcNat)),
+            vec![
+                RuleBody::ipv4().marked_for_masquerade().clear_masquerade_mark().masquerade(),
+                // A pod that reached itself through a service must see the reply come through it, too.
+                RuleBody::ipv4().pair_in(HAIRPIN).masquerade(),
+                RuleBody::ipv4().out_to(bridge).from(loopback).masquerade(),
+                RuleBody::ipv4()
+                    .from(config.pod_cidr)
+                    .not_to(config.cluster_cidr)
+                    .not_out_to(bridge)
+                    .masquerade(),
+            ],
+        ),
+        (
+            "filter_forward",
+            Some(BaseChain::filter(FilterHook::Forward, Priority::Filter)),
+            vec![
+                RuleBody::ipv4().destination_in(NO_ENDPOINTS).reject(),
+                RuleBody::ipv4().to(config.service_cidr).reject(),
+                RuleBody::any().in_from(bridge).accept(),
+                RuleBody::any().out_to(bridge).accept(),
+            ],
+        ),
+        (
+            "filter_output",
+            Some(BaseChain::filter(FilterHook::Output, Priority::Filter)),
+            vec![
+                RuleBody::ipv4().destination_in(NO_ENDPOINTS).reject(),
+                RuleBody::ipv4().to(config.service_cidr).reject(),
+                // Pods on one bridge talk through us on purpose; a redirect would teach them not to.
+                RuleBody::ipv4().out_to(bridge).icmp_redirect().drop(),
+            ],
+        ),
+    ]
+}

@@ -1,0 +1,340 @@
+//! Our hold on the kernel: rtnetlink and nftables connections into one namespace, and sysctls.
+//!
+//! Everything the crate does to the kernel goes through here, so the netlink library can be replaced.
+
+use std::net::Ipv4Addr;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use nlink::netlink::link::{BridgeLink, LinkCreateExt, VethLink};
+use nlink::netlink::netfilter::{ConntrackFilter, IpProtocol};
+use nlink::netlink::nftables::{Chain, Family, Rule, Set, SetElement, Transaction};
+use nlink::netlink::types::route::RouteScope;
+use nlink::netlink::{Connection, InterfaceRef, Netfilter, Nftables, Route};
+use nlink::{Ipv4Address, Ipv4Route};
+
+use crate::error::KernelContext;
+use crate::rules::RuleBody;
+use crate::{Cidr, Error, Result};
+
+/// Every host end of a pod's link starts with it.
+pub const VETH_PREFIX: &str = "dhow-";
+
+/// A whole rebuild for thousands of services is one datagram; the default buffer is far smaller.
+const SEND_BUFFER: libc::c_int = 64 << 20;
+/// Elements of one message: their nest must stay under 64 KiB.
+const ELEMENTS_PER_MESSAGE: usize = 400;
+const LOOPBACK_INDEX: u32 = 1;
+
+/// Connections into the namespace that plays the host. One per [`crate::Net`].
+pub(crate) struct Kernel {
+    netns: Option<OwnedFd>,
+    route: Connection<Route>,
+    nft: Connection<Nftables>,
+    conntrack: Connection<Netfilter>,
+    table: String,
+}
+
+impl std::fmt::Debug for Kernel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Kernel").field("table", &self.table).finish_non_exhaustive()
+    }
+}
+
+impl Kernel {
+    pub fn connect(netns: Option<OwnedFd>, table: &str) -> Result<Self> {
+        let fd = netns.as_ref().map(|fd| fd.as_fd());
+        let route = match fd {
+            Some(fd) => Connection::<Route>::new_in(fd),
+            None => Connection::<Route>::new(),
+        };
+        let nft = match fd {
+            Some(fd) => Connection::<Nftables>::new_in(fd),
+            None => Connection::<Nftables>::new(),
+        };
+        let conntrack = match fd {
+            Some(fd) => Connection::<Netfilter>::new_in(fd),
+            None => Connection::<Netfilter>::new(),
+        };
+        let open = || "open netlink sockets".to_owned();
+        let kernel = Self {
+            route: route.doing(open)?,
+            nft: nft.doing(open)?,
+            conntrack: conntrack.doing(open)?,
+            table: table.to_owned(),
+            netns,
+        };
+        raise_send_buffer(kernel.nft.socket().as_fd());
+        Ok(kernel)
+    }
+
+    // -- links, addresses, routes -------------------------------------------------------------------
+
+    pub async fn link_index(&self, name: &str) -> Result<Option<u32>> {
+        let link = self.route.get_link_by_name(name).await.doing(|| format!("look up link {name}"))?;
+        Ok(link.map(|link| link.ifindex()))
+    }
+
+    /// Makes the bridge unless it is there, gives it its address and brings it up.
+    pub async fn ensure_bridge(&self, name: &str, address: Ipv4Addr, prefix: u8, mtu: u32) -> Result<u32> {
+        if self.link_index(name).await?.is_none() {
+            // A fixed MAC address: a bridge otherwise takes its lowest port's, and changes it as pods come
+            // and go, under the feet of the pods' neighbour tables.
+            let [a, b, c, d] = address.octets();
+            let bridge = BridgeLink::new(name).mtu(mtu).address([0x02, 0x64, a, b, c, d]).stp(false).up();
+            self.route.add_link(bridge).await.doing(|| format!("create bridge {name}"))?;
+        }
+        let index = self.link_index(name).await?.ok_or_else(|| Error::NoInterface(name.to_owned()))?;
+        let addresses =
+            self.route.get_addresses_by_index(index).await.doing(|| format!("list addresses of {name}"))?;
+        let wanted = std::net::IpAddr::V4(address);
+        if !addresses.iter().any(|a| a.primary_address() == Some(&wanted) && a.prefix_len() == prefix) {
+            let config = Ipv4Address::with_index(index, address, prefix);
+            self.route.replace_address(config).await.doing(|| format!("give {address}/{prefix} to {name}"))?;
+        }
+        self.route.set_link_up_by_index(index).await.doing(|| format!("bring up {name}"))?;
+        Ok(index)
+    }
+
+    /// Routes `cidr` into the link, from `source`.
+    pub async fn ensure_link_route(&self, cidr: Cidr, index: u32, source: Ipv4Addr) -> Result<()> {
+        let route = Ipv4Route::new(cidr.network(), cidr.prefix())
+            .dev_index(index)
+            .scope(RouteScope::Link)
+            .prefsrc(source);
+        self.route.replace_route(route).await.doing(|| format!("route {cidr}"))
+    }
+
+    /// Routes another node's pods through that node.
+    pub async fn ensure_gateway_route(&self, cidr: Cidr, gateway: Ipv4Addr) -> Result<()> {
+        let route = Ipv4Route::new(cidr.network(), cidr.prefix()).gateway(gateway);
+        self.route.replace_route(route).await.doing(|| format!("route {cidr} via {gateway}"))
+    }
+
+    pub async fn remove_route(&self, cidr: Cidr) -> Result<bool> {
+        let removed = self.route.del_route_v4_if_exists(cidr.network(), cidr.prefix()).await;
+        removed.doing(|| format!("remove route to {cidr}"))
+    }
+
+    pub async fn remove_link(&self, name: &str) -> Result<bool> {
+        self.route.del_link_if_exists(name).await.doing(|| format!("remove link {name}"))
+    }
+
+    /// Names of all links that start with `prefix`.
+    pub async fn links_with_prefix(&self, prefix: &str) -> Result<Vec<String>> {
+        let links = self.route.get_links().await.doing(|| "list links".to_owned())?;
+        Ok(links.iter().filter_map(|l| l.name()).filter(|n| n.starts_with(prefix)).map(str::to_owned).collect())
+    }
+
+    /// A veth pair: `name` on our side as a port of the bridge, `eth0` in the pod's namespace.
+    pub async fn add_pod_link(&self, name: &str, bridge: u32, mtu: u32, pod: BorrowedFd<'_>) -> Result<()> {
+        let link = VethLink::new(name, "eth0").mtu(mtu).peer_netns_fd(pod).master(InterfaceRef::Index(bridge)).up();
+        self.route.add_link(link).await.doing(|| format!("create link {name}"))
+    }
+
+    // -- nftables -------------------------------------------------------------------------------------
+
+    pub fn batch(&self) -> Batch<'_> {
+        Batch { kernel: self, transaction: self.nft.transaction(), operations: 0 }
+    }
+
+    pub async fn table_exists(&self) -> Result<bool> {
+        let tables = self.nft.list_tables_in(Family::Inet).await.doing(|| "list tables".to_owned())?;
+        Ok(tables.iter().any(|t| t.name == self.table))
+    }
+
+    pub async fn chains(&self) -> Result<Vec<String>> {
+        let chains = self.nft.list_chains_in(self.table.as_str(), Family::Inet).await;
+        let chains = chains.doing(|| "list chains".to_owned())?;
+        Ok(chains.into_iter().map(|c| c.name).collect())
+    }
+
+    pub async fn sets(&self) -> Result<Vec<String>> {
+        let sets = self.nft.list_sets_in(&self.table, Family::Inet).await.doing(|| "list sets".to_owned())?;
+        Ok(sets.into_iter().map(|s| s.name).collect())
+    }
+
+    pub async fn elements(&self, set: &str) -> Result<Vec<SetElement>> {
+        let elements = self.nft.list_set_elements(&self.table, set, Family::Inet).await;
+        elements.doing(|| format!("list elements of {set}"))
+    }
+
+    pub async fn remove_table(&self) -> Result<bool> {
+        let removed = self.nft.del_table_if_exists(self.table.as_str(), Family::Inet).await;
+        removed.doing(|| format!("remove table {}", self.table))
+    }
+
+    pub fn set(&self, name: &str) -> Set {
+        Set::new(&self.table, name).family(Family::Inet)
+    }
+
+    /// Forgets UDP flows to `address` and `port` that go to `endpoint`: nothing else ends them.
+    pub async fn forget_udp_flows(
+        &self,
+        address: Option<Ipv4Addr>,
+        port: Option<u16>,
+        endpoint: Ipv4Addr,
+    ) -> Result<usize> {
+        let mut filter = ConntrackFilter::new().proto(IpProtocol::Udp).reply_src(endpoint);
+        if let Some(address) = address {
+            filter = filter.orig_dst(address);
+        }
+        if let Some(port) = port {
+            filter = filter.orig_dst_port(port);
+        }
+        let removed = self.conntrack.del_conntrack_matching(&filter).await;
+        removed.doing(|| format!("forget UDP flows to {endpoint}"))
+    }
+
+    // -- sysctls --------------------------------------------------------------------------------------
+
+    /// Writes `/proc/sys/net/<key>` in our namespace unless it holds `value`. Returns what it held.
+    pub async fn sysctl(&self, key: &str, value: &'static str) -> Result<String> {
+        let netns = match &self.netns {
+            Some(fd) => Some(fd.try_clone().map_err(|source| file_error("open namespace for", key, source))?),
+            None => None,
+        };
+        let path = Path::new("/proc/sys/net").join(key);
+        let (send, receive) = tokio::sync::oneshot::channel();
+        // A thread of its own: it changes its namespace and then ends.
+        let worker = move || {
+            let written = (|| {
+                if let Some(fd) = &netns {
+                    rustix::thread::move_into_link_name_space(
+                        fd.as_fd(),
+                        Some(rustix::thread::LinkNameSpaceType::Network),
+                    )?;
+                }
+                let held = std::fs::read_to_string(&path)?.trim().to_owned();
+                if held != value {
+                    std::fs::write(&path, value)?;
+                }
+                Ok(held)
+            })();
+            let _ = send.send(written.map_err(|source| Error::File { context: "write", path, source }));
+        };
+        std::thread::Builder::new()
+            .name("net-sysctl".to_owned())
+            .spawn(worker)
+            .map_err(|source| file_error("start a thread for", key, source))?;
+        match receive.await {
+            Ok(written) => written,
+            Err(_) => Err(file_error("write", key, std::io::Error::other("worker ended early"))),
+        }
+    }
+}
+
+fn file_error(context: &'static str, key: &str, source: std::io::Error) -> Error {
+    Error::File { context, path: PathBuf::from("/proc/sys/net").join(key), source }
+}
+
+/// Configures the inside of a pod's namespace: loopback, `eth0` with its address, the way out.
+pub(crate) async fn configure_pod(netns: BorrowedFd<'_>, address: Ipv4Addr, gateway: Ipv4Addr) -> Result<()> {
+    let pod = Connection::<Route>::new_in(netns).doing(|| "open the pod's network namespace".to_owned())?;
+    pod.set_link_up_by_index(LOOPBACK_INDEX).await.doing(|| "bring up the pod's lo".to_owned())?;
+    let link = pod.get_link_by_name("eth0").await.doing(|| "look up the pod's eth0".to_owned())?;
+    let index = link.ok_or_else(|| Error::NoInterface("eth0".to_owned()))?.ifindex();
+    let own = Ipv4Address::with_index(index, address, 32);
+    pod.replace_address(own).await.doing(|| format!("give {address} to the pod"))?;
+    pod.set_link_up_by_index(index).await.doing(|| "bring up the pod's eth0".to_owned())?;
+    let to_gateway = Ipv4Route::new(gateway, 32).dev_index(index).scope(RouteScope::Link);
+    pod.replace_route(to_gateway).await.doing(|| "route the pod to its gateway".to_owned())?;
+    let default = Ipv4Route::default_route().gateway(gateway).dev_index(index);
+    pod.replace_route(default).await.doing(|| "set the pod's default route".to_owned())
+}
+
+/// One transaction on our table: all of it happens, or nothing.
+#[must_use = "a batch does nothing until it is committed"]
+pub(crate) struct Batch<'a> {
+    kernel: &'a Kernel,
+    transaction: Transaction,
+    operations: usize,
+}
+
+impl Batch<'_> {
+    fn map(mut self, f: impl FnOnce(Transaction, &str) -> Transaction) -> Self {
+        self.transaction = f(self.transaction, &self.kernel.table);
+        self.operations += 1;
+        self
+    }
+
+    /// How many operations are queued.
+    pub fn len(&self) -> usize {
+        self.operations
+    }
+
+    pub fn add_table(self) -> Self {
+        self.map(|t, table| t.add_table(table, Family::Inet))
+    }
+
+    /// `chain` in its own words for hooks; the caller names our table.
+    pub fn add_chain(self, chain: Chain) -> Self {
+        self.map(|t, _| t.update_chain(chain.family(Family::Inet)))
+    }
+
+    pub fn flush_chain(self, chain: &str) -> Self {
+        self.map(|t, table| t.flush_chain(table, chain, Family::Inet))
+    }
+
+    pub fn remove_chain(self, chain: &str) -> Self {
+        self.map(|t, table| t.del_chain(table, chain, Family::Inet))
+    }
+
+    pub fn add_rule(self, chain: &str, body: RuleBody) -> Self {
+        self.map(|t, table| {
+            t.add_rule(Rule::new(table, chain).family(Family::Inet).expressions(body.into_exprs()))
+        })
+    }
+
+    pub fn add_set(self, set: &Set) -> Self {
+        let set = set.clone();
+        self.map(|t, _| t.add_set(set))
+    }
+
+    pub fn remove_set(self, set: &str) -> Self {
+        self.map(|t, table| t.del_set(table, set, Family::Inet))
+    }
+
+    pub fn add_elements(mut self, set: &Set, elements: &[SetElement]) -> Self {
+        for chunk in elements.chunks(ELEMENTS_PER_MESSAGE) {
+            self = self.map(|t, _| t.add_set_elements(set, chunk));
+        }
+        self
+    }
+
+    pub fn remove_elements(mut self, set: &Set, elements: &[SetElement]) -> Self {
+        for chunk in elements.chunks(ELEMENTS_PER_MESSAGE) {
+            self = self.map(|t, _| t.del_set_elements(set, chunk));
+        }
+        self
+    }
+
+    pub async fn commit(self) -> Result<()> {
+        if self.operations == 0 {
+            return Ok(());
+        }
+        let operations = self.operations;
+        self.transaction
+            .commit(&self.kernel.nft)
+            .await
+            .doing(|| format!("commit {operations} changes to table {}", self.kernel.table))
+    }
+}
+
+/// Best effort: with too small a buffer a large transaction fails with a clear error.
+fn raise_send_buffer(socket: BorrowedFd<'_>) {
+    let size = SEND_BUFFER;
+    // SAFETY: the descriptor is open for the call, and the pointer and length describe `size`.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_SNDBUFFORCE,
+            std::ptr::from_ref(&size).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    if result != 0 {
+        tracing::debug!(error = %std::io::Error::last_os_error(), "cannot raise the netlink send buffer");
+    }
+}

@@ -1,0 +1,14 @@
+//! The service proxy: Services and EndpointSlices in, small nftables transactions out.
+//!
+//! [`plan`] is a pure function to the [`Tables`] we want; the difference to what the kernel holds becomes
+//! one transaction. Chains and endpoint maps are named after their content and never change: a new set of
+//! endpoints is a new chain, the verdict maps are pointed at it, and the old one goes, all at once. So the
+//! kernel's list of names says everything about what is there, and a restart reads it and carries on.
+
+mod apply;
+pub(crate) mod names;
+mod plan;
+mod state;
+
+pub use apply::Proxy;
+pub use plan::{PlanContext, Step, Tables, plan};

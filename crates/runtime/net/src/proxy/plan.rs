@@ -1,0 +1,250 @@
+//! From Services and EndpointSlices to the tables we want. Pure: no kernel, no clock.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+
+use super::names::{AFFINITY, ENDPOINTS, EXTERNAL, PICK, SERVICE, fingerprint};
+use crate::Cidr;
+use crate::rules::{Destination, Protocol};
+
+const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
+/// Services with it belong to another proxy.
+const OTHER_PROXY_LABEL: &str = "service.kubernetes.io/service-proxy-name";
+const DEFAULT_AFFINITY: i32 = 10_800;
+
+/// Where the plan is for.
+#[derive(Debug, Clone)]
+pub struct PlanContext {
+    pub node_name: String,
+    pub cluster_cidr: Cidr,
+    pub pod_cidr: Cidr,
+}
+
+/// One rule of a service chain.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Step {
+    /// Sources outside the network get the node's address, so that replies come back this way.
+    MasqueradeUnlessFrom(Cidr),
+    Masquerade,
+    MasqueradeFromNode,
+    GotoIfFrom(Cidr, String),
+    GotoIfFromNode(String),
+    Goto(String),
+    /// To the endpoint this client had last time, if it is remembered.
+    Sticky { affinity: String, timeout: Duration },
+    /// To one of the map's endpoints, and remember it.
+    Balance { endpoints: String, count: u32, affinity: Option<(String, Duration)> },
+    Drop,
+}
+
+/// The service part of our table, complete.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Tables {
+    pub(crate) endpoints: BTreeMap<String, Vec<SocketAddrV4>>,
+    /// The endpoints each affinity map may hold.
+    pub(crate) affinity: BTreeMap<String, (Duration, Vec<SocketAddrV4>)>,
+    pub(crate) chains: BTreeMap<String, Vec<Step>>,
+    pub(crate) service_ips: BTreeMap<Destination, String>,
+    pub(crate) node_ports: BTreeMap<(Protocol, u16), String>,
+    pub(crate) no_endpoints: BTreeSet<Destination>,
+    /// Pods behind each UDP destination; the address is absent for node ports.
+    pub(crate) udp: BTreeMap<(Option<Ipv4Addr>, u16), BTreeSet<Ipv4Addr>>,
+}
+
+/// What the kernel should hold for these services on this node. When two services claim one external
+/// address and port, the one that sorts first by namespace and name keeps it.
+pub fn plan(services: &[Arc<Service>], slices: &[Arc<EndpointSlice>], context: &PlanContext) -> Tables {
+    let mut by_service: HashMap<(&str, &str), Vec<&EndpointSlice>> = HashMap::new();
+    for slice in slices.iter().filter(|slice| slice.address_type == "IPv4") {
+        let namespace = slice.metadata.namespace.as_deref().unwrap_or_default();
+        let service = slice.metadata.labels.as_ref().and_then(|labels| labels.get(SERVICE_NAME_LABEL));
+        if let Some(service) = service {
+            by_service.entry((namespace, service)).or_default().push(slice);
+        }
+    }
+    let mut sorted: Vec<(&str, &str, &Service)> = services
+        .iter()
+        .map(|s| {
+            let name = s.metadata.name.as_deref().unwrap_or_default();
+            (s.metadata.namespace.as_deref().unwrap_or_default(), name, s.as_ref())
+        })
+        .collect();
+    sorted.sort_by_key(|(namespace, name, _)| (*namespace, *name));
+    let mut tables = Tables::default();
+    for (namespace, name, service) in sorted {
+        let Some(spec) = &service.spec else { continue };
+        let proxied = spec.type_.as_deref() != Some("ExternalName")
+            && !service.metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(OTHER_PROXY_LABEL));
+        let cluster_ips = cluster_ips(spec);
+        if !proxied || cluster_ips.is_empty() {
+            continue;
+        }
+        let slices = by_service.get(&(namespace, name)).map(Vec::as_slice).unwrap_or_default();
+        let external_ips = external_ips(service, spec);
+        for port in spec.ports.iter().flatten() {
+            let Some(protocol) = Protocol::parse(port.protocol.as_deref().unwrap_or_default()) else { continue };
+            let id = fingerprint(
+                format!("{namespace}/{name}:{}/{}", port.name.as_deref().unwrap_or_default(), protocol.name()).as_bytes(),
+            );
+            let planned = ServicePortPlan { id, spec, port, protocol, slices, context };
+            planned.add(&cluster_ips, &external_ips, &mut tables);
+        }
+    }
+    tables
+}
+
+fn cluster_ips(spec: &ServiceSpec) -> Vec<Ipv4Addr> {
+    let listed = spec.cluster_ips.iter().flatten().chain(&spec.cluster_ip);
+    let unique: BTreeSet<Ipv4Addr> = listed.filter_map(|ip| ip.parse().ok()).collect();
+    unique.into_iter().collect()
+}
+
+/// External addresses and the load balancer's, unless the latter asks to be passed through itself.
+fn external_ips(service: &Service, spec: &ServiceSpec) -> Vec<Ipv4Addr> {
+    let ingress = service.status.iter().filter_map(|s| s.load_balancer.as_ref()).flat_map(|lb| lb.ingress.iter().flatten());
+    let balancer = ingress.filter(|i| i.ip_mode.as_deref() != Some("Proxy")).filter_map(|i| i.ip.as_ref());
+    let unique: BTreeSet<Ipv4Addr> =
+        spec.external_ips.iter().flatten().chain(balancer).filter_map(|ip| ip.parse().ok()).collect();
+    unique.into_iter().collect()
+}
+
+struct ServicePortPlan<'a> {
+    id: String,
+    spec: &'a ServiceSpec,
+    port: &'a ServicePort,
+    protocol: Protocol,
+    slices: &'a [&'a EndpointSlice],
+    context: &'a PlanContext,
+}
+
+impl ServicePortPlan<'_> {
+    fn add(&self, cluster_ips: &[Ipv4Addr], external_ips: &[Ipv4Addr], tables: &mut Tables) {
+        let Ok(number) = u16::try_from(self.port.port) else { return };
+        let all = self.endpoints(false);
+        let destination = |ip: &Ipv4Addr| (*ip, self.protocol, number);
+        if all.is_empty() {
+            let taken = |d: &Destination| tables.service_ips.contains_key(d);
+            let free: Vec<Destination> =
+                cluster_ips.iter().chain(external_ips).map(destination).filter(|d| !taken(d)).collect();
+            tables.no_endpoints.extend(free);
+            return;
+        }
+        let local = self.endpoints(true);
+        let (internal_local, external_local) = (
+            self.spec.internal_traffic_policy.as_deref() == Some("Local"),
+            self.spec.external_traffic_policy.as_deref() == Some("Local"),
+        );
+        let node_port = self.port.node_port.and_then(|p| u16::try_from(p).ok()).filter(|p| *p != 0);
+        let has_external = node_port.is_some() || !external_ips.is_empty();
+
+        let pick_all = (!internal_local || has_external).then(|| self.pick("c", &all, tables));
+        let pick_local = ((internal_local || (external_local && has_external)) && !local.is_empty())
+            .then(|| self.pick("l", &local, tables));
+        let to = |pick: &Option<String>| pick.clone().map_or(Step::Drop, Step::Goto);
+
+        let internal = vec![
+            Step::MasqueradeUnlessFrom(self.context.cluster_cidr),
+            to(if internal_local { &pick_local } else { &pick_all }),
+        ];
+        let service = self.chain(SERVICE, internal, tables);
+        for ip in cluster_ips {
+            tables.service_ips.entry(destination(ip)).or_insert_with(|| service.clone());
+            self.note_udp(Some(*ip), number, &all, tables);
+        }
+        if !has_external {
+            return;
+        }
+        let mut steps = Vec::new();
+        if let (true, Some(all)) = (external_local, &pick_all) {
+            // Clients on this node are no foreigners: they may use every endpoint.
+            steps.push(Step::GotoIfFrom(self.context.pod_cidr, all.clone()));
+            steps.push(Step::MasqueradeFromNode);
+            steps.push(Step::GotoIfFromNode(all.clone()));
+            steps.push(to(&pick_local));
+        } else {
+            steps.push(Step::Masquerade);
+            steps.push(to(&pick_all));
+        }
+        let external = self.chain(EXTERNAL, steps, tables);
+        for ip in external_ips {
+            tables.no_endpoints.remove(&destination(ip));
+            tables.service_ips.entry(destination(ip)).or_insert_with(|| external.clone());
+            self.note_udp(Some(*ip), number, &all, tables);
+        }
+        if let Some(port) = node_port {
+            tables.node_ports.entry((self.protocol, port)).or_insert(external);
+            self.note_udp(None, port, &all, tables);
+        }
+    }
+
+    fn note_udp(&self, ip: Option<Ipv4Addr>, port: u16, endpoints: &[SocketAddrV4], tables: &mut Tables) {
+        if self.protocol == Protocol::Udp {
+            tables.udp.entry((ip, port)).or_default().extend(endpoints.iter().map(|e| *e.ip()));
+        }
+    }
+
+    /// Ready endpoints, or, when there are none, those that end but still serve.
+    fn endpoints(&self, only_local: bool) -> Vec<SocketAddrV4> {
+        let (mut ready, mut ending) = (BTreeSet::new(), BTreeSet::new());
+        let wanted = self.port.name.as_deref().unwrap_or_default();
+        for slice in self.slices {
+            let port = slice.ports.iter().flatten().find(|p| {
+                p.name.as_deref().unwrap_or_default() == wanted
+                    && Protocol::parse(p.protocol.as_deref().unwrap_or_default()) == Some(self.protocol)
+            });
+            let Some(port) = port.and_then(|p| p.port).and_then(|p| u16::try_from(p).ok()) else { continue };
+            for endpoint in &slice.endpoints {
+                if only_local && endpoint.node_name.as_deref() != Some(&self.context.node_name) {
+                    continue;
+                }
+                let Some(ip) = endpoint.addresses.first().and_then(|a| a.parse::<Ipv4Addr>().ok()) else { continue };
+                let conditions = endpoint.conditions.as_ref();
+                let is_ready = conditions.and_then(|c| c.ready).unwrap_or(true);
+                let serving = conditions.and_then(|c| c.serving).unwrap_or(is_ready);
+                let terminating = conditions.and_then(|c| c.terminating).unwrap_or(false);
+                let address = SocketAddrV4::new(ip, port);
+                if is_ready {
+                    ready.insert(address);
+                } else if serving && terminating {
+                    ending.insert(address);
+                }
+            }
+        }
+        let chosen = if ready.is_empty() { ending } else { ready };
+        chosen.into_iter().collect()
+    }
+
+    /// The chain that sends to one of `endpoints`.
+    fn pick(&self, scope: &str, endpoints: &[SocketAddrV4], tables: &mut Tables) -> String {
+        let content = endpoints.iter().map(SocketAddrV4::to_string).collect::<Vec<_>>().join(",");
+        let map = format!("{ENDPOINTS}{}_{}", self.id, fingerprint(content.as_bytes()));
+        tables.endpoints.insert(map.clone(), endpoints.to_vec());
+        let affinity = (self.spec.session_affinity.as_deref() == Some("ClientIP")).then(|| {
+            let configured = self.spec.session_affinity_config.as_ref().and_then(|c| c.client_ip.as_ref());
+            let seconds = configured.and_then(|c| c.timeout_seconds).unwrap_or(DEFAULT_AFFINITY).max(1);
+            let timeout = Duration::from_secs(u64::from(seconds.unsigned_abs()));
+            let name = format!("{AFFINITY}{}_{scope}_{seconds}", self.id);
+            tables.affinity.insert(name.clone(), (timeout, endpoints.to_vec()));
+            (name, timeout)
+        });
+        let sticky = affinity.clone().map(|(affinity, timeout)| Step::Sticky { affinity, timeout });
+        let count = u32::try_from(endpoints.len()).unwrap_or(u32::MAX);
+        let steps = sticky.into_iter().chain([Step::Balance { endpoints: map, count, affinity }]).collect();
+        self.chain(PICK, steps, tables)
+    }
+
+    fn chain(&self, prefix: &str, steps: Vec<Step>, tables: &mut Tables) -> String {
+        let name = format!("{prefix}{}_{}", self.id, fingerprint(format!("{steps:?}").as_bytes()));
+        tables.chains.insert(name.clone(), steps);
+        name
+    }
+}
+
+#[cfg(test)]
+#[path = "plan_tests.rs"]
+mod tests;

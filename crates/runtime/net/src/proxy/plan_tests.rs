@@ -1,0 +1,122 @@
+//! The plan's decisions, without a kernel.
+#![allow(clippy::unwrap_used)]
+
+use serde_json::{Value, json};
+
+use super::*;
+
+fn service(spec: Value) -> Arc<Service> {
+    let object = json!({"metadata": {"namespace": "default", "name": "web"}, "spec": spec});
+    Arc::new(serde_json::from_value(object).unwrap())
+}
+
+fn slice(endpoints: Value) -> Arc<EndpointSlice> {
+    let object = json!({
+        "metadata": {"namespace": "default", "name": "web-1", "labels": {"kubernetes.io/service-name": "web"}},
+        "addressType": "IPv4",
+        "endpoints": endpoints,
+        "ports": [{"name": "http", "port": 8080, "protocol": "TCP"}],
+    });
+    Arc::new(serde_json::from_value(object).unwrap())
+}
+
+fn context() -> PlanContext {
+    PlanContext {
+        node_name: "here".to_owned(),
+        cluster_cidr: "10.42.0.0/16".parse().unwrap(),
+        pod_cidr: "10.42.1.0/24".parse().unwrap(),
+    }
+}
+
+fn web(extra: Value) -> Arc<Service> {
+    let mut spec = json!({"clusterIP": "10.43.0.80", "ports": [{"name": "http", "port": 80}]});
+    for (key, value) in extra.as_object().unwrap() {
+        spec[key] = value.clone();
+    }
+    service(spec)
+}
+
+fn picked(tables: &Tables) -> Vec<Vec<String>> {
+    tables.endpoints.values().map(|v| v.iter().map(|e| e.to_string()).collect()).collect()
+}
+
+#[test]
+fn ready_endpoints_win_and_terminating_ones_are_the_fallback() {
+    let ending = json!({"addresses": ["10.42.1.9"], "conditions": {"ready": false, "serving": true, "terminating": true}});
+    let dead = json!({"addresses": ["10.42.1.8"], "conditions": {"ready": false, "serving": false}});
+    let ready = json!({"addresses": ["10.42.1.7"]});
+    let tables = plan(&[web(json!({}))], &[slice(json!([ending, dead, ready]))], &context());
+    assert_eq!(picked(&tables), [["10.42.1.7:8080"]]);
+    let tables = plan(&[web(json!({}))], &[slice(json!([ending, dead]))], &context());
+    assert_eq!(picked(&tables), [["10.42.1.9:8080"]]);
+    let tables = plan(&[web(json!({}))], &[slice(json!([dead]))], &context());
+    assert!(tables.chains.is_empty());
+    assert_eq!(tables.no_endpoints.len(), 1);
+}
+
+#[test]
+fn headless_and_external_names_have_no_tables() {
+    for spec in [json!({"clusterIP": "None"}), json!({"type": "ExternalName", "externalName": "example.org"})] {
+        let tables = plan(&[web(spec)], &[slice(json!([{"addresses": ["10.42.1.7"]}]))], &context());
+        // The second one keeps a cluster address on purpose: the type decides.
+        assert_eq!(tables, Tables::default());
+    }
+}
+
+#[test]
+fn same_input_same_names_and_one_endpoint_changes_only_its_service() {
+    let two = slice(json!([{"addresses": ["10.42.1.7"]}, {"addresses": ["10.42.1.8"]}]));
+    let swapped = slice(json!([{"addresses": ["10.42.1.8"]}, {"addresses": ["10.42.1.7"]}]));
+    let a = plan(&[web(json!({}))], &[two], &context());
+    assert_eq!(a, plan(&[web(json!({}))], &[swapped], &context()));
+    let b = plan(&[web(json!({}))], &[slice(json!([{"addresses": ["10.42.1.7"]}]))], &context());
+    let changes = crate::proxy::state::State::from(&a).changes_to(&(&b).into());
+    assert_eq!((changes.add_maps.len(), changes.remove_maps.len()), (1, 1));
+    assert_eq!((changes.add_service_ips.len(), changes.remove_service_ips.len()), (1, 1));
+    assert_eq!((changes.add_chains.len(), changes.remove_chains.len()), (2, 2));
+}
+
+#[test]
+fn local_policies_use_local_endpoints_and_drop_without() {
+    let here = json!({"addresses": ["10.42.1.7"], "nodeName": "here"});
+    let there = json!({"addresses": ["10.42.2.7"], "nodeName": "there"});
+    let local = json!({"internalTrafficPolicy": "Local"});
+    let tables = plan(&[web(local.clone())], &[slice(json!([here, there]))], &context());
+    assert_eq!(picked(&tables), [["10.42.1.7:8080"]]);
+    let tables = plan(&[web(local)], &[slice(json!([there]))], &context());
+    let front = &tables.chains[tables.service_ips.values().next().unwrap()];
+    assert_eq!(front.last(), Some(&Step::Drop));
+
+    let external = json!({
+        "type": "NodePort", "externalTrafficPolicy": "Local",
+        "ports": [{"name": "http", "port": 80, "nodePort": 30080}],
+    });
+    let tables = plan(&[web(external)], &[slice(json!([here, there]))], &context());
+    let front = &tables.chains[&tables.node_ports[&(Protocol::Tcp, 30080)]];
+    assert!(matches!(front[0], Step::GotoIfFrom(cidr, _) if cidr == context().pod_cidr), "{front:?}");
+    assert!(!front.contains(&Step::Masquerade), "the client's address is kept: {front:?}");
+}
+
+#[test]
+fn affinity_has_its_map_and_timeout() {
+    let spec = json!({"sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 60}}});
+    let tables = plan(&[web(spec)], &[slice(json!([{"addresses": ["10.42.1.7"]}]))], &context());
+    let (timeout, endpoints) = tables.affinity.values().next().unwrap();
+    assert_eq!((timeout.as_secs(), endpoints.len()), (60, 1));
+}
+
+#[test]
+fn external_addresses_and_load_balancers_enter_the_external_chain() {
+    let mut service = (*web(json!({"externalIPs": ["192.0.2.1"]}))).clone();
+    let status = json!({"loadBalancer": {"ingress": [
+        {"ip": "192.0.2.2", "ipMode": "VIP"}, {"ip": "192.0.2.3", "ipMode": "Proxy"}]}});
+    service.status = Some(serde_json::from_value(status).unwrap());
+    let tables = plan(&[Arc::new(service)], &[slice(json!([{"addresses": ["10.42.1.7"]}]))], &context());
+    let external: Vec<String> = tables
+        .service_ips
+        .iter()
+        .filter(|(_, chain)| chain.starts_with(EXTERNAL))
+        .map(|((ip, _, _), _)| ip.to_string())
+        .collect();
+    assert_eq!(external, ["192.0.2.1", "192.0.2.2"]);
+}

@@ -1,0 +1,94 @@
+//! What the kernel holds of our services, and what must change to make it hold something else.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use nlink::netlink::nftables::{SetElementData, Verdict};
+
+use super::names::{AFFINITY, ENDPOINTS, is_service_chain};
+use super::plan::Tables;
+use crate::Result;
+use crate::base_table::{NO_ENDPOINTS, SERVICE_IPS, SERVICE_NODEPORTS};
+use crate::kernel::Kernel;
+use crate::rules::{Destination, Protocol, read_destination, read_port};
+
+/// Names and map entries; content follows from the names.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct State {
+    pub maps: BTreeSet<String>,
+    pub chains: BTreeSet<String>,
+    pub service_ips: BTreeMap<Destination, String>,
+    pub node_ports: BTreeMap<(Protocol, u16), String>,
+    pub no_endpoints: BTreeSet<Destination>,
+}
+
+impl From<&Tables> for State {
+    fn from(tables: &Tables) -> Self {
+        Self {
+            maps: tables.endpoints.keys().chain(tables.affinity.keys()).cloned().collect(),
+            chains: tables.chains.keys().cloned().collect(),
+            service_ips: tables.service_ips.clone(),
+            node_ports: tables.node_ports.clone(),
+            no_endpoints: tables.no_endpoints.clone(),
+        }
+    }
+}
+
+impl State {
+    pub async fn read(kernel: &Kernel) -> Result<Self> {
+        let ours = |name: &String| name.starts_with(ENDPOINTS) || name.starts_with(AFFINITY);
+        let verdict = |data: Option<&SetElementData>| match data {
+            Some(SetElementData::Verdict(Verdict::GotoTo(chain))) => Some(chain.as_str().to_owned()),
+            _ => None,
+        };
+        let service_ips = kernel.elements(SERVICE_IPS).await?;
+        let node_ports = kernel.elements(SERVICE_NODEPORTS).await?;
+        let no_endpoints = kernel.elements(NO_ENDPOINTS).await?;
+        Ok(Self {
+            maps: kernel.sets().await?.into_iter().filter(ours).collect(),
+            chains: kernel.chains().await?.into_iter().filter(|name| is_service_chain(name)).collect(),
+            service_ips: service_ips
+                .iter()
+                .filter_map(|e| Some((read_destination(e.key())?, verdict(e.data())?)))
+                .collect(),
+            node_ports: node_ports.iter().filter_map(|e| Some((read_port(e.key())?, verdict(e.data())?))).collect(),
+            no_endpoints: no_endpoints.iter().filter_map(|e| read_destination(e.key())).collect(),
+        })
+    }
+
+    /// What leads from here to `wanted`.
+    pub fn changes_to(&self, wanted: &State) -> Changes {
+        let names = |from: &BTreeSet<String>, to: &BTreeSet<String>| from.difference(to).cloned().collect::<Vec<_>>();
+        let gone = |d: &BTreeSet<Destination>, other: &BTreeSet<Destination>| d.difference(other).copied().collect();
+        Changes {
+            add_maps: names(&wanted.maps, &self.maps),
+            remove_maps: names(&self.maps, &wanted.maps),
+            add_chains: names(&wanted.chains, &self.chains),
+            remove_chains: names(&self.chains, &wanted.chains),
+            remove_service_ips: entries(&self.service_ips, &wanted.service_ips),
+            add_service_ips: entries(&wanted.service_ips, &self.service_ips),
+            remove_node_ports: entries(&self.node_ports, &wanted.node_ports),
+            add_node_ports: entries(&wanted.node_ports, &self.node_ports),
+            remove_no_endpoints: gone(&self.no_endpoints, &wanted.no_endpoints),
+            add_no_endpoints: gone(&wanted.no_endpoints, &self.no_endpoints),
+        }
+    }
+}
+
+/// Entries of `from` that `other` lacks or has differently.
+fn entries<K: Ord + Copy>(from: &BTreeMap<K, String>, other: &BTreeMap<K, String>) -> Vec<(K, String)> {
+    from.iter().filter(|(key, chain)| other.get(key) != Some(chain)).map(|(key, chain)| (*key, chain.clone())).collect()
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Changes {
+    pub add_maps: Vec<String>,
+    pub remove_maps: Vec<String>,
+    pub add_chains: Vec<String>,
+    pub remove_chains: Vec<String>,
+    pub remove_service_ips: Vec<(Destination, String)>,
+    pub add_service_ips: Vec<(Destination, String)>,
+    pub remove_node_ports: Vec<((Protocol, u16), String)>,
+    pub add_node_ports: Vec<((Protocol, u16), String)>,
+    pub remove_no_endpoints: Vec<Destination>,
+    pub add_no_endpoints: Vec<Destination>,
+}

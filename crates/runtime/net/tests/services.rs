@@ -1,0 +1,190 @@
+//! Services on one node: cluster addresses, node ports, hairpin, updates and restarts, on real packets.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::net::{Ipv4Addr, UdpSocket};
+use std::time::{Duration, Instant};
+
+use dhow_net::proxy::Proxy;
+use serde_json::json;
+use support::{Client, Node, greeting, privileged, service, slice};
+
+const VIP: Ipv4Addr = Ipv4Addr::new(10, 43, 0, 80);
+
+#[tokio::test]
+async fn cluster_address_from_pods_the_node_and_the_endpoint_itself() {
+    if !privileged() {
+        return;
+    }
+    let node = Node::new().await;
+    let (client, server) = (node.pod().await, node.pod().await);
+    server.serve(8080, "server");
+    let web = service("web", json!({"clusterIP": VIP, "ports": [{"port": 80}]}));
+    let mut proxy = Proxy::open(node.net.clone(), "node").await.unwrap();
+    let error = greeting(&client.netns, (VIP, 80)).unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused, "an unknown service address is refused");
+    proxy.sync(&[web.clone()], &[slice("web", 8080, "TCP", &[server.ip])]).await.unwrap();
+    assert_eq!(greeting(&client.netns, (VIP, 80)).unwrap(), ("server".to_owned(), client.ip));
+    assert_eq!(greeting(&node.netns, (VIP, 80)).unwrap().0, "server");
+    assert_eq!(greeting(&server.netns, (VIP, 80)).unwrap().0, "server", "hairpin");
+    // Without endpoints the answer is a refusal, at once.
+    proxy.sync(&[web], &[]).await.unwrap();
+    let start = Instant::now();
+    assert_eq!(greeting(&client.netns, (VIP, 80)).unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused);
+    assert_eq!(greeting(&node.netns, (VIP, 80)).unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused);
+    assert!(start.elapsed() < Duration::from_secs(2));
+    proxy.sync(&[], &[]).await.unwrap();
+    assert!(!node.ruleset_text().contains("10.43.0.80"));
+}
+
+#[tokio::test]
+async fn node_port_from_the_node_pods_and_loopback() {
+    if !privileged() {
+        return;
+    }
+    let node = Node::new().await;
+    let (client, server) = (node.pod().await, node.pod().await);
+    server.serve(8080, "server");
+    for policy in ["Cluster", "Local"] {
+        let web = service(
+            "web",
+            json!({
+                "type": "NodePort", "clusterIP": VIP, "externalTrafficPolicy": policy,
+                "externalIPs": ["192.0.2.10"], "ports": [{"port": 80, "nodePort": 30080}],
+            }),
+        );
+        let mut proxy = Proxy::open(node.net.clone(), "node").await.unwrap();
+        proxy.sync(&[web], &[slice("web", 8080, "TCP", &[server.ip])]).await.unwrap();
+        let gateway = node.net.bridge_gateway();
+        for from in [&client.netns, &node.netns, &server.netns] {
+            assert_eq!(greeting(from, (gateway, 30080)).unwrap().0, "server", "{policy}");
+        }
+        assert_eq!(greeting(&node.netns, (Ipv4Addr::LOCALHOST, 30080)).unwrap().0, "server", "{policy}");
+        assert_eq!(greeting(&client.netns, (Ipv4Addr::new(192, 0, 2, 10), 80)).unwrap().0, "server", "{policy}");
+    }
+}
+
+#[tokio::test]
+async fn balances_over_endpoints_and_sticks_with_affinity() {
+    if !privileged() {
+        return;
+    }
+    let node = Node::new().await;
+    let (client, one, two) = (node.pod().await, node.pod().await, node.pod().await);
+    one.serve(8080, "one");
+    two.serve(8080, "two");
+    let names = |count: usize| {
+        let mut names: Vec<String> = (0..count).map(|_| greeting(&client.netns, (VIP, 80)).unwrap().0).collect();
+        names.sort();
+        names.dedup();
+        names
+    };
+    let mut proxy = Proxy::open(node.net.clone(), "node").await.unwrap();
+    let slices = [slice("web", 8080, "TCP", &[one.ip, two.ip])];
+    proxy.sync(&[service("web", json!({"clusterIP": VIP, "ports": [{"port": 80}]}))], &slices).await.unwrap();
+    // One in 2^39 runs would see only one of them.
+    assert_eq!(names(40), ["one", "two"]);
+    let sticky =
+        service("web", json!({"clusterIP": VIP, "ports": [{"port": 80}], "sessionAffinity": "ClientIP"}));
+    proxy.sync(&[sticky.clone()], &slices).await.unwrap();
+    let chosen = names(20);
+    assert_eq!(chosen.len(), 1, "{chosen:?}");
+    // When its endpoint goes, the client is not stuck to it.
+    let rest = if chosen[0] == "one" { two.ip } else { one.ip };
+    proxy.sync(&[sticky], &[slice("web", 8080, "TCP", &[rest])]).await.unwrap();
+    let moved = names(5);
+    assert_eq!(moved.len(), 1);
+    assert_ne!(moved, chosen);
+}
+
+#[tokio::test]
+async fn an_endpoint_change_is_one_small_transaction_and_breaks_no_connection() {
+    if !privileged() {
+        return;
+    }
+    let node = Node::new().await;
+    let (client, one, two) = (node.pod().await, node.pod().await, node.pod().await);
+    one.serve(8080, "one");
+    two.serve(8080, "two");
+    let mut services = vec![service("web", json!({"clusterIP": VIP, "ports": [{"port": 80}]}))];
+    let mut slices = vec![slice("web", 8080, "TCP", &[one.ip])];
+    for index in 0..200u16 {
+        let name = format!("other-{index}");
+        let ip = Ipv4Addr::new(10, 43, 1, index as u8);
+        services.push(service(&name, json!({"clusterIP": ip, "ports": [{"port": 80}]})));
+        slices.push(slice(&name, 8080, "TCP", &[one.ip, two.ip]));
+    }
+    let mut proxy = Proxy::open(node.net.clone(), "node").await.unwrap();
+    let full = proxy.sync(&services, &slices).await.unwrap();
+    assert!(full > 1000, "{full}");
+    assert_eq!(proxy.sync(&services, &slices).await.unwrap(), 0, "nothing to do is nothing done");
+    let mut open = Client::connect(&client.netns, (VIP, 80)).unwrap();
+    assert!(open.line().unwrap().starts_with("one"));
+    slices[0] = slice("web", 8080, "TCP", &[two.ip]);
+    let small = proxy.sync(&services, &slices).await.unwrap();
+    assert!(small <= 20, "{small} operations");
+    assert_eq!(open.echo("kept").unwrap(), "kept");
+    assert_eq!(greeting(&client.netns, (VIP, 80)).unwrap().0, "two");
+}
+
+#[tokio::test]
+async fn a_restart_finds_everything_in_place() {
+    if !privileged() {
+        return;
+    }
+    let mut node = Node::new().await;
+    let (client, server) = (node.pod().await, node.pod().await);
+    server.serve(8080, "server");
+    let spec = json!({
+        "type": "NodePort", "clusterIP": VIP, "sessionAffinity": "ClientIP",
+        "ports": [{"port": 80, "nodePort": 30080}],
+    });
+    let services = [service("web", spec), service("gone", json!({"clusterIP": "10.43.0.81", "ports": [{"port": 1}]}))];
+    let slices = [slice("web", 8080, "TCP", &[server.ip])];
+    let mut proxy = Proxy::open(node.net.clone(), "node").await.unwrap();
+    proxy.sync(&services, &slices).await.unwrap();
+    let mut open = Client::connect(&client.netns, (VIP, 80)).unwrap();
+    open.line().unwrap();
+    let generation = |node: &Node| node.netns.command("nft", &["list", "chains"]);
+    let before = generation(&node);
+    drop(proxy);
+    node.reopen().await;
+    let mut proxy = Proxy::open(node.net.clone(), "node").await.unwrap();
+    assert_eq!(proxy.sync(&services, &slices).await.unwrap(), 0, "the kernel already holds the plan");
+    assert_eq!(generation(&node), before);
+    assert_eq!(open.echo("kept").unwrap(), "kept");
+    // What went away while the daemon was down is removed.
+    assert!(proxy.sync(&services[..1], &slices).await.unwrap() > 0);
+    assert!(!node.ruleset_text().contains("10.43.0.81"));
+}
+
+#[tokio::test]
+async fn udp_clients_move_when_their_endpoint_goes() {
+    if !privileged() {
+        return;
+    }
+    let node = Node::new().await;
+    let (client, one, two) = (node.pod().await, node.pod().await, node.pod().await);
+    one.serve_udp(5353, "one");
+    two.serve_udp(5353, "two");
+    let dns = service("dns", json!({"clusterIP": VIP, "ports": [{"port": 53, "protocol": "UDP"}]}));
+    let mut proxy = Proxy::open(node.net.clone(), "node").await.unwrap();
+    proxy.sync(&[dns.clone()], &[slice("dns", 5353, "UDP", &[one.ip])]).await.unwrap();
+    // One socket, so the flow is the same all the time.
+    let socket = client.netns.run(|| {
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        socket
+    });
+    let ask = || {
+        socket.send_to(b"?", (VIP, 53)).unwrap();
+        let mut buffer = [0; 16];
+        let (count, from) = socket.recv_from(&mut buffer).unwrap();
+        assert_eq!(from.ip(), VIP);
+        String::from_utf8(buffer[..count].to_vec()).unwrap()
+    };
+    assert_eq!(ask(), "one");
+    proxy.sync(&[dns], &[slice("dns", 5353, "UDP", &[two.ip])]).await.unwrap();
+    assert_eq!(ask(), "two");
+}

@@ -1,0 +1,226 @@
+//! A node and its pods in network namespaces of their own: nothing here touches the machine's network.
+#![allow(clippy::unwrap_used, dead_code, unsafe_code)]
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use dhow_cri::runtime::{PodIdentity, PortMapping};
+use dhow_cri::{NetworkRequest, PodNetwork};
+use dhow_net::{Net, NetConfig};
+use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
+use serde_json::{Value, json};
+
+/// Tests need root; without it they say so and pass.
+pub fn privileged() -> bool {
+    let root = rustix::process::geteuid().is_root();
+    if !root {
+        eprintln!("skipped: needs root");
+    }
+    root
+}
+
+/// A network namespace that lives as long as this value.
+pub struct Netns(OwnedFd);
+
+impl Netns {
+    pub fn new() -> Self {
+        let made = std::thread::spawn(|| {
+            // SAFETY: the thread shares nothing that depends on its network namespace, and ends here.
+            unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }.unwrap();
+            OwnedFd::from(std::fs::File::open("/proc/thread-self/ns/net").unwrap())
+        });
+        Self(made.join().unwrap())
+    }
+
+    pub fn fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+
+    pub fn try_clone(&self) -> OwnedFd {
+        self.0.try_clone().unwrap()
+    }
+
+    /// Runs `f` on a thread of its own inside the namespace.
+    pub fn run<T: Send + 'static>(&self, f: impl FnOnce() -> T + Send + 'static) -> T {
+        self.spawn(f).join().unwrap()
+    }
+
+    pub fn spawn<T: Send + 'static>(&self, f: impl FnOnce() -> T + Send + 'static) -> std::thread::JoinHandle<T> {
+        let fd = self.try_clone();
+        std::thread::spawn(move || {
+            move_into_link_name_space(fd.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
+            f()
+        })
+    }
+
+    /// The output of a command run inside.
+    pub fn command(&self, program: &'static str, args: &'static [&'static str]) -> String {
+        let output = self.run(move || Command::new(program).args(args).output().unwrap());
+        assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+}
+
+/// A node with its network open.
+pub struct Node {
+    pub netns: Netns,
+    pub net: Arc<Net>,
+    state: tempfile::TempDir,
+}
+
+static SANDBOXES: AtomicU64 = AtomicU64::new(0);
+
+impl Node {
+    pub async fn new() -> Self {
+        let netns = Netns::new();
+        netns.command("ip", &["link", "set", "lo", "up"]);
+        let state = tempfile::tempdir().unwrap();
+        let net = Net::open(config(&netns, state.path())).await.unwrap();
+        Self { netns, net, state }
+    }
+
+    /// What a restarted daemon does.
+    pub async fn reopen(&mut self) {
+        self.net = Net::open(config(&self.netns, self.state.path())).await.unwrap();
+    }
+
+    pub async fn pod(&self) -> Pod {
+        self.pod_with_ports(vec![]).await
+    }
+
+    pub async fn pod_with_ports(&self, port_mappings: Vec<PortMapping>) -> Pod {
+        let netns = Netns::new();
+        let sandbox = format!("sandbox-{}", SANDBOXES.fetch_add(1, Ordering::Relaxed));
+        let request = request(&sandbox, port_mappings);
+        let ips = self.net.attach(netns.fd(), &request).await.unwrap();
+        let IpAddr::V4(ip) = ips[0] else { panic!("{ips:?}") };
+        Pod { netns, ip, sandbox, request }
+    }
+
+    pub fn ruleset(&self) -> Value {
+        serde_json::from_str(&self.netns.command("nft", &["-j", "list", "ruleset"])).unwrap()
+    }
+
+    pub fn ruleset_text(&self) -> String {
+        self.netns.command("nft", &["list", "ruleset"])
+    }
+
+    pub fn links(&self) -> Vec<String> {
+        let links: Value = serde_json::from_str(&self.netns.command("ip", &["-j", "link"])).unwrap();
+        links.as_array().unwrap().iter().map(|l| l["ifname"].as_str().unwrap().to_owned()).collect()
+    }
+}
+
+fn config(netns: &Netns, state: &std::path::Path) -> NetConfig {
+    let mut config = NetConfig::new("10.42.0.0/24".parse().unwrap(), state);
+    config.host_netns = Some(netns.try_clone());
+    config
+}
+
+pub fn request(sandbox: &str, port_mappings: Vec<PortMapping>) -> NetworkRequest {
+    let pod = PodIdentity {
+        namespace: "default".to_owned(),
+        name: sandbox.to_owned(),
+        uid: sandbox.to_owned(),
+        attempt: 0,
+    };
+    NetworkRequest { sandbox_id: sandbox.to_owned(), pod, port_mappings }
+}
+
+pub struct Pod {
+    pub netns: Netns,
+    pub ip: Ipv4Addr,
+    pub sandbox: String,
+    pub request: NetworkRequest,
+}
+
+impl Pod {
+    /// Serves TCP on `port`: says `name` and the client's address, then echoes lines until the client ends.
+    pub fn serve(&self, port: u16, name: &'static str) {
+        let listener = self.netns.run(move || TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).unwrap());
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let Ok(mut stream) = stream else { return };
+                std::thread::spawn(move || {
+                    let peer = stream.peer_addr().unwrap().ip();
+                    let _ = writeln!(stream, "{name} {peer}");
+                    let mut buffer = [0; 256];
+                    while let Ok(count @ 1..) = stream.read(&mut buffer) {
+                        if stream.write_all(&buffer[..count]).is_err() {
+                            return;
+                        }
+                    }
+                });
+            }
+        });
+    }
+
+    /// Answers UDP datagrams on `port` with `name`.
+    pub fn serve_udp(&self, port: u16, name: &'static str) {
+        let socket = self.netns.run(move || UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)).unwrap());
+        std::thread::spawn(move || {
+            let mut buffer = [0; 256];
+            while let Ok((_, from)) = socket.recv_from(&mut buffer) {
+                let _ = socket.send_to(name.as_bytes(), from);
+            }
+        });
+    }
+}
+
+/// A connection made inside a namespace; it stays in it.
+pub struct Client(TcpStream);
+
+impl Client {
+    pub fn connect(from: &Netns, to: (Ipv4Addr, u16)) -> std::io::Result<Self> {
+        let to = SocketAddr::V4(SocketAddrV4::new(to.0, to.1));
+        let stream = from.run(move || TcpStream::connect_timeout(&to, Duration::from_secs(5)))?;
+        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        Ok(Self(stream))
+    }
+
+    pub fn line(&mut self) -> std::io::Result<String> {
+        let (mut line, mut byte) = (Vec::new(), [0]);
+        while self.0.read(&mut byte)? == 1 && byte[0] != b'\n' {
+            line.push(byte[0]);
+        }
+        Ok(String::from_utf8(line).unwrap())
+    }
+
+    pub fn echo(&mut self, text: &str) -> std::io::Result<String> {
+        self.0.write_all(format!("{text}\n").as_bytes())?;
+        self.line()
+    }
+}
+
+/// The greeting: who answered, and the address it saw.
+pub fn greeting(from: &Netns, to: (Ipv4Addr, u16)) -> std::io::Result<(String, Ipv4Addr)> {
+    let line = Client::connect(from, to)?.line()?;
+    let (name, peer) = line.split_once(' ').ok_or_else(|| std::io::Error::other(format!("greeting {line:?}")))?;
+    Ok((name.to_owned(), peer.parse().unwrap()))
+}
+
+pub fn service(name: &str, spec: Value) -> Arc<Service> {
+    let object = json!({"metadata": {"namespace": "default", "name": name}, "spec": spec});
+    Arc::new(serde_json::from_value(object).unwrap())
+}
+
+pub fn slice(service: &str, port: u16, protocol: &str, ips: &[Ipv4Addr]) -> Arc<EndpointSlice> {
+    let endpoints: Vec<Value> = ips.iter().map(|ip| json!({"addresses": [ip], "nodeName": "node"})).collect();
+    let object = json!({
+        "metadata": {
+            "namespace": "default", "name": format!("{service}-1"),
+            "labels": {"kubernetes.io/service-name": service},
+        },
+        "addressType": "IPv4",
+        "endpoints": endpoints,
+        "ports": [{"port": port, "protocol": protocol}],
+    });
+    Arc::new(serde_json::from_value(object).unwrap())
+}
