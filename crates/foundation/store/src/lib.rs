@@ -5,11 +5,13 @@
 
 mod core;
 mod error;
+mod fjall;
 mod kv;
 mod memory;
 pub mod suite;
 
 pub use core::Options;
 pub use error::Error;
+pub use fjall::FjallKv;
 pub use kv::*;
 pub use memory::MemoryKv;

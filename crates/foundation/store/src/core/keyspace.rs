@@ -21,8 +21,8 @@ pub(crate) struct Keyspace {
 }
 
 #[derive(Clone)]
-pub(crate) struct Lease {
-    pub ttl: u64,
+struct Lease {
+    ttl: u64,
     keys: OrdSet<Bytes>,
 }
 
@@ -33,10 +33,6 @@ impl Keyspace {
 
     pub fn revision(&self) -> Revision {
         self.revision
-    }
-
-    pub fn lease(&self, id: LeaseId) -> Option<&Lease> {
-        self.leases.get(&id)
     }
 
     pub fn leases(&self) -> impl Iterator<Item = (LeaseId, u64)> + '_ {

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 pub(crate) use history::{Batch, Garbage, History};
 pub(crate) use hub::Hub;
-pub(crate) use keyspace::{Keyspace, Lease};
+pub(crate) use keyspace::Keyspace;
 pub(crate) use lease::{Expiry, next_id};
 
 use crate::{Error, LeaseId, OpResult, Revision, Txn, TxnResponse};
@@ -57,6 +57,12 @@ pub(crate) struct Effect {
     pub batch: Option<Arc<Batch>>,
     pub granted: Option<(LeaseId, u64)>,
     pub revoked: Option<LeaseId>,
+}
+
+impl Effect {
+    pub fn is_empty(&self) -> bool {
+        self.batch.is_none() && self.granted.is_none() && self.revoked.is_none()
+    }
 }
 
 /// Runs a command on the private keyspace. `unpublished` are batches decided before this one and not yet in `history`.
