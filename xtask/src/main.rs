@@ -1,3 +1,37 @@
-//! Development tasks: `cargo xtask up | test | images | tidy | bench`.
+//! Development tasks: `cargo xtask up | test | images | tidy`.
+//!
+//! Each task says on standard error what it does and leaves data on standard output.
+#![allow(clippy::print_stderr, clippy::print_stdout)]
 
-fn main() {}
+mod images;
+mod setup;
+mod shell;
+mod test;
+mod tidy;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(about = "Development tasks for Dhow")]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Build the images used by tests and examples from Debian packages, as oci-archives.
+    Images(images::ImagesArgs),
+    /// Run every check: set-up, tidy, formatting, lints, all tests.
+    Test(test::Args),
+    /// Check layering, module docs and file sizes.
+    Tidy,
+}
+
+fn main() -> anyhow::Result<()> {
+    match Cli::parse().task {
+        Task::Images(args) => images::run(args),
+        Task::Test(args) => test::run(&args),
+        Task::Tidy => tidy::run(),
+    }
+}

@@ -9,6 +9,7 @@ mod config;
 mod error;
 mod forward;
 mod server;
+mod watch;
 mod wire;
 pub mod zone;
 

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use dhow_client::Client;
 use hickory_proto::op::{Message, Query, ResponseCode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
@@ -12,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::forward::Forwarder;
+use crate::watch::Watched;
 use crate::wire::{Incoming, Question, encode, parse};
 use crate::zone::{Answer, Zone};
 use crate::{Cluster, DnsConfig, Error, Result};
@@ -50,6 +52,17 @@ impl Server {
 
     pub fn local_addrs(&self) -> Vec<SocketAddr> {
         self.tcp.iter().filter_map(|listener| listener.local_addr().ok()).collect()
+    }
+
+    /// Watches the cluster through `client` and answers until shut down. Questions that arrive before the
+    /// first complete view wait for it: an early "no such name" would be remembered by whoever asked.
+    pub async fn run(self, client: Client, shutdown: CancellationToken) {
+        let watched = Watched::start(client, &shutdown);
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            () = watched.synced() => {}
+        }
+        self.serve(Arc::new(watched), shutdown).await;
     }
 
     /// Answers from `cluster` until shut down.

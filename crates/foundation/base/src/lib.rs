@@ -1,1 +1,12 @@
 //! Configuration, logging, TLS and PKI, metrics and the service graph; knows nothing of containers.
+
+pub mod config;
+mod error;
+pub mod files;
+pub mod logging;
+pub mod metrics;
+pub mod pki;
+pub mod service;
+pub mod tls;
+
+pub use error::{Error, Result};

@@ -1,1 +1,24 @@
 //! Typed client, informers, work queues and the one reconcile driver: the only road to state.
+
+mod client;
+mod controller;
+mod error;
+mod events;
+mod http_transport;
+mod informer;
+mod key;
+mod kubeconfig;
+mod queue;
+mod tls_connector;
+mod transport;
+mod watch;
+
+pub use client::{Client, DeleteParams, ListParams, ObjectList, Patch};
+pub use controller::{Outcome, Reconcile, run_controller};
+pub use error::Error;
+pub use events::{EventRecorder, EventType, reference};
+pub use http_transport::{Auth, HttpsConfig};
+pub use informer::{Change, Informer};
+pub use key::{Key, Object};
+pub use queue::Queue;
+pub use transport::{Body, Transport, full};

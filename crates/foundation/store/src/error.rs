@@ -10,6 +10,9 @@ pub enum Error {
     /// The revision asked for does not exist yet.
     #[error("required revision {requested} is a future revision; the store is at {current}")]
     FutureRevision { requested: Revision, current: Revision },
+    /// The transaction itself makes no sense, such as writing one key twice.
+    #[error("invalid request: {0}")]
+    Invalid(String),
     #[error("lease {0} does not exist")]
     LeaseNotFound(i64),
     #[error("the store is shutting down")]

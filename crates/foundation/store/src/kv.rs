@@ -27,11 +27,39 @@ pub struct KeyValue {
     pub lease: LeaseId,
 }
 
-/// A half-open key interval `[start, end)`. `end == None` names the single key `start`.
+/// A half-open key interval `[start, end)`. `end == None` names the single key `start`; an `end` of one zero byte
+/// means "and every key after it", as in etcd.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeyRange {
     pub start: Bytes,
     pub end: Option<Bytes>,
+}
+
+impl KeyRange {
+    pub fn key(key: impl Into<Bytes>) -> Self {
+        Self { start: key.into(), end: None }
+    }
+
+    /// Every key that begins with `prefix`; an empty prefix is every key.
+    pub fn prefix(prefix: impl Into<Bytes>) -> Self {
+        let start = prefix.into();
+        let mut end = start.to_vec();
+        while end.last() == Some(&0xff) {
+            end.pop();
+        }
+        match end.last_mut() {
+            Some(last) => *last += 1,
+            None => end.push(0),
+        }
+        Self { start, end: Some(end.into()) }
+    }
+
+    pub fn contains(&self, key: &[u8]) -> bool {
+        match &self.end {
+            None => key == self.start,
+            Some(end) => key >= &self.start[..] && (&end[..] == b"\0" || key < &end[..]),
+        }
+    }
 }
 
 /// What to read. `revision == 0` reads the latest; a compacted revision gives [`Error::Compacted`].

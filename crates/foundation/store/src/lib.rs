@@ -1,7 +1,17 @@
 //! Key-value and blob storage: traits, the suites every backend runs, and the backends.
+//!
+//! [`MemoryKv`] and [`FjallKv`] share one revisioned core: a persistent map of live keys, a bounded history of events,
+//! watches and leases. They differ only in what happens between deciding a write and publishing it.
 
+mod core;
 mod error;
+mod fjall;
 mod kv;
+mod memory;
+pub mod suite;
 
+pub use core::Options;
 pub use error::Error;
+pub use fjall::FjallKv;
 pub use kv::*;
+pub use memory::MemoryKv;

@@ -2,7 +2,8 @@
 //!
 //! Everything the crate does to the kernel goes through here, so the netlink library can be replaced.
 
-use std::net::Ipv4Addr;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -24,6 +25,8 @@ pub const VETH_PREFIX: &str = "dhow-";
 const SEND_BUFFER: libc::c_int = 64 << 20;
 /// Elements of one message: their nest must stay under 64 KiB.
 const ELEMENTS_PER_MESSAGE: usize = 400;
+/// `RT_TABLE_MAIN`
+const MAIN_TABLE: u32 = 254;
 const LOOPBACK_INDEX: u32 = 1;
 
 /// Connections into the namespace that plays the host. One per [`crate::Net`].
@@ -86,7 +89,7 @@ impl Kernel {
         }
         let index = self.link_index(name).await?.ok_or_else(|| Error::NoInterface(name.to_owned()))?;
         let addresses = self.route.get_addresses_by_index(index).await.doing(|| format!("list addresses of {name}"))?;
-        let wanted = std::net::IpAddr::V4(address);
+        let wanted = IpAddr::V4(address);
         if !addresses.iter().any(|a| a.primary_address() == Some(&wanted) && a.prefix_len() == prefix) {
             let config = Ipv4Address::with_index(index, address, prefix);
             self.route.replace_address(config).await.doing(|| format!("give {address}/{prefix} to {name}"))?;
@@ -106,6 +109,18 @@ impl Kernel {
     pub async fn ensure_gateway_route(&self, cidr: Cidr, gateway: Ipv4Addr) -> Result<()> {
         let route = Ipv4Route::new(cidr.network(), cidr.prefix()).gateway(gateway);
         self.route.replace_route(route).await.doing(|| format!("route {cidr} via {gateway}"))
+    }
+
+    /// Routes through a gateway to somewhere inside `cidr`.
+    pub async fn gateway_routes_inside(&self, cidr: Cidr) -> Result<BTreeMap<Cidr, Ipv4Addr>> {
+        let routes = self.route.get_routes_for_table(MAIN_TABLE).await.doing(|| "list routes".to_owned())?;
+        let ours = routes.iter().filter_map(|route| match (route.destination(), route.gateway()) {
+            (Some(IpAddr::V4(destination)), Some(IpAddr::V4(gateway))) if cidr.contains(*destination) => {
+                Some((Cidr::new(*destination, route.dst_len())?, *gateway))
+            }
+            _ => None,
+        });
+        Ok(ours.collect())
     }
 
     pub async fn remove_route(&self, cidr: Cidr) -> Result<bool> {

@@ -65,6 +65,7 @@ impl Net {
         for link in self.kernel.links_with_prefix(VETH_PREFIX).await? {
             self.kernel.remove_link(&link).await?;
         }
+        self.set_node_routes(&std::collections::BTreeMap::new()).await?;
         // Its addresses and routes go with it.
         self.kernel.remove_link(&self.config.bridge).await?;
         if forwarding_marker(&self.config).exists() {

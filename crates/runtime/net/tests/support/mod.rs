@@ -73,22 +73,27 @@ pub struct Node {
     pub netns: Netns,
     pub net: Arc<Net>,
     state: tempfile::TempDir,
+    cidr: &'static str,
 }
 
 static SANDBOXES: AtomicU64 = AtomicU64::new(0);
 
 impl Node {
     pub async fn new() -> Self {
+        Self::with_pods_in("10.42.0.0/24").await
+    }
+
+    pub async fn with_pods_in(cidr: &'static str) -> Self {
         let netns = Netns::new();
         netns.command("ip", &["link", "set", "lo", "up"]);
         let state = tempfile::tempdir().unwrap();
-        let net = Net::open(config(&netns, state.path())).await.unwrap();
-        Self { netns, net, state }
+        let net = Net::open(config(&netns, state.path(), cidr)).await.unwrap();
+        Self { netns, net, state, cidr }
     }
 
     /// What a restarted daemon does.
     pub async fn reopen(&mut self) {
-        self.net = Net::open(config(&self.netns, self.state.path())).await.unwrap();
+        self.net = Net::open(config(&self.netns, self.state.path(), self.cidr)).await.unwrap();
     }
 
     pub async fn pod(&self) -> Pod {
@@ -118,8 +123,8 @@ impl Node {
     }
 }
 
-fn config(netns: &Netns, state: &std::path::Path) -> NetConfig {
-    let mut config = NetConfig::new("10.42.0.0/24".parse().unwrap(), state);
+fn config(netns: &Netns, state: &std::path::Path, cidr: &str) -> NetConfig {
+    let mut config = NetConfig::new(cidr.parse().unwrap(), state);
     config.host_netns = Some(netns.try_clone());
     config
 }

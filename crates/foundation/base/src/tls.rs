@@ -1,0 +1,126 @@
+//! TLS ends: one server shape, one client shape, and a certificate that can be swapped while serving.
+//!
+//! The `ring` provider is named explicitly, so nothing here depends on a process-wide default.
+
+use std::sync::{Arc, PoisonError, RwLock};
+
+use rustls::crypto::{CryptoProvider, ring};
+use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
+use rustls::sign::CertifiedKey;
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+
+use crate::pki::CertPair;
+use crate::{Error, Result};
+
+/// Offered by every server of ours, best first.
+pub const ALPN: [&[u8]; 2] = [b"h2", b"http/1.1"];
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(ring::default_provider())
+}
+
+/// A server that presents `cert`. With `client_ca`, client certificates are optional, and one that is sent must come
+/// from that authority; without, they are not asked for.
+pub fn server_config(cert: &CertPair, client_ca: Option<&str>) -> Result<Arc<ServerConfig>> {
+    server_config_with(Arc::new(ServerCert::new(cert)?), client_ca)
+}
+
+/// As [`server_config`], with a certificate that can be replaced later.
+pub fn server_config_with(cert: Arc<ServerCert>, client_ca: Option<&str>) -> Result<Arc<ServerConfig>> {
+    let builder = ServerConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .map_err(|source| Error::Tls { context: "protocol versions", source })?;
+    let builder = match client_ca {
+        Some(pem) => {
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(pem)?), provider())
+                .allow_unauthenticated()
+                .build()
+                .map_err(|e| Error::Certificate(format!("client authority: {e}")))?;
+            builder.with_client_cert_verifier(verifier)
+        }
+        None => builder.with_no_client_auth(),
+    };
+    let mut config = builder.with_cert_resolver(cert);
+    config.alpn_protocols = ALPN.iter().map(|p| p.to_vec()).collect();
+    Ok(Arc::new(config))
+}
+
+/// A client that trusts `ca_pem` only and, with `client`, says who it is.
+pub fn client_config(ca_pem: &str, client: Option<&CertPair>) -> Result<Arc<ClientConfig>> {
+    let builder = ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .map_err(|source| Error::Tls { context: "protocol versions", source })?
+        .with_root_certificates(roots(ca_pem)?);
+    let mut config = match client {
+        Some(pair) => {
+            let (chain, key) = parse(pair)?;
+            builder
+                .with_client_auth_cert(chain, key)
+                .map_err(|source| Error::Tls { context: "client certificate", source })?
+        }
+        None => builder.with_no_client_auth(),
+    };
+    config.alpn_protocols = ALPN.iter().map(|p| p.to_vec()).collect();
+    Ok(Arc::new(config))
+}
+
+fn roots(pem: &str) -> Result<RootCertStore> {
+    let mut store = RootCertStore::empty();
+    for cert in CertificateDer::pem_slice_iter(pem.as_bytes()) {
+        let cert = cert.map_err(|e| Error::Certificate(format!("authority: {e}")))?;
+        store.add(cert).map_err(|source| Error::Tls { context: "authority certificate", source })?;
+    }
+    if store.is_empty() {
+        return Err(Error::Certificate("the authority's PEM holds no certificate".to_owned()));
+    }
+    Ok(store)
+}
+
+fn parse(pair: &CertPair) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)> {
+    let chain = CertificateDer::pem_slice_iter(pair.cert_pem.as_bytes())
+        .collect::<std::result::Result<Vec<_>, _>>()
+        .map_err(|e| Error::Certificate(format!("certificate chain: {e}")))?;
+    if chain.is_empty() {
+        return Err(Error::Certificate("the PEM holds no certificate".to_owned()));
+    }
+    let key = PrivateKeyDer::from_pem_slice(pair.key_pem.as_bytes())
+        .map_err(|e| Error::Certificate(format!("private key: {e}")))?;
+    Ok((chain, key))
+}
+
+/// The certificate a server presents; connections made after [`ServerCert::replace`] see the new one.
+#[derive(Debug)]
+pub struct ServerCert {
+    current: RwLock<Arc<CertifiedKey>>,
+}
+
+impl ServerCert {
+    pub fn new(pair: &CertPair) -> Result<Self> {
+        Ok(Self { current: RwLock::new(certified(pair)?) })
+    }
+
+    pub fn replace(&self, pair: &CertPair) -> Result<()> {
+        let new = certified(pair)?;
+        *self.current.write().unwrap_or_else(PoisonError::into_inner) = new;
+        Ok(())
+    }
+}
+
+impl ResolvesServerCert for ServerCert {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner)))
+    }
+}
+
+fn certified(pair: &CertPair) -> Result<Arc<CertifiedKey>> {
+    let (chain, key) = parse(pair)?;
+    CertifiedKey::from_der(chain, key, &provider())
+        .map(Arc::new)
+        .map_err(|source| Error::Tls { context: "server certificate", source })
+}
+
+#[cfg(test)]
+#[path = "tls_tests.rs"]
+mod tests;

@@ -1,0 +1,273 @@
+//! Blobs by digest on disk. A blob under its name is complete and verified: it is written elsewhere,
+//! hashed, synced and renamed into place.
+
+use std::collections::{HashMap, HashSet};
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use crate::digest::Hasher;
+use crate::error::At;
+use crate::{Digest, Error, Result};
+
+/// A download interrupted longer ago than this is not worth resuming.
+const STALE_PART: Duration = Duration::from_secs(24 * 3600);
+
+pub(crate) struct Content {
+    root: PathBuf,
+    /// Digests that work in progress relies on; garbage collection leaves them alone.
+    pins: Mutex<HashMap<Digest, usize>>,
+    locks: Mutex<HashMap<Digest, Weak<tokio::sync::Mutex<()>>>>,
+}
+
+impl Content {
+    pub fn open(root: &Path) -> Result<Arc<Self>> {
+        for dir in ["blobs/sha256", "blobs/sha512", "ingest"] {
+            let dir = root.join(dir);
+            fs::create_dir_all(&dir).at("create", &dir)?;
+        }
+        let content = Content { root: root.to_owned(), pins: Mutex::default(), locks: Mutex::default() };
+        content.clean_ingest()?;
+        Ok(Arc::new(content))
+    }
+
+    pub fn path(&self, digest: &Digest) -> PathBuf {
+        self.root.join("blobs").join(digest.algorithm()).join(digest.hex())
+    }
+
+    fn ingest_dir(&self) -> PathBuf {
+        self.root.join("ingest")
+    }
+
+    pub fn has(&self, digest: &Digest) -> bool {
+        self.path(digest).is_file()
+    }
+
+    pub fn size(&self, digest: &Digest) -> Result<u64> {
+        let path = self.path(digest);
+        Ok(fs::metadata(&path).at("stat", &path)?.len())
+    }
+
+    /// A small blob in memory, verified again: disks lie too.
+    pub fn read(&self, what: &str, digest: &Digest) -> Result<Vec<u8>> {
+        let path = self.path(digest);
+        let bytes = fs::read(&path).at("read", &path)?;
+        digest.verify(what, &bytes)?;
+        Ok(bytes)
+    }
+
+    pub fn open_blob(&self, digest: &Digest) -> Result<File> {
+        let path = self.path(digest);
+        File::open(&path).at("open", &path)
+    }
+
+    /// Keeps `digest` from being collected while the guard lives. Pin first, then look whether it is there.
+    pub fn pin(self: &Arc<Self>, digest: &Digest) -> Pin {
+        *self.pins.lock().entry(digest.clone()).or_insert(0) += 1;
+        Pin { content: self.clone(), digest: digest.clone() }
+    }
+
+    /// One ingest per digest at a time; the others wait here and then find the blob.
+    pub async fn exclusive(&self, digest: &Digest) -> tokio::sync::OwnedMutexGuard<()> {
+        let lock = {
+            let mut locks = self.locks.lock();
+            locks.retain(|_, lock| lock.strong_count() > 0);
+            match locks.get(digest).and_then(Weak::upgrade) {
+                Some(lock) => lock,
+                None => {
+                    let lock = Arc::new(tokio::sync::Mutex::new(()));
+                    locks.insert(digest.clone(), Arc::downgrade(&lock));
+                    lock
+                }
+            }
+        };
+        lock.lock_owned().await
+    }
+
+    /// Stores a blob whose digest is known only once it is read. `expected` is checked if given.
+    pub fn ingest(&self, what: &str, mut reader: impl Read, expected: Option<&Digest>) -> Result<(Digest, u64)> {
+        let dir = self.ingest_dir();
+        let mut temporary = tempfile::NamedTempFile::with_prefix_in("new-", &dir).at("create a file in", &dir)?;
+        let mut hasher = expected.map_or_else(Hasher::sha256, Hasher::like);
+        let mut buffer = vec![0u8; 128 << 10];
+        let mut size = 0u64;
+        loop {
+            let n = match reader.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(n) => n,
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
+                Err(e) => return Err(Error::io(format!("read {what}"), e)),
+            };
+            hasher.update(&buffer[..n]);
+            temporary.write_all(&buffer[..n]).at("write", temporary.path().to_owned().as_path())?;
+            size += n as u64;
+        }
+        let digest = hasher.finish();
+        if let Some(expected) = expected {
+            expected.expect(what, &digest)?;
+        }
+        if !self.has(&digest) {
+            temporary.as_file().sync_data().at("sync", temporary.path())?;
+            let path = self.path(&digest);
+            temporary.persist(&path).map_err(|e| e.error).at("create", &path)?;
+            sync_dir(path.parent().unwrap_or(&self.root))?;
+        }
+        Ok((digest, size))
+    }
+
+    pub fn put(&self, what: &str, bytes: &[u8], expected: Option<&Digest>) -> Result<Digest> {
+        Ok(self.ingest(what, bytes, expected)?.0)
+    }
+
+    /// Opens the partial download of `digest`, picking up what an earlier attempt left.
+    pub fn resume(self: &Arc<Self>, digest: &Digest, size: u64) -> Result<Partial> {
+        let path = self.ingest_dir().join(format!("part-{}-{}", digest.algorithm(), digest.hex()));
+        let mut file =
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).at("open", &path)?;
+        let mut hasher = Hasher::like(digest);
+        let mut have = 0u64;
+        let mut buffer = vec![0u8; 128 << 10];
+        loop {
+            let n = file.read(&mut buffer).at("read", &path)?;
+            if n == 0 {
+                break;
+            }
+            hasher.update(&buffer[..n]);
+            have += n as u64;
+        }
+        let mut partial = Partial { content: self.clone(), digest: digest.clone(), path, file, hasher, have, size };
+        if have > size {
+            partial.restart()?;
+        }
+        Ok(partial)
+    }
+
+    /// Deletes every blob that is neither `live` nor pinned; returns the bytes freed.
+    pub fn collect(&self, live: &HashSet<Digest>) -> Result<u64> {
+        // Held throughout: work that pins afterwards sees the blob gone and fetches it again.
+        let pins = self.pins.lock();
+        let mut freed = 0;
+        for algorithm in ["sha256", "sha512"] {
+            let dir = self.root.join("blobs").join(algorithm);
+            for entry in fs::read_dir(&dir).at("list", &dir)? {
+                let entry = entry.at("list", &dir)?;
+                let name = entry.file_name();
+                let Ok(digest) = Digest::parse(&format!("{algorithm}:{}", name.to_string_lossy())) else { continue };
+                if live.contains(&digest) || pins.contains_key(&digest) {
+                    continue;
+                }
+                freed += entry.metadata().map(|m| m.len()).unwrap_or(0);
+                fs::remove_file(entry.path()).at("remove", &entry.path())?;
+            }
+        }
+        Ok(freed)
+    }
+
+    fn clean_ingest(&self) -> Result<()> {
+        let dir = self.ingest_dir();
+        for entry in fs::read_dir(&dir).at("list", &dir)? {
+            let entry = entry.at("list", &dir)?;
+            let fresh =
+                entry.metadata().and_then(|m| m.modified()).is_ok_and(|t| t.elapsed().is_ok_and(|a| a < STALE_PART));
+            if !(entry.file_name().to_string_lossy().starts_with("part-") && fresh) {
+                fs::remove_file(entry.path()).at("remove", &entry.path())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+pub(crate) struct Pin {
+    content: Arc<Content>,
+    digest: Digest,
+}
+
+impl Drop for Pin {
+    fn drop(&mut self) {
+        let mut pins = self.content.pins.lock();
+        if let Some(count) = pins.get_mut(&self.digest) {
+            *count -= 1;
+            if *count == 0 {
+                pins.remove(&self.digest);
+            }
+        }
+    }
+}
+
+/// A download that can stop and go on.
+pub(crate) struct Partial {
+    content: Arc<Content>,
+    digest: Digest,
+    path: PathBuf,
+    file: File,
+    hasher: Hasher,
+    have: u64,
+    size: u64,
+}
+
+impl Partial {
+    pub fn have(&self) -> u64 {
+        self.have
+    }
+
+    pub fn complete(&self) -> bool {
+        self.have == self.size
+    }
+
+    pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        let have = self.have + bytes.len() as u64;
+        if have > self.size {
+            return Err(Error::SizeMismatch { what: self.digest.to_string(), expected: self.size, actual: have });
+        }
+        self.file.write_all(bytes).at("write", &self.path)?;
+        self.hasher.update(bytes);
+        self.have = have;
+        Ok(())
+    }
+
+    /// Forgets what was downloaded.
+    pub fn restart(&mut self) -> Result<()> {
+        use std::io::Seek;
+        self.file.set_len(0).at("truncate", &self.path)?;
+        self.file.rewind().at("rewind", &self.path)?;
+        self.hasher = Hasher::like(&self.digest);
+        self.have = 0;
+        Ok(())
+    }
+
+    /// Verifies size and digest and puts the blob in place. A wrong blob is thrown away.
+    pub fn commit(mut self) -> Result<()> {
+        if self.have != self.size {
+            let (expected, actual) = (self.size, self.have);
+            return Err(Error::SizeMismatch { what: self.digest.to_string(), expected, actual });
+        }
+        let actual = std::mem::replace(&mut self.hasher, Hasher::sha256()).finish();
+        if let Err(e) = self.digest.expect("downloaded blob", &actual) {
+            fs::remove_file(&self.path).at("remove", &self.path)?;
+            return Err(e);
+        }
+        self.file.sync_data().at("sync", &self.path)?;
+        let target = self.content.path(&self.digest);
+        fs::rename(&self.path, &target).at("create", &target)?;
+        sync_dir(target.parent().unwrap_or(&self.content.root))
+    }
+}
+
+/// Makes renames in `dir` survive a power cut.
+pub(crate) fn sync_dir(dir: &Path) -> Result<()> {
+    File::open(dir).and_then(|d| d.sync_all()).at("sync", dir)
+}
+
+/// Replaces the file as a whole or not at all.
+pub(crate) fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
+    let dir = path.parent().unwrap_or(Path::new("/"));
+    let mut temporary = tempfile::NamedTempFile::with_prefix_in(".new-", dir).at("create a file in", dir)?;
+    temporary.write_all(bytes).at("write", path)?;
+    temporary.as_file().sync_all().at("sync", path)?;
+    temporary.persist(path).map_err(|e| e.error).at("replace", path)?;
+    sync_dir(dir)
+}

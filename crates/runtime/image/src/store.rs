@@ -1,0 +1,323 @@
+//! The image store: the one door to images on a node.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use oci_spec::image::ImageConfiguration;
+use parking_lot::Mutex;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use crate::content::{Content, Pin};
+use crate::error::At;
+use crate::index::{Index, Layer, Record};
+use crate::manifest::{Descriptor, Manifest};
+use crate::pull::{ProgressFn, PullOptions};
+use crate::snapshot::Snapshots;
+use crate::unpack::Limits;
+use crate::{Digest, Error, Reference, Result};
+
+/// An image that is present, as of the time of asking.
+#[derive(Clone, Debug)]
+pub struct Image {
+    /// `sha256:…` of the config.
+    pub id: String,
+    /// Normalised names with tags, such as `docker.io/library/nginx:latest`.
+    pub references: Vec<String>,
+    /// `name@digest` for each repository it was pulled from or tagged in.
+    pub digests: Vec<String>,
+    /// Stored (compressed) bytes of config, manifest and layers.
+    pub size: u64,
+    pub config: ImageConfiguration,
+}
+
+/// Cheap to clone; all clones share one store. One process at a time has a directory open.
+#[derive(Clone)]
+pub struct ImageStore {
+    pub(crate) inner: Arc<Inner>,
+}
+
+pub(crate) struct Inner {
+    pub content: Arc<Content>,
+    snapshots: Snapshots,
+    index: Mutex<Index>,
+    limits: Limits,
+    /// Unpacking shares it, deleting layers takes it alone.
+    unpacking: tokio::sync::RwLock<()>,
+    _lock: std::fs::File,
+}
+
+impl ImageStore {
+    /// Opens or creates the store in `root` and clears what a crash left behind.
+    pub fn open(root: &Path) -> Result<Self> {
+        Self::open_with(root, Limits::default())
+    }
+
+    /// As [`ImageStore::open`], with other bounds on what a layer may unpack to.
+    pub fn open_with(root: &Path, limits: Limits) -> Result<Self> {
+        std::fs::create_dir_all(root).at("create", root)?;
+        let lock_path = root.join("lock");
+        let lock = std::fs::File::create(&lock_path).at("create", &lock_path)?;
+        match rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => return Err(Error::InUse(root.display().to_string())),
+            Err(e) => return Err(e).at("lock", &lock_path),
+        }
+        let content = Content::open(root)?;
+        let snapshots = Snapshots::open(root)?;
+        let mut index = Index::load(&root.join("index.json"))?;
+        let incomplete: Vec<Digest> =
+            index.images().filter(|r| !r.blobs().all(|b| content.has(b))).map(|r| r.id.clone()).collect();
+        for id in &incomplete {
+            tracing::warn!(image = %id, "forget image whose content is missing; pull it again");
+            index.forget(id);
+        }
+        if !incomplete.is_empty() {
+            index.save()?;
+        }
+        let (blobs, chains) = index.live();
+        content.collect(&blobs)?;
+        snapshots.collect(&chains)?;
+        let inner = Inner {
+            content,
+            snapshots,
+            index: Mutex::new(index),
+            limits,
+            unpacking: tokio::sync::RwLock::new(()),
+            _lock: lock,
+        };
+        Ok(ImageStore { inner: Arc::new(inner) })
+    }
+
+    /// Downloads, verifies and unpacks an image. Content already here is not fetched again.
+    pub async fn pull(&self, reference: &str, options: PullOptions, progress: Option<ProgressFn>) -> Result<Image> {
+        crate::pull::pull(self, reference, options, progress).await
+    }
+
+    /// Reads a docker-archive or oci-archive, plain or compressed, as a stream.
+    pub async fn import(&self, archive: impl AsyncRead + Send + Unpin + 'static) -> Result<Vec<Image>> {
+        crate::import::import(self, archive).await
+    }
+
+    /// Writes an oci-archive with the one image.
+    pub async fn export(&self, reference: &str, writer: impl AsyncWrite + Send + Unpin + 'static) -> Result<()> {
+        crate::export::export(self, reference, writer).await
+    }
+
+    /// By reference, id, or unambiguous id prefix.
+    pub fn get(&self, reference_or_id: &str) -> Option<Image> {
+        let record = self.inner.index.lock().find(reference_or_id).ok().flatten()?.clone();
+        self.image(&record).ok()
+    }
+
+    pub fn list(&self) -> Vec<Image> {
+        let records: Vec<Record> = self.inner.index.lock().images().cloned().collect();
+        records
+            .iter()
+            .filter_map(|r| self.image(r).inspect_err(|e| tracing::warn!(image = %r.id, error = %e, "read image")).ok())
+            .collect()
+    }
+
+    /// Gives an image another name.
+    pub fn tag(&self, reference_or_id: &str, new_reference: &str) -> Result<()> {
+        let name = Reference::parse(new_reference)?;
+        if name.digest.is_some() {
+            let reason = "a tag cannot carry a digest";
+            return Err(Error::InvalidReference { reference: new_reference.to_owned(), reason });
+        }
+        let mut index = self.inner.index.lock();
+        let mut record = find(&index, reference_or_id)?;
+        record.references = BTreeSet::from([name.to_string()]);
+        record.digests = BTreeSet::from([format!("{}@{}", name.name(), record.manifest.digest)]);
+        index.insert(record);
+        index.save()
+    }
+
+    /// Takes a name away, or all names when given an id. Content goes when the last user of it goes.
+    pub fn remove(&self, reference_or_id: &str) -> Result<()> {
+        let mut index = self.inner.index.lock();
+        let record = find(&index, reference_or_id)?;
+        let by_id = Reference::parse(reference_or_id).is_err() || !self.named(&record, reference_or_id);
+        if by_id {
+            if let Some(known) = index.get_mut(&record.id) {
+                known.references.clear();
+                known.digests.clear();
+            }
+            index.drop_if_unused(&record.id);
+        } else {
+            index.untag(&record.id, reference_or_id);
+        }
+        // Names first, content second: a crash in between leaves garbage for the next open, never a hole.
+        index.save()?;
+        self.collect(&index)
+    }
+
+    /// Keeps an image's layers until [`ImageStore::release`] by the same owner, even if the image is
+    /// removed meanwhile. Survives restarts.
+    pub fn hold(&self, image_id: &str, owner: &str) -> Result<()> {
+        let mut index = self.inner.index.lock();
+        let id = find(&index, image_id)?.id;
+        if let Some(record) = index.get_mut(&id)
+            && record.holds.insert(owner.to_owned())
+        {
+            index.save()?;
+        }
+        Ok(())
+    }
+
+    /// Ends every hold of `owner`. An unknown owner holds nothing, which is fine.
+    pub fn release(&self, owner: &str) -> Result<()> {
+        let mut index = self.inner.index.lock();
+        let held: Vec<Digest> = index.images().filter(|r| r.holds.contains(owner)).map(|r| r.id.clone()).collect();
+        if held.is_empty() {
+            return Ok(());
+        }
+        let mut dropped = false;
+        for id in held {
+            if let Some(record) = index.get_mut(&id) {
+                record.holds.remove(owner);
+            }
+            dropped |= index.drop_if_unused(&id);
+        }
+        index.save()?;
+        if dropped { self.collect(&index) } else { Ok(()) }
+    }
+
+    /// The image's unpacked layers, top first, ready as overlayfs `lowerdir`s. Unpacks what is not yet.
+    pub async fn layers(&self, image: &Image) -> Result<Vec<PathBuf>> {
+        let id = Digest::parse(&image.id)?;
+        let record = self.inner.index.lock().by_id(&id).cloned();
+        let record = record.ok_or_else(|| Error::NotFound(image.id.clone()))?;
+        self.unpack(&record).await
+    }
+
+    pub(crate) async fn unpack(&self, record: &Record) -> Result<Vec<PathBuf>> {
+        let _shared = self.inner.unpacking.read().await;
+        let chain = record.chain();
+        let mut dirs: Vec<PathBuf> = Vec::with_capacity(chain.len());
+        for (layer, chain) in record.layers.iter().zip(&chain) {
+            if self.inner.snapshots.has(chain) {
+                dirs.insert(0, self.inner.snapshots.path(chain));
+                continue;
+            }
+            // Two images that share a layer unpack it once.
+            let _one = self.inner.content.exclusive(chain).await;
+            let (inner, layer, chain, lowers) = (self.inner.clone(), layer.clone(), chain.clone(), dirs.clone());
+            let made = blocking(move || inner.snapshots.make(&inner.content, &layer, &chain, &lowers, &inner.limits));
+            dirs.insert(0, made.await?);
+        }
+        Ok(dirs)
+    }
+
+    /// Checks manifest against config and adds the image under its names. All its blobs are here and pinned.
+    pub(crate) fn register(
+        &self,
+        manifest_descriptor: Descriptor,
+        manifest: &Manifest,
+        indexes: Vec<Descriptor>,
+        references: BTreeSet<String>,
+        digests: BTreeSet<String>,
+    ) -> Result<Record> {
+        let record = self.describe(manifest_descriptor, manifest, indexes, references, digests)?;
+        let mut index = self.inner.index.lock();
+        index.insert(record.clone());
+        index.save()?;
+        index.by_id(&record.id).cloned().ok_or_else(|| Error::NotFound(record.id.to_string()))
+    }
+
+    pub(crate) fn describe(
+        &self,
+        manifest_descriptor: Descriptor,
+        manifest: &Manifest,
+        indexes: Vec<Descriptor>,
+        references: BTreeSet<String>,
+        digests: BTreeSet<String>,
+    ) -> Result<Record> {
+        let what =
+            references.first().or(digests.first()).cloned().unwrap_or_else(|| manifest.config.digest.to_string());
+        let config = self.config(&manifest.config.digest)?;
+        let diff_ids = config.rootfs().diff_ids();
+        if diff_ids.len() != manifest.layers.len() {
+            let message = format!("{} layers, but the config lists {}", manifest.layers.len(), diff_ids.len());
+            return Err(Error::Manifest { what, message });
+        }
+        let layers = manifest
+            .layers
+            .iter()
+            .zip(diff_ids)
+            .map(|(d, diff_id)| {
+                Ok(Layer {
+                    blob: d.digest.clone(),
+                    size: d.size,
+                    media_type: d.media_type.clone(),
+                    diff_id: Digest::parse(diff_id)?,
+                })
+            })
+            .collect::<Result<Vec<_>>>()?;
+        Ok(Record {
+            id: manifest.config.digest.clone(),
+            manifest: manifest_descriptor,
+            indexes,
+            references,
+            digests,
+            layers,
+            holds: BTreeSet::new(),
+        })
+    }
+
+    pub(crate) fn record(&self, reference_or_id: &str) -> Result<(Record, Vec<Pin>)> {
+        let index = self.inner.index.lock();
+        let record = find(&index, reference_or_id)?;
+        let pins = record.blobs().map(|b| self.inner.content.pin(b)).collect();
+        Ok((record, pins))
+    }
+
+    pub(crate) fn image(&self, record: &Record) -> Result<Image> {
+        Ok(Image {
+            id: record.id.to_string(),
+            references: record.references.iter().cloned().collect(),
+            digests: record.digests.iter().cloned().collect(),
+            size: record.layers.iter().map(|l| l.size).sum::<u64>()
+                + record.manifest.size
+                + self.inner.content.size(&record.id)?,
+            config: self.config(&record.id)?,
+        })
+    }
+
+    fn config(&self, id: &Digest) -> Result<ImageConfiguration> {
+        let bytes = self.inner.content.read("image config", id)?;
+        serde_json::from_slice(&bytes)
+            .map_err(|e| Error::Manifest { what: format!("config {id}"), message: format!("malformed: {e}") })
+    }
+
+    fn named(&self, record: &Record, wanted: &str) -> bool {
+        let Ok(parsed) = Reference::parse(wanted) else { return false };
+        match &parsed.digest {
+            Some(digest) => record.digests.contains(&format!("{}@{digest}", parsed.name())),
+            None => record.references.contains(&parsed.to_string()),
+        }
+    }
+
+    fn collect(&self, index: &Index) -> Result<()> {
+        let (blobs, chains) = index.live();
+        let freed = self.inner.content.collect(&blobs)?;
+        // Layers being unpacked are not in the index yet; they go at the next removal or open.
+        if let Ok(_alone) = self.inner.unpacking.try_write() {
+            self.inner.snapshots.collect(&chains)?;
+        }
+        tracing::debug!(freed, "collected unreferenced content");
+        Ok(())
+    }
+}
+
+fn find(index: &Index, wanted: &str) -> Result<Record> {
+    index.find(wanted)?.cloned().ok_or_else(|| Error::NotFound(wanted.to_owned()))
+}
+
+/// Runs file work off the async threads.
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(e) => Err(Error::Interrupted(e.to_string())),
+    }
+}
