@@ -353,3 +353,46 @@ fn random_bytes_do_not_stop_it() {
     let answer = runtime.block_on(ask(dns.address, "kubernetes.default.svc.cluster.local.", RecordType::A));
     assert_eq!(data(&answer), ["10.43.0.1"]);
 }
+
+/// An API with the fixture's objects; its watches stay silent.
+struct Api(Fixture);
+
+#[async_trait::async_trait]
+impl dhow_client::Transport for Api {
+    async fn call(
+        &self,
+        request: http::Request<bytes::Bytes>,
+    ) -> Result<http::Response<dhow_client::Body>, dhow_client::Error> {
+        if request.uri().query().is_some_and(|query| query.contains("watch=true")) {
+            return std::future::pending().await;
+        }
+        let items = match request.uri().path().rsplit('/').next().unwrap() {
+            "services" => json!(self.0.services.iter().map(AsRef::as_ref).collect::<Vec<&Service>>()),
+            "endpointslices" => json!(self.0.slices.iter().map(AsRef::as_ref).collect::<Vec<&EndpointSlice>>()),
+            "namespaces" => json!([{"metadata": {"name": "default"}}]),
+            other => panic!("{other} is not needed for DNS"),
+        };
+        let list = json!({"metadata": {"resourceVersion": "1"}, "items": items});
+        Ok(http::Response::new(dhow_client::full(list.to_string().into())))
+    }
+}
+
+#[tokio::test]
+async fn answers_come_from_the_watch() {
+    let server = Server::bind(&[SocketAddr::from((Ipv4Addr::LOCALHOST, 0))], DnsConfig::default()).await.unwrap();
+    let at = server.local_addrs()[0];
+    let shutdown = CancellationToken::new();
+    let client = dhow_client::Client::new(Arc::new(Api(fixture())));
+    let running = tokio::spawn(server.run(client, shutdown.clone()));
+    for (name, kind, expected) in [
+        ("kubernetes.default.svc.cluster.local.", RecordType::A, "10.43.0.1"),
+        ("db-0.db.default.svc.cluster.local.", RecordType::A, "10.42.0.7"),
+        ("1.0.43.10.in-addr.arpa.", RecordType::PTR, "kubernetes.default.svc.cluster.local."),
+        ("8.0.42.10.in-addr.arpa.", RecordType::PTR, "10-42-0-8.db.default.svc.cluster.local."),
+        ("10-0-0-1.default.pod.cluster.local.", RecordType::A, "10.0.0.1"),
+    ] {
+        assert_eq!(data(&ask(at, name, kind).await), [expected], "{name}");
+    }
+    shutdown.cancel();
+    running.await.unwrap();
+}

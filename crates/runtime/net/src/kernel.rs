@@ -123,9 +123,9 @@ impl Kernel {
         Ok(ours.collect())
     }
 
-    pub async fn remove_route(&self, cidr: Cidr) -> Result<bool> {
-        let removed = self.route.del_route_v4_if_exists(cidr.network(), cidr.prefix()).await;
-        removed.doing(|| format!("remove route to {cidr}"))
+    pub async fn remove_gateway_route(&self, cidr: Cidr, gateway: Ipv4Addr) -> Result<bool> {
+        let route = Ipv4Route::new(cidr.network(), cidr.prefix()).gateway(gateway);
+        self.route.del_route_if_exists(route).await.doing(|| format!("remove route to {cidr} via {gateway}"))
     }
 
     pub async fn remove_link(&self, name: &str) -> Result<bool> {

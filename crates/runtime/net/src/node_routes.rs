@@ -22,8 +22,8 @@ impl Net {
     /// set (its node is not on our link) is reported and left out; returns how many were.
     pub async fn set_node_routes(&self, wanted: &BTreeMap<Cidr, Ipv4Addr>) -> Result<usize> {
         let held = self.kernel.gateway_routes_inside(self.config.cluster_cidr).await?;
-        for cidr in held.keys().filter(|cidr| !wanted.contains_key(cidr)) {
-            self.kernel.remove_route(*cidr).await?;
+        for (cidr, gateway) in held.iter().filter(|(cidr, _)| !wanted.contains_key(cidr)) {
+            self.kernel.remove_gateway_route(*cidr, *gateway).await?;
         }
         let mut failed = 0;
         for (cidr, gateway) in wanted.iter().filter(|(cidr, gateway)| held.get(cidr) != Some(gateway)) {

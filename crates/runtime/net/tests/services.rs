@@ -187,3 +187,36 @@ async fn udp_clients_move_when_their_endpoint_goes() {
     proxy.sync(&[dns], &[slice("dns", 5353, "UDP", &[two.ip])]).await.unwrap();
     assert_eq!(ask(), "two");
 }
+
+/// Prints what a large cluster costs; run it with `--run-ignored all --no-capture`.
+#[tokio::test]
+#[ignore = "a measurement"]
+async fn measure_two_thousand_services() {
+    if !privileged() {
+        return;
+    }
+    let node = Node::new().await;
+    let ip = |a: u8, index: u16| Ipv4Addr::new(10, a, (index >> 8) as u8, index as u8);
+    let services: Vec<_> = (1..=2000)
+        .map(|i| service(&format!("s{i}"), json!({"clusterIP": ip(43, i), "ports": [{"port": 80}]})))
+        .collect();
+    let mut slices: Vec<_> = (1..=2000)
+        .map(|i| slice(&format!("s{i}"), 8080, "TCP", &[ip(42, i), ip(42, i + 3000), ip(42, i + 6000)]))
+        .collect();
+    let mut proxy = Proxy::open(node.net.clone(), "node").await.unwrap();
+    let mut timed = async |what: &str, slices: &[_]| {
+        let start = Instant::now();
+        let operations = proxy.sync(&services, slices).await.unwrap();
+        eprintln!("{what}: {operations} operations in {:?}", start.elapsed());
+    };
+    timed("all 2000", &slices).await;
+    slices[7] = slice("s8", 8080, "TCP", &[ip(42, 9)]);
+    timed("one changed", &slices).await;
+    timed("none changed", &slices).await;
+    let start = Instant::now();
+    let _restarted = Proxy::open(node.net.clone(), "node").await.unwrap();
+    eprintln!("read after a restart: {:?}", start.elapsed());
+    let start = Instant::now();
+    let _pod = node.pod().await;
+    eprintln!("namespace and pod attach: {:?}", start.elapsed());
+}
