@@ -123,7 +123,7 @@ impl State {
                 }
                 Answer::Alias { alias, target } => {
                     message.metadata.authoritative = true;
-                    message.add_answer(alias);
+                    message.add_answer(*alias);
                     query.set_name(target);
                 }
             }

@@ -24,7 +24,7 @@ pub enum Answer {
     /// The name exists; `answers` may be empty for this type.
     Records { answers: Vec<Record>, additionals: Vec<Record> },
     /// An alias that leads out of the zone; the rest of the answer is elsewhere.
-    Alias { alias: Record, target: Name },
+    Alias { alias: Box<Record>, target: Name },
 }
 
 impl Answer {
@@ -129,7 +129,7 @@ impl Zone {
                     if kind == RecordType::CNAME {
                         Answer::records(vec![alias])
                     } else {
-                        Answer::Alias { alias, target }
+                        Answer::Alias { alias: Box::new(alias), target }
                     }
                 }
                 _ => Answer::NoName,

@@ -125,9 +125,9 @@ fn layout(config: &NetConfig) -> Vec<ChainLayout> {
             None,
             vec![
                 RuleBody::ipv4().vmap_destination(SERVICE_IPS),
-                RuleBody::ipv4().to_node().vmap_port(SERVICE_NODEPORTS),
+                RuleBody::ipv4().aimed_at_node().vmap_port(SERVICE_NODEPORTS),
                 RuleBody::ipv4().dnat_by_destination(HOST_IP_PORTS),
-                RuleBody::ipv4().to_node().dnat_by_port(HOST_PORTS),
+                RuleBody::ipv4().aimed_at_node().dnat_by_port(HOST_PORTS),
             ],
         ),
         ("nat_prerouting", Some(BaseChain::nat(NatHook::Prerouting, Priority::DstNat)), services()),

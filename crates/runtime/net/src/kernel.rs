@@ -132,10 +132,11 @@ impl Kernel {
         self.route.del_link_if_exists(name).await.doing(|| format!("remove link {name}"))
     }
 
-    /// Names of all links that start with `prefix`.
-    pub async fn links_with_prefix(&self, prefix: &str) -> Result<Vec<String>> {
+    /// The pods' links on the bridge.
+    pub async fn pod_links(&self, bridge: u32) -> Result<Vec<String>> {
         let links = self.route.get_links().await.doing(|| "list links".to_owned())?;
-        Ok(links.iter().filter_map(|l| l.name()).filter(|n| n.starts_with(prefix)).map(str::to_owned).collect())
+        let ours = links.iter().filter(|link| link.master() == Some(bridge)).filter_map(|link| link.name());
+        Ok(ours.filter(|name| name.starts_with(VETH_PREFIX)).map(str::to_owned).collect())
     }
 
     /// A veth pair: `name` on our side as a port of the bridge, `eth0` in the pod's namespace.

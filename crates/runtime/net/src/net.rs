@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::config::NetConfig;
 use crate::ipam::Ipam;
-use crate::kernel::{Kernel, VETH_PREFIX};
+use crate::kernel::Kernel;
 use crate::{Error, Result, base_table};
 
 /// The node's network. Dropping it changes nothing in the kernel: pods keep their connections.
@@ -62,7 +62,7 @@ impl Net {
     pub async fn purge(&self) -> Result<()> {
         let _pods = self.pods.lock().await;
         self.kernel.remove_table().await?;
-        for link in self.kernel.links_with_prefix(VETH_PREFIX).await? {
+        for link in self.kernel.pod_links(self.bridge_index).await? {
             self.kernel.remove_link(&link).await?;
         }
         self.set_node_routes(&std::collections::BTreeMap::new()).await?;

@@ -46,7 +46,7 @@ impl PodNetwork for Net {
             self.disconnect(&id).await?;
         }
         let known: BTreeSet<String> = live.iter().map(|id| link_name(id)).collect();
-        for link in self.kernel.links_with_prefix(VETH_PREFIX).await.map_err(dhow_cri::Error::from)? {
+        for link in self.kernel.pod_links(self.bridge_index).await.map_err(dhow_cri::Error::from)? {
             if !known.contains(&link) {
                 self.kernel.remove_link(&link).await.map_err(dhow_cri::Error::from)?;
             }

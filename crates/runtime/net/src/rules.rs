@@ -150,12 +150,12 @@ impl RuleBody {
     }
 
     /// The destination is one of this node's addresses.
-    pub fn to_node(self) -> Self {
+    pub fn aimed_at_node(self) -> Self {
         self.fib_local(FibFlags::DADDR)
     }
 
     /// The source is one of this node's addresses.
-    pub fn from_node(self) -> Self {
+    pub fn sent_by_node(self) -> Self {
         self.fib_local(FibFlags::SADDR)
     }
 

@@ -167,9 +167,9 @@ fn rule(step: &Step) -> RuleBody {
     match step {
         Step::MasqueradeUnlessFrom(cidr) => rule.not_from(*cidr).mark_for_masquerade(),
         Step::Masquerade => rule.mark_for_masquerade(),
-        Step::MasqueradeFromNode => rule.from_node().mark_for_masquerade(),
+        Step::MasqueradeFromNode => rule.sent_by_node().mark_for_masquerade(),
         Step::GotoIfFrom(cidr, chain) => rule.from(*cidr).goto(chain),
-        Step::GotoIfFromNode(chain) => rule.from_node().goto(chain),
+        Step::GotoIfFromNode(chain) => rule.sent_by_node().goto(chain),
         Step::Goto(chain) => rule.goto(chain),
         Step::Balance { endpoints, count } => rule.random_endpoint(endpoints, *count).dnat_to_value(),
         Step::GotoIfClient { clients, chain } => rule.client_in(clients).goto(chain),

@@ -1,5 +1,5 @@
 //! A node and its pods in network namespaces of their own: nothing here touches the machine's network.
-#![allow(clippy::unwrap_used, dead_code, unsafe_code)]
+#![allow(clippy::unwrap_used, clippy::print_stderr, dead_code, unsafe_code)]
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
@@ -89,6 +89,17 @@ impl Node {
         let state = tempfile::tempdir().unwrap();
         let net = Net::open(config(&netns, state.path(), cidr)).await.unwrap();
         Self { netns, net, state, cidr }
+    }
+
+    /// Whether frames on the bridge pass through the tables, too; nothing where `br_netfilter` is not loaded.
+    pub fn filter_bridged(&self, on: bool) {
+        let value = if on { "1" } else { "0" };
+        self.netns.run(move || {
+            let path = std::path::Path::new("/proc/sys/net/bridge/bridge-nf-call-iptables");
+            if path.exists() {
+                std::fs::write(path, value).unwrap();
+            }
+        });
     }
 
     /// What a restarted daemon does.
