@@ -72,7 +72,8 @@ pub(crate) async fn ensure(kernel: &Kernel, config: &NetConfig) -> Result<()> {
     if sets.contains(HAIRPIN) {
         batch = batch.remove_set(HAIRPIN);
     }
-    let pods: Vec<SetElement> = (0..config.pod_cidr.size())
+    // Without the bridge's own address: the node reaching itself needs no help.
+    let pods: Vec<SetElement> = (2..config.pod_cidr.size())
         .filter_map(|index| config.pod_cidr.nth(index))
         .map(|address| SetElement::concat([SetElement::ipv4(address), SetElement::ipv4(address)]))
         .collect();

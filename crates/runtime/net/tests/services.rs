@@ -196,6 +196,39 @@ async fn udp_clients_move_when_their_endpoint_goes() {
     assert_eq!(ask(), "two");
 }
 
+#[tokio::test]
+async fn a_service_on_the_node_itself_answers_pods_and_the_node() {
+    if !privileged() {
+        return;
+    }
+    for bridged in [true, false] {
+        let node = Node::new().await;
+        node.filter_bridged(bridged);
+        let client = node.pod().await;
+        let gateway = node.net.bridge_gateway();
+        let socket = node.netns.run(move || UdpSocket::bind((gateway, 53)).unwrap());
+        std::thread::spawn(move || {
+            let mut buffer = [0; 64];
+            while let Ok((count, from)) = socket.recv_from(&mut buffer) {
+                let _ = socket.send_to(&buffer[..count], from);
+            }
+        });
+        let dns = service("dns", json!({"clusterIP": VIP, "ports": [{"port": 53, "protocol": "UDP"}]}));
+        let mut proxy = Proxy::open(node.net.clone(), "node").await.unwrap();
+        proxy.sync(&[dns], &[slice("dns", 53, "UDP", &[gateway])]).await.unwrap();
+        for from in [&client.netns, &node.netns] {
+            let answer = from.run(|| {
+                let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+                socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+                socket.send_to(b"?", (VIP, 53)).unwrap();
+                let mut buffer = [0; 64];
+                socket.recv_from(&mut buffer).map(|(_, from)| from.ip())
+            });
+            assert_eq!(answer.unwrap(), VIP);
+        }
+    }
+}
+
 /// Prints what a large cluster costs; run it with `--run-ignored all --no-capture`.
 #[tokio::test]
 #[ignore = "a measurement"]
