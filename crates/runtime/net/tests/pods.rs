@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use dhow_cri::PodNetwork;
 use dhow_cri::runtime::PortMapping;
-use support::{Client, Netns, Node, greeting, privileged};
+use support::{Client, Netns, Node, connect_outside, greeting, privileged};
 
 fn mapping(protocol: &str, host_port: u16, container_port: u16) -> PortMapping {
     PortMapping { protocol: protocol.to_owned(), container_port, host_port, host_ip: None }
@@ -119,9 +119,8 @@ async fn egress_is_masqueraded_and_pod_traffic_is_not() {
     }
     let node = Node::new().await;
     let outside = Netns::new();
-    // The world: a link from the node to a machine that knows no route to pods.
-    let (node_fd, outside_fd) = (node.netns.try_clone(), outside.try_clone());
-    connect_outside(&node.netns, node_fd, &outside, outside_fd);
+    // The world: a machine that knows no route to pods.
+    connect_outside(&node.netns, &outside);
     let listener = outside.run(|| std::net::TcpListener::bind("192.0.2.2:80").unwrap());
     let seen = std::thread::spawn(move || listener.accept().unwrap().1.ip());
     let pod = node.pod().await;
@@ -135,8 +134,7 @@ async fn pods_of_two_nodes_reach_each_other_with_their_own_addresses() {
         return;
     }
     let (left, right) = (Node::new().await, Node::with_pods_in("10.42.1.0/24").await);
-    let (left_fd, right_fd) = (left.netns.try_clone(), right.netns.try_clone());
-    connect_outside(&left.netns, left_fd, &right.netns, right_fd);
+    connect_outside(&left.netns, &right.netns);
     let to = |cidr: &str, gateway| std::collections::BTreeMap::from([(cidr.parse().unwrap(), gateway)]);
     let (left_ip, right_ip) = (Ipv4Addr::new(192, 0, 2, 1), Ipv4Addr::new(192, 0, 2, 2));
     assert_eq!(left.net.set_node_routes(&to("10.42.1.0/24", right_ip)).await.unwrap(), 0);
@@ -148,22 +146,6 @@ async fn pods_of_two_nodes_reach_each_other_with_their_own_addresses() {
     assert_eq!(greeting(&a.netns, (b.ip, 8080)).unwrap(), ("b".to_owned(), a.ip));
     left.net.purge().await.unwrap();
     assert!(!left.netns.command("ip", &["route"]).contains("10.42"));
-}
-
-fn connect_outside(node: &Netns, _node_fd: std::os::fd::OwnedFd, outside: &Netns, outside_fd: std::os::fd::OwnedFd) {
-    use std::os::fd::AsRawFd;
-    let path = format!("/proc/{}/fd/{}", std::process::id(), outside_fd.as_raw_fd());
-    node.run(move || {
-        let status = std::process::Command::new("ip")
-            .args(["link", "add", "up0", "type", "veth", "peer", "name", "up1", "netns", &path])
-            .status()
-            .unwrap();
-        assert!(status.success());
-    });
-    node.command("ip", &["addr", "add", "192.0.2.1/24", "dev", "up0"]);
-    node.command("ip", &["link", "set", "up0", "up"]);
-    outside.command("ip", &["addr", "add", "192.0.2.2/24", "dev", "up1"]);
-    outside.command("ip", &["link", "set", "up1", "up"]);
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use dhow_net::proxy::Proxy;
 use serde_json::json;
-use support::{Client, Node, greeting, privileged, service, slice};
+use support::{Client, Netns, Node, connect_outside, greeting, privileged, service, slice};
 
 const VIP: Ipv4Addr = Ipv4Addr::new(10, 43, 0, 80);
 
@@ -194,6 +194,28 @@ async fn udp_clients_move_when_their_endpoint_goes() {
     assert_eq!(ask(), "one");
     proxy.sync(&[dns], &[slice("dns", 5353, "UDP", &[two.ip])]).await.unwrap();
     assert_eq!(ask(), "two");
+}
+
+#[tokio::test]
+async fn outside_clients_keep_their_address_under_local_policy() {
+    if !privileged() {
+        return;
+    }
+    let node = Node::new().await;
+    let outside = Netns::new();
+    connect_outside(&node.netns, &outside);
+    let server = node.pod().await;
+    server.serve(8080, "server");
+    let (node_ip, client_ip) = (Ipv4Addr::new(192, 0, 2, 1), Ipv4Addr::new(192, 0, 2, 2));
+    let mut proxy = Proxy::open(node.net.clone(), "node").await.unwrap();
+    for (policy, seen) in [("Cluster", node.net.bridge_gateway()), ("Local", client_ip)] {
+        let spec = json!({
+            "type": "NodePort", "clusterIP": VIP, "externalTrafficPolicy": policy,
+            "ports": [{"port": 80, "nodePort": 30080}],
+        });
+        proxy.sync(&[service("web", spec)], &[slice("web", 8080, "TCP", &[server.ip])]).await.unwrap();
+        assert_eq!(greeting(&outside, (node_ip, 30080)).unwrap(), ("server".to_owned(), seen), "{policy}");
+    }
 }
 
 #[tokio::test]

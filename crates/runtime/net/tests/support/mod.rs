@@ -236,3 +236,20 @@ pub fn slice(service: &str, port: u16, protocol: &str, ips: &[Ipv4Addr]) -> Arc<
     });
     Arc::new(serde_json::from_value(object).unwrap())
 }
+
+/// A link between two machines: 192.0.2.1 on the `node`, 192.0.2.2 on the other.
+pub fn connect_outside(node: &Netns, outside: &Netns) {
+    use std::os::fd::AsRawFd;
+    let path = format!("/proc/{}/fd/{}", std::process::id(), outside.fd().as_raw_fd());
+    node.run(move || {
+        let status = Command::new("ip")
+            .args(["link", "add", "up0", "type", "veth", "peer", "name", "up1", "netns", &path])
+            .status()
+            .unwrap();
+        assert!(status.success());
+    });
+    node.command("ip", &["addr", "add", "192.0.2.1/24", "dev", "up0"]);
+    node.command("ip", &["link", "set", "up0", "up"]);
+    outside.command("ip", &["addr", "add", "192.0.2.2/24", "dev", "up1"]);
+    outside.command("ip", &["link", "set", "up1", "up"]);
+}
