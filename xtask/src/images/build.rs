@@ -168,7 +168,9 @@ impl Builder {
         let upper = home.join("package");
         fs::create_dir_all(&upper)?;
         self.install(home, &upper, &[base], &["busybox-static"], "")?;
-        for path in ["bin", "dev", "etc", "home", "proc", "root", "sys", "usr/bin", "usr/sbin", "sbin", "var/tmp", "tmp"] {
+        for path in
+            ["bin", "dev", "etc", "home", "proc", "root", "sys", "usr/bin", "usr/sbin", "sbin", "var/tmp", "tmp"]
+        {
             fs::create_dir_all(dir.join(path))?;
         }
         fs::set_permissions(dir.join("root"), fs::Permissions::from_mode(0o700))?;
@@ -207,7 +209,9 @@ fn put_files(dir: &Path, layer: &Layer) -> Result<()> {
 /// The package sources this machine itself uses for Debian; third-party ones do not belong in an image.
 fn machine_sources() -> Result<PathBuf> {
     let candidates = ["/etc/apt/sources.list.d/debian.sources", "/etc/apt/sources.list"];
-    let usable = |p: &&&str| fs::read_to_string(p).is_ok_and(|s| s.lines().any(|l| l.starts_with("deb") || l.starts_with("Types:")));
+    let usable = |p: &&&str| {
+        fs::read_to_string(p).is_ok_and(|s| s.lines().any(|l| l.starts_with("deb") || l.starts_with("Types:")))
+    };
     match candidates.iter().find(usable) {
         Some(path) => Ok(PathBuf::from(path)),
         None => bail!("no Debian package sources in {}", candidates.join(" or ")),
