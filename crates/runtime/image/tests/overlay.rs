@@ -26,7 +26,8 @@ async fn overlayfs_shows_what_the_image_means() {
     let lower: Vec<String> = layers.iter().map(|l| l.display().to_string()).collect();
     let mount = root.path().join("merged");
     std::fs::create_dir(&mount).unwrap();
-    let script = r#"mount -t overlay overlay -o "ro,lowerdir=$1" "$2" && cd "$2" && find . -type f | LC_ALL=C sort && cat f"#;
+    let script =
+        r#"mount -t overlay overlay -o "ro,lowerdir=$1" "$2" && cd "$2" && find . -type f | LC_ALL=C sort && cat f"#;
     let output = Command::new("unshare")
         .args(["--mount", "--propagation", "private", "sh", "-euc", script, "sh", &lower.join(":")])
         .arg(&mount)

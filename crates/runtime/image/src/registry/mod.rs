@@ -70,9 +70,8 @@ impl Registry {
             credential: Mutex::new(credential),
         };
         let bare = bare_host(host);
-        if plain_http_hosts.iter().any(|h| h == host || h == bare) {
-            registry.base = format!("http://{host}");
-        } else if is_loopback(bare) && !registry.speaks_tls().await {
+        let plain = plain_http_hosts.iter().any(|h| h == host || h == bare);
+        if plain || (is_loopback(bare) && !registry.speaks_tls().await) {
             registry.base = format!("http://{host}");
         }
         Ok(registry)

@@ -121,7 +121,7 @@ impl State {
         let whole = usize::MAX;
         let refuse = &self.behaviour.refuse_first;
         if refuse.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1)).is_ok() {
-            let status = if refuse.load(Ordering::SeqCst) % 2 == 0 { 503 } else { 429 };
+            let status = if refuse.load(Ordering::SeqCst).is_multiple_of(2) { 503 } else { 429 };
             return (status, vec![("retry-after", "0".into())], Vec::new(), whole);
         }
         if let Some(rest) = path.strip_prefix("/token?") {
