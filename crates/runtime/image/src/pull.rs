@@ -24,6 +24,8 @@ pub struct PullOptions {
     pub plain_http_hosts: Vec<String>,
     /// PEM certificates trusted besides the system's.
     pub extra_ca_pem: Vec<String>,
+    /// `http://[user:password@]host:port`. Default: what `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY` say.
+    pub proxy: Option<String>,
     /// Default: this machine's.
     pub platform: Option<Platform>,
 }
@@ -67,7 +69,14 @@ pub(crate) async fn pull(
     let name = Reference::parse(reference)?;
     let report: ProgressFn = progress.unwrap_or_else(|| Arc::new(|_| {}));
     let platform = options.platform.unwrap_or_else(Platform::host);
-    let registry = Registry::connect(&name, options.auth, &options.plain_http_hosts, &options.extra_ca_pem).await?;
+    let registry = Registry::connect(
+        &name,
+        options.auth,
+        &options.plain_http_hosts,
+        &options.extra_ca_pem,
+        options.proxy.as_deref(),
+    )
+    .await?;
     let content = &store.inner.content;
     let mut work = Pull { store, registry: &registry, content, pins: Vec::new() };
 

@@ -12,6 +12,7 @@ use common::registry::{Behaviour, Registry};
 use common::{Packing, TestImage, arch, tar_of};
 use dhow_image::{Auth, Error, ImageStore, Progress, PullOptions};
 use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// A layer that does not compress, so that there is something to transfer.
 fn bulky(marker: u64) -> TestImage {
@@ -188,9 +189,9 @@ async fn chooses_this_platform_and_names_the_others() {
     assert!(error.to_string().contains("linux/s390x"), "{error}");
 }
 
-#[tokio::test]
-async fn trusts_a_configured_authority_and_no_other() {
-    let key = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).unwrap();
+/// A TLS set-up for `name`, and the certificate to trust.
+fn certificate(name: &str) -> (Arc<rustls::ServerConfig>, String) {
+    let key = rcgen::generate_simple_self_signed(vec![name.to_owned()]).unwrap();
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let private = rustls::pki_types::PrivateKeyDer::try_from(key.signing_key.serialize_der()).unwrap();
     let tls = rustls::ServerConfig::builder_with_provider(provider)
@@ -199,16 +200,55 @@ async fn trusts_a_configured_authority_and_no_other() {
         .with_no_client_auth()
         .with_single_cert(vec![key.cert.der().clone()], private)
         .unwrap();
-    let registry = Registry::start(Behaviour::default(), Some(Arc::new(tls))).await;
+    (Arc::new(tls), key.cert.pem())
+}
+
+#[tokio::test]
+async fn trusts_a_configured_authority_and_no_other() {
+    let (tls, pem) = certificate("127.0.0.1");
+    let registry = Registry::start(Behaviour::default(), Some(tls)).await;
     let image = bulky(7);
     registry.add("v1", &image);
     let root = tempfile::tempdir().unwrap();
     let store = ImageStore::open(root.path()).unwrap();
     let name = format!("{}/team/app:v1", registry.address);
-    let options = PullOptions { extra_ca_pem: vec![key.cert.pem()], ..PullOptions::default() };
+    let options = PullOptions { extra_ca_pem: vec![pem], ..PullOptions::default() };
     assert_eq!(store.pull(&name, options, None).await.unwrap().id, image.id());
     store.remove(&name).unwrap();
-    assert!(store.pull(&name, PullOptions::default(), None).await.is_err());
+    let error = store.pull(&name, PullOptions::default(), None).await.unwrap_err();
+    assert!(matches!(error, Error::Tls(_)), "{error}");
+}
+
+#[tokio::test]
+async fn goes_through_a_proxy_with_its_password() {
+    let (tls, pem) = certificate("registry.test");
+    let registry = Registry::start(Behaviour::default(), Some(tls)).await;
+    let image = bulky(9);
+    registry.add("v1", &image);
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let proxy = listener.local_addr().unwrap();
+    let target = registry.address;
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    head.push(client.read_u8().await.unwrap());
+                }
+                let head = String::from_utf8(head).unwrap();
+                assert!(head.starts_with("CONNECT registry.test:443 "), "{head}");
+                assert!(head.contains("Basic dXNlcjpwYXNz"), "{head}");
+                client.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
+                let mut server = tokio::net::TcpStream::connect(target).await.unwrap();
+                let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
+            });
+        }
+    });
+    let root = tempfile::tempdir().unwrap();
+    let store = ImageStore::open(root.path()).unwrap();
+    let proxy = Some(format!("http://user:pass@{proxy}"));
+    let options = PullOptions { extra_ca_pem: vec![pem], proxy, ..PullOptions::default() };
+    assert_eq!(store.pull("registry.test/team/app:v1", options, None).await.unwrap().id, image.id());
 }
 
 #[tokio::test]

@@ -95,6 +95,7 @@ impl State {
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
             match stream.read_u8().await {
+                Ok(0x16) if head.is_empty() => return, // a TLS greeting on a plain port
                 Ok(byte) => head.push(byte),
                 Err(_) => return,
             }
