@@ -91,7 +91,24 @@ impl Builder {
         }
         let made = tarball::write(&dir, &blob).context("pack layer")?;
         fs::write(&facts, serde_json::to_vec(&made)?)?;
+        self.prune(layer.name, &home)?;
         Ok(Built { key, dir, blob, facts: made, name: layer.name })
+    }
+
+    /// Removes earlier builds of the same layer.
+    fn prune(&self, name: &str, keep: &Path) -> Result<()> {
+        for entry in fs::read_dir(&self.cache)? {
+            let path = entry?.path();
+            let file = path.file_name().and_then(|f| f.to_str()).unwrap_or_default();
+            let ours = file.strip_prefix(name).and_then(|f| f.strip_prefix('-'));
+            if path != keep
+                && path.is_dir()
+                && ours.is_some_and(|h| h.len() == 16 && h.bytes().all(|b| b.is_ascii_hexdigit()))
+            {
+                fs::remove_dir_all(&path).with_context(|| format!("remove {}", path.display()))?;
+            }
+        }
+        Ok(())
     }
 
     fn bootstrap(&self, dir: &Path) -> Result<()> {
