@@ -31,6 +31,8 @@ const SERVICES: &str = "services";
 
 /// Raise it when the rules below change.
 const LAYOUT_VERSION: u32 = 1;
+/// Just after destination NAT, at -100.
+const AFTER_DSTNAT: i32 = -90;
 const LAYOUT_PREFIX: &str = "layout_";
 
 /// The maps that others fill; they keep their elements when the layout changes.
@@ -49,11 +51,7 @@ pub(crate) fn filled_sets(kernel: &Kernel) -> Vec<Set> {
 pub(crate) async fn ensure(kernel: &Kernel, config: &NetConfig) -> Result<()> {
     let marker = layout_marker(config);
     let exists = kernel.table_exists().await?;
-    let (chains, sets) = if exists {
-        (kernel.chains().await?, kernel.sets().await?)
-    } else {
-        (Vec::new(), Vec::new())
-    };
+    let (chains, sets) = if exists { (kernel.chains().await?, kernel.sets().await?) } else { (Vec::new(), Vec::new()) };
     if chains.contains(&marker) {
         return Ok(());
     }
@@ -127,13 +125,23 @@ fn layout(config: &NetConfig) -> Vec<ChainLayout> {
             None,
             vec![
                 RuleBody::ipv4().vmap_destination(SERVICE_IPS),
-                RuleBody::ipv4().to_node().vmap_port(SERVICE_NODEPORTS),
+                RuleBody::ipv4().aimed_at_node().vmap_port(SERVICE_NODEPORTS),
                 RuleBody::ipv4().dnat_by_destination(HOST_IP_PORTS),
-                RuleBody::ipv4().to_node().dnat_by_port(HOST_PORTS),
+                RuleBody::ipv4().aimed_at_node().dnat_by_port(HOST_PORTS),
             ],
         ),
         ("nat_prerouting", Some(BaseChain::nat(NatHook::Prerouting, Priority::DstNat)), services()),
         ("nat_output", Some(BaseChain::nat(NatHook::Output, Priority::DstNat)), services()),
+        (
+            // What still is for a service after destination NAT has nowhere to go. Before routing, because
+            // routing it would first spend the sender's ICMP allowance on a redirect.
+            "filter_prerouting",
+            Some(BaseChain::filter(FilterHook::Prerouting, Priority::Custom(AFTER_DSTNAT))),
+            vec![
+                RuleBody::ipv4().destination_in(NO_ENDPOINTS).reject(),
+                RuleBody::ipv4().to(config.service_cidr).reject(),
+            ],
+        ),
         (
             "nat_postrouting",
             Some(BaseChain::nat(NatHook::Postrouting, Priority::SrcNat)),
@@ -142,22 +150,13 @@ fn layout(config: &NetConfig) -> Vec<ChainLayout> {
                 // A pod that reached itself through a service must see the reply come through it, too.
                 RuleBody::ipv4().pair_in(HAIRPIN).masquerade(),
                 RuleBody::ipv4().out_to(bridge).from(loopback).masquerade(),
-                RuleBody::ipv4()
-                    .from(config.pod_cidr)
-                    .not_to(config.cluster_cidr)
-                    .not_out_to(bridge)
-                    .masquerade(),
+                RuleBody::ipv4().from(config.pod_cidr).not_to(config.cluster_cidr).not_out_to(bridge).masquerade(),
             ],
         ),
         (
             "filter_forward",
             Some(BaseChain::filter(FilterHook::Forward, Priority::Filter)),
-            vec![
-                RuleBody::ipv4().destination_in(NO_ENDPOINTS).reject(),
-                RuleBody::ipv4().to(config.service_cidr).reject(),
-                RuleBody::any().in_from(bridge).accept(),
-                RuleBody::any().out_to(bridge).accept(),
-            ],
+            vec![RuleBody::any().in_from(bridge).accept(), RuleBody::any().out_to(bridge).accept()],
         ),
         (
             "filter_output",

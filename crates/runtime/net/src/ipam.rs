@@ -43,13 +43,8 @@ impl Ipam {
             move |source| Error::File { context, path, source }
         };
         std::fs::create_dir_all(dir).map_err(file("create", dir))?;
-        let mut ipam = Self {
-            dir: dir.to_owned(),
-            cidr,
-            by_sandbox: BTreeMap::new(),
-            by_address: HashMap::new(),
-            cursor: 2,
-        };
+        let mut ipam =
+            Self { dir: dir.to_owned(), cidr, by_sandbox: BTreeMap::new(), by_address: HashMap::new(), cursor: 2 };
         for entry in std::fs::read_dir(dir).map_err(file("list", dir))? {
             let path = entry.map_err(file("list", dir))?.path();
             let sandbox = path.file_name().and_then(|n| n.to_str()).and_then(|n| n.strip_suffix(".json"));
@@ -83,9 +78,10 @@ impl Ipam {
             return Err(Error::InvalidSandboxId(sandbox.to_owned()));
         }
         for wanted in &host_ports {
-            let holder = self.by_sandbox.iter().find(|(id, lease)| {
-                *id != sandbox && lease.host_ports.iter().any(|held| held.overlaps(wanted))
-            });
+            let holder = self
+                .by_sandbox
+                .iter()
+                .find(|(id, lease)| *id != sandbox && lease.host_ports.iter().any(|held| held.overlaps(wanted)));
             if let Some((owner, _)) = holder {
                 let (port, protocol) = (wanted.host_port, wanted.protocol.name());
                 return Err(Error::HostPortInUse { port, protocol, owner: owner.clone() });

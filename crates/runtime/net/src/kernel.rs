@@ -2,11 +2,12 @@
 //!
 //! Everything the crate does to the kernel goes through here, so the netlink library can be replaced.
 
-use std::net::Ipv4Addr;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use nlink::netlink::link::{BridgeLink, LinkCreateExt, VethLink};
+use nlink::netlink::link::{BridgeLink, BridgePortConfig, LinkCreateExt, VethLink};
 use nlink::netlink::netfilter::{ConntrackFilter, IpProtocol};
 use nlink::netlink::nftables::{Chain, Family, Rule, Set, SetElement, Transaction};
 use nlink::netlink::types::route::RouteScope;
@@ -24,6 +25,8 @@ pub const VETH_PREFIX: &str = "dhow-";
 const SEND_BUFFER: libc::c_int = 64 << 20;
 /// Elements of one message: their nest must stay under 64 KiB.
 const ELEMENTS_PER_MESSAGE: usize = 400;
+/// `RT_TABLE_MAIN`
+const MAIN_TABLE: u32 = 254;
 const LOOPBACK_INDEX: u32 = 1;
 
 /// Connections into the namespace that plays the host. One per [`crate::Net`].
@@ -85,9 +88,8 @@ impl Kernel {
             self.route.add_link(bridge).await.doing(|| format!("create bridge {name}"))?;
         }
         let index = self.link_index(name).await?.ok_or_else(|| Error::NoInterface(name.to_owned()))?;
-        let addresses =
-            self.route.get_addresses_by_index(index).await.doing(|| format!("list addresses of {name}"))?;
-        let wanted = std::net::IpAddr::V4(address);
+        let addresses = self.route.get_addresses_by_index(index).await.doing(|| format!("list addresses of {name}"))?;
+        let wanted = IpAddr::V4(address);
         if !addresses.iter().any(|a| a.primary_address() == Some(&wanted) && a.prefix_len() == prefix) {
             let config = Ipv4Address::with_index(index, address, prefix);
             self.route.replace_address(config).await.doing(|| format!("give {address}/{prefix} to {name}"))?;
@@ -98,10 +100,8 @@ impl Kernel {
 
     /// Routes `cidr` into the link, from `source`.
     pub async fn ensure_link_route(&self, cidr: Cidr, index: u32, source: Ipv4Addr) -> Result<()> {
-        let route = Ipv4Route::new(cidr.network(), cidr.prefix())
-            .dev_index(index)
-            .scope(RouteScope::Link)
-            .prefsrc(source);
+        let route =
+            Ipv4Route::new(cidr.network(), cidr.prefix()).dev_index(index).scope(RouteScope::Link).prefsrc(source);
         self.route.replace_route(route).await.doing(|| format!("route {cidr}"))
     }
 
@@ -111,25 +111,42 @@ impl Kernel {
         self.route.replace_route(route).await.doing(|| format!("route {cidr} via {gateway}"))
     }
 
-    pub async fn remove_route(&self, cidr: Cidr) -> Result<bool> {
-        let removed = self.route.del_route_v4_if_exists(cidr.network(), cidr.prefix()).await;
-        removed.doing(|| format!("remove route to {cidr}"))
+    /// Routes through a gateway to somewhere inside `cidr`.
+    pub async fn gateway_routes_inside(&self, cidr: Cidr) -> Result<BTreeMap<Cidr, Ipv4Addr>> {
+        let routes = self.route.get_routes_for_table(MAIN_TABLE).await.doing(|| "list routes".to_owned())?;
+        let ours = routes.iter().filter_map(|route| match (route.destination(), route.gateway()) {
+            (Some(IpAddr::V4(destination)), Some(IpAddr::V4(gateway))) if cidr.contains(*destination) => {
+                Some((Cidr::new(*destination, route.dst_len())?, *gateway))
+            }
+            _ => None,
+        });
+        Ok(ours.collect())
+    }
+
+    pub async fn remove_gateway_route(&self, cidr: Cidr, gateway: Ipv4Addr) -> Result<bool> {
+        let route = Ipv4Route::new(cidr.network(), cidr.prefix()).gateway(gateway);
+        self.route.del_route_if_exists(route).await.doing(|| format!("remove route to {cidr} via {gateway}"))
     }
 
     pub async fn remove_link(&self, name: &str) -> Result<bool> {
         self.route.del_link_if_exists(name).await.doing(|| format!("remove link {name}"))
     }
 
-    /// Names of all links that start with `prefix`.
-    pub async fn links_with_prefix(&self, prefix: &str) -> Result<Vec<String>> {
+    /// The pods' links on the bridge.
+    pub async fn pod_links(&self, bridge: u32) -> Result<Vec<String>> {
         let links = self.route.get_links().await.doing(|| "list links".to_owned())?;
-        Ok(links.iter().filter_map(|l| l.name()).filter(|n| n.starts_with(prefix)).map(str::to_owned).collect())
+        let ours = links.iter().filter(|link| link.master() == Some(bridge)).filter_map(|link| link.name());
+        Ok(ours.filter(|name| name.starts_with(VETH_PREFIX)).map(str::to_owned).collect())
     }
 
     /// A veth pair: `name` on our side as a port of the bridge, `eth0` in the pod's namespace.
     pub async fn add_pod_link(&self, name: &str, bridge: u32, mtu: u32, pod: BorrowedFd<'_>) -> Result<()> {
         let link = VethLink::new(name, "eth0").mtu(mtu).peer_netns_fd(pod).master(InterfaceRef::Index(bridge)).up();
-        self.route.add_link(link).await.doing(|| format!("create link {name}"))
+        self.route.add_link(link).await.doing(|| format!("create link {name}"))?;
+        // Where br_netfilter is loaded, a pod that reaches itself through a service never leaves the bridge:
+        // the frame has to go back out of the port it came from.
+        let port = BridgePortConfig::new().hairpin(true);
+        self.route.set_bridge_port(name, port).await.doing(|| format!("set hairpin mode on {name}"))
     }
 
     // -- nftables -------------------------------------------------------------------------------------
@@ -281,9 +298,7 @@ impl Batch<'_> {
     }
 
     pub fn add_rule(self, chain: &str, body: RuleBody) -> Self {
-        self.map(|t, table| {
-            t.add_rule(Rule::new(table, chain).family(Family::Inet).expressions(body.into_exprs()))
-        })
+        self.map(|t, table| t.add_rule(Rule::new(table, chain).family(Family::Inet).expressions(body.into_exprs())))
     }
 
     pub fn add_set(self, set: &Set) -> Self {

@@ -19,6 +19,7 @@ mod error;
 mod ipam;
 mod kernel;
 mod net;
+pub mod node_routes;
 mod pod;
 pub mod proxy;
 mod rules;

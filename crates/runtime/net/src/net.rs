@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::config::NetConfig;
 use crate::ipam::Ipam;
-use crate::kernel::{Kernel, VETH_PREFIX};
+use crate::kernel::Kernel;
 use crate::{Error, Result, base_table};
 
 /// The node's network. Dropping it changes nothing in the kernel: pods keep their connections.
@@ -30,8 +30,7 @@ impl Net {
             remember_forwarding(&config)?;
         }
         let gateway = config.gateway();
-        let bridge_index =
-            kernel.ensure_bridge(&config.bridge, gateway, config.pod_cidr.prefix(), config.mtu).await?;
+        let bridge_index = kernel.ensure_bridge(&config.bridge, gateway, config.pod_cidr.prefix(), config.mtu).await?;
         // NodePorts and host ports on 127.0.0.1; the table's guard chain keeps pods out of it.
         kernel.sysctl(&format!("ipv4/conf/{}/route_localnet", config.bridge), "1").await?;
         kernel.sysctl(&format!("ipv4/conf/{}/send_redirects", config.bridge), "0").await?;
@@ -63,9 +62,10 @@ impl Net {
     pub async fn purge(&self) -> Result<()> {
         let _pods = self.pods.lock().await;
         self.kernel.remove_table().await?;
-        for link in self.kernel.links_with_prefix(VETH_PREFIX).await? {
+        for link in self.kernel.pod_links(self.bridge_index).await? {
             self.kernel.remove_link(&link).await?;
         }
+        self.set_node_routes(&std::collections::BTreeMap::new()).await?;
         // Its addresses and routes go with it.
         self.kernel.remove_link(&self.config.bridge).await?;
         if forwarding_marker(&self.config).exists() {

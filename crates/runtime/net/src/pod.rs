@@ -46,7 +46,7 @@ impl PodNetwork for Net {
             self.disconnect(&id).await?;
         }
         let known: BTreeSet<String> = live.iter().map(|id| link_name(id)).collect();
-        for link in self.kernel.links_with_prefix(VETH_PREFIX).await.map_err(dhow_cri::Error::from)? {
+        for link in self.kernel.pod_links(self.bridge_index).await.map_err(dhow_cri::Error::from)? {
             if !known.contains(&link) {
                 self.kernel.remove_link(&link).await.map_err(dhow_cri::Error::from)?;
             }
@@ -100,8 +100,7 @@ impl Net {
         let mut batch = self.kernel.batch();
         for (set, wanted) in [(HOST_PORTS, by_port), (HOST_IP_PORTS, by_address)] {
             let held = self.kernel.elements(set).await?;
-            let stale: Vec<SetElement> =
-                held.iter().filter(|h| !wanted.iter().any(|w| same(w, h))).cloned().collect();
+            let stale: Vec<SetElement> = held.iter().filter(|h| !wanted.iter().any(|w| same(w, h))).cloned().collect();
             batch = self.change(batch, set, &held, &wanted, &stale);
         }
         batch.commit().await

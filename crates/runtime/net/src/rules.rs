@@ -82,9 +82,11 @@ impl RuleBody {
 
     /// Goes on for IPv4 only.
     pub fn ipv4() -> Self {
-        Self::any()
-            .push(Expr::Meta { dreg: word(0), key: MetaKey::NfProto })
-            .push(Expr::Cmp { sreg: word(0), op: CmpOp::Eq, data: vec![2] })
+        Self::any().push(Expr::Meta { dreg: word(0), key: MetaKey::NfProto }).push(Expr::Cmp {
+            sreg: word(0),
+            op: CmpOp::Eq,
+            data: vec![2],
+        })
     }
 
     pub fn into_exprs(self) -> Vec<Expr> {
@@ -148,12 +150,12 @@ impl RuleBody {
     }
 
     /// The destination is one of this node's addresses.
-    pub fn to_node(self) -> Self {
+    pub fn aimed_at_node(self) -> Self {
         self.fib_local(FibFlags::DADDR)
     }
 
     /// The source is one of this node's addresses.
-    pub fn from_node(self) -> Self {
+    pub fn sent_by_node(self) -> Self {
         self.fib_local(FibFlags::SADDR)
     }
 
@@ -183,9 +185,7 @@ impl RuleBody {
 
     /// `ip daddr . meta l4proto . th dport vmap @map`
     pub fn vmap_destination(self, map: &str) -> Self {
-        self.load_destination(0)
-            .load_protocol_port(1)
-            .push(LookupExpr::new(map, word(0)).dreg(Register::Verdict))
+        self.load_destination(0).load_protocol_port(1).push(LookupExpr::new(map, word(0)).dreg(Register::Verdict))
     }
 
     /// `meta l4proto . th dport vmap @map`
@@ -213,21 +213,35 @@ impl RuleBody {
         self.load_protocol_port(0).lookup_value(map).dnat_to_value()
     }
 
-    /// Loads the endpoint `map` holds for this client and goes on if there is one.
-    pub fn sticky_endpoint(self, map: &str) -> Self {
-        self.load_source(0).lookup_value(map)
-    }
-
     /// Loads one of the `count` endpoints in `map` at random.
     pub fn random_endpoint(self, map: &str, count: u32) -> Self {
-        self.push(Expr::Numgen { dreg: word(0), kind: NumgenKind::Random, modulus: count, offset: 0 }).lookup_value(map)
+        self.random(count).lookup_value(map)
     }
 
-    /// Remembers the loaded endpoint for this client.
-    pub fn remember_endpoint(self, map: &str, timeout: Duration) -> Self {
-        self.load_source(0).push(
-            DynsetExpr::new(DynsetOp::Update, map, word(0)).sreg_data(word(VALUE_WORD)).timeout(timeout),
-        )
+    /// Goes where one of the `count` verdicts in `map` says, at random.
+    pub fn random_verdict(self, map: &str, count: u32) -> Self {
+        self.random(count).push(LookupExpr::new(map, word(0)).dreg(Register::Verdict))
+    }
+
+    fn random(self, count: u32) -> Self {
+        self.push(Expr::Numgen { dreg: word(0), kind: NumgenKind::Random, modulus: count, offset: 0 })
+    }
+
+    /// `ip saddr @clients`
+    pub fn client_in(self, clients: &str) -> Self {
+        self.load_source(0).push(LookupExpr::new(clients, word(0)))
+    }
+
+    /// `update @clients { ip saddr timeout … }`
+    pub fn remember_client(self, clients: &str, timeout: Duration) -> Self {
+        self.load_source(0).push(DynsetExpr::new(DynsetOp::Update, clients, word(0)).timeout(timeout))
+    }
+
+    /// `dnat ip to <endpoint>`
+    pub fn dnat_to(self, endpoint: SocketAddrV4) -> Self {
+        self.push(Expr::Immediate { dreg: word(VALUE_WORD), data: endpoint.ip().octets().to_vec() })
+            .push(Expr::Immediate { dreg: word(VALUE_WORD + 1), data: endpoint.port().to_be_bytes().to_vec() })
+            .dnat_to_value()
     }
 
     fn lookup_value(self, map: &str) -> Self {
@@ -330,11 +344,7 @@ pub(crate) fn endpoint_type() -> SetDataType {
 }
 
 pub(crate) fn destination_key((address, protocol, port): Destination) -> SetElement {
-    SetElement::concat([
-        SetElement::ipv4(address),
-        SetElement::inet_proto(protocol.number()),
-        SetElement::port(port),
-    ])
+    SetElement::concat([SetElement::ipv4(address), SetElement::inet_proto(protocol.number()), SetElement::port(port)])
 }
 
 pub(crate) fn port_key(protocol: Protocol, port: u16) -> SetElement {
@@ -360,11 +370,4 @@ pub(crate) fn read_port(key: &[u8]) -> Option<(Protocol, u16)> {
         }
         _ => None,
     }
-}
-
-/// What [`endpoint_value`] wrote.
-pub(crate) fn read_endpoint(value: &[u8]) -> Option<SocketAddrV4> {
-    let (address, rest) = value.split_first_chunk::<4>()?;
-    let port = rest.first_chunk::<2>()?;
-    Some(SocketAddrV4::new(Ipv4Addr::from(*address), u16::from_be_bytes(*port)))
 }

@@ -105,9 +105,9 @@ async fn pods_cannot_reach_the_nodes_loopback() {
     pod.netns.command("ip", &["link", "set", "lo", "down"]);
     pod.netns.command("ip", &["route", "add", "127.0.0.0/8", "via", "10.42.0.1", "dev", "eth0", "onlink"]);
     pod.netns.run(|| std::fs::write("/proc/sys/net/ipv4/conf/eth0/route_localnet", "1").unwrap());
-    let reached = pod.netns.run(|| {
-        std::net::TcpStream::connect_timeout(&"127.0.0.1:9000".parse().unwrap(), Duration::from_millis(300))
-    });
+    let reached = pod
+        .netns
+        .run(|| std::net::TcpStream::connect_timeout(&"127.0.0.1:9000".parse().unwrap(), Duration::from_millis(300)));
     assert!(reached.is_err());
     drop(listener);
 }
@@ -127,6 +127,27 @@ async fn egress_is_masqueraded_and_pod_traffic_is_not() {
     let pod = node.pod().await;
     let _client = Client::connect(&pod.netns, (Ipv4Addr::new(192, 0, 2, 2), 80)).unwrap();
     assert_eq!(seen.join().unwrap(), Ipv4Addr::new(192, 0, 2, 1));
+}
+
+#[tokio::test]
+async fn pods_of_two_nodes_reach_each_other_with_their_own_addresses() {
+    if !privileged() {
+        return;
+    }
+    let (left, right) = (Node::new().await, Node::with_pods_in("10.42.1.0/24").await);
+    let (left_fd, right_fd) = (left.netns.try_clone(), right.netns.try_clone());
+    connect_outside(&left.netns, left_fd, &right.netns, right_fd);
+    let to = |cidr: &str, gateway| std::collections::BTreeMap::from([(cidr.parse().unwrap(), gateway)]);
+    let (left_ip, right_ip) = (Ipv4Addr::new(192, 0, 2, 1), Ipv4Addr::new(192, 0, 2, 2));
+    assert_eq!(left.net.set_node_routes(&to("10.42.1.0/24", right_ip)).await.unwrap(), 0);
+    assert_eq!(right.net.set_node_routes(&to("10.42.0.0/24", left_ip)).await.unwrap(), 0);
+    assert_eq!(left.net.set_node_routes(&to("10.42.2.0/24", Ipv4Addr::new(198, 51, 100, 1))).await.unwrap(), 1);
+    assert_eq!(left.net.set_node_routes(&to("10.42.1.0/24", right_ip)).await.unwrap(), 0);
+    let (a, b) = (left.pod().await, right.pod().await);
+    b.serve(8080, "b");
+    assert_eq!(greeting(&a.netns, (b.ip, 8080)).unwrap(), ("b".to_owned(), a.ip));
+    left.net.purge().await.unwrap();
+    assert!(!left.netns.command("ip", &["route"]).contains("10.42"));
 }
 
 fn connect_outside(node: &Netns, _node_fd: std::os::fd::OwnedFd, outside: &Netns, outside_fd: std::os::fd::OwnedFd) {

@@ -1,5 +1,5 @@
 //! Services on one node: cluster addresses, node ports, hairpin, updates and restarts, on real packets.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 mod support;
 
@@ -17,14 +17,21 @@ async fn cluster_address_from_pods_the_node_and_the_endpoint_itself() {
     if !privileged() {
         return;
     }
-    let node = Node::new().await;
+    for bridged in [true, false] {
+        let node = Node::new().await;
+        node.filter_bridged(bridged);
+        check_cluster_address(&node).await;
+    }
+}
+
+async fn check_cluster_address(node: &Node) {
     let (client, server) = (node.pod().await, node.pod().await);
     server.serve(8080, "server");
     let web = service("web", json!({"clusterIP": VIP, "ports": [{"port": 80}]}));
     let mut proxy = Proxy::open(node.net.clone(), "node").await.unwrap();
     let error = greeting(&client.netns, (VIP, 80)).unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused, "an unknown service address is refused");
-    proxy.sync(&[web.clone()], &[slice("web", 8080, "TCP", &[server.ip])]).await.unwrap();
+    proxy.sync(std::slice::from_ref(&web), &[slice("web", 8080, "TCP", &[server.ip])]).await.unwrap();
     assert_eq!(greeting(&client.netns, (VIP, 80)).unwrap(), ("server".to_owned(), client.ip));
     assert_eq!(greeting(&node.netns, (VIP, 80)).unwrap().0, "server");
     assert_eq!(greeting(&server.netns, (VIP, 80)).unwrap().0, "server", "hairpin");
@@ -46,7 +53,8 @@ async fn node_port_from_the_node_pods_and_loopback() {
     let node = Node::new().await;
     let (client, server) = (node.pod().await, node.pod().await);
     server.serve(8080, "server");
-    for policy in ["Cluster", "Local"] {
+    for (policy, bridged) in [("Cluster", true), ("Local", true), ("Cluster", false), ("Local", false)] {
+        node.filter_bridged(bridged);
         let web = service(
             "web",
             json!({
@@ -85,9 +93,8 @@ async fn balances_over_endpoints_and_sticks_with_affinity() {
     proxy.sync(&[service("web", json!({"clusterIP": VIP, "ports": [{"port": 80}]}))], &slices).await.unwrap();
     // One in 2^39 runs would see only one of them.
     assert_eq!(names(40), ["one", "two"]);
-    let sticky =
-        service("web", json!({"clusterIP": VIP, "ports": [{"port": 80}], "sessionAffinity": "ClientIP"}));
-    proxy.sync(&[sticky.clone()], &slices).await.unwrap();
+    let sticky = service("web", json!({"clusterIP": VIP, "ports": [{"port": 80}], "sessionAffinity": "ClientIP"}));
+    proxy.sync(std::slice::from_ref(&sticky), &slices).await.unwrap();
     let chosen = names(20);
     assert_eq!(chosen.len(), 1, "{chosen:?}");
     // When its endpoint goes, the client is not stuck to it.
@@ -170,7 +177,7 @@ async fn udp_clients_move_when_their_endpoint_goes() {
     two.serve_udp(5353, "two");
     let dns = service("dns", json!({"clusterIP": VIP, "ports": [{"port": 53, "protocol": "UDP"}]}));
     let mut proxy = Proxy::open(node.net.clone(), "node").await.unwrap();
-    proxy.sync(&[dns.clone()], &[slice("dns", 5353, "UDP", &[one.ip])]).await.unwrap();
+    proxy.sync(std::slice::from_ref(&dns), &[slice("dns", 5353, "UDP", &[one.ip])]).await.unwrap();
     // One socket, so the flow is the same all the time.
     let socket = client.netns.run(|| {
         let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
@@ -187,4 +194,37 @@ async fn udp_clients_move_when_their_endpoint_goes() {
     assert_eq!(ask(), "one");
     proxy.sync(&[dns], &[slice("dns", 5353, "UDP", &[two.ip])]).await.unwrap();
     assert_eq!(ask(), "two");
+}
+
+/// Prints what a large cluster costs; run it with `--run-ignored all --no-capture`.
+#[tokio::test]
+#[ignore = "a measurement"]
+async fn measure_two_thousand_services() {
+    if !privileged() {
+        return;
+    }
+    let node = Node::new().await;
+    let ip = |a: u8, index: u16| Ipv4Addr::new(10, a, (index >> 8) as u8, index as u8);
+    let services: Vec<_> = (1..=2000)
+        .map(|i| service(&format!("s{i}"), json!({"clusterIP": ip(43, i), "ports": [{"port": 80}]})))
+        .collect();
+    let mut slices: Vec<_> = (1..=2000)
+        .map(|i| slice(&format!("s{i}"), 8080, "TCP", &[ip(42, i), ip(42, i + 3000), ip(42, i + 6000)]))
+        .collect();
+    let mut proxy = Proxy::open(node.net.clone(), "node").await.unwrap();
+    let mut timed = async |what: &str, slices: &[_]| {
+        let start = Instant::now();
+        let operations = proxy.sync(&services, slices).await.unwrap();
+        eprintln!("{what}: {operations} operations in {:?}", start.elapsed());
+    };
+    timed("all 2000", &slices).await;
+    slices[7] = slice("s8", 8080, "TCP", &[ip(42, 9)]);
+    timed("one changed", &slices).await;
+    timed("none changed", &slices).await;
+    let start = Instant::now();
+    let _restarted = Proxy::open(node.net.clone(), "node").await.unwrap();
+    eprintln!("read after a restart: {:?}", start.elapsed());
+    let start = Instant::now();
+    let _pod = node.pod().await;
+    eprintln!("namespace and pod attach: {:?}", start.elapsed());
 }

@@ -6,16 +6,19 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use nlink::netlink::nftables::{Chain, Set, SetElement, SetElementData, SetKeyType, Verdict};
+use nlink::netlink::nftables::{Chain, SetElement, SetKeyType, Verdict};
 
-use super::names::{EXTERNAL, PICK, SERVICE};
+use super::names::{CLIENTS, ENDPOINTS, EXTERNAL, PICK, SERVICE, STICKIES, STICKY};
 use super::plan::{PlanContext, Step, Tables, plan};
 use super::state::{Changes, State};
 use crate::base_table::{NO_ENDPOINTS, SERVICE_IPS, SERVICE_NODEPORTS, filled_sets};
 use crate::error::KernelContext;
 use crate::kernel::{Batch, Kernel};
-use crate::rules::{RuleBody, chain_name, destination_key, endpoint_type, endpoint_value, port_key, read_endpoint};
+use crate::rules::{RuleBody, chain_name, destination_key, endpoint_type, endpoint_value, port_key};
 use crate::{Net, Result};
+
+/// Clients one endpoint remembers; a client beyond that is balanced anew each time.
+const MAX_CLIENTS: u32 = 65_536;
 
 type UdpEndpoints = BTreeMap<(Option<Ipv4Addr>, u16), BTreeSet<Ipv4Addr>>;
 
@@ -54,38 +57,9 @@ impl Proxy {
             return Err(error);
         }
         self.state = wanted;
-        if operations > 0 {
-            self.forget_stale_clients(&tables).await?;
-        }
         let before = std::mem::replace(&mut self.udp, tables.udp);
         self.forget_stale_flows(&before).await?;
         Ok(operations)
-    }
-
-    /// Clients remembered for an endpoint that is gone get a new one.
-    async fn forget_stale_clients(&self, tables: &Tables) -> Result<()> {
-        for (name, (_, endpoints)) in &tables.affinity {
-            let held = self.net.kernel.elements(name).await?;
-            let stale: Vec<SetElement> = held
-                .into_iter()
-                .filter(|element| match element.data() {
-                    Some(SetElementData::Value(value)) => {
-                        read_endpoint(value).is_none_or(|endpoint| !endpoints.contains(&endpoint))
-                    }
-                    _ => false,
-                })
-                .map(|element| SetElement::new(element.key().to_vec()))
-                .collect();
-            let set = affinity_set(&self.net.kernel, name);
-            for client in stale {
-                // One by one: an entry may expire in between, and that is fine.
-                let batch = self.net.kernel.batch().remove_elements(&set, &[client]);
-                if let Err(error) = batch.commit().await {
-                    tracing::debug!(map = %name, %error, "a remembered client was gone already");
-                }
-            }
-        }
-        Ok(())
     }
 
     /// UDP flows have no end of their own: one that goes to a removed endpoint would go there for ever.
@@ -111,19 +85,22 @@ fn queue<'a>(kernel: &'a Kernel, table: &str, changes: &Changes, tables: &Tables
                 .map(|(index, endpoint)| SetElement::mark(index).value(endpoint_value(*endpoint)))
                 .collect();
             batch = batch.add_set(&set).add_elements(&set, &elements);
-        } else if let Some((timeout, _)) = tables.affinity.get(name) {
-            batch = batch.add_set(&affinity_set(kernel, name).timeout(*timeout));
+        } else if let Some(timeout) = tables.clients.get(name) {
+            let clients = kernel.set(name).key_type(SetKeyType::Ipv4Addr).dynamic().timeout(*timeout);
+            batch = batch.add_set(&clients.size(MAX_CLIENTS));
         }
     }
-    // A chain must be there before another one, or a map entry, can name it.
+    batch = add_chains(batch, table, STICKY, changes, tables)?;
+    for (name, chains) in changes.add_maps.iter().filter_map(|name| tables.stickies.get_key_value(name)) {
+        let set = kernel.set(name).key_type(SetKeyType::Mark).vmap();
+        let elements: Vec<SetElement> = (0u32..)
+            .zip(chains)
+            .map(|(index, chain)| SetElement::mark(index).verdict(Verdict::GotoTo(chain_name(chain))))
+            .collect();
+        batch = batch.add_set(&set).add_elements(&set, &elements);
+    }
     for prefix in [PICK, SERVICE, EXTERNAL] {
-        for name in changes.add_chains.iter().filter(|name| name.starts_with(prefix)) {
-            let chain = Chain::new(table, name.as_str()).doing(|| format!("name chain {name}"))?;
-            batch = batch.add_chain(chain);
-            for step in tables.chains.get(name).into_iter().flatten() {
-                batch = batch.add_rule(name, rule(step));
-            }
-        }
+        batch = add_chains(batch, table, prefix, changes, tables)?;
     }
     let sets = filled_sets(kernel);
     let set = |name: &str| sets.iter().find(|set| set.name() == name).expect("the base table has it");
@@ -145,18 +122,44 @@ fn queue<'a>(kernel: &'a Kernel, table: &str, changes: &Changes, tables: &Tables
         .remove_elements(set(NO_ENDPOINTS), &keys(&changes.remove_no_endpoints))
         .add_elements(set(NO_ENDPOINTS), &keys(&changes.add_no_endpoints));
     for prefix in [EXTERNAL, SERVICE, PICK] {
-        for name in changes.remove_chains.iter().filter(|name| name.starts_with(prefix)) {
-            batch = batch.flush_chain(name).remove_chain(name);
-        }
+        batch = remove_chains(batch, prefix, changes);
     }
-    for name in &changes.remove_maps {
-        batch = batch.remove_set(name);
+    batch = remove_maps(batch, ENDPOINTS, changes);
+    batch = remove_maps(batch, STICKIES, changes);
+    batch = remove_chains(batch, STICKY, changes);
+    Ok(remove_maps(batch, CLIENTS, changes))
+}
+
+/// A chain must be there before another one, or a map entry, can name it: callers go prefix by prefix.
+fn add_chains<'a>(
+    mut batch: Batch<'a>,
+    table: &str,
+    prefix: &str,
+    changes: &Changes,
+    tables: &Tables,
+) -> Result<Batch<'a>> {
+    for name in changes.add_chains.iter().filter(|name| name.starts_with(prefix)) {
+        let chain = Chain::new(table, name.as_str()).doing(|| format!("name chain {name}"))?;
+        batch = batch.add_chain(chain);
+        for step in tables.chains.get(name).into_iter().flatten() {
+            batch = batch.add_rule(name, rule(step));
+        }
     }
     Ok(batch)
 }
 
-fn affinity_set(kernel: &Kernel, name: &str) -> Set {
-    kernel.set(name).key_type(SetKeyType::Ipv4Addr).map(endpoint_type()).dynamic().per_element_timeouts().size(65_536)
+fn remove_chains<'a>(mut batch: Batch<'a>, prefix: &str, changes: &Changes) -> Batch<'a> {
+    for name in changes.remove_chains.iter().filter(|name| name.starts_with(prefix)) {
+        batch = batch.flush_chain(name).remove_chain(name);
+    }
+    batch
+}
+
+fn remove_maps<'a>(mut batch: Batch<'a>, prefix: &str, changes: &Changes) -> Batch<'a> {
+    for name in changes.remove_maps.iter().filter(|name| name.starts_with(prefix)) {
+        batch = batch.remove_set(name);
+    }
+    batch
 }
 
 fn rule(step: &Step) -> RuleBody {
@@ -164,20 +167,15 @@ fn rule(step: &Step) -> RuleBody {
     match step {
         Step::MasqueradeUnlessFrom(cidr) => rule.not_from(*cidr).mark_for_masquerade(),
         Step::Masquerade => rule.mark_for_masquerade(),
-        Step::MasqueradeFromNode => rule.from_node().mark_for_masquerade(),
+        Step::MasqueradeFromNode => rule.sent_by_node().mark_for_masquerade(),
         Step::GotoIfFrom(cidr, chain) => rule.from(*cidr).goto(chain),
-        Step::GotoIfFromNode(chain) => rule.from_node().goto(chain),
+        Step::GotoIfFromNode(chain) => rule.sent_by_node().goto(chain),
         Step::Goto(chain) => rule.goto(chain),
-        Step::Sticky { affinity, timeout } => {
-            rule.sticky_endpoint(affinity).remember_endpoint(affinity, *timeout).dnat_to_value()
-        }
-        Step::Balance { endpoints, count, affinity } => {
-            let picked = rule.random_endpoint(endpoints, *count);
-            match affinity {
-                Some((map, timeout)) => picked.remember_endpoint(map, *timeout).dnat_to_value(),
-                None => picked.dnat_to_value(),
-            }
-        }
+        Step::Balance { endpoints, count } => rule.random_endpoint(endpoints, *count).dnat_to_value(),
+        Step::GotoIfClient { clients, chain } => rule.client_in(clients).goto(chain),
+        Step::BalanceChains { chains, count } => rule.random_verdict(chains, *count),
+        Step::RememberClient { clients, timeout } => rule.remember_client(clients, *timeout),
+        Step::Dnat(endpoint) => rule.dnat_to(*endpoint),
         Step::Drop => rule.drop(),
     }
 }

@@ -8,7 +8,9 @@
 mod apply;
 pub(crate) mod names;
 mod plan;
+mod run;
 mod state;
 
 pub use apply::Proxy;
 pub use plan::{PlanContext, Step, Tables, plan};
+pub use run::run;

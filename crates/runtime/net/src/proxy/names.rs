@@ -10,8 +10,12 @@ pub(crate) const EXTERNAL: &str = "ext_";
 pub(crate) const PICK: &str = "pick_";
 /// The map of numbered endpoints.
 pub(crate) const ENDPOINTS: &str = "ep_";
-/// The map of clients to their endpoint.
-pub(crate) const AFFINITY: &str = "aff_";
+/// The map of numbered [`STICKY`] chains.
+pub(crate) const STICKIES: &str = "verdict_";
+/// The chain that sends to one endpoint and remembers the client.
+pub(crate) const STICKY: &str = "sticky_";
+/// The clients an endpoint has had lately.
+pub(crate) const CLIENTS: &str = "clients_";
 
 /// Sixteen hexadecimal digits of SHA-256: names come from tenants, so collisions must not be craftable.
 pub(crate) fn fingerprint(bytes: &[u8]) -> String {
@@ -19,5 +23,9 @@ pub(crate) fn fingerprint(bytes: &[u8]) -> String {
 }
 
 pub(crate) fn is_service_chain(name: &str) -> bool {
-    [SERVICE, EXTERNAL, PICK].iter().any(|prefix| name.starts_with(prefix))
+    [SERVICE, EXTERNAL, PICK, STICKY].iter().any(|prefix| name.starts_with(prefix))
+}
+
+pub(crate) fn is_service_map(name: &str) -> bool {
+    [ENDPOINTS, STICKIES, CLIENTS].iter().any(|prefix| name.starts_with(prefix))
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 
-use super::names::{AFFINITY, ENDPOINTS, EXTERNAL, PICK, SERVICE, fingerprint};
+use super::names::{CLIENTS, ENDPOINTS, EXTERNAL, PICK, SERVICE, STICKIES, STICKY, fingerprint};
 use crate::Cidr;
 use crate::rules::{Destination, Protocol};
 
@@ -35,10 +35,26 @@ pub enum Step {
     GotoIfFrom(Cidr, String),
     GotoIfFromNode(String),
     Goto(String),
-    /// To the endpoint this client had last time, if it is remembered.
-    Sticky { affinity: String, timeout: Duration },
-    /// To one of the map's endpoints, and remember it.
-    Balance { endpoints: String, count: u32, affinity: Option<(String, Duration)> },
+    /// To one of the map's endpoints.
+    Balance {
+        endpoints: String,
+        count: u32,
+    },
+    /// Clients in the set go on in the chain.
+    GotoIfClient {
+        clients: String,
+        chain: String,
+    },
+    /// To one of the map's chains.
+    BalanceChains {
+        chains: String,
+        count: u32,
+    },
+    RememberClient {
+        clients: String,
+        timeout: Duration,
+    },
+    Dnat(SocketAddrV4),
     Drop,
 }
 
@@ -46,8 +62,10 @@ pub enum Step {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Tables {
     pub(crate) endpoints: BTreeMap<String, Vec<SocketAddrV4>>,
-    /// The endpoints each affinity map may hold.
-    pub(crate) affinity: BTreeMap<String, (Duration, Vec<SocketAddrV4>)>,
+    /// Chains to choose from, by map.
+    pub(crate) stickies: BTreeMap<String, Vec<String>>,
+    /// Sets of clients and how long each stays.
+    pub(crate) clients: BTreeMap<String, Duration>,
     pub(crate) chains: BTreeMap<String, Vec<Step>>,
     pub(crate) service_ips: BTreeMap<Destination, String>,
     pub(crate) node_ports: BTreeMap<(Protocol, u16), String>,
@@ -89,7 +107,8 @@ pub fn plan(services: &[Arc<Service>], slices: &[Arc<EndpointSlice>], context: &
         for port in spec.ports.iter().flatten() {
             let Some(protocol) = Protocol::parse(port.protocol.as_deref().unwrap_or_default()) else { continue };
             let id = fingerprint(
-                format!("{namespace}/{name}:{}/{}", port.name.as_deref().unwrap_or_default(), protocol.name()).as_bytes(),
+                format!("{namespace}/{name}:{}/{}", port.name.as_deref().unwrap_or_default(), protocol.name())
+                    .as_bytes(),
             );
             let planned = ServicePortPlan { id, spec, port, protocol, slices, context };
             planned.add(&cluster_ips, &external_ips, &mut tables);
@@ -106,7 +125,8 @@ fn cluster_ips(spec: &ServiceSpec) -> Vec<Ipv4Addr> {
 
 /// External addresses and the load balancer's, unless the latter asks to be passed through itself.
 fn external_ips(service: &Service, spec: &ServiceSpec) -> Vec<Ipv4Addr> {
-    let ingress = service.status.iter().filter_map(|s| s.load_balancer.as_ref()).flat_map(|lb| lb.ingress.iter().flatten());
+    let ingress =
+        service.status.iter().filter_map(|s| s.load_balancer.as_ref()).flat_map(|lb| lb.ingress.iter().flatten());
     let balancer = ingress.filter(|i| i.ip_mode.as_deref() != Some("Proxy")).filter_map(|i| i.ip.as_ref());
     let unique: BTreeSet<Ipv4Addr> =
         spec.external_ips.iter().flatten().chain(balancer).filter_map(|ip| ip.parse().ok()).collect();
@@ -221,20 +241,31 @@ impl ServicePortPlan<'_> {
 
     /// The chain that sends to one of `endpoints`.
     fn pick(&self, scope: &str, endpoints: &[SocketAddrV4], tables: &mut Tables) -> String {
-        let content = endpoints.iter().map(SocketAddrV4::to_string).collect::<Vec<_>>().join(",");
-        let map = format!("{ENDPOINTS}{}_{}", self.id, fingerprint(content.as_bytes()));
-        tables.endpoints.insert(map.clone(), endpoints.to_vec());
-        let affinity = (self.spec.session_affinity.as_deref() == Some("ClientIP")).then(|| {
-            let configured = self.spec.session_affinity_config.as_ref().and_then(|c| c.client_ip.as_ref());
-            let seconds = configured.and_then(|c| c.timeout_seconds).unwrap_or(DEFAULT_AFFINITY).max(1);
-            let timeout = Duration::from_secs(u64::from(seconds.unsigned_abs()));
-            let name = format!("{AFFINITY}{}_{scope}_{seconds}", self.id);
-            tables.affinity.insert(name.clone(), (timeout, endpoints.to_vec()));
-            (name, timeout)
-        });
-        let sticky = affinity.clone().map(|(affinity, timeout)| Step::Sticky { affinity, timeout });
         let count = u32::try_from(endpoints.len()).unwrap_or(u32::MAX);
-        let steps = sticky.into_iter().chain([Step::Balance { endpoints: map, count, affinity }]).collect();
+        let content = |items: &[String]| fingerprint(items.join(",").as_bytes());
+        if self.spec.session_affinity.as_deref() != Some("ClientIP") {
+            let texts: Vec<String> = endpoints.iter().map(SocketAddrV4::to_string).collect();
+            let map = format!("{ENDPOINTS}{}_{}", self.id, content(&texts));
+            tables.endpoints.insert(map.clone(), endpoints.to_vec());
+            return self.chain(PICK, vec![Step::Balance { endpoints: map, count }], tables);
+        }
+        let configured = self.spec.session_affinity_config.as_ref().and_then(|c| c.client_ip.as_ref());
+        let seconds = configured.and_then(|c| c.timeout_seconds).unwrap_or(DEFAULT_AFFINITY).max(1);
+        let timeout = Duration::from_secs(u64::from(seconds.unsigned_abs()));
+        let (mut steps, mut chains) = (Vec::new(), Vec::new());
+        for endpoint in endpoints {
+            // Clients are remembered per endpoint: when it goes, so do they, and no other endpoint's.
+            let key = fingerprint(format!("{scope} {endpoint} {seconds}").as_bytes());
+            let clients = format!("{CLIENTS}{}_{key}", self.id);
+            tables.clients.insert(clients.clone(), timeout);
+            let remember = Step::RememberClient { clients: clients.clone(), timeout };
+            let chain = self.chain(STICKY, vec![remember, Step::Dnat(*endpoint)], tables);
+            steps.push(Step::GotoIfClient { clients, chain: chain.clone() });
+            chains.push(chain);
+        }
+        let map = format!("{STICKIES}{}_{}", self.id, content(&chains));
+        tables.stickies.insert(map.clone(), chains);
+        steps.push(Step::BalanceChains { chains: map, count });
         self.chain(PICK, steps, tables)
     }
 

@@ -42,7 +42,8 @@ fn picked(tables: &Tables) -> Vec<Vec<String>> {
 
 #[test]
 fn ready_endpoints_win_and_terminating_ones_are_the_fallback() {
-    let ending = json!({"addresses": ["10.42.1.9"], "conditions": {"ready": false, "serving": true, "terminating": true}});
+    let ending =
+        json!({"addresses": ["10.42.1.9"], "conditions": {"ready": false, "serving": true, "terminating": true}});
     let dead = json!({"addresses": ["10.42.1.8"], "conditions": {"ready": false, "serving": false}});
     let ready = json!({"addresses": ["10.42.1.7"]});
     let tables = plan(&[web(json!({}))], &[slice(json!([ending, dead, ready]))], &context());
@@ -98,11 +99,10 @@ fn local_policies_use_local_endpoints_and_drop_without() {
 }
 
 #[test]
-fn affinity_has_its_map_and_timeout() {
+fn affinity_has_its_set_and_timeout() {
     let spec = json!({"sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 60}}});
     let tables = plan(&[web(spec)], &[slice(json!([{"addresses": ["10.42.1.7"]}]))], &context());
-    let (timeout, endpoints) = tables.affinity.values().next().unwrap();
-    assert_eq!((timeout.as_secs(), endpoints.len()), (60, 1));
+    assert_eq!(tables.clients.values().map(Duration::as_secs).collect::<Vec<_>>(), [60]);
 }
 
 #[test]

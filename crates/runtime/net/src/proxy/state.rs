@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use nlink::netlink::nftables::{SetElementData, Verdict};
 
-use super::names::{AFFINITY, ENDPOINTS, is_service_chain};
+use super::names::{is_service_chain, is_service_map};
 use super::plan::Tables;
 use crate::Result;
 use crate::base_table::{NO_ENDPOINTS, SERVICE_IPS, SERVICE_NODEPORTS};
@@ -24,7 +24,10 @@ pub(crate) struct State {
 impl From<&Tables> for State {
     fn from(tables: &Tables) -> Self {
         Self {
-            maps: tables.endpoints.keys().chain(tables.affinity.keys()).cloned().collect(),
+            maps: {
+                let maps = tables.endpoints.keys().chain(tables.stickies.keys()).chain(tables.clients.keys());
+                maps.cloned().collect()
+            },
             chains: tables.chains.keys().cloned().collect(),
             service_ips: tables.service_ips.clone(),
             node_ports: tables.node_ports.clone(),
@@ -35,7 +38,6 @@ impl From<&Tables> for State {
 
 impl State {
     pub async fn read(kernel: &Kernel) -> Result<Self> {
-        let ours = |name: &String| name.starts_with(ENDPOINTS) || name.starts_with(AFFINITY);
         let verdict = |data: Option<&SetElementData>| match data {
             Some(SetElementData::Verdict(Verdict::GotoTo(chain))) => Some(chain.as_str().to_owned()),
             _ => None,
@@ -44,7 +46,7 @@ impl State {
         let node_ports = kernel.elements(SERVICE_NODEPORTS).await?;
         let no_endpoints = kernel.elements(NO_ENDPOINTS).await?;
         Ok(Self {
-            maps: kernel.sets().await?.into_iter().filter(ours).collect(),
+            maps: kernel.sets().await?.into_iter().filter(|name| is_service_map(name)).collect(),
             chains: kernel.chains().await?.into_iter().filter(|name| is_service_chain(name)).collect(),
             service_ips: service_ips
                 .iter()

@@ -1,5 +1,5 @@
 //! A node and its pods in network namespaces of their own: nothing here touches the machine's network.
-#![allow(clippy::unwrap_used, dead_code, unsafe_code)]
+#![allow(clippy::unwrap_used, clippy::print_stderr, dead_code, unsafe_code)]
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
@@ -73,22 +73,38 @@ pub struct Node {
     pub netns: Netns,
     pub net: Arc<Net>,
     state: tempfile::TempDir,
+    cidr: &'static str,
 }
 
 static SANDBOXES: AtomicU64 = AtomicU64::new(0);
 
 impl Node {
     pub async fn new() -> Self {
+        Self::with_pods_in("10.42.0.0/24").await
+    }
+
+    pub async fn with_pods_in(cidr: &'static str) -> Self {
         let netns = Netns::new();
         netns.command("ip", &["link", "set", "lo", "up"]);
         let state = tempfile::tempdir().unwrap();
-        let net = Net::open(config(&netns, state.path())).await.unwrap();
-        Self { netns, net, state }
+        let net = Net::open(config(&netns, state.path(), cidr)).await.unwrap();
+        Self { netns, net, state, cidr }
+    }
+
+    /// Whether frames on the bridge pass through the tables, too; nothing where `br_netfilter` is not loaded.
+    pub fn filter_bridged(&self, on: bool) {
+        let value = if on { "1" } else { "0" };
+        self.netns.run(move || {
+            let path = std::path::Path::new("/proc/sys/net/bridge/bridge-nf-call-iptables");
+            if path.exists() {
+                std::fs::write(path, value).unwrap();
+            }
+        });
     }
 
     /// What a restarted daemon does.
     pub async fn reopen(&mut self) {
-        self.net = Net::open(config(&self.netns, self.state.path())).await.unwrap();
+        self.net = Net::open(config(&self.netns, self.state.path(), self.cidr)).await.unwrap();
     }
 
     pub async fn pod(&self) -> Pod {
@@ -118,19 +134,15 @@ impl Node {
     }
 }
 
-fn config(netns: &Netns, state: &std::path::Path) -> NetConfig {
-    let mut config = NetConfig::new("10.42.0.0/24".parse().unwrap(), state);
+fn config(netns: &Netns, state: &std::path::Path, cidr: &str) -> NetConfig {
+    let mut config = NetConfig::new(cidr.parse().unwrap(), state);
     config.host_netns = Some(netns.try_clone());
     config
 }
 
 pub fn request(sandbox: &str, port_mappings: Vec<PortMapping>) -> NetworkRequest {
-    let pod = PodIdentity {
-        namespace: "default".to_owned(),
-        name: sandbox.to_owned(),
-        uid: sandbox.to_owned(),
-        attempt: 0,
-    };
+    let pod =
+        PodIdentity { namespace: "default".to_owned(), name: sandbox.to_owned(), uid: sandbox.to_owned(), attempt: 0 };
     NetworkRequest { sandbox_id: sandbox.to_owned(), pod, port_mappings }
 }
 
