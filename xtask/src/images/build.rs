@@ -91,7 +91,24 @@ impl Builder {
         }
         let made = tarball::write(&dir, &blob).context("pack layer")?;
         fs::write(&facts, serde_json::to_vec(&made)?)?;
+        self.prune(layer.name, &home)?;
         Ok(Built { key, dir, blob, facts: made, name: layer.name })
+    }
+
+    /// Removes earlier builds of the same layer.
+    fn prune(&self, name: &str, keep: &Path) -> Result<()> {
+        for entry in fs::read_dir(&self.cache)? {
+            let path = entry?.path();
+            let file = path.file_name().and_then(|f| f.to_str()).unwrap_or_default();
+            let ours = file.strip_prefix(name).and_then(|f| f.strip_prefix('-'));
+            if path != keep
+                && path.is_dir()
+                && ours.is_some_and(|h| h.len() == 16 && h.bytes().all(|b| b.is_ascii_hexdigit()))
+            {
+                fs::remove_dir_all(&path).with_context(|| format!("remove {}", path.display()))?;
+            }
+        }
+        Ok(())
     }
 
     fn bootstrap(&self, dir: &Path) -> Result<()> {
@@ -168,7 +185,9 @@ impl Builder {
         let upper = home.join("package");
         fs::create_dir_all(&upper)?;
         self.install(home, &upper, &[base], &["busybox-static"], "")?;
-        for path in ["bin", "dev", "etc", "home", "proc", "root", "sys", "usr/bin", "usr/sbin", "sbin", "var/tmp", "tmp"] {
+        for path in
+            ["bin", "dev", "etc", "home", "proc", "root", "sys", "usr/bin", "usr/sbin", "sbin", "var/tmp", "tmp"]
+        {
             fs::create_dir_all(dir.join(path))?;
         }
         fs::set_permissions(dir.join("root"), fs::Permissions::from_mode(0o700))?;
@@ -207,7 +226,9 @@ fn put_files(dir: &Path, layer: &Layer) -> Result<()> {
 /// The package sources this machine itself uses for Debian; third-party ones do not belong in an image.
 fn machine_sources() -> Result<PathBuf> {
     let candidates = ["/etc/apt/sources.list.d/debian.sources", "/etc/apt/sources.list"];
-    let usable = |p: &&&str| fs::read_to_string(p).is_ok_and(|s| s.lines().any(|l| l.starts_with("deb") || l.starts_with("Types:")));
+    let usable = |p: &&&str| {
+        fs::read_to_string(p).is_ok_and(|s| s.lines().any(|l| l.starts_with("deb") || l.starts_with("Types:")))
+    };
     match candidates.iter().find(usable) {
         Some(path) => Ok(PathBuf::from(path)),
         None => bail!("no Debian package sources in {}", candidates.join(" or ")),

@@ -88,7 +88,8 @@ pub fn images(root: &Path) -> Result<Vec<Image>> {
     );
     let redis = install("redis", &["redis-server"], "mkdir -p /data && chown redis:redis /data");
     let python = install("python", &["python3", "python3-pymysql"], "ln -sf python3 /usr/bin/python");
-    let demo = with_files(Layer { name: "demo-app", make: Make::Files, files: Vec::new() }, &[("app/app.py", 0o755, &app)]);
+    let demo =
+        with_files(Layer { name: "demo-app", make: Make::Files, files: Vec::new() }, &[("app/app.py", 0o755, &app)]);
     let demo_config = |version: &str| {
         json!({
             "User": "65534:65534",

@@ -129,3 +129,44 @@ impl<W: Write> Write for Counting<W> {
         self.inner.flush()
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn packs_an_upper_directory_as_a_layer() {
+        let home = std::env::temp_dir().join(format!("xtask-pack-{}", std::process::id()));
+        let upper = home.join("upper");
+        fs::create_dir_all(upper.join("dev/inside")).unwrap();
+        fs::create_dir_all(upper.join("opaque")).unwrap();
+        fs::write(upper.join("one"), b"1").unwrap();
+        fs::hard_link(upper.join("one"), upper.join("two")).unwrap();
+        std::os::unix::fs::symlink("/one", upper.join("link")).unwrap();
+        xattr::set(upper.join("opaque"), "trusted.overlay.opaque", b"y").unwrap();
+        xattr::set(upper.join("one"), "user.note", b"n").unwrap();
+        assert!(Command::new("mknod").arg(upper.join("gone")).args(["c", "0", "0"]).status().unwrap().success());
+        let facts = write(&upper, &home.join("blob")).unwrap();
+        let plain = zstd::decode_all(File::open(home.join("blob")).unwrap()).unwrap();
+        assert_eq!(facts.diff_id, format!("sha256:{}", hex(&Sha256::digest(&plain))));
+        assert_eq!(facts.size, fs::metadata(home.join("blob")).unwrap().len());
+        let mut archive = tar::Archive::new(&plain[..]);
+        let names: Vec<String> = archive
+            .entries()
+            .unwrap()
+            .map(|e| {
+                let e = e.unwrap();
+                let link = e.link_name().unwrap().map(|l| format!(" -> {}", l.display())).unwrap_or_default();
+                format!("{}{link}", e.path().unwrap().display())
+            })
+            .collect();
+        let want = [".wh.gone", "dev", "link -> /one", "one", "opaque", "opaque/.wh..wh..opq", "two -> one"];
+        let mut names: Vec<&str> = names.iter().map(|n| n.trim_end_matches('/')).collect();
+        names.sort_unstable();
+        assert_eq!(names, want);
+        fs::remove_dir_all(&home).unwrap();
+    }
+}

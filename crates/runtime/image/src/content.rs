@@ -88,8 +88,13 @@ impl Content {
         lock.lock_owned().await
     }
 
-    /// Stores a blob whose digest is known only once it is read. `expected` is checked if given.
-    pub fn ingest(&self, what: &str, mut reader: impl Read, expected: Option<&Digest>) -> Result<(Digest, u64)> {
+    /// Stores a blob whose digest is known only once it is read, and pins it. `expected` is checked if given.
+    pub fn ingest(
+        self: &Arc<Self>,
+        what: &str,
+        mut reader: impl Read,
+        expected: Option<&Digest>,
+    ) -> Result<(Pin, u64)> {
         let dir = self.ingest_dir();
         let mut temporary = tempfile::NamedTempFile::with_prefix_in("new-", &dir).at("create a file in", &dir)?;
         let mut hasher = expected.map_or_else(Hasher::sha256, Hasher::like);
@@ -103,23 +108,25 @@ impl Content {
                 Err(e) => return Err(Error::io(format!("read {what}"), e)),
             };
             hasher.update(&buffer[..n]);
-            temporary.write_all(&buffer[..n]).at("write", temporary.path().to_owned().as_path())?;
+            temporary.write_all(&buffer[..n]).at("write", &dir)?;
             size += n as u64;
         }
         let digest = hasher.finish();
         if let Some(expected) = expected {
             expected.expect(what, &digest)?;
         }
+        // Pinned before looking: a collection in between would take the blob away again.
+        let pin = self.pin(&digest);
         if !self.has(&digest) {
             temporary.as_file().sync_data().at("sync", temporary.path())?;
             let path = self.path(&digest);
             temporary.persist(&path).map_err(|e| e.error).at("create", &path)?;
             sync_dir(path.parent().unwrap_or(&self.root))?;
         }
-        Ok((digest, size))
+        Ok((pin, size))
     }
 
-    pub fn put(&self, what: &str, bytes: &[u8], expected: Option<&Digest>) -> Result<Digest> {
+    pub fn put(self: &Arc<Self>, what: &str, bytes: &[u8], expected: Option<&Digest>) -> Result<Pin> {
         Ok(self.ingest(what, bytes, expected)?.0)
     }
 
@@ -184,6 +191,12 @@ impl Content {
 pub(crate) struct Pin {
     content: Arc<Content>,
     digest: Digest,
+}
+
+impl Pin {
+    pub fn digest(&self) -> &Digest {
+        &self.digest
+    }
 }
 
 impl Drop for Pin {

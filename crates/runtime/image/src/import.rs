@@ -20,6 +20,8 @@ use crate::{Digest, Error, Reference, Result};
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
 const CONTAINERD_NAME: &str = "io.containerd.image.name";
 const MAX_MEMBERS: usize = 100_000;
+/// All documents kept in memory together.
+const MAX_DOCUMENT_BYTES: u64 = 64 << 20;
 
 /// An image found in an archive, all its blobs stored.
 struct Found {
@@ -31,10 +33,17 @@ struct Found {
 
 pub(crate) async fn import(store: &ImageStore, archive: impl AsyncRead + Send + Unpin + 'static) -> Result<Vec<Image>> {
     let content = store.inner.content.clone();
+    let limit = store.inner.limits.bytes;
     let bridge = SyncIoBridge::new(archive);
     let (found, _pins) = blocking(move || {
-        let mut scan =
-            Scan { content, blobs: BTreeMap::new(), links: BTreeMap::new(), small: BTreeMap::new(), pins: Vec::new() };
+        let mut scan = Scan {
+            content,
+            limit,
+            blobs: BTreeMap::new(),
+            links: BTreeMap::new(),
+            small: BTreeMap::new(),
+            pins: Vec::new(),
+        };
         scan.read(bridge)?;
         let found = scan.images()?;
         Ok((found, scan.pins))
@@ -60,6 +69,8 @@ pub(crate) async fn import(store: &ImageStore, archive: impl AsyncRead + Send + 
 /// What the archive contains: large members are blobs in the store, small documents are also kept here.
 struct Scan {
     content: Arc<Content>,
+    /// Bytes an archive may bring, however small it is compressed.
+    limit: u64,
     blobs: BTreeMap<String, (Digest, u64)>,
     links: BTreeMap<String, String>,
     small: BTreeMap<String, Vec<u8>>,
@@ -70,15 +81,23 @@ impl Scan {
     fn read(&mut self, archive: impl Read + Send) -> Result<()> {
         let broken = |e: std::io::Error| Error::Archive(e.to_string());
         let mut tar = TarReader::new(decompress(archive).map_err(broken)?);
-        let mut count = 0;
+        let (mut count, mut total, mut in_memory) = (0, 0u64, 0u64);
         while let Some(member) = tar.next_member().map_err(broken)? {
             count += 1;
             if count > MAX_MEMBERS {
                 return Err(Error::Archive(format!("more than {MAX_MEMBERS} members")));
             }
+            total = total.saturating_add(member.size);
+            if total > self.limit {
+                return Err(Error::Archive(format!("more than {} bytes", self.limit)));
+            }
             let path = clean(&member.path)?;
             match member.kind {
                 Kind::File if is_document(&path) => {
+                    in_memory = in_memory.saturating_add(member.size);
+                    if in_memory > MAX_DOCUMENT_BYTES {
+                        return Err(Error::Archive(format!("more than {MAX_DOCUMENT_BYTES} bytes of JSON documents")));
+                    }
                     if member.size > MAX_MANIFEST_BYTES {
                         return Err(Error::Archive(format!("{path} is larger than {MAX_MANIFEST_BYTES} bytes")));
                     }
@@ -86,19 +105,19 @@ impl Scan {
                     tar.read_to_end(&mut bytes).map_err(broken)?;
                     if path.ends_with(".json") && path != "index.json" && path != "manifest.json" {
                         // A docker-archive's config: also a blob.
-                        let digest = self.content.put(&path, &bytes, None)?;
-                        self.found(path.clone(), digest, bytes.len() as u64);
+                        let pin = self.content.put(&path, &bytes, None)?;
+                        self.found(path.clone(), pin, bytes.len() as u64);
                     }
                     self.small.insert(path, bytes);
                 }
                 Kind::File => {
                     let expected = blob_digest(&path);
-                    let (digest, size) = self.content.ingest(&path, &mut tar, expected.as_ref())?;
+                    let (pin, size) = self.content.ingest(&path, &mut tar, expected.as_ref())?;
                     if size != member.size {
                         let (expected, actual) = (member.size, size);
                         return Err(Error::SizeMismatch { what: path, expected, actual });
                     }
-                    self.found(path, digest, size);
+                    self.found(path, pin, size);
                 }
                 Kind::Symlink | Kind::HardLink => {
                     let target = String::from_utf8_lossy(&member.link).into_owned();
@@ -114,9 +133,9 @@ impl Scan {
         Ok(())
     }
 
-    fn found(&mut self, path: String, digest: Digest, size: u64) {
-        self.pins.push(self.content.pin(&digest));
-        self.blobs.insert(path, (digest, size));
+    fn found(&mut self, path: String, pin: Pin, size: u64) {
+        self.blobs.insert(path, (pin.digest().clone(), size));
+        self.pins.push(pin);
     }
 
     fn blob(&self, path: &str) -> Result<(Digest, u64)> {
@@ -133,14 +152,15 @@ impl Scan {
         Err(Error::Archive(format!("{path} is missing")))
     }
 
-    fn images(&self) -> Result<Vec<Found>> {
+    fn images(&mut self) -> Result<Vec<Found>> {
         // Recent `docker save` writes both layouts; manifest.json has the names as people know them.
         let mut found = match self.small.get("index.json") {
             Some(index) => self.oci(index)?,
             None => Vec::new(),
         };
         if let Some(manifest) = self.small.get("manifest.json") {
-            self.docker(manifest, &mut found)?;
+            let pins = self.docker(manifest, &mut found)?;
+            self.pins.extend(pins);
         } else if !self.small.contains_key("index.json") {
             return Err(Error::Archive(
                 "neither an oci-archive (index.json) nor a docker-archive (manifest.json)".into(),
@@ -212,7 +232,7 @@ impl Scan {
         self.blobs.contains_key(&blob_path(&descriptor.digest))
     }
 
-    fn docker(&self, manifest: &[u8], found: &mut Vec<Found>) -> Result<()> {
+    fn docker(&self, manifest: &[u8], found: &mut Vec<Found>) -> Result<Vec<Pin>> {
         #[derive(Deserialize)]
         #[serde(rename_all = "PascalCase")]
         struct Entry {
@@ -224,6 +244,7 @@ impl Scan {
         }
         let entries: Vec<Entry> =
             serde_json::from_slice(manifest).map_err(|e| Error::Archive(format!("malformed manifest.json: {e}")))?;
+        let mut pins = Vec::new();
         for entry in entries {
             let names = entry
                 .repo_tags
@@ -249,11 +270,12 @@ impl Scan {
                 layers,
             };
             let bytes = serde_json::to_vec(&manifest).map_err(|e| Error::Archive(e.to_string()))?;
-            let digest = self.content.put("manifest", &bytes, None)?;
-            let descriptor = Descriptor::new(OCI_MANIFEST, digest, bytes.len() as u64);
+            let pin = self.content.put("manifest", &bytes, None)?;
+            let descriptor = Descriptor::new(OCI_MANIFEST, pin.digest().clone(), bytes.len() as u64);
+            pins.push(pin);
             found.push(Found { descriptor, manifest, indexes: Vec::new(), names });
         }
-        Ok(())
+        Ok(pins)
     }
 }
 

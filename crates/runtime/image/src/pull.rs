@@ -24,6 +24,8 @@ pub struct PullOptions {
     pub plain_http_hosts: Vec<String>,
     /// PEM certificates trusted besides the system's.
     pub extra_ca_pem: Vec<String>,
+    /// `http://[user:password@]host:port`. Default: what `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY` say.
+    pub proxy: Option<String>,
     /// Default: this machine's.
     pub platform: Option<Platform>,
 }
@@ -67,7 +69,14 @@ pub(crate) async fn pull(
     let name = Reference::parse(reference)?;
     let report: ProgressFn = progress.unwrap_or_else(|| Arc::new(|_| {}));
     let platform = options.platform.unwrap_or_else(Platform::host);
-    let registry = Registry::connect(&name, options.auth, &options.plain_http_hosts, &options.extra_ca_pem).await?;
+    let registry = Registry::connect(
+        &name,
+        options.auth,
+        &options.plain_http_hosts,
+        &options.extra_ca_pem,
+        options.proxy.as_deref(),
+    )
+    .await?;
     let content = &store.inner.content;
     let mut work = Pull { store, registry: &registry, content, pins: Vec::new() };
 
@@ -94,7 +103,7 @@ pub(crate) async fn pull(
             }
         }
     };
-    check_runnable(&name, &manifest)?;
+    check_runnable(&name, &manifest, store.inner.limits.bytes)?;
     report(Progress::Resolved {
         digest: top,
         layers: manifest.layers.len(),
@@ -150,7 +159,8 @@ impl Pull<'_> {
         self.pins.push(self.content.pin(&fetched.digest));
         let descriptor = describe(&document, &fetched.media_type, fetched.digest.clone(), fetched.bytes.len());
         let (content, digest) = (self.content.clone(), fetched.digest.clone());
-        blocking(move || content.put("manifest", &fetched.bytes, Some(&fetched.digest))).await?;
+        let stored = blocking(move || content.put("manifest", &fetched.bytes, Some(&fetched.digest))).await?;
+        self.pins.push(stored);
         Ok((digest, descriptor, document))
     }
 }
@@ -174,7 +184,7 @@ fn offered(manifests: &[Descriptor]) -> String {
 }
 
 /// Charts, signatures and the like are valid OCI manifests, but there is nothing in them to run.
-fn check_runnable(name: &Reference, manifest: &Manifest) -> Result<()> {
+fn check_runnable(name: &Reference, manifest: &Manifest, limit: u64) -> Result<()> {
     let config = manifest.config.media_type.as_str();
     let known = matches!(config, "" | crate::manifest::OCI_CONFIG | "application/vnd.docker.container.image.v1+json");
     if !known {
@@ -183,6 +193,11 @@ fn check_runnable(name: &Reference, manifest: &Manifest) -> Result<()> {
     }
     if manifest.config.size > MAX_MANIFEST_BYTES {
         let message = format!("config of {} bytes is too large", manifest.config.size);
+        return Err(Error::Manifest { what: name.to_string(), message });
+    }
+    let total = manifest.layers.iter().fold(0u64, |sum, layer| sum.saturating_add(layer.size));
+    if total > limit {
+        let message = format!("layers of {total} bytes; the limit is {limit}");
         return Err(Error::Manifest { what: name.to_string(), message });
     }
     Ok(())

@@ -84,25 +84,26 @@ impl Snapshots {
         Ok(target)
     }
 
-    /// Deletes layers that are not live, unless `busy` says that they are being built upon.
-    pub fn collect(&self, live: &HashSet<Digest>) -> Result<()> {
+    /// Takes layers that are not live out of sight, each in one step; the caller deletes what is returned.
+    pub fn retire(&self, live: &HashSet<Digest>) -> Result<Vec<PathBuf>> {
         let names: HashSet<&str> = live.iter().map(|chain| &chain.hex()[..NAME_DIGITS]).collect();
+        let mut doomed = Vec::new();
         for entry in fs::read_dir(&self.root).at("list", &self.root)? {
             let entry = entry.at("list", &self.root)?;
             let name = entry.file_name();
             if name.to_str().is_some_and(|n| names.contains(n)) {
                 continue;
             }
-            // First out of sight in one step, then at leisure.
-            let doomed = self.work.join(format!("delete-{}", name.to_string_lossy()));
-            fs::rename(entry.path(), &doomed).at("move away", &entry.path())?;
-            remove_any(&doomed)?;
+            let place = tempfile::Builder::new().prefix("delete-").tempdir_in(&self.work);
+            let place = place.at("create a directory in", &self.work)?.keep();
+            fs::rename(entry.path(), place.join("layer")).at("move away", &entry.path())?;
+            doomed.push(place);
         }
-        Ok(())
+        Ok(doomed)
     }
 }
 
-fn remove_any(path: &Path) -> Result<()> {
+pub(crate) fn remove_any(path: &Path) -> Result<()> {
     let removed = match fs::symlink_metadata(path) {
         Ok(meta) if meta.is_dir() => fs::remove_dir_all(path),
         Ok(_) => fs::remove_file(path),

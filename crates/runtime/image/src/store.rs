@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use oci_spec::image::ImageConfiguration;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::content::{Content, Pin};
@@ -13,7 +13,7 @@ use crate::error::At;
 use crate::index::{Index, Layer, Record};
 use crate::manifest::{Descriptor, Manifest};
 use crate::pull::{ProgressFn, PullOptions};
-use crate::snapshot::Snapshots;
+use crate::snapshot::{self, Snapshots};
 use crate::unpack::Limits;
 use crate::{Digest, Error, Reference, Result};
 
@@ -41,7 +41,7 @@ pub(crate) struct Inner {
     pub content: Arc<Content>,
     snapshots: Snapshots,
     index: Mutex<Index>,
-    limits: Limits,
+    pub limits: Limits,
     /// Unpacking shares it, deleting layers takes it alone.
     unpacking: tokio::sync::RwLock<()>,
     _lock: std::fs::File,
@@ -77,7 +77,9 @@ impl ImageStore {
         }
         let (blobs, chains) = index.live();
         content.collect(&blobs)?;
-        snapshots.collect(&chains)?;
+        for layer in snapshots.retire(&chains)? {
+            snapshot::remove_any(&layer)?;
+        }
         let inner = Inner {
             content,
             snapshots,
@@ -149,7 +151,7 @@ impl ImageStore {
         }
         // Names first, content second: a crash in between leaves garbage for the next open, never a hole.
         index.save()?;
-        self.collect(&index)
+        self.collect(index)
     }
 
     /// Keeps an image's layers until [`ImageStore::release`] by the same owner, even if the image is
@@ -180,7 +182,7 @@ impl ImageStore {
             dropped |= index.drop_if_unused(&id);
         }
         index.save()?;
-        if dropped { self.collect(&index) } else { Ok(()) }
+        if dropped { self.collect(index) } else { Ok(()) }
     }
 
     /// The image's unpacked layers, top first, ready as overlayfs `lowerdir`s. Unpacks what is not yet.
@@ -298,15 +300,18 @@ impl ImageStore {
         }
     }
 
-    fn collect(&self, index: &Index) -> Result<()> {
+    /// Blocks while it deletes, but lets go of the index before the slow part.
+    fn collect(&self, index: MutexGuard<'_, Index>) -> Result<()> {
         let (blobs, chains) = index.live();
         let freed = self.inner.content.collect(&blobs)?;
         // Layers being unpacked are not in the index yet; they go at the next removal or open.
-        if let Ok(_alone) = self.inner.unpacking.try_write() {
-            self.inner.snapshots.collect(&chains)?;
-        }
-        tracing::debug!(freed, "collected unreferenced content");
-        Ok(())
+        let doomed = match self.inner.unpacking.try_write() {
+            Ok(_alone) => self.inner.snapshots.retire(&chains)?,
+            Err(_) => Vec::new(),
+        };
+        drop(index);
+        tracing::debug!(freed, layers = doomed.len(), "collected unreferenced content");
+        doomed.iter().try_for_each(|layer| snapshot::remove_any(layer))
     }
 }
 

@@ -82,6 +82,10 @@ elif [ ! -e "$marker" ]; then
 
     {
         echo "SET @@SESSION.SQL_LOG_BIN=0;"
+        # The installer also makes root accounts for this host's addresses, without a password.
+        echo "DELETE FROM mysql.global_priv WHERE User = '' OR (User = 'root' AND Host <> 'localhost');"
+        echo "DELETE FROM mysql.proxies_priv WHERE Host <> 'localhost';"
+        echo "FLUSH PRIVILEGES;"
         if [ -n "$database" ]; then
             echo "CREATE DATABASE IF NOT EXISTS $(name "$database");"
         fi

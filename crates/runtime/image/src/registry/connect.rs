@@ -1,4 +1,5 @@
-//! TCP and TLS connections for the registry client. TLS is rustls; plain HTTP only where asked for.
+//! TCP and TLS connections for the registry client, directly or through a proxy. TLS is rustls; plain HTTP
+//! only where asked for.
 
 use std::future::Future;
 use std::io;
@@ -8,7 +9,9 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http::Uri;
+use hyper_util::client::legacy::connect::proxy::Tunnel;
 use hyper_util::client::legacy::connect::{Connected, Connection, HttpConnector};
+use hyper_util::client::proxy::matcher::Matcher;
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls_pki_types::pem::PemObject;
@@ -53,15 +56,21 @@ pub fn tls_config(extra: &[String]) -> Result<Arc<rustls::ClientConfig>> {
 pub struct Connector {
     tcp: HttpConnector,
     tls: TlsConnector,
+    proxies: Arc<Matcher>,
 }
 
 impl Connector {
-    pub fn new(tls: Arc<rustls::ClientConfig>) -> Self {
+    /// Through `proxy`, or through what `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY` say.
+    pub fn new(tls: Arc<rustls::ClientConfig>, proxy: Option<&str>) -> Self {
         let mut tcp = HttpConnector::new();
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
         tcp.set_connect_timeout(Some(HANDSHAKE));
-        Connector { tcp, tls: TlsConnector::from(tls) }
+        let proxies = match proxy {
+            Some(proxy) => Matcher::builder().all(proxy.to_owned()).build(),
+            None => Matcher::from_env(),
+        };
+        Connector { tcp, tls: TlsConnector::from(tls), proxies: Arc::new(proxies) }
     }
 }
 
@@ -79,10 +88,31 @@ impl tower::Service<Uri> for Connector {
     fn call(&mut self, uri: Uri) -> Self::Future {
         let host = uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
         let secure = uri.scheme_str() == Some("https");
-        let connecting = self.tcp.call(uri);
+        // What is on this machine is never behind a proxy.
+        let proxy = if super::is_loopback(&host) { None } else { self.proxies.intercept(&uri) };
+        let mut direct = self.tcp.clone();
         let tls = self.tls.clone();
         Box::pin(async move {
-            let tcp = connecting.await?.into_inner();
+            let tcp = match proxy {
+                None => direct.call(uri).await?.into_inner(),
+                Some(proxy) if proxy.uri().scheme_str() != Some("http") => {
+                    return Err(format!("unsupported proxy {}; only http:// proxies are", proxy.uri()).into());
+                }
+                Some(proxy) if secure => {
+                    let mut tunnel = Tunnel::new(proxy.uri().clone(), direct);
+                    if let Some(auth) = proxy.basic_auth() {
+                        tunnel = tunnel.with_auth(auth.clone());
+                    }
+                    tokio::time::timeout(HANDSHAKE, tunnel.call(uri))
+                        .await
+                        .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "the proxy did not answer"))??
+                        .into_inner()
+                }
+                Some(proxy) => {
+                    let tcp = direct.call(proxy.uri().clone()).await?.into_inner();
+                    return Ok(TokioIo::new(Stream::Proxied(tcp)));
+                }
+            };
             if !secure {
                 return Ok(TokioIo::new(Stream::Plain(tcp)));
             }
@@ -97,19 +127,21 @@ impl tower::Service<Uri> for Connector {
 
 pub enum Stream {
     Plain(TcpStream),
+    /// To a proxy that wants whole addresses in requests.
+    Proxied(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
 }
 
 impl Connection for Stream {
     fn connected(&self) -> Connected {
-        Connected::new()
+        Connected::new().proxy(matches!(self, Stream::Proxied(_)))
     }
 }
 
 impl AsyncRead for Stream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
-            Stream::Plain(s) => Pin::new(s).poll_read(cx, buf),
+            Stream::Plain(s) | Stream::Proxied(s) => Pin::new(s).poll_read(cx, buf),
             Stream::Tls(s) => Pin::new(s).poll_read(cx, buf),
         }
     }
@@ -118,22 +150,38 @@ impl AsyncRead for Stream {
 impl AsyncWrite for Stream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         match self.get_mut() {
-            Stream::Plain(s) => Pin::new(s).poll_write(cx, buf),
+            Stream::Plain(s) | Stream::Proxied(s) => Pin::new(s).poll_write(cx, buf),
             Stream::Tls(s) => Pin::new(s).poll_write(cx, buf),
         }
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
-            Stream::Plain(s) => Pin::new(s).poll_flush(cx),
+            Stream::Plain(s) | Stream::Proxied(s) => Pin::new(s).poll_flush(cx),
             Stream::Tls(s) => Pin::new(s).poll_flush(cx),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
-            Stream::Plain(s) => Pin::new(s).poll_shutdown(cx),
+            Stream::Plain(s) | Stream::Proxied(s) => Pin::new(s).poll_shutdown(cx),
             Stream::Tls(s) => Pin::new(s).poll_shutdown(cx),
         }
     }
+}
+
+/// Whether the peer spoke TLS but showed a certificate we do not trust; trying again does not help.
+pub fn is_untrusted(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if matches!(error.downcast_ref::<rustls::Error>(), Some(rustls::Error::InvalidCertificate(_))) {
+            return true;
+        }
+        // An I/O error hides the error it wraps from `source`.
+        next = match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+            Some(inner) => Some(inner),
+            None => error.source(),
+        };
+    }
+    false
 }

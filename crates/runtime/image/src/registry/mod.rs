@@ -21,7 +21,7 @@ use self::connect::Connector;
 use crate::manifest::{DOCKER_INDEX, DOCKER_MANIFEST, MAX_MANIFEST_BYTES, OCI_INDEX, OCI_MANIFEST};
 use crate::{Digest, Error, Reference, Result};
 
-const ATTEMPTS: u32 = 6;
+const ATTEMPTS: u32 = 5;
 const MAX_REDIRECTS: u32 = 8;
 const FIRST_BACKOFF: Duration = Duration::from_millis(200);
 const MAX_BACKOFF: Duration = Duration::from_secs(20);
@@ -50,10 +50,11 @@ impl Registry {
         auth: Auth,
         plain_http_hosts: &[String],
         extra_ca_pem: &[String],
+        proxy: Option<&str>,
     ) -> Result<Self> {
         let client = Client::builder(TokioExecutor::new())
             .pool_idle_timeout(Duration::from_secs(15))
-            .build(Connector::new(connect::tls_config(extra_ca_pem)?));
+            .build(Connector::new(connect::tls_config(extra_ca_pem)?, proxy));
         let host = match reference.registry.as_str() {
             "docker.io" => "registry-1.docker.io",
             host => host,
@@ -70,9 +71,8 @@ impl Registry {
             credential: Mutex::new(credential),
         };
         let bare = bare_host(host);
-        if plain_http_hosts.iter().any(|h| h == host || h == bare) {
-            registry.base = format!("http://{host}");
-        } else if is_loopback(bare) && !registry.speaks_tls().await {
+        let plain = plain_http_hosts.iter().any(|h| h == host || h == bare);
+        if plain || (is_loopback(bare) && !registry.speaks_tls().await) {
             registry.base = format!("http://{host}");
         }
         Ok(registry)
@@ -81,7 +81,11 @@ impl Registry {
     /// A registry on this very machine may do without TLS; whether it does is found by asking.
     async fn speaks_tls(&self) -> bool {
         let Ok(request) = Request::get(format!("{}/v2/", self.base)).body(Empty::new()) else { return false };
-        matches!(tokio::time::timeout(Duration::from_secs(5), self.client.request(request)).await, Ok(Ok(_)))
+        match tokio::time::timeout(Duration::from_secs(5), self.client.request(request)).await {
+            Ok(Ok(_)) => true,
+            Ok(Err(e)) => connect::is_untrusted(&e),
+            Err(_) => false,
+        }
     }
 
     pub async fn manifest(&self, target: &str) -> Result<FetchedManifest> {
@@ -155,6 +159,12 @@ impl Registry {
                         return Err(Error::Registry { url: url.to_owned(), status: status.as_u16(), message });
                     }
                 },
+                Err(Error::Transport { url, source }) if connect::is_untrusted(&*source) => {
+                    return Err(Error::Tls(format!(
+                        "{url}: the registry's certificate is not trusted: {}",
+                        root_cause(&*source)
+                    )));
+                }
                 Err(e @ Error::Transport { .. }) if attempt + 1 < ATTEMPTS => {
                     tracing::debug!(url, error = ?e, "registry request failed, trying again");
                     None
@@ -299,6 +309,14 @@ impl Registry {
         }
         Err(Error::Unauthorized { url: url.to_owned() })
     }
+}
+
+fn root_cause<'a>(error: &'a (dyn std::error::Error + 'static)) -> &'a dyn std::error::Error {
+    let mut last = error;
+    while let Some(next) = last.source() {
+        last = next;
+    }
+    last
 }
 
 fn header(value: &str) -> Result<HeaderValue> {

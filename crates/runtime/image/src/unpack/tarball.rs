@@ -117,9 +117,15 @@ impl<R: Read> TarReader<R> {
                 .link
                 .or(long_link)
                 .unwrap_or_else(|| header.link_name_bytes().map(|l| l.into_owned()).unwrap_or_default()),
-            mode: header.mode().map_err(|_| bad("malformed mode in header"))? & 0o7777,
-            uid: pax.uid.or(self.global.uid).or(header.uid().ok()).ok_or_else(|| bad("malformed uid"))?,
-            gid: pax.gid.or(self.global.gid).or(header.gid().ok()).ok_or_else(|| bad("malformed gid"))?,
+            mode: field(&header.as_old().mode, header.mode(), "malformed mode in header")? & 0o7777,
+            uid: match pax.uid.or(self.global.uid) {
+                Some(uid) => uid,
+                None => field(&header.as_old().uid, header.uid(), "malformed uid in header")?,
+            },
+            gid: match pax.gid.or(self.global.gid) {
+                Some(gid) => gid,
+                None => field(&header.as_old().gid, header.gid(), "malformed gid in header")?,
+            },
             mtime: pax.mtime.or(self.global.mtime).unwrap_or_else(|| header_mtime(header)),
             size: stored,
             device: (
@@ -321,6 +327,15 @@ impl<R: Read> Read for TarReader<R> {
 
 fn bad(message: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, message.to_owned())
+}
+
+/// A number of the header; some writers leave fields blank and mean zero.
+fn field<T: Default>(raw: &[u8], parsed: io::Result<T>, complaint: &str) -> io::Result<T> {
+    match parsed {
+        Ok(value) => Ok(value),
+        Err(_) if raw.iter().all(|b| matches!(b, 0 | b' ')) => Ok(T::default()),
+        Err(_) => Err(bad(complaint)),
+    }
 }
 
 fn until_nul(mut bytes: Vec<u8>) -> Vec<u8> {

@@ -14,7 +14,14 @@ impl Layer {
         Layer(tar::Builder::new(Vec::new()))
     }
 
-    fn raw(mut self, kind: tar::EntryType, path: &str, link: &str, data: &[u8], edit: impl Fn(&mut tar::Header)) -> Self {
+    fn raw(
+        mut self,
+        kind: tar::EntryType,
+        path: &str,
+        link: &str,
+        data: &[u8],
+        edit: impl Fn(&mut tar::Header),
+    ) -> Self {
         let mut header = tar::Header::new_gnu();
         header.as_old_mut().name[..path.len()].copy_from_slice(path.as_bytes());
         header.as_old_mut().linkname[..link.len()].copy_from_slice(link.as_bytes());
@@ -142,7 +149,13 @@ fn whiteouts_become_overlay_whiteouts() {
 
 #[test]
 fn implied_parents_come_from_lower_layers() {
-    let lower = Layer::new().dir("tmp", 0o1777).dir("usr/lib", 0o711).symlink("lib", "usr/lib").file("usr/x", b"low").unpack().unwrap();
+    let lower = Layer::new()
+        .dir("tmp", 0o1777)
+        .dir("usr/lib", 0o711)
+        .symlink("lib", "usr/lib")
+        .file("usr/x", b"low")
+        .unpack()
+        .unwrap();
     let upper = Layer::new()
         .file("tmp/f", b"")
         .file("lib/new", b"")
