@@ -9,6 +9,7 @@ mod deployment;
 mod endpointslice;
 mod namespace;
 mod namespace_defaults;
+mod node_lifecycle;
 mod pod_gc;
 mod replicaset;
 mod resources;
@@ -17,6 +18,7 @@ use std::sync::Arc;
 
 use dhow_client::{Client, Informer, ListParams, Object, Queue, Reconcile, controller_of, run_controller};
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Pod, Service, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use tokio::task::JoinSet;
@@ -45,6 +47,8 @@ pub async fn run_all(client: Client, config: ControllersConfig, shutdown: Cancel
         ..ListParams::default()
     };
     let maps = Informer::<ConfigMap>::start(client.clone(), scope, None, shutdown.clone());
+    let leases =
+        Informer::<Lease>::start(client.clone(), ListParams::default(), Some("kube-node-lease"), shutdown.clone());
     let synced = async {
         pods.synced().await;
         sets.synced().await;
@@ -53,6 +57,7 @@ pub async fn run_all(client: Client, config: ControllersConfig, shutdown: Cancel
         slices.synced().await;
         namespaces.synced().await;
         nodes.synced().await;
+        leases.synced().await;
         accounts.synced().await;
         maps.synced().await;
     };
@@ -76,6 +81,9 @@ pub async fn run_all(client: Client, config: ControllersConfig, shutdown: Cancel
     let queue = Queue::new("namespace-defaults");
     let ca = config.root_ca_pem;
     let reconciler = namespace_defaults::NamespaceDefaults::new(client.clone(), namespaces, accounts, maps, ca, &queue);
+    run(queue, 2, reconciler);
+    let queue = Queue::new("node-lifecycle");
+    let reconciler = node_lifecycle::NodeLifecycle::new(client.clone(), nodes.clone(), &leases, pods.clone(), &queue);
     run(queue, 2, reconciler);
     let queue = Queue::new("pod-gc");
     run(queue.clone(), 2, pod_gc::PodGc::new(client, pods, nodes, &queue));
