@@ -34,6 +34,8 @@ struct State {
     working: HashSet<Key>,
     /// Keys by due time; the number keeps equal times apart.
     delayed: BTreeMap<(Instant, u64), Key>,
+    /// A key's place in `delayed`: it waits once, for the earliest time asked for.
+    waiting: HashMap<Key, (Instant, u64)>,
     sequence: u64,
     failures: HashMap<Key, u32>,
 }
@@ -60,6 +62,13 @@ impl Queue {
         let mut state = self.shared.state.lock();
         state.sequence += 1;
         let due = (Instant::now() + delay, state.sequence);
+        if let Some(known) = state.waiting.get(&key).copied() {
+            if known <= due {
+                return;
+            }
+            state.delayed.remove(&known);
+        }
+        state.waiting.insert(key.clone(), due);
         state.delayed.insert(due, key);
         drop(state);
         self.shared.changed.notify_one();
@@ -132,6 +141,7 @@ impl State {
                 return;
             }
             let key = entry.remove();
+            self.waiting.remove(&key);
             self.add(key);
         }
     }
@@ -184,5 +194,18 @@ mod tests {
         queue.add_rate_limited(key("a"));
         queue.next().await;
         assert!(begin.elapsed() < Duration::from_millis(8));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_delayed_key_waits_once_for_the_earliest_time() {
+        let queue = Queue::new("test");
+        let begin = Instant::now();
+        for seconds in [40, 10, 20] {
+            queue.add_after(key("a"), Duration::from_secs(seconds));
+        }
+        assert_eq!(queue.next().await, key("a"));
+        assert_eq!(begin.elapsed().as_secs(), 10);
+        let state = queue.shared.state.lock();
+        assert!(state.delayed.is_empty() && state.waiting.is_empty());
     }
 }

@@ -1,0 +1,168 @@
+//! What several controllers need: selectors, pod readiness, template hashes, expectations.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::time::Duration;
+
+use dhow_client::{Error, Key};
+use k8s_openapi::api::core::v1::{Pod, PodTemplateSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use k8s_openapi::jiff::Timestamp;
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+pub type Labels = BTreeMap<String, String>;
+
+/// Whether labels satisfy a selector. An empty selector selects everything.
+pub fn selects(selector: &LabelSelector, labels: Option<&Labels>) -> bool {
+    let get = |key: &str| labels.and_then(|labels| labels.get(key));
+    let equal = selector.match_labels.iter().flatten().all(|(key, value)| get(key) == Some(value));
+    equal
+        && selector.match_expressions.iter().flatten().all(|requirement| {
+            let value = get(&requirement.key);
+            let listed = || value.is_some_and(|value| requirement.values.iter().flatten().any(|v| v == value));
+            match requirement.operator.as_str() {
+                "In" => listed(),
+                "NotIn" => !listed(),
+                "Exists" => value.is_some(),
+                "DoesNotExist" => value.is_none(),
+                _ => false,
+            }
+        })
+}
+
+pub fn phase(pod: &Pod) -> &str {
+    pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or("Pending")
+}
+
+/// Neither finished nor going away.
+pub fn is_active(pod: &Pod) -> bool {
+    !is_finished(pod) && pod.metadata.deletion_timestamp.is_none()
+}
+
+pub fn is_finished(pod: &Pod) -> bool {
+    matches!(phase(pod), "Succeeded" | "Failed")
+}
+
+pub fn node_name(pod: &Pod) -> Option<&str> {
+    pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()).filter(|name| !name.is_empty())
+}
+
+/// Since when the pod is ready, if it is.
+pub fn ready_since(pod: &Pod) -> Option<Timestamp> {
+    let conditions = pod.status.as_ref()?.conditions.as_ref()?;
+    let ready = conditions.iter().find(|condition| condition.type_ == "Ready" && condition.status == "True")?;
+    Some(ready.last_transition_time.as_ref().map_or(Timestamp::UNIX_EPOCH, |time| time.0))
+}
+
+pub fn is_ready(pod: &Pod) -> bool {
+    ready_since(pod).is_some()
+}
+
+/// How long until a ready pod counts as available; `None` if it is not ready.
+pub fn available_in(pod: &Pod, min_ready_seconds: i32, now: Timestamp) -> Option<Duration> {
+    let since = ready_since(pod)?;
+    let elapsed = now.as_millisecond() - since.as_millisecond();
+    let left = i64::from(min_ready_seconds) * 1000 - elapsed;
+    Some(Duration::from_millis(u64::try_from(left).unwrap_or(0)))
+}
+
+/// A short stable name for a template, in letters that form no words.
+pub fn template_hash(template: &PodTemplateSpec, collisions: Option<i32>) -> Result<String, Error> {
+    let bytes = serde_json::to_vec(template)
+        .map_err(|source| Error::Decode { context: "encode pod template".into(), source })?;
+    let mut hash: u32 = 0x811c_9dc5;
+    let tail = collisions.map(i32::to_le_bytes);
+    for byte in bytes.iter().chain(tail.iter().flatten()) {
+        hash = (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193);
+    }
+    const LETTERS: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
+    let letters =
+        hash.to_string().bytes().map(|digit| char::from(LETTERS[usize::from(digit) % LETTERS.len()])).collect();
+    Ok(letters)
+}
+
+/// What a controller has asked for and its informer has not yet shown, so that it does not ask twice.
+#[derive(Default)]
+pub struct Expectations {
+    pending: Mutex<HashMap<Key, Pending>>,
+}
+
+struct Pending {
+    creations: i64,
+    deletions: HashSet<String>,
+    since: Instant,
+}
+
+/// An expectation that is never met is given up after this time, as upstream does.
+const GIVE_UP: Duration = Duration::from_secs(300);
+
+impl Expectations {
+    pub fn expect(&self, key: &Key, creations: i64, deletions: impl IntoIterator<Item = String>) {
+        let pending = Pending { creations, deletions: deletions.into_iter().collect(), since: Instant::now() };
+        self.pending.lock().insert(key.clone(), pending);
+    }
+
+    /// A creation was seen, or failed.
+    pub fn created(&self, key: &Key) {
+        if let Some(pending) = self.pending.lock().get_mut(key) {
+            pending.creations -= 1;
+        }
+    }
+
+    /// A deletion was seen, or failed.
+    pub fn deleted(&self, key: &Key, uid: &str) {
+        if let Some(pending) = self.pending.lock().get_mut(key) {
+            pending.deletions.remove(uid);
+        }
+    }
+
+    pub fn satisfied(&self, key: &Key) -> bool {
+        self.pending.lock().get(key).is_none_or(|pending| {
+            (pending.creations <= 0 && pending.deletions.is_empty()) || pending.since.elapsed() > GIVE_UP
+        })
+    }
+
+    pub fn forget(&self, key: &Key) {
+        self.pending.lock().remove(key);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn selectors_follow_upstream() {
+        let selector: LabelSelector = serde_json::from_value(json!({
+            "matchLabels": {"app": "web"},
+            "matchExpressions": [
+                {"key": "tier", "operator": "NotIn", "values": ["db"]},
+                {"key": "old", "operator": "DoesNotExist"}
+            ]
+        }))
+        .unwrap();
+        let labels = |value| serde_json::from_value::<Labels>(value).unwrap();
+        assert!(selects(&selector, Some(&labels(json!({"app": "web"})))), "NotIn holds where the label is absent");
+        assert!(!selects(&selector, Some(&labels(json!({"app": "web", "tier": "db"})))));
+        assert!(!selects(&selector, Some(&labels(json!({"app": "web", "old": ""})))));
+        assert!(!selects(&selector, None));
+        assert!(selects(&LabelSelector::default(), None));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn expectations_hold_until_met_or_given_up() {
+        let expectations = Expectations::default();
+        let key = Key::new(Some("a"), "b");
+        assert!(expectations.satisfied(&key));
+        expectations.expect(&key, 1, ["u".to_owned()]);
+        expectations.created(&key);
+        assert!(!expectations.satisfied(&key));
+        expectations.deleted(&key, "u");
+        assert!(expectations.satisfied(&key));
+        expectations.expect(&key, 1, []);
+        tokio::time::advance(GIVE_UP + Duration::from_secs(1)).await;
+        assert!(expectations.satisfied(&key));
+    }
+}
