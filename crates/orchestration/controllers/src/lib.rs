@@ -7,6 +7,7 @@
 mod common;
 mod deployment;
 mod endpointslice;
+mod garbage;
 mod namespace;
 mod namespace_defaults;
 mod node_lifecycle;
@@ -86,7 +87,18 @@ pub async fn run_all(client: Client, config: ControllersConfig, shutdown: Cancel
     let reconciler = node_lifecycle::NodeLifecycle::new(client.clone(), nodes.clone(), &leases, pods.clone(), &queue);
     run(queue, 2, reconciler);
     let queue = Queue::new("pod-gc");
-    run(queue.clone(), 2, pod_gc::PodGc::new(client, pods, nodes, &queue));
+    run(queue.clone(), 2, pod_gc::PodGc::new(client.clone(), pods, nodes, &queue));
+    let queue = Queue::new("garbage-collector");
+    let mut pause = std::time::Duration::from_millis(50);
+    let collector = loop {
+        match garbage::Garbage::start(client.clone(), queue.clone(), &shutdown).await {
+            Ok(collector) => break collector,
+            Err(error) => tracing::warn!(%error, "cannot discover kinds for garbage collection; retrying"),
+        }
+        tokio::select! { () = tokio::time::sleep(pause) => {}, () = shutdown.cancelled() => return }
+        pause = (pause * 2).min(std::time::Duration::from_secs(10));
+    };
+    run(queue, 8, collector);
     while running.join_next().await.is_some() {}
 }
 

@@ -1,0 +1,259 @@
+//! Deletes what lost all its owners, and carries out foreground and orphaning deletions.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use dhow_client::{Client, Error, Key, Outcome, Queue, Reconcile};
+use http::Method;
+use http_body_util::BodyExt;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+
+use crate::resources::{Resource, call, discover, open};
+
+const PAUSE: Duration = Duration::from_secs(1);
+const FOREGROUND: &str = "foregroundDeletion";
+const ORPHAN: &str = "orphan";
+
+#[derive(Clone)]
+struct Entry {
+    resource: Arc<Resource>,
+    metadata: Arc<ObjectMeta>,
+}
+
+/// Every object by uid, and who names it as an owner.
+#[derive(Default)]
+struct Graph {
+    entries: HashMap<String, Entry>,
+    dependents: HashMap<String, HashSet<String>>,
+}
+
+impl Graph {
+    fn remove(&mut self, uid: &str) {
+        if let Some(entry) = self.entries.remove(uid) {
+            for owner in entry.metadata.owner_references.iter().flatten() {
+                if let Some(all) = self.dependents.get_mut(&owner.uid) {
+                    all.remove(uid);
+                    if all.is_empty() {
+                        self.dependents.remove(&owner.uid);
+                    }
+                }
+            }
+        }
+    }
+
+    fn insert(&mut self, uid: &str, entry: Entry) {
+        self.remove(uid);
+        for owner in entry.metadata.owner_references.iter().flatten() {
+            self.dependents.entry(owner.uid.clone()).or_default().insert(uid.into());
+        }
+        self.entries.insert(uid.into(), entry);
+    }
+
+    fn dependents(&self, uid: &str) -> Vec<(String, Entry)> {
+        let uids = self.dependents.get(uid).into_iter().flatten();
+        uids.filter_map(|uid| Some((uid.clone(), self.entries.get(uid)?.clone()))).collect()
+    }
+}
+
+pub struct Garbage {
+    client: Client,
+    graph: Arc<Mutex<Graph>>,
+    resources: Vec<Arc<Resource>>,
+    queue: Queue,
+}
+
+impl Garbage {
+    /// Watches every kind that the server has now.
+    pub async fn start(client: Client, queue: Queue, shutdown: &CancellationToken) -> Result<Arc<Self>, Error> {
+        let found = discover(&client).await?;
+        let resources: Vec<_> = found
+            .into_iter()
+            .filter(|one| ["list", "watch", "delete"].iter().all(|verb| one.can(verb)) && one.plural != "events")
+            .map(Arc::new)
+            .collect();
+        let this = Arc::new(Self { client, graph: Arc::default(), resources, queue });
+        for resource in &this.resources {
+            let (this, resource, shutdown) = (this.clone(), resource.clone(), shutdown.clone());
+            tokio::spawn(async move {
+                let follow = async {
+                    loop {
+                        if let Err(error) = this.follow(&resource).await {
+                            tracing::debug!(kind = resource.kind, %error, "garbage watch failed; listing again");
+                        }
+                        tokio::time::sleep(PAUSE).await;
+                    }
+                };
+                tokio::select! { () = follow => {}, () = shutdown.cancelled() => {} }
+            });
+        }
+        Ok(this)
+    }
+
+    async fn follow(&self, resource: &Arc<Resource>) -> Result<(), Error> {
+        let path = resource.path(None, None);
+        let listed = call(&self.client, Method::GET, &path, "", Vec::new()).await?;
+        let items = listed["items"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let there: HashSet<&str> = items.iter().filter_map(|item| item["metadata"]["uid"].as_str()).collect();
+        let gone: Vec<String> = {
+            let graph = self.graph.lock();
+            let own = graph.entries.iter().filter(|(_, entry)| entry.resource == *resource);
+            own.filter(|(uid, _)| !there.contains(uid.as_str())).map(|(uid, _)| uid.clone()).collect()
+        };
+        gone.iter().for_each(|uid| self.deleted(uid));
+        items.iter().for_each(|item| self.seen(resource, &item["metadata"]));
+        let version = listed["metadata"]["resourceVersion"].as_str().unwrap_or_default();
+        let path = format!("{path}?watch=true&allowWatchBookmarks=true&resourceVersion={version}");
+        let (_, mut body) = open(&self.client, Method::GET, &path, "", Vec::new()).await?;
+        let mut buffer = BytesMut::new();
+        while let Some(frame) = body.frame().await {
+            if let Ok(data) = frame?.into_data() {
+                buffer.extend_from_slice(&data);
+            }
+            while let Some(end) = buffer.iter().position(|byte| *byte == b'\n') {
+                let event: Value = serde_json::from_slice(&buffer.split_to(end + 1)).unwrap_or_default();
+                let metadata = &event["object"]["metadata"];
+                match event["type"].as_str() {
+                    Some("ADDED" | "MODIFIED") => self.seen(resource, metadata),
+                    Some("DELETED") => self.deleted(metadata["uid"].as_str().unwrap_or_default()),
+                    Some("ERROR") => return Ok(()),
+                    _ => {}
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn seen(&self, resource: &Arc<Resource>, metadata: &Value) {
+        let Ok(metadata) = serde_json::from_value::<ObjectMeta>(metadata.clone()) else { return };
+        let Some(uid) = metadata.uid.clone() else { return };
+        let concerns = metadata.owner_references.is_some() || metadata.deletion_timestamp.is_some();
+        let owners: Vec<_> = metadata.owner_references.iter().flatten().map(|owner| owner.uid.clone()).collect();
+        self.graph.lock().insert(&uid, Entry { resource: resource.clone(), metadata: Arc::new(metadata) });
+        if concerns {
+            self.queue.add(Key::new(None, &uid));
+        }
+        // An owner in foreground deletion waits for its dependents.
+        owners.iter().for_each(|owner| self.queue.add(Key::new(None, owner)));
+    }
+
+    fn deleted(&self, uid: &str) {
+        let mut graph = self.graph.lock();
+        let owners = graph.entries.get(uid).and_then(|entry| entry.metadata.owner_references.clone());
+        let dependents = graph.dependents(uid);
+        graph.remove(uid);
+        drop(graph);
+        dependents.iter().for_each(|(dependent, _)| self.queue.add(Key::new(None, dependent)));
+        owners.iter().flatten().for_each(|owner| self.queue.add(Key::new(None, &owner.uid)));
+    }
+
+    async fn delete(&self, uid: &str, entry: &Entry, propagation: &str) -> Result<(), Error> {
+        let body = json!({"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": propagation,
+                          "preconditions": {"uid": uid}});
+        let body = body.to_string().into_bytes();
+        settled(call(&self.client, Method::DELETE, &path(entry), "application/json", body).await)
+    }
+
+    async fn patch(&self, entry: &Entry, mut metadata: Value) -> Result<(), Error> {
+        metadata["resourceVersion"] = json!(entry.metadata.resource_version);
+        let body = json!({"metadata": metadata}).to_string().into_bytes();
+        settled(call(&self.client, Method::PATCH, &path(entry), "application/merge-patch+json", body).await)
+    }
+
+    async fn unfinalize(&self, entry: &Entry, finalizer: &str) -> Result<(), Error> {
+        let left: Vec<_> = entry.metadata.finalizers.iter().flatten().filter(|one| *one != finalizer).collect();
+        self.patch(entry, json!({"finalizers": left})).await
+    }
+
+    /// Whether the owner is there. The copy may be behind or not see a kind, so absence is asked of the server.
+    async fn owner_exists(
+        &self,
+        entry: &Entry,
+        owner: &k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference,
+    ) -> Result<bool, Error> {
+        if self.graph.lock().entries.contains_key(&owner.uid) {
+            return Ok(true);
+        }
+        let group = |version: &str| version.split_once('/').map(|(group, _)| group.to_owned());
+        let known = self
+            .resources
+            .iter()
+            .find(|one| one.kind == owner.kind && group(&one.api_version) == group(&owner.api_version));
+        // An unknown kind proves nothing: never delete on a guess.
+        let Some(resource) = known else { return Ok(true) };
+        let path = resource.path(entry.metadata.namespace.as_deref(), Some(&owner.name));
+        match call(&self.client, Method::GET, &path, "", Vec::new()).await {
+            Err(error) if error.is_not_found() => Ok(false),
+            other => Ok(other?["metadata"]["uid"].as_str() == Some(owner.uid.as_str())),
+        }
+    }
+}
+
+fn path(entry: &Entry) -> String {
+    entry.resource.path(entry.metadata.namespace.as_deref(), entry.metadata.name.as_deref())
+}
+
+/// What is gone already needs nothing more.
+fn settled(result: Result<Value, Error>) -> Result<(), Error> {
+    match result {
+        Err(error) if error.is_not_found() => Ok(()),
+        other => other.map(drop),
+    }
+}
+
+#[async_trait::async_trait]
+impl Reconcile for Garbage {
+    fn name(&self) -> &'static str {
+        "garbage-collector"
+    }
+
+    async fn reconcile(&self, key: &Key) -> Result<Outcome, Error> {
+        let uid = key.name.as_ref();
+        let (entry, dependents) = {
+            let graph = self.graph.lock();
+            let Some(entry) = graph.entries.get(uid).cloned() else { return Ok(Outcome::Done) };
+            (entry, graph.dependents(uid))
+        };
+        let has = |finalizer: &str| entry.metadata.finalizers.iter().flatten().any(|one| one == finalizer);
+        if entry.metadata.deletion_timestamp.is_some() {
+            if has(ORPHAN) {
+                for (_, dependent) in &dependents {
+                    let owners = dependent.metadata.owner_references.iter().flatten();
+                    let left: Vec<_> = owners.filter(|owner| owner.uid != uid).collect();
+                    self.patch(dependent, json!({"ownerReferences": left})).await?;
+                }
+                self.unfinalize(&entry, ORPHAN).await?;
+            } else if has(FOREGROUND) {
+                let mut blocked = false;
+                for (own, dependent) in &dependents {
+                    let owners = || dependent.metadata.owner_references.iter().flatten();
+                    blocked |= owners().any(|owner| owner.uid == uid && owner.block_owner_deletion == Some(true));
+                    if owners().all(|owner| owner.uid == uid) && dependent.metadata.deletion_timestamp.is_none() {
+                        self.delete(own, dependent, "Foreground").await?;
+                    }
+                }
+                if !blocked {
+                    self.unfinalize(&entry, FOREGROUND).await?;
+                }
+            }
+            return Ok(Outcome::Done);
+        }
+        let owners = entry.metadata.owner_references.clone().unwrap_or_default();
+        let mut solid = Vec::new();
+        for owner in &owners {
+            if self.owner_exists(&entry, owner).await? {
+                solid.push(owner);
+            }
+        }
+        if !owners.is_empty() && solid.is_empty() {
+            self.delete(uid, &entry, "Background").await?;
+        } else if solid.len() < owners.len() {
+            self.patch(&entry, json!({"ownerReferences": solid})).await?;
+        }
+        Ok(Outcome::Done)
+    }
+}
