@@ -98,7 +98,7 @@ fn actions(
         size(set) > 0
             && annotation(set, DESIRED).and_then(|value| value.parse().ok()).is_some_and(|was: i32| was != wanted)
     });
-    if paused || (resized && new.is_some()) {
+    if paused || (resized && new.is_some() && !recreates(deployment)) {
         actions.extend(resize(deployment, new, old));
         return actions;
     }
