@@ -8,6 +8,7 @@ mod http_transport;
 mod informer;
 mod key;
 mod kubeconfig;
+pub mod leader;
 mod owner;
 mod queue;
 mod tls_connector;
