@@ -86,3 +86,61 @@ async fn attempt(client: &Client, spec: &LeaseSpec, seen: &mut Option<(String, I
     held.renew_time = Some(now);
     client.update(&lease).await.map(|_| true)
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use bytes::Bytes;
+    use parking_lot::Mutex;
+    use serde_json::{Value, json};
+    use std::sync::Arc;
+
+    /// A server with one lease and versions.
+    #[derive(Default)]
+    struct OneLease(Mutex<(u64, Option<Value>)>);
+
+    #[async_trait::async_trait]
+    impl crate::Transport for OneLease {
+        async fn call(&self, request: http::Request<Bytes>) -> Result<http::Response<crate::Body>, Error> {
+            let mut state = self.0.lock();
+            let answer = |code: u16, value: &Value| {
+                Ok(http::Response::builder().status(code).body(crate::full(value.to_string().into())).unwrap())
+            };
+            if request.method() == http::Method::GET {
+                return state.1.as_ref().map_or_else(|| answer(404, &json!({})), |lease| answer(200, lease));
+            }
+            let mut sent: Value = serde_json::from_slice(request.body()).unwrap();
+            let known = state.1.as_ref().map(|lease| lease["metadata"]["resourceVersion"].clone());
+            if known.is_some_and(|known| known != sent["metadata"]["resourceVersion"]) {
+                return answer(409, &json!({"reason": "Conflict"}));
+            }
+            state.0 += 1;
+            sent["metadata"]["resourceVersion"] = json!(state.0.to_string());
+            state.1 = Some(sent.clone());
+            answer(200, &sent)
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn another_leads_only_after_the_first_is_silent() {
+        let client = Client::new(Arc::new(OneLease::default()));
+        let spec = |identity: &str| LeaseSpec {
+            namespace: "kube-system".into(),
+            name: "dhow".into(),
+            identity: identity.into(),
+            duration: Duration::from_secs(15),
+            retry: Duration::from_secs(2),
+        };
+        let stop = CancellationToken::new();
+        let first = run(client.clone(), spec("a"), stop.clone()).await;
+        let waiting = run(client.clone(), spec("b"), CancellationToken::new());
+        tokio::pin!(waiting);
+        assert!(tokio::time::timeout(Duration::from_secs(120), &mut waiting).await.is_err(), "the first renews");
+        assert!(!first.is_cancelled());
+        stop.cancel();
+        let begin = Instant::now();
+        let second = waiting.await;
+        assert!(begin.elapsed() >= Duration::from_secs(10) && !second.is_cancelled());
+    }
+}
