@@ -53,12 +53,9 @@ pub fn compute_actions(spec: &PodSpec, seen: &Observed<'_>) -> Actions {
     let inits = spec.init_containers.as_deref().unwrap_or_default();
     let ended = |name: &str| latest(seen.containers, name).filter(|c| !is_live(c));
 
-    let init_failed = policy == "Never"
-        && inits.iter().any(|i| !is_sidecar(i) && ended(&i.name).is_some_and(|c| c.exit_code != 0));
-    let all_ended = spec
-        .containers
-        .iter()
-        .all(|c| ended(&c.name).is_some_and(|status| !wants_restart(policy, status)));
+    let init_failed =
+        policy == "Never" && inits.iter().any(|i| !is_sidecar(i) && ended(&i.name).is_some_and(|c| c.exit_code != 0));
+    let all_ended = spec.containers.iter().all(|c| ended(&c.name).is_some_and(|status| !wants_restart(policy, status)));
     if init_failed || all_ended {
         actions.finished = true;
         actions.kill = seen.containers.iter().filter(|c| is_live(c)).map(|c| c.id.clone()).collect();
@@ -168,7 +165,8 @@ mod tests {
 
     #[test]
     fn a_new_pod_gets_a_sandbox_then_its_init_containers_in_order_then_its_containers() {
-        let spec = spec(serde_json::json!({"initContainers": [{"name": "i"}, {"name": "s", "restartPolicy": "Always"}],
+        let spec =
+            spec(serde_json::json!({"initContainers": [{"name": "i"}, {"name": "s", "restartPolicy": "Always"}],
             "containers": [{"name": "a"}, {"name": "b"}]}));
         assert!(decide(&spec, None, &[]).new_sandbox);
         let s = sandbox("s1");

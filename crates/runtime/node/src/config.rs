@@ -129,7 +129,11 @@ fn security(spec: &PodSpec, container: &Container, image: &ImageInfo) -> Result<
     })
 }
 
-fn mounts(container: &Container, paths: &BTreeMap<String, PathBuf>, env: &BTreeMap<String, String>) -> Result<Vec<Mount>, Error> {
+fn mounts(
+    container: &Container,
+    paths: &BTreeMap<String, PathBuf>,
+    env: &BTreeMap<String, String>,
+) -> Result<Vec<Mount>, Error> {
     let mut out = Vec::new();
     for mount in container.volume_mounts.iter().flatten() {
         let base = paths.get(&mount.name).ok_or_else(|| Error::config(format!("volume {:?} not found", mount.name)))?;
@@ -180,7 +184,8 @@ pub struct Start<'a> {
 }
 
 pub fn container(spec: &PodSpec, container: &Container, start: Start<'_>) -> Result<ContainerConfig, Error> {
-    let expand = |list: &Option<Vec<String>>| list.iter().flatten().map(|a| crate::env::expand(a, &start.env)).collect();
+    let expand =
+        |list: &Option<Vec<String>>| list.iter().flatten().map(|a| crate::env::expand(a, &start.env)).collect();
     let mut mounts = mounts(container, start.volumes, &start.env)?;
     let mut file = |host_path: PathBuf, container_path: &str| {
         if !mounts.iter().any(|m| m.container_path == Path::new(container_path)) {

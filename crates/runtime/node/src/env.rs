@@ -145,7 +145,13 @@ pub async fn build(
             let value = field(pod, &source.field_path);
             Some(value.ok_or_else(|| Error::config(format!("unsupported fieldPath: {}", source.field_path)))?)
         } else if let Some(source) = &from.resource_field_ref {
-            Some(resource(pod, container, &source.resource, source.container_name.as_deref(), source.divisor.as_ref().map(|d| d.0.as_str()))?)
+            Some(resource(
+                pod,
+                container,
+                &source.resource,
+                source.container_name.as_deref(),
+                source.divisor.as_ref().map(|d| d.0.as_str()),
+            )?)
         } else if let Some(source) = &from.config_map_key_ref {
             let optional = source.optional == Some(true);
             let found = config_map(client, ns, &source.name, optional).await?;
@@ -190,9 +196,8 @@ pub fn resource(
     divisor: Option<&str>,
 ) -> Result<String, Error> {
     let spec = pod.spec.as_ref();
-    let target = other
-        .and_then(|name| spec.and_then(|s| s.containers.iter().find(|c| c.name == name)))
-        .unwrap_or(container);
+    let target =
+        other.and_then(|name| spec.and_then(|s| s.containers.iter().find(|c| c.name == name))).unwrap_or(container);
     let resources = target.resources.as_ref();
     let (list, name) = match path.split_once('.') {
         Some(("limits", name)) => (resources.and_then(|r| r.limits.as_ref()), name),

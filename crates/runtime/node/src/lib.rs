@@ -4,6 +4,7 @@ mod actions;
 mod config;
 mod env;
 mod error;
+mod probes;
 mod register;
 mod resources;
 mod status;
@@ -77,7 +78,9 @@ impl Node {
         for sandbox in shared.config.runtime.list_sandboxes().await? {
             let known = pods.list().iter().any(|p| p.metadata.uid.as_ref() == Some(&sandbox.pod.uid));
             if !known {
-                workers.entry(sandbox.pod.uid.clone()).or_insert_with(|| spawn(&shared, None, sandbox.pod.uid, &shutdown));
+                workers
+                    .entry(sandbox.pod.uid.clone())
+                    .or_insert_with(|| spawn(&shared, None, sandbox.pod.uid, &shutdown));
             }
         }
         loop {
@@ -113,8 +116,13 @@ impl Node {
 fn spawn(shared: &Arc<Shared>, pod: Option<Arc<Pod>>, uid: String, shutdown: &CancellationToken) -> Handle {
     let (sender, receiver) = watch::channel(pod);
     let wake = Arc::new(Notify::new());
-    let worker =
-        Worker { shared: Arc::clone(shared), pod: receiver, wake: Arc::clone(&wake), waiting: BTreeMap::new() };
+    let worker = Worker {
+        shared: Arc::clone(shared),
+        pod: receiver,
+        wake: Arc::clone(&wake),
+        waiting: BTreeMap::new(),
+        probes: Default::default(),
+    };
     tokio::spawn(worker.run(uid, shutdown.clone()));
     Handle { pod: sender, wake }
 }

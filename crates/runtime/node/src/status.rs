@@ -44,11 +44,13 @@ pub fn compute(pod: &Pod, facts: &Facts<'_>) -> PodStatus {
     let ended = |s: &ContainerStatus| s.state.as_ref().and_then(|s| s.terminated.as_ref()).map(|t| t.exit_code);
     let any_started = statuses.iter().any(|s| s.container_id.is_some());
     let initialized = any_started
-        || inits.iter().zip(&init_statuses).all(|(c, s)| {
-            if is_sidecar(c) { s.started == Some(true) } else { ended(s) == Some(0) }
-        });
+        || inits
+            .iter()
+            .zip(&init_statuses)
+            .all(|(c, s)| if is_sidecar(c) { s.started == Some(true) } else { ended(s) == Some(0) });
     let phase = if facts.finished {
-        let failed_init = inits.iter().zip(&init_statuses).any(|(c, s)| !is_sidecar(c) && ended(s).is_some_and(|c| c != 0));
+        let failed_init =
+            inits.iter().zip(&init_statuses).any(|(c, s)| !is_sidecar(c) && ended(s).is_some_and(|c| c != 0));
         if failed_init || statuses.iter().any(|s| ended(s) != Some(0)) { "Failed" } else { "Succeeded" }
     } else if initialized && statuses.iter().all(|s| s.container_id.is_some()) {
         "Running"
@@ -58,9 +60,11 @@ pub fn compute(pod: &Pod, facts: &Facts<'_>) -> PodStatus {
     let unready: Vec<&str> = statuses.iter().filter(|s| !s.ready).map(|s| s.name.as_str()).collect();
     let sidecars_ready = inits.iter().zip(&init_statuses).all(|(c, s)| !is_sidecar(c) || s.ready);
     let containers_ready = unready.is_empty() && sidecars_ready && !facts.finished;
-    let gates_pass = spec.readiness_gates.iter().flatten().all(|gate| {
-        old.conditions.iter().flatten().any(|c| c.type_ == gate.condition_type && c.status == "True")
-    });
+    let gates_pass = spec
+        .readiness_gates
+        .iter()
+        .flatten()
+        .all(|gate| old.conditions.iter().flatten().any(|c| c.type_ == gate.condition_type && c.status == "True"));
     let not_ready = if facts.finished {
         Some(("PodCompleted".to_owned(), String::new()))
     } else if !containers_ready {
@@ -68,8 +72,9 @@ pub fn compute(pod: &Pod, facts: &Facts<'_>) -> PodStatus {
     } else {
         None
     };
-    let gated = (!gates_pass)
-        .then(|| ("ReadinessGatesNotReady".to_owned(), "corresponding condition of pod readiness gate is not True".to_owned()));
+    let gated = (!gates_pass).then(|| {
+        ("ReadinessGatesNotReady".to_owned(), "corresponding condition of pod readiness gate is not True".to_owned())
+    });
     let sandbox_ready = facts.sandbox.is_some_and(|s| s.state == SandboxState::Ready);
 
     let mut conditions = old.conditions.clone().unwrap_or_default();
@@ -155,7 +160,8 @@ fn container(spec: &Container, old: Option<&[ContainerStatus]>, facts: &Facts<'_
         };
     };
     let live = is_live(seen);
-    let previous = facts.containers.iter().filter(|c| c.name == spec.name && c.attempt < seen.attempt).max_by_key(|c| c.attempt);
+    let previous =
+        facts.containers.iter().filter(|c| c.name == spec.name && c.attempt < seen.attempt).max_by_key(|c| c.attempt);
     let mut last = previous.map(|p| terminated(p, facts)).or_else(|| old.and_then(|o| o.last_state.clone()));
     let state = if live {
         match seen.started_at.filter(|_| seen.state == Run::Running) {

@@ -6,9 +6,7 @@ use std::path::{Component, Path, PathBuf};
 
 use dhow_client::Client;
 use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
-use k8s_openapi::api::core::v1::{
-    ConfigMap, DownwardAPIVolumeFile, KeyToPath, Pod, Secret, ServiceAccount, Volume,
-};
+use k8s_openapi::api::core::v1::{ConfigMap, DownwardAPIVolumeFile, KeyToPath, Pod, Secret, ServiceAccount, Volume};
 
 use crate::Error;
 
@@ -53,9 +51,9 @@ async fn one(client: &Client, pod: &Pod, volume: &Volume, target: PathBuf) -> Re
         }
         return Ok(target);
     }
-    let payload = payload(client, pod, volume).await?.ok_or_else(|| {
-        bad(format!("volume {:?} is of a type this node does not support", volume.name))
-    })?;
+    let payload = payload(client, pod, volume)
+        .await?
+        .ok_or_else(|| bad(format!("volume {:?} is of a type this node does not support", volume.name)))?;
     if !target.exists() {
         make_dir(&target, 0o755, None)?;
         if volume.secret.is_some() || volume.projected.is_some() {
@@ -160,7 +158,8 @@ fn downward(pod: &Pod, files: &[DownwardAPIVolumeFile], mode: u32, out: &mut Pay
             crate::env::field(pod, &source.field_path)
         } else if let Some(source) = &file.resource_field_ref {
             let spec = pod.spec.as_ref();
-            let owner = spec.and_then(|s| s.containers.iter().find(|c| Some(&c.name) == source.container_name.as_ref()));
+            let owner =
+                spec.and_then(|s| s.containers.iter().find(|c| Some(&c.name) == source.container_name.as_ref()));
             let divisor = source.divisor.as_ref().map(|d| d.0.as_str());
             owner.map(|c| crate::env::resource(pod, c, &source.resource, None, divisor)).transpose()?
         } else {
@@ -264,8 +263,7 @@ fn write_atomically(target: &Path, payload: &Payload, group: Option<i64>) -> Res
     let _ = std::fs::remove_file(&next);
     std::os::unix::fs::symlink(&fresh, &next).map_err(failed("link"))?;
     std::fs::rename(&next, &link).map_err(failed("link"))?;
-    let tops: std::collections::BTreeSet<&str> =
-        payload.keys().filter_map(|p| p.split('/').next()).collect();
+    let tops: std::collections::BTreeSet<&str> = payload.keys().filter_map(|p| p.split('/').next()).collect();
     for entry in std::fs::read_dir(target).map_err(failed("read"))?.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         if !name.starts_with("..") && !tops.contains(name.as_str()) {

@@ -12,6 +12,7 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::actions::{self, Observed, compute_actions, latest};
+use crate::probes::{Probes, Results};
 use crate::{Error, NodeConfig, config, env, status, volumes};
 
 /// Mounted configuration and tokens are looked at this often.
@@ -31,6 +32,7 @@ pub struct Worker {
     pub pod: watch::Receiver<Option<Arc<Pod>>>,
     pub wake: Arc<Notify>,
     pub waiting: BTreeMap<String, (String, String)>,
+    pub probes: Probes,
 }
 
 impl Worker {
@@ -84,10 +86,15 @@ impl Worker {
         let shared = Arc::clone(&self.shared);
         let runtime = &shared.config.runtime;
         let (sandboxes, containers) = self.observe(uid).await?;
-        let live: BTreeSet<String> = containers.iter().filter(|c| actions::is_live(c)).map(|c| c.id.clone()).collect();
-        let none = BTreeSet::new();
+        let health = self.health(spec, &sandboxes, &containers);
         let now = SystemTime::now();
-        let seen = Observed { now, sandbox: sandboxes.last(), containers: &containers, unhealthy: &none, started: &live };
+        let seen = Observed {
+            now,
+            sandbox: sandboxes.last(),
+            containers: &containers,
+            unhealthy: &health.unhealthy,
+            started: &health.started,
+        };
         let todo = compute_actions(spec, &seen);
         for id in &todo.kill {
             runtime.stop_container(id, grace(pod)).await?;
@@ -213,9 +220,16 @@ impl Worker {
         runtime.image_status(name).await?.ok_or_else(gone)
     }
 
-    async fn write_status(&self, pod: &Pod, spec: &PodSpec, uid: &str, finished: bool) -> Result<(), Error> {
+    fn health(&mut self, spec: &PodSpec, sandboxes: &[SandboxStatus], containers: &[ContainerStatus]) -> Results {
+        let ip = sandboxes.last().and_then(|s| s.ips.first()).map(ToString::to_string);
+        let ip = ip.unwrap_or_else(|| self.shared.config.node_ip.clone());
+        self.probes.update(&self.shared.config.runtime, spec, containers, &ip, &self.wake)
+    }
+
+    async fn write_status(&mut self, pod: &Pod, spec: &PodSpec, uid: &str, finished: bool) -> Result<(), Error> {
         let (sandboxes, containers) = self.observe(uid).await?;
         let live: BTreeSet<String> = containers.iter().filter(|c| actions::is_live(c)).map(|c| c.id.clone()).collect();
+        let health = self.health(spec, &sandboxes, &containers);
         let files = self.pod_dir(uid).join("containers");
         let message = |c: &ContainerStatus| {
             let text = std::fs::read(files.join(&c.name).join(format!("termination-{}", c.attempt))).ok()?;
@@ -230,8 +244,8 @@ impl Worker {
             sandbox: sandboxes.last(),
             containers: &containers,
             waiting: &self.waiting,
-            started: &live,
-            ready: &live,
+            started: &health.started,
+            ready: &health.ready,
             messages: &messages,
             finished,
         };
@@ -250,14 +264,18 @@ impl Worker {
     }
 
     /// Stops everything, frees it, then lets the API object go.
-    async fn terminate(&self, pod: Option<&Pod>, uid: &str) -> Result<(), Error> {
-        let runtime = &self.shared.config.runtime;
+    async fn terminate(&mut self, pod: Option<&Pod>, uid: &str) -> Result<(), Error> {
+        let shared = Arc::clone(&self.shared);
+        let runtime = &shared.config.runtime;
         let (sandboxes, containers) = self.observe(uid).await?;
         let grace = pod.map_or(Duration::from_secs(1), grace);
         let live = containers.iter().filter(|c| actions::is_live(c));
         let stops = live.map(|c| async {
             if let Some(pod) = pod {
-                self.event(pod, EventType::Normal, "Killing", &format!("Stopping container {}", c.name)).await;
+                shared
+                    .events
+                    .event(reference(pod), EventType::Normal, "Killing", &format!("Stopping container {}", c.name))
+                    .await;
             }
             runtime.stop_container(&c.id, grace).await
         });
@@ -288,7 +306,8 @@ fn grace(pod: &Pod) -> Duration {
 }
 
 fn hosts_file(pod: &Pod, spec: &PodSpec, sandbox: &SandboxStatus) -> String {
-    let mut text = String::from("# Managed by Dhow.\n127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n");
+    let mut text =
+        String::from("# Managed by Dhow.\n127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n");
     let name = spec.hostname.as_deref().or(pod.metadata.name.as_deref()).unwrap_or_default();
     for ip in &sandbox.ips {
         let ns = pod.metadata.namespace.as_deref().unwrap_or_default();
