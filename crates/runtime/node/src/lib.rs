@@ -1,1 +1,146 @@
-//! The node agent (kubelet): pod workers as ordered hooks, probes, volumes, streaming.
+//! The node agent: registers the node, runs the pods bound to it and reports on them.
+
+mod actions;
+mod config;
+mod env;
+mod error;
+mod probes;
+mod register;
+mod resources;
+mod status;
+#[cfg(test)]
+mod testing;
+mod volumes;
+mod worker;
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use dhow_client::{Change, Client, EventRecorder, Informer, ListParams};
+use dhow_cri::Runtime;
+pub use error::Error;
+use futures::StreamExt;
+use k8s_openapi::api::core::v1::Pod;
+use tokio::sync::{Notify, mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use worker::{Shared, Worker};
+
+#[derive(Clone)]
+pub struct NodeConfig {
+    pub name: String,
+    pub client: Client,
+    pub runtime: Arc<dyn Runtime>,
+    pub root_dir: PathBuf,
+    pub node_ip: String,
+    pub pod_cidr: Option<String>,
+    /// Port the node's own server is reached at; 0 leaves it out of the node's status.
+    pub kubelet_port: u16,
+    pub cluster_dns: String,
+    pub cluster_domain: String,
+    pub labels: BTreeMap<String, String>,
+}
+
+pub struct Node;
+
+struct Handle {
+    pod: watch::Sender<Option<Arc<Pod>>>,
+    wake: Arc<Notify>,
+}
+
+impl Node {
+    /// Runs until `shutdown`; containers go on without it and are adopted by the next run.
+    pub async fn run(config: NodeConfig, shutdown: CancellationToken) -> Result<(), Error> {
+        import_images(&config).await;
+        register::register(&config).await?;
+        tokio::spawn(register::heartbeat(config.clone(), shutdown.clone()));
+
+        let mut runtime_events = config.runtime.events();
+        let scope = ListParams { field_selector: Some(format!("spec.nodeName={}", config.name)), ..Default::default() };
+        let pods = Informer::<Pod>::start(config.client.clone(), scope, None, shutdown.clone());
+        let services = Informer::start(config.client.clone(), ListParams::default(), None, shutdown.clone());
+        pods.synced().await;
+        services.synced().await;
+        let shared = Arc::new(Shared {
+            events: EventRecorder::new(config.client.clone(), "kubelet").on_host(&config.name),
+            memory: register::memory_bytes(),
+            services: Informer::clone(&services),
+            config,
+        });
+
+        let (changes, mut changed) = mpsc::unbounded_channel();
+        pods.on_change(move |change| {
+            let gone = matches!(change, Change::Deleted(_));
+            let _ = changes.send((Arc::clone(change.object()), gone));
+        });
+        let mut workers: HashMap<String, Handle> = HashMap::new();
+        for sandbox in shared.config.runtime.list_sandboxes().await? {
+            let known = pods.list().iter().any(|p| p.metadata.uid.as_ref() == Some(&sandbox.pod.uid));
+            if !known {
+                workers
+                    .entry(sandbox.pod.uid.clone())
+                    .or_insert_with(|| spawn(&shared, None, sandbox.pod.uid, &shutdown));
+            }
+        }
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return Ok(()),
+                Some((pod, gone)) = changed.recv() => {
+                    let uid = pod.metadata.uid.clone().unwrap_or_default();
+                    let value = (!gone).then(|| Arc::clone(&pod));
+                    workers.retain(|_, handle| !handle.pod.is_closed());
+                    match workers.get(&uid) {
+                        Some(handle) => drop(handle.pod.send_replace(value)),
+                        None if gone => {}
+                        None => drop(workers.insert(uid.clone(), spawn(&shared, value, uid, &shutdown))),
+                    }
+                }
+                event = runtime_events.next() => {
+                    let Some(event) = event else {
+                        // The stream ended or fell behind: subscribe anew and let every worker look again.
+                        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+                        runtime_events = shared.config.runtime.events();
+                        workers.values().for_each(|handle| handle.wake.notify_one());
+                        continue;
+                    };
+                    if let Some(handle) = workers.get(&event.pod.uid) {
+                        handle.wake.notify_one();
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn spawn(shared: &Arc<Shared>, pod: Option<Arc<Pod>>, uid: String, shutdown: &CancellationToken) -> Handle {
+    let (sender, receiver) = watch::channel(pod);
+    let wake = Arc::new(Notify::new());
+    let worker = Worker {
+        shared: Arc::clone(shared),
+        pod: receiver,
+        wake: Arc::clone(&wake),
+        waiting: BTreeMap::new(),
+        probes: Default::default(),
+    };
+    tokio::spawn(worker.run(uid, shutdown.clone()));
+    Handle { pod: sender, wake }
+}
+
+/// Loads `<root>/images/*.tar*`, so that a node without a registry has images.
+async fn import_images(config: &NodeConfig) {
+    for entry in std::fs::read_dir(config.root_dir.join("images")).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if !entry.file_name().to_string_lossy().contains(".tar") {
+            continue;
+        }
+        let result = match tokio::fs::File::open(&path).await {
+            Ok(file) => config.runtime.import_image(Box::new(file)).await.map_err(Error::from),
+            Err(error) => Err(Error::io("open archive")(error)),
+        };
+        match result {
+            Ok(names) => tracing::info!(archive = %path.display(), ?names, "imported images"),
+            Err(error) => tracing::warn!(archive = %path.display(), %error, "cannot import images"),
+        }
+    }
+}

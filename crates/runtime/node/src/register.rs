@@ -1,0 +1,133 @@
+//! The Node object and its heartbeat.
+
+use std::time::{Duration, SystemTime};
+
+use dhow_client::Patch;
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::Node;
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+
+use crate::{Error, NodeConfig, status};
+
+const HEARTBEAT: Duration = Duration::from_secs(10);
+const STATUS_EVERY: u32 = 30;
+const MAX_PODS: u32 = 110;
+
+pub fn memory_bytes() -> u64 {
+    let info = rustix::system::sysinfo();
+    u64::from(info.mem_unit) * info.totalram
+}
+
+fn arch() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}
+
+fn node_status(config: &NodeConfig, old: &Node, version: &str) -> Value {
+    let now = json!(status::time(SystemTime::now()));
+    let old_conditions = old.status.iter().flat_map(|s| s.conditions.iter().flatten());
+    let condition = |type_: &str, status: &str, reason: &str, message: &str| {
+        let same = old_conditions.clone().find(|c| c.type_ == type_ && c.status == status);
+        let since = same.map_or(now.clone(), |c| json!(c.last_transition_time));
+        json!({"type": type_, "status": status, "reason": reason, "message": message,
+            "lastHeartbeatTime": now, "lastTransitionTime": since})
+    };
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    let memory = format!("{}Ki", memory_bytes() / 1024);
+    let disk = rustix::fs::statvfs(&config.root_dir).map_or(0, |s| s.f_blocks * s.f_frsize);
+    let capacity = json!({"cpu": cpus.to_string(), "memory": memory, "pods": MAX_PODS.to_string(),
+        "ephemeral-storage": disk.to_string()});
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default().trim().to_owned();
+    let release = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
+    let os = release.lines().find_map(|l| l.strip_prefix("PRETTY_NAME=")).unwrap_or("Linux").trim_matches('"');
+    json!({
+        "capacity": capacity, "allocatable": capacity,
+        "addresses": [{"type": "InternalIP", "address": config.node_ip}, {"type": "Hostname", "address": config.name}],
+        "daemonEndpoints": {"kubeletEndpoint": {"Port": config.kubelet_port}},
+        "nodeInfo": {"machineID": read("/etc/machine-id"), "systemUUID": read("/etc/machine-id"),
+            "bootID": read("/proc/sys/kernel/random/boot_id"), "kernelVersion": read("/proc/sys/kernel/osrelease"),
+            "osImage": os, "containerRuntimeVersion": version, "kubeletVersion": "v1.35.0",
+            "kubeProxyVersion": "", "operatingSystem": "linux", "architecture": arch()},
+        "conditions": [
+            condition("MemoryPressure", "False", "KubeletHasSufficientMemory", "kubelet has sufficient memory available"),
+            condition("DiskPressure", "False", "KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
+            condition("PIDPressure", "False", "KubeletHasSufficientPID", "kubelet has sufficient PID available"),
+            condition("Ready", "True", "KubeletReady", "kubelet is posting ready status"),
+        ],
+    })
+}
+
+pub async fn register(config: &NodeConfig) -> Result<(), Error> {
+    let mut labels = config.labels.clone();
+    for (key, value) in [("hostname", config.name.as_str()), ("os", "linux"), ("arch", arch())] {
+        labels.insert(format!("kubernetes.io/{key}"), value.into());
+    }
+    let client = &config.client;
+    let existing = match client.get::<Node>(None, &config.name).await {
+        Ok(node) => node,
+        Err(error) if error.is_not_found() => {
+            let mut node = Node::default();
+            node.metadata.name = Some(config.name.clone());
+            node.metadata.labels = Some(labels.clone());
+            let spec = node.spec.get_or_insert_default();
+            spec.pod_cidr.clone_from(&config.pod_cidr);
+            spec.pod_cidrs = config.pod_cidr.clone().map(|c| vec![c]);
+            client.create(&node).await.map_err(Error::client("create node"))?
+        }
+        Err(error) => return Err(Error::client("get node")(error)),
+    };
+    let patch = Patch::Merge(json!({"metadata": {"labels": labels}}));
+    client.patch::<Node>(None, &config.name, patch, None).await.map_err(Error::client("label node"))?;
+    write_status(config, &existing).await
+}
+
+async fn write_status(config: &NodeConfig, old: &Node) -> Result<(), Error> {
+    let version = config.runtime.version().await?;
+    let version = format!("{}://{}", version.name, version.version);
+    let patch = Patch::Merge(json!({"status": node_status(config, old, &version)}));
+    let sent = config.client.patch::<Node>(None, &config.name, patch, Some("status")).await;
+    sent.map(drop).map_err(Error::client("write node status"))
+}
+
+async fn renew(config: &NodeConfig) -> Result<(), Error> {
+    const NAMESPACE: Option<&str> = Some("kube-node-lease");
+    let now = jiff::Timestamp::now();
+    let now = format!("{:.6}", now);
+    let spec = json!({"holderIdentity": config.name, "leaseDurationSeconds": 40, "renewTime": now});
+    let patch = Patch::Merge(json!({"spec": spec}));
+    match config.client.patch::<Lease>(NAMESPACE, &config.name, patch, None).await {
+        Err(error) if error.is_not_found() => {
+            let lease = json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "spec": spec,
+                "metadata": {"name": config.name, "namespace": NAMESPACE}});
+            let lease: Lease = serde_json::from_value(lease).map_err(|e| Error::config(e.to_string()))?;
+            config.client.create(&lease).await.map(drop).map_err(Error::client("create lease"))
+        }
+        other => other.map(drop).map_err(Error::client("renew lease")),
+    }
+}
+
+pub async fn heartbeat(config: NodeConfig, shutdown: CancellationToken) {
+    let mut beats = 0_u32;
+    let mut timer = tokio::time::interval(HEARTBEAT);
+    loop {
+        tokio::select! { () = shutdown.cancelled() => return, _ = timer.tick() => {} }
+        if let Err(error) = renew(&config).await {
+            tracing::warn!(%error, "cannot renew the node's lease");
+        }
+        beats += 1;
+        if beats.is_multiple_of(STATUS_EVERY) {
+            let result = match config.client.get::<Node>(None, &config.name).await {
+                Ok(node) => write_status(&config, &node).await,
+                Err(error) if error.is_not_found() => register(&config).await,
+                Err(error) => Err(Error::client("get node")(error)),
+            };
+            if let Err(error) = result {
+                tracing::warn!(%error, "cannot write the node's status");
+            }
+        }
+    }
+}
