@@ -39,7 +39,7 @@ pub fn plan(set: &ReplicaSet, active: &[Arc<Pod>], crowd: &HashMap<String, usize
         Ordering::Less => Some(Action::Create((wanted - active.len()).min(BURST))),
         Ordering::Greater => {
             let mut ranked = active.to_vec();
-            ranked.sort_by(|a, b| rank(a, crowd).cmp(&rank(b, crowd)));
+            ranked.sort_by_key(|pod| rank(pod, crowd));
             ranked.truncate((active.len() - wanted).min(BURST));
             Some(Action::Delete(ranked))
         }

@@ -29,12 +29,15 @@ pub(super) struct Writer {
     keyspace: Keyspace,
 }
 
+/// What a writer is told once its batch is on disk.
+type Answer = Result<TxnResponse, Error>;
+
 /// A group in the making.
 #[derive(Default)]
 struct Group {
     batches: Vec<Arc<Batch>>,
     effects: Vec<Effect>,
-    answers: Vec<(oneshot::Sender<Result<TxnResponse, Error>>, Result<TxnResponse, Error>)>,
+    answers: Vec<(oneshot::Sender<Answer>, Answer)>,
     sync: bool,
 }
 
