@@ -1,1 +1,36 @@
-//! Kubernetes API facts: kinds, schemas, list semantics, defaults, validation, conversion, printing. No IO.
+//! Kubernetes API facts: kinds, schemas, list semantics, defaults, validation, printing. No IO.
+//!
+//! Code map
+//! - [`registry`]: one table of every built-in kind; everything generic is driven by it.
+//! - [`strategy`], [`defaulting`], [`validation`]: what a write goes through, in that order.
+//! - [`patch`], [`list_semantics`], [`schema`]: how documents merge. The merge is driven by tables, never guessed.
+//! - [`table`], [`openapi`], [`discovery`]: what clients read to print, explain and find kinds.
+//! - [`status`], [`header`], [`selectors`], [`meta`], [`quantity`], [`names`], [`time`]: small shared types.
+//!
+//! Invariants
+//! - Nothing here does IO or reads a clock: callers pass `now`.
+//! - Objects are `serde_json::Value`, so a field this crate does not know is never lost by it.
+
+pub mod defaulting;
+pub mod discovery;
+pub mod error;
+pub mod header;
+pub mod list_semantics;
+pub mod meta;
+pub mod names;
+pub mod openapi;
+pub mod patch;
+pub mod quantity;
+pub mod registry;
+pub mod schema;
+pub mod selectors;
+pub mod status;
+pub mod strategy;
+pub mod table;
+pub mod time;
+pub mod validation;
+
+pub use error::Error;
+pub use header::ObjectHeader;
+pub use registry::{Kind, Registry, Subresource};
+pub use status::Status;

@@ -1,1 +1,83 @@
 //! The Kubernetes API server: one request pipeline over a `Kv` store.
+//!
+//! Start reading at [`pipeline`], the list of what happens to every request.
+
+mod admission;
+mod allocate;
+mod authenticate;
+mod body;
+mod bootstrap;
+mod cache;
+mod delete;
+mod encode;
+mod error;
+mod identity;
+mod info;
+mod object;
+mod paths;
+mod pipeline;
+mod rbac;
+mod read;
+mod review;
+mod server;
+mod store;
+mod stream;
+mod subresource;
+mod watch;
+mod write;
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+
+use dhow_base::pki::SaKey;
+use dhow_store::Kv;
+use rustls::ClientConfig;
+use tokio_rustls::TlsConnector;
+use tokio_util::sync::CancellationToken;
+
+pub use allocate::ServiceRange;
+pub use error::Error;
+pub use identity::UserInfo;
+
+/// What the server is told once, at start.
+pub struct Config {
+    /// Where clients inside the cluster reach this server, behind `default/kubernetes`.
+    pub advertise: SocketAddr,
+    pub service_range: ServiceRange,
+    /// Address of `default/kubernetes`.
+    pub api_service_ip: Ipv4Addr,
+    pub node_ports: RangeInclusive<u16>,
+    /// Signs service-account tokens.
+    pub sa_key: SaKey,
+    /// How the server proves itself to node agents, and whom it believes.
+    pub node_tls: Arc<ClientConfig>,
+}
+
+/// A running API server. Shared by its connections and in-process clients.
+pub struct ApiServer {
+    store: store::ObjectStore,
+    authorizer: rbac::Authorizer,
+    allocator: allocate::Allocator,
+    tokens: identity::Tokens,
+    node_tls: TlsConnector,
+    shutdown: CancellationToken,
+}
+
+impl ApiServer {
+    /// Loads the state, and creates the objects every cluster has. Does not listen yet.
+    pub async fn new(kv: Arc<dyn Kv>, config: Config, shutdown: CancellationToken) -> Result<Arc<Self>, Error> {
+        let cache = cache::Cache::start(kv.clone(), shutdown.clone()).await?;
+        let allocator = allocate::Allocator::new(cache.clone(), config.service_range, config.node_ports.clone());
+        let server = Arc::new(Self {
+            store: store::ObjectStore::new(kv, cache.clone()),
+            authorizer: rbac::Authorizer::new(cache),
+            allocator,
+            tokens: identity::Tokens::new(&config.sa_key)?,
+            node_tls: TlsConnector::from(config.node_tls.clone()),
+            shutdown,
+        });
+        bootstrap::ensure(&server, &config).await.map_err(Error::Bootstrap)?;
+        Ok(server)
+    }
+}

@@ -1,0 +1,139 @@
+//! Upstream's defaults, so that an object reads back as it does from Kubernetes.
+//!
+//! Defaulting is idempotent and never overwrites a value that is present.
+
+pub mod pod;
+pub mod service;
+pub mod storage;
+pub mod workload;
+
+use crate::meta::{child_mut, default_to, each_mut};
+use crate::quantity::Quantity;
+use crate::registry::Kind;
+use serde_json::{Map, Value, json};
+
+/// Applies the defaults of `kind` to `object`.
+pub fn apply(kind: &Kind, object: &mut Value) {
+    (kind.defaults)(object);
+}
+
+/// Rewrites a map of quantities into canonical form, as decoding and encoding does upstream.
+pub(crate) fn canonical_quantities(map: &mut Map<String, Value>, key: &str) {
+    for value in map.get_mut(key).and_then(Value::as_object_mut).into_iter().flat_map(Map::values_mut) {
+        let text = match &*value {
+            Value::String(text) => text.clone(),
+            Value::Number(number) => number.to_string(),
+            _ => continue,
+        };
+        if let Ok(quantity) = text.parse::<Quantity>() {
+            *value = Value::String(quantity.to_string());
+        }
+    }
+}
+
+pub(crate) fn namespace(object: &mut Value) {
+    if let Some(name) = object["metadata"]["name"].as_str().map(str::to_owned) {
+        child_mut(object, "metadata");
+        let labels = child_mut(&mut object["metadata"], "labels");
+        default_to(labels, "kubernetes.io/metadata.name", name);
+    }
+    default_to(child_mut(object, "spec"), "finalizers", json!(["kubernetes"]));
+    default_to(child_mut(object, "status"), "phase", "Active");
+}
+
+pub(crate) fn node(object: &mut Value) {
+    let status = child_mut(object, "status");
+    canonical_quantities(status, "capacity");
+    if status.get("allocatable").is_none_or(Value::is_null)
+        && let Some(capacity) = status.get("capacity").cloned()
+    {
+        status.insert("allocatable".into(), capacity);
+    }
+    canonical_quantities(status, "allocatable");
+    child_mut(object, "spec");
+}
+
+pub(crate) fn secret(object: &mut Value) {
+    if let Some(map) = object.as_object_mut() {
+        default_to(map, "type", "Opaque");
+    }
+}
+
+pub(crate) fn limit_range(object: &mut Value) {
+    for limit in each_mut(child_mut(object, "spec"), "limits") {
+        for key in ["max", "min", "default", "defaultRequest", "maxLimitRequestRatio"] {
+            canonical_quantities(limit, key);
+        }
+        if limit.get("type").and_then(Value::as_str) != Some("Container") {
+            continue;
+        }
+        for (to, from) in [("default", "max"), ("defaultRequest", "default"), ("defaultRequest", "min")] {
+            let Some(Value::Object(source)) = limit.get(from).cloned() else { continue };
+            let target = limit.entry(to).or_insert_with(|| json!({}));
+            if let Some(target) = target.as_object_mut() {
+                for (name, value) in source {
+                    target.entry(name).or_insert(value);
+                }
+            }
+        }
+    }
+}
+
+pub(crate) fn priority_class(object: &mut Value) {
+    if let Some(map) = object.as_object_mut() {
+        default_to(map, "preemptionPolicy", "PreemptLowerPriority");
+    }
+}
+
+pub(crate) fn role_binding(object: &mut Value) {
+    let Some(map) = object.as_object_mut() else { return };
+    if let Some(role) = map.get_mut("roleRef").and_then(Value::as_object_mut) {
+        default_to(role, "apiGroup", "rbac.authorization.k8s.io");
+    }
+    for subject in each_mut(map, "subjects") {
+        match subject.get("kind").and_then(Value::as_str) {
+            Some("User" | "Group") => default_to(subject, "apiGroup", "rbac.authorization.k8s.io"),
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::registry::builtin;
+
+    fn defaulted(group: &str, kind: &str, mut object: Value) -> Value {
+        let kind = builtin().by_kind(group, if kind.ends_with("Autoscaler") { "v2" } else { "v1" }, kind).unwrap();
+        apply(kind, &mut object);
+        let once = object.clone();
+        apply(kind, &mut object);
+        assert_eq!(object, once, "defaulting must be idempotent");
+        object
+    }
+
+    #[test]
+    fn pod() {
+        let pod = json!({"metadata": {"name": "p"}, "spec": {
+            "containers": [{"name": "a", "image": "nginx", "ports": [{"containerPort": 80}],
+                "livenessProbe": {"httpGet": {"port": 80}}, "resources": {"limits": {"cpu": 1, "memory": "1024Mi"}, "requests": {"memory": "512Mi"}}},
+                {"name": "b", "image": "nginx:1.2"}, {"name": "c", "image": "r:5000/x@sha256:00"}],
+            "volumes": [{"name": "s", "secret": {"secretName": "x"}}, {"name": "e"},
+                {"name": "k", "projected": {"sources": [{"serviceAccountToken": {"path": "token"}}]}}, {"name": "h", "hostPath": {"path": "/x"}}]}});
+        insta::assert_yaml_snapshot!(defaulted("", "Pod", pod));
+    }
+
+    #[test]
+    fn deployment() {
+        let object = json!({"metadata": {"name": "d"}, "spec": {"selector": {"matchLabels": {"a": "b"}},
+            "template": {"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "a", "image": "x"}]}}}});
+        insta::assert_yaml_snapshot!(defaulted("apps", "Deployment", object));
+    }
+
+    #[test]
+    fn service() {
+        let object = json!({"metadata": {"name": "s"}, "spec": {"type": "LoadBalancer", "sessionAffinity": "ClientIP", "ports": [{"port": 80}, {"port": 53, "protocol": "UDP", "targetPort": "dns"}]}});
+        insta::assert_yaml_snapshot!(defaulted("", "Service", object));
+    }
+}

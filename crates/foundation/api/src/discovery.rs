@@ -1,0 +1,204 @@
+//! Discovery documents: what kinds there are and what can be done with them, from the registry alone.
+
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use crate::registry::{Group, Kind, Subresource, builtin};
+
+/// `/api`: the versions of the core group.
+pub fn api_versions() -> Value {
+    json!({"kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": []})
+}
+
+/// `/apis`: all named groups.
+pub fn group_list() -> Value {
+    let groups: Vec<Value> = named_groups().map(group_entry).collect();
+    json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups})
+}
+
+/// `/apis/<group>`.
+pub fn group(name: &str) -> Option<Value> {
+    let group = named_groups().find(|group| group.name == name)?;
+    let mut entry = group_entry(group);
+    entry["kind"] = json!("APIGroup");
+    entry["apiVersion"] = json!("v1");
+    Some(entry)
+}
+
+/// `/api/v1` and `/apis/<group>/<version>`.
+pub fn resource_list(group: &str, version: &str) -> Option<Value> {
+    let mut resources = Vec::new();
+    for kind in builtin().kinds_of(group, version) {
+        resources.push(resource(kind));
+        resources.extend(kind.subresources.iter().map(|sub| subresource(kind, *sub)));
+    }
+    if resources.is_empty() {
+        return None;
+    }
+    Some(json!({
+        "kind": "APIResourceList",
+        "apiVersion": "v1",
+        "groupVersion": group_version(group, version),
+        "resources": resources,
+    }))
+}
+
+/// Aggregated discovery (`apidiscovery.k8s.io/v2`) of `/api` or `/apis`.
+pub fn aggregated(path: &str) -> Option<Value> {
+    let core = match path {
+        "/api" => true,
+        "/apis" => false,
+        _ => return None,
+    };
+    let groups = builtin().groups().iter().filter(|group| group.name.is_empty() == core);
+    let items: Vec<Value> = groups.map(aggregated_group).collect();
+    Some(json!({
+        "kind": "APIGroupDiscoveryList",
+        "apiVersion": "apidiscovery.k8s.io/v2",
+        "metadata": {},
+        "items": items,
+    }))
+}
+
+fn named_groups() -> impl Iterator<Item = &'static Group> {
+    builtin().groups().iter().filter(|group| !group.name.is_empty())
+}
+
+fn group_version(group: &str, version: &str) -> String {
+    if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") }
+}
+
+fn group_entry(group: &Group) -> Value {
+    let version = |version: &&str| json!({"groupVersion": group_version(group.name, version), "version": version});
+    let versions: Vec<Value> = group.versions.iter().map(version).collect();
+    json!({"name": group.name, "versions": versions, "preferredVersion": versions.first()})
+}
+
+fn resource(kind: &Kind) -> Value {
+    let mut entry = json!({
+        "name": kind.plural,
+        "singularName": kind.singular,
+        "namespaced": kind.namespaced,
+        "kind": kind.kind,
+        "verbs": kind.verbs,
+    });
+    if !kind.short_names.is_empty() {
+        entry["shortNames"] = json!(kind.short_names);
+    }
+    if !kind.categories.is_empty() {
+        entry["categories"] = json!(kind.categories);
+    }
+    if kind.stored {
+        entry["storageVersionHash"] = json!(storage_hash(kind));
+    }
+    entry
+}
+
+fn subresource(kind: &Kind, sub: Subresource) -> Value {
+    let mut entry = json!({
+        "name": format!("{}/{}", kind.plural, sub.name()),
+        "singularName": "",
+        "namespaced": kind.namespaced,
+        "kind": kind.kind,
+        "verbs": sub.verbs(),
+    });
+    if let Some((group, version, name)) = sub.response_kind() {
+        entry["kind"] = json!(name);
+        if (group, version) != (kind.group, kind.version) {
+            entry["group"] = json!(group);
+            entry["version"] = json!(version);
+        }
+    }
+    entry
+}
+
+/// Changes when objects are stored in another version, so that clients know when to migrate.
+fn storage_hash(kind: &Kind) -> String {
+    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let digest = Sha256::digest(format!("{}/{}/{}", kind.group, kind.version, kind.kind));
+    // Eight bytes in base64 are eleven characters and one of padding.
+    let word =
+        u64::from_be_bytes([digest[0], digest[1], digest[2], digest[3], digest[4], digest[5], digest[6], digest[7]]);
+    let bits = u128::from(word) << 2;
+    let text: String = (0..11).map(|index| char::from(ALPHABET[(bits >> (60 - 6 * index)) as usize & 63])).collect();
+    format!("{text}=")
+}
+
+fn aggregated_group(group: &Group) -> Value {
+    let versions: Vec<Value> = group
+        .versions
+        .iter()
+        .map(|version| {
+            let resources: Vec<Value> = builtin().kinds_of(group.name, version).map(aggregated_resource).collect();
+            json!({"version": version, "resources": resources, "freshness": "Current"})
+        })
+        .collect();
+    let mut metadata = json!({"creationTimestamp": null});
+    if !group.name.is_empty() {
+        metadata["name"] = json!(group.name);
+    }
+    json!({"metadata": metadata, "versions": versions})
+}
+
+fn aggregated_resource(kind: &'static Kind) -> Value {
+    let response =
+        |(group, version, kind): (&str, &str, &str)| json!({"group": group, "version": version, "kind": kind});
+    let own = (kind.group, kind.version, kind.kind);
+    let mut entry = json!({
+        "resource": kind.plural,
+        "responseKind": response(own),
+        "scope": if kind.namespaced { "Namespaced" } else { "Cluster" },
+        "singularResource": kind.singular,
+        "verbs": kind.verbs,
+    });
+    if !kind.short_names.is_empty() {
+        entry["shortNames"] = json!(kind.short_names);
+    }
+    if !kind.categories.is_empty() {
+        entry["categories"] = json!(kind.categories);
+    }
+    let subresources: Vec<Value> = kind
+        .subresources
+        .iter()
+        .map(|sub| {
+            json!({
+                "subresource": sub.name(),
+                "responseKind": response(sub.response_kind().unwrap_or(own)),
+                "verbs": sub.verbs(),
+            })
+        })
+        .collect();
+    if !subresources.is_empty() {
+        entry["subresources"] = json!(subresources);
+    }
+    entry
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn every_kind_is_found_in_both_forms() {
+        for kind in builtin().iter() {
+            let legacy = resource_list(kind.group, kind.version).unwrap();
+            let names: Vec<&str> =
+                legacy["resources"].as_array().unwrap().iter().map(|entry| entry["name"].as_str().unwrap()).collect();
+            assert!(names.contains(&kind.plural), "{kind:?}");
+            let path = if kind.group.is_empty() { "/api" } else { "/apis" };
+            let text = aggregated(path).unwrap().to_string();
+            assert!(text.contains(&format!("\"resource\":\"{}\"", kind.plural)), "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn pods_read_as_upstream_prints_them() {
+        let list = resource_list("", "v1").unwrap();
+        let pods = list["resources"].as_array().unwrap().iter().find(|entry| entry["name"] == "pods").unwrap().clone();
+        assert_eq!(pods["shortNames"], json!(["po"]));
+        assert_eq!(pods["categories"], json!(["all"]));
+        let hash = pods["storageVersionHash"].as_str().unwrap();
+        assert!(hash.len() == 12 && hash.ends_with('='), "{hash}");
+    }
+}

@@ -1,0 +1,246 @@
+//! OpenAPI documents that clients merge, validate and explain by.
+//!
+//! Schemas come from the typed definitions, list semantics from [`crate::list_semantics`]; nothing is written twice.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::LazyLock;
+
+use serde_json::{Map, Value, json};
+
+use crate::list_semantics::{self, ListType};
+use crate::registry::{KINDS, Kind, group_path};
+use crate::schema;
+
+/// `/openapi/v3`: the documents there are.
+pub fn v3_root() -> Value {
+    let paths: Map<String, Value> = DOCUMENTS
+        .iter()
+        .map(|(path, document)| {
+            let url = format!("/openapi/v3/{path}?hash={:016X}", hash(document));
+            (path.clone(), json!({"serverRelativeURL": url}))
+        })
+        .collect();
+    json!({"paths": paths})
+}
+
+/// `/openapi/v3/<path>`, such as `api/v1` or `apis/apps/v1`.
+pub fn v3(path: &str) -> Option<Value> {
+    DOCUMENTS.get(path).and_then(|document| serde_json::from_str(document).ok())
+}
+
+/// `/openapi/v2`: all groups in one Swagger document.
+pub fn v2() -> Value {
+    let definitions = annotated("#/definitions/");
+    json!({
+        "swagger": "2.0",
+        "info": {"title": "Kubernetes", "version": "v1.35.0"},
+        "paths": {},
+        "definitions": definitions,
+    })
+}
+
+/// Encoded documents by path.
+static DOCUMENTS: LazyLock<BTreeMap<String, String>> = LazyLock::new(|| {
+    let schemas = annotated("#/components/schemas/");
+    let mut groups: BTreeMap<String, Vec<&'static Kind>> = BTreeMap::new();
+    for kind in KINDS {
+        groups.entry(group_path(kind.group, kind.version).trim_start_matches('/').to_owned()).or_default().push(kind);
+    }
+    groups.into_iter().map(|(path, kinds)| (path, document(&kinds, &schemas).to_string())).collect()
+});
+
+/// FNV-1a: stable over restarts, so that clients keep what they have.
+fn hash(text: &str) -> u64 {
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+fn document(kinds: &[&'static Kind], schemas: &Map<String, Value>) -> Value {
+    let mut needed = BTreeMap::new();
+    let mut paths = Map::new();
+    for kind in kinds {
+        collect(kind.definition, schemas, &mut needed);
+        collect(&format!("{}List", kind.definition), schemas, &mut needed);
+        let collection = kind.path(kind.namespaced.then_some("{namespace}"));
+        paths.insert(format!("{collection}/{{name}}"), one(kind));
+        paths.insert(collection, many(kind));
+    }
+    json!({
+        "openapi": "3.0.0",
+        "info": {"title": "Kubernetes", "version": "v1.35.0"},
+        "paths": paths,
+        "components": {"schemas": needed},
+    })
+}
+
+/// A definition and all it refers to.
+fn collect(name: &str, schemas: &Map<String, Value>, into: &mut BTreeMap<String, Value>) {
+    if into.contains_key(name) {
+        return;
+    }
+    let Some(schema) = schemas.get(name) else { return };
+    into.insert(name.to_owned(), schema.clone());
+    let mut found = Vec::new();
+    references(schema, &mut found);
+    for reference in found {
+        collect(&reference, schemas, into);
+    }
+}
+
+fn references(schema: &Value, into: &mut Vec<String>) {
+    match schema {
+        Value::Object(fields) => {
+            if let Some(reference) = fields.get("$ref").and_then(Value::as_str) {
+                into.extend(reference.rsplit('/').next().map(str::to_owned));
+            }
+            fields.values().for_each(|value| references(value, into));
+        }
+        Value::Array(items) => items.iter().for_each(|value| references(value, into)),
+        _ => {}
+    }
+}
+
+fn operation(kind: &Kind, action: &str, parameters: &[&str]) -> Value {
+    let parameters: Vec<Value> = parameters
+        .iter()
+        .map(|name| json!({"name": name, "in": "query", "schema": {"type": "string", "uniqueItems": true}}))
+        .collect();
+    json!({
+        "parameters": parameters,
+        "responses": {"200": {
+            "description": "OK",
+            "content": {"application/json": {"schema": {"$ref": format!("#/components/schemas/{}", kind.definition)}}},
+        }},
+        "x-kubernetes-action": action,
+        "x-kubernetes-group-version-kind": {"group": kind.group, "version": kind.version, "kind": kind.kind},
+    })
+}
+
+const WRITE: &[&str] = &["dryRun", "fieldManager", "fieldValidation"];
+
+fn one(kind: &Kind) -> Value {
+    let mut item = Map::new();
+    for (verb, method, action, parameters) in [
+        ("get", "get", "get", &[][..]),
+        ("update", "put", "put", WRITE),
+        ("patch", "patch", "patch", &["dryRun", "fieldManager", "fieldValidation", "force"]),
+        ("delete", "delete", "delete", &["dryRun", "gracePeriodSeconds", "propagationPolicy"]),
+    ] {
+        if kind.allows(verb) {
+            item.insert(method.to_owned(), operation(kind, action, parameters));
+        }
+    }
+    Value::Object(item)
+}
+
+fn many(kind: &Kind) -> Value {
+    let mut item = Map::new();
+    for (verb, method, action, parameters) in [
+        (
+            "list",
+            "get",
+            "list",
+            &["continue", "fieldSelector", "labelSelector", "limit", "resourceVersion", "watch"][..],
+        ),
+        ("create", "post", "post", WRITE),
+    ] {
+        if kind.allows(verb) {
+            item.insert(method.to_owned(), operation(kind, action, parameters));
+        }
+    }
+    Value::Object(item)
+}
+
+/// All definitions with references below `prefix` and Kubernetes' extensions.
+fn annotated(prefix: &'static str) -> Map<String, Value> {
+    let mut definitions = schema::definitions(prefix);
+    lists(&mut definitions, prefix);
+    let mut kinds: HashMap<String, Vec<Value>> = HashMap::new();
+    for (definition, group, version, kind) in schema::top_level() {
+        kinds.entry(definition).or_default().push(json!({"group": group, "version": version, "kind": kind}));
+    }
+    for (definition, kinds) in kinds {
+        if let Some(schema) = definitions.get_mut(&definition) {
+            schema["x-kubernetes-group-version-kind"] = json!(kinds);
+        }
+    }
+    for (definition, field, semantics) in list_semantics::iter() {
+        let schema = definitions.get_mut(definition);
+        // An empty field name speaks of the type itself.
+        let property = if field.is_empty() { schema } else { schema.and_then(|s| s["properties"].get_mut(field)) };
+        let Some(property) = property else { continue };
+        wrap_reference(property);
+        match semantics.list_type {
+            ListType::Unset => {}
+            ListType::AtomicMap => property["x-kubernetes-map-type"] = json!("atomic"),
+            ListType::Atomic => property["x-kubernetes-list-type"] = json!("atomic"),
+            ListType::Set => property["x-kubernetes-list-type"] = json!("set"),
+            ListType::Map(keys) => {
+                property["x-kubernetes-list-type"] = json!("map");
+                property["x-kubernetes-list-map-keys"] = json!(keys);
+            }
+        }
+        if let Some(key) = semantics.merge_key {
+            property["x-kubernetes-patch-merge-key"] = json!(key);
+        }
+        if let Some(strategy) = semantics.strategy {
+            property["x-kubernetes-patch-strategy"] = json!(strategy);
+        }
+    }
+    definitions
+}
+
+/// Keywords beside `$ref` are ignored by readers; `allOf` keeps them.
+fn wrap_reference(property: &mut Value) {
+    if let Some(reference) = property.as_object_mut().and_then(|fields| fields.remove("$ref")) {
+        property["allOf"] = json!([{"$ref": reference}]);
+    }
+}
+
+/// The list kinds, which have no types of their own.
+fn lists(definitions: &mut Map<String, Value>, prefix: &str) {
+    for kind in KINDS.iter().filter(|kind| kind.stored) {
+        let description = format!("{} is a list of {}.", kind.list_kind, kind.plural);
+        let schema = json!({
+            "type": "object",
+            "description": description,
+            "required": ["items"],
+            "properties": {
+                "apiVersion": {"type": "string"},
+                "kind": {"type": "string"},
+                "metadata": {"$ref": format!("{prefix}io.k8s.apimachinery.pkg.apis.meta.v1.ListMeta")},
+                "items": {"type": "array", "items": {"$ref": format!("{prefix}{}", kind.definition)}},
+            },
+        });
+        definitions.insert(format!("{}List", kind.definition), schema);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn containers_merge_by_name() {
+        let document = v3("api/v1").unwrap();
+        let schemas = &document["components"]["schemas"];
+        let containers = &schemas["io.k8s.api.core.v1.PodSpec"]["properties"]["containers"];
+        assert_eq!(containers["x-kubernetes-patch-merge-key"], "name");
+        assert_eq!(containers["x-kubernetes-patch-strategy"], "merge");
+        let ports = &schemas["io.k8s.api.core.v1.Container"]["properties"]["ports"];
+        assert_eq!(ports["x-kubernetes-patch-merge-key"], "containerPort");
+        assert_eq!(ports["x-kubernetes-list-map-keys"], json!(["containerPort", "protocol"]));
+    }
+
+    #[test]
+    fn every_reference_leads_somewhere() {
+        for path in DOCUMENTS.keys() {
+            let document = v3(path).unwrap();
+            let mut found = Vec::new();
+            references(&document, &mut found);
+            for reference in found {
+                assert!(document["components"]["schemas"][&reference].is_object(), "{path}: {reference}");
+            }
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! `kubectl get`'s columns: a `meta.k8s.io/v1` Table of any kind's objects.
+
+mod cells;
+mod pod;
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use crate::registry::Kind;
+
+/// One column: title, whether only `-o wide` shows it, and its cell.
+pub(crate) struct Column {
+    name: &'static str,
+    wide: bool,
+    cell: fn(&Value, Timestamp) -> Value,
+}
+
+pub(crate) const fn column(name: &'static str, cell: fn(&Value, Timestamp) -> Value) -> Column {
+    Column { name, wide: false, cell }
+}
+
+pub(crate) const fn wide(name: &'static str, cell: fn(&Value, Timestamp) -> Value) -> Column {
+    Column { name, wide: true, cell }
+}
+
+/// The Table of these objects.
+pub fn render(kind: &Kind, objects: &[Value], resource_version: &str, now: Timestamp) -> Value {
+    let columns = columns(kind);
+    let definitions: Vec<Value> = columns
+        .iter()
+        .map(|column| {
+            json!({
+                "name": column.name,
+                "type": "string",
+                "format": if column.name == "Name" { "name" } else { "" },
+                "description": "",
+                "priority": i32::from(column.wide),
+            })
+        })
+        .collect();
+    let rows: Vec<Value> = objects.iter().map(|object| row(columns, object, now)).collect();
+    json!({
+        "kind": "Table",
+        "apiVersion": "meta.k8s.io/v1",
+        "metadata": {"resourceVersion": resource_version},
+        "columnDefinitions": definitions,
+        "rows": rows,
+    })
+}
+
+fn row(columns: &[Column], object: &Value, now: Timestamp) -> Value {
+    let cells: Vec<Value> = columns.iter().map(|column| (column.cell)(object, now)).collect();
+    json!({
+        "cells": cells,
+        "object": {
+            "kind": "PartialObjectMetadata",
+            "apiVersion": "meta.k8s.io/v1",
+            "metadata": object["metadata"],
+        },
+    })
+}
+
+/// The columns of a kind; name and age where it has none of its own.
+fn columns(kind: &Kind) -> &'static [Column] {
+    match kind.kind {
+        "Pod" => pod::COLUMNS,
+        "Deployment" => cells::DEPLOYMENT,
+        "ReplicaSet" => cells::REPLICA_SET,
+        "StatefulSet" => cells::STATEFUL_SET,
+        "DaemonSet" => cells::DAEMON_SET,
+        "Job" => cells::JOB,
+        "Service" => cells::SERVICE,
+        "EndpointSlice" => cells::ENDPOINT_SLICE,
+        "Node" => cells::NODE,
+        "Namespace" => cells::NAMESPACE,
+        "ConfigMap" => cells::CONFIG_MAP,
+        "Secret" => cells::SECRET,
+        "Event" if kind.group.is_empty() => cells::EVENT,
+        "Lease" => cells::LEASE,
+        "PriorityClass" => cells::PRIORITY_CLASS,
+        "Role" | "ClusterRole" => cells::ROLE,
+        "RoleBinding" | "ClusterRoleBinding" => cells::ROLE_BINDING,
+        _ => cells::OTHER,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::registry::builtin;
+
+    fn cells(group: &str, plural: &str, object: &Value) -> Vec<Value> {
+        let kind = builtin().get(group, "v1", plural).unwrap();
+        let now = "2026-01-01T01:00:00Z".parse().unwrap();
+        let table = render(kind, std::slice::from_ref(object), "1", now);
+        assert_eq!(
+            table["columnDefinitions"].as_array().unwrap().len(),
+            table["rows"][0]["cells"].as_array().unwrap().len()
+        );
+        table["rows"][0]["cells"].as_array().unwrap().clone()
+    }
+
+    fn pod(status: Value) -> Value {
+        json!({
+            "metadata": {"name": "p", "creationTimestamp": "2026-01-01T00:00:00Z"},
+            "spec": {"nodeName": "n", "initContainers": [{"name": "i"}], "containers": [{"name": "a"}, {"name": "b"}]},
+            "status": status,
+        })
+    }
+
+    #[test]
+    fn a_pod_shows_what_holds_it() {
+        let initialised = json!([{"name": "i", "state": {"terminated": {"exitCode": 0}}}]);
+        let running = pod(
+            json!({"phase": "Running", "podIP": "10.0.0.1", "initContainerStatuses": initialised, "containerStatuses": [
+                {"name": "a", "ready": true, "restartCount": 0, "state": {"running": {}}},
+                {"name": "b", "ready": false, "restartCount": 2, "state": {"waiting": {"reason": "CrashLoopBackOff"}},
+                 "lastState": {"terminated": {"finishedAt": "2026-01-01T00:57:00Z"}}},
+            ]}),
+        );
+        let shown = cells("", "pods", &running);
+        assert_eq!(
+            shown[..6],
+            [json!("p"), json!("1/2"), json!("CrashLoopBackOff"), json!("2 (3m ago)"), json!("60m"), json!("10.0.0.1")]
+        );
+        let starting = pod(json!({"phase": "Pending", "initContainerStatuses": [
+            {"name": "i", "state": {"running": {}}},
+        ]}));
+        assert_eq!(cells("", "pods", &starting)[2], "Init:0/1");
+        let mut ending = pod(json!({"phase": "Running", "initContainerStatuses": initialised}));
+        ending["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:59:00Z");
+        assert_eq!(cells("", "pods", &ending)[2], "Terminating");
+    }
+
+    #[test]
+    fn a_service_shows_its_ports() {
+        let service = json!({
+            "metadata": {"name": "s", "creationTimestamp": "2026-01-01T00:00:00Z"},
+            "spec": {"type": "NodePort", "clusterIP": "10.43.0.9", "selector": {"a": "b"},
+                "ports": [{"port": 80, "nodePort": 30080, "protocol": "TCP"}, {"port": 53, "protocol": "UDP"}]},
+        });
+        let shown = cells("", "services", &service);
+        assert_eq!(
+            shown[1..],
+            [
+                json!("NodePort"),
+                json!("10.43.0.9"),
+                json!("<none>"),
+                json!("80:30080/TCP,53/UDP"),
+                json!("60m"),
+                json!("a=b")
+            ]
+        );
+    }
+}

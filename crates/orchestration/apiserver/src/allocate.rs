@@ -1,0 +1,245 @@
+//! Cluster addresses and node ports of Services. The Services themselves are the record of what is taken; a
+//! reservation bridges the moment between choosing and storing.
+
+use std::collections::HashSet;
+use std::net::Ipv4Addr;
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+
+use dhow_api::registry::{self, Kind};
+use dhow_api::validation::FieldError;
+use dhow_api::{Status, meta};
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+
+use crate::cache::Cache;
+
+/// First address and number of addresses of the Service range.
+#[derive(Debug, Clone, Copy)]
+pub struct ServiceRange {
+    pub first: Ipv4Addr,
+    pub prefix: u8,
+}
+
+impl ServiceRange {
+    fn size(self) -> u32 {
+        1u32.checked_shl(32 - u32::from(self.prefix)).unwrap_or(u32::MAX)
+    }
+
+    fn nth(self, index: u32) -> Ipv4Addr {
+        Ipv4Addr::from(u32::from(self.first).wrapping_add(index))
+    }
+
+    fn contains(self, address: Ipv4Addr) -> bool {
+        // Network and broadcast address are nobody's.
+        let offset = u32::from(address).wrapping_sub(u32::from(self.first));
+        offset > 0 && offset < self.size() - 1
+    }
+}
+
+pub struct Allocator {
+    cache: Arc<Cache>,
+    addresses: ServiceRange,
+    ports: RangeInclusive<u16>,
+    pending: Arc<Mutex<Taken>>,
+}
+
+#[derive(Default)]
+struct Taken {
+    addresses: HashSet<Ipv4Addr>,
+    ports: HashSet<u16>,
+}
+
+/// What one write reserved, held until the write is in the cache or has failed.
+pub struct Reservation {
+    pending: Arc<Mutex<Taken>>,
+    own: Taken,
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        let mut pending = self.pending.lock();
+        for address in &self.own.addresses {
+            pending.addresses.remove(address);
+        }
+        for port in &self.own.ports {
+            pending.ports.remove(port);
+        }
+    }
+}
+
+impl Allocator {
+    pub fn new(cache: Arc<Cache>, addresses: ServiceRange, ports: RangeInclusive<u16>) -> Self {
+        Self { cache, addresses, ports, pending: Arc::default() }
+    }
+
+    /// Gives a Service what it needs, keeps what it has, refuses what another holds. Other kinds pass.
+    pub fn reserve(&self, kind: &Kind, old: Option<&Value>, object: &mut Value) -> Result<Reservation, Status> {
+        let mut reservation = Reservation { pending: self.pending.clone(), own: Taken::default() };
+        if kind.kind != "Service" || !kind.group.is_empty() {
+            return Ok(reservation);
+        }
+        let mut pending = self.pending.lock();
+        let mut taken = self.taken(meta::uid(object))?;
+        taken.addresses.extend(&pending.addresses);
+        taken.ports.extend(&pending.ports);
+        let mut chosen = Taken::default();
+        let result = self
+            .address(old, object, &taken, &mut chosen)
+            .and_then(|()| self.node_ports(old, object, &taken, &mut chosen));
+        if let Err(error) = result {
+            return Err(Status::invalid("", "Service", meta::name(object), &[error]));
+        }
+        pending.addresses.extend(&chosen.addresses);
+        pending.ports.extend(&chosen.ports);
+        drop(pending);
+        reservation.own = chosen;
+        Ok(reservation)
+    }
+
+    /// What all other Services hold.
+    fn taken(&self, own_uid: &str) -> Result<Taken, Status> {
+        let mut taken = Taken::default();
+        let kind = registry::builtin().get("", "v1", "services").ok_or_else(Status::no_such_resource)?;
+        for service in self.cache.snapshot(kind)?.objects.values() {
+            if service.header.uid == own_uid {
+                continue;
+            }
+            let service = service.value()?;
+            taken.addresses.extend(meta::text(&service, &["spec", "clusterIP"]).parse::<Ipv4Addr>().ok());
+            for port in meta::items(&service, &["spec", "ports"]) {
+                taken.ports.extend(port["nodePort"].as_u64().and_then(|port| u16::try_from(port).ok()));
+            }
+        }
+        Ok(taken)
+    }
+
+    fn address(
+        &self,
+        old: Option<&Value>,
+        object: &mut Value,
+        taken: &Taken,
+        chosen: &mut Taken,
+    ) -> Result<(), FieldError> {
+        let wanted = meta::text(object, &["spec", "clusterIP"]).to_owned();
+        let spec = meta::child_mut(object, "spec");
+        if spec.get("type").and_then(Value::as_str) == Some("ExternalName") {
+            spec.remove("clusterIP");
+            spec.remove("clusterIPs");
+            return Ok(());
+        }
+        if wanted == "None" {
+            spec.insert("clusterIPs".into(), json!(["None"]));
+            return Ok(());
+        }
+        let kept =
+            old.map(|old| meta::text(old, &["spec", "clusterIP"])).filter(|kept| !kept.is_empty() && *kept != "None");
+        let address = if wanted.is_empty() {
+            match kept.and_then(|kept| kept.parse().ok()) {
+                Some(kept) => kept,
+                None => self.free_address(taken).ok_or_else(|| {
+                    FieldError::internal("spec.clusterIPs", "failed to allocate a serviceIP: range is full")
+                })?,
+            }
+        } else {
+            let address: Ipv4Addr = wanted
+                .parse()
+                .map_err(|_| FieldError::invalid("spec.clusterIPs[0]", &wanted, "must be a valid IPv4 address"))?;
+            if !self.addresses.contains(address) {
+                let why = format!(
+                    "failed to allocate IP {wanted}: the provided IP is not in the valid range {}/{}",
+                    self.addresses.first, self.addresses.prefix
+                );
+                return Err(FieldError::invalid("spec.clusterIPs", &wanted, &why));
+            }
+            if taken.addresses.contains(&address) {
+                let why = format!("failed to allocate IP {wanted}: provided IP is already allocated");
+                return Err(FieldError::invalid("spec.clusterIPs", &wanted, &why));
+            }
+            address
+        };
+        chosen.addresses.insert(address);
+        spec.insert("clusterIP".into(), json!(address));
+        spec.insert("clusterIPs".into(), json!([address]));
+        meta::default_to(spec, "ipFamilies", json!(["IPv4"]));
+        meta::default_to(spec, "ipFamilyPolicy", json!("SingleStack"));
+        Ok(())
+    }
+
+    fn free_address(&self, taken: &Taken) -> Option<Ipv4Addr> {
+        // The lower part stays free for addresses that people choose (KEP-3070).
+        let size = self.addresses.size();
+        let reserved = (size / 16).clamp(16, 256).min(size);
+        let begin = reserved + random_below(size.saturating_sub(reserved).max(1));
+        (0..size)
+            .map(|step| self.addresses.nth((begin + step) % size))
+            .find(|address| self.addresses.contains(*address) && !taken.addresses.contains(address))
+    }
+
+    fn node_ports(
+        &self,
+        old: Option<&Value>,
+        object: &mut Value,
+        taken: &Taken,
+        chosen: &mut Taken,
+    ) -> Result<(), FieldError> {
+        let kind = meta::text(object, &["spec", "type"]).to_owned();
+        let needed = kind == "NodePort"
+            || kind == "LoadBalancer"
+                && meta::at(object, &["spec", "allocateLoadBalancerNodePorts"]) != Some(&json!(false));
+        let old_ports: Vec<Value> = old.map(|old| meta::items(old, &["spec", "ports"]).to_vec()).unwrap_or_default();
+        let spec = meta::child_mut(object, "spec");
+        for (index, port) in meta::each_mut(spec, "ports").enumerate() {
+            let wanted = port.get("nodePort").and_then(Value::as_u64).unwrap_or(0);
+            if !needed {
+                if kind == "ClusterIP" {
+                    port.remove("nodePort");
+                }
+                continue;
+            }
+            let field = format!("spec.ports[{index}].nodePort");
+            let same = |old: &&Value| {
+                old["port"] == port["port"] && old["protocol"] == port.get("protocol").cloned().unwrap_or_default()
+            };
+            let kept = old_ports.iter().find(same).and_then(|old| old["nodePort"].as_u64()).unwrap_or(0);
+            let number = match (wanted, kept) {
+                (0, 0) => self
+                    .free_port(taken, chosen)
+                    .ok_or_else(|| FieldError::internal(&field, "failed to allocate a nodePort: range is full"))?,
+                (0, kept) => u16::try_from(kept).unwrap_or_default(),
+                (wanted, _) => {
+                    let number = u16::try_from(wanted).ok().filter(|number| self.ports.contains(number));
+                    let number = number.ok_or_else(|| {
+                        let why = format!(
+                            "provided port is not in the valid range. The range of valid ports is {}-{}",
+                            self.ports.start(),
+                            self.ports.end()
+                        );
+                        FieldError::invalid(&field, &wanted.to_string(), &why)
+                    })?;
+                    if taken.ports.contains(&number) {
+                        let why = "provided port is already allocated";
+                        return Err(FieldError::invalid(&field, &wanted.to_string(), why));
+                    }
+                    number
+                }
+            };
+            chosen.ports.insert(number);
+            port.insert("nodePort".into(), json!(number));
+        }
+        Ok(())
+    }
+
+    fn free_port(&self, taken: &Taken, chosen: &Taken) -> Option<u16> {
+        let first = *self.ports.start();
+        let size = u32::from(self.ports.end() - first) + 1;
+        let begin = random_below(size);
+        let candidates = (0..size).filter_map(|step| u16::try_from((begin + step) % size).ok());
+        candidates.map(|offset| first + offset).find(|port| !taken.ports.contains(port) && !chosen.ports.contains(port))
+    }
+}
+
+fn random_below(limit: u32) -> u32 {
+    let bytes = uuid::Uuid::new_v4();
+    u32::try_from(bytes.as_u128() % u128::from(limit.max(1))).unwrap_or(0)
+}

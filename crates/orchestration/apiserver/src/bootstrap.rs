@@ -1,0 +1,255 @@
+//! Objects every cluster has from its first moment: namespaces, roles, priority classes, the API's own Service.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use dhow_api::Status;
+use dhow_client::Client;
+use http::{Method, Request, header};
+use http_body_util::BodyExt;
+use serde_json::{Value, json};
+
+use crate::identity::{MASTERS, UserInfo};
+use crate::{ApiServer, Config};
+
+/// Creates what is missing. Runs through the pipeline like everyone's requests.
+pub async fn ensure(server: &Arc<ApiServer>, config: &Config) -> Result<(), Status> {
+    let client = server.client(UserInfo::new("system:apiserver", &[MASTERS]));
+    for name in ["default", "kube-system", "kube-public", "kube-node-lease"] {
+        create(&client, "/api/v1/namespaces", json!({"metadata": {"name": name}})).await?;
+    }
+    for (name, value) in [("system-cluster-critical", 2_000_000_000), ("system-node-critical", 2_000_001_000)] {
+        let class = json!({"metadata": {"name": name}, "value": value});
+        create(&client, "/apis/scheduling.k8s.io/v1/priorityclasses", class).await?;
+    }
+    for role in roles() {
+        create(&client, "/apis/rbac.authorization.k8s.io/v1/clusterroles", role).await?;
+    }
+    for binding in bindings() {
+        create(&client, "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings", binding).await?;
+    }
+    api_service(&client, config).await
+}
+
+/// Posts an object; one that is there already stays as it is.
+async fn create(client: &Client, collection: &str, object: Value) -> Result<(), Status> {
+    let (code, answer) = send(client, Method::POST, collection, "application/json", &object).await?;
+    if code < 300 || code == 409 { Ok(()) } else { Err(failed(&answer)) }
+}
+
+async fn send(
+    client: &Client,
+    method: Method,
+    path: &str,
+    media_type: &str,
+    body: &Value,
+) -> Result<(u16, Bytes), Status> {
+    let internal = |error: &dyn std::fmt::Display| Status::internal(error.to_string());
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header(header::CONTENT_TYPE, media_type)
+        .body(Bytes::from(body.to_string()))
+        .map_err(|error| internal(&error))?;
+    let response = client.request(request).await.map_err(|error| internal(&error))?;
+    let code = response.status().as_u16();
+    let answer = response.into_body().collect().await.map_err(|error| internal(&error))?.to_bytes();
+    Ok((code, answer))
+}
+
+fn failed(answer: &[u8]) -> Status {
+    serde_json::from_slice(answer).unwrap_or_else(|_| Status::internal(String::from_utf8_lossy(answer).into_owned()))
+}
+
+/// `default/kubernetes` and where it leads; the address follows the machine's.
+async fn api_service(client: &Client, config: &Config) -> Result<(), Status> {
+    let labels = json!({"component": "apiserver", "provider": "kubernetes"});
+    let service = json!({
+        "metadata": {"name": "kubernetes", "namespace": "default", "labels": labels},
+        "spec": {
+            "clusterIP": config.api_service_ip,
+            "ports": [{"name": "https", "port": 443, "protocol": "TCP", "targetPort": config.advertise.port()}],
+        },
+    });
+    create(client, "/api/v1/namespaces/default/services", service).await?;
+    let family = match config.advertise.ip() {
+        IpAddr::V4(_) => "IPv4",
+        IpAddr::V6(_) => "IPv6",
+    };
+    let slice = json!({
+        "metadata": {
+            "name": "kubernetes",
+            "namespace": "default",
+            "labels": {"kubernetes.io/service-name": "kubernetes"},
+        },
+        "addressType": family,
+        "endpoints": [{"addresses": [config.advertise.ip()], "conditions": {"ready": true}}],
+        "ports": [{"name": "https", "port": config.advertise.port(), "protocol": "TCP"}],
+    });
+    let slices = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices";
+    create(client, slices, slice.clone()).await?;
+    let patch = json!({"endpoints": slice["endpoints"], "ports": slice["ports"]});
+    let object = format!("{slices}/kubernetes");
+    let (code, answer) = send(client, Method::PATCH, &object, "application/merge-patch+json", &patch).await?;
+    if code < 300 { Ok(()) } else { Err(failed(&answer)) }
+}
+
+fn rule(groups: &[&str], resources: &[&str], verbs: &[&str]) -> Value {
+    json!({"apiGroups": groups, "resources": resources, "verbs": verbs})
+}
+
+fn role(name: &str, rules: Vec<Value>) -> Value {
+    let labels = json!({"kubernetes.io/bootstrapping": "rbac-defaults"});
+    json!({"metadata": {"name": name, "labels": labels}, "rules": rules})
+}
+
+const READ: &[&str] = &["get", "list", "watch"];
+const WRITE: &[&str] = &["create", "delete", "deletecollection", "patch", "update"];
+
+/// Resources of applications that `view` may read and `edit` may write.
+const APPLICATION: &[(&str, &[&str])] = &[
+    (
+        "",
+        &[
+            "configmaps",
+            "endpoints",
+            "events",
+            "persistentvolumeclaims",
+            "pods",
+            "replicationcontrollers",
+            "serviceaccounts",
+            "services",
+        ],
+    ),
+    (
+        "apps",
+        &[
+            "controllerrevisions",
+            "daemonsets",
+            "deployments",
+            "deployments/scale",
+            "replicasets",
+            "replicasets/scale",
+            "statefulsets",
+            "statefulsets/scale",
+        ],
+    ),
+    ("autoscaling", &["horizontalpodautoscalers"]),
+    ("batch", &["cronjobs", "jobs"]),
+    ("discovery.k8s.io", &["endpointslices"]),
+    ("networking.k8s.io", &["ingresses", "networkpolicies"]),
+    ("policy", &["poddisruptionbudgets"]),
+];
+
+fn roles() -> Vec<Value> {
+    let all = rule(&["*"], &["*"], &["*"]);
+    let everything = vec![all, json!({"nonResourceURLs": ["*"], "verbs": ["*"]})];
+    let mut view: Vec<Value> = APPLICATION.iter().map(|(group, resources)| rule(&[*group], resources, READ)).collect();
+    view.push(rule(&[""], &["limitranges", "namespaces", "pods/log", "pods/status", "resourcequotas"], READ));
+    let mut edit = view.clone();
+    edit.extend(APPLICATION.iter().map(|(group, resources)| rule(&[*group], resources, WRITE)));
+    edit.push(rule(&[""], &["secrets"], &[READ, WRITE].concat()));
+    edit.push(rule(&[""], &["pods/attach", "pods/exec", "pods/portforward", "pods/eviction"], &["create", "get"]));
+    let mut admin = edit.clone();
+    admin.push(rule(&["rbac.authorization.k8s.io"], &["rolebindings", "roles"], &[READ, WRITE].concat()));
+    admin.push(rule(&["authorization.k8s.io"], &["localsubjectaccessreviews"], &["create"]));
+    let discovery = json!({
+        "nonResourceURLs": ["/api", "/api/*", "/apis", "/apis/*", "/healthz", "/livez", "/openapi", "/openapi/*", "/readyz", "/version", "/version/"],
+        "verbs": ["get"],
+    });
+    vec![
+        role("cluster-admin", everything.clone()),
+        role("admin", admin),
+        role("edit", edit),
+        role("view", view),
+        role("system:discovery", vec![discovery]),
+        role(
+            "system:basic-user",
+            vec![
+                rule(&["authorization.k8s.io"], &["selfsubjectaccessreviews", "selfsubjectrulesreviews"], &["create"]),
+                rule(&["authentication.k8s.io"], &["selfsubjectreviews"], &["create"]),
+            ],
+        ),
+        // Controllers act on all kinds, also on those that are yet to come.
+        role("system:kube-controller-manager", everything),
+        role(
+            "system:kube-scheduler",
+            vec![
+                rule(
+                    &[""],
+                    &[
+                        "nodes",
+                        "pods",
+                        "namespaces",
+                        "services",
+                        "persistentvolumeclaims",
+                        "persistentvolumes",
+                        "replicationcontrollers",
+                    ],
+                    READ,
+                ),
+                rule(&["apps"], &["replicasets", "statefulsets"], READ),
+                rule(&["policy"], &["poddisruptionbudgets"], READ),
+                rule(&["storage.k8s.io"], &["*"], READ),
+                rule(&[""], &["pods/binding", "bindings"], &["create"]),
+                rule(&[""], &["pods/status"], &["patch", "update"]),
+                rule(&[""], &["pods"], &["delete"]),
+                rule(&["", "events.k8s.io"], &["events"], &["create", "patch", "update"]),
+                rule(&["coordination.k8s.io"], &["leases"], &["create", "get", "list", "update", "watch"]),
+            ],
+        ),
+        role(
+            "system:node",
+            vec![
+                rule(
+                    &[""],
+                    &[
+                        "nodes",
+                        "pods",
+                        "services",
+                        "configmaps",
+                        "secrets",
+                        "namespaces",
+                        "persistentvolumeclaims",
+                        "persistentvolumes",
+                    ],
+                    READ,
+                ),
+                rule(&[""], &["nodes"], &["create", "patch", "update"]),
+                rule(&[""], &["nodes/status", "pods/status"], &["patch", "update"]),
+                rule(&[""], &["pods"], &["create", "delete"]),
+                rule(&[""], &["pods/eviction", "serviceaccounts/token"], &["create"]),
+                rule(&["", "events.k8s.io"], &["events"], &["create", "patch", "update"]),
+                rule(&["coordination.k8s.io"], &["leases"], &["create", "delete", "get", "patch", "update"]),
+                rule(&["discovery.k8s.io"], &["endpointslices"], READ),
+                rule(&["node.k8s.io"], &["runtimeclasses"], READ),
+                rule(&["authentication.k8s.io"], &["tokenreviews"], &["create"]),
+                rule(&["authorization.k8s.io"], &["subjectaccessreviews"], &["create"]),
+            ],
+        ),
+    ]
+}
+
+fn bindings() -> Vec<Value> {
+    let bind = |name: &str, role: &str, kind: &str, subject: &str| {
+        json!({
+            "metadata": {"name": name, "labels": {"kubernetes.io/bootstrapping": "rbac-defaults"}},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role},
+            "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": subject}],
+        })
+    };
+    vec![
+        bind("cluster-admin", "cluster-admin", "Group", MASTERS),
+        bind("system:discovery", "system:discovery", "Group", crate::identity::AUTHENTICATED),
+        bind("system:basic-user", "system:basic-user", "Group", crate::identity::AUTHENTICATED),
+        bind("system:node", "system:node", "Group", "system:nodes"),
+        bind(
+            "system:kube-controller-manager",
+            "system:kube-controller-manager",
+            "User",
+            "system:kube-controller-manager",
+        ),
+        bind("system:kube-scheduler", "system:kube-scheduler", "User", "system:kube-scheduler"),
+    ]
+}

@@ -1,0 +1,254 @@
+//! The watch cache: the live objects of all kinds in memory, fed by one watch on the store.
+//!
+//! One feed for all kinds means one revision for all of them: a reader that has seen revision R anywhere sees
+//! everything up to R everywhere.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use dhow_api::Status;
+use dhow_api::registry::{KINDS, Kind};
+use dhow_store::{Event, EventKind, KeyRange, Kv, RangeRequest, WatchMessage, WatchRequest, WatchStream};
+use futures::StreamExt;
+use imbl::OrdMap;
+use parking_lot::RwLock;
+use tokio::sync::{broadcast, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::Error;
+use crate::object::{Change, Stored};
+
+/// Everything the API server stores lives under this prefix.
+const ROOT: &str = "/registry/";
+/// Changes kept per kind for watches that resume.
+const HISTORY: usize = 4096;
+/// Changes a watcher may lag behind before it has to list again.
+const LAG: usize = 4096;
+/// Snapshots kept so that later pages come from the revision of the first.
+const SNAPSHOTS: usize = 64;
+
+pub type Objects = OrdMap<Arc<str>, Arc<Stored>>;
+
+/// One kind's objects and recent changes.
+struct KindCache {
+    kind: &'static Kind,
+    state: RwLock<KindState>,
+    changes: broadcast::Sender<Arc<Change>>,
+}
+
+struct KindState {
+    objects: Objects,
+    history: VecDeque<Arc<Change>>,
+    /// Changes at or below this revision are no longer in `history`.
+    compacted: u64,
+    snapshots: VecDeque<(u64, Objects)>,
+}
+
+pub struct Cache {
+    kinds: HashMap<String, KindCache>,
+    revision: watch::Sender<u64>,
+}
+
+impl KindState {
+    /// The revision of the newest change that is in `objects`.
+    fn revision(&self) -> u64 {
+        self.history.back().map_or(self.compacted, |change| change.revision)
+    }
+}
+
+/// A consistent view of a kind at a revision.
+pub struct Snapshot {
+    pub objects: Objects,
+    pub revision: u64,
+}
+
+/// A place in a kind's changes: those already there, then those to come.
+pub struct Subscription {
+    pub past: Vec<Arc<Change>>,
+    pub future: broadcast::Receiver<Arc<Change>>,
+}
+
+impl Cache {
+    /// Loads everything and follows the store until `shutdown`.
+    pub async fn start(kv: Arc<dyn Kv>, shutdown: CancellationToken) -> Result<Arc<Self>, Error> {
+        let cache = Arc::new(Self { kinds: empty_kinds(), revision: watch::channel(0).0 });
+        let feed = cache.load(&kv).await?;
+        let following = cache.clone();
+        tokio::spawn(async move {
+            tokio::select! { () = following.follow(kv, feed) => {}, () = shutdown.cancelled() => {} }
+        });
+        Ok(cache)
+    }
+
+    /// Reads all objects, and opens the watch from the revision they were read at.
+    async fn load(&self, kv: &Arc<dyn Kv>) -> Result<WatchStream, Error> {
+        let range = KeyRange { start: Bytes::from_static(ROOT.as_bytes()), end: Some(after_prefix(ROOT)) };
+        let request = RangeRequest { range: range.clone(), revision: 0, limit: 0, count_only: false };
+        let all = kv.range(request).await.map_err(Error::Store)?;
+        let mut loaded: HashMap<&str, Objects> = HashMap::new();
+        for entry in &all.kvs {
+            let Some((prefix, cache)) = self.kind_of(&entry.key) else { continue };
+            let stored = Stored::decode(cache.kind, &entry.key, &entry.value, entry.mod_revision)
+                .map_err(|status| Error::Corrupt(status.message))?;
+            loaded.entry(prefix).or_default().insert(stored.key.clone(), Arc::new(stored));
+        }
+        for (prefix, cache) in &self.kinds {
+            let mut state = cache.state.write();
+            state.objects = loaded.remove(prefix.as_str()).unwrap_or_default();
+            state.history.clear();
+            state.snapshots.clear();
+            state.compacted = all.revision;
+        }
+        let watch = WatchRequest { range, start_revision: all.revision + 1 };
+        let feed = kv.watch(watch).await.map_err(Error::Store)?;
+        self.revision.send_replace(all.revision);
+        Ok(feed)
+    }
+
+    async fn follow(self: Arc<Self>, kv: Arc<dyn Kv>, mut feed: WatchStream) {
+        loop {
+            match feed.next().await {
+                Some(Ok(WatchMessage::Events { revision, events })) => {
+                    for event in events {
+                        self.apply(&event);
+                    }
+                    self.revision.send_replace(revision);
+                }
+                Some(Ok(WatchMessage::Progress { revision })) => {
+                    self.revision.send_if_modified(|now| {
+                        let newer = revision > *now;
+                        *now = (*now).max(revision);
+                        newer
+                    });
+                }
+                Some(Err(error)) => {
+                    tracing::warn!(%error, "the store's watch broke; loading again");
+                    match self.load(&kv).await {
+                        Ok(fresh) => feed = fresh,
+                        Err(error) => tracing::error!(%error, "cannot load the store"),
+                    }
+                }
+                None => return,
+            }
+        }
+    }
+
+    fn apply(&self, event: &Event) {
+        let Some((_, cache)) = self.kind_of(&event.kv.key) else { return };
+        let revision = event.kv.mod_revision;
+        let deleted = event.kind == EventKind::Delete;
+        let value = match (deleted, &event.previous) {
+            (false, _) => &event.kv.value,
+            (true, Some(previous)) => &previous.value,
+            (true, None) => return,
+        };
+        let stored = match Stored::decode(cache.kind, &event.kv.key, value, revision) {
+            Ok(stored) => Arc::new(stored),
+            Err(status) => return tracing::error!(message = status.message, "skipping a change"),
+        };
+        let mut state = cache.state.write();
+        let previous = if deleted {
+            state.objects.remove(&stored.key)
+        } else {
+            state.objects.insert(stored.key.clone(), stored.clone())
+        };
+        let change = Arc::new(Change::new(revision, stored, previous, deleted));
+        if state.history.len() == HISTORY
+            && let Some(oldest) = state.history.pop_front()
+        {
+            state.compacted = oldest.revision;
+        }
+        state.history.push_back(change.clone());
+        // Without watchers there is no one to tell. Sent under the lock, so that a subscriber misses nothing.
+        let _ = cache.changes.send(change);
+    }
+
+    fn kind_of(&self, key: &[u8]) -> Option<(&str, &KindCache)> {
+        // `/registry/<group>/<plural>/…`
+        let key = std::str::from_utf8(key).ok()?;
+        let end = key.match_indices('/').nth(3)?.0;
+        self.kinds.get_key_value(&key[..=end]).map(|(prefix, cache)| (prefix.as_str(), cache))
+    }
+
+    fn cache(&self, kind: &Kind) -> Result<&KindCache, Status> {
+        self.kinds.get(&kind.storage_prefix()).ok_or_else(Status::no_such_resource)
+    }
+
+    pub fn revision(&self) -> u64 {
+        *self.revision.borrow()
+    }
+
+    /// Returns once everything up to `revision` is in.
+    pub async fn wait_for(&self, revision: u64) {
+        // The sender lives in `self`, so waiting cannot fail.
+        let _ = self.revision.subscribe().wait_for(|now| *now >= revision).await;
+    }
+
+    /// One object as the cache knows it.
+    pub fn get(&self, kind: &Kind, key: &str) -> Option<Arc<Stored>> {
+        self.kinds.get(&kind.storage_prefix())?.state.read().objects.get(key).cloned()
+    }
+
+    /// The kind's objects now.
+    pub fn snapshot(&self, kind: &Kind) -> Result<Snapshot, Status> {
+        let cache = self.cache(kind)?;
+        let mut state = cache.state.write();
+        let revision = state.revision().max(self.revision());
+        let objects = state.objects.clone();
+        if state.snapshots.back().is_none_or(|(last, _)| *last != revision) {
+            if state.snapshots.len() == SNAPSHOTS {
+                state.snapshots.pop_front();
+            }
+            state.snapshots.push_back((revision, objects.clone()));
+        }
+        Ok(Snapshot { objects, revision })
+    }
+
+    /// The kind's objects at the revision of an earlier snapshot, if that is still kept.
+    pub fn snapshot_at(&self, kind: &Kind, revision: u64) -> Result<Option<Snapshot>, Status> {
+        let state = self.cache(kind)?.state.read();
+        let kept = state.snapshots.iter().find(|(at, _)| *at == revision);
+        Ok(kept.map(|(revision, objects)| Snapshot { objects: objects.clone(), revision: *revision }))
+    }
+
+    /// All changes after `revision`, and those to come.
+    pub fn subscribe(&self, kind: &Kind, revision: u64) -> Result<Subscription, Status> {
+        let cache = self.cache(kind)?;
+        let state = cache.state.read();
+        if revision < state.compacted {
+            return Err(Status::watch_expired(revision, state.compacted));
+        }
+        let begin = state.history.partition_point(|change| change.revision <= revision);
+        let past = state.history.iter().skip(begin).cloned().collect();
+        Ok(Subscription { past, future: cache.changes.subscribe() })
+    }
+
+    /// The objects now together with all changes to come.
+    pub fn snapshot_and_subscribe(&self, kind: &Kind) -> Result<(Snapshot, broadcast::Receiver<Arc<Change>>), Status> {
+        let cache = self.cache(kind)?;
+        let state = cache.state.read();
+        let snapshot = Snapshot { objects: state.objects.clone(), revision: state.revision().max(self.revision()) };
+        Ok((snapshot, cache.changes.subscribe()))
+    }
+}
+
+fn empty_kinds() -> HashMap<String, KindCache> {
+    let mut kinds = HashMap::new();
+    for kind in KINDS.iter().filter(|kind| kind.stored && kind.storage == (kind.group, kind.plural)) {
+        let state =
+            KindState { objects: Objects::new(), history: VecDeque::new(), compacted: 0, snapshots: VecDeque::new() };
+        let cache = KindCache { kind, state: RwLock::new(state), changes: broadcast::channel(LAG).0 };
+        kinds.insert(kind.storage_prefix(), cache);
+    }
+    kinds
+}
+
+/// The end of the range that holds exactly the keys with this prefix.
+fn after_prefix(prefix: &str) -> Bytes {
+    let mut end = prefix.as_bytes().to_vec();
+    if let Some(last) = end.last_mut() {
+        *last += 1;
+    }
+    end.into()
+}

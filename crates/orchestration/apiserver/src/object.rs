@@ -1,0 +1,128 @@
+//! A stored object: its bytes as they go over the wire, beside the small part that is read often.
+
+use std::sync::{Arc, OnceLock};
+
+use bytes::Bytes;
+use dhow_api::selectors::{FieldSelector, LabelSelector, field_value};
+use dhow_api::{Kind, ObjectHeader, Status};
+use serde_json::{Value, json};
+
+/// One version of one object. Shared by every reader and watcher.
+#[derive(Debug)]
+pub struct Stored {
+    /// The key in the store.
+    pub key: Arc<str>,
+    pub header: ObjectHeader,
+    /// Canonical JSON with `metadata.resourceVersion` set.
+    pub bytes: Bytes,
+    /// `mod_revision` of the write.
+    pub revision: u64,
+    /// Values of the kind's selectable fields beyond name and namespace.
+    fields: Vec<(&'static str, String)>,
+}
+
+impl Stored {
+    /// From the bytes in the store.
+    pub fn decode(kind: &Kind, key: &[u8], value: &[u8], revision: u64) -> Result<Self, Status> {
+        let bad = |error: &dyn std::fmt::Display| {
+            Status::internal(format!("object {} cannot be read: {error}", String::from_utf8_lossy(key)))
+        };
+        let mut object: Value = serde_json::from_slice(value).map_err(|error| bad(&error))?;
+        object["metadata"]["resourceVersion"] = json!(revision.to_string());
+        let bytes = serde_json::to_vec(&object).map_err(|error| bad(&error))?;
+        let header = ObjectHeader::parse(&bytes).map_err(|error| bad(&error))?;
+        let fields = kind.selectable_fields.iter().map(|path| (*path, field_value(&object, path))).collect();
+        let key = std::str::from_utf8(key).map_err(|error| bad(&error))?;
+        Ok(Self { key: Arc::from(key), header, bytes: bytes.into(), revision, fields })
+    }
+
+    /// The object as a tree.
+    pub fn value(&self) -> Result<Value, Status> {
+        serde_json::from_slice(&self.bytes).map_err(|error| Status::internal(format!("decode {}: {error}", self.key)))
+    }
+
+    pub fn matches(&self, selection: &Selection) -> bool {
+        selection.labels.matches(&self.header.labels)
+            && selection.fields.terms.iter().all(|term| (self.field(&term.path) == term.value) != term.negated)
+    }
+
+    fn field(&self, path: &str) -> &str {
+        match path {
+            "metadata.name" => &self.header.name,
+            "metadata.namespace" => &self.header.namespace,
+            _ => self.fields.iter().find(|(name, _)| *name == path).map_or("", |(_, value)| value),
+        }
+    }
+}
+
+/// Which objects of a kind a request is about.
+#[derive(Debug, Clone, Default)]
+pub struct Selection {
+    pub labels: LabelSelector,
+    pub fields: FieldSelector,
+}
+
+/// One write as watchers see it. Its frames are encoded once and shared.
+#[derive(Debug)]
+pub struct Change {
+    pub revision: u64,
+    /// The object now; for a delete, as it was last, at the revision of the delete.
+    pub object: Arc<Stored>,
+    pub previous: Option<Arc<Stored>>,
+    pub deleted: bool,
+    frames: [OnceLock<Bytes>; 3],
+}
+
+/// What a watcher is told of a change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    Added,
+    Modified,
+    Deleted,
+}
+
+impl Verdict {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Added => "ADDED",
+            Self::Modified => "MODIFIED",
+            Self::Deleted => "DELETED",
+        }
+    }
+}
+
+impl Change {
+    pub fn new(revision: u64, object: Arc<Stored>, previous: Option<Arc<Stored>>, deleted: bool) -> Self {
+        Self { revision, object, previous, deleted, frames: Default::default() }
+    }
+
+    /// What this change is to someone who sees only a selection: an object whose labels move into it is added,
+    /// one whose labels move out is deleted.
+    pub fn verdict(&self, selection: &Selection) -> Option<Verdict> {
+        let now = !self.deleted && self.object.matches(selection);
+        let before = self.previous.as_ref().is_some_and(|previous| previous.matches(selection));
+        match (before, now) {
+            (false, true) => Some(Verdict::Added),
+            (true, true) => Some(Verdict::Modified),
+            (true, false) => Some(Verdict::Deleted),
+            (false, false) => None,
+        }
+    }
+
+    /// The JSON frame of this change, one line.
+    pub fn frame(&self, verdict: Verdict) -> Bytes {
+        let slot = &self.frames[verdict as usize];
+        slot.get_or_init(|| frame(verdict.as_str(), &self.object.bytes)).clone()
+    }
+}
+
+/// A watch event around an encoded object.
+pub fn frame(kind: &str, object: &[u8]) -> Bytes {
+    let mut line = Vec::with_capacity(object.len() + 32);
+    line.extend_from_slice(b"{\"type\":\"");
+    line.extend_from_slice(kind.as_bytes());
+    line.extend_from_slice(b"\",\"object\":");
+    line.extend_from_slice(object);
+    line.extend_from_slice(b"}\n");
+    line.into()
+}

@@ -1,0 +1,143 @@
+//! Paths that are not objects: discovery, OpenAPI, version, health, metrics.
+
+use std::collections::hash_map::DefaultHasher;
+use std::hash::{Hash, Hasher};
+use std::sync::LazyLock;
+
+use bytes::Bytes;
+use dhow_api::{Status, discovery, openapi};
+use dhow_client::Body;
+use http::{HeaderMap, Response, StatusCode, header};
+use serde_json::{Value, json};
+
+use crate::ApiServer;
+use crate::encode::{self, Accept};
+use crate::info::Query;
+
+/// The Kubernetes version whose API this server serves.
+const MAJOR: &str = "1";
+const MINOR: &str = "35";
+
+pub fn answer(
+    server: &ApiServer,
+    path: &str,
+    query: &Query,
+    headers: &HeaderMap,
+    accept: &Accept,
+) -> Result<Response<Body>, Status> {
+    let trimmed = path.trim_end_matches('/');
+    if let Some(path) = trimmed.strip_prefix("/openapi/v3") {
+        return openapi_v3(path.trim_start_matches('/'), headers);
+    }
+    match trimmed {
+        "/api" | "/apis" if wants_aggregated(accept) => {
+            let Some(document) = discovery::aggregated(trimmed) else { return Err(Status::no_such_resource()) };
+            let form = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
+            tagged(form, document.to_string().into(), headers)
+        }
+        "/api" => encode::json(200, discovery::api_versions().to_string()),
+        "/apis" => encode::json(200, discovery::group_list().to_string()),
+        "/openapi/v2" => {
+            static DOCUMENT: LazyLock<Bytes> = LazyLock::new(|| openapi::v2().to_string().into());
+            tagged("application/json", DOCUMENT.clone(), headers)
+        }
+        "/version" => encode::json(200, version().to_string()),
+        "/healthz" | "/livez" => plain("ok"),
+        "/readyz" => ready(server, query),
+        "/metrics" => metrics(server),
+        other => group(other),
+    }
+}
+
+/// `/apis/<group>` and `/api/v1`, `/apis/<group>/<version>`.
+fn group(path: &str) -> Result<Response<Body>, Status> {
+    let parts: Vec<&str> = path.trim_start_matches('/').split('/').collect();
+    let document = match parts.as_slice() {
+        ["api", version] => discovery::resource_list("", version),
+        ["apis", name] => discovery::group(name),
+        ["apis", group, version] => discovery::resource_list(group, version),
+        _ => None,
+    };
+    encode::json(200, document.ok_or_else(Status::no_such_resource)?.to_string())
+}
+
+fn wants_aggregated(accept: &Accept) -> bool {
+    accept.raw.contains("g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList")
+}
+
+fn openapi_v3(path: &str, headers: &HeaderMap) -> Result<Response<Body>, Status> {
+    let document = if path.is_empty() { Some(openapi::v3_root()) } else { openapi::v3(path) };
+    tagged("application/json", document.ok_or_else(Status::no_such_resource)?.to_string().into(), headers)
+}
+
+/// A document that clients keep: with its ETag, and "not modified" for those who have it.
+fn tagged(media_type: &str, bytes: Bytes, headers: &HeaderMap) -> Result<Response<Body>, Status> {
+    let mut hasher = DefaultHasher::new();
+    bytes.hash(&mut hasher);
+    let tag = format!("\"{:016X}\"", hasher.finish());
+    let known = headers.get(header::IF_NONE_MATCH).and_then(|value| value.to_str().ok());
+    let mut response = if known == Some(tag.as_str()) {
+        let mut unchanged = encode::build(304, media_type, Bytes::new())?;
+        *unchanged.status_mut() = StatusCode::NOT_MODIFIED;
+        unchanged
+    } else {
+        encode::build(200, media_type, bytes)?
+    };
+    let value = header::HeaderValue::try_from(tag).map_err(|error| Status::internal(error.to_string()))?;
+    response.headers_mut().insert(header::ETAG, value);
+    response.headers_mut().insert(header::VARY, header::HeaderValue::from_static("Accept"));
+    Ok(response)
+}
+
+fn version() -> Value {
+    json!({
+        "major": MAJOR,
+        "minor": MINOR,
+        "gitVersion": format!("v{MAJOR}.{MINOR}.0+dhow.{}", env!("CARGO_PKG_VERSION")),
+        "gitCommit": "",
+        "gitTreeState": "clean",
+        "buildDate": "1970-01-01T00:00:00Z",
+        "goVersion": "none",
+        "compiler": "rustc",
+        "platform": format!("linux/{}", architecture()),
+    })
+}
+
+fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}
+
+fn plain(text: &str) -> Result<Response<Body>, Status> {
+    encode::build(200, "text/plain; charset=utf-8", Bytes::copy_from_slice(text.as_bytes()))
+}
+
+fn ready(server: &ApiServer, query: &Query) -> Result<Response<Body>, Status> {
+    let stopping = server.shutdown.is_cancelled();
+    if query.get("verbose").is_some() {
+        let shutdown = if stopping { "[-]shutdown failed: the server is stopping" } else { "[+]shutdown ok" };
+        let cache = format!("[+]cache ok: revision {}", server.store.cache.revision());
+        let last = if stopping { "readyz check failed" } else { "readyz check passed" };
+        return encode::build(
+            if stopping { 500 } else { 200 },
+            "text/plain; charset=utf-8",
+            format!("{cache}\n{shutdown}\n{last}\n").into(),
+        );
+    }
+    if stopping {
+        return encode::build(500, "text/plain; charset=utf-8", Bytes::from_static(b"[-]shutdown failed"));
+    }
+    plain("ok")
+}
+
+fn metrics(server: &ApiServer) -> Result<Response<Body>, Status> {
+    let revision = server.store.cache.revision();
+    let text = format!(
+        "# HELP dhow_store_revision Newest revision the watch cache holds.\n\
+         # TYPE dhow_store_revision gauge\ndhow_store_revision {revision}\n"
+    );
+    encode::build(200, "text/plain; version=0.0.4; charset=utf-8", text.into())
+}

@@ -1,0 +1,156 @@
+//! get and list.
+
+use std::sync::Arc;
+
+use base64::Engine as _;
+use bytes::Bytes;
+use dhow_api::Status;
+use dhow_api::selectors::{FieldSelector, LabelSelector};
+use dhow_client::Body;
+use http::Response;
+use serde::{Deserialize, Serialize};
+
+use crate::ApiServer;
+use crate::cache::Snapshot;
+use crate::encode::{self, Accept};
+use crate::info::{Query, ResourceTarget};
+use crate::object::{Selection, Stored};
+use crate::pipeline::{Authorized, Request};
+
+pub async fn get(server: &ApiServer, request: &Request<Authorized>, accept: &Accept) -> Result<Response<Body>, Status> {
+    let object = existing(server, &request.target).await?;
+    encode::object(request.target.kind, &object.bytes, accept, 200)
+}
+
+/// The object a target names.
+pub async fn existing(server: &ApiServer, target: &ResourceTarget) -> Result<Arc<Stored>, Status> {
+    let name = target.name.as_deref().unwrap_or_default();
+    server.store.get(target.kind, target.namespace.as_deref(), name).await
+}
+
+/// Label and field selectors of a request, checked against what the kind offers.
+pub fn selection(target: &ResourceTarget, query: &Query) -> Result<Selection, Status> {
+    let labels = LabelSelector::parse(query.get("labelSelector").unwrap_or_default())?;
+    let fields = FieldSelector::parse(query.get("fieldSelector").unwrap_or_default())?;
+    fields.check(target.kind)?;
+    Ok(Selection { labels, fields })
+}
+
+/// Where the next page begins: the revision all pages come from, and the last key of this one.
+#[derive(Serialize, Deserialize)]
+struct Continue {
+    rv: u64,
+    after: String,
+}
+
+impl Continue {
+    fn encode(&self) -> String {
+        let json = serde_json::to_vec(self).unwrap_or_default();
+        base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(json)
+    }
+
+    fn decode(token: &str) -> Result<Self, Status> {
+        base64::engine::general_purpose::URL_SAFE_NO_PAD
+            .decode(token)
+            .ok()
+            .and_then(|json| serde_json::from_slice(&json).ok())
+            .ok_or_else(|| Status::bad_request("continue key is not valid"))
+    }
+}
+
+/// One page of a list.
+pub struct Page {
+    pub revision: u64,
+    pub items: Vec<Bytes>,
+    pub continue_token: Option<String>,
+    pub remaining: u64,
+}
+
+pub async fn list(
+    server: &ApiServer,
+    request: &Request<Authorized>,
+    accept: &Accept,
+) -> Result<Response<Body>, Status> {
+    let query = &request.info.query;
+    let selection = selection(&request.target, query)?;
+    let (snapshot, after) = view(server, &request.target, query).await?;
+    let limit = query.number("limit")?.unwrap_or(0);
+    let page = page(&snapshot, &request.target, &selection, after.as_deref(), limit);
+    encode::list(request.target.kind, &page, accept)
+}
+
+/// The snapshot a list reads: of the first page's revision if this is a later page.
+async fn view(
+    server: &ApiServer,
+    target: &ResourceTarget,
+    query: &Query,
+) -> Result<(Snapshot, Option<String>), Status> {
+    if let Some(token) = query.get("continue") {
+        let place = Continue::decode(token)?;
+        return match server.store.cache.snapshot_at(target.kind, place.rv)? {
+            Some(snapshot) => Ok((snapshot, Some(place.after))),
+            None => {
+                let fresh = server.store.snapshot(target.kind).await?;
+                let token = Continue { rv: fresh.revision, after: place.after }.encode();
+                Err(Status::continue_expired(token))
+            }
+        };
+    }
+    let wanted = query.number("resourceVersion")?.unwrap_or(0);
+    let snapshot = match query.get("resourceVersionMatch") {
+        Some("Exact") => match server.store.cache.snapshot_at(target.kind, wanted)? {
+            Some(kept) => kept,
+            None => {
+                let now = server.store.snapshot(target.kind).await?;
+                if now.revision != wanted {
+                    return Err(Status::expired(format!(
+                        "The resourceVersion for the provided list is too old: {wanted}"
+                    )));
+                }
+                now
+            }
+        },
+        _ => server.store.snapshot(target.kind).await?,
+    };
+    if wanted > snapshot.revision {
+        return Err(Status::too_large_resource_version(wanted, snapshot.revision));
+    }
+    Ok((snapshot, None))
+}
+
+/// The objects of a target, in key order.
+pub fn select<'a>(
+    snapshot: &'a Snapshot,
+    target: &ResourceTarget,
+    selection: &'a Selection,
+    after: Option<&str>,
+) -> impl Iterator<Item = &'a Arc<Stored>> + use<'a> {
+    let prefix = match &target.namespace {
+        Some(namespace) if target.kind.namespaced => format!("{}{namespace}/", target.kind.storage_prefix()),
+        _ => target.kind.storage_prefix(),
+    };
+    let skip = after.map(str::to_owned);
+    let begin: Arc<str> = Arc::from(skip.as_deref().unwrap_or(&prefix));
+    snapshot
+        .objects
+        .range(begin..)
+        .skip_while(move |(key, _)| skip.as_deref() == Some(key.as_ref()))
+        .take_while(move |(key, _)| key.starts_with(&prefix))
+        .map(|(_, object)| object)
+        .filter(move |object| object.matches(selection))
+}
+
+fn page(snapshot: &Snapshot, target: &ResourceTarget, selection: &Selection, after: Option<&str>, limit: u64) -> Page {
+    let mut found = select(snapshot, target, selection, after);
+    let limit = if limit == 0 { usize::MAX } else { usize::try_from(limit).unwrap_or(usize::MAX) };
+    let taken: Vec<&Arc<Stored>> = found.by_ref().take(limit).collect();
+    let remaining = found.count() as u64;
+    let last = taken.last().filter(|_| remaining > 0);
+    let continue_token = last.map(|last| Continue { rv: snapshot.revision, after: last.key.to_string() }.encode());
+    Page {
+        revision: snapshot.revision,
+        items: taken.into_iter().map(|object| object.bytes.clone()).collect(),
+        continue_token,
+        remaining,
+    }
+}

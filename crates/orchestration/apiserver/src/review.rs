@@ -1,0 +1,98 @@
+//! Kinds that are asked, not stored: access, token and self-subject reviews.
+
+use std::sync::Arc;
+
+use dhow_api::Status;
+use dhow_client::Body;
+use http::Response;
+use serde_json::{Value, json};
+
+use crate::encode::{self, Accept};
+use crate::identity::UserInfo;
+use crate::pipeline::{Authorized, Request};
+use crate::rbac::Attributes;
+use crate::{ApiServer, authenticate};
+
+pub async fn answer(
+    server: &Arc<ApiServer>,
+    request: &Request<Authorized>,
+    mut object: Value,
+    accept: &Accept,
+) -> Result<Response<Body>, Status> {
+    let kind = request.target.kind;
+    object["status"] = match kind.kind {
+        "SelfSubjectAccessReview" => access(server, request.user(), &object["spec"]),
+        "SubjectAccessReview" | "LocalSubjectAccessReview" => {
+            access(server, &subject(&object["spec"]), &object["spec"])
+        }
+        "SelfSubjectRulesReview" => {
+            rules(server, request.user(), object["spec"]["namespace"].as_str().unwrap_or_default())
+        }
+        "SelfSubjectReview" => json!({"userInfo": user_info(request.user())}),
+        "TokenReview" => token(server, object["spec"]["token"].as_str().unwrap_or_default()).await,
+        _ => return Err(Status::method_not_allowed()),
+    };
+    let bytes = serde_json::to_vec(&object).map_err(|error| Status::internal(error.to_string()))?;
+    encode::object(kind, &bytes.into(), accept, 201)
+}
+
+fn access(server: &ApiServer, user: &UserInfo, spec: &Value) -> Value {
+    let text = |part: &str, field: &str| spec[part][field].as_str().unwrap_or_default().to_owned();
+    let attributes = if spec["nonResourceAttributes"].is_object() {
+        Attributes::Path { verb: text("nonResourceAttributes", "verb"), path: text("nonResourceAttributes", "path") }
+    } else {
+        let of = |field: &str| text("resourceAttributes", field);
+        Attributes::Resource {
+            verb: of("verb"),
+            group: of("group"),
+            resource: of("resource"),
+            subresource: of("subresource"),
+            namespace: of("namespace"),
+            name: of("name"),
+        }
+    };
+    let allowed = server.authorizer.allows(user, &attributes);
+    if allowed { json!({"allowed": true}) } else { json!({"allowed": false, "reason": "no RBAC policy matched"}) }
+}
+
+fn subject(spec: &Value) -> UserInfo {
+    let groups = spec["groups"].as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned);
+    UserInfo {
+        name: spec["user"].as_str().unwrap_or_default().to_owned(),
+        uid: spec["uid"].as_str().unwrap_or_default().to_owned(),
+        groups: groups.collect(),
+    }
+}
+
+fn rules(server: &ApiServer, user: &UserInfo, namespace: &str) -> Value {
+    let (mut resources, mut paths) = (Vec::new(), Vec::new());
+    if user.is_master() {
+        resources.push(json!({"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]}));
+        paths.push(json!({"verbs": ["*"], "nonResourceURLs": ["*"]}));
+    }
+    server.authorizer.each_rule(user, namespace, |rule| match &rule.non_resource_urls {
+        Some(urls) => paths.push(json!({"verbs": rule.verbs, "nonResourceURLs": urls})),
+        None => resources.push(json!({
+            "verbs": rule.verbs,
+            "apiGroups": rule.api_groups,
+            "resources": rule.resources,
+            "resourceNames": rule.resource_names,
+        })),
+    });
+    json!({"resourceRules": resources, "nonResourceRules": paths, "incomplete": false})
+}
+
+async fn token(server: &ApiServer, token: &str) -> Value {
+    match authenticate::token_user(server, token).await {
+        Ok(user) => json!({"authenticated": true, "user": user_info(&user)}),
+        Err(_) => json!({"authenticated": false, "error": "the token is not valid"}),
+    }
+}
+
+fn user_info(user: &UserInfo) -> Value {
+    let mut info = json!({"username": user.name, "groups": user.groups});
+    if !user.uid.is_empty() {
+        info["uid"] = json!(user.uid);
+    }
+    info
+}

@@ -1,0 +1,128 @@
+//! Reads and writes of objects: compare-and-swap on the store, reads from the cache.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use dhow_api::Status;
+use dhow_api::registry::Kind;
+use dhow_store::{Compare, KeyRange, Kv, Op, OpResult, Txn};
+use serde_json::Value;
+
+use crate::cache::{Cache, Snapshot};
+use crate::object::Stored;
+
+/// Seconds an Event is kept.
+const EVENT_TTL: u64 = 3600;
+/// How often a write is tried again when the object changed under it and the client left that to us.
+pub const RETRIES: usize = 16;
+
+/// Where objects live. Only the pipeline's store step and the server's own bootstrap hold one.
+pub struct ObjectStore {
+    kv: Arc<dyn Kv>,
+    pub cache: Arc<Cache>,
+}
+
+/// The outcome of a compare-and-swap.
+pub enum Written {
+    Done(Arc<Stored>),
+    /// The object is not what it was; read it again.
+    Changed,
+}
+
+impl ObjectStore {
+    pub fn new(kv: Arc<dyn Kv>, cache: Arc<Cache>) -> Self {
+        Self { kv, cache }
+    }
+
+    /// Waits until the cache holds everything that was acknowledged before this call.
+    pub async fn catch_up(&self) -> Result<(), Status> {
+        let revision = self.kv.current_revision().await.map_err(|error| store_error(&error))?;
+        self.cache.wait_for(revision).await;
+        Ok(())
+    }
+
+    pub async fn get(&self, kind: &Kind, namespace: Option<&str>, name: &str) -> Result<Arc<Stored>, Status> {
+        self.catch_up().await?;
+        self.cache
+            .get(kind, &kind.storage_key(namespace, name))
+            .ok_or_else(|| Status::not_found(kind.group, kind.plural, name))
+    }
+
+    pub async fn snapshot(&self, kind: &Kind) -> Result<Snapshot, Status> {
+        self.catch_up().await?;
+        self.cache.snapshot(kind)
+    }
+
+    /// Writes a new object; `AlreadyExists` if there is one.
+    pub async fn create(
+        &self,
+        kind: &Kind,
+        namespace: Option<&str>,
+        name: &str,
+        object: &Value,
+    ) -> Result<Arc<Stored>, Status> {
+        match self.swap(kind, &kind.storage_key(namespace, name), 0, object).await? {
+            Written::Done(stored) => Ok(stored),
+            Written::Changed => Err(Status::already_exists(kind.group, kind.plural, name)),
+        }
+    }
+
+    /// Replaces the object if it is still at `revision`.
+    pub async fn update(&self, kind: &Kind, old: &Stored, object: &Value) -> Result<Written, Status> {
+        self.swap(kind, &old.key, old.revision, object).await
+    }
+
+    async fn swap(&self, kind: &Kind, key: &str, revision: u64, object: &Value) -> Result<Written, Status> {
+        let value = encode(object)?;
+        let key = Bytes::copy_from_slice(key.as_bytes());
+        let lease = match kind.kind {
+            "Event" => self.kv.lease_grant(EVENT_TTL).await.map_err(|error| store_error(&error))?,
+            _ => 0,
+        };
+        let txn = Txn {
+            compare: vec![Compare::ModRevision { key: key.clone(), revision }],
+            success: vec![Op::Put { key: key.clone(), value: value.clone(), lease }],
+            failure: Vec::new(),
+            relaxed: matches!(kind.kind, "Event" | "Lease"),
+        };
+        let answer = self.kv.txn(txn).await.map_err(|error| store_error(&error))?;
+        // Whoever wrote reads its own write, and a loser reads what it lost to.
+        self.cache.wait_for(answer.revision).await;
+        if !answer.succeeded {
+            return Ok(Written::Changed);
+        }
+        Stored::decode(kind, &key, &value, answer.revision).map(|stored| Written::Done(Arc::new(stored)))
+    }
+
+    /// Removes the object if it is still at `revision`; returns it as it was last, at the revision of the delete.
+    pub async fn delete(&self, kind: &Kind, old: &Stored) -> Result<Written, Status> {
+        let key = Bytes::copy_from_slice(old.key.as_bytes());
+        let txn = Txn {
+            compare: vec![Compare::ModRevision { key: key.clone(), revision: old.revision }],
+            success: vec![Op::Delete { range: KeyRange { start: key.clone(), end: None } }],
+            ..Txn::default()
+        };
+        let answer = self.kv.txn(txn).await.map_err(|error| store_error(&error))?;
+        self.cache.wait_for(answer.revision).await;
+        match answer.results.into_iter().next() {
+            Some(OpResult::Delete { previous }) if answer.succeeded => {
+                let last = previous.into_iter().next().map(|last| last.value).unwrap_or_default();
+                Stored::decode(kind, &key, &last, answer.revision).map(|stored| Written::Done(Arc::new(stored)))
+            }
+            _ => Ok(Written::Changed),
+        }
+    }
+}
+
+/// The bytes to keep: without the resource version, which is the store's own.
+fn encode(object: &Value) -> Result<Bytes, Status> {
+    let mut kept = object.clone();
+    if let Some(metadata) = kept.get_mut("metadata").and_then(Value::as_object_mut) {
+        metadata.remove("resourceVersion");
+    }
+    serde_json::to_vec(&kept).map(Bytes::from).map_err(|error| Status::internal(format!("encode object: {error}")))
+}
+
+fn store_error(error: &dhow_store::Error) -> Status {
+    Status::service_unavailable(format!("the store does not answer: {error}"))
+}

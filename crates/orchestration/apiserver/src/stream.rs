@@ -1,0 +1,170 @@
+//! Byte streams to the node agent: logs, exec, attach, port-forward and the node proxy.
+//!
+//! The server checks who may, finds the node, and then only copies bytes: what is said on the stream is between the
+//! client and the node agent.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use dhow_api::registry::{self, Subresource};
+use dhow_api::{Status, meta};
+use dhow_client::Body;
+use http::{HeaderMap, Request, Response, StatusCode, Uri, header};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::ServerName;
+use tokio::net::TcpStream;
+
+use crate::ApiServer;
+use crate::info::ResourceTarget;
+
+/// A node agent's address and the path to ask it for.
+#[derive(Debug, Clone)]
+pub struct Destination {
+    host: String,
+    port: u16,
+    /// Name in the agent's certificate.
+    node: String,
+    path: String,
+}
+
+pub fn is_streaming(target: &ResourceTarget) -> bool {
+    is_session(target)
+        || matches!(target.subresource, Some(Subresource::Log))
+        || target.kind.kind == "Node" && target.subresource == Some(Subresource::Proxy)
+}
+
+/// Whether the stream runs something in a pod, as opposed to reading from it.
+pub fn is_session(target: &ResourceTarget) -> bool {
+    matches!(target.subresource, Some(Subresource::Exec | Subresource::Attach | Subresource::PortForward))
+}
+
+pub async fn destination(server: &ApiServer, target: &ResourceTarget, uri: &Uri) -> Result<Destination, Status> {
+    let name = target.name.as_deref().unwrap_or_default();
+    if target.kind.kind == "Node" {
+        return node_agent(server, name, format!("/{}", target.rest), uri.query()).await;
+    }
+    let namespace = target.namespace.as_deref().unwrap_or_default();
+    let pod = server.store.get(target.kind, Some(namespace), name).await?.value()?;
+    let node = meta::text(&pod, &["spec", "nodeName"]);
+    if node.is_empty() {
+        return Err(Status::bad_request(format!("pod {name} does not have a host assigned")));
+    }
+    let query = crate::info::Query::parse(uri.query().unwrap_or_default());
+    let container = || container_of(&pod, query.get("container"));
+    let path = match target.subresource {
+        Some(Subresource::Log) => format!("/containerLogs/{namespace}/{name}/{}", container()?),
+        Some(Subresource::Exec) => format!("/exec/{namespace}/{name}/{}", container()?),
+        Some(Subresource::Attach) => format!("/attach/{namespace}/{name}/{}", container()?),
+        _ => format!("/portForward/{namespace}/{name}"),
+    };
+    node_agent(server, node, path, uri.query()).await
+}
+
+/// The container a request means: the one named, else the default one, else the only one.
+fn container_of(pod: &serde_json::Value, wanted: Option<&str>) -> Result<String, Status> {
+    let name = meta::name(pod);
+    let mut all = Vec::new();
+    for list in ["containers", "initContainers", "ephemeralContainers"] {
+        all.extend(meta::items(pod, &["spec", list]).iter().filter_map(|container| container["name"].as_str()));
+    }
+    let annotation = meta::text(pod, &["metadata", "annotations", "kubectl.kubernetes.io/default-container"]);
+    match wanted {
+        Some(wanted) if all.contains(&wanted) => Ok(wanted.into()),
+        Some(wanted) => Err(Status::bad_request(format!("container {wanted} is not valid for pod {name}"))),
+        None if all.contains(&annotation) => Ok(annotation.into()),
+        None => match meta::items(pod, &["spec", "containers"]) {
+            [only] => Ok(only["name"].as_str().unwrap_or_default().into()),
+            _ => Err(Status::bad_request(format!(
+                "a container name must be specified for pod {name}, choose one of: [{}]",
+                all.join(" ")
+            ))),
+        },
+    }
+}
+
+async fn node_agent(server: &ApiServer, name: &str, path: String, query: Option<&str>) -> Result<Destination, Status> {
+    let kind = registry::builtin().get("", "v1", "nodes").ok_or_else(Status::no_such_resource)?;
+    let node = server.store.get(kind, None, name).await?.value()?;
+    let address = meta::items(&node, &["status", "addresses"])
+        .iter()
+        .find(|address| address["type"] == "InternalIP")
+        .and_then(|address| address["address"].as_str())
+        .ok_or_else(|| Status::service_unavailable(format!("node {name} has no address yet")))?;
+    let port = meta::int(&node, &["status", "daemonEndpoints", "kubeletEndpoint", "Port"]);
+    let port = u16::try_from(port).ok().filter(|port| *port > 0).unwrap_or(10250);
+    let path = match query {
+        Some(query) => format!("{path}?{query}"),
+        None => path,
+    };
+    Ok(Destination { host: address.into(), port, node: name.into(), path })
+}
+
+/// Passes a request on to the node agent; after a protocol switch, copies bytes both ways until either side ends.
+pub async fn forward(
+    server: &Arc<ApiServer>,
+    destination: Destination,
+    mut request: Request<Incoming>,
+) -> Result<Response<Body>, Status> {
+    let Destination { host, port, node, path } = destination;
+    let gone = |error: &dyn std::fmt::Display| {
+        Status::service_unavailable(format!("error dialing backend: node {node} at {host}:{port}: {error}"))
+    };
+    let tcp = TcpStream::connect((host.as_str(), port)).await.map_err(|error| gone(&error))?;
+    // The agent's certificate carries its addresses; the cluster's CA signed it.
+    let name = host.parse::<IpAddr>().map(|ip| ServerName::IpAddress(ip.into())).map_err(|error| gone(&error))?;
+    let tls = server.node_tls.connect(name, tcp).await.map_err(|error| gone(&error))?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(tls)).await.map_err(|error| gone(&error))?;
+    tokio::spawn(async move {
+        if let Err(error) = connection.with_upgrades().await {
+            tracing::debug!(%error, "stream to the node agent");
+        }
+    });
+
+    let upgrading = request.headers().contains_key(header::UPGRADE);
+    let client = upgrading.then(|| hyper::upgrade::on(&mut request));
+    let (parts, body) = request.into_parts();
+    let mut outgoing = Request::new(body);
+    *outgoing.method_mut() = parts.method;
+    *outgoing.uri_mut() = path.parse().map_err(|error| Status::bad_request(format!("stream path: {error}")))?;
+    *outgoing.headers_mut() = passed_on(&parts.headers, upgrading);
+    outgoing
+        .headers_mut()
+        .insert(header::HOST, header::HeaderValue::try_from(format!("{host}:{port}")).map_err(|error| gone(&error))?);
+    let mut answer = sender.send_request(outgoing).await.map_err(|error| gone(&error))?;
+    if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
+        return Ok(answer.map(|body| {
+            body.map_err(|error| dhow_client::Error::connection("the node agent's answer broke off", error))
+                .boxed_unsync()
+        }));
+    }
+    let agent = hyper::upgrade::on(&mut answer);
+    if let Some(client) = client {
+        tokio::spawn(async move {
+            let (Ok(client), Ok(agent)) = tokio::join!(client, agent) else { return };
+            let (mut client, mut agent) = (TokioIo::new(client), TokioIo::new(agent));
+            if let Err(error) = tokio::io::copy_bidirectional(&mut client, &mut agent).await {
+                tracing::debug!(%error, "stream ended");
+            }
+        });
+    }
+    let mut response = Response::new(dhow_client::full(bytes::Bytes::new()));
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    *response.headers_mut() = answer.headers().clone();
+    Ok(response)
+}
+
+/// The client's headers without its credentials and without those of its own connection.
+fn passed_on(headers: &HeaderMap, upgrading: bool) -> HeaderMap {
+    let mut kept = headers.clone();
+    for name in [header::AUTHORIZATION, header::HOST, header::COOKIE, header::PROXY_AUTHORIZATION] {
+        kept.remove(name);
+    }
+    if !upgrading {
+        kept.remove(header::CONNECTION);
+        kept.remove(header::TRANSFER_ENCODING);
+    }
+    kept
+}

@@ -1,0 +1,281 @@
+//! Subresources that read or write objects: status, scale, binding, eviction, token, finalize and their like.
+
+use std::sync::Arc;
+
+use dhow_api::registry::Subresource;
+use dhow_api::{Status, meta, patch as patches, time};
+use dhow_client::Body;
+use http::{Method, Response};
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
+use serde_json::{Value, json};
+
+use crate::delete::{self, DeleteOptions};
+use crate::encode::{self, Accept};
+use crate::identity::{AUDIENCE, NamedUid};
+use crate::object::Stored;
+use crate::pipeline::{Authorized, Request};
+use crate::write::{self, Part};
+use crate::{ApiServer, body, read};
+
+pub async fn handle(
+    server: &Arc<ApiServer>,
+    request: Request<Authorized>,
+    method: &Method,
+    accept: &Accept,
+) -> Result<Response<Body>, Status> {
+    let Some(subresource) = request.target.subresource else { return Err(Status::no_such_resource()) };
+    if !subresource.verbs().contains(&request.info.verb) {
+        return Err(Status::method_not_allowed());
+    }
+    match subresource {
+        Subresource::Status => status(server, &request, method, accept).await,
+        // Not served yet: each may touch one part of the object only, and that is not written.
+        Subresource::Resize | Subresource::EphemeralContainers | Subresource::Approval => {
+            Err(Status::no_such_resource())
+        }
+        Subresource::Finalize => finalize(server, &request, accept).await,
+        Subresource::Scale => scale(server, &request, method).await,
+        Subresource::Binding => bind(server, &request).await,
+        Subresource::Eviction => evict(server, &request).await,
+        Subresource::Token => token(server, &request).await,
+        // These are streams; they never come here by way of the server's own listener.
+        Subresource::Log | Subresource::Exec | Subresource::Attach | Subresource::PortForward | Subresource::Proxy => {
+            Err(Status::bad_request("this subresource is a stream and needs a connection to the server"))
+        }
+    }
+}
+
+async fn status(
+    server: &Arc<ApiServer>,
+    request: &Request<Authorized>,
+    method: &Method,
+    accept: &Accept,
+) -> Result<Response<Body>, Status> {
+    let kind = request.target.kind;
+    let stored = match *method {
+        Method::GET => read::existing(server, &request.target).await?,
+        Method::PATCH => write::change(server, request, Part::Status, |old| write::patched(request, old)).await?,
+        _ => {
+            let object = body::object(&request.target, &request.headers, &request.body)?;
+            write::change(server, request, Part::Status, |_| Ok(object.clone())).await?
+        }
+    };
+    encode::object(kind, &stored.bytes, accept, 200)
+}
+
+/// Sets `spec.finalizers` of a namespace; the last one gone lets it end.
+async fn finalize(
+    server: &Arc<ApiServer>,
+    request: &Request<Authorized>,
+    accept: &Accept,
+) -> Result<Response<Body>, Status> {
+    let wanted = body::object(&request.target, &request.headers, &request.body)?;
+    let stored = write::change(server, request, Part::Server, |old| {
+        let mut object = old.clone();
+        meta::child_mut(&mut object, "spec").insert("finalizers".into(), wanted["spec"]["finalizers"].clone());
+        Ok(object)
+    })
+    .await?;
+    encode::object(request.target.kind, &stored.bytes, accept, 200)
+}
+
+async fn scale(
+    server: &Arc<ApiServer>,
+    request: &Request<Authorized>,
+    method: &Method,
+) -> Result<Response<Body>, Status> {
+    let stored = match *method {
+        Method::GET => read::existing(server, &request.target).await?,
+        Method::PATCH => {
+            write::change(server, request, Part::Main, |old| {
+                let mut scale = scale_of(old);
+                let patch: Value = serde_json::from_slice(&request.body)
+                    .map_err(|error| Status::bad_request(format!("error decoding patch: {error}")))?;
+                match body::media_type(&request.headers) {
+                    "application/json-patch+json" => patches::json(&mut scale, &patch)?,
+                    _ => patches::merge(&mut scale, &patch)?,
+                }
+                with_scale(old, &scale)
+            })
+            .await?
+        }
+        _ => {
+            let scale = body::decode(&request.headers, &request.body)?;
+            write::change(server, request, Part::Main, |old| with_scale(old, &scale)).await?
+        }
+    };
+    encode::json(200, scale_of(&stored.value()?).to_string())
+}
+
+/// `autoscaling/v1` Scale of a workload.
+fn scale_of(object: &Value) -> Value {
+    let labels = meta::object(object, &["spec", "selector", "matchLabels"]);
+    let selector: Vec<String> = labels
+        .into_iter()
+        .flatten()
+        .map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or_default()))
+        .collect();
+    let metadata = &object["metadata"];
+    json!({
+        "kind": "Scale",
+        "apiVersion": "autoscaling/v1",
+        "metadata": {
+            "name": metadata["name"],
+            "namespace": metadata["namespace"],
+            "uid": metadata["uid"],
+            "resourceVersion": metadata["resourceVersion"],
+            "creationTimestamp": metadata["creationTimestamp"],
+        },
+        "spec": {"replicas": meta::int(object, &["spec", "replicas"])},
+        "status": {"replicas": meta::int(object, &["status", "replicas"]), "selector": selector.join(",")},
+    })
+}
+
+fn with_scale(old: &Value, scale: &Value) -> Result<Value, Status> {
+    let replicas = meta::int(scale, &["spec", "replicas"]);
+    if replicas < 0 {
+        let error = dhow_api::validation::FieldError::invalid(
+            "spec.replicas",
+            &replicas.to_string(),
+            "must be greater than or equal to 0",
+        );
+        return Err(Status::invalid("autoscaling", "Scale", meta::name(old), &[error]));
+    }
+    let mut object = old.clone();
+    let version = meta::resource_version(scale);
+    let metadata = meta::metadata_mut(&mut object);
+    if version.is_empty() {
+        metadata.remove("resourceVersion")
+    } else {
+        metadata.insert("resourceVersion".into(), json!(version))
+    };
+    meta::child_mut(&mut object, "spec").insert("replicas".into(), json!(replicas));
+    Ok(object)
+}
+
+/// Assigns a pod to a node, once.
+async fn bind(server: &Arc<ApiServer>, request: &Request<Authorized>) -> Result<Response<Body>, Status> {
+    let binding = body::decode(&request.headers, &request.body)?;
+    let node = meta::text(&binding, &["target", "name"]).to_owned();
+    if node.is_empty() {
+        return Err(Status::bad_request("target.name: Required value"));
+    }
+    let name = request.target.name.clone().unwrap_or_default();
+    write::change(server, request, Part::Server, |old| {
+        let conflict = |why: &str| Status::conflict_because("", "pods/binding", &name, why);
+        if meta::deletion_timestamp(old).is_some() {
+            return Err(conflict(&format!("pod {name} is being deleted, cannot be assigned to a host")));
+        }
+        let held = meta::text(old, &["spec", "nodeName"]);
+        if !held.is_empty() {
+            return Err(conflict(&format!("pod {name} is already assigned to node {held:?}")));
+        }
+        let mut pod = old.clone();
+        meta::child_mut(&mut pod, "spec").insert("nodeName".into(), json!(node));
+        for (key, value) in meta::object(&binding, &["metadata", "annotations"]).into_iter().flatten() {
+            meta::child_mut(meta_value(&mut pod), "annotations").insert(key.clone(), value.clone());
+        }
+        set_condition(&mut pod, "PodScheduled");
+        Ok(pod)
+    })
+    .await?;
+    encode::json(201, Status::success().to_bytes())
+}
+
+fn meta_value(object: &mut Value) -> &mut Value {
+    meta::metadata_mut(object);
+    &mut object["metadata"]
+}
+
+fn set_condition(pod: &mut Value, kind: &str) {
+    let status = meta::child_mut(pod, "status");
+    let conditions = status.entry("conditions").or_insert_with(|| json!([]));
+    if let Some(list) = conditions.as_array_mut() {
+        list.retain(|condition| condition["type"] != kind);
+        let now = time::rfc3339(Timestamp::now());
+        list.push(json!({"type": kind, "status": "True", "lastProbeTime": null, "lastTransitionTime": now}));
+    }
+}
+
+/// Deletes a pod unless a disruption budget stands against it.
+async fn evict(server: &Arc<ApiServer>, request: &Request<Authorized>) -> Result<Response<Body>, Status> {
+    let eviction = body::decode(&request.headers, &request.body)?;
+    let options: DeleteOptions = match eviction.get("deleteOptions") {
+        Some(options) => {
+            serde_json::from_value(options.clone()).map_err(|error| Status::bad_request(error.to_string()))?
+        }
+        None => DeleteOptions::default(),
+    };
+    let pod = read::existing(server, &request.target).await?;
+    budget(server, &pod)?;
+    delete::delete(server, &request.target, &pod.header.name, &options).await?;
+    encode::json(201, Status::success().to_bytes())
+}
+
+fn budget(server: &ApiServer, pod: &Stored) -> Result<(), Status> {
+    let Some(kind) = dhow_api::registry::builtin().get("policy", "v1", "poddisruptionbudgets") else { return Ok(()) };
+    for budget in server.store.cache.snapshot(kind)?.objects.values() {
+        if budget.header.namespace != pod.header.namespace {
+            continue;
+        }
+        let value = budget.value()?;
+        let selector = dhow_api::selectors::LabelSelector::from_object(value["spec"].get("selector"))?;
+        let status = |field: &str| meta::int(&value, &["status", field]);
+        if selector.matches(&pod.header.labels) && status("disruptionsAllowed") <= 0 {
+            return Err(Status::disruption_budget(
+                &budget.header.name,
+                status("desiredHealthy"),
+                status("currentHealthy"),
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Shortest life of a requested token, and the one of a token that names none. Seconds.
+const SHORTEST: i64 = 600;
+const USUAL: i64 = 3600;
+const LONGEST: i64 = 1 << 32;
+
+/// `TokenRequest`: a token for a service account, bound to a pod if asked.
+async fn token(server: &Arc<ApiServer>, request: &Request<Authorized>) -> Result<Response<Body>, Status> {
+    let mut asked = body::decode(&request.headers, &request.body)?;
+    let account = read::existing(server, &request.target).await?;
+    let namespace = account.header.namespace.clone();
+    let life = asked["spec"]["expirationSeconds"].as_i64().unwrap_or(USUAL);
+    if life < SHORTEST {
+        return Err(Status::bad_request(format!(
+            "spec.expirationSeconds: may not specify a duration less than {SHORTEST} seconds"
+        )));
+    }
+    let audiences: Vec<String> = match asked["spec"]["audiences"].as_array() {
+        Some(list) if !list.is_empty() => list.iter().filter_map(Value::as_str).map(str::to_owned).collect(),
+        _ => vec![AUDIENCE.into()],
+    };
+    let pod = match asked["spec"]["boundObjectRef"]["kind"].as_str() {
+        Some("Pod") => Some(bound_pod(server, &namespace, &asked["spec"]["boundObjectRef"]).await?),
+        Some(other) => return Err(Status::bad_request(format!("cannot bind a token to a {other}"))),
+        None => None,
+    };
+    let now = Timestamp::now();
+    let expires = now + SignedDuration::from_secs(life.min(LONGEST));
+    let named = NamedUid { name: account.header.name.clone(), uid: account.header.uid.clone() };
+    let signed = server.tokens.sign(&namespace, named, pod, audiences.clone(), now.as_second(), expires.as_second())?;
+    asked["kind"] = json!("TokenRequest");
+    asked["apiVersion"] = json!("authentication.k8s.io/v1");
+    asked["spec"]["audiences"] = json!(audiences);
+    asked["spec"]["expirationSeconds"] = json!(life);
+    asked["status"] = json!({"token": signed, "expirationTimestamp": time::rfc3339(expires)});
+    encode::json(201, asked.to_string())
+}
+
+async fn bound_pod(server: &ApiServer, namespace: &str, reference: &Value) -> Result<NamedUid, Status> {
+    let kind = dhow_api::registry::builtin().get("", "v1", "pods").ok_or_else(Status::no_such_resource)?;
+    let name = reference["name"].as_str().unwrap_or_default();
+    let pod = server.store.get(kind, Some(namespace), name).await?;
+    let uid = reference["uid"].as_str().unwrap_or(&pod.header.uid);
+    if uid != pod.header.uid {
+        return Err(Status::conflict_because("", "pods", name, "the UID in the bound object reference does not match"));
+    }
+    Ok(NamedUid { name: name.into(), uid: uid.into() })
+}

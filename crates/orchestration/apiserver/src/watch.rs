@@ -1,0 +1,180 @@
+//! watch: frames from the shared changes, as long as the client listens.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use dhow_api::Status;
+use dhow_api::registry::Kind;
+use dhow_client::Body;
+use futures::stream::{self, Stream, StreamExt};
+use http::Response;
+use http_body::Frame;
+use http_body_util::{BodyExt, StreamBody};
+use serde_json::json;
+use tokio::sync::broadcast::{self, error::RecvError};
+use tokio::time::Instant;
+
+use crate::ApiServer;
+use crate::encode::{self, Accept};
+use crate::object::{Change, Selection, Stored, Verdict, frame};
+use crate::pipeline::{Authorized, Request};
+use crate::read;
+
+/// Longest life of a watch that names no timeout, and the pause between bookmarks.
+const TIMEOUT: Duration = Duration::from_secs(30 * 60);
+const BOOKMARKS: Duration = Duration::from_secs(60);
+
+struct Watcher {
+    kind: &'static Kind,
+    /// Where the namespace's keys begin.
+    prefix: String,
+    selection: Selection,
+    changes: broadcast::Receiver<Arc<Change>>,
+    bookmarks: bool,
+    table: bool,
+    /// Changes at or below it have been delivered already.
+    seen: u64,
+    deadline: Instant,
+    next_bookmark: Instant,
+    server: Arc<ApiServer>,
+    ended: bool,
+}
+
+pub async fn open(
+    server: &Arc<ApiServer>,
+    request: &Request<Authorized>,
+    accept: &Accept,
+) -> Result<Response<Body>, Status> {
+    let query = &request.info.query;
+    let target = &request.target;
+    let selection = read::selection(target, query)?;
+    let kind = target.kind;
+    let version = query.number("resourceVersion")?;
+    let bookmarks = query.flag("allowWatchBookmarks");
+    let initial = query.flag("sendInitialEvents");
+    let prefix = match &target.namespace {
+        Some(namespace) if kind.namespaced => format!("{}{namespace}/", kind.storage_prefix()),
+        _ => kind.storage_prefix(),
+    };
+    let timeout = query.number("timeoutSeconds")?.map_or(TIMEOUT, Duration::from_secs);
+    let mut first: Vec<Bytes> = Vec::new();
+    let changes;
+    let seen;
+    server.store.catch_up().await?;
+    let from_start = version.is_none_or(|version| version == 0) || initial;
+    if from_start {
+        // The state now, as ADDED, then everything after it.
+        let (snapshot, future) = server.store.cache.snapshot_and_subscribe(kind)?;
+        for object in read::select(&snapshot, target, &selection, None) {
+            first.push(encode_frame(kind, Verdict::Added, object, accept.table)?);
+        }
+        if initial && bookmarks {
+            first.push(bookmark(kind, snapshot.revision, true));
+        }
+        (changes, seen) = (future, snapshot.revision);
+    } else {
+        let version = version.unwrap_or_default();
+        let now = server.store.cache.revision();
+        if version > now {
+            server.store.cache.wait_for(version).await;
+        }
+        let subscription = server.store.cache.subscribe(kind, version)?;
+        let mut last = version;
+        for change in subscription.past {
+            last = change.revision;
+            if change.object.key.starts_with(&prefix)
+                && let Some(verdict) = change.verdict(&selection)
+            {
+                first.push(change_frame(kind, &change, verdict, accept.table)?);
+            }
+        }
+        (changes, seen) = (subscription.future, last);
+    }
+    let now = Instant::now();
+    let watcher = Watcher {
+        kind,
+        prefix,
+        selection,
+        changes,
+        bookmarks,
+        table: accept.table,
+        seen,
+        deadline: now + timeout,
+        next_bookmark: now + BOOKMARKS,
+        server: server.clone(),
+        ended: false,
+    };
+    let frames = stream::iter(first).chain(watcher.into_stream());
+    let body = StreamBody::new(frames.map(|bytes| Ok(Frame::data(bytes)))).boxed_unsync();
+    encode::stream(body)
+}
+
+impl Watcher {
+    fn into_stream(self) -> impl Stream<Item = Bytes> + Send {
+        stream::unfold(self, |mut watcher| async move {
+            let bytes = watcher.next().await?;
+            Some((bytes, watcher))
+        })
+    }
+
+    async fn next(&mut self) -> Option<Bytes> {
+        while !self.ended {
+            let wake = if self.bookmarks { self.next_bookmark.min(self.deadline) } else { self.deadline };
+            let received = tokio::select! {
+                received = self.changes.recv() => received,
+                () = tokio::time::sleep_until(wake) => {
+                    if Instant::now() >= self.deadline {
+                        return None;
+                    }
+                    self.next_bookmark = Instant::now() + BOOKMARKS;
+                    return Some(bookmark(self.kind, self.server.store.cache.revision(), false));
+                }
+                () = self.server.shutdown.cancelled() => return None,
+            };
+            match received {
+                Ok(change) if change.revision <= self.seen => {}
+                Ok(change) => {
+                    if let Some(bytes) = self.frame_of(&change) {
+                        return Some(bytes);
+                    }
+                }
+                Err(RecvError::Lagged(_)) => {
+                    self.ended = true;
+                    let status = Status::expired("too old resource version: the watch fell behind");
+                    return Some(frame("ERROR", &status.to_bytes()));
+                }
+                Err(RecvError::Closed) => return None,
+            }
+        }
+        None
+    }
+
+    fn frame_of(&self, change: &Change) -> Option<Bytes> {
+        if !change.object.key.starts_with(&self.prefix) {
+            return None;
+        }
+        let verdict = change.verdict(&self.selection)?;
+        change_frame(self.kind, change, verdict, self.table).ok()
+    }
+}
+
+fn change_frame(kind: &Kind, change: &Change, verdict: Verdict, table: bool) -> Result<Bytes, Status> {
+    if table { encode_frame(kind, verdict, &change.object, true) } else { Ok(change.frame(verdict)) }
+}
+
+fn encode_frame(kind: &Kind, verdict: Verdict, object: &Stored, table: bool) -> Result<Bytes, Status> {
+    if !table {
+        return Ok(frame(verdict.as_str(), &object.bytes));
+    }
+    Ok(frame(verdict.as_str(), &encode::table_of(kind, &[object.bytes.clone()], object.revision)?))
+}
+
+fn bookmark(kind: &Kind, revision: u64, initial_end: bool) -> Bytes {
+    let mut metadata = json!({"resourceVersion": revision.to_string(), "creationTimestamp": null});
+    if initial_end {
+        metadata["annotations"] = json!({"k8s.io/initial-events-end": "true"});
+    }
+    let object = json!({"kind": kind.kind, "apiVersion": kind.api_version(), "metadata": metadata});
+    frame("BOOKMARK", object.to_string().as_bytes())
+}

@@ -1,0 +1,245 @@
+//! create, update and patch: default, admit, validate, store.
+
+use std::sync::Arc;
+
+use dhow_api::registry::Kind;
+use dhow_api::{Status, defaulting, names, patch as patches, strategy, time, validation};
+use dhow_client::Body;
+use http::Response;
+use k8s_openapi::jiff::Timestamp;
+use serde_json::Value;
+
+use crate::encode::{self, Accept};
+use crate::info::ResourceTarget;
+use crate::object::Stored;
+use crate::pipeline::{Authorized, Request};
+use crate::read::existing;
+use crate::store::{RETRIES, Written};
+use crate::{ApiServer, admission, body};
+
+pub async fn create(
+    server: &Arc<ApiServer>,
+    request: Request<Authorized>,
+    accept: &Accept,
+) -> Result<Response<Body>, Status> {
+    let kind = request.target.kind;
+    let mut object = body::object(&request.target, &request.headers, &request.body)?;
+    if !kind.stored {
+        return crate::review::answer(server, &request, object, accept).await;
+    }
+    generate_name(&mut object)?;
+    let stored = create_object(server, &request, object).await?;
+    encode::object(kind, &stored.bytes, accept, 201)
+}
+
+/// Everything after decoding of a create. The object's name is settled.
+async fn create_object(
+    server: &Arc<ApiServer>,
+    request: &Request<Authorized>,
+    mut object: Value,
+) -> Result<Arc<Stored>, Status> {
+    let kind = request.target.kind;
+    let namespace = request.target.namespace.as_deref();
+    defaulting::apply(kind, &mut object);
+    strategy::prepare_create(kind, &mut object);
+    let uid = uuid::Uuid::new_v4().to_string();
+    strategy::fill_metadata(&mut object, &uid, &time::rfc3339(Timestamp::now()));
+    strategy::finish_create(kind, &mut object);
+    admission::create(server, request.user(), kind, namespace, &mut object).await?;
+    let _reserved = server.allocator.reserve(kind, None, &mut object)?;
+    let errors = validation::validate_create(kind, &object);
+    refuse_invalid(kind, &object, &errors)?;
+    let name = dhow_api::meta::name(&object).to_owned();
+    if request.dry_run() {
+        let key = kind.storage_key(namespace, &name);
+        if server.store.cache.get(kind, &key).is_some() {
+            return Err(Status::already_exists(kind.group, kind.plural, &name));
+        }
+        return dry(kind, &key, &object);
+    }
+    let stored = server.store.create(kind, namespace, &name, &object).await?;
+    Ok(stored)
+}
+
+/// The object as it would have been stored.
+fn dry(kind: &Kind, key: &str, object: &Value) -> Result<Arc<Stored>, Status> {
+    let bytes = serde_json::to_vec(object).map_err(|error| Status::internal(error.to_string()))?;
+    Stored::decode(kind, key.as_bytes(), &bytes, 0).map(Arc::new)
+}
+
+fn generate_name(object: &mut Value) -> Result<(), Status> {
+    let metadata = dhow_api::meta::metadata_mut(object);
+    let text = |field: &str| metadata.get(field).and_then(Value::as_str).unwrap_or_default();
+    if !text("name").is_empty() {
+        return Ok(());
+    }
+    let prefix = text("generateName").to_owned();
+    if prefix.is_empty() {
+        // Validation says that a name is required.
+        return Ok(());
+    }
+    let random = uuid::Uuid::new_v4();
+    let bytes: [u8; 5] = random.as_bytes()[..5].try_into().map_err(|_| Status::internal("no randomness"))?;
+    metadata.insert("name".into(), names::generated(&prefix, bytes).into());
+    Ok(())
+}
+
+fn refuse_invalid(kind: &Kind, object: &Value, errors: &[validation::FieldError]) -> Result<(), Status> {
+    if errors.is_empty() {
+        return Ok(());
+    }
+    Err(Status::invalid(kind.group, kind.kind, dhow_api::meta::name(object), errors))
+}
+
+pub async fn update(
+    server: &Arc<ApiServer>,
+    request: Request<Authorized>,
+    accept: &Accept,
+) -> Result<Response<Body>, Status> {
+    let object = body::object(&request.target, &request.headers, &request.body)?;
+    let kind = request.target.kind;
+    let wanted = dhow_api::meta::resource_version(&object).to_owned();
+    match existing(server, &request.target).await {
+        Err(status) if status.code == 404 && kind.create_on_update && wanted.is_empty() => {
+            let stored = create_object(server, &request, object).await?;
+            return encode::object(kind, &stored.bytes, accept, 201);
+        }
+        Err(status) => return Err(status),
+        Ok(_) => {}
+    }
+    let stored = change(server, &request, Part::Main, |_| Ok(object.clone())).await?;
+    encode::object(kind, &stored.bytes, accept, 200)
+}
+
+pub async fn patch(
+    server: &Arc<ApiServer>,
+    request: Request<Authorized>,
+    accept: &Accept,
+) -> Result<Response<Body>, Status> {
+    let stored = change(server, &request, Part::Main, |old| patched(&request, old)).await?;
+    encode::object(request.target.kind, &stored.bytes, accept, 200)
+}
+
+/// The object with the request's patch applied.
+pub fn patched(request: &Request<Authorized>, old: &Value) -> Result<Value, Status> {
+    let media_type = body::media_type(&request.headers);
+    let patch: Value = serde_json::from_slice(&request.body)
+        .map_err(|error| Status::bad_request(format!("error decoding patch: {error}")))?;
+    let mut object = old.clone();
+    match media_type {
+        "application/json-patch+json" => patches::json(&mut object, &patch)?,
+        "application/merge-patch+json" => patches::merge(&mut object, &patch)?,
+        "application/strategic-merge-patch+json" => {
+            patches::strategic(&mut object, &patch, request.target.kind.definition)?;
+        }
+        other => return Err(Status::unsupported_media_type(other, PATCHES)),
+    }
+    body::check_type(request.target.kind, &object)?;
+    if dhow_api::meta::name(&object) != dhow_api::meta::name(old) {
+        return Err(Status::bad_request("the name of the object cannot be changed by a patch"));
+    }
+    Ok(object)
+}
+
+const PATCHES: &[&str] =
+    &["application/json-patch+json", "application/merge-patch+json", "application/strategic-merge-patch+json"];
+
+/// Which part of the object a write may touch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// Everything but status.
+    Main,
+    Status,
+    /// Set by the server itself on behalf of a subresource, such as a binding.
+    Server,
+}
+
+/// Changes an existing object: `edit` makes the new one from the old. When the client named no resource version, a
+/// write that met another is tried again.
+pub async fn change(
+    server: &Arc<ApiServer>,
+    request: &Request<Authorized>,
+    part: Part,
+    edit: impl Fn(&Value) -> Result<Value, Status>,
+) -> Result<Arc<Stored>, Status> {
+    let target = &request.target;
+    for _ in 0..RETRIES {
+        let old = existing(server, target).await?;
+        let old_value = old.value()?;
+        let new = edit(&old_value)?;
+        check_preconditions(target, &old, &new)?;
+        if let Some(done) = change_once(server, request, part, &old, &old_value, new).await? {
+            return Ok(done);
+        }
+    }
+    Err(Status::conflict(target.kind.group, target.kind.plural, target.name.as_deref().unwrap_or_default()))
+}
+
+fn check_preconditions(target: &ResourceTarget, old: &Stored, new: &Value) -> Result<(), Status> {
+    let kind = target.kind;
+    let name = &old.header.name;
+    let version = dhow_api::meta::resource_version(new);
+    if !version.is_empty() && version != old.header.resource_version {
+        return Err(Status::conflict(kind.group, kind.plural, name));
+    }
+    if version.is_empty() && !kind.unconditional_update {
+        let error =
+            validation::FieldError::invalid("metadata.resourceVersion", "0x0", "must be specified for an update");
+        return Err(Status::invalid(kind.group, kind.kind, name, &[error]));
+    }
+    let uid = dhow_api::meta::uid(new);
+    if !uid.is_empty() && uid != old.header.uid {
+        return Err(Status::uid_precondition(kind.group, kind.plural, name, uid, &old.header.uid));
+    }
+    Ok(())
+}
+
+/// One attempt; `None` if the object changed meanwhile.
+async fn change_once(
+    server: &Arc<ApiServer>,
+    request: &Request<Authorized>,
+    part: Part,
+    old: &Arc<Stored>,
+    old_value: &Value,
+    mut new: Value,
+) -> Result<Option<Arc<Stored>>, Status> {
+    let kind = request.target.kind;
+    match part {
+        Part::Main => {
+            defaulting::apply(kind, &mut new);
+            strategy::prepare_update(kind, &mut new, old_value);
+        }
+        Part::Status => strategy::prepare_status_update(kind, &mut new, old_value),
+        Part::Server => {}
+    }
+    admission::update(server, request.user(), kind, &mut new, old_value)?;
+    let _reserved = server.allocator.reserve(kind, Some(old_value), &mut new)?;
+    if part == Part::Main {
+        refuse_invalid(kind, &new, &validation::validate_update(kind, &new, old_value))?;
+    }
+    if same(&new, old_value) {
+        // Nothing changes: no write, no new revision.
+        return Ok(Some(old.clone()));
+    }
+    if request.dry_run() {
+        return dry(kind, &old.key, &new).map(Some);
+    }
+    // The last finalizer of an object that is being deleted lets it go.
+    let ending = old.header.deletion_timestamp.is_some()
+        && dhow_api::meta::items(&new, &["metadata", "finalizers"]).is_empty()
+        && new["metadata"]["deletionGracePeriodSeconds"].as_i64().unwrap_or(0) == 0
+        && crate::delete::namespace_is_final(kind, &new);
+    let written =
+        if ending { server.store.delete(kind, old).await? } else { server.store.update(kind, old, &new).await? };
+    match written {
+        Written::Done(stored) => Ok(Some(stored)),
+        Written::Changed => Ok(None),
+    }
+}
+
+/// Equal but for the resource version.
+fn same(new: &Value, old: &Value) -> bool {
+    let mut new = new.clone();
+    dhow_api::meta::metadata_mut(&mut new).insert("resourceVersion".into(), old["metadata"]["resourceVersion"].clone());
+    new == *old
+}

@@ -1,0 +1,185 @@
+//! The machine's real kubectl against a server on a port of its own.
+#![allow(clippy::unwrap_used)]
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::process::Command;
+use std::sync::Arc;
+
+use dhow_apiserver::{ApiServer, Config, ServiceRange};
+use dhow_base::pki::{ClusterCa, SaKey};
+use dhow_base::tls;
+use dhow_store::MemoryKv;
+use tokio_util::sync::CancellationToken;
+
+struct Cluster {
+    folder: tempfile::TempDir,
+    shutdown: CancellationToken,
+    ca: ClusterCa,
+    url: String,
+}
+
+impl Cluster {
+    async fn start() -> Self {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let folder = tempfile::tempdir().unwrap();
+        let ca = ClusterCa::load_or_create(&folder.path().join("pki")).unwrap();
+        let sa_key = SaKey::load_or_create(&folder.path().join("sa.key")).unwrap();
+        let shutdown = CancellationToken::new();
+        let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let config = Config {
+            advertise: SocketAddr::from(([192, 0, 2, 1], 6443)),
+            service_range: ServiceRange { first: Ipv4Addr::new(10, 43, 0, 0), prefix: 16 },
+            api_service_ip: Ipv4Addr::new(10, 43, 0, 1),
+            node_ports: 30000..=32767,
+            sa_key,
+            node_tls: tls::client_config(ca.cert_pem(), None).unwrap(),
+        };
+        let server = ApiServer::new(Arc::new(MemoryKv::new()), config, shutdown.clone()).await.unwrap();
+        let pair = ca.issue_server("apiserver", &["127.0.0.1".into()]).unwrap();
+        let tls = tls::server_config(&pair, Some(ca.cert_pem())).unwrap();
+        tokio::spawn(server.serve(listener, tls, shutdown.clone()));
+        let cluster = Self { folder, shutdown, ca, url: format!("https://{address}") };
+        cluster.kubeconfig("admin", "system:admin", &["system:masters"]);
+        cluster
+    }
+
+    fn kubeconfig(&self, file: &str, user: &str, groups: &[&str]) {
+        let pair = self.ca.issue_client(user, groups).unwrap();
+        let write = |name: String, text: &str| {
+            let path = self.folder.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            path.display().to_string()
+        };
+        let ca = write("ca.pem".into(), self.ca.cert_pem());
+        let cert = write(format!("{file}.pem"), &pair.cert_pem);
+        let key = write(format!("{file}.key"), &pair.key_pem);
+        let config = format!(
+            "apiVersion: v1\nkind: Config\ncurrent-context: c\nclusters: [{{name: c, cluster: {{server: '{}', \
+             certificate-authority: {ca}}}}}]\nusers: [{{name: u, user: {{client-certificate: {cert}, client-key: \
+             {key}}}}}]\ncontexts: [{{name: c, context: {{cluster: c, user: u}}}}]\n",
+            self.url
+        );
+        write(format!("{file}.kubeconfig"), &config);
+    }
+
+    async fn run(&self, user: &str, args: &[&str], input: &str) -> Result<String, String> {
+        let mut command = Command::new("kubectl");
+        command
+            .arg("--kubeconfig")
+            .arg(self.folder.path().join(format!("{user}.kubeconfig")))
+            .arg("--cache-dir")
+            .arg(self.folder.path().join("cache"))
+            .args(args)
+            .env("NO_PROXY", "*");
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), input).unwrap();
+        command.stdin(std::fs::File::open(file.path()).unwrap());
+        let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
+    }
+
+    async fn kubectl(&self, args: &[&str]) -> String {
+        self.run("admin", args, "").await.unwrap_or_else(|error| panic!("kubectl {args:?}: {error}"))
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.shutdown.cancel();
+    }
+}
+
+const CONFIG_MAP: &str = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a, namespace: default, labels: {x: one}}\n";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn objects_live_and_die() {
+    let cluster = Cluster::start().await;
+    let namespaces = cluster.kubectl(&["get", "namespaces"]).await;
+    assert!(namespaces.contains("kube-system"), "{namespaces}");
+
+    let applied = cluster.run("admin", &["apply", "-f", "-"], &format!("{CONFIG_MAP}data: {{k: v}}\n")).await.unwrap();
+    assert_eq!(applied, "configmap/a created\n");
+    let again = cluster.run("admin", &["apply", "-f", "-"], &format!("{CONFIG_MAP}data: {{k: v}}\n")).await.unwrap();
+    assert_eq!(again, "configmap/a unchanged\n");
+    let changed = cluster.run("admin", &["apply", "-f", "-"], &format!("{CONFIG_MAP}data: {{k: w}}\n")).await.unwrap();
+    assert_eq!(changed, "configmap/a configured\n");
+    assert_eq!(cluster.kubectl(&["get", "cm", "a", "-o", "jsonpath={.data.k}"]).await, "w");
+    assert!(cluster.kubectl(&["get", "cm", "-l", "x=one", "-o", "name"]).await.contains("configmap/a"));
+    assert_eq!(cluster.kubectl(&["get", "cm", "-l", "x!=one", "-A", "-o", "name"]).await, "");
+    cluster.kubectl(&["label", "cm", "a", "z=1"]).await;
+    cluster.kubectl(&["patch", "cm", "a", "--type=json", "-p", r#"[{"op":"add","path":"/data/n","value":"1"}]"#]).await;
+    assert_eq!(cluster.kubectl(&["get", "cm", "a", "-o", "jsonpath={.data.n}{.metadata.labels.z}"]).await, "11");
+    cluster.kubectl(&["delete", "cm", "a"]).await;
+    let missing = cluster.run("admin", &["get", "cm", "a"], "").await.unwrap_err();
+    assert_eq!(missing, "Error from server (NotFound): configmaps \"a\" not found\n");
+    let elsewhere = CONFIG_MAP.replace("namespace: default", "namespace: nowhere");
+    let refused = cluster.run("admin", &["apply", "-f", "-"], &elsewhere).await.unwrap_err();
+    assert!(refused.contains("namespaces \"nowhere\" not found"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn services_get_addresses_and_ports_once() {
+    let cluster = Cluster::start().await;
+    let kubernetes = cluster.kubectl(&["get", "svc", "kubernetes", "-o", "jsonpath={.spec.clusterIP}"]).await;
+    assert_eq!(kubernetes, "10.43.0.1");
+    let service = |name: &str| {
+        format!(
+            "---\n{{apiVersion: v1, kind: Service, metadata: {{name: {name}}}, spec: {{type: NodePort, ports: [{{port: 80, \
+             nodePort: 30080}}]}}}}"
+        )
+    };
+    cluster.run("admin", &["apply", "-f", "-"], &service("web")).await.unwrap();
+    let web =
+        cluster.kubectl(&["get", "svc", "web", "-o", "jsonpath={.spec.clusterIP} {.spec.ports[0].nodePort}"]).await;
+    assert!(web.starts_with("10.43.") && web.ends_with(" 30080"), "{web}");
+    let taken = cluster.run("admin", &["apply", "-f", "-"], &service("other")).await.unwrap_err();
+    assert!(taken.contains("provided port is already allocated"), "{taken}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn roles_decide() {
+    let cluster = Cluster::start().await;
+    cluster.kubeconfig("jane", "jane", &[]);
+    let refused = cluster.run("jane", &["get", "pods"], "").await.unwrap_err();
+    assert!(
+        refused.contains(r#"User "jane" cannot list resource "pods" in API group "" in the namespace "default""#),
+        "{refused}"
+    );
+    let binding = "---\n{apiVersion: rbac.authorization.k8s.io/v1, kind: RoleBinding, metadata: {name: jane, namespace: default}, \
+                   roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: view}, \
+                   subjects: [{kind: User, apiGroup: rbac.authorization.k8s.io, name: jane}]}";
+    cluster.run("admin", &["apply", "-f", "-"], binding).await.unwrap();
+    cluster.run("jane", &["get", "pods"], "").await.unwrap();
+    assert!(cluster.run("jane", &["get", "secrets"], "").await.is_err());
+    assert!(cluster.run("jane", &["get", "pods", "-n", "kube-system"], "").await.is_err());
+    assert_eq!(cluster.run("jane", &["auth", "can-i", "list", "pods"], "").await.unwrap().trim(), "yes");
+    let who = cluster.run("jane", &["auth", "whoami", "-o", "jsonpath={.status.userInfo.username}"], "").await.unwrap();
+    assert_eq!(who, "jane");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watch_sees_every_change() {
+    let cluster = Cluster::start().await;
+    let mut watch = tokio::process::Command::new("kubectl")
+        .arg("--kubeconfig")
+        .arg(cluster.folder.path().join("admin.kubeconfig"))
+        .args(["get", "cm", "-n", "default", "-w", "--no-headers", "--output-watch-events", "-l", "watched=yes"])
+        .env("NO_PROXY", "*")
+        .stdout(std::process::Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let mut lines = tokio::io::AsyncBufReadExt::lines(tokio::io::BufReader::new(watch.stdout.take().unwrap()));
+    let manifest = CONFIG_MAP.replace("x: one", "watched: 'yes'");
+    cluster.run("admin", &["apply", "-f", "-"], &manifest).await.unwrap();
+    cluster.kubectl(&["annotate", "cm", "a", "n=1"]).await;
+    cluster.kubectl(&["label", "cm", "a", "--overwrite", "watched=no"]).await;
+    let mut seen = Vec::new();
+    while seen.len() < 3 {
+        let line = tokio::time::timeout(std::time::Duration::from_secs(30), lines.next_line()).await.unwrap();
+        seen.push(line.unwrap().unwrap().split_whitespace().next().unwrap_or_default().to_owned());
+    }
+    assert_eq!(seen, ["ADDED", "MODIFIED", "DELETED"]);
+}
