@@ -1,1 +1,12 @@
 //! Places pods on nodes: a pure decision over a snapshot, and a thin loop around it.
+
+mod affinity;
+mod engine;
+mod place;
+pub mod resources;
+mod snapshot;
+mod taints;
+
+pub use engine::{Engine, Outcome};
+pub use place::{Decision, Unschedulable, place};
+pub use snapshot::{NodeInfo, PodKey, Snapshot};
