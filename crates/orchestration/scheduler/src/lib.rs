@@ -4,9 +4,11 @@ mod affinity;
 mod engine;
 mod place;
 pub mod resources;
+mod run;
 mod snapshot;
 mod taints;
 
 pub use engine::{Engine, Outcome};
 pub use place::{Decision, Unschedulable, place};
+pub use run::{SchedulerConfig, run};
 pub use snapshot::{NodeInfo, PodKey, Snapshot};
