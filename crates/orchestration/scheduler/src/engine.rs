@@ -9,7 +9,7 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use parking_lot::Mutex;
 
-use crate::{Decision, PodKey, Snapshot, Unschedulable, place};
+use crate::{Decision, PodKey, Snapshot, Unschedulable, place, topology};
 
 /// What to do for one pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,6 +28,8 @@ struct State {
     /// Decided here, not yet seen placed in the API.
     assumed: HashMap<PodKey, String>,
     waiting: BTreeSet<PodKey>,
+    /// Those of them that another pod's arrival may help.
+    sensitive: BTreeSet<PodKey>,
 }
 
 pub struct Engine {
@@ -71,10 +73,11 @@ impl Engine {
             return state.forget(&key);
         }
         if let Some(node) = node_name(pod) {
-            state.assumed.remove(&key);
+            let arrived = state.assumed.remove(&key).is_some();
             state.waiting.remove(&key);
+            let known = state.snapshot.placed_pod(&key).is_some_and(|p| p.node() == node && p.same_labels(pod));
             state.snapshot.place_pod(key, pod, node);
-            return Vec::new();
+            return if known && !arrived { Vec::new() } else { state.wake_sensitive() };
         }
         if self.wants(pod) && !state.assumed.contains_key(&key) && !state.waiting.contains(&key) {
             return vec![key];
@@ -106,6 +109,9 @@ impl Engine {
             }
             Decision::Unschedulable(why) => {
                 state.waiting.insert(key.clone());
+                if pod.spec.as_ref().is_some_and(topology::sensitive) {
+                    state.sensitive.insert(key.clone());
+                }
                 Outcome::Wait(why)
             }
         }
@@ -128,7 +134,14 @@ impl Engine {
 }
 
 impl State {
+    fn wake_sensitive(&mut self) -> Vec<PodKey> {
+        let mut keys = std::mem::take(&mut self.sensitive);
+        keys.retain(|key| self.waiting.remove(key));
+        keys.into_iter().collect()
+    }
+
     fn wake(&mut self) -> Vec<PodKey> {
+        self.sensitive.clear();
         std::mem::take(&mut self.waiting).into_iter().collect()
     }
 

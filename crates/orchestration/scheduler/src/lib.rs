@@ -7,6 +7,7 @@ pub mod resources;
 mod run;
 mod snapshot;
 mod taints;
+mod topology;
 
 pub use engine::{Engine, Outcome};
 pub use place::{Decision, Unschedulable, place};

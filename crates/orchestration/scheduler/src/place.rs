@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1::{Node, Pod, PodSpec};
 
 use crate::resources::Request;
 use crate::snapshot::{HostPort, NodeInfo, Snapshot, host_ports};
+use crate::topology::{self, Rules};
 use crate::{affinity, taints};
 
 /// What a pod asks of a node, worked out once per decision.
@@ -16,6 +17,7 @@ struct Demand<'a> {
     spec: &'a PodSpec,
     request: Request,
     ports: Vec<HostPort>,
+    rules: Rules<'a>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,11 +54,12 @@ impl std::fmt::Display for Unschedulable {
 pub fn place(snapshot: &Snapshot, pod: &Pod) -> Decision {
     let empty = PodSpec::default();
     let spec = pod.spec.as_ref().unwrap_or(&empty);
-    let mut refused = Unschedulable { unsupported: unsupported(spec), ..Unschedulable::default() };
+    let mut refused = Unschedulable { unsupported: topology::unsupported(spec), ..Unschedulable::default() };
     if refused.unsupported.is_some() {
         return Decision::Unschedulable(refused);
     }
-    let demand = Demand { spec, request: Request::of(pod), ports: host_ports(spec) };
+    let demand =
+        Demand { spec, request: Request::of(pod), ports: host_ports(spec), rules: Rules::new(snapshot, pod, spec) };
     let mut candidates = Vec::new();
     for (name, info, node) in snapshot.nodes() {
         refused.nodes += 1;
@@ -72,28 +75,6 @@ pub fn place(snapshot: &Snapshot, pod: &Pod) -> Decision {
         Some(node) => Decision::Place { node: node.to_owned() },
         None => Decision::Unschedulable(refused),
     }
-}
-
-/// Placing a pod and ignoring what it requires would be worse than not placing it.
-fn unsupported(spec: &PodSpec) -> Option<&'static str> {
-    let affinity = spec.affinity.as_ref();
-    let affinity_terms = affinity
-        .and_then(|a| a.pod_affinity.as_ref())
-        .and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref());
-    if affinity_terms.is_some_and(|terms| !terms.is_empty()) {
-        return Some("required pod affinity");
-    }
-    let anti_terms = affinity
-        .and_then(|a| a.pod_anti_affinity.as_ref())
-        .and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref());
-    if anti_terms.is_some_and(|terms| !terms.is_empty()) {
-        return Some("required pod anti-affinity");
-    }
-    let spread = spec.topology_spread_constraints.iter().flatten();
-    if spread.into_iter().any(|c| c.when_unsatisfiable == "DoNotSchedule") {
-        return Some("a topology spread constraint with DoNotSchedule");
-    }
-    None
 }
 
 /// Why `node` cannot take the pod; empty if it can.
@@ -116,7 +97,11 @@ fn refusals(demand: &Demand<'_>, info: &NodeInfo, node: &Node) -> Vec<String> {
     if demand.ports.iter().any(|wanted| info.ports.keys().any(|taken| taken.conflicts(wanted))) {
         return vec!["node(s) didn't have free ports for the requested pod ports".to_owned()];
     }
-    shortages(&demand.request, info)
+    let short = shortages(&demand.request, info);
+    if !short.is_empty() {
+        return short;
+    }
+    demand.rules.refuses(node).map(str::to_owned).into_iter().collect()
 }
 
 fn shortages(request: &Request, info: &NodeInfo) -> Vec<String> {

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use imbl::OrdMap;
-use k8s_openapi::api::core::v1::{Node, Pod, PodSpec};
+use k8s_openapi::api::core::v1::{Node, Pod, PodAffinityTerm, PodSpec};
 
 use crate::resources::{Amounts, Capacity, Request};
+use crate::topology;
 
 /// Identifies a pod: namespace and name.
 pub type PodKey = (String, String);
@@ -55,16 +56,35 @@ pub struct NodeInfo {
 }
 
 #[derive(Debug, Clone)]
-struct Placed {
+pub(crate) struct Placed {
     node: Arc<str>,
     request: Request,
     ports: Vec<HostPort>,
+    labels: BTreeMap<String, String>,
+    anti_terms: Vec<PodAffinityTerm>,
+}
+
+impl Placed {
+    pub fn node(&self) -> &str {
+        &self.node
+    }
+
+    pub fn labels(&self) -> &BTreeMap<String, String> {
+        &self.labels
+    }
+
+    /// Required anti-affinity, which also binds pods that come later.
+    pub fn anti_terms(&self) -> &[PodAffinityTerm] {
+        &self.anti_terms
+    }
 }
 
 #[derive(Debug, Clone, Default)]
 pub struct Snapshot {
     nodes: OrdMap<Arc<str>, Arc<NodeInfo>>,
     pods: OrdMap<PodKey, Arc<Placed>>,
+    /// How many placed pods have anti-affinity terms.
+    with_anti_terms: usize,
 }
 
 impl Snapshot {
@@ -96,7 +116,10 @@ impl Snapshot {
     pub fn place_pod(&mut self, key: PodKey, pod: &Pod, node: &str) {
         self.remove_pod(&key);
         let ports = pod.spec.as_ref().map(host_ports).unwrap_or_default();
-        let placed = Placed { node: node.into(), request: Request::of(pod), ports };
+        let anti_terms = pod.spec.as_ref().map(|s| topology::anti_terms(s).to_vec()).unwrap_or_default();
+        self.with_anti_terms += usize::from(!anti_terms.is_empty());
+        let labels = pod.metadata.labels.clone().unwrap_or_default();
+        let placed = Placed { node: node.into(), request: Request::of(pod), ports, labels, anti_terms };
         self.change(node, |info| {
             info.used.add(&placed.request.amounts);
             info.scored_cpu += placed.request.scored_cpu;
@@ -111,6 +134,7 @@ impl Snapshot {
 
     pub fn remove_pod(&mut self, key: &PodKey) {
         let Some(placed) = self.pods.remove(key) else { return };
+        self.with_anti_terms -= usize::from(!placed.anti_terms.is_empty());
         self.change(&placed.node, |info| {
             info.used.subtract(&placed.request.amounts);
             info.scored_cpu -= placed.request.scored_cpu;
@@ -125,6 +149,22 @@ impl Snapshot {
                 }
             }
         });
+    }
+
+    pub(crate) fn placed(&self) -> impl Iterator<Item = (&PodKey, &Placed)> {
+        self.pods.iter().map(|(key, placed)| (key, &**placed))
+    }
+
+    pub(crate) fn placed_pod(&self, key: &PodKey) -> Option<&Placed> {
+        self.pods.get(key).map(|placed| &**placed)
+    }
+
+    pub(crate) fn node(&self, name: &str) -> Option<&Node> {
+        self.nodes.get(name).and_then(|info| info.node.as_deref())
+    }
+
+    pub(crate) fn has_anti_terms(&self) -> bool {
+        self.with_anti_terms > 0
     }
 
     pub fn node_of(&self, key: &PodKey) -> Option<&str> {

@@ -229,14 +229,101 @@ fn spreads_over_equal_nodes_and_balances() {
     assert_eq!(chosen(&nodes, &asking("p", json!({"cpu": "0", "memory": "2Gi"}))), "n1");
 }
 
+fn labelled(name: &str, app: &str, spec: Value) -> Pod {
+    let mut pod = pod(name, spec);
+    pod.metadata.labels = Some([("app".to_owned(), app.to_owned())].into());
+    pod
+}
+
+fn beside(kind: &str, app: &str) -> Value {
+    let term = json!([{"topologyKey": "zone", "labelSelector": {"matchLabels": {"app": app}}}]);
+    json!({"affinity": {kind: {"requiredDuringSchedulingIgnoredDuringExecution": term}}})
+}
+
+fn zones(names: &[&str]) -> Snapshot {
+    let nodes: Vec<_> = names
+        .iter()
+        .enumerate()
+        .map(|(i, zone)| node(&format!("n{i}"), |n| n["metadata"]["labels"] = json!({"zone": zone})))
+        .collect();
+    cluster(&nodes)
+}
+
 #[test]
-fn what_is_not_supported_is_said() {
-    let nodes = cluster(&[node("n1", |_| {})]);
-    let term = json!([{"topologyKey": "kubernetes.io/hostname", "labelSelector": {"matchLabels": {"a": "b"}}}]);
-    for (kind, words) in [("podAffinity", "required pod affinity"), ("podAntiAffinity", "required pod anti-affinity")] {
-        let spec = json!({"affinity": {kind: {"requiredDuringSchedulingIgnoredDuringExecution": term}}});
-        assert_eq!(refusal(&nodes, &pod("p", spec)), format!("{words} is not supported by this scheduler."));
+fn pods_keep_together_and_apart() {
+    let mut nodes = zones(&["a", "a", "b"]);
+    let web = labelled("web", "web", json!({}));
+    let near = pod("near", beside("podAffinity", "web"));
+    assert_eq!(refusal(&nodes, &near), "0/3 nodes are available: 3 node(s) didn't match pod affinity rules.");
+    nodes.place_pod(key("web"), &web, "n2");
+    assert_eq!(chosen(&nodes, &near), "n2");
+    let apart = pod("apart", beside("podAntiAffinity", "web"));
+    assert!(chosen(&nodes, &apart) != "n2");
+    // The first of a group that keeps to itself may go anywhere.
+    assert_eq!(chosen(&nodes, &labelled("first", "db", beside("podAffinity", "db"))), "n0");
+
+    // What is there keeps others away, too, and elsewhere is another namespace.
+    nodes.place_pod(key("apart"), &apart, "n0");
+    assert_eq!(chosen(&nodes, &labelled("web2", "web", json!({}))), "n2");
+    let mut elsewhere = near.clone();
+    elsewhere.metadata.namespace = Some("other".into());
+    assert!(refusal(&nodes, &elsewhere).contains("3 node(s) didn't match pod affinity rules"));
+    let one_per_zone = |name: &str| labelled(name, "x", beside("podAntiAffinity", "x"));
+    nodes.place_pod(key("x1"), &one_per_zone("x1"), "n0");
+    nodes.place_pod(key("x2"), &one_per_zone("x2"), "n2");
+    let full = "0/3 nodes are available: 3 node(s) didn't match pod anti-affinity rules.";
+    assert_eq!(refusal(&nodes, &one_per_zone("x3")), full);
+    let late = labelled("late", "x", json!({}));
+    let kept = "0/3 nodes are available: 3 node(s) didn't satisfy existing pods anti-affinity rules.";
+    assert_eq!(refusal(&nodes, &late), kept);
+    nodes.remove_pod(&key("x2"));
+    assert_eq!(chosen(&nodes, &late), "n2");
+
+    let mut odd = beside("podAffinity", "web");
+    odd["affinity"]["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"][0]["matchLabelKeys"] =
+        json!(["v"]);
+    assert_eq!(refusal(&nodes, &pod("p", odd)), "pod affinity with matchLabelKeys is not supported by this scheduler.");
+}
+
+#[test]
+fn spread_constraints_hold() {
+    let mut nodes = zones(&["a", "a", "b"]);
+    let spec = json!({"topologySpreadConstraints": [{"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "DoNotSchedule",
+        "labelSelector": {"matchLabels": {"app": "web"}}}]});
+    let mut zones = Vec::new();
+    for i in 0..6 {
+        let pod = labelled(&format!("w{i}"), "web", spec.clone());
+        let name = chosen(&nodes, &pod);
+        nodes.place_pod(key(&format!("w{i}")), &pod, &name);
+        zones.push(if name == "n2" { "b" } else { "a" });
+        let a = zones.iter().filter(|z| **z == "a").count();
+        assert!(a.abs_diff(zones.len() - a) <= 1, "{zones:?}");
     }
+    nodes.set_node(node("n2", |n| {
+        n["metadata"]["labels"] = json!({"zone": "b"});
+        n["spec"]["unschedulable"] = json!(true);
+    }));
+    let next = labelled("w6", "web", spec.clone());
+    assert!(chosen(&nodes, &next) != "n2");
+    nodes.place_pod(key("w6"), &next, "n0");
+    let text = refusal(&nodes, &labelled("w7", "web", spec));
+    assert_eq!(
+        text,
+        "0/3 nodes are available: 1 node(s) were unschedulable, 2 node(s) didn't match pod topology spread constraints."
+    );
+}
+
+#[test]
+fn an_arrival_wakes_pods_that_wait_for_company() {
+    let engine = Engine::new("default-scheduler");
+    engine.node_changed(None, node("n0", |n| n["metadata"]["labels"] = json!({"zone": "a"})));
+    let near = pod("near", beside("podAffinity", "web"));
+    assert!(matches!(engine.decide(&key("near"), &near), Outcome::Wait(_)));
+    let mut web = labelled("web", "web", json!({"nodeName": "n0"}));
+    assert_eq!(engine.pod_changed(key("web"), &web), [key("near")]);
+    assert_eq!(engine.decide(&key("near"), &near), Outcome::Bind { node: "n0".into() });
+    web.metadata.resource_version = Some("2".into());
+    assert!(engine.pod_changed(key("web"), &web).is_empty());
 }
 
 #[test]
