@@ -15,6 +15,8 @@ use rcgen::{
     KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
 };
 
+use tokio_util::sync::CancellationToken;
+
 use crate::{Error, Result, files};
 
 pub use leaf::{needs_renewal, renewal_time};
@@ -223,6 +225,41 @@ impl ClusterCa {
 
 fn pair_paths(dir: &Path, name: &str) -> (PathBuf, PathBuf) {
     (dir.join(format!("{name}.crt")), dir.join(format!("{name}.key")))
+}
+
+/// Renews a pair kept by [`ClusterCa::load_or_issue`] for as long as the process runs; `renewed` gets each new one.
+pub async fn keep_renewed(
+    ca: &ClusterCa,
+    dir: &Path,
+    name: &str,
+    spec: &CertSpec,
+    mut current: CertPair,
+    renewed: impl Fn(&CertPair),
+    shutdown: CancellationToken,
+) {
+    // Timers stand still while a machine sleeps, so the clock is looked at again at least this often.
+    const LOOK: Duration = Duration::from_secs(3600);
+    const RETRY: Duration = Duration::from_secs(60);
+    loop {
+        let due = renewal_time(&current.cert_pem).unwrap_or(SystemTime::UNIX_EPOCH);
+        let left = due.duration_since(SystemTime::now()).unwrap_or_default();
+        let mut pause = left.min(LOOK);
+        if left.is_zero() {
+            match ca.load_or_issue(dir, name, spec) {
+                Ok(pair) => {
+                    tracing::info!(certificate = name, "renewed");
+                    renewed(&pair);
+                    current = pair;
+                    continue;
+                }
+                Err(error) => {
+                    tracing::error!(certificate = name, %error, "renew; trying again");
+                    pause = RETRY;
+                }
+            }
+        }
+        tokio::select! { () = tokio::time::sleep(pause) => {}, () = shutdown.cancelled() => return }
+    }
 }
 
 /// The same as [`ClusterCa::load_or_issue`].

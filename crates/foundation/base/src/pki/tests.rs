@@ -113,3 +113,23 @@ fn the_service_account_key_is_stable() {
     let error = SaKey::load_or_create(&path).err().unwrap().to_string();
     assert!(error.contains("sa.key"), "{error}");
 }
+
+#[tokio::test]
+async fn a_running_process_renews() {
+    let dir = tempfile::tempdir().unwrap();
+    let ca = ClusterCa::load_or_create(&dir.path().join("ca")).unwrap();
+    let spec = CertSpec::server("api", &["localhost".into()]);
+    let (hour, now) = (Duration::from_secs(3600), SystemTime::now());
+    let old = ca.issue_between(&spec, now - hour * 9, now + hour).unwrap();
+    let stop = CancellationToken::new();
+    let renewed = std::sync::Mutex::new(Vec::new());
+    let note = |pair: &CertPair| {
+        renewed.lock().unwrap().push(pair.clone());
+        stop.cancel();
+    };
+    keep_renewed(&ca, dir.path(), "api", &spec, old.clone(), note, stop.clone()).await;
+    let renewed = renewed.into_inner().unwrap();
+    assert_eq!(renewed.len(), 1, "once is enough");
+    assert!(renewed[0] != old && !needs_renewal(&renewed[0].cert_pem));
+    assert_eq!(ca.load_or_issue(dir.path(), "api", &spec).unwrap(), renewed[0]);
+}

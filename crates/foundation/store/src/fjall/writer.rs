@@ -11,9 +11,11 @@ use crate::{Error, Revision, TxnResponse};
 /// Jobs decided before one sync; what arrives meanwhile makes the next group.
 const GROUP: usize = 1024;
 
+type Answer = Result<TxnResponse, Error>;
+
 pub(super) struct Job {
     pub work: Work,
-    pub reply: oneshot::Sender<Result<TxnResponse, Error>>,
+    pub reply: oneshot::Sender<Answer>,
 }
 
 pub(super) enum Work {
@@ -78,13 +80,7 @@ impl Writer {
         self.disk.close(self.hub.revision());
     }
 
-    fn decide(
-        &mut self,
-        group: &mut Group,
-        command: Command,
-        relaxed: bool,
-        reply: oneshot::Sender<Result<TxnResponse, Error>>,
-    ) {
+    fn decide(&mut self, group: &mut Group, command: Command, relaxed: bool, reply: oneshot::Sender<Answer>) {
         let answer = decide(&mut self.keyspace, &self.hub, &group.batches, command).map(|(response, effect)| {
             if !effect.is_empty() {
                 group.sync |= !relaxed;
