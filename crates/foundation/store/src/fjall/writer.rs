@@ -31,9 +31,6 @@ pub(super) struct Writer {
     keyspace: Keyspace,
 }
 
-/// What a writer is told once its batch is on disk.
-type Answer = Result<TxnResponse, Error>;
-
 /// A group in the making.
 #[derive(Default)]
 struct Group {
