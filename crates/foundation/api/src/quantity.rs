@@ -66,17 +66,6 @@ impl Quantity {
         self.nano % NANO == 0
     }
 
-    /// The sum, in the format of `self` unless that is zero.
-    pub fn add(self, other: Self) -> Self {
-        let format = if self.nano == 0 { other.format } else { self.format };
-        Self { nano: self.nano.saturating_add(other.nano), format }
-    }
-
-    /// The difference, in the format of `self` unless that is zero.
-    pub fn sub(self, other: Self) -> Self {
-        self.add(Self { nano: -other.nano, format: other.format })
-    }
-
     pub fn format(&self) -> Format {
         self.format
     }
@@ -88,6 +77,25 @@ fn ceil_div(a: i128, b: i128) -> i128 {
 
 fn clamp(value: i128) -> i64 {
     i64::try_from(value).unwrap_or(if value < 0 { i64::MIN } else { i64::MAX })
+}
+
+/// The sum, in the format of the first unless that is zero.
+impl std::ops::Add for Quantity {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        let format = if self.nano == 0 { other.format } else { self.format };
+        Self { nano: self.nano.saturating_add(other.nano), format }
+    }
+}
+
+/// The difference, in the format of the first unless that is zero.
+impl std::ops::Sub for Quantity {
+    type Output = Self;
+
+    fn sub(self, other: Self) -> Self {
+        self + Self { nano: -other.nano, format: other.format }
+    }
 }
 
 impl FromStr for Quantity {
@@ -234,8 +242,8 @@ mod tests {
 
     #[test]
     fn arithmetic_is_exact() {
-        assert_eq!(q("0.1").add(q("0.2")), q("300m"));
-        assert_eq!(q("1Gi").sub(q("1Mi")).to_string(), "1023Mi");
+        assert_eq!(q("0.1") + q("0.2"), q("300m"));
+        assert_eq!((q("1Gi") - q("1Mi")).to_string(), "1023Mi");
         assert_eq!(q("1001u").millis(), 2);
         assert_eq!(q("100m").units(), 1);
         assert!(q("1Gi") > q("1G"));

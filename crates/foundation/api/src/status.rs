@@ -45,7 +45,7 @@ pub struct Status {
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub reason: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub details: Option<Details>,
+    pub details: Option<Box<Details>>,
     #[serde(default)]
     pub code: u16,
     /// `metadata.continue` of an expired list.
@@ -64,7 +64,7 @@ impl Status {
     }
 
     fn about(mut self, group: &str, kind: &str, name: &str) -> Self {
-        let details = self.details.get_or_insert_with(Details::default);
+        let details = self.details.get_or_insert_with(Box::default);
         details.group = group.into();
         details.kind = kind.into();
         details.name = name.into();
@@ -93,7 +93,7 @@ impl Status {
     /// No such path or resource at all.
     pub fn no_such_resource() -> Self {
         let mut status = Self::failure(404, "NotFound", "the server could not find the requested resource");
-        status.details = Some(Details::default());
+        status.details = Some(Box::default());
         status
     }
 
@@ -190,7 +190,7 @@ impl Status {
     pub fn forbidden_path(user: &str, verb: &str, path: &str) -> Self {
         let mut status =
             Self::failure(403, "Forbidden", format!("forbidden: User \"{user}\" cannot {verb} path \"{path}\""));
-        status.details = Some(Details::default());
+        status.details = Some(Box::default());
         status
     }
 
@@ -205,7 +205,7 @@ impl Status {
     pub fn method_not_allowed() -> Self {
         let mut status =
             Self::failure(405, "MethodNotAllowed", "the server does not allow this method on the requested resource");
-        status.details = Some(Details::default());
+        status.details = Some(Box::default());
         status
     }
 
@@ -258,7 +258,7 @@ impl Status {
     /// 504: a request ran past its deadline, or asked for a revision that has not happened yet.
     pub fn timeout(message: impl Into<String>, retry_after_seconds: Option<u32>) -> Self {
         let mut status = Self::failure(504, "Timeout", format!("Timeout: {}", message.into()));
-        status.details = Some(Details { retry_after_seconds, ..Details::default() });
+        status.details = Some(Box::new(Details { retry_after_seconds, ..Details::default() }));
         status
     }
 
@@ -277,7 +277,8 @@ impl Status {
 
     pub fn too_many_requests(message: impl Into<String>, retry_after_seconds: u32) -> Self {
         let mut status = Self::failure(429, "TooManyRequests", message);
-        status.details = Some(Details { retry_after_seconds: Some(retry_after_seconds), ..Details::default() });
+        status.details =
+            Some(Box::new(Details { retry_after_seconds: Some(retry_after_seconds), ..Details::default() }));
         status
     }
 
@@ -285,7 +286,7 @@ impl Status {
     pub fn disruption_budget(budget: &str, needed: i64, current: i64) -> Self {
         let mut status =
             Self::too_many_requests("Cannot evict pod as it would violate the pod's disruption budget.", 0);
-        status.details = Some(Details {
+        status.details = Some(Box::new(Details {
             causes: vec![Cause {
                 reason: "DisruptionBudget".into(),
                 message: format!(
@@ -294,14 +295,15 @@ impl Status {
                 field: String::new(),
             }],
             ..Details::default()
-        });
+        }));
         status
     }
 
     pub fn internal(message: impl Into<String>) -> Self {
         let message = message.into();
         let mut status = Self::failure(500, "InternalError", format!("Internal error occurred: {message}"));
-        status.details = Some(Details { causes: vec![Cause { message, ..Cause::default() }], ..Details::default() });
+        status.details =
+            Some(Box::new(Details { causes: vec![Cause { message, ..Cause::default() }], ..Details::default() }));
         status
     }
 

@@ -20,10 +20,11 @@ pub fn prepare_create(kind: &Kind, object: &mut Value) {
     if kind.generation {
         metadata.insert("generation".into(), json!(1));
     }
-    if kind.has_status() && !keeps_status_on_create(kind) {
-        if let Some(map) = object.as_object_mut() {
-            map.insert("status".into(), json!({}));
-        }
+    if kind.has_status()
+        && !keeps_status_on_create(kind)
+        && let Some(map) = object.as_object_mut()
+    {
+        map.insert("status".into(), json!({}));
     }
     (kind.prepare_create)(object);
     (kind.defaults)(object);

@@ -49,10 +49,6 @@ impl Query {
         self.0.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str()).filter(|value| !value.is_empty())
     }
 
-    pub fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
-        self.0.iter().filter(move |(key, _)| key == name).map(|(_, value)| value.as_str())
-    }
-
     pub fn flag(&self, name: &str) -> bool {
         matches!(self.get(name), Some("true" | "1" | "True" | "t"))
     }
@@ -137,9 +133,7 @@ fn resource(path: &str) -> Result<Option<ResourceTarget>, Status> {
     let find = |plural: &str| registry::builtin().get(group, version, plural);
     // `namespaces/x/status` and `namespaces/x/finalize` are about the namespace itself.
     let (namespace, rest) = match rest {
-        ["namespaces", namespace, tail @ ..]
-            if !tail.is_empty() && !(tail.len() == 1 && matches!(tail[0], "status" | "finalize")) =>
-        {
+        ["namespaces", namespace, tail @ ..] if !matches!(tail, [] | ["status" | "finalize"]) => {
             (Some((*namespace).to_owned()), tail)
         }
         _ => (None, rest),

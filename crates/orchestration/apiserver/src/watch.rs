@@ -167,7 +167,7 @@ fn encode_frame(kind: &Kind, verdict: Verdict, object: &Stored, table: bool) -> 
     if !table {
         return Ok(frame(verdict.as_str(), &object.bytes));
     }
-    Ok(frame(verdict.as_str(), &encode::table_of(kind, &[object.bytes.clone()], object.revision)?))
+    Ok(frame(verdict.as_str(), &encode::table_of(kind, std::slice::from_ref(&object.bytes), object.revision)?))
 }
 
 fn bookmark(kind: &Kind, revision: u64, initial_end: bool) -> Bytes {

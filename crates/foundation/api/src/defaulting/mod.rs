@@ -91,9 +91,8 @@ pub(crate) fn role_binding(object: &mut Value) {
         default_to(role, "apiGroup", "rbac.authorization.k8s.io");
     }
     for subject in each_mut(map, "subjects") {
-        match subject.get("kind").and_then(Value::as_str) {
-            Some("User" | "Group") => default_to(subject, "apiGroup", "rbac.authorization.k8s.io"),
-            _ => {}
+        if let Some("User" | "Group") = subject.get("kind").and_then(Value::as_str) {
+            default_to(subject, "apiGroup", "rbac.authorization.k8s.io");
         }
     }
 }
