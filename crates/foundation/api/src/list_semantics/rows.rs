@@ -47,7 +47,6 @@ const ATOMIC_TYPES: &[&str] = &[
     "core.v1.ObjectReference",
     "core.v1.ResourceFieldSelector",
     "core.v1.ScopeSelector",
-    "core.v1.ScopedResourceSelectorRequirement",
     "core.v1.SecretKeySelector",
     "core.v1.SecretReference",
     "core.v1.TopologySelectorTerm",
@@ -56,6 +55,7 @@ const ATOMIC_TYPES: &[&str] = &[
     "rbac.v1.RoleRef",
     "rbac.v1.Subject",
     "meta.v1.LabelSelector",
+    "networking.v1.ServiceBackendPort",
 ];
 
 /// Lists that are replaced as a whole.
@@ -163,6 +163,7 @@ const ATOMIC_LISTS: &[(&str, &[&str])] = &[
     ("meta.v1.LabelSelectorRequirement", &["values"]),
     ("meta.v1.ObjectMeta", &["managedFields"]),
     ("meta.v1.StatusDetails", &["causes"]),
+    ("meta.v1.FieldSelectorRequirement", &["values"]),
 ];
 
 /// Conditions keyed by type, and every list with a rule of its own.
@@ -224,6 +225,7 @@ const OTHERS: &[Row] = &[
     ("policy.v1.PodDisruptionBudgetSpec", "selector", strategy(Unset, None, "replace")),
     ("policy.v1.PodDisruptionBudgetStatus", "conditions", keyed(KIND)),
     ("node.v1.Scheduling", "nodeSelector", list(AtomicMap)),
+    ("meta.v1.Status", "details", list(Atomic)),
     ("meta.v1.ObjectMeta", "finalizers", strategy(Set, None, "merge")),
     ("meta.v1.ObjectMeta", "ownerReferences", keyed(&["uid"])),
     ("meta.v1.OwnerReference", "", list(AtomicMap)),
