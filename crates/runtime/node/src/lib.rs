@@ -4,6 +4,8 @@ mod actions;
 mod config;
 mod env;
 mod error;
+mod grpc;
+mod hooks;
 mod probes;
 mod register;
 mod resources;
