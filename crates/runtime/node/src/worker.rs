@@ -382,3 +382,27 @@ fn hosts_file(pod: &Pod, spec: &PodSpec, sandbox: &SandboxStatus) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ending(seconds: i64) -> Option<Arc<Pod>> {
+        let mut pod = Pod::default();
+        pod.metadata.deletion_grace_period_seconds = Some(seconds);
+        Some(Arc::new(pod))
+    }
+
+    #[tokio::test]
+    async fn only_a_shorter_grace_or_a_gone_pod_hurries_the_end() {
+        let (sender, mut receiver) = watch::channel(ending(30));
+        let thirty = Duration::from_secs(30);
+        let poll = futures::poll!(std::pin::pin!(shortened(&mut receiver, thirty)));
+        assert!(poll.is_pending());
+        sender.send_replace(ending(60));
+        sender.send_replace(ending(5));
+        assert_eq!(shortened(&mut receiver, thirty).await, Duration::from_secs(5));
+        sender.send_replace(None);
+        assert_eq!(shortened(&mut receiver, Duration::from_secs(5)).await, GONE_GRACE);
+    }
+}

@@ -108,7 +108,7 @@ fn authorize(certificate: Option<&[u8]>) -> Result<(), Refusal> {
     Err(Refusal::new(StatusCode::FORBIDDEN, "only the API server and system:masters may call a node"))
 }
 
-/// Accepts until `shutdown`, then lets go of every connection.
+/// Accepts until `shutdown`, then lets go of every connection; upgraded ones end with their streams.
 pub async fn serve(
     listener: TcpListener,
     tls: &rustls::ServerConfig,
