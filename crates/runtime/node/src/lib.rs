@@ -4,9 +4,12 @@ mod actions;
 mod config;
 mod env;
 mod error;
+mod grpc;
+mod hooks;
 mod probes;
 mod register;
 mod resources;
+mod server;
 mod status;
 #[cfg(test)]
 mod testing;
@@ -14,6 +17,7 @@ mod volumes;
 mod worker;
 
 use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -37,6 +41,10 @@ pub struct NodeConfig {
     pub pod_cidr: Option<String>,
     /// Port the node's own server is reached at; 0 leaves it out of the node's status.
     pub kubelet_port: u16,
+    /// Where the node's own server listens.
+    pub listen: SocketAddr,
+    /// The server's certificate and the authority of its clients; without it no server runs.
+    pub tls: Option<Arc<rustls::ServerConfig>>,
     pub cluster_dns: String,
     pub cluster_domain: String,
     pub labels: BTreeMap<String, String>,
@@ -53,6 +61,14 @@ impl Node {
     /// Runs until `shutdown`; containers go on without it and are adopted by the next run.
     pub async fn run(config: NodeConfig, shutdown: CancellationToken) -> Result<(), Error> {
         import_images(&config).await;
+        // Bound before the node is announced, so that nobody is sent to a port where nothing listens.
+        let listener = match &config.tls {
+            Some(tls) => {
+                let listen = |error| Error::io(format!("listen on {}", config.listen))(error);
+                Some((tokio::net::TcpListener::bind(config.listen).await.map_err(listen)?, Arc::clone(tls)))
+            }
+            None => None,
+        };
         register::register(&config).await?;
         tokio::spawn(register::heartbeat(config.clone(), shutdown.clone()));
 
@@ -62,6 +78,17 @@ impl Node {
         let services = Informer::start(config.client.clone(), ListParams::default(), None, shutdown.clone());
         pods.synced().await;
         services.synced().await;
+        if let Some((listener, tls)) = listener {
+            let known = Informer::clone(&pods);
+            let server = Arc::new(server::Server {
+                node: config.name.clone(),
+                root_dir: config.root_dir.clone(),
+                runtime: Arc::clone(&config.runtime),
+                pods: Box::new(move || known.list()),
+            });
+            let shutdown = shutdown.clone();
+            tokio::spawn(async move { server::serve(listener, &tls, server, shutdown).await });
+        }
         let shared = Arc::new(Shared {
             events: EventRecorder::new(config.client.clone(), "kubelet").on_host(&config.name),
             memory: register::memory_bytes(),

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use dhow_cri::Runtime;
 use dhow_cri::runtime::{ContainerState, ContainerStatus};
-use k8s_openapi::api::core::v1::{Container, PodSpec, Probe};
+use k8s_openapi::api::core::v1::{Container, HTTPGetAction, PodSpec, Probe};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -176,46 +176,58 @@ impl Target {
         }
     }
 
-    fn port(&self, port: &IntOrString) -> Option<u16> {
-        match port {
-            IntOrString::Int(port) => u16::try_from(*port).ok(),
-            IntOrString::String(name) => {
-                let found = self.container.ports.iter().flatten().find(|p| p.name.as_ref() == Some(name))?;
-                u16::try_from(found.container_port).ok()
-            }
-        }
-    }
-
     async fn check(&self, probe: &Probe) -> bool {
         let timeout = seconds(probe.timeout_seconds, 1);
         if let Some(exec) = &probe.exec {
             let command = exec.command.clone().unwrap_or_default();
             return self.runtime.exec_sync(&self.id, &command, Some(timeout)).await.is_ok_and(|r| r.exit_code == 0);
         }
+        if let Some(grpc) = &probe.grpc {
+            let Ok(port) = u16::try_from(grpc.port) else { return false };
+            let call = crate::grpc::is_serving(&self.ip, port, grpc.service.as_deref().unwrap_or_default());
+            return tokio::time::timeout(timeout, call).await.unwrap_or(false);
+        }
         let (host, port) = if let Some(http) = &probe.http_get {
-            (http.host.as_deref(), self.port(&http.port))
+            (http.host.as_deref(), port(&self.container, &http.port))
         } else if let Some(tcp) = &probe.tcp_socket {
-            (tcp.host.as_deref(), self.port(&tcp.port))
+            (tcp.host.as_deref(), port(&self.container, &tcp.port))
         } else {
             return false;
         };
         let Some(port) = port else { return false };
         let host = host.unwrap_or(&self.ip);
         let attempt = async {
-            let mut stream = tokio::net::TcpStream::connect((host, port)).await.ok()?;
-            let Some(http) = &probe.http_get else { return Some(()) };
-            let path = http.path.as_deref().unwrap_or("/");
-            let headers = http.http_headers.iter().flatten().map(|h| format!("{}: {}\r\n", h.name, h.value));
-            let headers: String = headers.collect();
-            let request = format!(
-                "GET {path} HTTP/1.1\r\nHost: {host}:{port}\r\nUser-Agent: kube-probe/1.35\r\nAccept: */*\r\n{headers}Connection: close\r\n\r\n"
-            );
-            stream.write_all(request.as_bytes()).await.ok()?;
-            let mut head = [0; 12];
-            stream.read_exact(&mut head).await.ok()?;
-            let code: u16 = std::str::from_utf8(&head[9..12]).ok()?.parse().ok()?;
-            (200..400).contains(&code).then_some(())
+            match &probe.http_get {
+                Some(http) => http_get(host, port, http).await.is_some_and(|code| (200..400).contains(&code)),
+                None => tokio::net::TcpStream::connect((host, port)).await.is_ok(),
+            }
         };
-        tokio::time::timeout(timeout, attempt).await.ok().flatten().is_some()
+        tokio::time::timeout(timeout, attempt).await.unwrap_or(false)
     }
+}
+
+/// A port by number, or by its name in the container.
+pub fn port(container: &Container, port: &IntOrString) -> Option<u16> {
+    match port {
+        IntOrString::Int(port) => u16::try_from(*port).ok(),
+        IntOrString::String(name) => {
+            let found = container.ports.iter().flatten().find(|p| p.name.as_ref() == Some(name))?;
+            u16::try_from(found.container_port).ok()
+        }
+    }
+}
+
+/// Sends the request and returns the status code of the answer.
+pub async fn http_get(host: &str, port: u16, http: &HTTPGetAction) -> Option<u16> {
+    let mut stream = tokio::net::TcpStream::connect((host, port)).await.ok()?;
+    let path = http.path.as_deref().unwrap_or("/");
+    let headers = http.http_headers.iter().flatten().map(|h| format!("{}: {}\r\n", h.name, h.value));
+    let headers: String = headers.collect();
+    let request = format!(
+        "GET {path} HTTP/1.1\r\nHost: {host}:{port}\r\nUser-Agent: kube-probe/1.35\r\nAccept: */*\r\n{headers}Connection: close\r\n\r\n"
+    );
+    stream.write_all(request.as_bytes()).await.ok()?;
+    let mut head = [0; 12];
+    stream.read_exact(&mut head).await.ok()?;
+    std::str::from_utf8(&head[9..12]).ok()?.parse().ok()
 }

@@ -1,8 +1,16 @@
-//! Builders of runtime answers for tests.
+//! Builders of runtime answers for tests, and a runtime that gives them.
 
 use std::time::{Duration, SystemTime};
 
-use dhow_cri::runtime::{ContainerState, ContainerStatus, PodIdentity, SandboxState, SandboxStatus};
+use dhow_cri::runtime::{
+    ContainerConfig, ContainerState, ContainerStats, ContainerStatus, Duplex, ExecRequest, ExecResult, ImageAuth,
+    ImageInfo, PodIdentity, Reader, Resources, RuntimeEvent, RuntimeEventKind, RuntimeVersion, SandboxConfig,
+    SandboxState, SandboxStatus, Streams, Writer,
+};
+use dhow_cri::{Error, Runtime};
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 pub fn sandbox(id: &str) -> SandboxStatus {
     SandboxStatus {
@@ -36,5 +44,151 @@ pub fn container(sandbox: &str, name: &str, attempt: u32, exit: Option<i32>) -> 
         labels: Default::default(),
         annotations: Default::default(),
         log_path: Default::default(),
+    }
+}
+
+/// A runtime that answers from a script: what exists, and what exec does. Anything else is an error.
+#[derive(Default)]
+pub struct FakeRuntime {
+    pub sandboxes: parking_lot::Mutex<Vec<SandboxStatus>>,
+    pub containers: parking_lot::Mutex<Vec<ContainerStatus>>,
+    /// Sends to whoever listens to events.
+    pub listeners: parking_lot::Mutex<Vec<tokio::sync::mpsc::UnboundedSender<RuntimeEvent>>>,
+    pub execs: parking_lot::Mutex<Vec<Vec<String>>>,
+}
+
+impl FakeRuntime {
+    /// Ends a container as a runtime does: the state first, then the event.
+    pub fn end(&self, id: &str, code: i32) {
+        for container in self.containers.lock().iter_mut().filter(|c| c.id == id) {
+            container.state = ContainerState::Exited;
+            container.exit_code = code;
+        }
+        let event = RuntimeEvent {
+            pod: sandbox("s").pod,
+            sandbox_id: "s".into(),
+            container_id: id.into(),
+            kind: RuntimeEventKind::Exited,
+        };
+        self.listeners.lock().retain(|listener| listener.send(event.clone()).is_ok());
+    }
+}
+
+fn unscripted<T>() -> Result<T, Error> {
+    Err(Error::FailedPrecondition("not in the script".into()))
+}
+
+#[async_trait::async_trait]
+impl Runtime for FakeRuntime {
+    async fn version(&self) -> Result<RuntimeVersion, Error> {
+        unscripted()
+    }
+    async fn run_sandbox(&self, _: SandboxConfig) -> Result<String, Error> {
+        unscripted()
+    }
+    async fn stop_sandbox(&self, _: &str) -> Result<(), Error> {
+        unscripted()
+    }
+    async fn remove_sandbox(&self, _: &str) -> Result<(), Error> {
+        unscripted()
+    }
+    async fn sandbox_status(&self, _: &str) -> Result<SandboxStatus, Error> {
+        unscripted()
+    }
+    async fn list_sandboxes(&self) -> Result<Vec<SandboxStatus>, Error> {
+        Ok(self.sandboxes.lock().clone())
+    }
+    async fn create_container(&self, _: &str, _: ContainerConfig) -> Result<String, Error> {
+        unscripted()
+    }
+    async fn start_container(&self, _: &str) -> Result<(), Error> {
+        unscripted()
+    }
+    async fn stop_container(&self, _: &str, _: Duration) -> Result<(), Error> {
+        unscripted()
+    }
+    async fn remove_container(&self, _: &str) -> Result<(), Error> {
+        unscripted()
+    }
+    async fn container_status(&self, id: &str) -> Result<ContainerStatus, Error> {
+        let found = self.containers.lock().iter().find(|c| c.id == id).cloned();
+        found.ok_or_else(|| Error::NotFound { kind: "container", id: id.into() })
+    }
+    async fn list_containers(&self) -> Result<Vec<ContainerStatus>, Error> {
+        Ok(self.containers.lock().clone())
+    }
+    async fn update_container_resources(&self, _: &str, _: Resources) -> Result<(), Error> {
+        unscripted()
+    }
+    async fn container_stats(&self, id: &str) -> Result<ContainerStats, Error> {
+        Ok(ContainerStats { id: id.into(), cpu_usage_core_nanos: 5, memory_working_set_bytes: 7, ..Default::default() })
+    }
+    async fn reopen_container_log(&self, _: &str) -> Result<(), Error> {
+        unscripted()
+    }
+    async fn exec_sync(&self, _: &str, command: &[String], _: Option<Duration>) -> Result<ExecResult, Error> {
+        self.execs.lock().push(command.to_vec());
+        Ok(ExecResult { stdout: Vec::new(), stderr: Vec::new(), exit_code: 0 })
+    }
+    /// Says its command on stderr and every terminal size, echoes stdin to stdout until its end, then exits with 7.
+    async fn exec(&self, _: &str, request: ExecRequest) -> Result<Streams, Error> {
+        let (stdin, mut input) = tokio::io::duplex(1024);
+        let (stdout, mut output) = tokio::io::duplex(1024);
+        let (stderr, mut errors) = tokio::io::duplex(1024);
+        let (resize, mut sizes) = tokio::sync::mpsc::channel(4);
+        let (done, exit) = tokio::sync::oneshot::channel();
+        tokio::spawn(async move {
+            let _ = errors.write_all(request.command.join(" ").as_bytes()).await;
+            let _ = tokio::io::copy(&mut input, &mut output).await;
+            while let Ok((width, height)) = sizes.try_recv() {
+                let _ = output.write_all(format!("[{width}x{height}]").as_bytes()).await;
+            }
+            let _ = done.send(Ok(7));
+        });
+        Ok(Streams {
+            stdin: request.stdin.then(|| Box::new(stdin) as Writer),
+            stdout: Some(Box::new(stdout)),
+            stderr: Some(Box::new(stderr)),
+            resize: Some(resize),
+            exit,
+        })
+    }
+    async fn attach(&self, _: &str) -> Result<Streams, Error> {
+        unscripted()
+    }
+    /// Echoes; port 1 refuses.
+    async fn port_forward(&self, _: &str, port: u16) -> Result<Box<dyn Duplex>, Error> {
+        if port == 1 {
+            return Err(Error::Network("connection refused".into()));
+        }
+        let (near, far) = tokio::io::duplex(1024);
+        tokio::spawn(async move {
+            let (mut reader, mut writer) = tokio::io::split(far);
+            tokio::io::copy(&mut reader, &mut writer).await
+        });
+        Ok(Box::new(near))
+    }
+    fn events(&self) -> BoxStream<'static, RuntimeEvent> {
+        let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
+        self.listeners.lock().push(sender);
+        futures::stream::unfold(receiver, async |mut r| Some((r.recv().await?, r))).boxed()
+    }
+    async fn pull_image(&self, _: &str, _: Option<ImageAuth>) -> Result<String, Error> {
+        unscripted()
+    }
+    async fn image_status(&self, _: &str) -> Result<Option<ImageInfo>, Error> {
+        unscripted()
+    }
+    async fn list_images(&self) -> Result<Vec<ImageInfo>, Error> {
+        Ok(Vec::new())
+    }
+    async fn remove_image(&self, _: &str) -> Result<(), Error> {
+        unscripted()
+    }
+    /// The archive's text is the image's name.
+    async fn import_image(&self, mut archive: Reader) -> Result<Vec<String>, Error> {
+        let mut name = String::new();
+        archive.read_to_string(&mut name).await.map_err(|e| Error::internal("read archive", e))?;
+        Ok(vec![name])
     }
 }

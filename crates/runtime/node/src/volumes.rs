@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Component, Path, PathBuf};
 
+use base64::Engine;
 use dhow_client::Client;
 use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::core::v1::{ConfigMap, DownwardAPIVolumeFile, KeyToPath, Pod, Secret, ServiceAccount, Volume};
@@ -51,7 +52,7 @@ async fn one(client: &Client, pod: &Pod, volume: &Volume, target: PathBuf) -> Re
         }
         return Ok(target);
     }
-    let payload = payload(client, pod, volume)
+    let payload = payload(client, pod, volume, &target)
         .await?
         .ok_or_else(|| bad(format!("volume {:?} is of a type this node does not support", volume.name)))?;
     if !target.exists() {
@@ -171,7 +172,7 @@ fn downward(pod: &Pod, files: &[DownwardAPIVolumeFile], mode: u32, out: &mut Pay
     Ok(())
 }
 
-async fn payload(client: &Client, pod: &Pod, volume: &Volume) -> Result<Option<Payload>, Error> {
+async fn payload(client: &Client, pod: &Pod, volume: &Volume, target: &Path) -> Result<Option<Payload>, Error> {
     let ns = pod.metadata.namespace.as_deref().unwrap_or_default();
     let mode = |m: Option<i32>| m.map_or(0o644, i32::unsigned_abs);
     let mut out = Payload::new();
@@ -199,7 +200,11 @@ async fn payload(client: &Client, pod: &Pod, volume: &Volume) -> Result<Option<P
             } else if let Some(source) = &source.downward_api {
                 downward(pod, source.items.as_deref().unwrap_or_default(), mode, &mut out)?;
             } else if let Some(source) = &source.service_account_token {
-                let token = token(client, pod, source.audience.clone(), source.expiration_seconds).await?;
+                let now = jiff::Timestamp::now().as_second();
+                let token = match kept_token(&target.join("..data"), &source.path, now) {
+                    Some(token) => token,
+                    None => token(client, pod, source.audience.clone(), source.expiration_seconds).await?,
+                };
                 out.insert(source.path.clone(), (token.into_bytes(), mode));
             } else {
                 return Err(bad(format!("volume {:?} projects a source this node does not support", volume.name)));
@@ -209,6 +214,24 @@ async fn payload(client: &Client, pod: &Pod, volume: &Volume) -> Result<Option<P
         return Ok(None);
     }
     Ok(Some(out))
+}
+
+#[derive(serde::Deserialize)]
+struct Lifetime {
+    iat: i64,
+    exp: i64,
+}
+
+/// The token already in the volume, while less than 80% of its life, and less than a day, has passed.
+fn kept_token(data: &Path, path: &str, now: i64) -> Option<String> {
+    if !is_inside(path) {
+        return None;
+    }
+    let token = std::fs::read_to_string(data.join(path)).ok()?;
+    let claims = base64::prelude::BASE64_URL_SAFE_NO_PAD.decode(token.split('.').nth(1)?).ok()?;
+    let Lifetime { iat, exp } = serde_json::from_slice(&claims).ok()?;
+    let until = iat + ((exp - iat) / 5 * 4).min(86_400);
+    (now < until).then_some(token)
 }
 
 async fn token(client: &Client, pod: &Pod, audience: Option<String>, seconds: Option<i64>) -> Result<String, Error> {
@@ -299,6 +322,17 @@ pub fn remove(pod_dir: &Path) -> Result<(), Error> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_token_is_kept_for_four_fifths_of_its_life() {
+        let dir = tempfile::tempdir().unwrap();
+        let claims = base64::prelude::BASE64_URL_SAFE_NO_PAD.encode(r#"{"iat":1000,"exp":2000}"#);
+        let token = format!("e30.{claims}.sig");
+        std::fs::write(dir.path().join("token"), &token).unwrap();
+        assert_eq!(kept_token(dir.path(), "token", 1799), Some(token));
+        assert_eq!(kept_token(dir.path(), "token", 1800), None);
+        assert_eq!(kept_token(dir.path(), "absent", 1000), None);
+    }
 
     #[test]
     fn files_are_replaced_together_and_dropped_ones_disappear() {

@@ -13,10 +13,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::actions::{self, Observed, compute_actions, latest};
 use crate::probes::{Probes, Results};
-use crate::{Error, NodeConfig, config, env, status, volumes};
+use crate::{Error, NodeConfig, config, env, hooks, status, volumes};
 
 /// Mounted configuration and tokens are looked at this often.
 const REFRESH: Duration = Duration::from_secs(60);
+/// For a pod whose API object is gone.
+const GONE_GRACE: Duration = Duration::from_secs(1);
+const MIN_GRACE: Duration = Duration::from_secs(2);
 const RETRY: Duration = Duration::from_secs(10);
 
 pub struct Shared {
@@ -83,8 +86,6 @@ impl Worker {
 
     async fn sync(&mut self, pod: &Arc<Pod>, uid: &str) -> Result<Option<Duration>, Error> {
         let Some(spec) = &pod.spec else { return Ok(None) };
-        let shared = Arc::clone(&self.shared);
-        let runtime = &shared.config.runtime;
         let (sandboxes, containers) = self.observe(uid).await?;
         let health = self.health(spec, &sandboxes, &containers);
         let now = SystemTime::now();
@@ -96,8 +97,8 @@ impl Worker {
             started: &health.started,
         };
         let todo = compute_actions(spec, &seen);
-        for id in &todo.kill {
-            runtime.stop_container(id, grace(pod)).await?;
+        for seen in containers.iter().filter(|c| todo.kill.contains(&c.id)) {
+            self.stop(Some(pod), seen, &sandboxes, grace(pod), true).await?;
         }
         let mut delay = todo.wake.and_then(|at| at.duration_since(now).ok());
         self.waiting.retain(|name, _| todo.start.contains(name));
@@ -118,7 +119,10 @@ impl Worker {
         }
         let again = todo.new_sandbox.then_some(Duration::ZERO);
         let live_volumes = spec.volumes.iter().flatten().any(|v| v.empty_dir.is_none() && v.host_path.is_none());
-        Ok([delay, again.filter(|_| delay.is_none()), live_volumes.then_some(REFRESH)].into_iter().flatten().min())
+        Ok([delay, again.filter(|_| delay.is_none()), (live_volumes && !todo.finished).then_some(REFRESH)]
+            .into_iter()
+            .flatten()
+            .min())
     }
 
     async fn act(
@@ -197,7 +201,51 @@ impl Worker {
         self.event(&pod, EventType::Normal, "Created", &format!("Container created: {}", container.name)).await;
         runtime.start_container(&id).await?;
         self.event(&pod, EventType::Normal, "Started", &format!("Container started: {}", container.name)).await;
-        Ok(())
+        let Some(hook) = container.lifecycle.as_ref().and_then(|l| l.post_start.as_ref()) else { return Ok(()) };
+        let ip = self.address(sandbox);
+        let target = hooks::Target { runtime: runtime.as_ref(), id: &id, ip: &ip, container };
+        let Err(message) = target.run(hook).await else { return Ok(()) };
+        let message = format!("PostStartHook failed: {message}");
+        self.event(&pod, EventType::Warning, "FailedPostStartHook", &message).await;
+        runtime.stop_container(&id, grace(&pod)).await?;
+        Err(Error::Spec { reason: "PostStartHookError", message })
+    }
+
+    /// Where a pod's ports are reached from the node.
+    fn address(&self, sandbox: &SandboxStatus) -> String {
+        sandbox.ips.first().map_or_else(|| self.shared.config.node_ip.clone(), ToString::to_string)
+    }
+
+    /// Runs the container's preStop hook, when `hook`, and stops it, all within `grace`.
+    async fn stop(
+        &self,
+        pod: Option<&Pod>,
+        seen: &ContainerStatus,
+        sandboxes: &[SandboxStatus],
+        grace: Duration,
+        hook: bool,
+    ) -> Result<(), Error> {
+        let runtime = &self.shared.config.runtime;
+        let begun = tokio::time::Instant::now();
+        let spec = pod.and_then(|p| p.spec.as_ref());
+        let container = spec
+            .and_then(|s| s.containers.iter().chain(s.init_containers.iter().flatten()).find(|c| c.name == seen.name));
+        let pre_stop = container.and_then(|c| Some((c, c.lifecycle.as_ref()?.pre_stop.as_ref()?)));
+        let sandbox = sandboxes.iter().find(|s| s.id == seen.sandbox_id);
+        if let (Some(pod), Some((container, handler)), Some(sandbox), true) =
+            (pod, pre_stop, sandbox, hook && !grace.is_zero())
+        {
+            let ip = self.address(sandbox);
+            let target = hooks::Target { runtime: runtime.as_ref(), id: &seen.id, ip: &ip, container };
+            let result = tokio::time::timeout(grace, target.run(handler)).await;
+            if let Err(message) = result.unwrap_or_else(|_| Err("it did not end within the grace period".into())) {
+                let message = format!("PreStopHook failed: {message}");
+                self.event(pod, EventType::Warning, "FailedPreStopHook", &message).await;
+            }
+        }
+        // A hook that took it all still leaves the process a moment to end by itself.
+        let left = grace.saturating_sub(begun.elapsed()).max(MIN_GRACE.min(grace));
+        Ok(runtime.stop_container(&seen.id, left).await?)
     }
 
     async fn image(&self, pod: &Pod, container: &Container) -> Result<ImageInfo, Error> {
@@ -268,18 +316,23 @@ impl Worker {
         let shared = Arc::clone(&self.shared);
         let runtime = &shared.config.runtime;
         let (sandboxes, containers) = self.observe(uid).await?;
-        let grace = pod.map_or(Duration::from_secs(1), grace);
-        let live = containers.iter().filter(|c| actions::is_live(c));
-        let stops = live.map(|c| async {
-            if let Some(pod) = pod {
-                shared
-                    .events
-                    .event(reference(pod), EventType::Normal, "Killing", &format!("Stopping container {}", c.name))
-                    .await;
+        let live: Vec<_> = containers.iter().filter(|c| actions::is_live(c)).collect();
+        if let Some(pod) = pod {
+            for seen in &live {
+                let message = format!("Stopping container {}", seen.name);
+                self.event(pod, EventType::Normal, "Killing", &message).await;
             }
-            runtime.stop_container(&c.id, grace).await
-        });
-        futures::future::try_join_all(stops).await?;
+        }
+        let mut changes = self.pod.clone();
+        let mut grace = pod.map_or(GONE_GRACE, grace);
+        let mut hook = true;
+        loop {
+            let stops = live.iter().map(|c| self.stop(pod, c, &sandboxes, grace, hook));
+            tokio::select! {
+                done = futures::future::try_join_all(stops) => break drop(done?),
+                shorter = shortened(&mut changes, grace) => (grace, hook) = (shorter, false),
+            }
+        }
         if let Some((pod, spec)) = pod.and_then(|p| Some((p, p.spec.as_ref()?))) {
             self.write_status(pod, spec, uid, true).await?;
         }
@@ -296,6 +349,16 @@ impl Worker {
             Err(error) if !error.is_not_found() && !error.is_conflict() => Err(Error::client("delete pod")(error)),
             _ => Ok(()),
         }
+    }
+}
+
+/// Resolves when the pod is to end sooner than it was said before.
+async fn shortened(changes: &mut watch::Receiver<Option<Arc<Pod>>>, than: Duration) -> Duration {
+    let sooner = |pod: &Option<Arc<Pod>>| pod.as_ref().map_or(GONE_GRACE, |pod| grace(pod));
+    let found = changes.wait_for(|pod| sooner(pod) < than).await.map(|pod| sooner(&pod)).ok();
+    match found {
+        Some(grace) => grace,
+        None => std::future::pending().await,
     }
 }
 
@@ -318,4 +381,28 @@ fn hosts_file(pod: &Pod, spec: &PodSpec, sandbox: &SandboxStatus) -> String {
         text.push_str(&format!("{}\t{}\n", alias.ip, alias.hostnames.as_deref().unwrap_or_default().join("\t")));
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ending(seconds: i64) -> Option<Arc<Pod>> {
+        let mut pod = Pod::default();
+        pod.metadata.deletion_grace_period_seconds = Some(seconds);
+        Some(Arc::new(pod))
+    }
+
+    #[tokio::test]
+    async fn only_a_shorter_grace_or_a_gone_pod_hurries_the_end() {
+        let (sender, mut receiver) = watch::channel(ending(30));
+        let thirty = Duration::from_secs(30);
+        let poll = futures::poll!(std::pin::pin!(shortened(&mut receiver, thirty)));
+        assert!(poll.is_pending());
+        sender.send_replace(ending(60));
+        sender.send_replace(ending(5));
+        assert_eq!(shortened(&mut receiver, thirty).await, Duration::from_secs(5));
+        sender.send_replace(None);
+        assert_eq!(shortened(&mut receiver, Duration::from_secs(5)).await, GONE_GRACE);
+    }
 }

@@ -1,0 +1,276 @@
+//! The node's own HTTPS server, for the API server only: logs, exec, attach, port-forward, images and numbers.
+
+mod forward;
+mod info;
+mod logs;
+mod remote;
+mod socket;
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use dhow_cri::Runtime;
+use dhow_cri::runtime::{ContainerStatus, SandboxStatus};
+use futures::TryStreamExt;
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::{Frame, Incoming};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use k8s_openapi::api::core::v1::Pod;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+
+const HANDSHAKE: Duration = Duration::from_secs(10);
+
+type Body = UnsyncBoxBody<Bytes, std::io::Error>;
+type Answer = Response<Body>;
+
+/// An answer that is not the one asked for.
+#[derive(Debug)]
+struct Refusal {
+    status: StatusCode,
+    message: String,
+}
+
+impl Refusal {
+    fn new(status: StatusCode, message: impl Into<String>) -> Self {
+        Self { status, message: message.into() }
+    }
+
+    fn bad_request(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, message)
+    }
+
+    fn not_found(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, message)
+    }
+
+    fn internal(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, message)
+    }
+}
+
+impl From<dhow_cri::Error> for Refusal {
+    fn from(error: dhow_cri::Error) -> Self {
+        let status = match error {
+            dhow_cri::Error::NotFound { .. } => StatusCode::NOT_FOUND,
+            dhow_cri::Error::InvalidArgument(_) | dhow_cri::Error::FailedPrecondition(_) => StatusCode::BAD_REQUEST,
+            _ => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        Self::new(status, error.to_string())
+    }
+}
+
+fn body(bytes: impl Into<Bytes>) -> Body {
+    Full::new(bytes.into()).map_err(|never: Infallible| match never {}).boxed_unsync()
+}
+
+fn text(status: StatusCode, content_type: &'static str, bytes: impl Into<Bytes>) -> Answer {
+    let mut answer = Response::new(body(bytes));
+    *answer.status_mut() = status;
+    answer.headers_mut().insert(header::CONTENT_TYPE, http::HeaderValue::from_static(content_type));
+    answer
+}
+
+fn json(value: &serde_json::Value) -> Answer {
+    text(StatusCode::OK, "application/json", value.to_string())
+}
+
+/// What the routes need; one for all connections.
+pub struct Server {
+    pub node: String,
+    pub root_dir: std::path::PathBuf,
+    pub runtime: Arc<dyn Runtime>,
+    /// The pods bound to this node.
+    pub pods: Box<dyn Fn() -> Vec<Arc<Pod>> + Send + Sync>,
+}
+
+/// Who may call: the API server, and administrators.
+fn authorize(certificate: Option<&[u8]>) -> Result<(), Refusal> {
+    let Some(der) = certificate else {
+        return Err(Refusal::new(StatusCode::UNAUTHORIZED, "a client certificate is required"));
+    };
+    let parsed = x509_parser::parse_x509_certificate(der);
+    let (_, certificate) = parsed.map_err(|_| Refusal::new(StatusCode::FORBIDDEN, "unreadable client certificate"))?;
+    let subject = certificate.subject();
+    let is = |attribute: &x509_parser::x509::AttributeTypeAndValue<'_>, wanted| attribute.as_str() == Ok(wanted);
+    let mut names = subject.iter_common_name();
+    let named = names.next().is_some_and(|cn| is(cn, "dhow-apiserver")) && names.next().is_none();
+    if named || subject.iter_organization().any(|o| is(o, "system:masters")) {
+        return Ok(());
+    }
+    Err(Refusal::new(StatusCode::FORBIDDEN, "only the API server and system:masters may call a node"))
+}
+
+/// Accepts until `shutdown`, then lets go of every connection; upgraded ones end with their streams.
+pub async fn serve(
+    listener: TcpListener,
+    tls: &rustls::ServerConfig,
+    server: Arc<Server>,
+    shutdown: CancellationToken,
+) {
+    // Upgrades exist in HTTP/1.1 only, so nothing else is offered.
+    let mut tls = tls.clone();
+    tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+    let acceptor = TlsAcceptor::from(Arc::new(tls));
+    loop {
+        let accepted = tokio::select! {
+            () = shutdown.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, peer)) => {
+                let connection = connection(stream, peer, acceptor.clone(), Arc::clone(&server));
+                let shutdown = shutdown.clone();
+                tokio::spawn(async move { shutdown.run_until_cancelled(connection).await });
+            }
+            Err(error) => {
+                // Out of file descriptors, or a peer that left early: neither ends the server.
+                tracing::warn!(%error, "cannot accept");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn connection(stream: TcpStream, peer: SocketAddr, acceptor: TlsAcceptor, server: Arc<Server>) {
+    let _ = stream.set_nodelay(true);
+    let stream = match tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => return tracing::debug!(%peer, %error, "handshake failed"),
+        Err(_) => return tracing::debug!(%peer, "handshake took too long"),
+    };
+    let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first()).map(|c| c.to_vec());
+    let service =
+        service_fn(move |request: Request<Incoming>| {
+            let (server, allowed) = (Arc::clone(&server), authorize(certificate.as_deref()));
+            async move {
+                let answer = match allowed {
+                    Ok(()) => server.route(request).await,
+                    Err(refusal) => Err(refusal),
+                };
+                Ok::<_, Infallible>(answer.unwrap_or_else(|refusal| {
+                    text(refusal.status, "text/plain; charset=utf-8", refusal.message + "\n")
+                }))
+            }
+        });
+    let mut http = hyper::server::conn::http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(HANDSHAKE);
+    if let Err(error) = http.serve_connection(TokioIo::new(stream), service).with_upgrades().await {
+        tracing::debug!(%peer, %error, "connection ended");
+    }
+}
+
+impl Server {
+    /// Every route of the node.
+    async fn route(&self, mut request: Request<Incoming>) -> Result<Answer, Refusal> {
+        let path = request.uri().path().to_owned();
+        let query = request.uri().query().unwrap_or_default();
+        let query: Vec<(String, String)> = form_urlencoded::parse(query.as_bytes()).into_owned().collect();
+        let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
+        // Exec and its kin are GET from browsers and kubectl's WebSocket, POST from older callers.
+        let method = match request.method() {
+            &Method::POST if matches!(parts[0], "exec" | "attach" | "portForward") => Method::GET,
+            method => method.clone(),
+        };
+        match (method, parts.as_slice()) {
+            (Method::GET, ["healthz"]) => Ok(text(StatusCode::OK, "text/plain; charset=utf-8", "ok")),
+            (Method::GET, ["pods"]) => Ok(json(&info::pods(&(self.pods)()))),
+            (Method::GET, ["metrics"]) => {
+                let metrics = info::metrics(self.runtime.as_ref()).await?;
+                Ok(text(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", metrics))
+            }
+            (Method::GET, ["stats", "summary"]) => Ok(json(&info::summary(&self.node, self.runtime.as_ref()).await?)),
+            (Method::GET, ["images"]) => Ok(json(&serde_json::json!({"images": self.runtime.list_images().await?}))),
+            (Method::POST, ["images", "import"]) => self.import(request).await,
+            (Method::GET, ["containerLogs", ns, pod, container]) => self.logs(ns, pod, container, &query).await,
+            (Method::GET, ["exec", ns, pod, container]) => {
+                let asked = remote::request(&query);
+                if asked.command.is_empty() {
+                    return Err(Refusal::bad_request("command is required"));
+                }
+                let id = self.container(ns, pod, container, false).await?.1.id;
+                let handshake = socket::Handshake::accept(&mut request, &remote::PROTOCOLS)?;
+                let streams = self.runtime.exec(&id, asked.clone()).await?;
+                let v5 = handshake.protocol == remote::V5;
+                Ok(handshake.run(move |to, from| remote::serve(asked, streams, v5, to, from)))
+            }
+            (Method::GET, ["attach", ns, pod, container]) => {
+                let asked = remote::request(&query);
+                let id = self.container(ns, pod, container, false).await?.1.id;
+                let handshake = socket::Handshake::accept(&mut request, &remote::PROTOCOLS)?;
+                let streams = self.runtime.attach(&id).await?;
+                let v5 = handshake.protocol == remote::V5;
+                Ok(handshake.run(move |to, from| remote::serve(asked, streams, v5, to, from)))
+            }
+            (Method::GET, ["portForward", ns, pod]) => {
+                let ports = forward::ports(&query).map_err(Refusal::bad_request)?;
+                let sandbox = self.sandbox(ns, pod).await?.id;
+                let handshake = socket::Handshake::accept(&mut request, &forward::PROTOCOLS)?;
+                let runtime = Arc::clone(&self.runtime);
+                Ok(handshake.run(move |to, from| forward::serve(runtime, sandbox, ports, to, from)))
+            }
+            _ => Err(Refusal::not_found(format!("no such path: {path}"))),
+        }
+    }
+
+    /// The newest sandbox of a pod.
+    async fn sandbox(&self, ns: &str, pod: &str) -> Result<SandboxStatus, Refusal> {
+        let sandboxes = self.runtime.list_sandboxes().await?;
+        let found = sandboxes.into_iter().filter(|s| s.pod.namespace == ns && s.pod.name == pod);
+        let newest = found.max_by_key(|s| (s.created_at, s.pod.attempt));
+        newest.ok_or_else(|| Refusal::not_found(format!("pod \"{pod}_{ns}\" not found")))
+    }
+
+    /// The newest run of a container, or the one before it, with the sandbox it ran in.
+    async fn container(
+        &self,
+        ns: &str,
+        pod: &str,
+        name: &str,
+        previous: bool,
+    ) -> Result<(SandboxStatus, ContainerStatus), Refusal> {
+        let uid = self.sandbox(ns, pod).await?.pod.uid;
+        let sandboxes = self.runtime.list_sandboxes().await?;
+        let mut runs: Vec<_> = self.runtime.list_containers().await?;
+        runs.retain(|c| c.name == name);
+        let owner = |c: &ContainerStatus| sandboxes.iter().find(|s| s.id == c.sandbox_id && s.pod.uid == uid).cloned();
+        let mut runs: Vec<_> = runs.into_iter().filter_map(|c| Some((owner(&c)?, c))).collect();
+        runs.sort_by_key(|(_, c)| std::cmp::Reverse((c.attempt, c.created_at)));
+        let what = if previous { "previous terminated container" } else { "container" };
+        let mut runs = runs.into_iter().skip(usize::from(previous));
+        runs.next().ok_or_else(|| Refusal::bad_request(format!("{what} {name:?} in pod {pod:?} not found")))
+    }
+
+    async fn logs(&self, ns: &str, pod: &str, name: &str, query: &[(String, String)]) -> Result<Answer, Refusal> {
+        let options = logs::LogOptions::parse(query, jiff::Timestamp::now()).map_err(Refusal::bad_request)?;
+        let (sandbox, container) = self.container(ns, pod, name, options.previous).await?;
+        let path = crate::config::log_directory(&self.root_dir, &sandbox.pod).join(&container.log_path);
+        let stream = logs::LogStream { runtime: Arc::clone(&self.runtime), container: container.id, path, options };
+        let receiver = stream.start().map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => Refusal::not_found(format!("container {name:?} has no log")),
+            _ => Refusal::internal(format!("read log of container {name:?}: {error}")),
+        })?;
+        let frames = futures::stream::unfold(receiver, async |mut receiver| Some((receiver.recv().await?, receiver)));
+        let mut answer = Response::new(StreamBody::new(frames.map_ok(Frame::data)).boxed_unsync());
+        let kind = http::HeaderValue::from_static("text/plain; charset=utf-8");
+        answer.headers_mut().insert(header::CONTENT_TYPE, kind);
+        Ok(answer)
+    }
+
+    async fn import(&self, request: Request<Incoming>) -> Result<Answer, Refusal> {
+        let data = request.into_body().into_data_stream().map_err(std::io::Error::other);
+        let reader = tokio_util::io::StreamReader::new(data);
+        let images = self.runtime.import_image(Box::new(reader)).await?;
+        Ok(json(&serde_json::json!({"images": images})))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,132 @@
+//! Exec and attach: a process' streams as channels of one WebSocket.
+
+use dhow_cri::runtime::{ExecRequest, Reader, Streams};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::socket::{self, Receiver, Sender};
+
+pub const V5: &str = "v5.channel.k8s.io";
+pub const PROTOCOLS: [&str; 2] = [V5, "v4.channel.k8s.io"];
+
+const STDIN: u8 = 0;
+const STDOUT: u8 = 1;
+const STDERR: u8 = 2;
+const ERROR: u8 = 3;
+const RESIZE: u8 = 4;
+/// v5 only: the payload names the channel that ended.
+const CLOSE: u8 = 255;
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Size {
+    width: u16,
+    height: u16,
+}
+
+/// Reads the query of exec and attach, in the words of the public API or of the kubelet's own.
+pub fn request(query: &[(String, String)]) -> ExecRequest {
+    let is = |names: [&str; 2]| {
+        let mut found = query.iter().filter(|(name, _)| names.contains(&name.as_str()));
+        found.any(|(_, value)| matches!(value.as_str(), "true" | "1"))
+    };
+    ExecRequest {
+        command: query.iter().filter(|(name, _)| name == "command").map(|(_, value)| value.clone()).collect(),
+        tty: is(["tty", "tty"]),
+        stdin: is(["stdin", "input"]),
+        stdout: is(["stdout", "output"]),
+        stderr: is(["stderr", "error"]),
+    }
+}
+
+/// What the error channel says at the end.
+fn outcome(exit: Result<i32, String>) -> Value {
+    match exit {
+        Ok(0) => json!({"metadata": {}, "status": "Success"}),
+        Ok(code) => json!({
+            "metadata": {},
+            "status": "Failure",
+            "message": format!("command terminated with non-zero exit code: exit status {code}"),
+            "reason": "NonZeroExitCode",
+            "details": {"causes": [{"reason": "ExitCode", "message": code.to_string()}]},
+        }),
+        Err(message) => json!({
+            "metadata": {},
+            "status": "Failure",
+            "message": message,
+            "reason": "InternalError",
+            "code": 500,
+        }),
+    }
+}
+
+async fn output(reader: Option<Reader>, channel: u8, to: &Sender) {
+    let Some(mut reader) = reader else { return };
+    let mut block = vec![0; 32 * 1024];
+    while let Ok(count) = reader.read(&mut block).await {
+        if count == 0 || !to.send(channel, &block[..count]).await {
+            return;
+        }
+    }
+}
+
+async fn input(
+    mut stdin: Option<dhow_cri::runtime::Writer>,
+    resize: Option<tokio::sync::mpsc::Sender<(u16, u16)>>,
+    v5: bool,
+    from: &mut Receiver,
+) {
+    while let Some((channel, data)) = socket::next(from).await {
+        match channel {
+            STDIN => {
+                if let Some(writer) = &mut stdin
+                    && (writer.write_all(&data).await.is_err() || writer.flush().await.is_err())
+                {
+                    stdin = None;
+                }
+            }
+            RESIZE => {
+                if let (Some(resize), Ok(size)) = (&resize, serde_json::from_slice::<Size>(&data)) {
+                    let _ = resize.send((size.width, size.height)).await;
+                }
+            }
+            CLOSE if v5 && data.first() == Some(&STDIN) => {
+                if let Some(mut writer) = stdin.take() {
+                    let _ = writer.shutdown().await;
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Runs until the process ended and its output was sent, or the client went away.
+pub async fn serve(asked: ExecRequest, streams: Streams, v5: bool, to: Sender, mut from: Receiver) {
+    let Streams { stdin, stdout, stderr, resize, exit } = streams;
+    // An empty frame tells the client that the process is there.
+    let first = if asked.stdout {
+        STDOUT
+    } else if asked.stderr && !asked.tty {
+        STDERR
+    } else {
+        ERROR
+    };
+    to.send(first, &[]).await;
+    let stdin = stdin.filter(|_| asked.stdin);
+    let end = async {
+        let out = output(stdout.filter(|_| asked.stdout), STDOUT, &to);
+        let err = output(stderr.filter(|_| asked.stderr && !asked.tty), STDERR, &to);
+        let (exit, (), ()) = tokio::join!(exit, out, err);
+        let exit = match exit {
+            Ok(exit) => exit.map_err(|error| error.to_string()),
+            Err(_) => Err("the runtime lost the process".to_owned()),
+        };
+        to.send(ERROR, outcome(exit).to_string().as_bytes()).await;
+        to.close().await;
+    };
+    tokio::select! {
+        () = end => {}
+        () = input(stdin, resize, v5, &mut from) => {}
+    }
+}
