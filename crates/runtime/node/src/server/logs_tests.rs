@@ -1,3 +1,5 @@
+//! Log reading: tail, since, partial lines, follow until the end.
+
 #![allow(clippy::unwrap_used)]
 
 use std::io::Write;

@@ -1,3 +1,5 @@
+//! The server over real mutual TLS against a scripted runtime.
+
 #![allow(clippy::unwrap_used)]
 
 use base64::Engine;
