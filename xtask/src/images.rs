@@ -27,6 +27,13 @@ pub struct ImagesArgs {
     only: Vec<String>,
 }
 
+impl ImagesArgs {
+    /// Just these, in the usual place.
+    pub fn only(names: &[&str]) -> Self {
+        Self { out: "target/images".into(), only: names.iter().map(|name| (*name).to_owned()).collect() }
+    }
+}
+
 pub fn run(args: ImagesArgs) -> Result<()> {
     let started = Instant::now();
     if !is_root() {

@@ -8,6 +8,7 @@ mod setup;
 mod shell;
 mod test;
 mod tidy;
+mod up;
 
 use clap::{Parser, Subcommand};
 
@@ -24,6 +25,8 @@ enum Task {
     Images(images::ImagesArgs),
     /// Run every check: set-up, tidy, formatting, lints, all tests.
     Test(test::Args),
+    /// Build everything, start the cloud and deploy the demo.
+    Up(up::Args),
     /// Check layering, module docs and file sizes.
     Tidy,
 }
@@ -32,6 +35,7 @@ fn main() -> anyhow::Result<()> {
     match Cli::parse().task {
         Task::Images(args) => images::run(args),
         Task::Test(args) => test::run(&args),
+        Task::Up(args) => up::run(&args),
         Task::Tidy => tidy::run(),
     }
 }

@@ -17,7 +17,12 @@ pub const TEST_NEEDS: &[Need] = &[
     ("crun", "crun"),
     ("dig", "bind9-dnsutils"),
     ("curl", "curl"),
+    ("script", "bsdutils"),
+    ("nsenter", "util-linux"),
 ];
+
+/// What building and showing the demo takes.
+pub const UP_NEEDS: &[Need] = &[("curl", "curl"), ("mmdebstrap", "mmdebstrap")];
 
 /// Installs the packages of those programs that are missing. Needs root and a Debian-like system for that.
 pub fn ensure(needs: &[Need]) -> Result<()> {

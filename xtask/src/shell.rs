@@ -1,7 +1,7 @@
 //! Running other programs, loudly on failure.
 
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
@@ -20,6 +20,22 @@ pub fn run(program: &str, args: &[&str]) -> Result<()> {
         bail!("{program} {} failed: {status}", args.join(" "));
     }
     Ok(())
+}
+
+/// Like `run`, and returns standard output.
+pub fn output(program: &str, args: &[&str]) -> Result<String> {
+    eprintln!("    $ {program} {}", args.join(" "));
+    let output =
+        Command::new(program).args(args).current_dir(root()).stderr(Stdio::inherit()).output().with_context(|| format!("start {program}"))?;
+    if !output.status.success() {
+        bail!("{program} {} failed: {}", args.join(" "), output.status);
+    }
+    String::from_utf8(output.stdout).with_context(|| format!("{program} printed what is not text"))
+}
+
+/// Where cargo puts what it builds.
+pub fn target_dir() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
 }
 
 /// Whether a program can be found on the path.

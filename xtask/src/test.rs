@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use crate::{setup, shell, tidy};
+use crate::{images, setup, shell, tidy, up};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -21,7 +21,11 @@ pub fn run(args: &Args) -> Result<()> {
         shell::step("lints");
         shell::run("cargo", &["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"])?;
     }
+    shell::step("images for the end-to-end test");
+    images::run(images::ImagesArgs::only(up::DEMO_IMAGES))?;
     shell::step("tests");
+    // The end-to-end test drives the binary as a person would.
+    shell::run("cargo", &["build", "--package", "dhow"])?;
     if !shell::has("cargo-nextest") {
         return shell::run("cargo", &["test", "--workspace"]);
     }

@@ -1,3 +1,50 @@
-//! `dhow`: command line and wiring.
+//! `dhow`: command line and wiring. See `ARCHITECTURE.md` for where everything else lives.
 
-fn main() {}
+mod builtins;
+mod cli;
+mod cluster_dns;
+mod commands;
+mod daemon;
+mod exit;
+mod kubeconfig;
+mod place;
+mod preflight;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+
+use cli::{Cli, Command};
+
+fn main() -> ExitCode {
+    // The shim is this same binary. It must start before any thread or runtime exists.
+    let mut args = std::env::args_os().skip(1);
+    if args.next().is_some_and(|first| first == dhow_oci::shim::COMMAND) {
+        return dhow_oci::shim::main(args);
+    }
+    let cli = Cli::parse();
+    if let Command::Completion { shell } = cli.command {
+        clap_complete::generate(shell, &mut Cli::command(), "dhow", &mut std::io::stdout());
+        return ExitCode::SUCCESS;
+    }
+    exit::report(run(cli.command))
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    rustls::crypto::ring::default_provider()
+        .install_default()
+        .map_err(|_| anyhow::anyhow!("the TLS provider was installed twice"))?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        match command {
+            Command::Up(args) => commands::up::run(args).await,
+            Command::Down(args) => commands::down::run(args).await,
+            Command::Status(args) => commands::status::run(args).await,
+            Command::Deploy(args) => commands::deploy::run(args).await,
+            Command::Image(command) => commands::image::run(command).await,
+            Command::Kubeconfig(args) => commands::kubeconfig(&args),
+            Command::Serve(args) => daemon::serve(&place::Place::resolve(&args)?).await,
+            Command::Completion { .. } => Ok(()),
+        }
+    })
+}

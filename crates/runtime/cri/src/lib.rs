@@ -1,5 +1,6 @@
 //! The container runtime trait in the shape of CRI, its suite and its adapters.
 
+pub mod embedded;
 mod error;
 pub mod network;
 pub mod runtime;

@@ -1,0 +1,159 @@
+//! The command line: nouns, verbs and flags.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// A container cloud in one binary: Kubernetes API, containers, network and DNS on this machine.
+#[derive(Debug, Parser)]
+#[command(name = "dhow", version, propagate_version = true, after_help = EXIT_CODES)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const EXIT_CODES: &str = "Exit codes: 0 success, 1 failure, 2 wrong usage, 3 not found, 4 conflict, 5 timed out, \
+                          6 not authorised.";
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Start the cloud on this machine and wait until it is ready.
+    Up(UpArgs),
+    /// Stop the cloud and its containers; data is kept unless --purge is given.
+    Down(DownArgs),
+    /// Show what runs: nodes, workloads, memory, where the data lives.
+    Status(StatusArgs),
+    /// Apply Kubernetes YAML and follow it to a reachable address.
+    Deploy(DeployArgs),
+    /// Work with this node's images.
+    #[command(subcommand)]
+    Image(ImageCommand),
+    /// Print the kubeconfig of the administrator.
+    Kubeconfig(ConnectArgs),
+    /// Print a completion script.
+    Completion { shell: clap_complete::Shell },
+    /// Run server and node in the foreground (what `dhow up` starts, and a service manager may).
+    #[command(name = "serve")]
+    Serve(PlaceArgs),
+}
+
+/// Where this cloud lives on the machine and in the network.
+#[derive(Debug, Clone, Args)]
+pub struct PlaceArgs {
+    /// Folder of everything that must survive a reboot.
+    #[arg(long, env = "DHOW_DATA_DIR", default_value = "/var/lib/dhow", value_name = "DIR")]
+    pub data_dir: PathBuf,
+    /// Folder of sockets and run-time state; lost at reboot.
+    #[arg(long, env = "DHOW_RUN_DIR", default_value = "/run/dhow", value_name = "DIR")]
+    pub run_dir: PathBuf,
+    /// Name of this machine's node [default: the host name].
+    #[arg(long, env = "DHOW_NODE_NAME", value_name = "NAME")]
+    pub node_name: Option<String>,
+    /// Address under which this machine is reached [default: that of the default route].
+    #[arg(long, env = "DHOW_NODE_IP", value_name = "IP")]
+    pub node_ip: Option<IpAddr>,
+    /// Port of the Kubernetes API.
+    #[arg(long, env = "DHOW_API_PORT", default_value_t = 6443, value_name = "PORT")]
+    pub api_port: u16,
+    /// Port of the node agent's API.
+    #[arg(long, env = "DHOW_NODE_PORT", default_value_t = 10250, value_name = "PORT")]
+    pub node_port: u16,
+    /// Log format.
+    #[arg(long, env = "DHOW_LOG_FORMAT", value_enum, default_value_t = LogFormat::Auto)]
+    pub log_format: LogFormat,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// Human on a terminal, JSON otherwise.
+    Auto,
+    Human,
+    Json,
+}
+
+#[derive(Debug, Args)]
+pub struct UpArgs {
+    #[command(flatten)]
+    pub place: PlaceArgs,
+    /// Stay in the foreground instead of leaving a daemon behind.
+    #[arg(long)]
+    pub foreground: bool,
+    /// Do not write the context into the invoking user's kubeconfig.
+    #[arg(long)]
+    pub no_kubeconfig: bool,
+    /// Seconds to wait for readiness.
+    #[arg(long, default_value_t = 60, value_name = "SECONDS")]
+    pub timeout: u64,
+}
+
+#[derive(Debug, Args)]
+pub struct DownArgs {
+    #[command(flatten)]
+    pub place: PlaceArgs,
+    /// Also remove all data, network state and the kubeconfig context.
+    #[arg(long)]
+    pub purge: bool,
+}
+
+/// How to reach a running cloud.
+#[derive(Debug, Clone, Args)]
+pub struct ConnectArgs {
+    /// Kubeconfig to use [default: $KUBECONFIG, ~/.kube/config, then the data folder's].
+    #[arg(long, env = "KUBECONFIG", value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    /// Folder of a cloud on this machine.
+    #[arg(long, env = "DHOW_DATA_DIR", default_value = "/var/lib/dhow", value_name = "DIR")]
+    pub data_dir: PathBuf,
+    /// Folder of its run-time state.
+    #[arg(long, env = "DHOW_RUN_DIR", default_value = "/run/dhow", value_name = "DIR")]
+    pub run_dir: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+    #[arg(short, long, value_enum, default_value_t = Output::Table)]
+    pub output: Output,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    Table,
+    Json,
+    Yaml,
+}
+
+#[derive(Debug, Args)]
+pub struct DeployArgs {
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+    /// A YAML file, a folder of them, or `-` for standard input.
+    #[arg(value_name = "PATH|-")]
+    pub path: PathBuf,
+    /// Namespace for objects that name none.
+    #[arg(short, long, default_value = "default")]
+    pub namespace: String,
+    /// Seconds to wait for the roll-out; 0 does not wait.
+    #[arg(long, default_value_t = 300, value_name = "SECONDS")]
+    pub timeout: u64,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ImageCommand {
+    /// Load docker-archive or oci-archive files into the node's store.
+    Import {
+        #[command(flatten)]
+        connect: ConnectArgs,
+        #[arg(required = true, value_name = "FILE")]
+        files: Vec<PathBuf>,
+    },
+    /// List the images the node holds.
+    Ls {
+        #[command(flatten)]
+        connect: ConnectArgs,
+        #[arg(short, long, value_enum, default_value_t = Output::Table)]
+        output: Output,
+    },
+}

@@ -1,0 +1,54 @@
+//! The `kube-system/kube-dns` Service and its endpoint, the node's bridge gateway.
+
+use std::net::IpAddr;
+
+use anyhow::{Context, Result};
+use dhow_client::{Client, Object};
+use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+const NAMESPACE: &str = "kube-system";
+const NAME: &str = "kube-dns";
+
+/// Makes the cluster's DNS reachable under its Service address.
+pub async fn ensure(client: &Client, service_ip: IpAddr, gateway: IpAddr, node: &str) -> Result<()> {
+    let labels = json!({"k8s-app": "kube-dns", "kubernetes.io/name": "Dhow DNS"});
+    ensure_object::<Service>(
+        client,
+        json!({
+            "metadata": {"name": NAME, "namespace": NAMESPACE, "labels": labels},
+            "spec": {"clusterIP": service_ip, "ports": ports()},
+        }),
+    )
+    .await
+    .context("publish the DNS service")?;
+    ensure_object::<EndpointSlice>(
+        client,
+        json!({
+            "metadata": {
+                "name": format!("{NAME}-{node}"),
+                "namespace": NAMESPACE,
+                "labels": {"kubernetes.io/service-name": NAME, "endpointslice.kubernetes.io/managed-by": "dhow.io/dns"},
+            },
+            "addressType": "IPv4",
+            "endpoints": [{"addresses": [gateway], "conditions": {"ready": true}, "nodeName": node}],
+            "ports": ports(),
+        }),
+    )
+    .await
+    .context("publish the DNS endpoint")
+}
+
+fn ports() -> Value {
+    json!([{"name": "dns", "port": 53, "protocol": "UDP"}, {"name": "dns-tcp", "port": 53, "protocol": "TCP"}])
+}
+
+async fn ensure_object<K: Object + DeserializeOwned>(client: &Client, wanted: Value) -> Result<()> {
+    let object: K = serde_json::from_value(wanted).context("build the object")?;
+    match client.create(&object).await {
+        Err(error) if !error.is_already_exists() => Err(error.into()),
+        _ => Ok(()),
+    }
+}

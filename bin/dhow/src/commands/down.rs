@@ -1,0 +1,41 @@
+//! `dhow down`: stops daemon and containers; with `--purge`, leaves nothing behind.
+#![allow(clippy::print_stderr)]
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+use crate::cli::DownArgs;
+use crate::place::Place;
+use crate::{builtins, daemon, kubeconfig};
+
+pub async fn run(args: DownArgs) -> Result<()> {
+    let place = Place::resolve(&args.place)?;
+    let run_dir = place.run_dir.clone();
+    let was_running = tokio::task::spawn_blocking(move || daemon::stop(&run_dir)).await.context("stop the daemon")??;
+    let containers = builtins::stop_containers(&place).await?;
+    eprintln!(
+        "{}; {containers} pod sandboxes stopped.",
+        if was_running { "Dhow is stopped" } else { "Dhow was not running" }
+    );
+    if !args.purge {
+        eprintln!("Data is kept in {}; `dhow up` starts everything again.", place.data_dir.display());
+        return Ok(());
+    }
+    builtins::purge(&place).await?;
+    for folder in [&place.run_dir, &place.data_dir] {
+        remove_folder(folder)?;
+    }
+    kubeconfig::forget_for_user()?;
+    eprintln!("Purged: no rule, interface, mount, cgroup or file of Dhow is left.");
+    Ok(())
+}
+
+fn remove_folder(path: &Path) -> Result<()> {
+    match fs::remove_dir_all(path) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error).with_context(|| format!("remove {}", path.display())),
+    }
+}

@@ -1,0 +1,45 @@
+//! Exit codes, documented in `--help`, and how an error is shown.
+#![allow(clippy::print_stderr)]
+
+use std::process::ExitCode;
+
+const FAILURE: u8 = 1;
+const NOT_FOUND: u8 = 3;
+const CONFLICT: u8 = 4;
+const TIMEOUT: u8 = 5;
+const UNAUTHORISED: u8 = 6;
+
+/// Marks an error as a deadline that passed.
+#[derive(Debug)]
+pub struct TimedOut(pub String);
+
+impl std::fmt::Display for TimedOut {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for TimedOut {}
+
+/// Shows an error with its causes on standard error and picks the exit code.
+pub fn report(result: anyhow::Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("dhow: {error:#}");
+            ExitCode::from(code(&error))
+        }
+    }
+}
+
+fn code(error: &anyhow::Error) -> u8 {
+    if error.is::<TimedOut>() {
+        return TIMEOUT;
+    }
+    match error.downcast_ref::<dhow_client::Error>() {
+        Some(error) if error.is_not_found() => NOT_FOUND,
+        Some(error) if error.is_conflict() || error.is_already_exists() => CONFLICT,
+        Some(error) if error.is_unauthorized() || error.is_forbidden() => UNAUTHORISED,
+        _ => FAILURE,
+    }
+}

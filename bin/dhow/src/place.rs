@@ -1,0 +1,86 @@
+//! Where a cloud lives: flags resolved once into folders, addresses and names.
+
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+
+use crate::cli::{LogFormat, PlaceArgs};
+
+/// Everything about the place that the parts need to know.
+#[derive(Debug, Clone)]
+pub struct Place {
+    pub data_dir: PathBuf,
+    pub run_dir: PathBuf,
+    pub node_name: String,
+    pub node_ip: IpAddr,
+    pub api_port: u16,
+    pub node_port: u16,
+    pub log_format: LogFormat,
+}
+
+/// All pods of the cluster.
+pub const CLUSTER_CIDR: &str = "10.42.0.0/16";
+/// The pods of the first node.
+pub const POD_CIDR: &str = "10.42.0.0/24";
+pub const SERVICE_CIDR: &str = "10.43.0.0/16";
+/// The `default/kubernetes` Service.
+pub const API_SERVICE_IP: Ipv4Addr = Ipv4Addr::new(10, 43, 0, 1);
+/// The `kube-system/kube-dns` Service.
+pub const DNS_SERVICE_IP: Ipv4Addr = Ipv4Addr::new(10, 43, 0, 10);
+pub const CLUSTER_DOMAIN: &str = "cluster.local";
+pub const BRIDGE: &str = "dhow0";
+pub const TABLE: &str = "dhow";
+pub const NODE_PORTS: (u16, u16) = (30000, 32767);
+
+impl Place {
+    pub fn resolve(args: &PlaceArgs) -> Result<Self> {
+        let node_name = match &args.node_name {
+            Some(name) => name.clone(),
+            None => host_name()?,
+        };
+        Ok(Self {
+            data_dir: std::path::absolute(&args.data_dir).context("resolve the data folder")?,
+            run_dir: std::path::absolute(&args.run_dir).context("resolve the run folder")?,
+            node_name,
+            node_ip: args.node_ip.unwrap_or_else(default_address),
+            api_port: args.api_port,
+            node_port: args.node_port,
+            log_format: args.log_format,
+        })
+    }
+
+    pub fn pid_file(&self) -> PathBuf {
+        self.run_dir.join("dhow.pid")
+    }
+
+    pub fn log_file(&self) -> PathBuf {
+        self.data_dir.join("dhow.log")
+    }
+
+    pub fn admin_kubeconfig(&self) -> PathBuf {
+        self.data_dir.join("admin.kubeconfig")
+    }
+
+    pub fn api_url(&self) -> String {
+        format!("https://{}", std::net::SocketAddr::new(self.node_ip, self.api_port))
+    }
+}
+
+/// Kubernetes wants node names in lower case.
+fn host_name() -> Result<String> {
+    let name = fs::read_to_string("/proc/sys/kernel/hostname").context("read the host name")?;
+    let name = name.trim().to_ascii_lowercase();
+    Ok(if name.is_empty() || name == "(none)" { "localhost".into() } else { name })
+}
+
+/// The source address of the default route; connecting a UDP socket sends nothing.
+fn default_address() -> IpAddr {
+    UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))
+        .and_then(|socket| {
+            socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9))?;
+            socket.local_addr()
+        })
+        .map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), |address| address.ip())
+}

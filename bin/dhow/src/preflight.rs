@@ -1,0 +1,82 @@
+//! What the machine must offer, checked before anything starts; each failure comes with its fix.
+
+use std::fs;
+use std::io::Write;
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+
+use crate::place::Place;
+
+/// Durable writes slower than this make the API feel slow.
+const SLOW_FSYNC: Duration = Duration::from_millis(20);
+
+/// Fails with every problem at once; returns warnings.
+pub fn check(place: &Place) -> Result<Vec<String>> {
+    if !rustix::process::geteuid().is_root() {
+        bail!("dhow up needs root to make containers and networks; run it with sudo");
+    }
+    let mut problems = Vec::new();
+    filesystems(&mut problems);
+    cgroups(&mut problems);
+    for (port, flag) in [(place.api_port, "--api-port"), (place.node_port, "--node-port")] {
+        if let Err(error) = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)) {
+            problems.push(format!("port {port} cannot be used: {error}; stop what listens there or choose another with {flag}"));
+        }
+    }
+    let mut warnings = Vec::new();
+    match measure_fsync(&place.data_dir) {
+        Ok(took) if took > SLOW_FSYNC => warnings.push(format!(
+            "a durable write to {} takes {} ms; a faster disk makes everything faster",
+            place.data_dir.display(),
+            took.as_millis()
+        )),
+        Ok(_) => {}
+        Err(error) => problems.push(format!("{} cannot be written: {error}", place.data_dir.display())),
+    }
+    if problems.is_empty() {
+        return Ok(warnings);
+    }
+    bail!("this machine is not ready:\n  - {}", problems.join("\n  - "))
+}
+
+fn filesystems(problems: &mut Vec<String>) {
+    let known = fs::read_to_string("/proc/filesystems").unwrap_or_default();
+    let has = |name: &str| known.lines().any(|line| line.split_whitespace().last() == Some(name));
+    // The module may be loadable on demand; then the first mount loads it.
+    if !has("overlay") && !module_exists("overlay") {
+        problems.push("the kernel has no overlay file system; load it with `modprobe overlay`".into());
+    }
+}
+
+fn module_exists(name: &str) -> bool {
+    let Ok(release) = fs::read_to_string("/proc/sys/kernel/osrelease") else { return false };
+    fs::read_to_string(format!("/lib/modules/{}/modules.dep", release.trim()))
+        .is_ok_and(|modules| modules.contains(&format!("/{name}.ko")))
+}
+
+fn cgroups(problems: &mut Vec<String>) {
+    let controllers = fs::read_to_string("/sys/fs/cgroup/cgroup.controllers").unwrap_or_default();
+    for name in ["cpu", "memory", "pids"] {
+        let unified = controllers.split_whitespace().any(|controller| controller == name);
+        if !unified && !Path::new("/sys/fs/cgroup").join(name).is_dir() {
+            problems.push(format!(
+                "the cgroup controller {name:?} is missing; mount cgroup2 at /sys/fs/cgroup or enable it on the kernel's command line"
+            ));
+        }
+    }
+}
+
+fn measure_fsync(folder: &Path) -> std::io::Result<Duration> {
+    fs::create_dir_all(folder)?;
+    let path = folder.join(".preflight");
+    let mut file = fs::File::create(&path)?;
+    let begin = Instant::now();
+    file.write_all(&[0; 4096])?;
+    file.sync_data()?;
+    let took = begin.elapsed();
+    fs::remove_file(&path)?;
+    Ok(took)
+}

@@ -1,0 +1,290 @@
+//! Control groups: one unified tree (v2) or one tree per controller (v1 and hybrid), behind one type.
+
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags};
+
+use crate::error::{Context, Result};
+use crate::spec::{DeviceNode, Limits};
+
+/// Where the kernel's trees are mounted.
+const ROOT: &str = "/sys/fs/cgroup";
+/// Controllers whose limits or counters we use, by their v1 names.
+const V1: [&str; 7] = ["memory", "cpu", "cpuacct", "pids", "devices", "freezer", "cpuset"];
+
+/// One group, in every tree it has to be in.
+#[derive(Debug, Clone)]
+pub struct Cgroup {
+    tree: Tree,
+    path: String,
+}
+
+#[derive(Debug, Clone)]
+enum Tree {
+    Unified,
+    /// Controllers that are mounted.
+    Split(Vec<&'static str>),
+}
+
+impl Tree {
+    fn find() -> Self {
+        if Path::new(ROOT).join("cgroup.controllers").exists() {
+            return Self::Unified;
+        }
+        Self::Split(V1.into_iter().filter(|name| Path::new(ROOT).join(name).join("tasks").exists()).collect())
+    }
+}
+
+impl Cgroup {
+    /// Names a group below the root; nothing is made yet.
+    pub fn new(path: &str) -> Self {
+        Self { tree: Tree::find(), path: path.trim_matches('/').to_owned() }
+    }
+
+    fn folders(&self) -> Vec<PathBuf> {
+        match &self.tree {
+            Tree::Unified => vec![Path::new(ROOT).join(&self.path)],
+            Tree::Split(controllers) => {
+                controllers.iter().map(|name| Path::new(ROOT).join(name).join(&self.path)).collect()
+            }
+        }
+    }
+
+    fn folder(&self, controller: &str) -> Option<PathBuf> {
+        match &self.tree {
+            Tree::Unified => Some(Path::new(ROOT).join(&self.path)),
+            Tree::Split(controllers) => {
+                controllers.contains(&controller).then(|| Path::new(ROOT).join(controller).join(&self.path))
+            }
+        }
+    }
+
+    /// Makes the group with its parents and sets its limits.
+    pub fn create(&self, limits: &Limits) -> Result<()> {
+        match &self.tree {
+            Tree::Unified => self.create_unified()?,
+            Tree::Split(_) => {
+                for folder in self.folders() {
+                    fs::create_dir_all(&folder).step(format!("create cgroup {}", folder.display()))?;
+                }
+                self.inherit_cpuset()?;
+            }
+        }
+        self.apply(limits)
+    }
+
+    /// Every group on the way has to hand its controllers down.
+    fn create_unified(&self) -> Result<()> {
+        let mut folder = PathBuf::from(ROOT);
+        for part in self.path.split('/') {
+            for controller in ["cpu", "memory", "pids", "cpuset"] {
+                // A controller that the kernel lacks is missed when a limit needs it.
+                let _ = fs::write(folder.join("cgroup.subtree_control"), format!("+{controller}"));
+            }
+            folder.push(part);
+            match fs::create_dir(&folder) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                    return Err(error).step(format!("create cgroup {}", folder.display()));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// A v1 cpuset takes no process before it has processors and memory nodes; they come from above.
+    fn inherit_cpuset(&self) -> Result<()> {
+        let Some(top) = self.folder("cpuset").map(|_| Path::new(ROOT).join("cpuset")) else { return Ok(()) };
+        let mut folder = top;
+        for part in self.path.split('/') {
+            let above = folder.clone();
+            folder.push(part);
+            for file in ["cpuset.cpus", "cpuset.mems"] {
+                let own = fs::read_to_string(folder.join(file)).unwrap_or_default();
+                if own.trim().is_empty() {
+                    let value = fs::read_to_string(above.join(file)).step(format!("read {file}"))?;
+                    fs::write(folder.join(file), value.trim()).step(format!("set {file}"))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Sets what is given and leaves the rest as it is.
+    pub fn apply(&self, limits: &Limits) -> Result<()> {
+        let period = limits.cpu_period.unwrap_or(100_000);
+        match &self.tree {
+            Tree::Unified => {
+                if let Some(bytes) = limits.memory {
+                    self.set("memory", "memory.max", &bytes.to_string())?;
+                }
+                if let Some(quota) = limits.cpu_quota {
+                    let quota = if quota < 0 { "max".to_owned() } else { quota.to_string() };
+                    self.set("cpu", "cpu.max", &format!("{quota} {period}"))?;
+                }
+                if let Some(shares) = limits.cpu_shares {
+                    // The conversion that runc and systemd agree on.
+                    let weight = 1 + ((shares.clamp(2, 262_144) - 2) * 9999) / 262_142;
+                    self.set("cpu", "cpu.weight", &weight.to_string())?;
+                }
+                if let Some(pids) = limits.pids {
+                    self.set("pids", "pids.max", &most(pids))?;
+                }
+            }
+            Tree::Split(_) => {
+                if let Some(bytes) = limits.memory {
+                    self.set("memory", "memory.limit_in_bytes", &bytes.to_string())?;
+                }
+                if let Some(quota) = limits.cpu_quota {
+                    self.set("cpu", "cpu.cfs_period_us", &period.to_string())?;
+                    self.set("cpu", "cpu.cfs_quota_us", &quota.to_string())?;
+                }
+                if let Some(shares) = limits.cpu_shares {
+                    self.set("cpu", "cpu.shares", &shares.to_string())?;
+                }
+                if let Some(pids) = limits.pids {
+                    self.set("pids", "pids.max", &most(pids))?;
+                }
+            }
+        }
+        if let Some(cpus) = &limits.cpuset_cpus {
+            self.set("cpuset", "cpuset.cpus", cpus)?;
+        }
+        if let Some(mems) = &limits.cpuset_mems {
+            self.set("cpuset", "cpuset.mems", mems)?;
+        }
+        Ok(())
+    }
+
+    fn set(&self, controller: &str, file: &str, value: &str) -> Result<()> {
+        let Some(folder) = self.folder(controller) else { return Ok(()) };
+        fs::write(folder.join(file), value).step(format!("set {file} to {value}"))
+    }
+
+    /// Whether device access is confined by the kernel here. On the unified tree it is not (by us), so containers
+    /// there go without the capability to make device nodes.
+    pub fn confines_devices() -> bool {
+        matches!(Tree::find(), Tree::Split(controllers) if controllers.contains(&"devices"))
+    }
+
+    /// Lets the group use the devices every container has, and those given.
+    pub fn restrict_devices(&self, devices: &[DeviceNode]) -> Result<()> {
+        let Tree::Split(_) = self.tree else { return Ok(()) };
+        self.set("devices", "devices.deny", "a")?;
+        // Making any node is allowed, using it is not; then null, zero, full, random, urandom, tty, console, ptmx, pts.
+        for rule in [
+            "c *:* m", "b *:* m", "c 1:3 rwm", "c 1:5 rwm", "c 1:7 rwm", "c 1:8 rwm", "c 1:9 rwm", "c 5:0 rwm",
+            "c 5:1 rwm", "c 5:2 rwm", "c 136:* rwm",
+        ] {
+            self.set("devices", "devices.allow", rule)?;
+        }
+        for device in devices {
+            let node = rustix::fs::stat(&device.source).step(format!("look at {}", device.source.display()))?;
+            let kind = if rustix::fs::FileType::from_raw_mode(node.st_mode).is_block_device() { 'b' } else { 'c' };
+            let (major, minor) = (rustix::fs::major(node.st_rdev), rustix::fs::minor(node.st_rdev));
+            self.set("devices", "devices.allow", &format!("{kind} {major}:{minor} {}", device.permissions))?;
+        }
+        Ok(())
+    }
+
+    /// Files to which a process writes `0` to join.
+    pub fn join_files(&self) -> Result<Vec<OwnedFd>> {
+        self.folders()
+            .iter()
+            .map(|folder| {
+                rustix::fs::open(folder.join("cgroup.procs"), OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
+                    .step(format!("open cgroup {}", folder.display()))
+            })
+            .collect()
+    }
+
+    /// Processes in the group itself.
+    pub fn processes(&self) -> Vec<i32> {
+        let Some(folder) = self.folders().into_iter().next() else { return Vec::new() };
+        let text = fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
+        text.lines().filter_map(|line| line.parse().ok()).collect()
+    }
+
+    /// How often the kernel killed for want of memory.
+    pub fn oom_kills(&self) -> u64 {
+        let file = match self.tree {
+            Tree::Unified => "memory.events",
+            Tree::Split(_) => "memory.oom_control",
+        };
+        self.counter("memory", file, "oom_kill")
+    }
+
+    fn counter(&self, controller: &str, file: &str, name: &str) -> u64 {
+        let text = self.folder(controller).and_then(|folder| fs::read_to_string(folder.join(file)).ok());
+        let text = text.unwrap_or_default();
+        let line = text.lines().find(|line| line.split_whitespace().next() == Some(name));
+        line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok()).unwrap_or(0)
+    }
+
+    fn number(&self, controller: &str, file: &str) -> u64 {
+        let text = self.folder(controller).and_then(|folder| fs::read_to_string(folder.join(file)).ok());
+        text.and_then(|text| text.trim().parse().ok()).unwrap_or(0)
+    }
+
+    /// What the group has used.
+    pub fn usage(&self) -> Usage {
+        let (cpu, memory, inactive) = match self.tree {
+            Tree::Unified => (
+                self.counter("cpu", "cpu.stat", "usage_usec") * 1000,
+                self.number("memory", "memory.current"),
+                self.counter("memory", "memory.stat", "inactive_file"),
+            ),
+            Tree::Split(_) => (
+                self.number("cpuacct", "cpuacct.usage"),
+                self.number("memory", "memory.usage_in_bytes"),
+                self.counter("memory", "memory.stat", "total_inactive_file"),
+            ),
+        };
+        Usage {
+            cpu_nanos: cpu,
+            memory_bytes: memory,
+            working_set_bytes: memory.saturating_sub(inactive),
+            pids: self.number("pids", "pids.current"),
+        }
+    }
+
+    /// Removes the group and empty groups above it, up to and including the first part of the path.
+    pub fn remove(&self) {
+        for folder in self.folders() {
+            let _ = fs::remove_dir(&folder);
+        }
+    }
+
+    /// Removes everything below and including this group; the groups must hold no process.
+    pub fn remove_all(&self) {
+        for folder in self.folders() {
+            remove_tree(&folder);
+        }
+    }
+}
+
+fn remove_tree(folder: &Path) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_tree(&entry.path());
+        }
+    }
+    let _ = fs::remove_dir(folder);
+}
+
+fn most(number: i64) -> String {
+    if number <= 0 { "max".into() } else { number.to_string() }
+}
+
+/// What a group has used so far.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Usage {
+    pub cpu_nanos: u64,
+    pub memory_bytes: u64,
+    /// Memory less inactive file pages.
+    pub working_set_bytes: u64,
+    pub pids: u64,
+}

@@ -1,0 +1,6 @@
+//! What a process does to itself on its way into a container. Runs in a child of the single-threaded shim.
+
+pub mod identity;
+pub mod paths;
+pub mod rootfs;
+pub mod seccomp;

@@ -1,0 +1,155 @@
+//! What a sandbox and its containers are made of, resolved: nothing here needs an image or an API to understand.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// A pod sandbox: the namespaces its containers share.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SandboxSpec {
+    pub id: String,
+    pub hostname: String,
+    /// Own network namespace; false shares the host's.
+    pub network: bool,
+    /// Own System V IPC and message queues; false shares the host's.
+    pub ipc: bool,
+    /// `net.…`, `kernel.shm…`: written inside the sandbox's namespaces.
+    pub sysctls: Vec<(String, String)>,
+}
+
+/// A container, ready to be made.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ContainerSpec {
+    pub id: String,
+    pub process: Process,
+    pub rootfs: Rootfs,
+    pub mounts: Vec<Mount>,
+    pub devices: Vec<DeviceNode>,
+    pub masked_paths: Vec<String>,
+    pub readonly_paths: Vec<String>,
+    /// Sees all of the host's devices, files and kernel settings.
+    pub privileged: bool,
+    pub host_pid: bool,
+    /// Below the cgroup root, such as `dhow/kubepods/burstable/pod<uid>/<id>`.
+    pub cgroup: String,
+    pub limits: Limits,
+    /// Absolute path of the log file, in CRI's format.
+    pub log_path: PathBuf,
+    /// A pipe or terminal stays open for input.
+    pub stdin: bool,
+    pub stdin_once: bool,
+}
+
+/// A program to run in a container, as its first process or beside it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Process {
+    pub args: Vec<String>,
+    /// `NAME=value`.
+    pub env: Vec<String>,
+    pub cwd: String,
+    pub user: User,
+    pub tty: bool,
+    /// Without the `CAP_` prefix.
+    pub capabilities: Vec<String>,
+    pub no_new_privs: bool,
+    pub seccomp: Seccomp,
+    pub oom_score_adj: Option<i32>,
+}
+
+/// Who runs it. A name is looked up in the container's own files.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct User {
+    /// As in a Dockerfile's USER: `name`, `uid`, `name:group`, `uid:gid`; empty is root.
+    pub name: String,
+    /// Takes the place of the name's.
+    pub uid: Option<u32>,
+    pub gid: Option<u32>,
+    pub additional_gids: Vec<u32>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Seccomp {
+    #[default]
+    Default,
+    Unconfined,
+    /// A profile in Docker's JSON format, by absolute path on the host.
+    Profile(PathBuf),
+}
+
+/// Layers and the place for changes. The mount itself lives in the container's mount namespace only.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Rootfs {
+    /// Read-only layers, top first.
+    pub lower: Vec<PathBuf>,
+    pub upper: PathBuf,
+    pub work: PathBuf,
+    /// An empty folder to mount on.
+    pub target: PathBuf,
+    pub readonly: bool,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Mount {
+    pub source: PathBuf,
+    /// Inside the container; resolved beneath its root.
+    pub target: PathBuf,
+    pub readonly: bool,
+    pub propagation: Propagation,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Propagation {
+    #[default]
+    Private,
+    Slave,
+    Shared,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct DeviceNode {
+    pub source: PathBuf,
+    pub target: PathBuf,
+    /// Any of `rwm`.
+    pub permissions: String,
+}
+
+/// Cgroup limits; `None` leaves the kernel's default.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Microseconds per period.
+    pub cpu_quota: Option<i64>,
+    /// Microseconds.
+    pub cpu_period: Option<u64>,
+    /// 2..=262144.
+    pub cpu_shares: Option<u64>,
+    /// Bytes.
+    pub memory: Option<i64>,
+    pub pids: Option<i64>,
+    pub cpuset_cpus: Option<String>,
+    pub cpuset_mems: Option<String>,
+}
+
+/// A container's life so far, kept on disk so that whoever asks later finds it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct State {
+    pub id: String,
+    pub status: Status,
+    /// On the host; 0 once it has ended.
+    pub pid: i32,
+    /// Nanoseconds since 1970.
+    pub created_at: i64,
+    pub started_at: Option<i64>,
+    pub finished_at: Option<i64>,
+    /// 128 + signal when killed by one.
+    pub exit_code: i32,
+    pub oom_killed: bool,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    #[default]
+    Created,
+    Running,
+    Stopped,
+}

@@ -1,0 +1,180 @@
+//! A host of its own for an end-to-end test: a network namespace, private folders, and a cloud in it.
+#![allow(clippy::print_stderr)]
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+/// Address of the test's host, on a veth pair that never leaves its namespace.
+pub const HOST_IP: &str = "198.18.0.1";
+
+/// A machine that runs one cloud. Dropping it takes everything away.
+pub struct Host {
+    namespace: String,
+    folder: tempfile::TempDir,
+    binary: PathBuf,
+}
+
+impl Host {
+    /// Makes the namespace and finds the `dhow` binary (built by the caller of the tests).
+    pub fn new() -> Result<Self> {
+        let namespace = format!("dhow-e2e-{}", std::process::id());
+        let folder = tempfile::Builder::new().prefix("dhow-e2e").tempdir_in("/var/tmp").context("make a folder")?;
+        let host = Self { namespace, folder, binary: binary()? };
+        run(Command::new("ip").args(["netns", "add", &host.namespace]))?;
+        for args in [
+            vec!["link", "set", "lo", "up"],
+            vec!["link", "add", "host0", "type", "veth", "peer", "name", "host1"],
+            vec!["addr", "add", &format!("{HOST_IP}/24"), "dev", "host0"],
+            vec!["link", "set", "host0", "up"],
+            vec!["link", "set", "host1", "up"],
+            vec!["route", "add", "default", "via", "198.18.0.254"],
+        ] {
+            run(host.command("ip").args(&args))?;
+        }
+        Ok(host)
+    }
+
+    pub fn data_dir(&self) -> PathBuf {
+        self.folder.path().join("data")
+    }
+
+    pub fn run_dir(&self) -> PathBuf {
+        self.folder.path().join("run")
+    }
+
+    pub fn kubeconfig(&self) -> PathBuf {
+        self.folder.path().join("kubeconfig")
+    }
+
+    /// A program inside the host's network, with the kubeconfig that `dhow up` wrote.
+    pub fn command(&self, program: impl AsRef<Path>) -> Command {
+        let mut command = Command::new("nsenter");
+        command
+            .arg(format!("--net=/run/netns/{}", self.namespace))
+            .arg("--")
+            .arg(program.as_ref())
+            .env("KUBECONFIG", self.kubeconfig())
+            .env("DHOW_DATA_DIR", self.data_dir())
+            .env("DHOW_RUN_DIR", self.run_dir())
+            .env("DHOW_NODE_IP", HOST_IP)
+            .env("DHOW_NODE_NAME", "e2e")
+            .env_remove("SUDO_UID")
+            .env("NO_PROXY", "*")
+            .env_remove("http_proxy")
+            .env_remove("https_proxy")
+            .env_remove("HTTP_PROXY")
+            .env_remove("HTTPS_PROXY")
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// `dhow` with these arguments; returns standard output.
+    pub fn dhow(&self, args: &[&str]) -> Result<String> {
+        run(self.command(&self.binary).args(args))
+    }
+
+    /// The machine's real kubectl; returns standard output.
+    pub fn kubectl(&self, args: &[&str]) -> Result<String> {
+        run(self.command("kubectl").args(args))
+    }
+
+    /// `kubectl … -o json`, parsed.
+    pub fn get(&self, args: &[&str]) -> Result<Value> {
+        let text = run(self.command("kubectl").args(args).args(["-o", "json"]))?;
+        serde_json::from_str(&text).context("read kubectl's JSON")
+    }
+
+    /// An HTTP request from the host; returns the body. `--fail` makes a status of 400 or more an error.
+    pub fn curl(&self, args: &[&str]) -> Result<String> {
+        run(self.command("curl").args(["--fail", "--silent", "--show-error", "--max-time", "5"]).args(args))
+    }
+
+    pub fn spawn(&self, program: &str, args: &[&str]) -> Result<Child> {
+        self.command(program)
+            .args(args)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("start {program}"))
+    }
+
+    /// The daemon's process id.
+    pub fn daemon_pid(&self) -> Result<u32> {
+        let text = std::fs::read_to_string(self.run_dir().join("dhow.pid")).context("read the pid file")?;
+        text.trim().parse().context("read the pid")
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = std::fs::read_to_string(self.data_dir().join("dhow.log")).unwrap_or_default();
+            let lines: Vec<&str> = log.lines().collect();
+            eprintln!("the daemon's log ends:\n{}", lines[lines.len().saturating_sub(60)..].join("\n"));
+            if let Ok(all) = self.kubectl(&["get", "pods,events", "-A", "-o", "wide"]) {
+                eprintln!("{all}");
+            }
+        }
+        if let Err(error) = self.dhow(&["down", "--purge"]) {
+            eprintln!("clean up: {error:#}");
+        }
+        let _ = Command::new("ip").args(["netns", "del", &self.namespace]).status();
+    }
+}
+
+fn binary() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("DHOW_BINARY") {
+        return Ok(path.into());
+    }
+    // Test executables lie in <target>/<profile>/deps.
+    let here = std::env::current_exe().context("find the test executable")?;
+    let binary = here.ancestors().nth(2).context("find the target folder")?.join("dhow");
+    if !binary.is_file() {
+        bail!("{} is missing; run `cargo build --package dhow` first", binary.display());
+    }
+    Ok(binary)
+}
+
+/// Runs a command to its end and returns standard output; an error shows both outputs.
+pub fn run(command: &mut Command) -> Result<String> {
+    let output = command.output().with_context(|| format!("start {command:?}"))?;
+    check(command, &output)?;
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+fn check(command: &Command, output: &Output) -> Result<()> {
+    if output.status.success() {
+        return Ok(());
+    }
+    let arguments: Vec<_> = command.get_args().skip(2).map(|argument| argument.to_string_lossy()).collect();
+    bail!(
+        "`{}` failed: {}\n{}{}",
+        arguments.join(" "),
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    )
+}
+
+/// Tries until it succeeds; the last error after `limit`. For things outside that offer no event to wait for.
+pub fn eventually<T>(limit: Duration, mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
+    let deadline = Instant::now() + limit;
+    loop {
+        match attempt() {
+            Ok(value) => return Ok(value),
+            Err(error) if Instant::now() >= deadline => {
+                return Err(error.context(format!("still so after {} s", limit.as_secs())));
+            }
+            Err(_) => std::thread::park_timeout(Duration::from_millis(100)),
+        }
+    }
+}
+
+/// The folder of the workspace.
+pub fn workspace() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().map(PathBuf::from).unwrap_or_default()
+}
