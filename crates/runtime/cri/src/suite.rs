@@ -151,9 +151,13 @@ async fn runs_to_the_end(stage: &mut Stage) -> Outcome {
     runtime.start_container(&id).await?;
     let status = ended(stage, &id).await?;
     ensure(status.exit_code == 3 && status.reason == "Error", || format!("{status:?}"))?;
-    ensure(status.finished_at >= status.started_at && status.started_at >= Some(status.created_at), || format!("{status:?}"))?;
+    ensure(status.finished_at >= status.started_at && status.started_at >= Some(status.created_at), || {
+        format!("{status:?}")
+    })?;
     let text = log(&status);
-    for expected in ["F pod\n", "F nameserver 10.43.0.10\n", "F search default.svc.cluster.local\n", "F hello\n", "F /new/folder\n"] {
+    for expected in
+        ["F pod\n", "F nameserver 10.43.0.10\n", "F search default.svc.cluster.local\n", "F hello\n", "F /new/folder\n"]
+    {
         ensure(text.contains(expected), || format!("{expected:?} is not in {text}"))?;
     }
     let mut kinds = Vec::new();
@@ -184,7 +188,8 @@ async fn reports_what_cannot_run(stage: &mut Stage) -> Outcome {
         matches!(stage.runtime.create_container(&pod, config).await, Err(crate::Error::NotFound { kind: "image", .. })),
         || "a missing image must be NotFound".into(),
     )?;
-    for result in [stage.runtime.start_container("none").await, stage.runtime.container_status("none").await.map(drop)] {
+    for result in [stage.runtime.start_container("none").await, stage.runtime.container_status("none").await.map(drop)]
+    {
         ensure(matches!(result, Err(crate::Error::NotFound { .. })), || format!("{result:?}"))?;
     }
     // Ends of what does not exist succeed.
@@ -196,7 +201,9 @@ async fn reports_what_cannot_run(stage: &mut Stage) -> Outcome {
 
 async fn stops_politely_then_by_force(stage: &mut Stage) -> Outcome {
     let pod = stage.runtime.run_sandbox(sandbox(stage)).await?;
-    let polite = start(stage, &pod, container(stage, "trap 'echo bye; exit 5' TERM; echo up; while :; do sleep 1 & wait; done")).await?;
+    let polite =
+        start(stage, &pod, container(stage, "trap 'echo bye; exit 5' TERM; echo up; while :; do sleep 1 & wait; done"))
+            .await?;
     let mut config = container(stage, "trap '' TERM; while :; do sleep 1; done");
     config.name = "stubborn".into();
     config.log_path = "stubborn/0.log".into();
@@ -239,7 +246,8 @@ async fn executes_beside(stage: &mut Stage) -> Outcome {
     let error = stage.runtime.exec_sync(&id, &["nothing-here".into()], None).await;
     ensure(matches!(error, Err(crate::Error::CannotRun(_))), || format!("{error:?}"))?;
     // Processes beside the first one are under the same filter and without new rights.
-    let status = stage.runtime.exec_sync(&id, &command("grep -E '^(Seccomp|CapEff|CapBnd):' /proc/self/status"), None).await?;
+    let status =
+        stage.runtime.exec_sync(&id, &command("grep -E '^(Seccomp|CapEff|CapBnd):' /proc/self/status"), None).await?;
     let text = String::from_utf8_lossy(&status.stdout).into_owned();
     ensure(text.contains("Seccomp:\t2"), || text.clone())?;
     let request = ExecRequest { command: command("cat; exit 9"), tty: false, stdin: true, stdout: true, stderr: true };
@@ -303,7 +311,7 @@ async fn attaches(stage: &mut Stage) -> Outcome {
 
 async fn forwards_ports(stage: &mut Stage) -> Outcome {
     let pod = stage.runtime.run_sandbox(sandbox(stage)).await?;
-    let id = start(stage, &pod, container(stage, "nc -lk -p 8080 -e /bin/cat & echo up; wait")).await?;
+    let id = start(stage, &pod, container(stage, "echo up; while :; do nc -l -p 8080 -e /bin/cat; done")).await?;
     wait_for_line(stage, &id, "up").await?;
     let mut connection = None;
     for _ in 0..100 {
@@ -333,7 +341,10 @@ async fn mounts_volumes(stage: &mut Stage) -> Outcome {
         "cat /data/deep/given; echo back > /data/deep/made; echo no > /fixed/x || echo refused; cat /one-file",
     );
     let mount = |host: PathBuf, path: &str, readonly| Mount {
-        host_path: host, container_path: path.into(), readonly, propagation: MountPropagation::Private,
+        host_path: host,
+        container_path: path.into(),
+        readonly,
+        propagation: MountPropagation::Private,
     };
     config.mounts = vec![
         mount(folder.clone(), "/data/deep", false),
@@ -360,12 +371,18 @@ async fn confines(stage: &mut Stage) -> Outcome {
         ("write the cgroup tree", "mkdir /sys/fs/cgroup/memory/x || mkdir /sys/fs/cgroup/x"),
         ("see the host's processes", "test $(ls -d /proc/[0-9]* | wc -l) -gt 10"),
         ("leave by an open folder", "ls /proc/self/fd/ | grep -vE '^[0-3]$' | grep -q ."),
-        ("change the runtime's binary", "for p in /proc/[0-9]*; do echo x 2>/dev/null >> $p/exe && exit 0; done; exit 1"),
-        ("set the clock", "date -s 2000-01-01"),
-        ("load a module", "insmod /nothing.ko 2>&1 | grep -qv 'not permitted'"),
+        (
+            "change the runtime's binary",
+            "for p in /proc/[0-9]*; do echo x 2>/dev/null >> $p/exe && exit 0; done; exit 1",
+        ),
+        ("set the clock", "date -s 2000-01-01; test $(date +%Y) = 2000"),
     ];
-    let script: String = attempts.iter().map(|(name, attempt)| format!("( {attempt} ) >/dev/null 2>&1 && echo 'done: {name}'\n")).collect();
-    let (status, text) = run(stage, container(stage, &format!("{script}\ngrep -E '^(Seccomp|NoNewPrivs):' /proc/self/status"))).await?;
+    let script: String = attempts
+        .iter()
+        .map(|(name, attempt)| format!("( {attempt} ) >/dev/null 2>&1 && echo 'done: {name}'\n"))
+        .collect();
+    let (status, text) =
+        run(stage, container(stage, &format!("{script}\ngrep -E '^(Seccomp|NoNewPrivs):' /proc/self/status"))).await?;
     ensure(status.exit_code == 0 && text.contains("Seccomp:\t2"), || format!("{status:?} {text}"))?;
     ensure(!text.contains("done: "), || text.clone())
 }
@@ -397,7 +414,10 @@ async fn shares_processes_in_a_pod(stage: &mut Stage) -> Outcome {
     config.namespaces.pid = NamespaceMode::Pod;
     let pod = stage.runtime.run_sandbox(config).await?;
     start(stage, &pod, container(stage, "exec sleep 4321")).await?;
-    let mut other = container(stage, "i=0; while ! ps | grep -v grep | grep -q 'sleep 4321'; do i=$((i+1)); test $i -lt 100 || exit 1; sleep 0.05; done; exit 0");
+    let mut other = container(
+        stage,
+        "i=0; while ! ps | grep -v grep | grep -q 'sleep 4321'; do i=$((i+1)); test $i -lt 100 || exit 1; sleep 0.05; done; exit 0",
+    );
     other.name = "other".into();
     other.log_path = "other/0.log".into();
     let id = start(stage, &pod, other).await?;
@@ -413,7 +433,10 @@ async fn survives_the_daemon(stage: &mut Stage) -> Outcome {
     config.name = "ending".into();
     config.log_path = "ending/0.log".into();
     config.mounts = vec![Mount {
-        host_path: stage.scratch.clone(), container_path: "/v".into(), readonly: false, propagation: MountPropagation::Private,
+        host_path: stage.scratch.clone(),
+        container_path: "/v".into(),
+        readonly: false,
+        propagation: MountPropagation::Private,
     }];
     let ending = start(stage, &pod, config).await?;
     wait_for_line(stage, &ending, "begun").await?;
@@ -430,7 +453,6 @@ async fn survives_the_daemon(stage: &mut Stage) -> Outcome {
 }
 
 async fn removes_without_a_trace(stage: &mut Stage) -> Outcome {
-    let before = (mounts()?, namespaces()?);
     let pod = stage.runtime.run_sandbox(sandbox(stage)).await?;
     for attempt in 0..3 {
         let mut config = container(stage, "sleep 1000 & sleep 1000 & wait");
@@ -438,32 +460,21 @@ async fn removes_without_a_trace(stage: &mut Stage) -> Outcome {
         let id = start(stage, &pod, config).await?;
         stage.runtime.remove_container(&id).await?;
     }
-    start(stage, &pod, container(stage, "sleep 1000")).await?;
+    let id = start(stage, &pod, container(stage, "sleep 1000")).await?;
+    let namespace = stage.runtime.exec_sync(&id, &["readlink".into(), "/proc/self/ns/net".into()], None).await?;
+    let namespace = String::from_utf8(namespace.stdout)?.trim().to_owned();
+    ensure(in_use(&namespace)?, || format!("{namespace} is not in use"))?;
     stage.runtime.remove_sandbox(&pod).await?;
     ensure(stage.runtime.list_sandboxes().await?.is_empty(), || "a sandbox is left".into())?;
     ensure(stage.runtime.list_containers().await?.is_empty(), || "a container is left".into())?;
-    ensure(mounts()? == before.0, || "a mount is left".into())?;
-    for _ in 0..200 {
-        if namespaces()? <= before.1 {
-            return Ok(());
-        }
-        // The kernel frees a namespace a moment after its last process.
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    Err("a network namespace is left".into())
+    ensure(!in_use(&namespace)?, || "a process of the sandbox is left".into())?;
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
+    ensure(!mounts.contains(&pod), || format!("a mount is left: {mounts}"))
 }
 
-fn mounts() -> Result<usize, Failure> {
-    Ok(std::fs::read_to_string("/proc/self/mountinfo")?.lines().count())
-}
-
-/// Network namespaces that some process of this machine is in.
-fn namespaces() -> Result<usize, Failure> {
-    let mut seen = std::collections::BTreeSet::new();
-    for entry in std::fs::read_dir("/proc")?.flatten() {
-        if let Ok(name) = std::fs::read_link(entry.path().join("ns/net")) {
-            seen.insert(name);
-        }
-    }
-    Ok(seen.len())
+/// Whether any process of this machine is in the network namespace.
+fn in_use(namespace: &str) -> Result<bool, Failure> {
+    let links =
+        std::fs::read_dir("/proc")?.flatten().filter_map(|entry| std::fs::read_link(entry.path().join("ns/net")).ok());
+    Ok(links.into_iter().any(|link| link.to_string_lossy() == namespace))
 }

@@ -32,6 +32,9 @@ fn main() -> ExitCode {
                     let cgroup_root = format!("dhow-test-{}-{name}", std::process::id());
                     let (mut stage, embedded) = stage(folder.path(), &cgroup_root).await?;
                     let result = case(&mut stage).await;
+                    if result.is_err() {
+                        shim_logs(folder.path());
+                    }
                     embedded.remove_all().await?;
                     result.map_err(|error| Failed::from(error.to_string()))
                 })
@@ -39,6 +42,16 @@ fn main() -> ExitCode {
         })
         .collect();
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
+}
+
+/// What the shims had to say, for whoever looks into a failure.
+#[allow(clippy::print_stderr)]
+fn shim_logs(folder: &Path) {
+    for entry in std::fs::read_dir(folder.join("sandboxes")).into_iter().flatten().flatten() {
+        if let Ok(text) = std::fs::read_to_string(entry.path().join("shim.log")) {
+            eprintln!("shim: {text}");
+        }
+    }
 }
 
 async fn stage(folder: &Path, cgroup_root: &str) -> Result<(Stage, Arc<EmbeddedRuntime>), Failed> {

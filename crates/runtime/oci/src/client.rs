@@ -8,6 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use rustix::fs::CWD;
+use rustix::io::Errno;
 use rustix::mount::OpenTreeFlags;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, listen, socket_with};
 
@@ -33,12 +34,9 @@ impl Program {
     }
 
     pub fn of(path: &Path) -> Result<Self> {
-        let tree = rustix::mount::open_tree(
-            CWD,
-            path,
-            OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC,
-        )
-        .step("clone the binary's mount")?;
+        let tree =
+            rustix::mount::open_tree(CWD, path, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)
+                .step("clone the binary's mount")?;
         crate::sys::make_readonly(tree.as_fd()).step("protect the binary")?;
         Ok(Self { file: tree })
     }
@@ -113,8 +111,12 @@ impl Shim {
         connect(&connection, &address).map_err(|error| gone(error.into()))?;
         rustix::net::sockopt::set_socket_timeout(&connection, rustix::net::sockopt::Timeout::Recv, Some(ANSWER_LIMIT))
             .step("limit the wait for the shim")?;
-        wire::send(connection.as_fd(), request, files)?;
-        match wire::receive::<Reply>(connection.as_fd())? {
+        let closed = |error| match error {
+            Error::System { source: source @ (Errno::CONNRESET | Errno::PIPE), .. } => gone(source.into()),
+            other => other,
+        };
+        wire::send(connection.as_fd(), request, files).map_err(closed)?;
+        match wire::receive::<Reply>(connection.as_fd()).map_err(closed)? {
             Some((Reply::Failed { kind, message }, _)) => Err(kind.into_error(message)),
             Some((reply, mut files)) => Ok(Answer { reply, file: files.pop(), connection }),
             None => Err(gone(std::io::ErrorKind::ConnectionAborted.into())),
@@ -133,7 +135,8 @@ pub struct Answer {
 }
 
 fn new_socket() -> Result<OwnedFd> {
-    let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).step("make a socket")?;
+    let socket =
+        socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).step("make a socket")?;
     // A message must fit whole; the default is about its size.
     let _ = rustix::net::sockopt::set_socket_send_buffer_size_force(&socket, wire::MAX_MESSAGE * 2);
     Ok(socket)

@@ -86,6 +86,16 @@ pub fn close_at_exec(first: u32) -> rustix::io::Result<()> {
     if result == 0 { Ok(()) } else { Err(last_error()) }
 }
 
+/// Closes every file from `first` on.
+///
+/// # Safety
+/// Nothing of the process may use, or later drop, one of these files.
+pub unsafe fn close_all(first: u32) -> rustix::io::Result<()> {
+    // SAFETY: up to the caller.
+    let result = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) };
+    if result == 0 { Ok(()) } else { Err(last_error()) }
+}
+
 /// Blocks the given signals and returns a file that reads them.
 pub fn signal_file(signals: &[i32]) -> rustix::io::Result<OwnedFd> {
     // SAFETY: the set is initialised by sigemptyset before use and lives through the calls.

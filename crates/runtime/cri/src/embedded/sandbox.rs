@@ -22,7 +22,10 @@ const NETWORK_SYSCTLS: [(&str, &str); 2] =
 /// Starts a sandbox. On error nothing is left behind.
 pub async fn run(inner: &Arc<Inner>, config: SandboxConfig) -> Result<String, Error> {
     if !config.runtime_handler.is_empty() {
-        return Err(Error::InvalidArgument(format!("no runtime for handler {:?} is configured", config.runtime_handler)));
+        return Err(Error::InvalidArgument(format!(
+            "no runtime for handler {:?} is configured",
+            config.runtime_handler
+        )));
     }
     // Half the length of a container's id: it is part of a socket's path, which has 107 bytes.
     let id = new_id()[..32].to_owned();

@@ -4,9 +4,7 @@ use std::path::PathBuf;
 
 use dhow_image::Image;
 use dhow_oci::cgroup::Cgroup;
-use dhow_oci::spec::{
-    ContainerSpec, DeviceNode, Limits, Mount, PidMode, Process, Propagation, Rootfs, Seccomp, User,
-};
+use dhow_oci::spec::{ContainerSpec, DeviceNode, Limits, Mount, PidMode, Process, Propagation, Rootfs, Seccomp, User};
 
 use super::EmbeddedConfig;
 use super::record::SandboxMeta;
@@ -15,23 +13,79 @@ use crate::runtime::{ContainerConfig, MountPropagation, NamespaceMode, Resources
 
 /// What every container may do unless told otherwise, as in Docker and containerd.
 const DEFAULT_CAPABILITIES: [&str; 14] = [
-    "CHOWN", "DAC_OVERRIDE", "FSETID", "FOWNER", "MKNOD", "NET_RAW", "SETGID", "SETUID", "SETFCAP", "SETPCAP",
-    "NET_BIND_SERVICE", "SYS_CHROOT", "KILL", "AUDIT_WRITE",
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "FSETID",
+    "FOWNER",
+    "MKNOD",
+    "NET_RAW",
+    "SETGID",
+    "SETUID",
+    "SETFCAP",
+    "SETPCAP",
+    "NET_BIND_SERVICE",
+    "SYS_CHROOT",
+    "KILL",
+    "AUDIT_WRITE",
 ];
 
 const ALL_CAPABILITIES: [&str; 41] = [
-    "CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SETPCAP",
-    "LINUX_IMMUTABLE", "NET_BIND_SERVICE", "NET_BROADCAST", "NET_ADMIN", "NET_RAW", "IPC_LOCK", "IPC_OWNER",
-    "SYS_MODULE", "SYS_RAWIO", "SYS_CHROOT", "SYS_PTRACE", "SYS_PACCT", "SYS_ADMIN", "SYS_BOOT", "SYS_NICE",
-    "SYS_RESOURCE", "SYS_TIME", "SYS_TTY_CONFIG", "MKNOD", "LEASE", "AUDIT_WRITE", "AUDIT_CONTROL", "SETFCAP",
-    "MAC_OVERRIDE", "MAC_ADMIN", "SYSLOG", "WAKE_ALARM", "BLOCK_SUSPEND", "AUDIT_READ", "PERFMON", "BPF",
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "DAC_READ_SEARCH",
+    "FOWNER",
+    "FSETID",
+    "KILL",
+    "SETGID",
+    "SETUID",
+    "SETPCAP",
+    "LINUX_IMMUTABLE",
+    "NET_BIND_SERVICE",
+    "NET_BROADCAST",
+    "NET_ADMIN",
+    "NET_RAW",
+    "IPC_LOCK",
+    "IPC_OWNER",
+    "SYS_MODULE",
+    "SYS_RAWIO",
+    "SYS_CHROOT",
+    "SYS_PTRACE",
+    "SYS_PACCT",
+    "SYS_ADMIN",
+    "SYS_BOOT",
+    "SYS_NICE",
+    "SYS_RESOURCE",
+    "SYS_TIME",
+    "SYS_TTY_CONFIG",
+    "MKNOD",
+    "LEASE",
+    "AUDIT_WRITE",
+    "AUDIT_CONTROL",
+    "SETFCAP",
+    "MAC_OVERRIDE",
+    "MAC_ADMIN",
+    "SYSLOG",
+    "WAKE_ALARM",
+    "BLOCK_SUSPEND",
+    "AUDIT_READ",
+    "PERFMON",
+    "BPF",
     "CHECKPOINT_RESTORE",
 ];
 
 /// What of `/proc` and `/sys` tells about, or reaches, the whole machine.
 const MASKED_PATHS: [&str; 12] = [
-    "/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
-    "/proc/sched_debug", "/proc/scsi", "/proc/timer_list", "/proc/timer_stats", "/sys/devices/virtual/powercap",
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/sys/devices/virtual/powercap",
     "/sys/firmware",
 ];
 const READONLY_PATHS: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
@@ -208,7 +262,8 @@ fn mounts(runtime: &EmbeddedConfig, sandbox: &SandboxMeta, config: &ContainerCon
                 MountPropagation::Private => Propagation::Private,
                 MountPropagation::HostToContainer => Propagation::Slave,
                 MountPropagation::Bidirectional => {
-                    let message = format!("mount {}: Bidirectional propagation is not supported", mount.container_path.display());
+                    let message =
+                        format!("mount {}: Bidirectional propagation is not supported", mount.container_path.display());
                     return Err(Error::InvalidArgument(message));
                 }
             },
@@ -249,10 +304,21 @@ fn parse_signal(text: &str) -> Option<i32> {
         return offset.parse::<i32>().ok().filter(|offset| (0..=30).contains(offset)).map(|offset| 34 + offset);
     }
     let known = [
-        ("HUP", Signal::HUP), ("INT", Signal::INT), ("QUIT", Signal::QUIT), ("KILL", Signal::KILL),
-        ("USR1", Signal::USR1), ("USR2", Signal::USR2), ("PIPE", Signal::PIPE), ("ALRM", Signal::ALARM),
-        ("TERM", Signal::TERM), ("CHLD", Signal::CHILD), ("CONT", Signal::CONT), ("STOP", Signal::STOP),
-        ("TSTP", Signal::TSTP), ("WINCH", Signal::WINCH), ("PWR", Signal::POWER),
+        ("HUP", Signal::HUP),
+        ("INT", Signal::INT),
+        ("QUIT", Signal::QUIT),
+        ("KILL", Signal::KILL),
+        ("USR1", Signal::USR1),
+        ("USR2", Signal::USR2),
+        ("PIPE", Signal::PIPE),
+        ("ALRM", Signal::ALARM),
+        ("TERM", Signal::TERM),
+        ("CHLD", Signal::CHILD),
+        ("CONT", Signal::CONT),
+        ("STOP", Signal::STOP),
+        ("TSTP", Signal::TSTP),
+        ("WINCH", Signal::WINCH),
+        ("PWR", Signal::POWER),
     ];
     known.iter().find(|(known, _)| *known == name).map(|(_, signal)| signal.as_raw())
 }
@@ -266,7 +332,8 @@ mod tests {
     fn capabilities_are_added_and_dropped() {
         let of = |add: &[&str], drop: &[&str]| {
             let list = |l: &[&str]| l.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>();
-            let security = SecurityContext { add_capabilities: list(add), drop_capabilities: list(drop), ..Default::default() };
+            let security =
+                SecurityContext { add_capabilities: list(add), drop_capabilities: list(drop), ..Default::default() };
             capabilities(&security)
         };
         assert_eq!(of(&["NET_BIND_SERVICE"], &["ALL"]).unwrap(), ["NET_BIND_SERVICE"]);
@@ -290,9 +357,8 @@ mod tests {
     #[test]
     fn the_image_s_group_stays_with_the_image_s_user() {
         let of = |uid, name: Option<&str>, image: &str| {
-            let security = SecurityContext {
-                run_as_user: uid, run_as_username: name.map(str::to_owned), ..Default::default()
-            };
+            let security =
+                SecurityContext { run_as_user: uid, run_as_username: name.map(str::to_owned), ..Default::default() };
             user(&security, image).name
         };
         assert_eq!(of(None, Some("web"), "web:www"), "web:www");

@@ -59,8 +59,7 @@ pub async fn receive<T: serde::de::DeserializeOwned>(
     connection: &AsyncFd<OwnedFd>,
 ) -> Result<Option<(T, Vec<OwnedFd>)>, Error> {
     loop {
-        let mut guard =
-            connection.readable().await.map_err(|error| Error::internal("wait for the shim", error))?;
+        let mut guard = connection.readable().await.map_err(|error| Error::internal("wait for the shim", error))?;
         let received = guard.try_io(|fd| match wire::receive(fd.as_fd()) {
             Err(dhow_oci::Error::System { source: rustix::io::Errno::AGAIN, .. }) => {
                 Err(io::ErrorKind::WouldBlock.into())
@@ -107,7 +106,9 @@ pub fn gone(inner: &Inner, id: &str) {
     let mut ended = Vec::new();
     {
         let mut containers = inner.containers.lock();
-        for container in containers.values_mut().filter(|c| c.meta.sandbox_id == id && c.state.status != Status::Stopped) {
+        for container in
+            containers.values_mut().filter(|c| c.meta.sandbox_id == id && c.state.status != Status::Stopped)
+        {
             let dir = inner.config.container_dir(id, &container.meta.id);
             // The shim wrote the end down if it saw it.
             if let Some(state) = record::read::<State>(&dir.join("state.json")) {

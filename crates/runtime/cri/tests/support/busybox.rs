@@ -14,7 +14,9 @@ pub fn archive() -> Result<Vec<u8>> {
     );
     let manifest = format!(r#"[{{"Config":"config.json","RepoTags":["{NAME}"],"Layers":["layer.tar"]}}]"#);
     let mut archive = tar::Builder::new(Vec::new());
-    for (name, bytes) in [("layer.tar", layer.as_slice()), ("config.json", config.as_bytes()), ("manifest.json", manifest.as_bytes())] {
+    for (name, bytes) in
+        [("layer.tar", layer.as_slice()), ("config.json", config.as_bytes()), ("manifest.json", manifest.as_bytes())]
+    {
         add(&mut archive, name, 0o644, bytes)?;
     }
     archive.into_inner()

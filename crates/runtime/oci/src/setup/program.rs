@@ -61,7 +61,8 @@ pub fn enter_folder(cwd: &str) -> Result<()> {
     }
     rustix::process::chdir(folder).map_err(|error| Error::CannotRun(format!("chdir to cwd ({cwd:?}): {error}")))?;
     // A folder that lies outside the root would be a way out (a leaked file as `/proc/self/fd/…`).
-    let here = rustix::process::getcwd(Vec::new()).map_err(|_| Error::CannotRun("working directory is unreachable".into()))?;
+    let here =
+        rustix::process::getcwd(Vec::new()).map_err(|_| Error::CannotRun("working directory is unreachable".into()))?;
     if here.as_bytes().first() != Some(&b'/') {
         return Err(Error::CannotRun("current working directory is outside of container mount namespace root".into()));
     }
@@ -182,19 +183,56 @@ fn described(error: rustix::io::Errno) -> String {
 
 /// Names without `CAP_` to the kernel's set. Unknown names are refused.
 fn capabilities(names: &[String]) -> Result<CapabilitySet> {
-    names.iter().try_fold(CapabilitySet::empty(), |set, name| match CAPABILITIES.iter().position(|known| known == name) {
-        Some(number) => Ok(set | CapabilitySet::from_bits_retain(1 << number)),
-        None => Err(Error::Invalid(format!("unknown capability {name:?}"))),
+    names.iter().try_fold(CapabilitySet::empty(), |set, name| {
+        match CAPABILITIES.iter().position(|known| known == name) {
+            Some(number) => Ok(set | CapabilitySet::from_bits_retain(1 << number)),
+            None => Err(Error::Invalid(format!("unknown capability {name:?}"))),
+        }
     })
 }
 
 /// By number, as in `linux/capability.h`.
 pub const CAPABILITIES: [&str; 41] = [
-    "CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SETPCAP",
-    "LINUX_IMMUTABLE", "NET_BIND_SERVICE", "NET_BROADCAST", "NET_ADMIN", "NET_RAW", "IPC_LOCK", "IPC_OWNER",
-    "SYS_MODULE", "SYS_RAWIO", "SYS_CHROOT", "SYS_PTRACE", "SYS_PACCT", "SYS_ADMIN", "SYS_BOOT", "SYS_NICE",
-    "SYS_RESOURCE", "SYS_TIME", "SYS_TTY_CONFIG", "MKNOD", "LEASE", "AUDIT_WRITE", "AUDIT_CONTROL", "SETFCAP",
-    "MAC_OVERRIDE", "MAC_ADMIN", "SYSLOG", "WAKE_ALARM", "BLOCK_SUSPEND", "AUDIT_READ", "PERFMON", "BPF",
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "DAC_READ_SEARCH",
+    "FOWNER",
+    "FSETID",
+    "KILL",
+    "SETGID",
+    "SETUID",
+    "SETPCAP",
+    "LINUX_IMMUTABLE",
+    "NET_BIND_SERVICE",
+    "NET_BROADCAST",
+    "NET_ADMIN",
+    "NET_RAW",
+    "IPC_LOCK",
+    "IPC_OWNER",
+    "SYS_MODULE",
+    "SYS_RAWIO",
+    "SYS_CHROOT",
+    "SYS_PTRACE",
+    "SYS_PACCT",
+    "SYS_ADMIN",
+    "SYS_BOOT",
+    "SYS_NICE",
+    "SYS_RESOURCE",
+    "SYS_TIME",
+    "SYS_TTY_CONFIG",
+    "MKNOD",
+    "LEASE",
+    "AUDIT_WRITE",
+    "AUDIT_CONTROL",
+    "SETFCAP",
+    "MAC_OVERRIDE",
+    "MAC_ADMIN",
+    "SYSLOG",
+    "WAKE_ALARM",
+    "BLOCK_SUSPEND",
+    "AUDIT_READ",
+    "PERFMON",
+    "BPF",
     "CHECKPOINT_RESTORE",
 ];
 

@@ -72,7 +72,8 @@ fn overlay(rootfs: &Rootfs) -> Result<()> {
     let escape = |text: String| text.replace('\\', "\\\\").replace(':', "\\:").replace(',', "\\,");
     let lower: Vec<String> = names.into_iter().map(escape).collect();
     let place = |path: &Path| escape(path.display().to_string());
-    let options = format!("lowerdir={},upperdir={},workdir={}", lower.join(":"), place(&rootfs.upper), place(&rootfs.work));
+    let options =
+        format!("lowerdir={},upperdir={},workdir={}", lower.join(":"), place(&rootfs.upper), place(&rootfs.work));
     if options.len() >= 4096 {
         return Err(Error::Invalid(format!("image has {} layers, more than can be mounted", rootfs.lower.len())));
     }
@@ -107,7 +108,13 @@ fn kernel_file_systems(root: BorrowedFd<'_>, spec: &ContainerSpec) -> Result<()>
 
 fn devices(root: BorrowedFd<'_>, spec: &ContainerSpec, shm: &Path) -> Result<()> {
     mount_in(root, "tmpfs", "/dev", MountFlags::NOSUID | MountFlags::STRICTATIME, "mode=755,size=65536k")?;
-    mount_in(root, "devpts", "/dev/pts", MountFlags::NOSUID | MountFlags::NOEXEC, "newinstance,ptmxmode=0666,mode=0620,gid=5")?;
+    mount_in(
+        root,
+        "devpts",
+        "/dev/pts",
+        MountFlags::NOSUID | MountFlags::NOEXEC,
+        "newinstance,ptmxmode=0666,mode=0620,gid=5",
+    )?;
     mount_in(root, "mqueue", "/dev/mqueue", PLAIN, "")?;
     let target = mount_point(root, Path::new("/dev/shm"), true)?;
     mount_bind(shm, by_fd(&target)).step("share /dev/shm")?;
@@ -161,7 +168,8 @@ fn host_devices(folder: impl AsFd) -> Result<()> {
 /// Binds a file or folder of the host. The place is made inside the root if it is missing.
 fn bind(root: BorrowedFd<'_>, wanted: &Mount) -> Result<()> {
     let shown = wanted.target.display();
-    let folder = fs::metadata(&wanted.source).step(format!("look at mount source {}", wanted.source.display()))?.is_dir();
+    let folder =
+        fs::metadata(&wanted.source).step(format!("look at mount source {}", wanted.source.display()))?.is_dir();
     let target = mount_point(root, &wanted.target, folder)?;
     mount_bind_recursive(&wanted.source, by_fd(&target)).step(format!("mount {shown}"))?;
     drop(target);
@@ -199,7 +207,8 @@ fn restrict(root: BorrowedFd<'_>, spec: &ContainerSpec) -> Result<()> {
         let kind = FileType::from_raw_mode(rustix::fs::fstat(&found).step(format!("look at {path}"))?.st_mode);
         if kind.is_dir() {
             let options = c"size=0k";
-            mount("tmpfs", by_fd(&found), "tmpfs", PLAIN | MountFlags::RDONLY, Some(options)).step(format!("mask {path}"))?;
+            mount("tmpfs", by_fd(&found), "tmpfs", PLAIN | MountFlags::RDONLY, Some(options))
+                .step(format!("mask {path}"))?;
         } else {
             mount_bind("/dev/null", by_fd(&found)).step(format!("mask {path}"))?;
         }

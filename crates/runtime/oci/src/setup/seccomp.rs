@@ -68,9 +68,8 @@ impl Filter {
             filter: self.0.as_ptr().cast_mut().cast(),
         };
         // SAFETY: the program lives through the call, and the kernel copies it.
-        let result = unsafe {
-            libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, std::ptr::from_ref(&program))
-        };
+        let result =
+            unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, std::ptr::from_ref(&program)) };
         if result == 0 { Ok(()) } else { Err(sys::last_error()).step("install the system call filter") }
     }
 }
@@ -86,8 +85,10 @@ pub fn compile(seccomp: &Seccomp, capabilities: &[String]) -> Result<Vec<Filter>
 
 fn read(path: &Path) -> Result<Profile> {
     let shown = path.display();
-    let text = std::fs::read(path).map_err(|error| Error::Invalid(format!("cannot load seccomp profile {shown}: {error}")))?;
-    serde_json::from_slice(&text).map_err(|error| Error::Invalid(format!("cannot load seccomp profile {shown}: {error}")))
+    let text =
+        std::fs::read(path).map_err(|error| Error::Invalid(format!("cannot load seccomp profile {shown}: {error}")))?;
+    serde_json::from_slice(&text)
+        .map_err(|error| Error::Invalid(format!("cannot load seccomp profile {shown}: {error}")))
 }
 
 /// Rules of one action, by system call; an empty list of conditions matches always.
@@ -126,10 +127,12 @@ fn filters(profile: &Profile, capabilities: &[String]) -> Result<Vec<Filter>> {
 fn applies(rule: &Rule, capabilities: &[String]) -> bool {
     let has = |cap: &String| capabilities.iter().any(|have| have == cap.trim_start_matches("CAP_"));
     let arch = |arch: &String| arch == if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
-    let included = rule.includes.as_ref().is_none_or(|scope| {
-        scope.caps.iter().all(has) && (scope.arches.is_empty() || scope.arches.iter().any(arch))
-    });
-    let excluded = rule.excludes.as_ref().is_some_and(|scope| scope.caps.iter().any(has) || scope.arches.iter().any(arch));
+    let included = rule
+        .includes
+        .as_ref()
+        .is_none_or(|scope| scope.caps.iter().all(has) && (scope.arches.is_empty() || scope.arches.iter().any(arch)));
+    let excluded =
+        rule.excludes.as_ref().is_some_and(|scope| scope.caps.iter().any(has) || scope.arches.iter().any(arch));
     included && !excluded
 }
 
@@ -170,8 +173,10 @@ fn program(otherwise: &Value, matched: &Value, rules: &Rules) -> Result<Filter> 
         return compiled;
     }
     // Profiles are written for all architectures; nobody can call what this one lacks.
-    let known = |name: &String| try_program(otherwise, matched, &Rules::from([(name.clone(), vec![Vec::new()])])).is_ok();
-    let rules = rules.iter().filter(|(name, _)| known(name)).map(|(name, rules)| (name.clone(), rules.clone())).collect();
+    let known =
+        |name: &String| try_program(otherwise, matched, &Rules::from([(name.clone(), vec![Vec::new()])])).is_ok();
+    let rules =
+        rules.iter().filter(|(name, _)| known(name)).map(|(name, rules)| (name.clone(), rules.clone())).collect();
     try_program(otherwise, matched, &rules)
 }
 

@@ -29,7 +29,10 @@ enum Word {
     Terminal,
     /// Everything is set up; a container's first process waits for the shim's word now.
     Ready,
-    Failed { kind: FailureKind, message: String },
+    Failed {
+        kind: FailureKind,
+        message: String,
+    },
 }
 
 /// The shim's word to run the program.
@@ -119,7 +122,13 @@ pub fn container(
         }
         (PidMode::Sandbox, Some(init)) => {
             let kinds = libc::CLONE_NEWPID as u64;
-            sibling(ours, theirs, sys::NEW_MOUNTS, |_| sys::join_namespaces(init, kinds).step("join the pod's processes"), body)
+            sibling(
+                ours,
+                theirs,
+                sys::NEW_MOUNTS,
+                |_| sys::join_namespaces(init, kinds).step("join the pod's processes"),
+                body,
+            )
         }
         (PidMode::Sandbox, None) => Err(Error::Invalid("the sandbox has no process namespace to share".into())),
         (PidMode::Host, _) => {
@@ -174,7 +183,9 @@ pub fn pause() -> Result<(i32, OwnedFd)> {
         Forked::Parent { pid, pidfd } => Ok((pid, pidfd)),
         Forked::Child => {
             let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
-            let _ = sys::close_at_exec(3);
+            // Or it would keep the shim's socket open past the shim's end.
+            // SAFETY: the loop below uses no file and never ends.
+            let _ = unsafe { sys::close_all(3) };
             loop {
                 if rustix::process::wait(rustix::process::WaitOptions::empty()).is_err() {
                     // No children now: a SIGCHLD, or the end, is what comes next.
@@ -222,7 +233,8 @@ fn sibling(
             }
             let pid = pid.unwrap_or(0);
             let raw = rustix::process::Pid::from_raw(pid).ok_or_else(|| Error::Shim("no process id".into()))?;
-            let pidfd = rustix::process::pidfd_open(raw, rustix::process::PidfdFlags::empty()).step("open the process")?;
+            let pidfd =
+                rustix::process::pidfd_open(raw, rustix::process::PidfdFlags::empty()).step("open the process")?;
             await_words(ours, pid, pidfd, words)
         }
     }
@@ -257,9 +269,8 @@ fn await_words(line: OwnedFd, pid: i32, pidfd: OwnedFd, heard: Vec<(Word, Vec<Ow
 /// Waits for a child that is about to end.
 fn reap(pid: i32) {
     if let Some(pid) = rustix::process::Pid::from_raw(pid) {
-        let _ = rustix::io::retry_on_intr(|| {
-            rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty())
-        });
+        let _ =
+            rustix::io::retry_on_intr(|| rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty()));
     }
 }
 
@@ -295,7 +306,8 @@ fn streams_or_terminal(process: &Process, streams: &Streams, line: &OwnedFd) -> 
         terminal::take(&slave)?;
         return Ok(Some(slave));
     }
-    let null = rustix::fs::openat(CWD, "/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).step("open /dev/null")?;
+    let null =
+        rustix::fs::openat(CWD, "/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).step("open /dev/null")?;
     let [stdin, stdout, stderr] = streams;
     program::install_streams([stdin.as_ref(), stdout.as_ref(), stderr.as_ref()], null.as_fd())?;
     Ok(None)

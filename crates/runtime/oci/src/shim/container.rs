@@ -48,8 +48,9 @@ impl Container {
     pub fn create(folder: &Path, shm: &Path, init: Option<&OwnedFd>) -> Result<Self> {
         let path = folder.join("spec.json");
         let text = fs::read(&path).step(format!("read {}", path.display()))?;
-        let spec: ContainerSpec = serde_json::from_slice(&text)
-            .map_err(|error| Error::Invalid(format!("{} is not a container's specification: {error}", path.display())))?;
+        let spec: ContainerSpec = serde_json::from_slice(&text).map_err(|error| {
+            Error::Invalid(format!("{} is not a container's specification: {error}", path.display()))
+        })?;
         let log = Log::open(&spec.log_path)?;
         let cgroup = Cgroup::new(&spec.cgroup);
         let made = Self::make(&spec, &cgroup, shm, init);
@@ -61,9 +62,8 @@ impl Container {
             }
         };
         let state = State { id: spec.id.clone(), pid: made.pid, created_at: now(), ..State::default() };
-        let container = Self {
-            folder: folder.to_owned(), spec, cgroup, state, made, log, stdin, outputs, attached: Vec::new(),
-        };
+        let container =
+            Self { folder: folder.to_owned(), spec, cgroup, state, made, log, stdin, outputs, attached: Vec::new() };
         container.record()?;
         Ok(container)
     }

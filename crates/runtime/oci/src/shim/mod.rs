@@ -96,14 +96,21 @@ impl Shim {
         rustix::process::set_child_subreaper(Some(rustix::process::getpid())).step("adopt orphans")?;
         // Best effort: without the shim its containers die, so it should be the last to go.
         let _ = std::fs::write("/proc/self/oom_score_adj", "-998");
-        let signals = sys::signal_file(&[libc::SIGCHLD, libc::SIGTERM, libc::SIGINT, libc::SIGHUP])
-            .step("listen for signals")?;
+        let signals =
+            sys::signal_file(&[libc::SIGCHLD, libc::SIGTERM, libc::SIGINT, libc::SIGHUP]).step("listen for signals")?;
         let shm = dir.join("shm");
         enter_namespaces(&spec, &shm)?;
         let init = spec.pid.then(child::pause).transpose()?;
         Ok(Self {
-            dir: dir.to_owned(), listener, signals, shm, init,
-            containers: BTreeMap::new(), execs: Vec::new(), clients: Vec::new(), watchers: Vec::new(),
+            dir: dir.to_owned(),
+            listener,
+            signals,
+            shm,
+            init,
+            containers: BTreeMap::new(),
+            execs: Vec::new(),
+            clients: Vec::new(),
+            watchers: Vec::new(),
         })
     }
 
@@ -209,7 +216,12 @@ impl Shim {
         stopped
     }
 
-    fn carry_out(&mut self, request: Request, fds: Vec<OwnedFd>, connection: &OwnedFd) -> Result<(Reply, Option<OwnedFd>)> {
+    fn carry_out(
+        &mut self,
+        request: Request,
+        fds: Vec<OwnedFd>,
+        connection: &OwnedFd,
+    ) -> Result<(Reply, Option<OwnedFd>)> {
         let keep = || rustix::io::fcntl_dupfd_cloexec(connection, 3).step("keep the connection");
         match request {
             Request::Hello => {
@@ -339,8 +351,7 @@ fn connect(port: u16) -> Result<OwnedFd> {
     let limit = Duration::from_secs(5);
     let v4 = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let v6 = SocketAddr::from((Ipv6Addr::LOCALHOST, port));
-    let stream = TcpStream::connect_timeout(&v4, limit).or_else(|first| {
-        TcpStream::connect_timeout(&v6, limit).map_err(|_| first)
-    });
+    let stream = TcpStream::connect_timeout(&v4, limit)
+        .or_else(|first| TcpStream::connect_timeout(&v6, limit).map_err(|_| first));
     Ok(stream.step(format!("connect to port {port} in the pod"))?.into())
 }
