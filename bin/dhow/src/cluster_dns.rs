@@ -14,7 +14,7 @@ const NAME: &str = "kube-dns";
 
 /// Makes the cluster's DNS reachable under its Service address.
 pub async fn ensure(client: &Client, service_ip: IpAddr, gateway: IpAddr, node: &str) -> Result<()> {
-    let labels = json!({"k8s-app": "kube-dns", "kubernetes.io/name": "Dhow DNS"});
+    let labels = json!({"k8s-app": "kube-dns", "kubernetes.io/name": "DhowDNS"});
     ensure_object::<Service>(
         client,
         json!({
@@ -30,7 +30,7 @@ pub async fn ensure(client: &Client, service_ip: IpAddr, gateway: IpAddr, node: 
             "metadata": {
                 "name": format!("{NAME}-{node}"),
                 "namespace": NAMESPACE,
-                "labels": {"kubernetes.io/service-name": NAME, "endpointslice.kubernetes.io/managed-by": "dhow.io/dns"},
+                "labels": {"kubernetes.io/service-name": NAME, "endpointslice.kubernetes.io/managed-by": "dns.dhow.io"},
             },
             "addressType": "IPv4",
             "endpoints": [{"addresses": [gateway], "conditions": {"ready": true}, "nodeName": node}],

@@ -20,7 +20,7 @@ use crate::place::Place;
 
 /// Runs server and node until SIGTERM or SIGINT. Containers go on running afterwards.
 pub async fn serve(place: &Place) -> Result<()> {
-    init_logging(place.log_format);
+    init_logging(place.log_format)?;
     fs::create_dir_all(&place.data_dir).with_context(|| format!("create {}", place.data_dir.display()))?;
     fs::create_dir_all(&place.run_dir).with_context(|| format!("create {}", place.run_dir.display()))?;
     let _lock = lock(place)?;
@@ -39,14 +39,14 @@ pub async fn serve(place: &Place) -> Result<()> {
     result
 }
 
-fn init_logging(format: LogFormat) {
-    use std::io::IsTerminal;
-    let json = match format {
-        LogFormat::Auto => !std::io::stderr().is_terminal(),
-        LogFormat::Human => false,
-        LogFormat::Json => true,
-    };
-    dhow_base::logging::init(if json { dhow_base::logging::Format::Json } else { dhow_base::logging::Format::Human });
+fn init_logging(format: LogFormat) -> Result<()> {
+    use dhow_base::logging::{Format, init};
+    init(match format {
+        LogFormat::Auto => Format::Auto,
+        LogFormat::Human => Format::Text,
+        LogFormat::Json => Format::Json,
+    })
+    .context("set up logging")
 }
 
 /// Held while the daemon lives, so that two never share a data folder.
@@ -81,12 +81,18 @@ pub fn start(place: &Place, timeout: Duration) -> Result<()> {
     command
         .arg0("dhow")
         .arg("serve")
-        .arg("--data-dir").arg(&place.data_dir)
-        .arg("--run-dir").arg(&place.run_dir)
-        .arg("--node-name").arg(&place.node_name)
-        .arg("--node-ip").arg(place.node_ip.to_string())
-        .arg("--api-port").arg(place.api_port.to_string())
-        .arg("--node-port").arg(place.node_port.to_string())
+        .arg("--data-dir")
+        .arg(&place.data_dir)
+        .arg("--run-dir")
+        .arg(&place.run_dir)
+        .arg("--node-name")
+        .arg(&place.node_name)
+        .arg("--node-ip")
+        .arg(place.node_ip.to_string())
+        .arg("--api-port")
+        .arg(place.api_port.to_string())
+        .arg("--node-port")
+        .arg(place.node_port.to_string())
         .env("NOTIFY_SOCKET", &socket_path)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -100,7 +106,12 @@ pub fn start(place: &Place, timeout: Duration) -> Result<()> {
         Ok(()) => Ok(()),
         Err(error) => {
             let last = tail(&log_path, log_start);
-            Err(error.context(format!("the daemon did not become ready; its log {} ends:\n{last}", log_path.display())))
+            let log = format!("the end of its log {}:\n{last}", log_path.display());
+            // A deadline stays what it is, for the exit code.
+            Err(match error.downcast::<TimedOut>() {
+                Ok(late) => TimedOut(format!("the daemon is {late}; {log}")).into(),
+                Err(error) => anyhow::anyhow!("the daemon did not become ready: {error:#}; {log}"),
+            })
         }
     }
 }
@@ -116,7 +127,8 @@ fn wait_ready(socket: &UnixDatagram, child: &mut std::process::Child, timeout: D
             bail!(TimedOut(format!("not ready after {} s", timeout.as_secs())));
         }
         let mut fds = [PollFd::new(socket, PollFlags::IN), PollFd::new(&exited, PollFlags::IN)];
-        let wait = Timespec { tv_sec: left.as_secs().try_into().unwrap_or(i64::MAX), tv_nsec: left.subsec_nanos().into() };
+        let wait =
+            Timespec { tv_sec: left.as_secs().try_into().unwrap_or(i64::MAX), tv_nsec: left.subsec_nanos().into() };
         match poll(&mut fds, Some(&wait)) {
             Ok(_) => {}
             Err(rustix::io::Errno::INTR) => continue,

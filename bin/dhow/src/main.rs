@@ -6,6 +6,7 @@ mod cluster_dns;
 mod commands;
 mod daemon;
 mod exit;
+mod keys;
 mod kubeconfig;
 mod place;
 mod preflight;
