@@ -47,6 +47,12 @@ fn ports() -> Value {
 
 async fn ensure_object<K: Object + DeserializeOwned>(client: &Client, wanted: Value) -> Result<()> {
     let object: K = serde_json::from_value(wanted).context("build the object")?;
+    let metadata = object.metadata();
+    // A Service that is there makes its own address a taken one, so creating it again is not "already exists".
+    match client.get::<K>(metadata.namespace.as_deref(), metadata.name.as_deref().unwrap_or_default()).await {
+        Err(error) if error.is_not_found() => {}
+        other => return other.map(drop).map_err(Into::into),
+    }
     match client.create(&object).await {
         Err(error) if !error.is_already_exists() => Err(error.into()),
         _ => Ok(()),

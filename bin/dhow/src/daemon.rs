@@ -1,7 +1,7 @@
 //! The long-running process: its start in the background, its readiness message, its life and end.
 
 use std::fs;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -22,9 +22,9 @@ use crate::place::Place;
 pub async fn serve(place: &Place) -> Result<()> {
     init_logging(place.log_format)?;
     fs::create_dir_all(&place.data_dir).with_context(|| format!("create {}", place.data_dir.display()))?;
-    fs::create_dir_all(&place.run_dir).with_context(|| format!("create {}", place.run_dir.display()))?;
     let _lock = lock(place)?;
-    fs::write(place.pid_file(), std::process::id().to_string()).context("write the pid file")?;
+    fs::create_dir_all(&place.run_dir).with_context(|| format!("create {}", place.run_dir.display()))?;
+    let _pid_file = write_pid_file(place)?;
     let shutdown = CancellationToken::new();
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
@@ -55,6 +55,21 @@ fn lock(place: &Place) -> Result<fs::File> {
     let file = fs::File::create(&path).with_context(|| format!("create {}", path.display()))?;
     rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)
         .map_err(|_| anyhow::anyhow!("another dhow already uses {}", place.data_dir.display()))?;
+    Ok(file)
+}
+
+/// Kept open and locked while the daemon lives: whether it does cannot be told from a number that another process may
+/// have by now.
+fn write_pid_file(place: &Place) -> Result<fs::File> {
+    let mut file = fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(place.pid_file())
+        .context("write the pid file")?;
+    rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)
+        .map_err(|_| anyhow::anyhow!("another dhow already uses {}", place.run_dir.display()))?;
+    file.set_len(0).and_then(|()| write!(file, "{}", std::process::id())).context("write the pid file")?;
     Ok(file)
 }
 
@@ -159,12 +174,15 @@ fn tail(path: &Path, from: u64) -> String {
     lines[lines.len().saturating_sub(8)..].join("\n")
 }
 
-/// The running daemon's process, if the pid file names a live `dhow`.
+/// The running daemon's process: the one that holds the pid file.
 pub fn running(run_dir: &Path) -> Option<Pid> {
-    let pid: i32 = fs::read_to_string(run_dir.join("dhow.pid")).ok()?.trim().parse().ok()?;
-    let command = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-    let serves = command.split(|byte| *byte == 0).any(|argument| argument == b"serve" || argument == b"up");
-    serves.then(|| Pid::from_raw(pid))?
+    let mut file = fs::File::open(run_dir.join("dhow.pid")).ok()?;
+    if rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockShared).is_ok() {
+        return None;
+    }
+    let mut text = String::new();
+    file.read_to_string(&mut text).ok()?;
+    text.trim().parse().ok().and_then(Pid::from_raw)
 }
 
 /// Asks the daemon to end and waits for it. Returns whether one was running.

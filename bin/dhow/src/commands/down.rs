@@ -8,9 +8,10 @@ use anyhow::{Context, Result};
 
 use crate::cli::DownArgs;
 use crate::place::Place;
-use crate::{builtins, daemon, kubeconfig};
+use crate::{builtins, daemon, kubeconfig, preflight};
 
 pub async fn run(args: DownArgs) -> Result<()> {
+    preflight::root("dhow down")?;
     let place = Place::resolve(&args.place)?;
     let run_dir = place.run_dir.clone();
     let was_running =
