@@ -84,7 +84,9 @@ fn notify(message: &str) {
 
 /// Starts `dhow serve` in the background and waits until it is ready, or says why it is not.
 pub fn start(place: &Place, timeout: Duration) -> Result<()> {
-    fs::create_dir_all(&place.run_dir).with_context(|| format!("create {}", place.run_dir.display()))?;
+    for folder in [&place.data_dir, &place.run_dir] {
+        fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
+    }
     let socket_path = place.run_dir.join("notify.sock");
     let _ = fs::remove_file(&socket_path);
     let socket = UnixDatagram::bind(&socket_path).context("open the readiness socket")?;
