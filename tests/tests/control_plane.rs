@@ -15,19 +15,26 @@ const SOON: Duration = Duration::from_secs(10);
 #[test]
 fn a_cloud_without_containers() {
     let host = Host::new().unwrap();
-    starts(&host).unwrap();
-    refuses_a_second_start(&host).unwrap();
-    shows_nodes_and_kinds(&host).unwrap();
-    reconciles_a_deployment(&host).unwrap();
-    rolls_back(&host).unwrap();
-    collects_garbage(&host).unwrap();
-    empties_a_namespace(&host).unwrap();
-    reaches_services(&host).unwrap();
-    answers_dns(&host).unwrap();
-    reaches_the_node_agent(&host).unwrap();
-    keeps_state(&host).unwrap();
-    survives_kill(&host).unwrap();
-    purges(&host).unwrap();
+    let steps: &[(&str, fn(&Host) -> Result<()>)] = &[
+        ("starts", starts),
+        ("refuses a second start", refuses_a_second_start),
+        ("shows nodes and kinds", shows_nodes_and_kinds),
+        ("reconciles a deployment", reconciles_a_deployment),
+        ("rolls back", rolls_back),
+        ("collects garbage", collects_garbage),
+        ("empties a namespace", empties_a_namespace),
+        ("reaches services", reaches_services),
+        ("answers dns", answers_dns),
+        ("reaches the node agent", reaches_the_node_agent),
+        ("keeps state", keeps_state),
+        ("survives kill", survives_kill),
+        ("purges", purges),
+    ];
+    for (name, step) in steps {
+        let begin = Instant::now();
+        step(&host).with_context(|| format!("step {name:?}")).unwrap();
+        eprintln!("{name}: {} ms", begin.elapsed().as_millis());
+    }
 }
 
 /// `count` pods of one Deployment in namespace `demo`, behind a Service.
