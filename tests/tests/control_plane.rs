@@ -12,10 +12,12 @@ use dhow_e2e::{HOST_IP, Host, eventually, run};
 
 const SOON: Duration = Duration::from_secs(10);
 
+type Step = fn(&Host) -> Result<()>;
+
 #[test]
 fn a_cloud_without_containers() {
     let host = Host::new().unwrap();
-    let steps: &[(&str, fn(&Host) -> Result<()>)] = &[
+    let steps: &[(&str, Step)] = &[
         ("starts", starts),
         ("refuses a second start", refuses_a_second_start),
         ("shows nodes and kinds", shows_nodes_and_kinds),
