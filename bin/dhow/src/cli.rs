@@ -99,8 +99,8 @@ pub struct DownArgs {
 /// How to reach a running cloud.
 #[derive(Debug, Clone, Args)]
 pub struct ConnectArgs {
-    /// Kubeconfig to use [default: $KUBECONFIG, ~/.kube/config, then the data folder's].
-    #[arg(long, env = "KUBECONFIG", value_name = "FILE")]
+    /// Kubeconfig to use [default: that of the cloud on this machine, else context "dhow" of the user's].
+    #[arg(long, value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
     /// Folder of a cloud on this machine.
     #[arg(long, env = "DHOW_DATA_DIR", default_value = "/var/lib/dhow", value_name = "DIR")]

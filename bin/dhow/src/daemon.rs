@@ -1,7 +1,7 @@
 //! The long-running process: its start in the background, its readiness message, its life and end.
 
 use std::fs;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -20,11 +20,11 @@ use crate::place::Place;
 
 /// Runs server and node until SIGTERM or SIGINT. Containers go on running afterwards.
 pub async fn serve(place: &Place) -> Result<()> {
-    init_logging(place.log_format);
+    init_logging(place.log_format)?;
     fs::create_dir_all(&place.data_dir).with_context(|| format!("create {}", place.data_dir.display()))?;
-    fs::create_dir_all(&place.run_dir).with_context(|| format!("create {}", place.run_dir.display()))?;
     let _lock = lock(place)?;
-    fs::write(place.pid_file(), std::process::id().to_string()).context("write the pid file")?;
+    fs::create_dir_all(&place.run_dir).with_context(|| format!("create {}", place.run_dir.display()))?;
+    let _pid_file = write_pid_file(place)?;
     let shutdown = CancellationToken::new();
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
@@ -39,14 +39,14 @@ pub async fn serve(place: &Place) -> Result<()> {
     result
 }
 
-fn init_logging(format: LogFormat) {
-    use std::io::IsTerminal;
-    let json = match format {
-        LogFormat::Auto => !std::io::stderr().is_terminal(),
-        LogFormat::Human => false,
-        LogFormat::Json => true,
-    };
-    dhow_base::logging::init(if json { dhow_base::logging::Format::Json } else { dhow_base::logging::Format::Human });
+fn init_logging(format: LogFormat) -> Result<()> {
+    use dhow_base::logging::{Format, init};
+    init(match format {
+        LogFormat::Auto => Format::Auto,
+        LogFormat::Human => Format::Text,
+        LogFormat::Json => Format::Json,
+    })
+    .context("set up logging")
 }
 
 /// Held while the daemon lives, so that two never share a data folder.
@@ -55,6 +55,21 @@ fn lock(place: &Place) -> Result<fs::File> {
     let file = fs::File::create(&path).with_context(|| format!("create {}", path.display()))?;
     rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)
         .map_err(|_| anyhow::anyhow!("another dhow already uses {}", place.data_dir.display()))?;
+    Ok(file)
+}
+
+/// Kept open and locked while the daemon lives: whether it does cannot be told from a number that another process may
+/// have by now.
+fn write_pid_file(place: &Place) -> Result<fs::File> {
+    let mut file = fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(place.pid_file())
+        .context("write the pid file")?;
+    rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)
+        .map_err(|_| anyhow::anyhow!("another dhow already uses {}", place.run_dir.display()))?;
+    file.set_len(0).and_then(|()| write!(file, "{}", std::process::id())).context("write the pid file")?;
     Ok(file)
 }
 
@@ -69,7 +84,9 @@ fn notify(message: &str) {
 
 /// Starts `dhow serve` in the background and waits until it is ready, or says why it is not.
 pub fn start(place: &Place, timeout: Duration) -> Result<()> {
-    fs::create_dir_all(&place.run_dir).with_context(|| format!("create {}", place.run_dir.display()))?;
+    for folder in [&place.data_dir, &place.run_dir] {
+        fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
+    }
     let socket_path = place.run_dir.join("notify.sock");
     let _ = fs::remove_file(&socket_path);
     let socket = UnixDatagram::bind(&socket_path).context("open the readiness socket")?;
@@ -81,12 +98,18 @@ pub fn start(place: &Place, timeout: Duration) -> Result<()> {
     command
         .arg0("dhow")
         .arg("serve")
-        .arg("--data-dir").arg(&place.data_dir)
-        .arg("--run-dir").arg(&place.run_dir)
-        .arg("--node-name").arg(&place.node_name)
-        .arg("--node-ip").arg(place.node_ip.to_string())
-        .arg("--api-port").arg(place.api_port.to_string())
-        .arg("--node-port").arg(place.node_port.to_string())
+        .arg("--data-dir")
+        .arg(&place.data_dir)
+        .arg("--run-dir")
+        .arg(&place.run_dir)
+        .arg("--node-name")
+        .arg(&place.node_name)
+        .arg("--node-ip")
+        .arg(place.node_ip.to_string())
+        .arg("--api-port")
+        .arg(place.api_port.to_string())
+        .arg("--node-port")
+        .arg(place.node_port.to_string())
         .env("NOTIFY_SOCKET", &socket_path)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -100,7 +123,12 @@ pub fn start(place: &Place, timeout: Duration) -> Result<()> {
         Ok(()) => Ok(()),
         Err(error) => {
             let last = tail(&log_path, log_start);
-            Err(error.context(format!("the daemon did not become ready; its log {} ends:\n{last}", log_path.display())))
+            let log = format!("the end of its log {}:\n{last}", log_path.display());
+            // A deadline stays what it is, for the exit code.
+            Err(match error.downcast::<TimedOut>() {
+                Ok(late) => TimedOut(format!("the daemon is {late}; {log}")).into(),
+                Err(error) => anyhow::anyhow!("the daemon did not become ready: {error:#}; {log}"),
+            })
         }
     }
 }
@@ -116,7 +144,8 @@ fn wait_ready(socket: &UnixDatagram, child: &mut std::process::Child, timeout: D
             bail!(TimedOut(format!("not ready after {} s", timeout.as_secs())));
         }
         let mut fds = [PollFd::new(socket, PollFlags::IN), PollFd::new(&exited, PollFlags::IN)];
-        let wait = Timespec { tv_sec: left.as_secs().try_into().unwrap_or(i64::MAX), tv_nsec: left.subsec_nanos().into() };
+        let wait =
+            Timespec { tv_sec: left.as_secs().try_into().unwrap_or(i64::MAX), tv_nsec: left.subsec_nanos().into() };
         match poll(&mut fds, Some(&wait)) {
             Ok(_) => {}
             Err(rustix::io::Errno::INTR) => continue,
@@ -147,12 +176,15 @@ fn tail(path: &Path, from: u64) -> String {
     lines[lines.len().saturating_sub(8)..].join("\n")
 }
 
-/// The running daemon's process, if the pid file names a live `dhow`.
+/// The running daemon's process: the one that holds the pid file.
 pub fn running(run_dir: &Path) -> Option<Pid> {
-    let pid: i32 = fs::read_to_string(run_dir.join("dhow.pid")).ok()?.trim().parse().ok()?;
-    let command = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-    let serves = command.split(|byte| *byte == 0).any(|argument| argument == b"serve" || argument == b"up");
-    serves.then(|| Pid::from_raw(pid))?
+    let mut file = fs::File::open(run_dir.join("dhow.pid")).ok()?;
+    if rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockShared).is_ok() {
+        return None;
+    }
+    let mut text = String::new();
+    file.read_to_string(&mut text).ok()?;
+    text.trim().parse().ok().and_then(Pid::from_raw)
 }
 
 /// Asks the daemon to end and waits for it. Returns whether one was running.

@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 /// Name of cluster, user and context alike.
-const NAME: &str = "dhow";
+pub const NAME: &str = "dhow";
 
 /// A whole kubeconfig for the administrator. Keys and certificates are PEM.
 pub fn administrator(server: &str, ca_pem: &str, cert_pem: &str, key_pem: &str) -> Value {
@@ -85,6 +85,11 @@ pub fn forget_for_user() -> Result<bool> {
         write(&path, &config, user.owner)?;
     }
     Ok(found)
+}
+
+/// The invoking user's kubeconfig.
+pub fn of_user() -> PathBuf {
+    InvokingUser::find().kubeconfig()
 }
 
 fn read(path: &Path) -> Result<Value> {

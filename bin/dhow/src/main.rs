@@ -6,6 +6,7 @@ mod cluster_dns;
 mod commands;
 mod daemon;
 mod exit;
+mod keys;
 mod kubeconfig;
 mod place;
 mod preflight;
@@ -42,7 +43,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             Command::Status(args) => commands::status::run(args).await,
             Command::Deploy(args) => commands::deploy::run(args).await,
             Command::Image(command) => commands::image::run(command).await,
-            Command::Kubeconfig(args) => commands::kubeconfig(&args),
+            Command::Kubeconfig(args) => commands::print_kubeconfig(&args),
             Command::Serve(args) => daemon::serve(&place::Place::resolve(&args)?).await,
             Command::Completion { .. } => Ok(()),
         }

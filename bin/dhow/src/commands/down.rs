@@ -8,12 +8,14 @@ use anyhow::{Context, Result};
 
 use crate::cli::DownArgs;
 use crate::place::Place;
-use crate::{builtins, daemon, kubeconfig};
+use crate::{builtins, daemon, kubeconfig, preflight};
 
 pub async fn run(args: DownArgs) -> Result<()> {
+    preflight::root("dhow down")?;
     let place = Place::resolve(&args.place)?;
     let run_dir = place.run_dir.clone();
-    let was_running = tokio::task::spawn_blocking(move || daemon::stop(&run_dir)).await.context("stop the daemon")??;
+    let was_running =
+        tokio::task::spawn_blocking(move || daemon::stop(&run_dir)).await.context("stop the daemon")??;
     let containers = builtins::stop_containers(&place).await?;
     eprintln!(
         "{}; {containers} pod sandboxes stopped.",

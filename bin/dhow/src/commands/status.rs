@@ -64,7 +64,7 @@ pub async fn run(args: StatusArgs) -> Result<()> {
 
 fn table(status: &Status) -> Table {
     let mut table = Table::new();
-    table.load_preset(presets::NOTHING);
+    table.load_style(presets::NOTHING);
     let memory = status.daemon.memory_bytes.map_or(String::new(), |bytes| format!(", {} MiB", bytes >> 20));
     let daemon = match status.daemon.pid {
         Some(pid) => format!("running (pid {pid}{memory})"),

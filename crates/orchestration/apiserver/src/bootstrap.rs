@@ -32,8 +32,14 @@ pub async fn ensure(server: &Arc<ApiServer>, config: &Config) -> Result<(), Stat
     api_service(&client, config).await
 }
 
-/// Posts an object; one that is there already stays as it is.
+/// Posts an object; one that is there already stays as it is. Asked for first, because a Service that is there makes
+/// its own address a taken one.
 async fn create(client: &Client, collection: &str, object: Value) -> Result<(), Status> {
+    let name = object["metadata"]["name"].as_str().unwrap_or_default();
+    let (code, _) = send(client, Method::GET, &format!("{collection}/{name}"), "", &Value::Null).await?;
+    if code < 300 {
+        return Ok(());
+    }
     let (code, answer) = send(client, Method::POST, collection, "application/json", &object).await?;
     if code < 300 || code == 409 { Ok(()) } else { Err(failed(&answer)) }
 }
