@@ -258,7 +258,11 @@ impl Worker {
         let policy = container.image_pull_policy.as_deref().unwrap_or("IfNotPresent");
         let present = runtime.image_status(name).await?;
         match (present, policy) {
-            (Some(image), "IfNotPresent" | "Never") => return Ok(image),
+            (Some(image), "IfNotPresent" | "Never") => {
+                let message = format!("Container image {name:?} already present on machine");
+                self.event(pod, EventType::Normal, "Pulled", &message).await;
+                return Ok(image);
+            }
             (None, "Never") => {
                 let message = format!("Container image {name:?} is not present with pull policy of Never");
                 return Err(Error::Spec { reason: "ErrImageNeverPull", message });
