@@ -126,7 +126,7 @@ pub fn start(place: &Place, timeout: Duration) -> Result<()> {
             let log = format!("the end of its log {}:\n{last}", log_path.display());
             // A deadline stays what it is, for the exit code.
             Err(match error.downcast::<TimedOut>() {
-                Ok(late) => TimedOut(format!("the daemon is {late}; {log}")).into(),
+                Ok(late) => TimedOut(format!("the daemon is {late}; it goes on (`dhow down` ends it); {log}")).into(),
                 Err(error) => anyhow::anyhow!("the daemon did not become ready: {error:#}; {log}"),
             })
         }

@@ -29,12 +29,14 @@ pub struct Keys {
     kept: Vec<Kept>,
 }
 
+type Renewed = Box<dyn Fn(&CertPair) -> Result<()> + Send + Sync>;
+
 /// A certificate on disk, what it is for, and who is told of a new one.
 struct Kept {
     name: &'static str,
     spec: CertSpec,
     pair: CertPair,
-    renewed: Box<dyn Fn(&CertPair) -> Result<()> + Send + Sync>,
+    renewed: Renewed,
 }
 
 impl Keys {
