@@ -12,9 +12,10 @@ use dhow_client::Client;
 use dhow_controllers::ControllersConfig;
 use dhow_cri::embedded::{EmbeddedConfig, EmbeddedRuntime};
 use dhow_dns::DnsConfig;
-use dhow_image::ImageStore;
+use dhow_image::{ImageStore, PullOptions};
 use dhow_net::{Cidr, Net, NetConfig};
 use dhow_node::{Node, NodeConfig};
+use dhow_oci::client::Program;
 use dhow_scheduler::SchedulerConfig;
 use dhow_store::FjallKv;
 use rustix::mount::UnmountFlags;
@@ -180,7 +181,15 @@ async fn open_runtime(place: &Place, images: ImageStore, net: Arc<Net>) -> Resul
     for folder in [&root, &run_dir] {
         fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
     }
-    let config = EmbeddedConfig { root, run_dir, cgroup_root: CGROUP.to_owned(), images, network: net };
+    let config = EmbeddedConfig {
+        root,
+        run_dir,
+        cgroup_root: CGROUP.to_owned(),
+        program: Program::own().context("prepare the shims' program")?,
+        images,
+        pull: PullOptions::default(),
+        network: net,
+    };
     EmbeddedRuntime::open(config).await.context("open the container runtime")
 }
 
@@ -255,8 +264,9 @@ async fn run_node(
     .context("run the node")
 }
 
-/// Stops all containers of a cloud whose daemon is down; returns how many pod sandboxes there were.
-pub async fn stop_containers(place: &Place) -> Result<usize> {
+/// Stops all containers of a cloud whose daemon is down, and with `remove` forgets them; returns how many pod sandboxes
+/// there were.
+pub async fn stop_containers(place: &Place, remove: bool) -> Result<usize> {
     // Nothing was ever started here: then nothing is to be made, either.
     if !runtime_dir(place).exists() {
         return Ok(0);
@@ -264,6 +274,9 @@ pub async fn stop_containers(place: &Place) -> Result<usize> {
     let net = open_net(place).await?;
     let images = blocking(place, "open the image store", open_images).await?;
     let runtime = open_runtime(place, images, net).await?;
+    if remove {
+        return runtime.remove_all().await.context("remove the containers");
+    }
     runtime.stop_all().await.context("stop the containers")
 }
 

@@ -16,7 +16,7 @@ pub async fn run(args: DownArgs) -> Result<()> {
     let run_dir = place.run_dir.clone();
     let was_running =
         tokio::task::spawn_blocking(move || daemon::stop(&run_dir)).await.context("stop the daemon")??;
-    let containers = builtins::stop_containers(&place).await?;
+    let containers = builtins::stop_containers(&place, args.purge).await?;
     eprintln!(
         "{}; {containers} pod sandboxes stopped.",
         if was_running { "Dhow is stopped" } else { "Dhow was not running" }

@@ -1,18 +1,29 @@
 //! The embedded runtime: our own shims, image store and pod network behind the `Runtime` trait.
+//!
+//! What exists is on disk, one folder per sandbox (see [`record`]); what runs is known by the shims. A daemon that comes
+//! back reads the folders, asks the shims, and goes on.
 
+mod container;
+mod images;
+mod record;
+mod runtime;
+mod sandbox;
+mod specification;
+mod streams;
+mod watch;
+
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
-use dhow_image::ImageStore;
-use futures::StreamExt;
-use futures::stream::BoxStream;
+use dhow_image::{ImageStore, PullOptions};
+use dhow_oci::client::Program;
+use parking_lot::Mutex;
+use tokio::sync::broadcast;
 
-use crate::runtime::{
-    ContainerConfig, ContainerStats, ContainerStatus, Duplex, ExecRequest, ExecResult, ImageAuth, ImageInfo, Reader,
-    Resources, RuntimeEvent, RuntimeVersion, SandboxConfig, SandboxStatus, Streams,
-};
-use crate::{Error, PodNetwork, Runtime};
+use crate::runtime::{RuntimeEvent, RuntimeEventKind};
+use crate::{Error, PodNetwork};
+use record::{Container, Sandbox};
 
 /// What the embedded runtime is told once, at start.
 pub struct EmbeddedConfig {
@@ -22,104 +33,124 @@ pub struct EmbeddedConfig {
     pub run_dir: PathBuf,
     /// Top control group of everything it runs, such as `dhow`.
     pub cgroup_root: String,
+    /// What shims run: the binary itself unless a test brings another.
+    pub program: Program,
     pub images: ImageStore,
+    /// How registries are reached.
+    pub pull: PullOptions,
     pub network: Arc<dyn PodNetwork>,
 }
 
 /// Runs containers in shims of our own. Dropping it leaves them running.
-pub struct EmbeddedRuntime {}
+#[derive(Clone)]
+pub struct EmbeddedRuntime {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    config: EmbeddedConfig,
+    sandboxes: Mutex<BTreeMap<String, Sandbox>>,
+    containers: Mutex<BTreeMap<String, Container>>,
+    events: broadcast::Sender<RuntimeEvent>,
+    /// Counts changes of state, for whoever waits for one.
+    changes: tokio::sync::watch::Sender<u64>,
+}
+
+/// Events a slow listener may fall behind before it has to list again.
+const EVENT_BACKLOG: usize = 1024;
 
 impl EmbeddedRuntime {
-    /// Finds again what runs already.
-    pub async fn open(_config: EmbeddedConfig) -> Result<Arc<Self>, Error> {
-        Ok(Arc::new(Self {}))
+    /// Finds again what runs already, and clears what a crash left half-made.
+    pub async fn open(config: EmbeddedConfig) -> Result<Arc<Self>, Error> {
+        for folder in [config.root.join("sandboxes"), config.run_dir.clone()] {
+            record::make_private_folder(&folder)?;
+        }
+        let this = Arc::new(Self {
+            inner: Arc::new(Inner {
+                config,
+                sandboxes: Mutex::default(),
+                containers: Mutex::default(),
+                events: broadcast::channel(EVENT_BACKLOG).0,
+                changes: tokio::sync::watch::channel(0).0,
+            }),
+        });
+        sandbox::adopt_all(&this.inner).await?;
+        Ok(this)
     }
 
     /// Stops every sandbox and frees what it holds; returns how many there were.
     pub async fn stop_all(&self) -> Result<usize, Error> {
-        Ok(0)
+        let ids: Vec<String> = self.inner.sandboxes.lock().keys().cloned().collect();
+        for id in &ids {
+            sandbox::stop(&self.inner, id).await?;
+        }
+        Ok(ids.len())
+    }
+
+    /// Removes every sandbox with its containers; returns how many there were.
+    pub async fn remove_all(&self) -> Result<usize, Error> {
+        let ids: Vec<String> = self.inner.sandboxes.lock().keys().cloned().collect();
+        for id in &ids {
+            sandbox::remove(&self.inner, id).await?;
+        }
+        dhow_oci::cgroup::Cgroup::new(&self.inner.config.cgroup_root).remove_all();
+        Ok(ids.len())
     }
 }
 
-fn missing<T>() -> Result<T, Error> {
-    Err(Error::FailedPrecondition("the embedded runtime cannot run containers yet".into()))
+impl Inner {
+    fn sandbox(&self, id: &str) -> Result<Sandbox, Error> {
+        let found = self.sandboxes.lock().get(id).cloned();
+        found.ok_or_else(|| Error::NotFound { kind: "sandbox", id: id.to_owned() })
+    }
+
+    fn container(&self, id: &str) -> Result<Container, Error> {
+        let found = self.containers.lock().get(id).cloned();
+        found.ok_or_else(|| Error::NotFound { kind: "container", id: id.to_owned() })
+    }
+
+    /// Tells listeners and those who wait.
+    fn announce(&self, sandbox: &Sandbox, container_id: &str, kind: RuntimeEventKind) {
+        self.changes.send_modify(|count| *count += 1);
+        // Nobody listening is fine.
+        let _ = self.events.send(RuntimeEvent {
+            pod: sandbox.meta.config.pod.clone(),
+            sandbox_id: sandbox.meta.id.clone(),
+            container_id: container_id.to_owned(),
+            kind,
+        });
+    }
+
+    /// Waits until `done` says so; it is asked again after each change of state.
+    async fn wait_until(&self, mut done: impl FnMut() -> bool) {
+        let mut changes = self.changes.subscribe();
+        while !done() {
+            if changes.changed().await.is_err() {
+                return;
+            }
+        }
+    }
 }
 
-#[async_trait::async_trait]
-impl Runtime for EmbeddedRuntime {
-    async fn version(&self) -> Result<RuntimeVersion, Error> {
-        Ok(RuntimeVersion { name: "dhow".into(), version: env!("CARGO_PKG_VERSION").into() })
+/// Runs what blocks off the async threads.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => Err(Error::internal("run a blocking step", error)),
     }
-    async fn run_sandbox(&self, _: SandboxConfig) -> Result<String, Error> {
-        missing()
-    }
-    async fn stop_sandbox(&self, _: &str) -> Result<(), Error> {
-        missing()
-    }
-    async fn remove_sandbox(&self, _: &str) -> Result<(), Error> {
-        missing()
-    }
-    async fn sandbox_status(&self, _: &str) -> Result<SandboxStatus, Error> {
-        missing()
-    }
-    async fn list_sandboxes(&self) -> Result<Vec<SandboxStatus>, Error> {
-        Ok(Vec::new())
-    }
-    async fn create_container(&self, _: &str, _: ContainerConfig) -> Result<String, Error> {
-        missing()
-    }
-    async fn start_container(&self, _: &str) -> Result<(), Error> {
-        missing()
-    }
-    async fn stop_container(&self, _: &str, _: Duration) -> Result<(), Error> {
-        missing()
-    }
-    async fn remove_container(&self, _: &str) -> Result<(), Error> {
-        missing()
-    }
-    async fn container_status(&self, _: &str) -> Result<ContainerStatus, Error> {
-        missing()
-    }
-    async fn list_containers(&self) -> Result<Vec<ContainerStatus>, Error> {
-        Ok(Vec::new())
-    }
-    async fn update_container_resources(&self, _: &str, _: Resources) -> Result<(), Error> {
-        missing()
-    }
-    async fn container_stats(&self, _: &str) -> Result<ContainerStats, Error> {
-        missing()
-    }
-    async fn reopen_container_log(&self, _: &str) -> Result<(), Error> {
-        missing()
-    }
-    async fn exec_sync(&self, _: &str, _: &[String], _: Option<Duration>) -> Result<ExecResult, Error> {
-        missing()
-    }
-    async fn exec(&self, _: &str, _: ExecRequest) -> Result<Streams, Error> {
-        missing()
-    }
-    async fn attach(&self, _: &str) -> Result<Streams, Error> {
-        missing()
-    }
-    async fn port_forward(&self, _: &str, _: u16) -> Result<Box<dyn Duplex>, Error> {
-        missing()
-    }
-    fn events(&self) -> BoxStream<'static, RuntimeEvent> {
-        futures::stream::pending().boxed()
-    }
-    async fn pull_image(&self, _: &str, _: Option<ImageAuth>) -> Result<String, Error> {
-        missing()
-    }
-    async fn image_status(&self, _: &str) -> Result<Option<ImageInfo>, Error> {
-        Ok(None)
-    }
-    async fn list_images(&self) -> Result<Vec<ImageInfo>, Error> {
-        Ok(Vec::new())
-    }
-    async fn remove_image(&self, _: &str) -> Result<(), Error> {
-        missing()
-    }
-    async fn import_image(&self, _: Reader) -> Result<Vec<String>, Error> {
-        missing()
+}
+
+impl From<dhow_oci::Error> for Error {
+    fn from(error: dhow_oci::Error) -> Self {
+        use dhow_oci::Error as Oci;
+        match error {
+            Oci::NotFound(id) => Self::NotFound { kind: "container", id },
+            Oci::CannotRun(message) => Self::CannotRun(message),
+            Oci::Invalid(message) => Self::InvalidArgument(message),
+            other => {
+                let context = other.to_string();
+                Self::Internal { context, source: Some(Box::new(other)) }
+            }
+        }
     }
 }
