@@ -78,7 +78,8 @@ fn notify(message: &str) {
     let Some(address) = std::env::var_os("NOTIFY_SOCKET") else { return };
     let sent = UnixDatagram::unbound().and_then(|socket| socket.send_to(message.as_bytes(), Path::new(&address)));
     if let Err(error) = sent {
-        tracing::warn!(%error, "cannot send the readiness message");
+        // `dhow up` listens for the first message only.
+        tracing::debug!(%error, message, "nobody takes the message");
     }
 }
 
