@@ -42,7 +42,7 @@ const DNS_PORT: u16 = 53;
 pub async fn run(place: &Place, shutdown: CancellationToken, ready: impl FnOnce()) -> Result<()> {
     // Before anything is made: whether we may listen at all.
     let listener = listen(place, place.api_port).await?;
-    let (store, (keys, sa_key), net, images) = tokio::try_join!(
+    let (store, (mut keys, sa_key), net, images) = tokio::try_join!(
         blocking(place, "open the store", |place| Ok(FjallKv::open(place.data_dir.join("store"))?)),
         blocking(place, "open keys and certificates", Keys::open),
         open_net(place),

@@ -78,7 +78,8 @@ fn notify(message: &str) {
     let Some(address) = std::env::var_os("NOTIFY_SOCKET") else { return };
     let sent = UnixDatagram::unbound().and_then(|socket| socket.send_to(message.as_bytes(), Path::new(&address)));
     if let Err(error) = sent {
-        tracing::warn!(%error, "cannot send the readiness message");
+        // `dhow up` listens for the first message only.
+        tracing::debug!(%error, message, "nobody takes the message");
     }
 }
 
@@ -126,7 +127,7 @@ pub fn start(place: &Place, timeout: Duration) -> Result<()> {
             let log = format!("the end of its log {}:\n{last}", log_path.display());
             // A deadline stays what it is, for the exit code.
             Err(match error.downcast::<TimedOut>() {
-                Ok(late) => TimedOut(format!("the daemon is {late}; {log}")).into(),
+                Ok(late) => TimedOut(format!("the daemon is {late}; it goes on (`dhow down` ends it); {log}")).into(),
                 Err(error) => anyhow::anyhow!("the daemon did not become ready: {error:#}; {log}"),
             })
         }

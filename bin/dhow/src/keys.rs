@@ -1,12 +1,12 @@
 //! The cluster's keys and certificates: made at the first start, kept in the data folder, renewed while running.
 
 use std::net::Ipv4Addr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use dhow_base::pki::{self, CertPair, CertSpec, ClusterCa, SaKey};
-use dhow_base::tls::{self, ServerCert};
+use dhow_base::tls::{self, LiveCert};
 use rustls::{ClientConfig, ServerConfig};
 use tokio_util::sync::CancellationToken;
 
@@ -26,16 +26,17 @@ pub struct Keys {
     pub node_tls: Arc<ServerConfig>,
     /// The API server as a client of nodes.
     pub to_nodes: Arc<ClientConfig>,
-    api: Kept,
-    node: Kept,
+    kept: Vec<Kept>,
 }
 
-/// A server certificate on disk and the one presented at the moment.
+type Renewed = Box<dyn Fn(&CertPair) -> Result<()> + Send + Sync>;
+
+/// A certificate on disk, what it is for, and who is told of a new one.
 struct Kept {
     name: &'static str,
     spec: CertSpec,
     pair: CertPair,
-    shown: Arc<ServerCert>,
+    renewed: Renewed,
 }
 
 impl Keys {
@@ -45,50 +46,63 @@ impl Keys {
         let folder = folder(place);
         let ca = Arc::new(ClusterCa::load_or_create(&folder).context("open the cluster's certificate authority")?);
         let sa_key = SaKey::load_or_create(&folder.join("sa.key")).context("open the key of service accounts")?;
-        let kept = |name: &'static str, spec: CertSpec| -> Result<Kept> {
+        let mut kept = Vec::new();
+        let mut issue = |name: &'static str, spec: CertSpec| -> Result<Arc<LiveCert>> {
             let pair = ca.load_or_issue(&folder, name, &spec).with_context(|| format!("issue certificate {name}"))?;
-            let shown = Arc::new(ServerCert::new(&pair)?);
-            Ok(Kept { name, spec, pair, shown })
+            let shown = Arc::new(LiveCert::new(&pair)?);
+            let live = Arc::clone(&shown);
+            let renewed = Box::new(move |pair: &CertPair| Ok(live.replace(pair)?));
+            kept.push(Kept { name, spec, pair, renewed });
+            Ok(shown)
         };
-        let api = kept("apiserver", CertSpec::server("dhow-apiserver", &api_names(place)))?;
+        let api = issue("apiserver", CertSpec::server(API_SERVER, &api_names(place)))?;
         let user = format!("system:node:{}", place.node_name);
         let sans = vec![place.node_name.clone(), place.node_ip.to_string(), Ipv4Addr::LOCALHOST.to_string()];
-        let node = kept("node", CertSpec::Peer { user, groups: vec!["system:nodes".into()], sans })?;
-        let client = |name, spec| ca.load_or_issue(&folder, name, &spec);
-        let caller = client("apiserver-to-node", CertSpec::client(API_SERVER, &[])).context("issue certificate")?;
-        let admin = client("admin", CertSpec::client("dhow-admin", &[MASTERS])).context("issue certificate")?;
-        let config = kubeconfig::administrator(&place.api_url(), ca.cert_pem(), &admin.cert_pem, &admin.key_pem);
-        kubeconfig::write(&place.admin_kubeconfig(), &config, None)?;
+        let node = issue("node", CertSpec::Peer { user, groups: vec!["system:nodes".into()], sans })?;
+        let caller = issue("apiserver-to-node", CertSpec::client(API_SERVER, &[]))?;
+        kept.push(administrator(place, &ca, &folder)?);
+        let ca_pem = Some(ca.cert_pem());
         let keys = Self {
-            api_tls: tls::server_config_with(Arc::clone(&api.shown), Some(ca.cert_pem()))?,
-            node_tls: tls::server_config_with(Arc::clone(&node.shown), Some(ca.cert_pem()))?,
-            to_nodes: tls::client_config(ca.cert_pem(), Some(&caller))?,
+            api_tls: tls::server_config_with(api, ca_pem)?,
+            node_tls: tls::server_config_with(node, ca_pem)?,
+            to_nodes: tls::client_config_with(ca.cert_pem(), Some(caller))?,
             ca,
-            api,
-            node,
+            kept,
         };
         Ok((keys, sa_key))
     }
 
-    /// Renews the server certificates for as long as the process runs; new connections see the new ones.
-    pub fn keep_renewed(&self, place: &Place, shutdown: &CancellationToken) -> impl Future<Output = ()> + 'static {
-        let renew = |kept: &Kept| {
-            let (ca, folder, name, spec) = (Arc::clone(&self.ca), folder(place), kept.name, kept.spec.clone());
-            let (pair, shown, shutdown) = (kept.pair.clone(), Arc::clone(&kept.shown), shutdown.clone());
+    /// Renews every certificate for as long as the process runs; new connections see the new ones.
+    pub fn keep_renewed(&mut self, place: &Place, shutdown: &CancellationToken) -> impl Future<Output = ()> + 'static {
+        let renewals = self.kept.drain(..).map(|kept| {
+            let (ca, folder, shutdown) = (Arc::clone(&self.ca), folder(place), shutdown.clone());
             async move {
                 let renewed = |pair: &CertPair| {
-                    if let Err(error) = shown.replace(pair) {
-                        tracing::error!(certificate = name, %error, "cannot present the renewed certificate");
+                    if let Err(error) = (kept.renewed)(pair) {
+                        tracing::error!(certificate = kept.name, error = format!("{error:#}"), "use the renewed one");
                     }
                 };
-                pki::keep_renewed(&ca, &folder, name, &spec, pair, renewed, shutdown).await;
+                pki::keep_renewed(&ca, &folder, kept.name, &kept.spec, kept.pair, renewed, shutdown).await;
             }
-        };
-        let (api, node) = (renew(&self.api), renew(&self.node));
+        });
+        let all = futures::future::join_all(renewals.collect::<Vec<_>>());
         async move {
-            tokio::join!(api, node);
+            all.await;
         }
     }
+}
+
+/// The administrator's certificate, which lives in a kubeconfig.
+fn administrator(place: &Place, ca: &ClusterCa, folder: &Path) -> Result<Kept> {
+    let (name, spec) = ("admin", CertSpec::client("dhow-admin", &[MASTERS]));
+    let pair = ca.load_or_issue(folder, name, &spec).context("issue the administrator's certificate")?;
+    let (server, ca_pem, path) = (place.api_url(), ca.cert_pem().to_owned(), place.admin_kubeconfig());
+    let renewed = move |pair: &CertPair| {
+        let config = kubeconfig::administrator(&server, &ca_pem, &pair.cert_pem, &pair.key_pem);
+        kubeconfig::write(&path, &config, None)
+    };
+    renewed(&pair)?;
+    Ok(Kept { name, spec, pair, renewed: Box::new(renewed) })
 }
 
 fn folder(place: &Place) -> PathBuf {

@@ -12,10 +12,14 @@ mod place;
 mod preflight;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{CommandFactory, Parser};
 
 use cli::{Cli, Command};
+
+/// What threads that still wait for the system get at the end.
+const FAREWELL: Duration = Duration::from_millis(100);
 
 fn main() -> ExitCode {
     // The shim is this same binary. It must start before any thread or runtime exists.
@@ -36,7 +40,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         .install_default()
         .map_err(|_| anyhow::anyhow!("the TLS provider was installed twice"))?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(async {
+    let result = runtime.block_on(async {
         match command {
             Command::Up(args) => commands::up::run(args).await,
             Command::Down(args) => commands::down::run(args).await,
@@ -47,5 +51,8 @@ fn run(command: Command) -> anyhow::Result<()> {
             Command::Serve(args) => daemon::serve(&place::Place::resolve(&args)?).await,
             Command::Completion { .. } => Ok(()),
         }
-    })
+    });
+    // A thread may be waiting for a resolver that does not answer; nothing that must be finished is left to threads.
+    runtime.shutdown_timeout(FAREWELL);
+    result
 }

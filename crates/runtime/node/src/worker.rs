@@ -145,6 +145,11 @@ impl Worker {
             for old in sandboxes {
                 let unkilled = |error| ("FailedKillPod", format!("error killing pod: {error}"));
                 runtime.stop_sandbox(&old.id).await.map_err(unkilled)?;
+                // The last run of each container is kept: for its log, and to go on counting from.
+                let last = |c: &ContainerStatus| latest(containers, &c.name).is_some_and(|last| last.id == c.id);
+                if !containers.iter().any(|c| c.sandbox_id == old.id && last(c)) {
+                    runtime.remove_sandbox(&old.id).await.map_err(unkilled)?;
+                }
             }
             let attempt = sandboxes.last().map_or(0, |s| s.pod.attempt + 1);
             let unmade = |error| ("FailedCreatePodSandBox", format!("Failed to create pod sandbox: {error}"));
