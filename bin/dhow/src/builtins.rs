@@ -11,7 +11,6 @@ use dhow_apiserver::{ApiServer, ServiceRange, UserInfo};
 use dhow_client::Client;
 use dhow_controllers::ControllersConfig;
 use dhow_cri::embedded::{EmbeddedConfig, EmbeddedRuntime};
-use dhow_dns::DnsConfig;
 use dhow_image::{ImageStore, PullOptions};
 use dhow_net::{Cidr, Net, NetConfig};
 use dhow_node::{Node, NodeConfig};
@@ -24,16 +23,15 @@ use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::cluster_dns;
 use crate::keys::{self, Keys};
 use crate::place::{self, Place};
+use crate::{cluster_dns, nameserver};
 
 /// Parts that run until told to stop; one that ends by itself is an error.
 type Parts = JoinSet<Result<()>>;
 
 /// Top control group of all containers.
 const CGROUP: &str = "dhow";
-const DNS_PORT: u16 = 53;
 
 /// Runs server and node on this machine until `shutdown`; calls `ready` once the node takes pods.
 ///
@@ -65,7 +63,7 @@ pub async fn run(place: &Place, shutdown: CancellationToken, ready: impl FnOnce(
     api.spawn(part("certificate renewal", keys.keep_renewed(place, &api_shutdown)));
 
     start_control_plane(&server, &keys, &users_shutdown, &mut users);
-    start_network(place, &server, &net, &users_shutdown, &mut users);
+    start_network(place, &server, &keys, &net, &users_shutdown, &mut users);
     let (tell_ready, is_ready) = oneshot::channel();
     let node = run_node(
         place.clone(),
@@ -209,6 +207,7 @@ fn node_client(place: &Place, server: &Arc<ApiServer>) -> Client {
 fn start_network(
     place: &Place,
     server: &Arc<ApiServer>,
+    keys: &Keys,
     net: &Arc<Net>,
     shutdown: &CancellationToken,
     parts: &mut Parts,
@@ -218,17 +217,12 @@ fn start_network(
     parts
         .spawn(async move { dhow_net::proxy::run(client, net_, &node, stop).await.context("keep the service tables") });
     let administrator = server.client(UserInfo::new("system:dhow", &[keys::MASTERS]));
-    let (client, gateway, node, stop) =
-        (node_client(place, server), net.bridge_gateway(), place.node_name.clone(), shutdown.clone());
+    let (gateway, node) = (net.bridge_gateway(), place.node_name.clone());
+    let nameserver =
+        nameserver::keep_running(place.clone(), gateway, Arc::clone(&keys.nameserver_renewed), shutdown.clone());
     parts.spawn(async move {
-        let own = [gateway.into(), place::DNS_SERVICE_IP.into()];
-        let upstreams = dhow_dns::host_upstreams(Path::new("/etc/resolv.conf"), &own);
-        let config = DnsConfig { domain: place::CLUSTER_DOMAIN.to_owned(), upstreams, ..DnsConfig::default() };
-        let address = SocketAddr::new(gateway.into(), DNS_PORT);
-        let dns = dhow_dns::Server::bind(&[address], config).await.context("serve the cluster's DNS")?;
         cluster_dns::ensure(&administrator, place::DNS_SERVICE_IP.into(), gateway.into(), &node).await?;
-        dns.run(client, stop).await;
-        Ok(())
+        nameserver.await
     });
 }
 

@@ -36,6 +36,15 @@ pub enum Command {
     /// Run server and node in the foreground (what `dhow up` starts, and a service manager may).
     #[command(name = "serve")]
     Serve(PlaceArgs),
+    /// Run the cluster's name server (what the daemon starts).
+    #[command(name = crate::nameserver::COMMAND, hide = true)]
+    ServeDns {
+        #[command(flatten)]
+        place: PlaceArgs,
+        /// Address of the pods' gateway, where it listens.
+        #[arg(long, value_name = "IP")]
+        gateway: std::net::Ipv4Addr,
+    },
 }
 
 /// Where this cloud lives on the machine and in the network.

@@ -1,7 +1,7 @@
 //! The long-running process: its start in the background, its readiness message, its life and end.
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::Read;
 use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -9,13 +9,14 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use rustix::process::{Pid, Signal};
+use rustix::process::Pid;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::builtins;
 use crate::cli::LogFormat;
 use crate::exit::TimedOut;
+use crate::pidfile::PidFile;
 use crate::place::Place;
 
 /// Runs server and node until SIGTERM or SIGINT. Containers go on running afterwards.
@@ -24,7 +25,16 @@ pub async fn serve(place: &Place) -> Result<()> {
     fs::create_dir_all(&place.data_dir).with_context(|| format!("create {}", place.data_dir.display()))?;
     let _lock = lock(place)?;
     fs::create_dir_all(&place.run_dir).with_context(|| format!("create {}", place.run_dir.display()))?;
-    let _pid_file = write_pid_file(place)?;
+    let _pid_file = PidFile::take(&place.pid_file())?;
+    let shutdown = shutdown_signal()?;
+    let result = builtins::run(place, shutdown, || notify("READY=1")).await;
+    notify("STOPPING=1");
+    let _ = fs::remove_file(place.pid_file());
+    result
+}
+
+/// Is cancelled by SIGTERM or SIGINT.
+pub fn shutdown_signal() -> Result<CancellationToken> {
     let shutdown = CancellationToken::new();
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
@@ -33,13 +43,10 @@ pub async fn serve(place: &Place) -> Result<()> {
         tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
         stop.cancel();
     });
-    let result = builtins::run(place, shutdown, || notify("READY=1")).await;
-    notify("STOPPING=1");
-    let _ = fs::remove_file(place.pid_file());
-    result
+    Ok(shutdown)
 }
 
-fn init_logging(format: LogFormat) -> Result<()> {
+pub fn init_logging(format: LogFormat) -> Result<()> {
     use dhow_base::logging::{Format, init};
     init(match format {
         LogFormat::Auto => Format::Auto,
@@ -55,21 +62,6 @@ fn lock(place: &Place) -> Result<fs::File> {
     let file = fs::File::create(&path).with_context(|| format!("create {}", path.display()))?;
     rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)
         .map_err(|_| anyhow::anyhow!("another dhow already uses {}", place.data_dir.display()))?;
-    Ok(file)
-}
-
-/// Kept open and locked while the daemon lives: whether it does cannot be told from a number that another process may
-/// have by now.
-fn write_pid_file(place: &Place) -> Result<fs::File> {
-    let mut file = fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(place.pid_file())
-        .context("write the pid file")?;
-    rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)
-        .map_err(|_| anyhow::anyhow!("another dhow already uses {}", place.run_dir.display()))?;
-    file.set_len(0).and_then(|()| write!(file, "{}", std::process::id())).context("write the pid file")?;
     Ok(file)
 }
 
@@ -99,18 +91,7 @@ pub fn start(place: &Place, timeout: Duration) -> Result<()> {
     command
         .arg0("dhow")
         .arg("serve")
-        .arg("--data-dir")
-        .arg(&place.data_dir)
-        .arg("--run-dir")
-        .arg(&place.run_dir)
-        .arg("--node-name")
-        .arg(&place.node_name)
-        .arg("--node-ip")
-        .arg(place.node_ip.to_string())
-        .arg("--api-port")
-        .arg(place.api_port.to_string())
-        .arg("--node-port")
-        .arg(place.node_port.to_string())
+        .args(place.as_args())
         .env("NOTIFY_SOCKET", &socket_path)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -175,31 +156,4 @@ fn tail(path: &Path, from: u64) -> String {
     }
     let lines: Vec<&str> = text.lines().collect();
     lines[lines.len().saturating_sub(8)..].join("\n")
-}
-
-/// The running daemon's process: the one that holds the pid file.
-pub fn running(run_dir: &Path) -> Option<Pid> {
-    let mut file = fs::File::open(run_dir.join("dhow.pid")).ok()?;
-    if rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockShared).is_ok() {
-        return None;
-    }
-    let mut text = String::new();
-    file.read_to_string(&mut text).ok()?;
-    text.trim().parse().ok().and_then(Pid::from_raw)
-}
-
-/// Asks the daemon to end and waits for it. Returns whether one was running.
-pub fn stop(run_dir: &Path) -> Result<bool> {
-    use rustix::event::{PollFd, PollFlags, Timespec, poll};
-    let Some(pid) = running(run_dir) else { return Ok(false) };
-    let Ok(handle) = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()) else { return Ok(false) };
-    rustix::process::pidfd_send_signal(&handle, Signal::TERM).context("stop the daemon")?;
-    let wait = Timespec { tv_sec: 30, tv_nsec: 0 };
-    let ended = poll(&mut [PollFd::new(&handle, PollFlags::IN)], Some(&wait)).context("wait for the daemon")?;
-    if ended == 0 {
-        tracing::warn!("the daemon did not end within 30 s; killing it");
-        rustix::process::pidfd_send_signal(&handle, Signal::KILL).context("kill the daemon")?;
-        poll(&mut [PollFd::new(&handle, PollFlags::IN)], None).context("wait for the daemon")?;
-    }
-    Ok(true)
 }

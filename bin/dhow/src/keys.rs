@@ -1,13 +1,14 @@
 //! The cluster's keys and certificates: made at the first start, kept in the data folder, renewed while running.
 
 use std::net::Ipv4Addr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use dhow_base::pki::{self, CertPair, CertSpec, ClusterCa, SaKey};
 use dhow_base::tls::{self, LiveCert};
 use rustls::{ClientConfig, ServerConfig};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::kubeconfig;
@@ -26,6 +27,8 @@ pub struct Keys {
     pub node_tls: Arc<ServerConfig>,
     /// The API server as a client of nodes.
     pub to_nodes: Arc<ClientConfig>,
+    /// Told when the name server's kubeconfig has a new certificate.
+    pub nameserver_renewed: Arc<Notify>,
     kept: Vec<Kept>,
 }
 
@@ -58,15 +61,21 @@ impl Keys {
         let api = issue("apiserver", CertSpec::server(API_SERVER, &api_names(place)))?;
         let user = format!("system:node:{}", place.node_name);
         let sans = vec![place.node_name.clone(), place.node_ip.to_string(), Ipv4Addr::LOCALHOST.to_string()];
-        let node = issue("node", CertSpec::Peer { user, groups: vec!["system:nodes".into()], sans })?;
+        let node = issue("node", CertSpec::Peer { user: user.clone(), groups: vec!["system:nodes".into()], sans })?;
         let caller = issue("apiserver-to-node", CertSpec::client(API_SERVER, &[]))?;
-        kept.push(administrator(place, &ca, &folder)?);
+        let admin = CertSpec::client("dhow-admin", &[MASTERS]);
+        kept.push(in_kubeconfig(place, &ca, "admin", admin, place.admin_kubeconfig(), Arc::default())?);
+        let nameserver_renewed = Arc::<Notify>::default();
+        // It reads what every node agent may read.
+        let dns = CertSpec::client(&user, &["system:nodes"]);
+        kept.push(in_kubeconfig(place, &ca, "dns", dns, place.dns_kubeconfig(), Arc::clone(&nameserver_renewed))?);
         let ca_pem = Some(ca.cert_pem());
         let keys = Self {
             api_tls: tls::server_config_with(api, ca_pem)?,
             node_tls: tls::server_config_with(node, ca_pem)?,
             to_nodes: tls::client_config_with(ca.cert_pem(), Some(caller))?,
             ca,
+            nameserver_renewed,
             kept,
         };
         Ok((keys, sa_key))
@@ -92,16 +101,27 @@ impl Keys {
     }
 }
 
-/// The administrator's certificate, which lives in a kubeconfig.
-fn administrator(place: &Place, ca: &ClusterCa, folder: &Path) -> Result<Kept> {
-    let (name, spec) = ("admin", CertSpec::client("dhow-admin", &[MASTERS]));
-    let pair = ca.load_or_issue(folder, name, &spec).context("issue the administrator's certificate")?;
-    let (server, ca_pem, path) = (place.api_url(), ca.cert_pem().to_owned(), place.admin_kubeconfig());
-    let renewed = move |pair: &CertPair| {
-        let config = kubeconfig::administrator(&server, &ca_pem, &pair.cert_pem, &pair.key_pem);
+/// A client's certificate that lives in a kubeconfig; `told` hears of a new one.
+fn in_kubeconfig(
+    place: &Place,
+    ca: &ClusterCa,
+    name: &'static str,
+    spec: CertSpec,
+    path: PathBuf,
+    told: Arc<Notify>,
+) -> Result<Kept> {
+    let pair = ca.load_or_issue(&folder(place), name, &spec).with_context(|| format!("issue certificate {name}"))?;
+    let (server, ca_pem) = (place.api_url(), ca.cert_pem().to_owned());
+    let write = move |pair: &CertPair| {
+        let config = kubeconfig::with_certificate(&server, &ca_pem, &pair.cert_pem, &pair.key_pem);
         kubeconfig::write(&path, &config, None)
     };
-    renewed(&pair)?;
+    write(&pair)?;
+    let renewed = move |pair: &CertPair| {
+        write(pair)?;
+        told.notify_one();
+        Ok(())
+    };
     Ok(Kept { name, spec, pair, renewed: Box::new(renewed) })
 }
 

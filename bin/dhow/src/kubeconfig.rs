@@ -11,8 +11,8 @@ use serde_json::{Value, json};
 /// Name of cluster, user and context alike.
 pub const NAME: &str = "dhow";
 
-/// A whole kubeconfig for the administrator. Keys and certificates are PEM.
-pub fn administrator(server: &str, ca_pem: &str, cert_pem: &str, key_pem: &str) -> Value {
+/// A whole kubeconfig for one client. Keys and certificates are PEM.
+pub fn with_certificate(server: &str, ca_pem: &str, cert_pem: &str, key_pem: &str) -> Value {
     let data = |pem: &str| Value::String(base64(pem.as_bytes()));
     json!({
         "apiVersion": "v1",
@@ -152,7 +152,7 @@ mod tests {
 
     #[test]
     fn administrator_round_trips_through_yaml() {
-        let config = administrator("https://10.0.0.1:6443", "ca", "cert", "key");
+        let config = with_certificate("https://10.0.0.1:6443", "ca", "cert", "key");
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("sub/config");
         write(&path, &config, None).unwrap();

@@ -8,6 +8,8 @@ mod daemon;
 mod exit;
 mod keys;
 mod kubeconfig;
+mod nameserver;
+mod pidfile;
 mod place;
 mod preflight;
 
@@ -39,7 +41,12 @@ fn run(command: Command) -> anyhow::Result<()> {
     rustls::crypto::ring::default_provider()
         .install_default()
         .map_err(|_| anyhow::anyhow!("the TLS provider was installed twice"))?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let mut builder = match command {
+        // One small process more: a thread is enough for it.
+        Command::ServeDns { .. } => tokio::runtime::Builder::new_current_thread(),
+        _ => tokio::runtime::Builder::new_multi_thread(),
+    };
+    let runtime = builder.enable_all().build()?;
     let result = runtime.block_on(async {
         match command {
             Command::Up(args) => commands::up::run(args).await,
@@ -49,6 +56,11 @@ fn run(command: Command) -> anyhow::Result<()> {
             Command::Image(command) => commands::image::run(command).await,
             Command::Kubeconfig(args) => commands::print_kubeconfig(&args),
             Command::Serve(args) => daemon::serve(&place::Place::resolve(&args)?).await,
+            Command::ServeDns { place, gateway } => {
+                let place = place::Place::resolve(&place)?;
+                daemon::init_logging(place.log_format)?;
+                nameserver::serve(&place, gateway).await
+            }
             Command::Completion { .. } => Ok(()),
         }
     });

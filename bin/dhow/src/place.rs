@@ -1,5 +1,6 @@
 //! Where a cloud lives: flags resolved once into folders, addresses and names.
 
+use std::ffi::OsString;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::path::PathBuf;
@@ -57,6 +58,28 @@ impl Place {
 
     pub fn log_file(&self) -> PathBuf {
         self.data_dir.join("dhow.log")
+    }
+
+    pub fn dns_pid_file(&self) -> PathBuf {
+        self.run_dir.join("dns.pid")
+    }
+
+    /// How the name server's process reaches the API.
+    pub fn dns_kubeconfig(&self) -> PathBuf {
+        self.data_dir.join("dns.kubeconfig")
+    }
+
+    /// The flags that resolve to this place again.
+    pub fn as_args(&self) -> Vec<OsString> {
+        let flags: [(&str, OsString); 6] = [
+            ("--data-dir", self.data_dir.clone().into()),
+            ("--run-dir", self.run_dir.clone().into()),
+            ("--node-name", self.node_name.clone().into()),
+            ("--node-ip", self.node_ip.to_string().into()),
+            ("--api-port", self.api_port.to_string().into()),
+            ("--node-port", self.node_port.to_string().into()),
+        ];
+        flags.into_iter().flat_map(|(flag, value)| [flag.into(), value]).collect()
     }
 
     pub fn admin_kubeconfig(&self) -> PathBuf {
