@@ -31,8 +31,6 @@ use crate::place::{self, Place};
 /// Parts that run until told to stop; one that ends by itself is an error.
 type Parts = JoinSet<Result<()>>;
 
-/// Top control group of all containers.
-const CGROUP: &str = "dhow";
 const DNS_PORT: u16 = 53;
 
 /// Runs server and node on this machine until `shutdown`; calls `ready` once the node takes pods.
@@ -184,7 +182,7 @@ async fn open_runtime(place: &Place, images: ImageStore, net: Arc<Net>) -> Resul
     let config = EmbeddedConfig {
         root,
         run_dir,
-        cgroup_root: CGROUP.to_owned(),
+        cgroup_root: place.cgroup(),
         program: Program::own().context("prepare the shims' program")?,
         images,
         pull: PullOptions::default(),
