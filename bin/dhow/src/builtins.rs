@@ -30,9 +30,6 @@ use crate::{cluster_dns, nameserver};
 /// Parts that run until told to stop; one that ends by itself is an error.
 type Parts = JoinSet<Result<()>>;
 
-/// Top control group of all containers.
-const CGROUP: &str = "dhow";
-
 /// Runs server and node on this machine until `shutdown`; calls `ready` once the node takes pods.
 ///
 /// What touches the disk and what touches the kernel start beside each other; the rest needs only the in-process API.
@@ -182,7 +179,7 @@ async fn open_runtime(place: &Place, images: ImageStore, net: Arc<Net>) -> Resul
     let config = EmbeddedConfig {
         root,
         run_dir,
-        cgroup_root: CGROUP.to_owned(),
+        cgroup_root: place.cgroup(),
         program: Program::own().context("prepare the shims' program")?,
         images,
         pull: PullOptions::default(),

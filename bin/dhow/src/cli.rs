@@ -51,7 +51,7 @@ pub enum Command {
 #[derive(Debug, Clone, Args)]
 pub struct PlaceArgs {
     /// Folder of everything that must survive a reboot.
-    #[arg(long, env = "DHOW_DATA_DIR", default_value = "/var/lib/dhow", value_name = "DIR")]
+    #[arg(long, env = "DHOW_DATA_DIR", default_value = crate::place::DEFAULT_DATA_DIR, value_name = "DIR")]
     pub data_dir: PathBuf,
     /// Folder of sockets and run-time state; lost at reboot.
     #[arg(long, env = "DHOW_RUN_DIR", default_value = "/run/dhow", value_name = "DIR")]
@@ -112,7 +112,7 @@ pub struct ConnectArgs {
     #[arg(long, value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
     /// Folder of a cloud on this machine.
-    #[arg(long, env = "DHOW_DATA_DIR", default_value = "/var/lib/dhow", value_name = "DIR")]
+    #[arg(long, env = "DHOW_DATA_DIR", default_value = crate::place::DEFAULT_DATA_DIR, value_name = "DIR")]
     pub data_dir: PathBuf,
     /// Folder of its run-time state.
     #[arg(long, env = "DHOW_RUN_DIR", default_value = "/run/dhow", value_name = "DIR")]

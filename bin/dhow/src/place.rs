@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
@@ -21,6 +21,7 @@ pub struct Place {
     pub log_format: LogFormat,
 }
 
+pub const DEFAULT_DATA_DIR: &str = "/var/lib/dhow";
 /// All pods of the cluster.
 pub const CLUSTER_CIDR: &str = "10.42.0.0/16";
 /// The pods of the first node.
@@ -84,6 +85,18 @@ impl Place {
 
     pub fn admin_kubeconfig(&self) -> PathBuf {
         self.data_dir.join("admin.kubeconfig")
+    }
+
+    /// Top control group of all containers. Two clouds on one machine, told apart by their data, must not share it:
+    /// stopping one kills what is in it.
+    pub fn cgroup(&self) -> String {
+        if self.data_dir == Path::new(DEFAULT_DATA_DIR) {
+            return "dhow".to_owned();
+        }
+        // FNV-1a: it must be the same for every version of this program.
+        let bytes = self.data_dir.as_os_str().as_encoded_bytes();
+        let hash = bytes.iter().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193));
+        format!("dhow-{hash:08x}")
     }
 
     pub fn api_url(&self) -> String {
