@@ -102,12 +102,11 @@ fn subresource(kind: &Kind, sub: Subresource) -> Value {
         "kind": kind.kind,
         "verbs": sub.verbs(),
     });
-    if let Some((group, version, name)) = sub.response_kind() {
-        entry["kind"] = json!(name);
-        if (group, version) != (kind.group, kind.version) {
-            entry["group"] = json!(group);
-            entry["version"] = json!(version);
-        }
+    let (group, version, name) = kind.response_kind(sub);
+    entry["kind"] = json!(name);
+    if (group, version) != (kind.group, kind.version) {
+        entry["group"] = json!(group);
+        entry["version"] = json!(version);
     }
     entry
 }
@@ -163,7 +162,7 @@ fn aggregated_resource(kind: &'static Kind) -> Value {
         .map(|sub| {
             json!({
                 "subresource": sub.name(),
-                "responseKind": response(sub.response_kind().unwrap_or(own)),
+                "responseKind": response(kind.response_kind(*sub)),
                 "verbs": sub.verbs(),
             })
         })

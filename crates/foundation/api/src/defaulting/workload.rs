@@ -115,6 +115,11 @@ pub(crate) fn cron_job(object: &mut Value) {
     }
 }
 
+pub(crate) fn autoscaler_v1(object: &mut Value) {
+    // The target has its default in the conversion, which knows whether other metrics wait in the annotations.
+    default_to(child_mut(object, "spec"), "minReplicas", 1);
+}
+
 pub(crate) fn autoscaler(object: &mut Value) {
     let spec = child_mut(object, "spec");
     default_to(spec, "minReplicas", 1);

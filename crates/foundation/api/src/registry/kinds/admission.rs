@@ -1,0 +1,30 @@
+//! The group admissionregistration.k8s.io.
+
+use super::*;
+use crate::table::admission as t;
+
+macro_rules! admission {
+    ($kind:literal, $plural:literal, $name:literal) => {
+        kind!("admissionregistration.k8s.io", "v1", $kind, $plural, $name, "admissionregistration")
+            .cluster()
+            .category(&["api-extensions"])
+            .counted()
+            .conditional()
+    };
+}
+
+pub(super) const KINDS: &[Kind] = &[
+    admission!("MutatingWebhookConfiguration", "mutatingwebhookconfigurations", "mutatingwebhookconfiguration")
+        .columns(t::WEBHOOKS),
+    admission!("ValidatingAdmissionPolicy", "validatingadmissionpolicies", "validatingadmissionpolicy")
+        .subs(STATUS)
+        .columns(t::POLICY),
+    admission!(
+        "ValidatingAdmissionPolicyBinding",
+        "validatingadmissionpolicybindings",
+        "validatingadmissionpolicybinding"
+    )
+    .columns(t::POLICY_BINDING),
+    admission!("ValidatingWebhookConfiguration", "validatingwebhookconfigurations", "validatingwebhookconfiguration")
+        .columns(t::WEBHOOKS),
+];

@@ -1,0 +1,30 @@
+//! The groups that add other kinds: apiregistration.k8s.io and apiextensions.k8s.io.
+
+use super::*;
+use crate::table::admission as t;
+
+pub(super) const REGISTRATION: &[Kind] =
+    &[kind!("apiregistration.k8s.io", "v1", "APIService", "apiservices", "apiservice", "apiregistration")
+        .schema("io.k8s.kube-aggregator.pkg.apis.apiregistration.v1.APIService")
+        .cluster()
+        .category(&["api-extensions"])
+        .subs(STATUS)
+        .conditional()
+        .named(names::path_segment)
+        .columns(t::API_SERVICE)];
+
+pub(super) const DEFINITIONS: &[Kind] = &[kind!(
+    "apiextensions.k8s.io",
+    "v1",
+    "CustomResourceDefinition",
+    "customresourcedefinitions",
+    "customresourcedefinition",
+    "apiextensions"
+)
+.schema("io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.CustomResourceDefinition")
+.short(&["crd", "crds"])
+.cluster()
+.category(&["api-extensions"])
+.subs(STATUS)
+.counted()
+.conditional()];

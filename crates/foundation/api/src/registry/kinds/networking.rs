@@ -1,0 +1,30 @@
+//! The group networking.k8s.io.
+
+use super::*;
+use crate::defaulting;
+use crate::table::networking as t;
+
+pub(super) const KINDS: &[Kind] = &[
+    kind!("networking.k8s.io", "v1", "Ingress", "ingresses", "ingress", "networking")
+        .short(&["ing"])
+        .subs(STATUS)
+        .counted()
+        .columns(t::INGRESS),
+    kind!("networking.k8s.io", "v1", "IngressClass", "ingressclasses", "ingressclass", "networking")
+        .cluster()
+        .counted()
+        .columns(t::INGRESS_CLASS),
+    kind!("networking.k8s.io", "v1", "IPAddress", "ipaddresses", "ipaddress", "networking")
+        .short(&["ip"])
+        .cluster()
+        .columns(t::IP_ADDRESS),
+    kind!("networking.k8s.io", "v1", "NetworkPolicy", "networkpolicies", "networkpolicy", "networking")
+        .short(&["netpol"])
+        .counted()
+        .columns(t::NETWORK_POLICY)
+        .defaults(defaulting::service::network_policy),
+    kind!("networking.k8s.io", "v1", "ServiceCIDR", "servicecidrs", "servicecidr", "networking")
+        .cluster()
+        .subs(STATUS)
+        .columns(t::SERVICE_CIDR),
+];

@@ -1,0 +1,28 @@
+//! The group resource.k8s.io: devices, and claims on them.
+
+use super::*;
+use crate::table::resource as t;
+
+pub(super) const KINDS: &[Kind] = &[
+    kind!("resource.k8s.io", "v1", "DeviceClass", "deviceclasses", "deviceclass", "resource")
+        .cluster()
+        .counted()
+        .columns(table::NAME_AND_AGE),
+    kind!("resource.k8s.io", "v1", "ResourceClaim", "resourceclaims", "resourceclaim", "resource")
+        .subs(STATUS)
+        .columns(t::CLAIM),
+    kind!(
+        "resource.k8s.io",
+        "v1",
+        "ResourceClaimTemplate",
+        "resourceclaimtemplates",
+        "resourceclaimtemplate",
+        "resource"
+    )
+    .columns(table::NAME_AND_AGE),
+    kind!("resource.k8s.io", "v1", "ResourceSlice", "resourceslices", "resourceslice", "resource")
+        .cluster()
+        .counted()
+        .fields(&["spec.nodeName", "spec.driver"])
+        .columns(t::SLICE),
+];
