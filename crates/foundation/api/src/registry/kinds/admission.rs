@@ -1,6 +1,7 @@
 //! The group admissionregistration.k8s.io.
 
 use super::*;
+use crate::defaulting::rows;
 use crate::table::admission as t;
 
 macro_rules! admission {
@@ -15,16 +16,20 @@ macro_rules! admission {
 
 pub(super) const KINDS: &[Kind] = &[
     admission!("MutatingWebhookConfiguration", "mutatingwebhookconfigurations", "mutatingwebhookconfiguration")
-        .columns(t::WEBHOOKS),
+        .columns(t::WEBHOOKS)
+        .defaults(rows::mutating_webhooks),
     admission!("ValidatingAdmissionPolicy", "validatingadmissionpolicies", "validatingadmissionpolicy")
         .subs(STATUS)
-        .columns(t::POLICY),
+        .columns(t::POLICY)
+        .defaults(rows::admission_policy),
     admission!(
         "ValidatingAdmissionPolicyBinding",
         "validatingadmissionpolicybindings",
         "validatingadmissionpolicybinding"
     )
-    .columns(t::POLICY_BINDING),
+    .columns(t::POLICY_BINDING)
+    .defaults(rows::admission_policy_binding),
     admission!("ValidatingWebhookConfiguration", "validatingwebhookconfigurations", "validatingwebhookconfiguration")
-        .columns(t::WEBHOOKS),
+        .columns(t::WEBHOOKS)
+        .defaults(rows::validating_webhooks),
 ];

@@ -127,7 +127,8 @@ pub(super) const KINDS: &[Kind] = &[
     kind!("", "v1", "ResourceQuota", "resourcequotas", "resourcequota", "core")
         .short(&["quota"])
         .subs(STATUS)
-        .columns(t::RESOURCE_QUOTA),
+        .columns(t::RESOURCE_QUOTA)
+        .defaults(defaulting::resource_quota),
     kind!("", "v1", "LimitRange", "limitranges", "limitrange", "core")
         .short(&["limits"])
         .upsert()

@@ -1,6 +1,7 @@
 //! The groups that add other kinds: apiregistration.k8s.io and apiextensions.k8s.io.
 
 use super::*;
+use crate::defaulting::rows;
 use crate::table::admission as t;
 
 pub(super) const REGISTRATION: &[Kind] =
@@ -11,7 +12,8 @@ pub(super) const REGISTRATION: &[Kind] =
         .subs(STATUS)
         .conditional()
         .named(names::path_segment)
-        .columns(t::API_SERVICE)];
+        .columns(t::API_SERVICE)
+        .defaults(rows::api_service)];
 
 pub(super) const DEFINITIONS: &[Kind] = &[kind!(
     "apiextensions.k8s.io",
@@ -27,4 +29,5 @@ pub(super) const DEFINITIONS: &[Kind] = &[kind!(
 .category(&["api-extensions"])
 .subs(STATUS)
 .counted()
-.conditional()];
+.conditional()
+.defaults(rows::definition)];

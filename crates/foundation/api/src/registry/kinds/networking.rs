@@ -9,11 +9,13 @@ pub(super) const KINDS: &[Kind] = &[
         .short(&["ing"])
         .subs(STATUS)
         .counted()
-        .columns(t::INGRESS),
+        .columns(t::INGRESS)
+        .defaults(defaulting::rows::ingress),
     kind!("networking.k8s.io", "v1", "IngressClass", "ingressclasses", "ingressclass", "networking")
         .cluster()
         .counted()
-        .columns(t::INGRESS_CLASS),
+        .columns(t::INGRESS_CLASS)
+        .defaults(defaulting::rows::ingress_class),
     kind!("networking.k8s.io", "v1", "IPAddress", "ipaddresses", "ipaddress", "networking")
         .short(&["ip"])
         .cluster()

@@ -1,6 +1,7 @@
 //! The group resource.k8s.io: devices, and claims on them.
 
 use super::*;
+use crate::defaulting::rows;
 use crate::table::resource as t;
 
 pub(super) const KINDS: &[Kind] = &[
@@ -10,7 +11,8 @@ pub(super) const KINDS: &[Kind] = &[
         .columns(table::NAME_AND_AGE),
     kind!("resource.k8s.io", "v1", "ResourceClaim", "resourceclaims", "resourceclaim", "resource")
         .subs(STATUS)
-        .columns(t::CLAIM),
+        .columns(t::CLAIM)
+        .defaults(rows::resource_claim),
     kind!(
         "resource.k8s.io",
         "v1",
@@ -19,7 +21,8 @@ pub(super) const KINDS: &[Kind] = &[
         "resourceclaimtemplate",
         "resource"
     )
-    .columns(table::NAME_AND_AGE),
+    .columns(table::NAME_AND_AGE)
+    .defaults(rows::resource_claim_template),
     kind!("resource.k8s.io", "v1", "ResourceSlice", "resourceslices", "resourceslice", "resource")
         .cluster()
         .counted()

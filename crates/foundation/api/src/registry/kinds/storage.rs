@@ -8,7 +8,8 @@ pub(super) const KINDS: &[Kind] = &[
     kind!("storage.k8s.io", "v1", "CSIDriver", "csidrivers", "csidriver", "storage")
         .cluster()
         .conditional()
-        .columns(t::CSI_DRIVER),
+        .columns(t::CSI_DRIVER)
+        .defaults(defaulting::rows::csi_driver_modes),
     kind!("storage.k8s.io", "v1", "CSINode", "csinodes", "csinode", "storage")
         .cluster()
         .conditional()
@@ -25,7 +26,8 @@ pub(super) const KINDS: &[Kind] = &[
         .cluster()
         .subs(STATUS)
         .conditional()
-        .columns(t::ATTACHMENT),
+        .columns(t::ATTACHMENT)
+        .defaults(defaulting::rows::attachment),
     kind!(
         "storage.k8s.io",
         "v1",

@@ -54,7 +54,8 @@ pub(super) const FLOW_CONTROL: &[Kind] = &[
         .subs(STATUS)
         .counted()
         .conditional()
-        .columns(t::FLOW_SCHEMA),
+        .columns(t::FLOW_SCHEMA)
+        .defaults(defaulting::rows::flow_schema),
     kind!(
         "flowcontrol.apiserver.k8s.io",
         "v1",
@@ -67,5 +68,6 @@ pub(super) const FLOW_CONTROL: &[Kind] = &[
     .subs(STATUS)
     .counted()
     .conditional()
-    .columns(t::PRIORITY_LEVEL),
+    .columns(t::PRIORITY_LEVEL)
+    .defaults(defaulting::rows::priority_level_exempt),
 ];

@@ -74,4 +74,5 @@ pub(super) const POLICY: &[Kind] =
         .subs(STATUS)
         .counted()
         .conditional()
-        .columns(t::DISRUPTION_BUDGET)];
+        .columns(t::DISRUPTION_BUDGET)
+        .defaults(defaulting::rows::disruption_budget)];
