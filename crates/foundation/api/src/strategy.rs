@@ -299,6 +299,51 @@ pub fn finish_create(kind: &Kind, object: &mut Value) {
     }
 }
 
+/// The storage version is the first to be noted as stored.
+pub(crate) fn definition_create(object: &mut Value) {
+    note_storage_version(object);
+}
+
+pub(crate) fn definition_update(object: &mut Value, _: &Value) {
+    note_storage_version(object);
+}
+
+fn note_storage_version(object: &mut Value) {
+    let versions = crate::meta::items(object, &["spec", "versions"]);
+    let Some(name) = versions.iter().find(|version| version["storage"] == true).map(|version| version["name"].clone())
+    else {
+        return;
+    };
+    let stored = child_mut(object, "status").entry("storedVersions").or_insert_with(|| json!([]));
+    if let Some(stored) = stored.as_array_mut()
+        && !stored.contains(&name)
+    {
+        stored.push(name);
+    }
+}
+
+/// The bytes of standard base64, padded or not; `None` when it is none.
+pub(crate) fn unbase64(text: &str) -> Option<Vec<u8>> {
+    let (mut out, mut word, mut bits) = (Vec::with_capacity(text.len() / 4 * 3), 0u32, 0);
+    for byte in text.trim_end_matches('=').bytes().filter(|byte| !byte.is_ascii_whitespace()) {
+        let six = match byte {
+            b'A'..=b'Z' => byte - b'A',
+            b'a'..=b'z' => byte - b'a' + 26,
+            b'0'..=b'9' => byte - b'0' + 52,
+            b'+' => 62,
+            b'/' => 63,
+            _ => return None,
+        };
+        word = word << 6 | u32::from(six);
+        bits += 6;
+        if bits >= 8 {
+            bits -= 8;
+            out.push((word >> bits & 0xff) as u8);
+        }
+    }
+    Some(out)
+}
+
 fn base64(bytes: &[u8]) -> String {
     const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut out = String::with_capacity(bytes.len().div_ceil(3) * 4);

@@ -122,6 +122,8 @@ pub struct Kind {
     pub name_format: fn(&str) -> Vec<String>,
     pub defaults: fn(&mut Value),
     pub validate: fn(&Value, &mut Errors),
+    /// Rules of new objects only.
+    pub validate_create: fn(&Value, &mut Errors),
     pub validate_update: fn(&Value, &Value, &mut Errors),
     pub prepare_create: fn(&mut Value),
     pub prepare_update: fn(&mut Value, &Value),

@@ -57,7 +57,9 @@ pub(super) const CERTIFICATES: &[Kind] = &[kind!(
 .cluster()
 .subs(&[Sub::Approval, Sub::Status])
 .fields(&["spec.signerName"])
-.columns(t::SIGNING_REQUEST)];
+.columns(t::SIGNING_REQUEST)
+.rules(validation::access::signing_request)
+.update_rules(validation::access::signing_request_update)];
 
 macro_rules! rbac {
     ($kind:literal, $plural:literal, $name:literal) => {
@@ -66,15 +68,17 @@ macro_rules! rbac {
 }
 
 pub(super) const RBAC: &[Kind] = &[
-    rbac!("ClusterRole", "clusterroles", "clusterrole").cluster(),
+    rbac!("ClusterRole", "clusterroles", "clusterrole").cluster().rules(validation::access::cluster_role),
     rbac!("ClusterRoleBinding", "clusterrolebindings", "clusterrolebinding")
         .cluster()
         .columns(t::ROLE_BINDING)
         .defaults(defaulting::role_binding)
-        .update_rules(validation::config::role_ref_immutable),
-    rbac!("Role", "roles", "role"),
+        .rules(validation::access::cluster_role_binding)
+        .update_rules(validation::access::role_ref_immutable),
+    rbac!("Role", "roles", "role").rules(validation::access::role),
     rbac!("RoleBinding", "rolebindings", "rolebinding")
         .columns(t::ROLE_BINDING)
         .defaults(defaulting::role_binding)
-        .update_rules(validation::config::role_ref_immutable),
+        .rules(validation::access::role_binding)
+        .update_rules(validation::access::role_ref_immutable),
 ];

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::table::autoscaling as t;
-use crate::{conversion, defaulting};
+use crate::{conversion, defaulting, validation};
 
 macro_rules! autoscaler {
     ($version:literal) => {
@@ -21,9 +21,13 @@ macro_rules! autoscaler {
 }
 
 pub(super) const KINDS: &[Kind] = &[
-    autoscaler!("v2").columns(t::AUTOSCALER).defaults(defaulting::workload::autoscaler),
+    autoscaler!("v2")
+        .columns(t::AUTOSCALER)
+        .defaults(defaulting::workload::autoscaler)
+        .rules(validation::autoscaling::v2),
     autoscaler!("v1")
         .stored_as("autoscaling", "horizontalpodautoscalers", conversion::AUTOSCALER_V1)
         .columns(t::AUTOSCALER_V1)
-        .defaults(defaulting::workload::autoscaler_v1),
+        .defaults(defaulting::workload::autoscaler_v1)
+        .rules(validation::autoscaling::v1),
 ];

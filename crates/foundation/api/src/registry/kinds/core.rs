@@ -72,11 +72,13 @@ pub(super) const KINDS: &[Kind] = &[
         .columns(crate::table::pod::COLUMNS)
         .defaults(defaulting::pod::object)
         .creating(strategy::pod_create)
-        .rules(validation::pod::create)
+        .rules(validation::pod::rules)
+        .new_rules(validation::pod::create)
         .update_rules(validation::pod::update),
     kind!("", "v1", "PodTemplate", "podtemplates", "podtemplate", "core")
         .columns(tw::POD_TEMPLATE)
-        .defaults(defaulting::pod::pod_template_object),
+        .defaults(defaulting::pod::pod_template_object)
+        .rules(validation::core::pod_template),
     kind!("", "v1", "Service", "services", "service", "core")
         .short(&["svc"])
         .all()
@@ -93,7 +95,8 @@ pub(super) const KINDS: &[Kind] = &[
         .short(&["ep"])
         .upsert()
         .columns(t::ENDPOINTS)
-        .defaults(defaulting::service::endpoints),
+        .defaults(defaulting::service::endpoints)
+        .rules(validation::core::endpoints),
     kind!("", "v1", "ConfigMap", "configmaps", "configmap", "core")
         .short(&["cm"])
         .columns(t::CONFIG_MAP)
@@ -111,28 +114,39 @@ pub(super) const KINDS: &[Kind] = &[
         .short(&["sa"])
         .subs(&[Sub::Token])
         .columns(t::SERVICE_ACCOUNT),
-    kind!("", "v1", "Event", "events", "event", "core").short(&["ev"]).fields(EVENT_FIELDS).upsert().columns(t::EVENT),
+    kind!("", "v1", "Event", "events", "event", "core")
+        .short(&["ev"])
+        .fields(EVENT_FIELDS)
+        .upsert()
+        .columns(t::EVENT)
+        .rules(validation::system::event),
     kind!("", "v1", "PersistentVolume", "persistentvolumes", "persistentvolume", "core")
         .short(&["pv"])
         .cluster()
         .subs(STATUS)
         .columns(crate::table::storage::VOLUME)
-        .defaults(defaulting::storage::volume),
+        .defaults(defaulting::storage::volume)
+        .rules(validation::storage::volume)
+        .update_rules(validation::storage::volume_update),
     kind!("", "v1", "PersistentVolumeClaim", "persistentvolumeclaims", "persistentvolumeclaim", "core")
         .short(&["pvc"])
         .subs(STATUS)
         .columns(crate::table::storage::CLAIM)
         .defaults(defaulting::storage::claim)
-        .update_rules(validation::config::claim_update),
+        .rules(validation::storage::claim)
+        .update_rules(validation::storage::claim_update),
     kind!("", "v1", "ResourceQuota", "resourcequotas", "resourcequota", "core")
         .short(&["quota"])
         .subs(STATUS)
         .columns(t::RESOURCE_QUOTA)
-        .defaults(defaulting::resource_quota),
+        .defaults(defaulting::resource_quota)
+        .rules(validation::core::resource_quota)
+        .update_rules(validation::core::resource_quota_update),
     kind!("", "v1", "LimitRange", "limitranges", "limitrange", "core")
         .short(&["limits"])
         .upsert()
-        .defaults(defaulting::limit_range),
+        .defaults(defaulting::limit_range)
+        .rules(validation::core::limit_range),
     kind!("", "v1", "ReplicationController", "replicationcontrollers", "replicationcontroller", "core")
         .short(&["rc"])
         .all()
@@ -140,7 +154,8 @@ pub(super) const KINDS: &[Kind] = &[
         .counted()
         .fields(&["status.replicas"])
         .columns(tw::REPLICA_SET)
-        .defaults(defaulting::workload::replication_controller),
+        .defaults(defaulting::workload::replication_controller)
+        .rules(validation::workload::replication_controller),
     kind!("", "v1", "ComponentStatus", "componentstatuses", "componentstatus", "core")
         .short(&["cs"])
         .cluster()

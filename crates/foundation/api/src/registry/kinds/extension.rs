@@ -2,7 +2,9 @@
 
 use super::*;
 use crate::defaulting::rows;
+use crate::strategy;
 use crate::table::admission as t;
+use crate::validation::extension as rules;
 
 pub(super) const REGISTRATION: &[Kind] =
     &[kind!("apiregistration.k8s.io", "v1", "APIService", "apiservices", "apiservice", "apiregistration")
@@ -13,7 +15,8 @@ pub(super) const REGISTRATION: &[Kind] =
         .conditional()
         .named(names::path_segment)
         .columns(t::API_SERVICE)
-        .defaults(rows::api_service)];
+        .defaults(rows::api_service)
+        .rules(rules::api_service)];
 
 pub(super) const DEFINITIONS: &[Kind] = &[kind!(
     "apiextensions.k8s.io",
@@ -30,4 +33,8 @@ pub(super) const DEFINITIONS: &[Kind] = &[kind!(
 .subs(STATUS)
 .counted()
 .conditional()
-.defaults(rows::definition)];
+.defaults(rows::definition)
+.creating(strategy::definition_create)
+.updating(strategy::definition_update)
+.rules(rules::definition)
+.update_rules(rules::definition_update)];

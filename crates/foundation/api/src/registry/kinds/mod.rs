@@ -54,6 +54,7 @@ macro_rules! kind {
             name_format: names::dns1123_subdomain,
             defaults: no_defaults,
             validate: no_rules,
+            validate_create: no_rules,
             validate_update: no_update_rules,
             prepare_create: no_defaults,
             prepare_update: no_update,
@@ -102,6 +103,10 @@ impl Kind {
     }
     const fn rules(mut self, f: fn(&Value, &mut Errors)) -> Self {
         self.validate = f;
+        self
+    }
+    const fn new_rules(mut self, f: fn(&Value, &mut Errors)) -> Self {
+        self.validate_create = f;
         self
     }
     const fn update_rules(mut self, f: fn(&Value, &Value, &mut Errors)) -> Self {

@@ -22,7 +22,8 @@ pub(super) const EVENTS: &[Kind] = &[kind!("events.k8s.io", "v1", "Event", "even
     .fields(EVENT_FIELDS)
     .stored_as("", "events", conversion::EVENT)
     .upsert()
-    .columns(tc::NEW_EVENT)];
+    .columns(tc::NEW_EVENT)
+    .new_rules(validation::system::new_event)];
 
 pub(super) const KINDS: &[Kind] = &[
     kind!("scheduling.k8s.io", "v1", "PriorityClass", "priorityclasses", "priorityclass", "scheduling")
@@ -32,20 +33,25 @@ pub(super) const KINDS: &[Kind] = &[
         .columns(t::PRIORITY_CLASS)
         .defaults(defaulting::priority_class)
         .creating(strategy::priority_class_create)
-        .update_rules(validation::config::priority_class_update),
+        .rules(validation::system::priority_class)
+        .update_rules(validation::system::priority_class_update),
     kind!("coordination.k8s.io", "v1", "Lease", "leases", "lease", "coordination")
         .upsert()
         .conditional()
-        .columns(t::LEASE),
+        .columns(t::LEASE)
+        .rules(validation::system::lease),
     kind!("node.k8s.io", "v1", "RuntimeClass", "runtimeclasses", "runtimeclass", "node")
         .cluster()
         .conditional()
-        .columns(t::RUNTIME_CLASS),
+        .columns(t::RUNTIME_CLASS)
+        .rules(validation::system::runtime_class)
+        .update_rules(validation::system::runtime_class_update),
     kind!("discovery.k8s.io", "v1", "EndpointSlice", "endpointslices", "endpointslice", "discovery")
         .counted()
         .columns(tn::ENDPOINT_SLICE)
         .defaults(defaulting::service::endpoint_slice)
-        .update_rules(validation::service::endpoint_slice_update),
+        .rules(validation::system::endpoint_slice)
+        .update_rules(validation::system::endpoint_slice_update),
 ];
 
 pub(super) const FLOW_CONTROL: &[Kind] = &[
@@ -55,7 +61,8 @@ pub(super) const FLOW_CONTROL: &[Kind] = &[
         .counted()
         .conditional()
         .columns(t::FLOW_SCHEMA)
-        .defaults(defaulting::rows::flow_schema),
+        .defaults(defaulting::rows::flow_schema)
+        .rules(validation::system::flow_schema),
     kind!(
         "flowcontrol.apiserver.k8s.io",
         "v1",
@@ -69,5 +76,6 @@ pub(super) const FLOW_CONTROL: &[Kind] = &[
     .counted()
     .conditional()
     .columns(t::PRIORITY_LEVEL)
-    .defaults(defaulting::rows::priority_level_exempt),
+    .defaults(defaulting::rows::priority_level_exempt)
+    .rules(validation::system::priority_level),
 ];

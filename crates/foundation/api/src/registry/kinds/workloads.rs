@@ -44,7 +44,9 @@ pub(super) const APPS: &[Kind] = &[
         .rules(validation::workload::daemon_set)
         .update_rules(validation::workload::selector_immutable),
     kind!("apps", "v1", "ControllerRevision", "controllerrevisions", "controllerrevision", "apps")
-        .columns(t::CONTROLLER_REVISION),
+        .columns(t::CONTROLLER_REVISION)
+        .rules(validation::workload::controller_revision)
+        .update_rules(validation::workload::controller_revision_update),
 ];
 
 pub(super) const BATCH: &[Kind] = &[
@@ -56,8 +58,8 @@ pub(super) const BATCH: &[Kind] = &[
         .columns(t::JOB)
         .defaults(defaulting::workload::job)
         .creating(strategy::job_create)
-        .rules(validation::workload::job)
-        .update_rules(validation::workload::job_update),
+        .rules(validation::batch::job)
+        .update_rules(validation::batch::job_update),
     kind!("batch", "v1", "CronJob", "cronjobs", "cronjob", "batch")
         .short(&["cj"])
         .all()
@@ -65,7 +67,8 @@ pub(super) const BATCH: &[Kind] = &[
         .counted()
         .columns(t::CRON_JOB)
         .defaults(defaulting::workload::cron_job)
-        .rules(validation::workload::cron_job),
+        .named(validation::batch::cron_job_name)
+        .rules(validation::batch::cron_job),
 ];
 
 pub(super) const POLICY: &[Kind] =
@@ -75,4 +78,5 @@ pub(super) const POLICY: &[Kind] =
         .counted()
         .conditional()
         .columns(t::DISRUPTION_BUDGET)
-        .defaults(defaulting::rows::disruption_budget)];
+        .defaults(defaulting::rows::disruption_budget)
+        .rules(validation::workload::disruption_budget)];
