@@ -126,6 +126,8 @@ pub struct Kind {
     pub validate_create: fn(&Value, &mut Errors),
     pub validate_update: fn(&Value, &Value, &mut Errors),
     pub prepare_create: fn(&mut Value),
+    /// The second half of creation, once uid, name and time of creation are set.
+    pub finish_create: fn(&mut Value),
     pub prepare_update: fn(&mut Value, &Value),
 }
 

@@ -78,6 +78,9 @@ pub(crate) const DEFAULT: &[Column] = &[column("Name", Cell::Name), column("Crea
 pub(crate) const NAME_AND_AGE: &[Column] = &[column("Name", Cell::Name), column("Age", Cell::Age)];
 
 #[cfg(test)]
+mod golden;
+
+#[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;

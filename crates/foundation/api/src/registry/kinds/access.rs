@@ -58,6 +58,7 @@ pub(super) const CERTIFICATES: &[Kind] = &[kind!(
 .subs(&[Sub::Approval, Sub::Status])
 .fields(&["spec.signerName"])
 .columns(t::SIGNING_REQUEST)
+.updating(crate::strategy::signing_request_update)
 .rules(validation::access::signing_request)
 .update_rules(validation::access::signing_request_update)];
 

@@ -16,6 +16,7 @@ pub(super) const REGISTRATION: &[Kind] =
         .named(names::path_segment)
         .columns(t::API_SERVICE)
         .defaults(rows::api_service)
+        .finishing(strategy::api_service_finish)
         .rules(rules::api_service)];
 
 pub(super) const DEFINITIONS: &[Kind] = &[kind!(

@@ -57,6 +57,7 @@ macro_rules! kind {
             validate_create: no_rules,
             validate_update: no_update_rules,
             prepare_create: no_defaults,
+            finish_create: no_defaults,
             prepare_update: no_update,
         }
     };
@@ -115,6 +116,10 @@ impl Kind {
     }
     const fn creating(mut self, f: fn(&mut Value)) -> Self {
         self.prepare_create = f;
+        self
+    }
+    const fn finishing(mut self, f: fn(&mut Value)) -> Self {
+        self.finish_create = f;
         self
     }
     const fn updating(mut self, f: fn(&mut Value, &Value)) -> Self {

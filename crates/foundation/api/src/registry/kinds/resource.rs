@@ -34,6 +34,7 @@ pub(super) const KINDS: &[Kind] = &[
         .counted()
         .fields(&["spec.nodeName", "spec.driver"])
         .columns(t::SLICE)
+        .finishing(crate::strategy::slice_finish)
         .rules(rules::slice)
         .update_rules(rules::slice_update),
 ];

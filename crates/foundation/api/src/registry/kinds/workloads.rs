@@ -57,7 +57,7 @@ pub(super) const BATCH: &[Kind] = &[
         .fields(&["status.successful"])
         .columns(t::JOB)
         .defaults(defaulting::workload::job)
-        .creating(strategy::job_create)
+        .finishing(strategy::job_finish)
         .rules(validation::batch::job)
         .update_rules(validation::batch::job_update),
     kind!("batch", "v1", "CronJob", "cronjobs", "cronjob", "batch")

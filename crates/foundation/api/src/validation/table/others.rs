@@ -74,7 +74,7 @@ fn access() {
                 "spec.expirationSeconds: Invalid value: 60: may not specify a duration less than 600 seconds (10 minutes)",
             ),
         ],
-        &[("/spec/signerName", "\"d.e/f\"", "spec: Invalid value: ")],
+        &[("/spec/signerName", "\"d.e/f\"", "")],
     );
 }
 
