@@ -1,7 +1,7 @@
 //! Validation in upstream's words. Each kind's rules are a function named in its row of the registry.
 
 mod common;
-mod field;
+pub(crate) mod field;
 mod metadata;
 mod pod_parts;
 
@@ -39,7 +39,7 @@ pub struct FieldError {
 }
 
 impl FieldError {
-    fn new(reason: &'static str, field: &str, head: &str, why: &str) -> Self {
+    pub(crate) fn new(reason: &'static str, field: &str, head: &str, why: &str) -> Self {
         let message = if why.is_empty() { head.to_owned() } else { format!("{head}: {why}") };
         Self { reason, field: field.to_owned(), message }
     }
@@ -96,6 +96,10 @@ impl Errors {
 
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+
+    pub fn into_vec(self) -> Vec<FieldError> {
+        self.0
     }
 
     /// One error for each complaint about a value.
