@@ -3,6 +3,8 @@
 //! Code map
 //! - [`registry`]: one table of every built-in kind; everything generic is driven by it.
 //! - [`strategy`], [`defaulting`], [`validation`]: what a write goes through, in that order.
+//! - [`conversion`]: between the forms of kinds that share storage.
+//! - [`custom`]: the same for kinds that a CustomResourceDefinition makes at run time.
 //! - [`patch`], [`list_semantics`], [`schema`]: how documents merge. The merge is driven by tables, never guessed.
 //! - [`table`], [`openapi`], [`discovery`]: what clients read to print, explain and find kinds.
 //! - [`status`], [`header`], [`selectors`], [`meta`], [`quantity`], [`names`], [`time`]: small shared types.
@@ -11,6 +13,8 @@
 //! - Nothing here does IO or reads a clock: callers pass `now`.
 //! - Objects are `serde_json::Value`, so a field this crate does not know is never lost by it.
 
+pub mod conversion;
+pub mod custom;
 pub mod defaulting;
 pub mod discovery;
 pub mod error;

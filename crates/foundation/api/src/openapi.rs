@@ -232,6 +232,19 @@ mod tests {
         assert_eq!(ports["x-kubernetes-list-map-keys"], json!(["containerPort", "protocol"]));
     }
 
+    /// What `kubectl explain` looks for: in the document of the group version, a schema that names the kind.
+    #[test]
+    fn every_kind_can_be_explained() {
+        for kind in KINDS {
+            let document = v3(group_path(kind.group, kind.version).trim_start_matches('/')).unwrap();
+            let schema = &document["components"]["schemas"][kind.definition];
+            let own = json!({"group": kind.group, "version": kind.version, "kind": kind.kind});
+            let names = schema["x-kubernetes-group-version-kind"].as_array().unwrap();
+            assert!(names.contains(&own), "{kind:?}");
+            assert!(schema["properties"].as_object().is_some_and(|fields| fields.len() > 1), "{kind:?} has no fields");
+        }
+    }
+
     #[test]
     fn every_reference_leads_somewhere() {
         for path in DOCUMENTS.keys() {
