@@ -12,6 +12,7 @@
 //! - Objects are `serde_json::Value`, so a field this crate does not know is never lost by it.
 
 pub mod defaulting;
+pub mod descriptor;
 pub mod discovery;
 pub mod error;
 pub mod header;
