@@ -219,7 +219,9 @@ fn type_name(kind: &str, package: &str) -> String {
         other => {
             let full = other.trim_start_matches('.');
             return match full.rsplit_once('.') {
-                Some((of, name)) if of != package => format!(".{}.{name}", definition(of).trim_start_matches("io.k8s.")),
+                Some((of, name)) if of != package => {
+                    format!(".{}.{name}", definition(of).trim_start_matches("io.k8s."))
+                }
                 Some((_, name)) => format!(".{name}"),
                 None => format!(".{full}"),
             };

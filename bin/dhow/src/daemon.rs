@@ -81,12 +81,18 @@ pub fn start(place: &Place, timeout: Duration) -> Result<()> {
     command
         .arg0("dhow")
         .arg("serve")
-        .arg("--data-dir").arg(&place.data_dir)
-        .arg("--run-dir").arg(&place.run_dir)
-        .arg("--node-name").arg(&place.node_name)
-        .arg("--node-ip").arg(place.node_ip.to_string())
-        .arg("--api-port").arg(place.api_port.to_string())
-        .arg("--node-port").arg(place.node_port.to_string())
+        .arg("--data-dir")
+        .arg(&place.data_dir)
+        .arg("--run-dir")
+        .arg(&place.run_dir)
+        .arg("--node-name")
+        .arg(&place.node_name)
+        .arg("--node-ip")
+        .arg(place.node_ip.to_string())
+        .arg("--api-port")
+        .arg(place.api_port.to_string())
+        .arg("--node-port")
+        .arg(place.node_port.to_string())
         .env("NOTIFY_SOCKET", &socket_path)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -116,7 +122,8 @@ fn wait_ready(socket: &UnixDatagram, child: &mut std::process::Child, timeout: D
             bail!(TimedOut(format!("not ready after {} s", timeout.as_secs())));
         }
         let mut fds = [PollFd::new(socket, PollFlags::IN), PollFd::new(&exited, PollFlags::IN)];
-        let wait = Timespec { tv_sec: left.as_secs().try_into().unwrap_or(i64::MAX), tv_nsec: left.subsec_nanos().into() };
+        let wait =
+            Timespec { tv_sec: left.as_secs().try_into().unwrap_or(i64::MAX), tv_nsec: left.subsec_nanos().into() };
         match poll(&mut fds, Some(&wait)) {
             Ok(_) => {}
             Err(rustix::io::Errno::INTR) => continue,

@@ -23,7 +23,9 @@ pub fn check(place: &Place) -> Result<Vec<String>> {
     cgroups(&mut problems);
     for (port, flag) in [(place.api_port, "--api-port"), (place.node_port, "--node-port")] {
         if let Err(error) = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)) {
-            problems.push(format!("port {port} cannot be used: {error}; stop what listens there or choose another with {flag}"));
+            problems.push(format!(
+                "port {port} cannot be used: {error}; stop what listens there or choose another with {flag}"
+            ));
         }
     }
     let mut warnings = Vec::new();

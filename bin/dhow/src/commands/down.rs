@@ -13,7 +13,8 @@ use crate::{builtins, daemon, kubeconfig};
 pub async fn run(args: DownArgs) -> Result<()> {
     let place = Place::resolve(&args.place)?;
     let run_dir = place.run_dir.clone();
-    let was_running = tokio::task::spawn_blocking(move || daemon::stop(&run_dir)).await.context("stop the daemon")??;
+    let was_running =
+        tokio::task::spawn_blocking(move || daemon::stop(&run_dir)).await.context("stop the daemon")??;
     let containers = builtins::stop_containers(&place).await?;
     eprintln!(
         "{}; {containers} pod sandboxes stopped.",

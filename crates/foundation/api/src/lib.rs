@@ -4,6 +4,7 @@
 //! - [`registry`]: one table of every built-in kind; everything generic is driven by it.
 //! - [`strategy`], [`defaulting`], [`validation`]: what a write goes through, in that order.
 //! - [`patch`], [`list_semantics`], [`schema`]: how documents merge. The merge is driven by tables, never guessed.
+//! - [`descriptor`], [`protobuf`]: every field's type and number; strict decoding and the wire format that follow.
 //! - [`table`], [`openapi`], [`discovery`]: what clients read to print, explain and find kinds.
 //! - [`status`], [`header`], [`selectors`], [`meta`], [`quantity`], [`names`], [`time`]: small shared types.
 //!
@@ -21,12 +22,14 @@ pub mod meta;
 pub mod names;
 pub mod openapi;
 pub mod patch;
+pub mod protobuf;
 pub mod quantity;
 pub mod registry;
 pub mod schema;
 pub mod selectors;
 pub mod status;
 pub mod strategy;
+pub mod strict_json;
 pub mod table;
 pub mod time;
 pub mod validation;

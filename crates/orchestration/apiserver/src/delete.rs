@@ -42,7 +42,7 @@ impl DeleteOptions {
         let mut options = match request.body.is_empty() {
             true => Self::default(),
             false => {
-                let body = crate::body::decode(&request.headers, &request.body)?;
+                let body = crate::body::options(request)?;
                 serde_json::from_value(body).map_err(|error| Status::bad_request(error.to_string()))?
             }
         };
@@ -84,9 +84,9 @@ pub async fn one(
         // A finished delete answers with a Status, one that waits with the object.
         Outcome::Gone(last) if kind.kind != "Pod" && kind.kind != "Namespace" => {
             let status = Status::deleted(kind.group, kind.plural, &name, &last.header.uid);
-            encode::json(200, status.to_bytes())
+            encode::value(200, &status.to_value(), accept)
         }
-        Outcome::Gone(object) | Outcome::Waiting(object) => encode::object(kind, &object.bytes, accept, 200),
+        Outcome::Gone(object) | Outcome::Waiting(object) => encode::object(kind, &object, accept, 200),
     }
 }
 
@@ -106,13 +106,13 @@ pub async fn collection(
             ..request.target.clone()
         };
         match delete(server, &target, &object.header.name, &options).await {
-            Ok(Outcome::Gone(last) | Outcome::Waiting(last)) => items.push(last.bytes.clone()),
+            Ok(Outcome::Gone(last) | Outcome::Waiting(last)) => items.push(last),
             // Somebody else was faster.
             Err(status) if status.code == 404 => {}
             Err(status) => return Err(status),
         }
     }
-    let page = read::Page { revision: snapshot.revision, items, continue_token: None, remaining: 0 };
+    let page = read::Page { revision: snapshot.revision, items, continue_token: None, remaining: None };
     encode::list(request.target.kind, &page, accept)
 }
 

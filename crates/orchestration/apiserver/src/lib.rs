@@ -14,6 +14,7 @@ mod error;
 mod identity;
 mod info;
 mod object;
+mod options;
 mod paths;
 mod pipeline;
 mod rbac;

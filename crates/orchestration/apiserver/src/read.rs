@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use base64::Engine as _;
-use bytes::Bytes;
 use dhow_api::Status;
 use dhow_api::selectors::{FieldSelector, LabelSelector};
 use dhow_client::Body;
@@ -19,7 +18,7 @@ use crate::pipeline::{Authorized, Request};
 
 pub async fn get(server: &ApiServer, request: &Request<Authorized>, accept: &Accept) -> Result<Response<Body>, Status> {
     let object = existing(server, &request.target).await?;
-    encode::object(request.target.kind, &object.bytes, accept, 200)
+    encode::object(request.target.kind, &object, accept, 200)
 }
 
 /// The object a target names.
@@ -61,9 +60,10 @@ impl Continue {
 /// One page of a list.
 pub struct Page {
     pub revision: u64,
-    pub items: Vec<Bytes>,
+    pub items: Vec<Arc<Stored>>,
     pub continue_token: Option<String>,
-    pub remaining: u64,
+    /// How many follow, where that is known: a selector would have to be tried on all of them.
+    pub remaining: Option<u64>,
 }
 
 pub async fn list(
@@ -149,8 +149,8 @@ fn page(snapshot: &Snapshot, target: &ResourceTarget, selection: &Selection, aft
     let continue_token = last.map(|last| Continue { rv: snapshot.revision, after: last.key.to_string() }.encode());
     Page {
         revision: snapshot.revision,
-        items: taken.into_iter().map(|object| object.bytes.clone()).collect(),
+        items: taken.into_iter().cloned().collect(),
         continue_token,
-        remaining,
+        remaining: selection.is_empty().then_some(remaining),
     }
 }

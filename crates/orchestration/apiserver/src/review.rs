@@ -32,8 +32,7 @@ pub async fn answer(
         "TokenReview" => token(server, object["spec"]["token"].as_str().unwrap_or_default()).await,
         _ => return Err(Status::method_not_allowed()),
     };
-    let bytes = serde_json::to_vec(&object).map_err(|error| Status::internal(error.to_string()))?;
-    encode::object(kind, &bytes.into(), accept, 201)
+    encode::value(201, &object, accept)
 }
 
 fn access(server: &ApiServer, user: &UserInfo, spec: &Value) -> Value {

@@ -23,13 +23,13 @@ pub async fn create(
     accept: &Accept,
 ) -> Result<Response<Body>, Status> {
     let kind = request.target.kind;
-    let mut object = body::object(&request.target, &request.headers, &request.body)?;
+    let mut object = body::object(&request)?;
     if !kind.stored {
         return crate::review::answer(server, &request, object, accept).await;
     }
     generate_name(&mut object)?;
     let stored = create_object(server, &request, object).await?;
-    encode::object(kind, &stored.bytes, accept, 201)
+    encode::object(kind, &stored, accept, 201)
 }
 
 /// Everything after decoding of a create. The object's name is settled.
@@ -96,19 +96,19 @@ pub async fn update(
     request: Request<Authorized>,
     accept: &Accept,
 ) -> Result<Response<Body>, Status> {
-    let object = body::object(&request.target, &request.headers, &request.body)?;
+    let object = body::object(&request)?;
     let kind = request.target.kind;
     let wanted = dhow_api::meta::resource_version(&object).to_owned();
     match existing(server, &request.target).await {
         Err(status) if status.code == 404 && kind.create_on_update && wanted.is_empty() => {
             let stored = create_object(server, &request, object).await?;
-            return encode::object(kind, &stored.bytes, accept, 201);
+            return encode::object(kind, &stored, accept, 201);
         }
         Err(status) => return Err(status),
         Ok(_) => {}
     }
     let stored = change(server, &request, Part::Main, |_| Ok(object.clone())).await?;
-    encode::object(kind, &stored.bytes, accept, 200)
+    encode::object(kind, &stored, accept, 200)
 }
 
 pub async fn patch(
@@ -117,13 +117,13 @@ pub async fn patch(
     accept: &Accept,
 ) -> Result<Response<Body>, Status> {
     let stored = change(server, &request, Part::Main, |old| patched(&request, old)).await?;
-    encode::object(request.target.kind, &stored.bytes, accept, 200)
+    encode::object(request.target.kind, &stored, accept, 200)
 }
 
 /// The object with the request's patch applied.
 pub fn patched(request: &Request<Authorized>, old: &Value) -> Result<Value, Status> {
     let media_type = body::media_type(&request.headers);
-    let patch: Value = serde_json::from_slice(&request.body)
+    let (patch, duplicates) = dhow_api::strict_json::parse(&request.body)
         .map_err(|error| Status::bad_request(format!("error decoding patch: {error}")))?;
     let mut object = old.clone();
     match media_type {
@@ -135,6 +135,7 @@ pub fn patched(request: &Request<Authorized>, old: &Value) -> Result<Value, Stat
         other => return Err(Status::unsupported_media_type(other, PATCHES)),
     }
     body::check_type(request.target.kind, &object)?;
+    body::settle_patched(request, &mut object, duplicates, &String::from_utf8_lossy(&request.body))?;
     if dhow_api::meta::name(&object) != dhow_api::meta::name(old) {
         return Err(Status::bad_request("the name of the object cannot be changed by a patch"));
     }

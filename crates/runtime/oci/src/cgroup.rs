@@ -176,8 +176,17 @@ impl Cgroup {
         self.set("devices", "devices.deny", "a")?;
         // Making any node is allowed, using it is not; then null, zero, full, random, urandom, tty, console, ptmx, pts.
         for rule in [
-            "c *:* m", "b *:* m", "c 1:3 rwm", "c 1:5 rwm", "c 1:7 rwm", "c 1:8 rwm", "c 1:9 rwm", "c 5:0 rwm",
-            "c 5:1 rwm", "c 5:2 rwm", "c 136:* rwm",
+            "c *:* m",
+            "b *:* m",
+            "c 1:3 rwm",
+            "c 1:5 rwm",
+            "c 1:7 rwm",
+            "c 1:8 rwm",
+            "c 1:9 rwm",
+            "c 5:0 rwm",
+            "c 5:1 rwm",
+            "c 5:2 rwm",
+            "c 136:* rwm",
         ] {
             self.set("devices", "devices.allow", rule)?;
         }

@@ -159,9 +159,9 @@ impl Walk {
         let wanted = go_type(Type::Scalar(scalar));
         let wrong = |found: &str| Err(self.mismatch(holder, found, &wanted));
         match (scalar, value) {
-            (Scalar::String, Value::String(_)) | (Scalar::Bool, Value::Bool(_)) | (Scalar::Double, Value::Number(_)) => {
-                Ok(())
-            }
+            (Scalar::String, Value::String(_))
+            | (Scalar::Bool, Value::Bool(_))
+            | (Scalar::Double, Value::Number(_)) => Ok(()),
             (Scalar::Bytes, Value::String(text)) => match base64_error(text) {
                 None => Ok(()),
                 Some(at) => Err(TypeError(format!("illegal base64 data at input byte {at}"))),
@@ -201,7 +201,7 @@ impl Walk {
                     "parsing time {text:?} as \"2006-01-02T15:04:05Z07:00\": cannot parse {text:?} as \"2006\""
                 ))),
             },
-            (Form::Duration, Value::String(_)) | (Form::Raw, _) => Ok(()),
+            (Form::Raw, _) => Ok(()),
             (Form::SchemaOrBool, Value::Bool(_)) => Ok(()),
             (Form::SchemaOrBool | Form::SchemaOrList | Form::SchemaOrStrings, Value::Object(map)) => {
                 let schema = message.fields.iter().find(|field| field.name.eq_ignore_ascii_case("schema"));
@@ -288,14 +288,14 @@ fn zero(kind: Type) -> Value {
 
 /// Where standard base64 goes wrong, if it does. Line breaks are skipped, as Go does.
 fn base64_error(text: &str) -> Option<usize> {
-    let bytes: Vec<(usize, u8)> =
-        text.bytes().enumerate().filter(|(_, byte)| !matches!(byte, b'\n' | b'\r')).collect();
+    let bytes: Vec<(usize, u8)> = text.bytes().enumerate().filter(|(_, byte)| !matches!(byte, b'\n' | b'\r')).collect();
     let padding = bytes.iter().rev().take_while(|(_, byte)| *byte == b'=').count();
     let body = &bytes[..bytes.len() - padding];
-    if let Some((at, _)) = body.iter().find(|(_, byte)| !(byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/'))) {
+    if let Some((at, _)) = body.iter().find(|(_, byte)| !(byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/')))
+    {
         return Some(*at);
     }
-    let complete = bytes.len() % 4 == 0 && padding <= 2 && (padding == 0 || body.len() % 4 == 4 - padding);
+    let complete = bytes.len().is_multiple_of(4) && padding <= 2 && (padding == 0 || body.len() % 4 == 4 - padding);
     if complete { None } else { Some(text.len() - text.len() % 4) }
 }
 

@@ -72,8 +72,6 @@ pub enum Form {
     IntOrString,
     Time,
     MicroTime,
-    /// A duration in Go's notation.
-    Duration,
     /// Any JSON, carried as bytes.
     Raw,
     /// One of two forms in JSON, told apart by its type: a schema, or else a flag, a list of schemas, or of names.

@@ -60,8 +60,10 @@ fn read() -> Table {
         .into_iter()
         .map(|(definition, head, text)| {
             let package = definition.rsplit_once('.').map_or("", |(package, _)| package).to_owned();
-            let fields: Vec<Field> =
+            let mut fields: Vec<Field> =
                 text.split_whitespace().filter_map(|text| row(text, &package, &by_definition)).collect();
+            // The order of encoding.
+            fields.sort_by_key(|field| field.number);
             let by_name = fields
                 .iter()
                 .enumerate()
@@ -81,7 +83,6 @@ fn form(definition: &str, list: bool) -> Form {
         "apimachinery.pkg.util.intstr.IntOrString" => Form::IntOrString,
         "apimachinery.pkg.apis.meta.v1.Time" => Form::Time,
         "apimachinery.pkg.apis.meta.v1.MicroTime" => Form::MicroTime,
-        "apimachinery.pkg.apis.meta.v1.Duration" => Form::Duration,
         "apimachinery.pkg.apis.meta.v1.FieldsV1"
         | "apimachinery.pkg.runtime.RawExtension"
         | "apiextensions-apiserver.pkg.apis.apiextensions.v1.JSON" => Form::Raw,
