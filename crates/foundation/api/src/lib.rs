@@ -3,7 +3,7 @@
 //! Code map
 //! - [`registry`]: one table of every built-in kind; everything generic is driven by it.
 //! - [`strategy`], [`defaulting`], [`validation`]: what a write goes through, in that order.
-//! - [`patch`], [`list_semantics`], [`schema`]: how documents merge. The merge is driven by tables, never guessed.
+//! - [`patch`], [`apply`], [`list_semantics`], [`schema`]: how documents merge. The merge is driven by tables, never guessed.
 //! - [`descriptor`], [`protobuf`]: every field's type and number; strict decoding and the wire format that follow.
 //! - [`table`], [`openapi`], [`discovery`]: what clients read to print, explain and find kinds.
 //! - [`status`], [`header`], [`selectors`], [`meta`], [`quantity`], [`names`], [`time`]: small shared types.
@@ -12,6 +12,7 @@
 //! - Nothing here does IO or reads a clock: callers pass `now`.
 //! - Objects are `serde_json::Value`, so a field this crate does not know is never lost by it.
 
+pub mod apply;
 pub mod defaulting;
 pub mod descriptor;
 pub mod discovery;
