@@ -144,6 +144,45 @@ pub fn options(request: &Request<Authorized>) -> Result<Value, Status> {
     }
 }
 
+/// Reads the configuration of a server-side apply. Fields it does not know are the apply's to report.
+pub fn apply(request: &Request<Authorized>) -> Result<Value, Status> {
+    let text = std::str::from_utf8(&request.body).map_err(|error| Status::bad_request(error.to_string()))?;
+    let mut config: Value = match strict_json::parse(&request.body) {
+        Ok((value, duplicates)) => {
+            complaints(request, duplicates, Vec::new(), |all| {
+                Status::bad_request(format!("error strict decoding YAML: {all}"))
+            })?;
+            value
+        }
+        Err(_) => serde_saphyr::from_str(text)
+            .map_err(|error| Status::bad_request(format!("error decoding YAML: {error}")))?,
+    };
+    if !config.is_object() {
+        return Err(Status::bad_request("error decoding YAML: the configuration is not an object"));
+    }
+    for field in ["apiVersion", "kind"] {
+        if config[field].as_str().unwrap_or_default().is_empty() {
+            return Err(Status::bad_request(format!("error decoding YAML: Object '{field}' is missing")));
+        }
+    }
+    check_type(request.target.kind, &config)?;
+    settle_names(&request.target, &mut config)?;
+    without_nulls(&mut config);
+    Ok(config)
+}
+
+/// A null in a configuration says nothing.
+fn without_nulls(value: &mut Value) {
+    match value {
+        Value::Object(map) => {
+            map.retain(|_, value| !value.is_null());
+            map.values_mut().for_each(without_nulls);
+        }
+        Value::Array(items) => items.iter_mut().for_each(without_nulls),
+        _ => {}
+    }
+}
+
 /// Reads an object for a target: fills in what the path says and refuses what contradicts it.
 pub fn object(request: &Request<Authorized>) -> Result<Value, Status> {
     let target = &request.target;

@@ -23,6 +23,20 @@ impl FieldValidation {
     }
 }
 
+/// Names as long as that are kept.
+const LONGEST_MANAGER: usize = 128;
+
+/// Who writes, for the managed fields: as the request says, else the client program, else the user.
+pub fn manager(request: &Request<Authorized>) -> String {
+    if let Some(named) = request.info.query.get("fieldManager") {
+        return named.to_owned();
+    }
+    let agent = request.headers.get(http::header::USER_AGENT).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let program = agent.split('/').next().unwrap_or_default();
+    let name = if program.is_empty() { request.user().name.rsplit(':').next().unwrap_or_default() } else { program };
+    name.chars().filter(|c| !c.is_control()).take(LONGEST_MANAGER).collect()
+}
+
 /// Refuses options that are none.
 pub fn check(request: &Request<Authorized>) -> Result<(), Status> {
     let kind = match request.info.verb {
@@ -41,7 +55,7 @@ pub fn check(request: &Request<Authorized>) -> Result<(), Status> {
         errors.push(FieldError::not_supported("fieldValidation", other, &["Ignore", "Strict", "Warn"]));
     }
     if let Some(manager) = query.get("fieldManager") {
-        if manager.len() > 128 {
+        if manager.len() > LONGEST_MANAGER {
             errors.push(FieldError::invalid("fieldManager", manager, "may not be longer than 128"));
         } else if manager.chars().any(char::is_control) {
             errors.push(FieldError::invalid("fieldManager", manager, "should only contain printable characters"));

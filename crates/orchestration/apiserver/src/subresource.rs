@@ -54,7 +54,9 @@ async fn status(
     let kind = request.target.kind;
     let stored = match *method {
         Method::GET => read::existing(server, &request.target).await?,
-        Method::PATCH => write::change(server, request, Part::Status, |old| write::patched(request, old)).await?,
+        Method::PATCH => {
+            write::change(server, request, Part::Status, |old| write::patched(request, Part::Status, old)).await?
+        }
         _ => {
             let object = body::object(request)?;
             write::change(server, request, Part::Status, |_| Ok(object.clone())).await?

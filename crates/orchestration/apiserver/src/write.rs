@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use dhow_api::apply::{self, Writer};
 use dhow_api::registry::Kind;
 use dhow_api::{Status, defaulting, names, patch as patches, strategy, time, validation};
 use dhow_client::Body;
@@ -15,7 +16,7 @@ use crate::object::Stored;
 use crate::pipeline::{Authorized, Request};
 use crate::read::existing;
 use crate::store::{RETRIES, Written};
-use crate::{ApiServer, admission, body};
+use crate::{ApiServer, admission, body, options};
 
 pub async fn create(
     server: &Arc<ApiServer>,
@@ -45,6 +46,9 @@ async fn create_object(
     let uid = uuid::Uuid::new_v4().to_string();
     strategy::fill_metadata(&mut object, &uid, &time::rfc3339(Timestamp::now()));
     strategy::finish_create(kind, &mut object);
+    if !is_apply(request) {
+        managed(request, Part::Main, |writer| apply::update(writer, None, &mut object));
+    }
     admission::create(server, request.user(), kind, namespace, &mut object).await?;
     let _reserved = server.allocator.reserve(kind, None, &mut object)?;
     let errors = validation::validate_create(kind, &object);
@@ -116,12 +120,76 @@ pub async fn patch(
     request: Request<Authorized>,
     accept: &Accept,
 ) -> Result<Response<Body>, Status> {
-    let stored = change(server, &request, Part::Main, |old| patched(&request, old)).await?;
+    if is_apply(&request) {
+        return server_side_apply(server, &request, accept).await;
+    }
+    let stored = change(server, &request, Part::Main, |old| patched(&request, Part::Main, old)).await?;
     encode::object(request.target.kind, &stored, accept, 200)
 }
 
+pub fn is_apply(request: &Request<Authorized>) -> bool {
+    request.info.verb == "patch" && body::media_type(&request.headers) == APPLY
+}
+
+/// Calls with who writes, for the managed fields.
+fn managed<T>(request: &Request<Authorized>, part: Part, with: impl FnOnce(&Writer<'_>) -> T) -> T {
+    let kind = request.target.kind;
+    let (api_version, manager) = (kind.api_version(), options::manager(request));
+    let reset: &[&str] = match part {
+        Part::Status => &["spec"],
+        _ if kind.has_status() => &["status"],
+        _ => &[],
+    };
+    with(&Writer {
+        definition: kind.definition,
+        api_version: &api_version,
+        manager: &manager,
+        subresource: request.target.subresource.map_or("", |subresource| subresource.name()),
+        now: &time::rfc3339(Timestamp::now()),
+        reset,
+    })
+}
+
+/// Applies the request's configuration; what is not there yet is created.
+async fn server_side_apply(
+    server: &Arc<ApiServer>,
+    request: &Request<Authorized>,
+    accept: &Accept,
+) -> Result<Response<Body>, Status> {
+    let kind = request.target.kind;
+    for _ in 0..RETRIES {
+        match change(server, request, Part::Main, |old| patched(request, Part::Main, old)).await {
+            Ok(stored) => return encode::object(kind, &stored, accept, 200),
+            Err(status) if status.code == 404 && kind.allows("create") => {}
+            Err(status) => return Err(status),
+        }
+        let config = body::apply(request)?;
+        let name = request.target.name.as_deref().unwrap_or_default();
+        if !dhow_api::meta::uid(&config).is_empty() {
+            let why = "uid mismatch: the provided object specified uid, and no existing object was found";
+            return Err(Status::conflict_because(kind.group, kind.plural, name, why));
+        }
+        let mut object = managed(request, Part::Main, |writer| apply::apply(writer, None, &config, false))?;
+        body::settle_patched(request, &mut object, Vec::new(), &config.to_string())?;
+        match create_object(server, request, object).await {
+            Ok(stored) => return encode::object(kind, &stored, accept, 201),
+            // Somebody else was faster: apply to theirs.
+            Err(status) if status.reason == "AlreadyExists" => {}
+            Err(status) => return Err(status),
+        }
+    }
+    Err(Status::conflict(kind.group, kind.plural, request.target.name.as_deref().unwrap_or_default()))
+}
+
 /// The object with the request's patch applied.
-pub fn patched(request: &Request<Authorized>, old: &Value) -> Result<Value, Status> {
+pub fn patched(request: &Request<Authorized>, part: Part, old: &Value) -> Result<Value, Status> {
+    if is_apply(request) {
+        let config = body::apply(request)?;
+        let force = request.info.query.flag("force");
+        let mut object = managed(request, part, |writer| apply::apply(writer, Some(old), &config, force))?;
+        body::settle_patched(request, &mut object, Vec::new(), &config.to_string())?;
+        return Ok(object);
+    }
     let media_type = body::media_type(&request.headers);
     let (patch, duplicates) = dhow_api::strict_json::parse(&request.body)
         .map_err(|error| Status::bad_request(format!("error decoding patch: {error}")))?;
@@ -142,8 +210,9 @@ pub fn patched(request: &Request<Authorized>, old: &Value) -> Result<Value, Stat
     Ok(object)
 }
 
+const APPLY: &str = "application/apply-patch+yaml";
 const PATCHES: &[&str] =
-    &["application/json-patch+json", "application/merge-patch+json", "application/strategic-merge-patch+json"];
+    &["application/json-patch+json", "application/merge-patch+json", "application/strategic-merge-patch+json", APPLY];
 
 /// Which part of the object a write may touch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -212,6 +281,9 @@ async fn change_once(
         }
         Part::Status => strategy::prepare_status_update(kind, &mut new, old_value),
         Part::Server => {}
+    }
+    if part != Part::Server && !is_apply(request) {
+        managed(request, part, |writer| apply::update(writer, Some(old_value), &mut new));
     }
     admission::update(server, request.user(), kind, &mut new, old_value)?;
     let _reserved = server.allocator.reserve(kind, Some(old_value), &mut new)?;
