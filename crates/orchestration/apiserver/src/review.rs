@@ -60,6 +60,7 @@ fn subject(spec: &Value) -> UserInfo {
         name: spec["user"].as_str().unwrap_or_default().to_owned(),
         uid: spec["uid"].as_str().unwrap_or_default().to_owned(),
         groups: groups.collect(),
+        extra: serde_json::from_value(spec["extra"].clone()).unwrap_or_default(),
     }
 }
 
@@ -92,6 +93,9 @@ fn user_info(user: &UserInfo) -> Value {
     let mut info = json!({"username": user.name, "groups": user.groups});
     if !user.uid.is_empty() {
         info["uid"] = json!(user.uid);
+    }
+    if !user.extra.is_empty() {
+        info["extra"] = json!(user.extra);
     }
     info
 }

@@ -16,7 +16,7 @@ use crate::object::Stored;
 use crate::pipeline::{Authorized, Request};
 use crate::read::existing;
 use crate::store::{RETRIES, Written};
-use crate::{ApiServer, admission, body, options};
+use crate::{ApiServer, admission, body, escalation, options};
 
 pub async fn create(
     server: &Arc<ApiServer>,
@@ -53,6 +53,7 @@ async fn create_object(
     let _reserved = server.allocator.reserve(kind, None, &mut object)?;
     let errors = validation::validate_create(kind, &object);
     refuse_invalid(kind, &object, &errors)?;
+    escalation::check(&server.authorizer, request.user(), kind, &object, None)?;
     let name = dhow_api::meta::name(&object).to_owned();
     if request.dry_run() {
         let key = kind.storage_key(namespace, &name);
@@ -290,6 +291,7 @@ async fn change_once(
     if part == Part::Main {
         refuse_invalid(kind, &new, &validation::validate_update(kind, &new, old_value))?;
     }
+    escalation::check(&server.authorizer, request.user(), kind, &new, Some(old_value))?;
     if same(&new, old_value) {
         // Nothing changes: no write, no new revision.
         return Ok(Some(old.clone()));
