@@ -255,7 +255,7 @@ fn empty_kinds() -> HashMap<String, KindCache> {
 }
 
 /// The end of the range that holds exactly the keys with this prefix.
-fn after_prefix(prefix: &str) -> Bytes {
+pub fn after_prefix(prefix: &str) -> Bytes {
     let mut end = prefix.as_bytes().to_vec();
     if let Some(last) = end.last_mut() {
         *last += 1;

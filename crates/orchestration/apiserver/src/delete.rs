@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use dhow_api::registry::Kind;
+use dhow_api::validation::FieldError;
 use dhow_api::{Status, strategy, time};
 use dhow_client::Body;
 use http::Response;
@@ -57,7 +58,28 @@ impl DeleteOptions {
         if request.dry_run() {
             options.dry_run = vec!["All".into()];
         }
+        options.validate()?;
         Ok(options)
+    }
+
+    fn validate(&self) -> Result<(), Status> {
+        let mut errors = Vec::new();
+        match (self.propagation_policy.as_deref(), self.orphan_dependents) {
+            (Some(policy), Some(_)) => errors.push(FieldError::invalid(
+                "propagationPolicy",
+                policy,
+                "orphanDependents and deletionPropagation cannot be both set",
+            )),
+            (Some("Foreground" | "Background" | "Orphan") | None, _) => {}
+            (Some(other), None) => {
+                let known = ["Background", "Foreground", "Orphan", ""];
+                errors.push(FieldError::not_supported("propagationPolicy", other, &known));
+            }
+        }
+        if let Some(other) = self.dry_run.iter().find(|value| *value != "All") {
+            errors.push(FieldError::not_supported("dryRun", other, &["All"]));
+        }
+        if errors.is_empty() { Ok(()) } else { Err(Status::invalid("meta.k8s.io", "DeleteOptions", "", &errors)) }
     }
 
     /// The finalizer that makes the garbage collector treat dependents as asked.

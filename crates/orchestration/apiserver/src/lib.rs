@@ -4,6 +4,7 @@
 
 mod admission;
 mod allocate;
+mod approver;
 mod authenticate;
 mod body;
 mod bootstrap;
@@ -12,6 +13,8 @@ mod delete;
 mod encode;
 mod error;
 mod escalation;
+mod eviction;
+mod graft;
 mod identity;
 mod impersonate;
 mod info;

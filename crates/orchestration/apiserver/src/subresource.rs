@@ -9,13 +9,11 @@ use http::{Method, Response};
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
-use crate::delete::{self, DeleteOptions};
 use crate::encode::{self, Accept};
 use crate::identity::{AUDIENCE, NamedUid};
-use crate::object::Stored;
 use crate::pipeline::{Authorized, Request};
 use crate::write::{self, Part};
-use crate::{ApiServer, body, read};
+use crate::{ApiServer, body, eviction, read};
 
 pub async fn handle(
     server: &Arc<ApiServer>,
@@ -28,15 +26,14 @@ pub async fn handle(
         return Err(Status::method_not_allowed());
     }
     match subresource {
-        Subresource::Status => status(server, &request, method, accept).await,
-        // Not served yet: each may touch one part of the object only, and that is not written.
-        Subresource::Resize | Subresource::EphemeralContainers | Subresource::Approval => {
-            Err(Status::no_such_resource())
-        }
+        Subresource::Status => part(server, &request, method, Part::Status, accept).await,
+        Subresource::EphemeralContainers => part(server, &request, method, Part::EphemeralContainers, accept).await,
+        Subresource::Resize => part(server, &request, method, Part::Resize, accept).await,
+        Subresource::Approval => part(server, &request, method, Part::Approval, accept).await,
         Subresource::Finalize => finalize(server, &request, accept).await,
         Subresource::Scale => scale(server, &request, method, accept).await,
         Subresource::Binding => bind(server, &request, accept).await,
-        Subresource::Eviction => evict(server, &request, accept).await,
+        Subresource::Eviction => eviction::evict(server, &request, accept).await,
         Subresource::Token => token(server, &request, accept).await,
         // These are streams; they never come here by way of the server's own listener.
         Subresource::Log | Subresource::Exec | Subresource::Attach | Subresource::PortForward | Subresource::Proxy => {
@@ -45,21 +42,21 @@ pub async fn handle(
     }
 }
 
-async fn status(
+/// Reads the object, or writes the part of it that the subresource is about.
+async fn part(
     server: &Arc<ApiServer>,
     request: &Request<Authorized>,
     method: &Method,
+    part: Part,
     accept: &Accept,
 ) -> Result<Response<Body>, Status> {
     let kind = request.target.kind;
     let stored = match *method {
         Method::GET => read::existing(server, &request.target).await?,
-        Method::PATCH => {
-            write::change(server, request, Part::Status, |old| write::patched(request, Part::Status, old)).await?
-        }
+        Method::PATCH => write::change(server, request, part, |old| write::patched(request, part, old)).await?,
         _ => {
             let object = body::object(request)?;
-            write::change(server, request, Part::Status, |_| Ok(object.clone())).await?
+            write::change(server, request, part, |_| Ok(object.clone())).await?
         }
     };
     encode::object(kind, &stored, accept, 200)
@@ -202,45 +199,6 @@ fn set_condition(pod: &mut Value, kind: &str) {
         let now = time::rfc3339(Timestamp::now());
         list.push(json!({"type": kind, "status": "True", "lastProbeTime": null, "lastTransitionTime": now}));
     }
-}
-
-/// Deletes a pod unless a disruption budget stands against it.
-async fn evict(
-    server: &Arc<ApiServer>,
-    request: &Request<Authorized>,
-    accept: &Accept,
-) -> Result<Response<Body>, Status> {
-    let eviction = body::decode(request)?;
-    let options: DeleteOptions = match eviction.get("deleteOptions") {
-        Some(options) => {
-            serde_json::from_value(options.clone()).map_err(|error| Status::bad_request(error.to_string()))?
-        }
-        None => DeleteOptions::default(),
-    };
-    let pod = read::existing(server, &request.target).await?;
-    budget(server, &pod)?;
-    delete::delete(server, &request.target, &pod.header.name, &options).await?;
-    encode::value(201, &Status::success().to_value(), accept)
-}
-
-fn budget(server: &ApiServer, pod: &Stored) -> Result<(), Status> {
-    let Some(kind) = dhow_api::registry::builtin().get("policy", "v1", "poddisruptionbudgets") else { return Ok(()) };
-    for budget in server.store.cache.snapshot(kind)?.objects.values() {
-        if budget.header.namespace != pod.header.namespace {
-            continue;
-        }
-        let value = budget.value()?;
-        let selector = dhow_api::selectors::LabelSelector::from_object(value["spec"].get("selector"))?;
-        let status = |field: &str| meta::int(&value, &["status", field]);
-        if selector.matches(&pod.header.labels) && status("disruptionsAllowed") <= 0 {
-            return Err(Status::disruption_budget(
-                &budget.header.name,
-                status("desiredHealthy"),
-                status("currentHealthy"),
-            ));
-        }
-    }
-    Ok(())
 }
 
 /// Shortest life of a requested token, and the one of a token that names none. Seconds.

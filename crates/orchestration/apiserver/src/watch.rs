@@ -48,11 +48,14 @@ pub async fn open(
 ) -> Result<Response<Body>, Status> {
     let query = &request.info.query;
     let target = &request.target;
+    read::check_options(query, true)?;
     let selection = read::selection(target, query)?;
     let kind = target.kind;
     let version = query.number("resourceVersion")?;
     let bookmarks = query.flag("allowWatchBookmarks");
-    let initial = query.flag("sendInitialEvents");
+    // Told explicitly that it wants none, a client gets changes only.
+    let streaming = query.get("sendInitialEvents").map(|_| query.flag("sendInitialEvents"));
+    let initial = streaming == Some(true);
     let prefix = match &target.namespace {
         Some(namespace) if kind.namespaced => format!("{}{namespace}/", kind.storage_prefix()),
         _ => kind.storage_prefix(),
@@ -62,10 +65,13 @@ pub async fn open(
     let changes;
     let seen;
     server.store.catch_up().await?;
-    let from_start = version.is_none_or(|version| version == 0) || initial;
+    let from_start = streaming.unwrap_or(version.is_none_or(|version| version == 0));
     if from_start {
         // The state now, as ADDED, then everything after it.
         let (snapshot, future) = server.store.cache.snapshot_and_subscribe(kind)?;
+        if let Some(wanted) = version.filter(|wanted| *wanted > snapshot.revision) {
+            return Err(Status::too_large_resource_version(wanted, snapshot.revision));
+        }
         for object in read::select(&snapshot, target, &selection, None) {
             first.push(encode::watch_frame(kind, Verdict::Added.as_str(), object, accept)?);
         }
@@ -74,11 +80,8 @@ pub async fn open(
         }
         (changes, seen) = (future, snapshot.revision);
     } else {
-        let version = version.unwrap_or_default();
-        let now = server.store.cache.revision();
-        if version > now {
-            server.store.cache.wait_for(version).await;
-        }
+        // Without a revision it is "from now on"; one that is yet to come is waited for by passing over what is before.
+        let version = version.filter(|version| *version > 0).unwrap_or_else(|| server.store.cache.revision());
         let subscription = server.store.cache.subscribe(kind, version)?;
         let mut last = version;
         for change in subscription.past {

@@ -16,7 +16,7 @@ use crate::object::Stored;
 use crate::pipeline::{Authorized, Request};
 use crate::read::existing;
 use crate::store::{RETRIES, Written};
-use crate::{ApiServer, admission, body, escalation, options};
+use crate::{ApiServer, admission, approver, body, escalation, graft, options};
 
 pub async fn create(
     server: &Arc<ApiServer>,
@@ -24,13 +24,21 @@ pub async fn create(
     accept: &Accept,
 ) -> Result<Response<Body>, Status> {
     let kind = request.target.kind;
-    let mut object = body::object(&request)?;
+    let object = body::object(&request)?;
     if !kind.stored {
         return crate::review::answer(server, &request, object, accept).await;
     }
-    generate_name(&mut object)?;
-    let stored = create_object(server, &request, object).await?;
-    encode::object(kind, &stored, accept, 201)
+    for attempt in 1.. {
+        let mut named = object.clone();
+        let generated = generate_name(&mut named)?;
+        match create_object(server, &request, named).await {
+            Ok(stored) => return encode::object(kind, &stored, accept, 201),
+            // The name was taken by chance: try another.
+            Err(status) if generated && status.reason == "AlreadyExists" && attempt < NAMES_TRIED => {}
+            Err(status) => return Err(status),
+        }
+    }
+    Err(Status::internal("no name could be generated"))
 }
 
 /// Everything after decoding of a create. The object's name is settled.
@@ -72,21 +80,25 @@ fn dry(kind: &Kind, key: &str, object: &Value) -> Result<Arc<Stored>, Status> {
     Stored::decode(kind, key.as_bytes(), &bytes, 0).map(Arc::new)
 }
 
-fn generate_name(object: &mut Value) -> Result<(), Status> {
+/// Generated names that are tried before the client hears of the collision.
+const NAMES_TRIED: usize = 8;
+
+/// Returns whether a name was made.
+fn generate_name(object: &mut Value) -> Result<bool, Status> {
     let metadata = dhow_api::meta::metadata_mut(object);
     let text = |field: &str| metadata.get(field).and_then(Value::as_str).unwrap_or_default();
     if !text("name").is_empty() {
-        return Ok(());
+        return Ok(false);
     }
     let prefix = text("generateName").to_owned();
     if prefix.is_empty() {
         // Validation says that a name is required.
-        return Ok(());
+        return Ok(false);
     }
     let random = uuid::Uuid::new_v4();
     let bytes: [u8; 5] = random.as_bytes()[..5].try_into().map_err(|_| Status::internal("no randomness"))?;
     metadata.insert("name".into(), names::generated(&prefix, bytes).into());
-    Ok(())
+    Ok(true)
 }
 
 fn refuse_invalid(kind: &Kind, object: &Value, errors: &[validation::FieldError]) -> Result<(), Status> {
@@ -138,7 +150,7 @@ fn managed<T>(request: &Request<Authorized>, part: Part, with: impl FnOnce(&Writ
     let (api_version, manager) = (kind.api_version(), options::manager(request));
     let reset: &[&str] = match part {
         Part::Status => &["spec"],
-        _ if kind.has_status() => &["status"],
+        Part::Main if kind.has_status() => &["status"],
         _ => &[],
     };
     with(&Writer {
@@ -221,6 +233,9 @@ pub enum Part {
     /// Everything but status.
     Main,
     Status,
+    EphemeralContainers,
+    Resize,
+    Approval,
     /// Set by the server itself on behalf of a subresource, such as a binding.
     Server,
 }
@@ -281,6 +296,18 @@ async fn change_once(
             strategy::prepare_update(kind, &mut new, old_value);
         }
         Part::Status => strategy::prepare_status_update(kind, &mut new, old_value),
+        Part::EphemeralContainers | Part::Resize => {
+            defaulting::apply(kind, &mut new);
+            new = match part {
+                Part::Resize => graft::resize(&new, old_value)?,
+                _ => graft::ephemeral_containers(&new, old_value)?,
+            };
+            strategy::prepare_update(kind, &mut new, old_value);
+        }
+        Part::Approval => {
+            approver::check(&server.authorizer, request.user(), old_value)?;
+            new = graft::approval(&new, old_value)?;
+        }
         Part::Server => {}
     }
     if part != Part::Server && !is_apply(request) {
