@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dhow_store::{
-    Compare, Error, EventKind, FjallKv, KeyRange, KeyValue, Kv, Op, Options, RangeRequest, Txn, WatchMessage,
+    Compare, Error, EventKind, FjallKv, KeyRange, KeyValue, Kv, Op, Options, RangeRequest, Target, Txn, WatchMessage,
     WatchRequest,
 };
 use futures::StreamExt;
@@ -26,7 +26,7 @@ async fn delete(kv: &FjallKv, key: &str) -> u64 {
 
 async fn all(kv: &FjallKv, revision: u64) -> Result<Vec<KeyValue>, Error> {
     let range = KeyRange::prefix("");
-    Ok(kv.range(RangeRequest { range, revision, limit: 0, count_only: false }).await?.kvs)
+    Ok(kv.range(RangeRequest { range, revision, limit: 0, count_only: false, keys_only: false }).await?.kvs)
 }
 
 /// Everything a watch from `start` delivers up to `end`.
@@ -239,7 +239,7 @@ async fn crash_child() {
         async move {
             let (key, mirror) = (format!("key/{k}"), format!("mirror/{k}"));
             let range = KeyRange::key(key.clone());
-            let read = RangeRequest { range, revision: 0, limit: 0, count_only: false };
+            let read = RangeRequest { range, revision: 0, limit: 0, count_only: false, keys_only: false };
             let found = kv.range(read).await.unwrap().kvs;
             let mut number: u64 =
                 found.first().map_or(0, |kv| std::str::from_utf8(&kv.value).unwrap().parse().unwrap());
@@ -249,7 +249,7 @@ async fn crash_child() {
                 let put =
                     |key: &str| Op::Put { key: key.to_owned().into(), value: number.to_string().into(), lease: 0 };
                 let txn = Txn {
-                    compare: vec![Compare::Version { key: key.clone().into(), version }],
+                    compare: vec![Compare::equal(key.clone(), Target::Version(version))],
                     success: vec![put(&key), put(&mirror)],
                     ..Txn::default()
                 };
