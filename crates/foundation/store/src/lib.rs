@@ -15,6 +15,6 @@ pub mod suite;
 pub use core::Options;
 pub use error::Error;
 pub use etcd::{EtcdConfig, EtcdKv};
-pub use fjall::FjallKv;
+pub use fjall::{Backup, FjallKv, SKIP_REVISIONS, restore_backup, verify_backup};
 pub use kv::*;
 pub use memory::MemoryKv;

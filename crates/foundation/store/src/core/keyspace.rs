@@ -39,6 +39,11 @@ impl Keyspace {
         self.leases.iter().map(|(id, lease)| (*id, lease.ttl))
     }
 
+    /// Every live key, in order.
+    pub fn iter(&self) -> impl Iterator<Item = &KeyValue> {
+        self.keys.values().map(|kv| &**kv)
+    }
+
     /// `false` if the lease exists already.
     pub fn grant(&mut self, id: LeaseId, ttl: u64) -> bool {
         if self.leases.contains_key(&id) {
