@@ -14,6 +14,9 @@ pub mod suite;
 
 pub use core::Options;
 pub use error::Error;
+/// The wire messages, for benchmarks that serve them.
+#[doc(hidden)]
+pub use etcd::proto as etcd_proto;
 pub use etcd::{EtcdConfig, EtcdKv};
 pub use fjall::{Backup, FjallKv, SKIP_REVISIONS, restore_backup, verify_backup};
 pub use kv::*;

@@ -186,10 +186,14 @@ impl Disk {
             }
         }
         batch.commit().map_err(|e| unusable(&self.dir, e))?;
-        match effects.iter().filter_map(|e| e.batch.as_ref()).map(|b| b.revision).max() {
-            Some(revision) if sync => self.promise(revision),
-            _ => Ok(()),
+        if sync
+            && let Some(revision) = effects.iter().filter_map(|e| e.batch.as_ref()).map(|b| b.revision).max()
+            && let Err(error) = self.promise(revision)
+        {
+            // The write itself is durable. An older mark only notices less.
+            tracing::warn!(%error, "note the acknowledged revision");
         }
+        Ok(())
     }
 
     /// Losing this to a power cut only brings some history back, so it does not wait for the disk.
@@ -207,7 +211,9 @@ impl Disk {
         self.db.batch().durability(Some(mode))
     }
 
-    pub fn close(self, revision: Revision) {
+    /// `revision` is what was reached, unless writes have failed.
+    pub fn close(self, revision: Option<Revision>) {
+        let Some(revision) = revision else { return };
         let synced = self.db.persist(PersistMode::SyncAll).map_err(|e| unusable(&self.dir, e));
         if let Err(error) = synced.and_then(|()| self.promise(revision)) {
             tracing::error!(%error, "close the store");
@@ -311,9 +317,10 @@ fn unusable(dir: &Path, error: fjall::Error) -> Error {
         fjall::Error::Io(source) => {
             Error::Backend { context: format!("read or write the store in {path}"), source: source.into() }
         }
-        fjall::Error::Poisoned => {
-            Error::Backend { context: format!("an earlier write to {path} failed; restart"), source: Box::new(error) }
-        }
+        fjall::Error::Poisoned => Error::Backend {
+            context: format!("the disk of {path} is full or failing; make space or replace it, then restart"),
+            source: Box::new(error),
+        },
         damaged => {
             Error::Corrupt { path, message: format!("the files are damaged ({damaged:?}); restore from a backup") }
         }
