@@ -107,7 +107,7 @@ impl ObjectStore {
             _ => 0,
         };
         let txn = Txn {
-            compare: vec![Compare::ModRevision { key: key.clone(), revision }],
+            compare: vec![Compare::mod_revision(key.clone(), revision)],
             success: vec![Op::Put { key: key.clone(), value: value.clone(), lease }],
             failure: Vec::new(),
             relaxed: matches!(kind.kind, "Event" | "Lease"),
@@ -125,7 +125,7 @@ impl ObjectStore {
     pub async fn delete(&self, kind: &Kind, old: &Stored) -> Result<Written, Status> {
         let key = Bytes::copy_from_slice(old.key.as_bytes());
         let txn = Txn {
-            compare: vec![Compare::ModRevision { key: key.clone(), revision: old.revision }],
+            compare: vec![Compare::mod_revision(key.clone(), old.revision)],
             success: vec![Op::Delete { range: KeyRange { start: key.clone(), end: None } }],
             ..Txn::default()
         };
