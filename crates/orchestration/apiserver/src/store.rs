@@ -63,7 +63,7 @@ impl ObjectStore {
             start: Bytes::copy_from_slice(prefix.as_bytes()),
             end: Some(crate::cache::after_prefix(&prefix)),
         };
-        let request = RangeRequest { range, revision, limit: 0, count_only: false };
+        let request = RangeRequest { range, revision, limit: 0, count_only: false, keys_only: false };
         let all = match self.kv.range(request).await {
             Ok(all) => all,
             Err(dhow_store::Error::Compacted { .. }) => return Ok(None),
