@@ -6,8 +6,8 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{Event, EventSource, ObjectReference};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use k8s_openapi::jiff::Timestamp;
-use parking_lot::Mutex;
 use serde_json::json;
+use tokio::sync::mpsc;
 
 use crate::key::Object;
 use crate::{Client, Error, Patch};
@@ -56,21 +56,42 @@ struct Seen {
     count: i32,
 }
 
-/// Speaks for one component. Cheap to clone.
-#[derive(Clone)]
-pub struct EventRecorder {
-    client: Client,
-    component: Arc<str>,
-    host: Option<Arc<str>>,
-    seen: Arc<Mutex<HashMap<Same, Seen>>>,
-}
-
 /// Beyond this many different events the counts start anew.
 const REMEMBERED: usize = 4096;
+/// Events that wait to be written; more are lost, for nobody may wait for them.
+const WAITING: usize = 1024;
+
+/// Speaks for one component. Cheap to clone. Whoever tells of something never waits for it to be written.
+#[derive(Clone)]
+pub struct EventRecorder {
+    host: Option<Arc<str>>,
+    queue: mpsc::Sender<Told>,
+}
+
+/// One thing that happened.
+struct Told {
+    about: ObjectReference,
+    kind: EventType,
+    reason: String,
+    message: String,
+    host: Option<Arc<str>>,
+    at: Timestamp,
+}
 
 impl EventRecorder {
+    /// Starts the task that writes; it ends with the last clone.
     pub fn new(client: Client, component: &str) -> Self {
-        Self { client, component: component.into(), host: None, seen: Arc::default() }
+        let (queue, mut told) = mpsc::channel::<Told>(WAITING);
+        let mut writer = Writer { client, component: component.into(), seen: HashMap::new() };
+        tokio::spawn(async move {
+            while let Some(event) = told.recv().await {
+                let reason = event.reason.clone();
+                if let Err(error) = writer.write(event).await {
+                    tracing::debug!(%error, reason, "cannot record an event");
+                }
+            }
+        });
+        Self { host: None, queue }
     }
 
     /// Names the node that the events come from.
@@ -79,62 +100,65 @@ impl EventRecorder {
         self
     }
 
-    /// Records an event. A failure is logged: an event never stops what it tells of.
-    pub async fn event(&self, about: ObjectReference, kind: EventType, reason: &str, message: &str) {
-        if let Err(error) = self.record(about, kind, reason, message).await {
-            tracing::debug!(%error, reason, "cannot record an event");
+    /// Records an event, soon. A failure is logged: an event never stops what it tells of.
+    pub fn event(&self, about: ObjectReference, kind: EventType, reason: &str, message: &str) {
+        let (reason, message) = (reason.to_owned(), message.to_owned());
+        let told = Told { about, kind, reason, message, host: self.host.clone(), at: Timestamp::now() };
+        if let Err(error) = self.queue.try_send(told) {
+            tracing::warn!(%error, "an event is lost");
         }
     }
+}
 
-    async fn record(&self, about: ObjectReference, kind: EventType, reason: &str, message: &str) -> Result<(), Error> {
+/// Turns what happened into objects, counting what happens again.
+struct Writer {
+    client: Client,
+    component: String,
+    seen: HashMap<Same, Seen>,
+}
+
+impl Writer {
+    async fn write(&mut self, told: Told) -> Result<(), Error> {
         let same = Same {
-            uid: about.uid.clone().unwrap_or_default(),
-            field_path: about.field_path.clone().unwrap_or_default(),
-            kind,
-            reason: reason.into(),
-            message: message.into(),
+            uid: told.about.uid.clone().unwrap_or_default(),
+            field_path: told.about.field_path.clone().unwrap_or_default(),
+            kind: told.kind,
+            reason: told.reason.clone(),
+            message: told.message.clone(),
         };
-        let namespace = about.namespace.clone().unwrap_or_else(|| "default".into());
-        let now = Time(Timestamp::now());
-        if let Some((name, count)) = self.repeat(&same) {
-            let patch = Patch::Merge(json!({"count": count, "lastTimestamp": now}));
-            match self.client.patch::<Event>(Some(&namespace), &name, patch, None).await {
+        let namespace = told.about.namespace.clone().unwrap_or_else(|| "default".into());
+        let at = Time(told.at);
+        if let Some(seen) = self.seen.get_mut(&same) {
+            seen.count += 1;
+            let patch = Patch::Merge(json!({"count": seen.count, "lastTimestamp": at}));
+            match self.client.patch::<Event>(Some(&namespace), &seen.name, patch, None).await {
                 Err(error) if error.is_not_found() => {}
                 other => return other.map(drop),
             }
         }
-        let name = event_name(about.name.as_deref().unwrap_or_default(), now.0);
+        let name = event_name(told.about.name.as_deref().unwrap_or_default(), told.at);
         let event = Event {
             metadata: ObjectMeta { name: Some(name.clone()), namespace: Some(namespace), ..ObjectMeta::default() },
-            involved_object: about,
-            reason: Some(reason.into()),
-            message: Some(message.into()),
-            type_: Some(kind.as_str().into()),
+            involved_object: told.about,
+            reason: Some(told.reason),
+            message: Some(told.message),
+            type_: Some(told.kind.as_str().into()),
             source: Some(EventSource {
-                component: Some(self.component.to_string()),
-                host: self.host.as_deref().map(str::to_owned),
+                component: Some(self.component.clone()),
+                host: told.host.as_deref().map(str::to_owned),
             }),
-            first_timestamp: Some(now.clone()),
-            last_timestamp: Some(now),
+            first_timestamp: Some(at.clone()),
+            last_timestamp: Some(at),
             count: Some(1),
-            reporting_component: Some(self.component.to_string()),
+            reporting_component: Some(self.component.clone()),
             ..Event::default()
         };
         self.client.create(&event).await?;
-        let mut seen = self.seen.lock();
-        if seen.len() >= REMEMBERED {
-            seen.clear();
+        if self.seen.len() >= REMEMBERED {
+            self.seen.clear();
         }
-        seen.insert(same, Seen { name, count: 1 });
+        self.seen.insert(same, Seen { name, count: 1 });
         Ok(())
-    }
-
-    /// The name and new count of an event said before.
-    fn repeat(&self, same: &Same) -> Option<(String, i32)> {
-        let mut seen = self.seen.lock();
-        let entry = seen.get_mut(same)?;
-        entry.count += 1;
-        Some((entry.name.clone(), entry.count))
     }
 }
 

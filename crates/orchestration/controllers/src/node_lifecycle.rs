@@ -137,7 +137,7 @@ impl NodeLifecycle {
         self.client.update_status(&changed).await?;
         let name = node.metadata.name.as_deref().unwrap_or_default();
         let message = format!("Node {name} status is now: NodeNotReady");
-        self.recorder.event(reference(node), EventType::Normal, "NodeNotReady", &message).await;
+        self.recorder.event(reference(node), EventType::Normal, "NodeNotReady", &message);
         Ok(())
     }
 }
@@ -178,7 +178,7 @@ impl Reconcile for NodeLifecycle {
                 Some(_) => {
                     let name = pod.metadata.name.as_deref().unwrap_or_default();
                     let text = format!("Marking for deletion Pod {}", Key::of(&pod.metadata));
-                    self.recorder.event(reference(&*pod), EventType::Normal, "TaintManagerEviction", &text).await;
+                    self.recorder.event(reference(&*pod), EventType::Normal, "TaintManagerEviction", &text);
                     let params = DeleteParams { uid: pod.metadata.uid.clone(), ..DeleteParams::default() };
                     match self.client.delete::<Pod>(pod.metadata.namespace.as_deref(), name, &params).await {
                         Err(error) if error.is_not_found() || error.is_conflict() => {}

@@ -211,7 +211,7 @@ impl ReplicaSets {
                     Ok(pod) => {
                         let name = pod.metadata.name.as_deref().unwrap_or_default();
                         let message = format!("Created pod: {name}");
-                        self.recorder.event(reference(set), EventType::Normal, "SuccessfulCreate", &message).await;
+                        self.recorder.event(reference(set), EventType::Normal, "SuccessfulCreate", &message);
                     }
                     Err(error) => {
                         self.expectations.created(key);
@@ -226,7 +226,7 @@ impl ReplicaSets {
                     return Ok(());
                 }
                 let message = format!("Error creating: {error}");
-                self.recorder.event(reference(set), EventType::Warning, "FailedCreate", &message).await;
+                self.recorder.event(reference(set), EventType::Warning, "FailedCreate", &message);
                 return Err(error);
             }
         }
@@ -243,7 +243,7 @@ impl ReplicaSets {
             match result {
                 Ok(()) => {
                     let message = format!("Deleted pod: {name}");
-                    self.recorder.event(reference(set), EventType::Normal, "SuccessfulDelete", &message).await;
+                    self.recorder.event(reference(set), EventType::Normal, "SuccessfulDelete", &message);
                     Ok(())
                 }
                 Err(error) => {
@@ -252,7 +252,7 @@ impl ReplicaSets {
                         return Ok(());
                     }
                     let message = format!("Error deleting: {error}");
-                    self.recorder.event(reference(set), EventType::Warning, "FailedDelete", &message).await;
+                    self.recorder.event(reference(set), EventType::Warning, "FailedDelete", &message);
                     Err(error)
                 }
             }

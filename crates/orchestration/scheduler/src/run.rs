@@ -152,7 +152,7 @@ impl Scheduler {
             return Err(error);
         }
         let message = format!("Successfully assigned {}/{} to {node}", id.0, id.1);
-        self.recorder.event(reference(pod), EventType::Normal, "Scheduled", &message).await;
+        self.recorder.event(reference(pod), EventType::Normal, "Scheduled", &message);
         Ok(dhow_client::Outcome::Done)
     }
 
@@ -176,7 +176,7 @@ impl Scheduler {
             last_transition_time: since.or_else(|| Some(Time(Timestamp::now()))),
             ..PodCondition::default()
         };
-        self.recorder.event(reference(pod), EventType::Warning, "FailedScheduling", &message).await;
+        self.recorder.event(reference(pod), EventType::Warning, "FailedScheduling", &message);
         let patch =
             Patch::Strategic(json!({"metadata": {"uid": pod.metadata.uid}, "status": {"conditions": [condition]}}));
         let name = pod.metadata.name.as_deref().unwrap_or_default();

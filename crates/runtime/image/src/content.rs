@@ -278,9 +278,21 @@ pub(crate) fn sync_dir(dir: &Path) -> Result<()> {
 /// Replaces the file as a whole or not at all.
 pub(crate) fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     let dir = path.parent().unwrap_or(Path::new("/"));
-    let mut temporary = tempfile::NamedTempFile::with_prefix_in(".new-", dir).at("create a file in", dir)?;
-    temporary.write_all(bytes).at("write", path)?;
+    let temporary = written_beside(path, bytes)?;
     temporary.as_file().sync_all().at("sync", path)?;
     temporary.persist(path).map_err(|e| e.error).at("replace", path)?;
     sync_dir(dir)
+}
+
+/// Whole or not at all for whoever reads it, also if this process is killed; not for a machine that loses power.
+pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+    written_beside(path, bytes)?.persist(path).map_err(|e| e.error).at("replace", path)?;
+    Ok(())
+}
+
+fn written_beside(path: &Path, bytes: &[u8]) -> Result<tempfile::NamedTempFile> {
+    let dir = path.parent().unwrap_or(Path::new("/"));
+    let mut temporary = tempfile::NamedTempFile::with_prefix_in(".new-", dir).at("create a file in", dir)?;
+    temporary.write_all(bytes).at("write", path)?;
+    Ok(temporary)
 }

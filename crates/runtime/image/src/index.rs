@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::content::write_atomic;
+use crate::content::{write_atomic, write_whole};
 use crate::digest::chain_ids;
 use crate::error::At;
 use crate::manifest::Descriptor;
@@ -93,10 +93,19 @@ impl Index {
     }
 
     pub fn save(&self) -> Result<()> {
+        write_atomic(&self.path, &self.encode()?)
+    }
+
+    /// As `save`, but after a power loss the file may be the one before. Enough for holds: their containers are gone
+    /// then, too.
+    pub fn save_soon(&self) -> Result<()> {
+        write_whole(&self.path, &self.encode()?)
+    }
+
+    fn encode(&self) -> Result<Vec<u8>> {
         let file = File { version: 1, images: self.images.values().cloned().collect() };
-        let bytes = serde_json::to_vec_pretty(&file)
-            .map_err(|e| Error::Manifest { what: self.path.display().to_string(), message: e.to_string() })?;
-        write_atomic(&self.path, &bytes)
+        serde_json::to_vec_pretty(&file)
+            .map_err(|e| Error::Manifest { what: self.path.display().to_string(), message: e.to_string() })
     }
 
     pub fn images(&self) -> impl Iterator<Item = &Record> {

@@ -162,7 +162,7 @@ impl ImageStore {
         if let Some(record) = index.get_mut(&id)
             && record.holds.insert(owner.to_owned())
         {
-            index.save()?;
+            index.save_soon()?;
         }
         Ok(())
     }
@@ -181,8 +181,11 @@ impl ImageStore {
             }
             dropped |= index.drop_if_unused(&id);
         }
-        index.save()?;
-        if dropped { self.collect(index) } else { Ok(()) }
+        if dropped {
+            index.save()?;
+            return self.collect(index);
+        }
+        index.save_soon()
     }
 
     /// The image's unpacked layers, top first, ready as overlayfs `lowerdir`s. Unpacks what is not yet.

@@ -80,8 +80,8 @@ impl Worker {
         Ok((sandboxes, containers))
     }
 
-    async fn event(&self, pod: &Pod, kind: EventType, reason: &str, message: &str) {
-        self.shared.events.event(reference(pod), kind, reason, message).await;
+    fn event(&self, pod: &Pod, kind: EventType, reason: &str, message: &str) {
+        self.shared.events.event(reference(pod), kind, reason, message);
     }
 
     async fn sync(&mut self, pod: &Arc<Pod>, uid: &str) -> Result<Option<Duration>, Error> {
@@ -105,13 +105,13 @@ impl Worker {
         if todo.finished {
             self.waiting.clear();
         } else if let Err((reason, message)) = self.act(pod, spec, uid, &todo, &sandboxes, &containers).await {
-            self.event(pod, EventType::Warning, reason, &message).await;
+            self.event(pod, EventType::Warning, reason, &message);
             delay = Some(RETRY);
         }
         for name in &todo.backing_off {
             let message = format!("back-off restarting failed container={name}");
             self.waiting.insert(name.clone(), ("CrashLoopBackOff".into(), message.clone()));
-            self.event(pod, EventType::Warning, "BackOff", &message).await;
+            self.event(pod, EventType::Warning, "BackOff", &message);
         }
         self.write_status(pod, spec, uid, todo.finished).await?;
         if !self.waiting.is_empty() && todo.backing_off.is_empty() {
@@ -162,7 +162,7 @@ impl Worker {
             match self.start(pod, spec, container, sandbox, containers, &paths).await {
                 Ok(()) => drop(self.waiting.remove(&container.name)),
                 Err(error) => {
-                    self.event(pod, EventType::Warning, "Failed", &format!("Error: {error}")).await;
+                    self.event(pod, EventType::Warning, "Failed", &format!("Error: {error}"));
                     self.waiting.insert(container.name.clone(), (error.reason().into(), error.to_string()));
                 }
             }
@@ -207,15 +207,15 @@ impl Worker {
             node_memory: shared.memory,
         };
         let id = runtime.create_container(&sandbox.id, config::container(spec, container, start)?).await?;
-        self.event(&pod, EventType::Normal, "Created", &format!("Container created: {}", container.name)).await;
+        self.event(&pod, EventType::Normal, "Created", &format!("Container created: {}", container.name));
         runtime.start_container(&id).await?;
-        self.event(&pod, EventType::Normal, "Started", &format!("Container started: {}", container.name)).await;
+        self.event(&pod, EventType::Normal, "Started", &format!("Container started: {}", container.name));
         let Some(hook) = container.lifecycle.as_ref().and_then(|l| l.post_start.as_ref()) else { return Ok(()) };
         let ip = self.address(sandbox);
         let target = hooks::Target { runtime: runtime.as_ref(), id: &id, ip: &ip, container };
         let Err(message) = target.run(hook).await else { return Ok(()) };
         let message = format!("PostStartHook failed: {message}");
-        self.event(&pod, EventType::Warning, "FailedPostStartHook", &message).await;
+        self.event(&pod, EventType::Warning, "FailedPostStartHook", &message);
         runtime.stop_container(&id, grace(&pod)).await?;
         Err(Error::Spec { reason: "PostStartHookError", message })
     }
@@ -249,7 +249,7 @@ impl Worker {
             let result = tokio::time::timeout(grace, target.run(handler)).await;
             if let Err(message) = result.unwrap_or_else(|_| Err("it did not end within the grace period".into())) {
                 let message = format!("PreStopHook failed: {message}");
-                self.event(pod, EventType::Warning, "FailedPreStopHook", &message).await;
+                self.event(pod, EventType::Warning, "FailedPreStopHook", &message);
             }
         }
         // A hook that took it all still leaves the process a moment to end by itself.
@@ -265,7 +265,7 @@ impl Worker {
         match (present, policy) {
             (Some(image), "IfNotPresent" | "Never") => {
                 let message = format!("Container image {name:?} already present on machine");
-                self.event(pod, EventType::Normal, "Pulled", &message).await;
+                self.event(pod, EventType::Normal, "Pulled", &message);
                 return Ok(image);
             }
             (None, "Never") => {
@@ -274,9 +274,9 @@ impl Worker {
             }
             _ => {}
         }
-        self.event(pod, EventType::Normal, "Pulling", &format!("Pulling image {name:?}")).await;
+        self.event(pod, EventType::Normal, "Pulling", &format!("Pulling image {name:?}"));
         runtime.pull_image(name, None).await?;
-        self.event(pod, EventType::Normal, "Pulled", &format!("Successfully pulled image {name:?}")).await;
+        self.event(pod, EventType::Normal, "Pulled", &format!("Successfully pulled image {name:?}"));
         let gone = || Error::Spec { reason: "ErrImagePull", message: format!("image {name:?} is gone after its pull") };
         runtime.image_status(name).await?.ok_or_else(gone)
     }
@@ -333,7 +333,7 @@ impl Worker {
         if let Some(pod) = pod {
             for seen in &live {
                 let message = format!("Stopping container {}", seen.name);
-                self.event(pod, EventType::Normal, "Killing", &message).await;
+                self.event(pod, EventType::Normal, "Killing", &message);
             }
         }
         let mut changes = self.pod.clone();

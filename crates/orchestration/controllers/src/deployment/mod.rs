@@ -133,7 +133,7 @@ impl Deployments {
                 if from != to {
                     let way = if to > from { "up" } else { "down" };
                     let message = format!("Scaled {way} replica set {} from {from} to {to}", name(set));
-                    self.recorder.event(reference(deployment), EventType::Normal, "ScalingReplicaSet", &message).await;
+                    self.recorder.event(reference(deployment), EventType::Normal, "ScalingReplicaSet", &message);
                 }
                 Ok(())
             }
@@ -155,7 +155,7 @@ impl Deployments {
         match self.client.create(&made).await {
             Ok(_) => {
                 let message = format!("Scaled up replica set {} from 0 to {replicas}", name(&made));
-                self.recorder.event(reference(deployment), EventType::Normal, "ScalingReplicaSet", &message).await;
+                self.recorder.event(reference(deployment), EventType::Normal, "ScalingReplicaSet", &message);
                 Ok(())
             }
             Err(error) if error.is_already_exists() => {
@@ -172,7 +172,7 @@ impl Deployments {
             Err(error) if in_ending_namespace(&self.client, &error, made.metadata.namespace.as_deref()).await => Ok(()),
             Err(error) => {
                 let message = format!("Failed to create new replica set \"{}\": {error}", name(&made));
-                self.recorder.event(reference(deployment), EventType::Warning, "ReplicaSetCreateError", &message).await;
+                self.recorder.event(reference(deployment), EventType::Warning, "ReplicaSetCreateError", &message);
                 Err(error)
             }
         }
