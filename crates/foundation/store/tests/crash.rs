@@ -1,6 +1,7 @@
 //! Killed with -9 under load: no acknowledged write is lost, none is half there, no revision comes twice.
 //!
-//! `DHOW_STORE_CRASH_ROUNDS` sets the rounds of the short form (10); the long form is `--ignored`.
+//! `DHOW_STORE_CRASH_ROUNDS` sets the rounds of the short form (10). The long form takes minutes:
+//! `cargo test --release -p dhow-store --test crash -- --ignored --nocapture`.
 #![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
 
 use std::collections::BTreeMap;

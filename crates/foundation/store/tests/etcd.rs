@@ -156,3 +156,37 @@ async fn loses_members_but_no_writes() {
         }
     }
 }
+
+/// A member that is there but does not answer, as on a machine that is out of memory or cut off.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leaves_a_member_that_hangs() {
+    let (etcd, _) = Etcd::start(3).await;
+    let config = EtcdConfig { request_timeout: Duration::from_secs(1), ..etcd.config() };
+    let kv = EtcdKv::connect(config).await.unwrap();
+    put(&kv, "/a", "1").await.unwrap();
+    let mut watch = kv.watch(WatchRequest { range: KeyRange::key("/a"), start_revision: 0 }).await.unwrap();
+    let pid = etcd.pid(0).unwrap().to_string();
+    assert!(std::process::Command::new("kill").args(["-STOP", &pid]).status().unwrap().success());
+
+    // Reads are asked again elsewhere; a write may have been done, and says so once.
+    let read = kv.range(RangeRequest::new(KeyRange::key("/a"))).await.unwrap();
+    assert_eq!(read.kvs[0].value, "1");
+    let clock = std::time::Instant::now();
+    let revision = loop {
+        match put(&kv, "/a", "2").await {
+            Ok(revision) => break revision,
+            Err(Error::OutcomeUnknown { .. }) => {}
+            Err(error) => panic!("{error}: {:?}", std::error::Error::source(&error)),
+        }
+        assert!(clock.elapsed() < Duration::from_secs(30));
+    };
+    // The watch finds out by its pings and goes on elsewhere.
+    loop {
+        let message = tokio::time::timeout(Duration::from_secs(40), watch.next()).await.unwrap().unwrap().unwrap();
+        match message {
+            WatchMessage::Events { revision: seen, .. } if seen == revision => break,
+            WatchMessage::Events { revision: seen, .. } => assert!(seen < revision),
+            WatchMessage::Progress { .. } => {}
+        }
+    }
+}
