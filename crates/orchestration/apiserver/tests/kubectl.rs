@@ -195,3 +195,49 @@ async fn a_watch_sees_every_change() {
     }
     assert_eq!(seen, ["ADDED", "MODIFIED", "DELETED"]);
 }
+
+/// Every kind there is: created, listed wide, explained to its last field, changed by another apply, deleted.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_kind_lives_dies_and_explains_itself() {
+    let cluster = Cluster::start().await;
+    let manifest = include_str!("kinds.yaml");
+    let created = cluster.run("admin", &["apply", "-f", "-"], manifest).await.unwrap();
+    let objects = manifest.matches("\nkind: ").count();
+    assert_eq!(created.lines().filter(|line| line.ends_with(" created")).count(), objects, "{created}");
+    // Some lists are replaced whole, so that applying again sends them again; but nothing of it is news.
+    let versions = async || {
+        let path = "jsonpath={range .items[*]}{.kind}/{.metadata.name}={.metadata.resourceVersion}{\"\\n\"}{end}";
+        cluster.run("admin", &["get", "-f", "-", "-o", path], manifest).await.unwrap()
+    };
+    let before = versions().await;
+    cluster.run("admin", &["apply", "-f", "-"], manifest).await.unwrap();
+    assert_eq!(versions().await, before);
+
+    // `kubectl api-resources` prints the version third from the end, whether or not there are short names.
+    let listed = cluster.kubectl(&["api-resources", "--no-headers"]).await;
+    let resources: Vec<(&str, &str)> = listed
+        .lines()
+        .map(|line| {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            (words[0], words[words.len() - 3])
+        })
+        .collect();
+    assert!(resources.len() > 60, "{listed}");
+    let listable = cluster.kubectl(&["api-resources", "--verbs=list", "-o", "name"]).await;
+    let all = listable.lines().collect::<Vec<_>>().join(",");
+    let wide = cluster.kubectl(&["get", &all, "-A", "-o", "wide"]).await;
+    let silent: Vec<&str> = wide.lines().filter(|line| line.contains("<invalid>")).collect();
+    assert!(silent.is_empty(), "{silent:?}");
+    let named = cluster.kubectl(&["get", &all, "-A", "-o", "name"]).await;
+    assert!(named.lines().count() > objects, "{named}");
+
+    let explain = async |resource: &str, version: &str| {
+        let flag = format!("--api-version={version}");
+        let explained = cluster.run("admin", &["explain", resource, "--recursive", &flag], "").await;
+        assert!(explained.as_ref().is_ok_and(|text| text.contains("FIELDS:")), "{resource} {version}: {explained:?}");
+    };
+    futures::future::join_all(resources.iter().map(|(resource, version)| explain(resource, version))).await;
+
+    let deleted = cluster.run("admin", &["delete", "--wait=false", "-f", "-"], manifest).await.unwrap();
+    assert_eq!(deleted.lines().count(), objects, "{deleted}");
+}
