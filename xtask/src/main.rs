@@ -1,8 +1,9 @@
-//! Development tasks: `cargo xtask up | test | images | tidy`.
+//! Development tasks: `cargo xtask up | test | images | tidy | descriptors`.
 //!
 //! Each task says on standard error what it does and leaves data on standard output.
 #![allow(clippy::print_stderr, clippy::print_stdout)]
 
+mod descriptors;
 mod images;
 mod setup;
 mod shell;
@@ -21,6 +22,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
+    /// Write the table of API messages from upstream's protobuf and Go declarations.
+    Descriptors(descriptors::Args),
     /// Build the images used by tests and examples from Debian packages, as oci-archives.
     Images(images::ImagesArgs),
     /// Run every check: set-up, tidy, formatting, lints, all tests.
@@ -33,6 +36,7 @@ enum Task {
 
 fn main() -> anyhow::Result<()> {
     match Cli::parse().task {
+        Task::Descriptors(args) => descriptors::run(&args),
         Task::Images(args) => images::run(args),
         Task::Test(args) => test::run(&args),
         Task::Up(args) => up::run(&args),

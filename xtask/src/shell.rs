@@ -25,8 +25,12 @@ pub fn run(program: &str, args: &[&str]) -> Result<()> {
 /// Like `run`, and returns standard output.
 pub fn output(program: &str, args: &[&str]) -> Result<String> {
     eprintln!("    $ {program} {}", args.join(" "));
-    let output =
-        Command::new(program).args(args).current_dir(root()).stderr(Stdio::inherit()).output().with_context(|| format!("start {program}"))?;
+    let output = Command::new(program)
+        .args(args)
+        .current_dir(root())
+        .stderr(Stdio::inherit())
+        .output()
+        .with_context(|| format!("start {program}"))?;
     if !output.status.success() {
         bail!("{program} {} failed: {}", args.join(" "), output.status);
     }

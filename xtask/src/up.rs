@@ -39,7 +39,10 @@ pub fn run(args: &Args) -> Result<()> {
     shell::step("deploying the demo");
     let url = shell::output(binary, &["deploy", "examples/demo/demo.yaml"])?;
     let Some(url) = url.lines().next() else { bail!("the demo was deployed without an address") };
-    shell::run("curl", &["--fail", "--silent", "--show-error", "--retry", "10", "--retry-connrefused", "--output", "/dev/null", url])?;
+    shell::run(
+        "curl",
+        &["--fail", "--silent", "--show-error", "--retry", "10", "--retry-connrefused", "--output", "/dev/null", url],
+    )?;
     shell::step(&format!("the demo answers on {url}"));
     Ok(())
 }

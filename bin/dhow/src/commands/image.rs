@@ -31,7 +31,8 @@ pub async fn run(command: ImageCommand) -> Result<()> {
         ImageCommand::Ls { connect: args, output } => {
             let client = connect(&args)?;
             let node = any_node(&client).await?;
-            let images = send(&client, Method::GET, &format!("/api/v1/nodes/{node}/proxy/images"), Bytes::new()).await?;
+            let images =
+                send(&client, Method::GET, &format!("/api/v1/nodes/{node}/proxy/images"), Bytes::new()).await?;
             match output {
                 Output::Json => println!("{}", serde_json::to_string_pretty(&images)?),
                 Output::Yaml => print!("{}", serde_saphyr::to_string(&images)?),
@@ -44,7 +45,7 @@ pub async fn run(command: ImageCommand) -> Result<()> {
 
 fn table(images: &Value) -> Table {
     let mut table = Table::new();
-    table.load_preset(presets::NOTHING).set_header(vec!["IMAGE", "ID", "SIZE"]);
+    table.load_style(presets::NOTHING).set_header(vec!["IMAGE", "ID", "SIZE"]);
     for image in images["images"].as_array().into_iter().flatten() {
         let id = image["id"].as_str().unwrap_or_default().trim_start_matches("sha256:");
         let size = format!("{:.1} MiB", image["size"].as_f64().unwrap_or(0.0) / (1024.0 * 1024.0));
@@ -67,7 +68,8 @@ async fn send(client: &Client, method: Method, path: &str, body: Bytes) -> Resul
     let answer = response.into_body().collect().await?.to_bytes();
     if !status.is_success() {
         let text = String::from_utf8_lossy(&answer).into_owned();
-        let message = serde_json::from_slice::<Value>(&answer).ok().and_then(|v| v["message"].as_str().map(str::to_owned));
+        let message =
+            serde_json::from_slice::<Value>(&answer).ok().and_then(|v| v["message"].as_str().map(str::to_owned));
         bail!("{}", message.unwrap_or(text));
     }
     serde_json::from_slice(&answer).context("read the server's answer")

@@ -5,7 +5,8 @@
 //! - [`strategy`], [`defaulting`], [`validation`]: what a write goes through, in that order.
 //! - [`conversion`]: between the forms of kinds that share storage.
 //! - [`custom`]: the same for kinds that a CustomResourceDefinition makes at run time.
-//! - [`patch`], [`list_semantics`], [`schema`]: how documents merge. The merge is driven by tables, never guessed.
+//! - [`patch`], [`apply`], [`list_semantics`], [`schema`]: how documents merge. The merge is driven by tables, never guessed.
+//! - [`descriptor`], [`protobuf`]: every field's type and number; strict decoding and the wire format that follow.
 //! - [`table`], [`openapi`], [`discovery`]: what clients read to print, explain and find kinds.
 //! - [`status`], [`header`], [`selectors`], [`meta`], [`quantity`], [`names`], [`time`]: small shared types.
 //!
@@ -15,7 +16,9 @@
 
 pub mod conversion;
 pub mod custom;
+pub mod apply;
 pub mod defaulting;
+pub mod descriptor;
 pub mod discovery;
 pub mod error;
 pub mod header;
@@ -24,12 +27,14 @@ pub mod meta;
 pub mod names;
 pub mod openapi;
 pub mod patch;
+pub mod protobuf;
 pub mod quantity;
 pub mod registry;
 pub mod schema;
 pub mod selectors;
 pub mod status;
 pub mod strategy;
+pub mod strict_json;
 pub mod table;
 pub mod time;
 pub mod validation;

@@ -307,6 +307,18 @@ impl Status {
         status
     }
 
+    /// A failure that upstream reports without saying that it is internal.
+    pub fn internal_plain(message: impl Into<String>) -> Self {
+        Self::failure(500, "", message)
+    }
+
+    /// An apply that would change what others own.
+    pub fn apply_conflict(message: impl Into<String>, causes: Vec<Cause>) -> Self {
+        let mut status = Self::failure(409, "Conflict", message);
+        status.details = Some(Box::new(Details { causes, ..Details::default() }));
+        status
+    }
+
     pub fn service_unavailable(message: impl Into<String>) -> Self {
         Self::failure(503, "ServiceUnavailable", message)
     }

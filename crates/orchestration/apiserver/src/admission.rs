@@ -20,6 +20,9 @@ pub async fn create(
 ) -> Result<(), Status> {
     namespace_lifecycle(server, kind, namespace, object)?;
     node_restriction(user, kind, object)?;
+    if kind.kind == "CertificateSigningRequest" {
+        requester(user, object);
+    }
     if kind.kind == "Pod" {
         service_account(server, namespace.unwrap_or_default(), object)?;
         default_tolerations(object);
@@ -45,6 +48,22 @@ pub fn delete(kind: &Kind, name: &str) -> Result<(), Status> {
         return Err(Status::forbidden("", "namespaces", name, "this namespace may not be deleted"));
     }
     Ok(())
+}
+
+/// Who asks for a certificate is for the server to say.
+fn requester(user: &UserInfo, object: &mut Value) {
+    let spec = meta::child_mut(object, "spec");
+    for field in ["username", "uid", "groups", "extra"] {
+        spec.remove(field);
+    }
+    spec.insert("username".into(), json!(user.name));
+    spec.insert("groups".into(), json!(user.groups));
+    if !user.uid.is_empty() {
+        spec.insert("uid".into(), json!(user.uid));
+    }
+    if !user.extra.is_empty() {
+        spec.insert("extra".into(), json!(user.extra));
+    }
 }
 
 /// Nothing new in a namespace that is missing or going away.

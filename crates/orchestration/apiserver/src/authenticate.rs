@@ -6,16 +6,21 @@ use dhow_api::Status;
 use dhow_api::registry;
 use http::HeaderMap;
 
-use crate::ApiServer;
 use crate::identity::{self, NamedUid, Peer, UserInfo};
+use crate::{ApiServer, impersonate};
 
+/// The caller, or whom the caller may act as.
 pub async fn user(server: &ApiServer, peer: &Peer, headers: &HeaderMap) -> Result<Arc<UserInfo>, Status> {
-    match peer {
-        Peer::Process(user) | Peer::Certificate(user) => Ok(user.clone()),
+    let caller = match peer {
+        Peer::Process(user) | Peer::Certificate(user) => user.clone(),
         Peer::Unproven => match identity::bearer(headers) {
-            Some(token) => token_user(server, &token).await.map(Arc::new),
-            None => Ok(Arc::new(UserInfo::anonymous())),
+            Some(token) => token_user(server, &token).await.map(Arc::new)?,
+            None => Arc::new(UserInfo::anonymous()),
         },
+    };
+    match impersonate::wanted(headers)? {
+        Some(wanted) => impersonate::become_user(&server.authorizer, &caller, wanted).map(Arc::new),
+        None => Ok(caller),
     }
 }
 

@@ -1,14 +1,19 @@
-//! Request bodies to trees, by media type.
+//! Request bodies to trees: by media type, checked against the type they claim to be.
 
-use dhow_api::Status;
+use dhow_api::descriptor::{self, Message};
 use dhow_api::registry::Kind;
+use dhow_api::validation::FieldError;
+use dhow_api::{Status, header, protobuf, strict_json};
 use http::HeaderMap;
 use serde_json::Value;
 
+use crate::encode::{JSON, MEDIA_TYPES, PROTOBUF, YAML};
 use crate::info::ResourceTarget;
+use crate::options::FieldValidation;
+use crate::pipeline::{Authorized, Request};
 
-/// Media types of objects that can be read.
-const ACCEPTED: [&str; 2] = ["application/json", "application/yaml"];
+/// How much of a body that cannot be read is shown.
+const SHOWN: usize = 30;
 
 /// The media type without parameters; empty if there is none.
 pub fn media_type(headers: &HeaderMap) -> &str {
@@ -18,26 +23,183 @@ pub fn media_type(headers: &HeaderMap) -> &str {
         .map_or("", |value| value.split(';').next().unwrap_or_default().trim())
 }
 
-/// Reads JSON (also when no type is named) or YAML.
-pub fn decode(headers: &HeaderMap, body: &[u8]) -> Result<Value, Status> {
+/// A body and the fields that it gives twice.
+type Parsed = (Value, Vec<String>);
+
+/// Reads JSON (also when no type is named), YAML or protobuf.
+fn parse(headers: &HeaderMap, body: &[u8], expected: &str) -> Result<Parsed, Status> {
+    let unrecognized = |error: &dyn std::fmt::Display| {
+        let shown = summary(body);
+        Status::bad_request(format!(
+            "the object provided is unrecognized (must be of type {expected}): {error} ({shown})"
+        ))
+    };
     match media_type(headers) {
-        "" | "application/json" => serde_json::from_slice(body)
-            .map_err(|error| Status::bad_request(format!("couldn't get version/kind; json parse error: {error}"))),
-        "application/yaml" => {
-            let text = std::str::from_utf8(body).map_err(|error| Status::bad_request(error.to_string()))?;
-            serde_saphyr::from_str(text).map_err(|error| Status::bad_request(format!("yaml parse error: {error}")))
+        "" | JSON => strict_json::parse(body)
+            .map_err(|error| unrecognized(&format!("couldn't get version/kind; json parse error: {error}"))),
+        YAML => {
+            let text = std::str::from_utf8(body).map_err(|error| unrecognized(&error))?;
+            let value = serde_saphyr::from_str(text)
+                .map_err(|error| unrecognized(&format!("yaml: {}", error.to_string().replace('\n', " "))))?;
+            Ok((value, Vec::new()))
         }
-        other => Err(Status::unsupported_media_type(other, &ACCEPTED)),
+        PROTOBUF => match protobuf::decode(body) {
+            Ok(value) => Ok((value, Vec::new())),
+            Err(error @ (protobuf::Error::NoMagic | protobuf::Error::UnknownKind { .. })) => Err(unrecognized(&error)),
+            Err(error) => Err(Status::bad_request(format!("the body cannot be handled as a {expected}: {error}"))),
+        },
+        other => Err(Status::unsupported_media_type(other, &MEDIA_TYPES)),
+    }
+}
+
+/// The beginning of a body: text if it looks like JSON, else hexadecimal.
+fn summary(body: &[u8]) -> String {
+    let cut = &body[..body.len().min(SHOWN)];
+    let more = if body.len() > SHOWN { " ..." } else { "" };
+    match cut.first() {
+        None => "<empty>".into(),
+        Some(b'{') => format!("{}{more}", String::from_utf8_lossy(cut)),
+        Some(_) => format!("{}{more}", cut.iter().map(|byte| format!("{byte:02x}")).collect::<String>()),
+    }
+}
+
+/// Settles a tree as upstream's typed decoding would, and applies the request's field validation.
+fn settle(request: &Request<Authorized>, message: &'static Message, parsed: Parsed) -> Result<Value, Status> {
+    let (mut value, duplicates) = parsed;
+    let text = |field: &str| value[field].as_str().unwrap_or_default().to_owned();
+    let (api_version, kind) = (text("apiVersion"), text("kind"));
+    let refuse = |error: &dyn std::fmt::Display| {
+        let wanted = message.short();
+        if kind.is_empty() {
+            let shown = summary(&request.body);
+            let why = format!("the object provided is unrecognized (must be of type {wanted}): {error} ({shown})");
+            return Status::bad_request(why);
+        }
+        let version = header::split_api_version(&api_version).1;
+        Status::bad_request(format!("{kind} in version {version:?} cannot be handled as a {wanted}: {error}"))
+    };
+    let unknown = descriptor::settle(message, &mut value).map_err(|error| refuse(&error))?;
+    complaints(request, duplicates, unknown, |all| refuse(&format!("strict decoding error: {all}")))?;
+    Ok(value)
+}
+
+/// Unknown and duplicate fields become nothing, warnings, or an error.
+fn complaints(
+    request: &Request<Authorized>,
+    duplicates: Vec<String>,
+    unknown: Vec<String>,
+    refuse: impl Fn(&str) -> Status,
+) -> Result<(), Status> {
+    let duplicates = duplicates.into_iter().map(|path| format!("duplicate field {path:?}"));
+    let all: Vec<String> =
+        duplicates.chain(unknown.into_iter().map(|path| format!("unknown field {path:?}"))).collect();
+    match FieldValidation::of(request) {
+        _ if all.is_empty() => Ok(()),
+        FieldValidation::Ignore => Ok(()),
+        FieldValidation::Warn => {
+            all.into_iter().for_each(|text| request.warnings.add(text));
+            Ok(())
+        }
+        FieldValidation::Strict => Err(refuse(&all.join(", "))),
+    }
+}
+
+/// Settles what a patch made of an object. `shown` stands for the patch in errors.
+pub fn settle_patched(
+    request: &Request<Authorized>,
+    value: &mut Value,
+    duplicates: Vec<String>,
+    shown: &str,
+) -> Result<(), Status> {
+    let refuse = |why: &str| Status::invalid("", "", "", &[FieldError::invalid("patch", shown, why)]);
+    let Some(message) = descriptor::message(request.target.kind.definition) else { return Ok(()) };
+    let unknown = descriptor::settle(message, value).map_err(|error| refuse(&error.to_string()))?;
+    complaints(request, duplicates, unknown, |all| refuse(&format!("strict decoding error: {all}")))
+}
+
+/// Reads the body of a subresource that speaks a type of its own.
+pub fn decode(request: &Request<Authorized>) -> Result<Value, Status> {
+    let expected = request.target.subresource.and_then(|subresource| subresource.response_kind());
+    let Some((group, version, kind)) = expected else {
+        return Ok(parse(&request.headers, &request.body, request.target.kind.kind)?.0);
+    };
+    let parsed = parse(&request.headers, &request.body, kind)?;
+    let api_version = if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") };
+    // A claim to be another version of the same kind is believed, as long as there is such a version.
+    let claimed = parsed.0["apiVersion"].as_str().unwrap_or_default();
+    let message = descriptor::message_of(if claimed.is_empty() { &api_version } else { claimed }, kind)
+        .or_else(|| descriptor::message_of(&api_version, kind));
+    match message {
+        Some(message) if parsed.0.is_object() => settle(request, message, parsed),
+        _ => Ok(parsed.0),
+    }
+}
+
+/// `DeleteOptions`.
+pub fn options(request: &Request<Authorized>) -> Result<Value, Status> {
+    let parsed = parse(&request.headers, &request.body, "DeleteOptions")?;
+    match descriptor::message_of("v1", "DeleteOptions") {
+        Some(message) => settle(request, message, parsed),
+        None => Ok(parsed.0),
+    }
+}
+
+/// Reads the configuration of a server-side apply. Fields it does not know are the apply's to report.
+pub fn apply(request: &Request<Authorized>) -> Result<Value, Status> {
+    let text = std::str::from_utf8(&request.body).map_err(|error| Status::bad_request(error.to_string()))?;
+    let mut config: Value = match strict_json::parse(&request.body) {
+        Ok((value, duplicates)) => {
+            complaints(request, duplicates, Vec::new(), |all| {
+                Status::bad_request(format!("error strict decoding YAML: {all}"))
+            })?;
+            value
+        }
+        Err(_) => serde_saphyr::from_str(text)
+            .map_err(|error| Status::bad_request(format!("error decoding YAML: {error}")))?,
+    };
+    if !config.is_object() {
+        return Err(Status::bad_request("error decoding YAML: the configuration is not an object"));
+    }
+    for field in ["apiVersion", "kind"] {
+        if config[field].as_str().unwrap_or_default().is_empty() {
+            return Err(Status::bad_request(format!("error decoding YAML: Object '{field}' is missing")));
+        }
+    }
+    check_type(request.target.kind, &config)?;
+    settle_names(&request.target, &mut config)?;
+    without_nulls(&mut config);
+    Ok(config)
+}
+
+/// A null in a configuration says nothing.
+fn without_nulls(value: &mut Value) {
+    match value {
+        Value::Object(map) => {
+            map.retain(|_, value| !value.is_null());
+            map.values_mut().for_each(without_nulls);
+        }
+        Value::Array(items) => items.iter_mut().for_each(without_nulls),
+        _ => {}
     }
 }
 
 /// Reads an object for a target: fills in what the path says and refuses what contradicts it.
-pub fn object(target: &ResourceTarget, headers: &HeaderMap, body: &[u8]) -> Result<Value, Status> {
-    let mut object = decode(headers, body)?;
-    if !object.is_object() {
-        return Err(Status::bad_request("the body of the request is not an object"));
+pub fn object(request: &Request<Authorized>) -> Result<Value, Status> {
+    let target = &request.target;
+    let parsed = parse(&request.headers, &request.body, target.kind.kind)?;
+    if !parsed.0.is_object() {
+        return Err(Status::bad_request(format!(
+            "the object provided is unrecognized (must be of type {}): couldn't get version/kind; json parse error: \
+             the document is not an object ({})",
+            target.kind.kind,
+            summary(&request.body)
+        )));
     }
-    check_type(target.kind, &object)?;
+    check_type(target.kind, &parsed.0)?;
+    let mut object = match descriptor::message(target.kind.definition) {
+        Some(message) => settle(request, message, parsed)?,
+        None => parsed.0,
+    };
     object["apiVersion"] = target.kind.api_version().into();
     object["kind"] = target.kind.kind.into();
     settle_names(target, &mut object)?;

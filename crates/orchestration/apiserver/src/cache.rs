@@ -190,6 +190,16 @@ impl Cache {
         self.kinds.get(&kind.storage_prefix())?.state.read().objects.get(key).cloned()
     }
 
+    /// The revision of a kind's newest change.
+    pub fn changed(&self, kind: &Kind) -> u64 {
+        self.kinds.get(&kind.storage_prefix()).map_or(0, |cache| cache.state.read().revision())
+    }
+
+    /// The kind's objects now, for the server's own use: no page will be asked of them.
+    pub fn objects(&self, kind: &Kind) -> Result<Objects, Status> {
+        Ok(self.cache(kind)?.state.read().objects.clone())
+    }
+
     /// The kind's objects now.
     pub fn snapshot(&self, kind: &Kind) -> Result<Snapshot, Status> {
         let cache = self.cache(kind)?;
@@ -245,7 +255,7 @@ fn empty_kinds() -> HashMap<String, KindCache> {
 }
 
 /// The end of the range that holds exactly the keys with this prefix.
-fn after_prefix(prefix: &str) -> Bytes {
+pub fn after_prefix(prefix: &str) -> Bytes {
     let mut end = prefix.as_bytes().to_vec();
     if let Some(last) = end.last_mut() {
         *last += 1;

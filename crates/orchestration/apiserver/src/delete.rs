@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use dhow_api::registry::Kind;
+use dhow_api::validation::FieldError;
 use dhow_api::{Status, strategy, time};
 use dhow_client::Body;
 use http::Response;
@@ -42,7 +43,7 @@ impl DeleteOptions {
         let mut options = match request.body.is_empty() {
             true => Self::default(),
             false => {
-                let body = crate::body::decode(&request.headers, &request.body)?;
+                let body = crate::body::options(request)?;
                 serde_json::from_value(body).map_err(|error| Status::bad_request(error.to_string()))?
             }
         };
@@ -57,7 +58,28 @@ impl DeleteOptions {
         if request.dry_run() {
             options.dry_run = vec!["All".into()];
         }
+        options.validate()?;
         Ok(options)
+    }
+
+    fn validate(&self) -> Result<(), Status> {
+        let mut errors = Vec::new();
+        match (self.propagation_policy.as_deref(), self.orphan_dependents) {
+            (Some(policy), Some(_)) => errors.push(FieldError::invalid(
+                "propagationPolicy",
+                policy,
+                "orphanDependents and deletionPropagation cannot be both set",
+            )),
+            (Some("Foreground" | "Background" | "Orphan") | None, _) => {}
+            (Some(other), None) => {
+                let known = ["Background", "Foreground", "Orphan", ""];
+                errors.push(FieldError::not_supported("propagationPolicy", other, &known));
+            }
+        }
+        if let Some(other) = self.dry_run.iter().find(|value| *value != "All") {
+            errors.push(FieldError::not_supported("dryRun", other, &["All"]));
+        }
+        if errors.is_empty() { Ok(()) } else { Err(Status::invalid("meta.k8s.io", "DeleteOptions", "", &errors)) }
     }
 
     /// The finalizer that makes the garbage collector treat dependents as asked.
@@ -84,9 +106,9 @@ pub async fn one(
         // A finished delete answers with a Status, one that waits with the object.
         Outcome::Gone(last) if kind.kind != "Pod" && kind.kind != "Namespace" => {
             let status = Status::deleted(kind.group, kind.plural, &name, &last.header.uid);
-            encode::json(200, status.to_bytes())
+            encode::value(200, &status.to_value(), accept)
         }
-        Outcome::Gone(object) | Outcome::Waiting(object) => encode::object(kind, &object.bytes, accept, 200),
+        Outcome::Gone(object) | Outcome::Waiting(object) => encode::object(kind, &object, accept, 200),
     }
 }
 
@@ -106,13 +128,13 @@ pub async fn collection(
             ..request.target.clone()
         };
         match delete(server, &target, &object.header.name, &options).await {
-            Ok(Outcome::Gone(last) | Outcome::Waiting(last)) => items.push(last.bytes.clone()),
+            Ok(Outcome::Gone(last) | Outcome::Waiting(last)) => items.push(last),
             // Somebody else was faster.
             Err(status) if status.code == 404 => {}
             Err(status) => return Err(status),
         }
     }
-    let page = read::Page { revision: snapshot.revision, items, continue_token: None, remaining: 0 };
+    let page = read::Page { revision: snapshot.revision, items, continue_token: None, remaining: None };
     encode::list(request.target.kind, &page, accept)
 }
 

@@ -1,5 +1,6 @@
 //! Who makes a request, and how that is known.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use base64::Engine as _;
@@ -18,25 +19,28 @@ pub struct UserInfo {
     pub name: String,
     pub uid: String,
     pub groups: Vec<String>,
+    /// What else was proven or asked for, by key.
+    pub extra: BTreeMap<String, Vec<String>>,
 }
 
 pub const AUTHENTICATED: &str = "system:authenticated";
 pub const MASTERS: &str = "system:masters";
-const ANONYMOUS: &str = "system:anonymous";
+pub const ANONYMOUS: &str = "system:anonymous";
 
 impl UserInfo {
     pub fn new(name: &str, groups: &[&str]) -> Self {
         let mut groups: Vec<String> = groups.iter().map(|group| (*group).to_owned()).collect();
         groups.push(AUTHENTICATED.into());
-        Self { name: name.into(), uid: String::new(), groups }
+        Self { name: name.into(), uid: String::new(), groups, extra: BTreeMap::new() }
     }
 
     /// Who proved nothing. Sees health, version and nothing else.
     pub fn anonymous() -> Self {
-        Self { name: ANONYMOUS.into(), uid: String::new(), groups: vec!["system:unauthenticated".into()] }
+        let groups = vec!["system:unauthenticated".into()];
+        Self { name: ANONYMOUS.into(), uid: String::new(), groups, extra: BTreeMap::new() }
     }
 
-    fn service_account(namespace: &str, name: &str, uid: &str) -> Self {
+    pub fn service_account(namespace: &str, name: &str, uid: &str) -> Self {
         let mut user = Self::new(
             &format!("system:serviceaccount:{namespace}:{name}"),
             &["system:serviceaccounts", &format!("system:serviceaccounts:{namespace}")],

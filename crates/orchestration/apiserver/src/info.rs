@@ -61,7 +61,7 @@ impl Query {
 }
 
 /// Percent and plus decoding; what is not valid stays as it is.
-fn unescape(text: &str) -> String {
+pub fn unescape(text: &str) -> String {
     let mut bytes = Vec::with_capacity(text.len());
     let raw = text.as_bytes();
     let mut at = 0;

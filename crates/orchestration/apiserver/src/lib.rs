@@ -4,6 +4,7 @@
 
 mod admission;
 mod allocate;
+mod approver;
 mod authenticate;
 mod body;
 mod bootstrap;
@@ -11,9 +12,14 @@ mod cache;
 mod delete;
 mod encode;
 mod error;
+mod escalation;
+mod eviction;
+mod graft;
 mod identity;
+mod impersonate;
 mod info;
 mod object;
+mod options;
 mod paths;
 mod pipeline;
 mod rbac;

@@ -4,8 +4,10 @@ use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use dhow_api::selectors::{FieldSelector, LabelSelector, field_value};
-use dhow_api::{Kind, ObjectHeader, Status};
+use dhow_api::{Kind, ObjectHeader, Status, descriptor, protobuf};
 use serde_json::{Value, json};
+
+use crate::encode::{self, Accept, Shape, Wire};
 
 /// One version of one object. Shared by every reader and watcher.
 #[derive(Debug)]
@@ -17,6 +19,8 @@ pub struct Stored {
     pub bytes: Bytes,
     /// `mod_revision` of the write.
     pub revision: u64,
+    /// The encoded message, made when first asked for; `None` where the kind has none.
+    protobuf: OnceLock<Option<Bytes>>,
     /// Values of the kind's selectable fields beyond name and namespace.
     fields: Vec<(&'static str, String)>,
 }
@@ -33,12 +37,28 @@ impl Stored {
         let header = ObjectHeader::parse(&bytes).map_err(|error| bad(&error))?;
         let fields = kind.selectable_fields.iter().map(|path| (*path, field_value(&object, path))).collect();
         let key = std::str::from_utf8(key).map_err(|error| bad(&error))?;
-        Ok(Self { key: Arc::from(key), header, bytes: bytes.into(), revision, fields })
+        Ok(Self { key: Arc::from(key), header, bytes: bytes.into(), revision, protobuf: OnceLock::new(), fields })
     }
 
     /// The object as a tree.
     pub fn value(&self) -> Result<Value, Status> {
         serde_json::from_slice(&self.bytes).map_err(|error| Status::internal(format!("decode {}: {error}", self.key)))
+    }
+
+    /// The object as a protobuf message, without envelope.
+    pub fn protobuf(&self, kind: &Kind) -> Result<Option<Bytes>, Status> {
+        if let Some(known) = self.protobuf.get() {
+            return Ok(known.clone());
+        }
+        let made = match descriptor::message(kind.definition) {
+            Some(message) => {
+                let bytes = protobuf::encode(message, &self.value()?)
+                    .map_err(|error| Status::internal(format!("encode {}: {error}", self.key)))?;
+                Some(Bytes::from(bytes))
+            }
+            None => None,
+        };
+        Ok(self.protobuf.get_or_init(|| made).clone())
     }
 
     pub fn matches(&self, selection: &Selection) -> bool {
@@ -62,6 +82,13 @@ pub struct Selection {
     pub fields: FieldSelector,
 }
 
+impl Selection {
+    /// Whether everything is selected.
+    pub fn is_empty(&self) -> bool {
+        self.labels == LabelSelector::default() && self.fields.terms.is_empty()
+    }
+}
+
 /// One write as watchers see it. Its frames are encoded once and shared.
 #[derive(Debug)]
 pub struct Change {
@@ -70,7 +97,8 @@ pub struct Change {
     pub object: Arc<Stored>,
     pub previous: Option<Arc<Stored>>,
     pub deleted: bool,
-    frames: [OnceLock<Bytes>; 3],
+    json_frames: [OnceLock<Bytes>; 3],
+    protobuf_frames: [OnceLock<Bytes>; 3],
 }
 
 /// What a watcher is told of a change.
@@ -93,7 +121,14 @@ impl Verdict {
 
 impl Change {
     pub fn new(revision: u64, object: Arc<Stored>, previous: Option<Arc<Stored>>, deleted: bool) -> Self {
-        Self { revision, object, previous, deleted, frames: Default::default() }
+        Self {
+            revision,
+            object,
+            previous,
+            deleted,
+            json_frames: Default::default(),
+            protobuf_frames: Default::default(),
+        }
     }
 
     /// What this change is to someone who sees only a selection: an object whose labels move into it is added,
@@ -109,20 +144,18 @@ impl Change {
         }
     }
 
-    /// The JSON frame of this change, one line.
-    pub fn frame(&self, verdict: Verdict) -> Bytes {
-        let slot = &self.frames[verdict as usize];
-        slot.get_or_init(|| frame(verdict.as_str(), &self.object.bytes)).clone()
+    /// The frame of this change in the client's form; those of whole objects are made once.
+    pub fn frame(&self, kind: &Kind, verdict: Verdict, accept: &Accept) -> Result<Bytes, Status> {
+        let slots = match (accept.shape, accept.wire) {
+            (Shape::Whole, Wire::Protobuf) => &self.protobuf_frames,
+            (Shape::Whole, _) => &self.json_frames,
+            _ => return encode::watch_frame(kind, verdict.as_str(), &self.object, accept),
+        };
+        let slot = &slots[verdict as usize];
+        if let Some(frame) = slot.get() {
+            return Ok(frame.clone());
+        }
+        let frame = encode::watch_frame(kind, verdict.as_str(), &self.object, accept)?;
+        Ok(slot.get_or_init(|| frame).clone())
     }
-}
-
-/// A watch event around an encoded object.
-pub fn frame(kind: &str, object: &[u8]) -> Bytes {
-    let mut line = Vec::with_capacity(object.len() + 32);
-    line.extend_from_slice(b"{\"type\":\"");
-    line.extend_from_slice(kind.as_bytes());
-    line.extend_from_slice(b"\",\"object\":");
-    line.extend_from_slice(object);
-    line.extend_from_slice(b"}\n");
-    line.into()
 }

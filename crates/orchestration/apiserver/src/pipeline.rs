@@ -4,9 +4,9 @@
 //! 2. authenticate who asks (`authenticate`)
 //! 3. authorise    may they (`rbac`); only then does a `Request<Authorized>` exist
 //! 4. dispatch     streams branch off here (`stream`), non-resource paths too (`paths`)
-//! 5. decode       body to a tree (`body`)
+//! 5. decode       options and body to a tree (`options`, `body`)
 //! 6. default, admit, validate, store: per verb (`read`, `watch`, `write`, `delete`, `subresource`)
-//! 7. encode       JSON or Table (`encode`)
+//! 7. encode       whole, Table or metadata, in JSON, YAML or protobuf (`encode`)
 
 use std::sync::Arc;
 
@@ -16,10 +16,11 @@ use dhow_client::Body;
 use http::{HeaderMap, Method, Request as HttpRequest, Response};
 use tracing::Instrument;
 
+use crate::encode::Warnings;
 use crate::identity::{Peer, UserInfo};
 use crate::info::{RequestInfo, ResourceTarget, Target};
 use crate::rbac::Attributes;
-use crate::{ApiServer, authenticate, delete, encode, paths, read, stream, subresource, watch, write};
+use crate::{ApiServer, authenticate, delete, encode, options, paths, read, stream, subresource, watch, write};
 
 /// A request whose caller was allowed to make it. Made here only.
 pub struct Authorized {
@@ -33,6 +34,7 @@ pub struct Request<S> {
     pub target: ResourceTarget,
     pub headers: HeaderMap,
     pub body: Bytes,
+    pub warnings: Warnings,
     state: S,
 }
 
@@ -50,8 +52,11 @@ impl Request<Authorized> {
 pub async fn handle(server: &Arc<ApiServer>, peer: Peer, request: HttpRequest<Bytes>) -> Response<Body> {
     let span = tracing::debug_span!("request", method = %request.method(), path = request.uri().path());
     let accept = encode::Accept::of(request.headers());
-    let result = run(server, peer, request, &accept).instrument(span).await;
-    result.unwrap_or_else(|status| encode::status(&status))
+    let warnings = Warnings::default();
+    let result = run(server, peer, request, &accept, warnings.clone()).instrument(span).await;
+    let mut response = result.unwrap_or_else(|status| encode::status(&status, &accept));
+    warnings.write(&mut response);
+    response
 }
 
 async fn run(
@@ -59,6 +64,7 @@ async fn run(
     peer: Peer,
     request: HttpRequest<Bytes>,
     accept: &encode::Accept,
+    warnings: Warnings,
 ) -> Result<Response<Body>, Status> {
     let (parts, body) = request.into_parts();
     let info = RequestInfo::parse(&parts.method, &parts.uri)?;
@@ -69,7 +75,9 @@ async fn run(
         Target::Resource(target) => target.clone(),
     };
     let state = Authorized { user, _made_here: () };
-    let request = Request { info, target, headers: parts.headers, body, state };
+    let request = Request { info, target, headers: parts.headers, body, warnings, state };
+    accept.check()?;
+    options::check(&request)?;
     if request.target.subresource.is_some() {
         return subresource::handle(server, request, &parts.method, accept).await;
     }

@@ -1,10 +1,12 @@
-//! Role-based access control: evaluates Roles and ClusterRoles bound to a user, straight from the cache.
+//! Role-based access control: which rules of Roles and ClusterRoles hold for a user, compiled from the cache.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use dhow_api::Status;
 use dhow_api::registry::{self, Kind};
-use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, PolicyRule, Role, RoleBinding, RoleRef, Subject};
+use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, PolicyRule, Role, RoleBinding, Subject};
 use serde::de::DeserializeOwned;
 
 use crate::cache::Cache;
@@ -46,16 +48,63 @@ impl Attributes {
     }
 }
 
+pub const GROUP: &str = "rbac.authorization.k8s.io";
+
 /// Paths that need no proof of identity.
 const OPEN: [&str; 4] = ["/healthz", "/livez", "/readyz", "/version"];
 
 pub struct Authorizer {
     cache: Arc<Cache>,
+    compiled: ArcSwap<Compiled>,
+}
+
+/// Which rules hold for whom, made anew when a role or binding changes: a check parses nothing.
+#[derive(Default)]
+struct Compiled {
+    /// The newest change of each of [`PLURALS`] that is in here.
+    revisions: [u64; 4],
+    cluster: Bindings,
+    namespaces: HashMap<String, Bindings>,
+}
+
+/// Bindings by whom they name.
+#[derive(Default)]
+struct Bindings {
+    users: HashMap<String, Vec<Rules>>,
+    groups: HashMap<String, Vec<Rules>>,
+}
+
+type Rules = Arc<[PolicyRule]>;
+
+const PLURALS: [&str; 4] = ["clusterrolebindings", "clusterroles", "rolebindings", "roles"];
+
+impl Bindings {
+    fn add(&mut self, subjects: Option<Vec<Subject>>, namespace: &str, rules: &Rules) {
+        for subject in subjects.unwrap_or_default() {
+            let (table, name) = match subject.kind.as_str() {
+                "User" => (&mut self.users, subject.name),
+                "Group" => (&mut self.groups, subject.name),
+                "ServiceAccount" => {
+                    let namespace = subject.namespace.as_deref().unwrap_or(namespace);
+                    (&mut self.users, format!("system:serviceaccount:{namespace}:{}", subject.name))
+                }
+                _ => continue,
+            };
+            table.entry(name).or_default().push(rules.clone());
+        }
+    }
+
+    fn each_rule(&self, user: &UserInfo, visit: &mut impl FnMut(&PolicyRule)) {
+        let of_groups = user.groups.iter().filter_map(|group| self.groups.get(group));
+        for rules in self.users.get(&user.name).into_iter().chain(of_groups).flatten() {
+            rules.iter().for_each(&mut *visit);
+        }
+    }
 }
 
 impl Authorizer {
     pub fn new(cache: Arc<Cache>) -> Self {
-        Self { cache }
+        Self { cache, compiled: ArcSwap::default() }
     }
 
     /// Refuses in upstream's words what no rule allows.
@@ -83,44 +132,79 @@ impl Authorizer {
         }
         let mut allowed = false;
         self.each_rule(user, attributes.namespace(), |rule| {
-            allowed |= permits(rule, attributes);
+            allowed = allowed || permits(rule, attributes);
         });
         allowed
     }
 
     /// Every rule that holds for the user, cluster-wide and in the namespace.
     pub fn each_rule(&self, user: &UserInfo, namespace: &str, mut visit: impl FnMut(&PolicyRule)) {
-        for binding in self.all::<ClusterRoleBinding>("clusterrolebindings") {
-            if applies(binding.subjects.as_deref(), user, "") {
-                self.rules(&binding.role_ref, "").iter().for_each(&mut visit);
-            }
-        }
-        if namespace.is_empty() {
-            return;
-        }
-        for binding in self.all::<RoleBinding>("rolebindings") {
-            if binding.metadata.namespace.as_deref() == Some(namespace)
-                && applies(binding.subjects.as_deref(), user, namespace)
-            {
-                self.rules(&binding.role_ref, namespace).iter().for_each(&mut visit);
-            }
+        let compiled = self.current();
+        compiled.cluster.each_rule(user, &mut visit);
+        if let Some(bindings) = compiled.namespaces.get(namespace) {
+            bindings.each_rule(user, &mut visit);
         }
     }
 
-    fn rules(&self, role: &RoleRef, namespace: &str) -> Vec<PolicyRule> {
-        let rules = if role.kind == "ClusterRole" {
-            self.one::<ClusterRole>("clusterroles", None, &role.name).and_then(|role| role.rules)
-        } else {
-            self.one::<Role>("roles", Some(namespace), &role.name).and_then(|role| role.rules)
-        };
-        rules.unwrap_or_default()
+    fn current(&self) -> Arc<Compiled> {
+        let revisions = PLURALS.map(|plural| rbac_kind(plural).map_or(0, |kind| self.cache.changed(kind)));
+        let compiled = self.compiled.load_full();
+        if compiled.revisions == revisions {
+            return compiled;
+        }
+        // Two may do this at once; both make the same.
+        let fresh = Arc::new(self.compile(revisions));
+        self.compiled.store(fresh.clone());
+        fresh
+    }
+
+    fn compile(&self, revisions: [u64; 4]) -> Compiled {
+        let cluster_roles: HashMap<String, Rules> = self
+            .all::<ClusterRole>("clusterroles")
+            .into_iter()
+            .map(|role| (role.metadata.name.unwrap_or_default(), role.rules.unwrap_or_default().into()))
+            .collect();
+        let roles: HashMap<(String, String), Rules> = self
+            .all::<Role>("roles")
+            .into_iter()
+            .map(|role| {
+                let key = (role.metadata.namespace.unwrap_or_default(), role.metadata.name.unwrap_or_default());
+                (key, role.rules.unwrap_or_default().into())
+            })
+            .collect();
+        let mut compiled = Compiled { revisions, ..Compiled::default() };
+        for binding in self.all::<ClusterRoleBinding>("clusterrolebindings") {
+            if let Some(rules) = cluster_roles.get(&binding.role_ref.name) {
+                compiled.cluster.add(binding.subjects, "", rules);
+            }
+        }
+        for binding in self.all::<RoleBinding>("rolebindings") {
+            let namespace = binding.metadata.namespace.unwrap_or_default();
+            let role = &binding.role_ref;
+            let rules = match role.kind.as_str() {
+                "ClusterRole" => cluster_roles.get(&role.name),
+                _ => roles.get(&(namespace.clone(), role.name.clone())),
+            };
+            if let Some(rules) = rules {
+                compiled.namespaces.entry(namespace.clone()).or_default().add(binding.subjects, &namespace, rules);
+            }
+        }
+        compiled
+    }
+
+    /// The rules of the role that a binding refers to; `None` if there is no such role.
+    pub fn rules_of(&self, role_kind: &str, namespace: &str, name: &str) -> Option<Vec<PolicyRule>> {
+        match role_kind {
+            "ClusterRole" => {
+                self.one::<ClusterRole>("clusterroles", None, name).map(|role| role.rules.unwrap_or_default())
+            }
+            _ => self.one::<Role>("roles", Some(namespace), name).map(|role| role.rules.unwrap_or_default()),
+        }
     }
 
     fn all<K: DeserializeOwned>(&self, plural: &str) -> Vec<K> {
-        let Some(snapshot) = rbac_kind(plural).and_then(|kind| self.cache.snapshot(kind).ok()) else {
-            return Vec::new();
-        };
-        snapshot.objects.values().filter_map(|object| serde_json::from_slice(&object.bytes).ok()).collect()
+        let objects = rbac_kind(plural).and_then(|kind| self.cache.objects(kind).ok()).unwrap_or_default();
+        objects.values().filter_map(|object| serde_json::from_slice(&object.bytes).ok()).collect()
     }
 
     fn one<K: DeserializeOwned>(&self, plural: &str, namespace: Option<&str>, name: &str) -> Option<K> {
@@ -131,19 +215,7 @@ impl Authorizer {
 }
 
 fn rbac_kind(plural: &str) -> Option<&'static Kind> {
-    registry::builtin().get("rbac.authorization.k8s.io", "v1", plural)
-}
-
-fn applies(subjects: Option<&[Subject]>, user: &UserInfo, namespace: &str) -> bool {
-    subjects.unwrap_or_default().iter().any(|subject| match subject.kind.as_str() {
-        "User" => subject.name == user.name,
-        "Group" => user.groups.contains(&subject.name),
-        "ServiceAccount" => {
-            let namespace = subject.namespace.as_deref().unwrap_or(namespace);
-            user.name == format!("system:serviceaccount:{namespace}:{}", subject.name)
-        }
-        _ => false,
-    })
+    registry::builtin().get(GROUP, "v1", plural)
 }
 
 /// Whether one rule covers the question.

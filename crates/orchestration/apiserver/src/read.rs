@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use base64::Engine as _;
-use bytes::Bytes;
 use dhow_api::Status;
 use dhow_api::selectors::{FieldSelector, LabelSelector};
+use dhow_api::validation::FieldError;
 use dhow_client::Body;
 use http::Response;
 use serde::{Deserialize, Serialize};
@@ -19,7 +19,7 @@ use crate::pipeline::{Authorized, Request};
 
 pub async fn get(server: &ApiServer, request: &Request<Authorized>, accept: &Accept) -> Result<Response<Body>, Status> {
     let object = existing(server, &request.target).await?;
-    encode::object(request.target.kind, &object.bytes, accept, 200)
+    encode::object(request.target.kind, &object, accept, 200)
 }
 
 /// The object a target names.
@@ -61,9 +61,10 @@ impl Continue {
 /// One page of a list.
 pub struct Page {
     pub revision: u64,
-    pub items: Vec<Bytes>,
+    pub items: Vec<Arc<Stored>>,
     pub continue_token: Option<String>,
-    pub remaining: u64,
+    /// How many follow, where that is known: a selector would have to be tried on all of them.
+    pub remaining: Option<u64>,
 }
 
 pub async fn list(
@@ -72,11 +73,45 @@ pub async fn list(
     accept: &Accept,
 ) -> Result<Response<Body>, Status> {
     let query = &request.info.query;
+    check_options(query, false)?;
     let selection = selection(&request.target, query)?;
     let (snapshot, after) = view(server, &request.target, query).await?;
     let limit = query.number("limit")?.unwrap_or(0);
     let page = page(&snapshot, &request.target, &selection, after.as_deref(), limit);
     encode::list(request.target.kind, &page, accept)
+}
+
+/// Refuses options that contradict each other, in upstream's words.
+pub fn check_options(query: &Query, watching: bool) -> Result<(), Status> {
+    const MATCH: &str = "resourceVersionMatch";
+    let initial = query.get("sendInitialEvents");
+    let mut errors = Vec::new();
+    let mut forbid = |field: &str, why: &str| errors.push(FieldError::forbidden(field, why));
+    match (query.get(MATCH), watching) {
+        (None, true) | (Some("Exact"), true) if initial.is_some() => {
+            forbid(MATCH, "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan");
+        }
+        (Some(_), true) if initial.is_none() => {
+            forbid(MATCH, "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided");
+        }
+        (Some(_), false) if query.get("resourceVersion").is_none() => {
+            forbid(MATCH, "resourceVersionMatch is forbidden unless resourceVersion is provided");
+        }
+        (Some(_), false) if query.get("continue").is_some() => {
+            forbid(MATCH, "resourceVersionMatch is forbidden when continue is provided");
+        }
+        (Some("Exact"), false) if query.get("resourceVersion") == Some("0") => {
+            forbid(MATCH, "resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"");
+        }
+        (Some("Exact" | "NotOlderThan") | None, _) => {}
+        (Some(other), _) => {
+            errors.push(FieldError::not_supported(MATCH, other, &["Exact", "NotOlderThan", ""]));
+        }
+    }
+    if initial.is_some() && !watching {
+        errors.push(FieldError::forbidden("sendInitialEvents", "sendInitialEvents is forbidden for list"));
+    }
+    if errors.is_empty() { Ok(()) } else { Err(Status::invalid("meta.k8s.io", "ListOptions", "", &errors)) }
 }
 
 /// The snapshot a list reads: of the first page's revision if this is a later page.
@@ -85,9 +120,13 @@ async fn view(
     target: &ResourceTarget,
     query: &Query,
 ) -> Result<(Snapshot, Option<String>), Status> {
+    let wanted = query.number("resourceVersion")?.unwrap_or(0);
     if let Some(token) = query.get("continue") {
+        if wanted > 0 {
+            return Err(Status::bad_request("specifying resource version is not allowed when using continue"));
+        }
         let place = Continue::decode(token)?;
-        return match server.store.cache.snapshot_at(target.kind, place.rv)? {
+        return match server.store.snapshot_at(target.kind, place.rv).await? {
             Some(snapshot) => Ok((snapshot, Some(place.after))),
             None => {
                 let fresh = server.store.snapshot(target.kind).await?;
@@ -96,22 +135,12 @@ async fn view(
             }
         };
     }
-    let wanted = query.number("resourceVersion")?.unwrap_or(0);
-    let snapshot = match query.get("resourceVersionMatch") {
-        Some("Exact") => match server.store.cache.snapshot_at(target.kind, wanted)? {
-            Some(kept) => kept,
-            None => {
-                let now = server.store.snapshot(target.kind).await?;
-                if now.revision != wanted {
-                    return Err(Status::expired(format!(
-                        "The resourceVersion for the provided list is too old: {wanted}"
-                    )));
-                }
-                now
-            }
-        },
-        _ => server.store.snapshot(target.kind).await?,
-    };
+    if query.get("resourceVersionMatch") == Some("Exact") {
+        server.store.catch_up().await?;
+        let expired = || Status::expired(format!("The resourceVersion for the provided list is too old: {wanted}"));
+        return Ok((server.store.snapshot_at(target.kind, wanted).await?.ok_or_else(expired)?, None));
+    }
+    let snapshot = server.store.snapshot(target.kind).await?;
     if wanted > snapshot.revision {
         return Err(Status::too_large_resource_version(wanted, snapshot.revision));
     }
@@ -149,8 +178,8 @@ fn page(snapshot: &Snapshot, target: &ResourceTarget, selection: &Selection, aft
     let continue_token = last.map(|last| Continue { rv: snapshot.revision, after: last.key.to_string() }.encode());
     Page {
         revision: snapshot.revision,
-        items: taken.into_iter().map(|object| object.bytes.clone()).collect(),
+        items: taken.into_iter().cloned().collect(),
         continue_token,
-        remaining,
+        remaining: selection.is_empty().then_some(remaining),
     }
 }

@@ -32,8 +32,7 @@ pub async fn answer(
         "TokenReview" => token(server, object["spec"]["token"].as_str().unwrap_or_default()).await,
         _ => return Err(Status::method_not_allowed()),
     };
-    let bytes = serde_json::to_vec(&object).map_err(|error| Status::internal(error.to_string()))?;
-    encode::object(kind, &bytes.into(), accept, 201)
+    encode::value(201, &object, accept)
 }
 
 fn access(server: &ApiServer, user: &UserInfo, spec: &Value) -> Value {
@@ -61,6 +60,7 @@ fn subject(spec: &Value) -> UserInfo {
         name: spec["user"].as_str().unwrap_or_default().to_owned(),
         uid: spec["uid"].as_str().unwrap_or_default().to_owned(),
         groups: groups.collect(),
+        extra: serde_json::from_value(spec["extra"].clone()).unwrap_or_default(),
     }
 }
 
@@ -93,6 +93,9 @@ fn user_info(user: &UserInfo) -> Value {
     let mut info = json!({"username": user.name, "groups": user.groups});
     if !user.uid.is_empty() {
         info["uid"] = json!(user.uid);
+    }
+    if !user.extra.is_empty() {
+        info["extra"] = json!(user.extra);
     }
     info
 }

@@ -93,18 +93,20 @@ impl ApiServer {
             Ok(Some(destination)) => {
                 return stream::forward(self, destination, request)
                     .await
-                    .unwrap_or_else(|status| encode::status(&status));
+                    .unwrap_or_else(|status| encode::status(&status, &encode::Accept::default()));
             }
             Ok(None) => {}
-            Err(status) => return encode::status(&status),
+            Err(status) => return encode::status(&status, &encode::Accept::default()),
         }
         let (parts, body) = request.into_parts();
         match Limited::new(body, MAX_BODY).collect().await {
             Ok(body) => pipeline::handle(self, peer, Request::from_parts(parts, body.to_bytes())).await,
             Err(error) if error.is::<http_body_util::LengthLimitError>() => {
-                encode::status(&Status::too_large(MAX_BODY))
+                encode::status(&Status::too_large(MAX_BODY), &encode::Accept::default())
             }
-            Err(error) => encode::status(&Status::bad_request(format!("read the body: {error}"))),
+            Err(error) => {
+                encode::status(&Status::bad_request(format!("read the body: {error}")), &encode::Accept::default())
+            }
         }
     }
 

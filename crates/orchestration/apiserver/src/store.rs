@@ -5,10 +5,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use dhow_api::Status;
 use dhow_api::registry::Kind;
-use dhow_store::{Compare, KeyRange, Kv, Op, OpResult, Txn};
+use dhow_store::{Compare, KeyRange, Kv, Op, OpResult, RangeRequest, Txn};
 use serde_json::Value;
 
-use crate::cache::{Cache, Snapshot};
+use crate::cache::{Cache, Objects, Snapshot};
 use crate::object::Stored;
 
 /// Seconds an Event is kept.
@@ -51,6 +51,33 @@ impl ObjectStore {
     pub async fn snapshot(&self, kind: &Kind) -> Result<Snapshot, Status> {
         self.catch_up().await?;
         self.cache.snapshot(kind)
+    }
+
+    /// The kind's objects as they were at a revision; `None` if that is too long ago.
+    pub async fn snapshot_at(&self, kind: &Kind, revision: u64) -> Result<Option<Snapshot>, Status> {
+        if let Some(kept) = self.cache.snapshot_at(kind, revision)? {
+            return Ok(Some(kept));
+        }
+        let prefix = kind.storage_prefix();
+        let range = KeyRange {
+            start: Bytes::copy_from_slice(prefix.as_bytes()),
+            end: Some(crate::cache::after_prefix(&prefix)),
+        };
+        let request = RangeRequest { range, revision, limit: 0, count_only: false };
+        let all = match self.kv.range(request).await {
+            Ok(all) => all,
+            Err(dhow_store::Error::Compacted { .. }) => return Ok(None),
+            Err(dhow_store::Error::FutureRevision { requested, current }) => {
+                return Err(Status::too_large_resource_version(requested, current));
+            }
+            Err(error) => return Err(store_error(&error)),
+        };
+        let mut objects = Objects::new();
+        for entry in &all.kvs {
+            let stored = Stored::decode(kind, &entry.key, &entry.value, entry.mod_revision)?;
+            objects.insert(stored.key.clone(), Arc::new(stored));
+        }
+        Ok(Some(Snapshot { objects, revision }))
     }
 
     /// Writes a new object; `AlreadyExists` if there is one.

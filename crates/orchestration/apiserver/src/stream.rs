@@ -162,6 +162,8 @@ fn passed_on(headers: &HeaderMap, upgrading: bool) -> HeaderMap {
     for name in [header::AUTHORIZATION, header::HOST, header::COOKIE, header::PROXY_AUTHORIZATION] {
         kept.remove(name);
     }
+    let impersonation: Vec<_> = kept.keys().filter(|name| name.as_str().starts_with("impersonate-")).cloned().collect();
+    impersonation.iter().for_each(|name| drop(kept.remove(name)));
     if !upgrading {
         kept.remove(header::CONNECTION);
         kept.remove(header::TRANSFER_ENCODING);

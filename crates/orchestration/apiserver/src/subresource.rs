@@ -9,13 +9,11 @@ use http::{Method, Response};
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
-use crate::delete::{self, DeleteOptions};
 use crate::encode::{self, Accept};
 use crate::identity::{AUDIENCE, NamedUid};
-use crate::object::Stored;
 use crate::pipeline::{Authorized, Request};
 use crate::write::{self, Part};
-use crate::{ApiServer, body, read};
+use crate::{ApiServer, body, eviction, read};
 
 pub async fn handle(
     server: &Arc<ApiServer>,
@@ -28,16 +26,15 @@ pub async fn handle(
         return Err(Status::method_not_allowed());
     }
     match subresource {
-        Subresource::Status => status(server, &request, method, accept).await,
-        // Not served yet: each may touch one part of the object only, and that is not written.
-        Subresource::Resize | Subresource::EphemeralContainers | Subresource::Approval => {
-            Err(Status::no_such_resource())
-        }
+        Subresource::Status => part(server, &request, method, Part::Status, accept).await,
+        Subresource::EphemeralContainers => part(server, &request, method, Part::EphemeralContainers, accept).await,
+        Subresource::Resize => part(server, &request, method, Part::Resize, accept).await,
+        Subresource::Approval => part(server, &request, method, Part::Approval, accept).await,
         Subresource::Finalize => finalize(server, &request, accept).await,
-        Subresource::Scale => scale(server, &request, method).await,
-        Subresource::Binding => bind(server, &request).await,
-        Subresource::Eviction => evict(server, &request).await,
-        Subresource::Token => token(server, &request).await,
+        Subresource::Scale => scale(server, &request, method, accept).await,
+        Subresource::Binding => bind(server, &request, accept).await,
+        Subresource::Eviction => eviction::evict(server, &request, accept).await,
+        Subresource::Token => token(server, &request, accept).await,
         // These are streams; they never come here by way of the server's own listener.
         Subresource::Log | Subresource::Exec | Subresource::Attach | Subresource::PortForward | Subresource::Proxy => {
             Err(Status::bad_request("this subresource is a stream and needs a connection to the server"))
@@ -45,22 +42,24 @@ pub async fn handle(
     }
 }
 
-async fn status(
+/// Reads the object, or writes the part of it that the subresource is about.
+async fn part(
     server: &Arc<ApiServer>,
     request: &Request<Authorized>,
     method: &Method,
+    part: Part,
     accept: &Accept,
 ) -> Result<Response<Body>, Status> {
     let kind = request.target.kind;
     let stored = match *method {
         Method::GET => read::existing(server, &request.target).await?,
-        Method::PATCH => write::change(server, request, Part::Status, |old| write::patched(request, old)).await?,
+        Method::PATCH => write::change(server, request, part, |old| write::patched(request, part, old)).await?,
         _ => {
-            let object = body::object(&request.target, &request.headers, &request.body)?;
-            write::change(server, request, Part::Status, |_| Ok(object.clone())).await?
+            let object = body::object(request)?;
+            write::change(server, request, part, |_| Ok(object.clone())).await?
         }
     };
-    encode::object(kind, &stored.bytes, accept, 200)
+    encode::object(kind, &stored, accept, 200)
 }
 
 /// Sets `spec.finalizers` of a namespace; the last one gone lets it end.
@@ -69,20 +68,21 @@ async fn finalize(
     request: &Request<Authorized>,
     accept: &Accept,
 ) -> Result<Response<Body>, Status> {
-    let wanted = body::object(&request.target, &request.headers, &request.body)?;
+    let wanted = body::object(request)?;
     let stored = write::change(server, request, Part::Server, |old| {
         let mut object = old.clone();
         meta::child_mut(&mut object, "spec").insert("finalizers".into(), wanted["spec"]["finalizers"].clone());
         Ok(object)
     })
     .await?;
-    encode::object(request.target.kind, &stored.bytes, accept, 200)
+    encode::object(request.target.kind, &stored, accept, 200)
 }
 
 async fn scale(
     server: &Arc<ApiServer>,
     request: &Request<Authorized>,
     method: &Method,
+    accept: &Accept,
 ) -> Result<Response<Body>, Status> {
     let stored = match *method {
         Method::GET => read::existing(server, &request.target).await?,
@@ -100,11 +100,11 @@ async fn scale(
             .await?
         }
         _ => {
-            let scale = body::decode(&request.headers, &request.body)?;
+            let scale = body::decode(request)?;
             write::change(server, request, Part::Main, |old| with_scale(old, &scale)).await?
         }
     };
-    encode::json(200, scale_of(&stored.value()?).to_string())
+    encode::value(200, &scale_of(&stored.value()?), accept)
 }
 
 /// `autoscaling/v1` Scale of a workload.
@@ -154,8 +154,12 @@ fn with_scale(old: &Value, scale: &Value) -> Result<Value, Status> {
 }
 
 /// Assigns a pod to a node, once.
-async fn bind(server: &Arc<ApiServer>, request: &Request<Authorized>) -> Result<Response<Body>, Status> {
-    let binding = body::decode(&request.headers, &request.body)?;
+async fn bind(
+    server: &Arc<ApiServer>,
+    request: &Request<Authorized>,
+    accept: &Accept,
+) -> Result<Response<Body>, Status> {
+    let binding = body::decode(request)?;
     let node = meta::text(&binding, &["target", "name"]).to_owned();
     if node.is_empty() {
         return Err(Status::bad_request("target.name: Required value"));
@@ -179,7 +183,7 @@ async fn bind(server: &Arc<ApiServer>, request: &Request<Authorized>) -> Result<
         Ok(pod)
     })
     .await?;
-    encode::json(201, Status::success().to_bytes())
+    encode::value(201, &Status::success().to_value(), accept)
 }
 
 fn meta_value(object: &mut Value) -> &mut Value {
@@ -197,49 +201,18 @@ fn set_condition(pod: &mut Value, kind: &str) {
     }
 }
 
-/// Deletes a pod unless a disruption budget stands against it.
-async fn evict(server: &Arc<ApiServer>, request: &Request<Authorized>) -> Result<Response<Body>, Status> {
-    let eviction = body::decode(&request.headers, &request.body)?;
-    let options: DeleteOptions = match eviction.get("deleteOptions") {
-        Some(options) => {
-            serde_json::from_value(options.clone()).map_err(|error| Status::bad_request(error.to_string()))?
-        }
-        None => DeleteOptions::default(),
-    };
-    let pod = read::existing(server, &request.target).await?;
-    budget(server, &pod)?;
-    delete::delete(server, &request.target, &pod.header.name, &options).await?;
-    encode::json(201, Status::success().to_bytes())
-}
-
-fn budget(server: &ApiServer, pod: &Stored) -> Result<(), Status> {
-    let Some(kind) = dhow_api::registry::builtin().get("policy", "v1", "poddisruptionbudgets") else { return Ok(()) };
-    for budget in server.store.cache.snapshot(kind)?.objects.values() {
-        if budget.header.namespace != pod.header.namespace {
-            continue;
-        }
-        let value = budget.value()?;
-        let selector = dhow_api::selectors::LabelSelector::from_object(value["spec"].get("selector"))?;
-        let status = |field: &str| meta::int(&value, &["status", field]);
-        if selector.matches(&pod.header.labels) && status("disruptionsAllowed") <= 0 {
-            return Err(Status::disruption_budget(
-                &budget.header.name,
-                status("desiredHealthy"),
-                status("currentHealthy"),
-            ));
-        }
-    }
-    Ok(())
-}
-
 /// Shortest life of a requested token, and the one of a token that names none. Seconds.
 const SHORTEST: i64 = 600;
 const USUAL: i64 = 3600;
 const LONGEST: i64 = 1 << 32;
 
 /// `TokenRequest`: a token for a service account, bound to a pod if asked.
-async fn token(server: &Arc<ApiServer>, request: &Request<Authorized>) -> Result<Response<Body>, Status> {
-    let mut asked = body::decode(&request.headers, &request.body)?;
+async fn token(
+    server: &Arc<ApiServer>,
+    request: &Request<Authorized>,
+    accept: &Accept,
+) -> Result<Response<Body>, Status> {
+    let mut asked = body::decode(request)?;
     let account = read::existing(server, &request.target).await?;
     let namespace = account.header.namespace.clone();
     let life = asked["spec"]["expirationSeconds"].as_i64().unwrap_or(USUAL);
@@ -266,7 +239,7 @@ async fn token(server: &Arc<ApiServer>, request: &Request<Authorized>) -> Result
     asked["spec"]["audiences"] = json!(audiences);
     asked["spec"]["expirationSeconds"] = json!(life);
     asked["status"] = json!({"token": signed, "expirationTimestamp": time::rfc3339(expires)});
-    encode::json(201, asked.to_string())
+    encode::value(201, &asked, accept)
 }
 
 async fn bound_pod(server: &ApiServer, namespace: &str, reference: &Value) -> Result<NamedUid, Status> {

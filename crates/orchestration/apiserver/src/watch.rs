@@ -16,8 +16,8 @@ use tokio::sync::broadcast::{self, error::RecvError};
 use tokio::time::Instant;
 
 use crate::ApiServer;
-use crate::encode::{self, Accept};
-use crate::object::{Change, Selection, Stored, Verdict, frame};
+use crate::encode::{self, Accept, Shape};
+use crate::object::{Change, Selection, Verdict};
 use crate::pipeline::{Authorized, Request};
 use crate::read;
 
@@ -32,7 +32,7 @@ struct Watcher {
     selection: Selection,
     changes: broadcast::Receiver<Arc<Change>>,
     bookmarks: bool,
-    table: bool,
+    accept: Accept,
     /// Changes at or below it have been delivered already.
     seen: u64,
     deadline: Instant,
@@ -48,11 +48,14 @@ pub async fn open(
 ) -> Result<Response<Body>, Status> {
     let query = &request.info.query;
     let target = &request.target;
+    read::check_options(query, true)?;
     let selection = read::selection(target, query)?;
     let kind = target.kind;
     let version = query.number("resourceVersion")?;
     let bookmarks = query.flag("allowWatchBookmarks");
-    let initial = query.flag("sendInitialEvents");
+    // Told explicitly that it wants none, a client gets changes only.
+    let streaming = query.get("sendInitialEvents").map(|_| query.flag("sendInitialEvents"));
+    let initial = streaming == Some(true);
     let prefix = match &target.namespace {
         Some(namespace) if kind.namespaced => format!("{}{namespace}/", kind.storage_prefix()),
         _ => kind.storage_prefix(),
@@ -62,23 +65,23 @@ pub async fn open(
     let changes;
     let seen;
     server.store.catch_up().await?;
-    let from_start = version.is_none_or(|version| version == 0) || initial;
+    let from_start = streaming.unwrap_or(version.is_none_or(|version| version == 0));
     if from_start {
         // The state now, as ADDED, then everything after it.
         let (snapshot, future) = server.store.cache.snapshot_and_subscribe(kind)?;
+        if let Some(wanted) = version.filter(|wanted| *wanted > snapshot.revision) {
+            return Err(Status::too_large_resource_version(wanted, snapshot.revision));
+        }
         for object in read::select(&snapshot, target, &selection, None) {
-            first.push(encode_frame(kind, Verdict::Added, object, accept.table)?);
+            first.push(encode::watch_frame(kind, Verdict::Added.as_str(), object, accept)?);
         }
         if initial && bookmarks {
-            first.push(bookmark(kind, snapshot.revision, true));
+            first.push(bookmark(kind, snapshot.revision, true, accept)?);
         }
         (changes, seen) = (future, snapshot.revision);
     } else {
-        let version = version.unwrap_or_default();
-        let now = server.store.cache.revision();
-        if version > now {
-            server.store.cache.wait_for(version).await;
-        }
+        // Without a revision it is "from now on"; one that is yet to come is waited for by passing over what is before.
+        let version = version.filter(|version| *version > 0).unwrap_or_else(|| server.store.cache.revision());
         let subscription = server.store.cache.subscribe(kind, version)?;
         let mut last = version;
         for change in subscription.past {
@@ -86,7 +89,7 @@ pub async fn open(
             if change.object.key.starts_with(&prefix)
                 && let Some(verdict) = change.verdict(&selection)
             {
-                first.push(change_frame(kind, &change, verdict, accept.table)?);
+                first.push(change.frame(kind, verdict, accept)?);
             }
         }
         (changes, seen) = (subscription.future, last);
@@ -98,7 +101,7 @@ pub async fn open(
         selection,
         changes,
         bookmarks,
-        table: accept.table,
+        accept: accept.clone(),
         seen,
         deadline: now + timeout,
         next_bookmark: now + BOOKMARKS,
@@ -107,7 +110,7 @@ pub async fn open(
     };
     let frames = stream::iter(first).chain(watcher.into_stream());
     let body = StreamBody::new(frames.map(|bytes| Ok(Frame::data(bytes)))).boxed_unsync();
-    encode::stream(body)
+    encode::stream(body, accept)
 }
 
 impl Watcher {
@@ -128,7 +131,7 @@ impl Watcher {
                         return None;
                     }
                     self.next_bookmark = Instant::now() + BOOKMARKS;
-                    return Some(bookmark(self.kind, self.server.store.cache.revision(), false));
+                    return bookmark(self.kind, self.server.store.cache.revision(), false, &self.accept).ok();
                 }
                 () = self.server.shutdown.cancelled() => return None,
             };
@@ -142,7 +145,7 @@ impl Watcher {
                 Err(RecvError::Lagged(_)) => {
                     self.ended = true;
                     let status = Status::expired("too old resource version: the watch fell behind");
-                    return Some(frame("ERROR", &status.to_bytes()));
+                    return encode::value_frame("ERROR", &status.to_value(), &self.accept).ok();
                 }
                 Err(RecvError::Closed) => return None,
             }
@@ -155,26 +158,26 @@ impl Watcher {
             return None;
         }
         let verdict = change.verdict(&self.selection)?;
-        change_frame(self.kind, change, verdict, self.table).ok()
+        change.frame(self.kind, verdict, &self.accept).ok()
     }
 }
 
-fn change_frame(kind: &Kind, change: &Change, verdict: Verdict, table: bool) -> Result<Bytes, Status> {
-    if table { encode_frame(kind, verdict, &change.object, true) } else { Ok(change.frame(verdict)) }
-}
-
-fn encode_frame(kind: &Kind, verdict: Verdict, object: &Stored, table: bool) -> Result<Bytes, Status> {
-    if !table {
-        return Ok(frame(verdict.as_str(), &object.bytes));
-    }
-    Ok(frame(verdict.as_str(), &encode::table_of(kind, std::slice::from_ref(&object.bytes), object.revision)?))
-}
-
-fn bookmark(kind: &Kind, revision: u64, initial_end: bool) -> Bytes {
+fn bookmark(kind: &Kind, revision: u64, initial_end: bool, accept: &Accept) -> Result<Bytes, Status> {
     let mut metadata = json!({"resourceVersion": revision.to_string(), "creationTimestamp": null});
     if initial_end {
         metadata["annotations"] = json!({"k8s.io/initial-events-end": "true"});
     }
-    let object = json!({"kind": kind.kind, "apiVersion": kind.api_version(), "metadata": metadata});
-    frame("BOOKMARK", object.to_string().as_bytes())
+    let (kind, api_version) = match accept.shape {
+        Shape::Whole => (kind.kind, kind.api_version()),
+        Shape::Metadata => ("PartialObjectMetadata", "meta.k8s.io/v1".to_owned()),
+        Shape::Table => ("Table", "meta.k8s.io/v1".to_owned()),
+    };
+    let mut object = json!({"kind": kind, "apiVersion": api_version, "metadata": metadata});
+    if accept.shape == Shape::Table {
+        // The annotations of a table's bookmark are on its one row.
+        let row = json!({"cells": [], "object": {"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata}});
+        object["columnDefinitions"] = json!([]);
+        object["rows"] = json!([row]);
+    }
+    encode::value_frame("BOOKMARK", &object, accept)
 }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use dhow_api::apply::{self, Writer};
 use dhow_api::registry::Kind;
 use dhow_api::{Status, defaulting, names, patch as patches, strategy, time, validation};
 use dhow_client::Body;
@@ -15,7 +16,7 @@ use crate::object::Stored;
 use crate::pipeline::{Authorized, Request};
 use crate::read::existing;
 use crate::store::{RETRIES, Written};
-use crate::{ApiServer, admission, body};
+use crate::{ApiServer, admission, approver, body, escalation, graft, options};
 
 pub async fn create(
     server: &Arc<ApiServer>,
@@ -23,13 +24,21 @@ pub async fn create(
     accept: &Accept,
 ) -> Result<Response<Body>, Status> {
     let kind = request.target.kind;
-    let mut object = body::object(&request.target, &request.headers, &request.body)?;
+    let object = body::object(&request)?;
     if !kind.stored {
         return crate::review::answer(server, &request, object, accept).await;
     }
-    generate_name(&mut object)?;
-    let stored = create_object(server, &request, object).await?;
-    encode::object(kind, &stored.bytes, accept, 201)
+    for attempt in 1.. {
+        let mut named = object.clone();
+        let generated = generate_name(&mut named)?;
+        match create_object(server, &request, named).await {
+            Ok(stored) => return encode::object(kind, &stored, accept, 201),
+            // The name was taken by chance: try another.
+            Err(status) if generated && status.reason == "AlreadyExists" && attempt < NAMES_TRIED => {}
+            Err(status) => return Err(status),
+        }
+    }
+    Err(Status::internal("no name could be generated"))
 }
 
 /// Everything after decoding of a create. The object's name is settled.
@@ -45,10 +54,14 @@ async fn create_object(
     let uid = uuid::Uuid::new_v4().to_string();
     strategy::fill_metadata(&mut object, &uid, &time::rfc3339(Timestamp::now()));
     strategy::finish_create(kind, &mut object);
+    if !is_apply(request) {
+        managed(request, Part::Main, |writer| apply::update(writer, None, &mut object));
+    }
     admission::create(server, request.user(), kind, namespace, &mut object).await?;
     let _reserved = server.allocator.reserve(kind, None, &mut object)?;
     let errors = validation::validate_create(kind, &object);
     refuse_invalid(kind, &object, &errors)?;
+    escalation::check(&server.authorizer, request.user(), kind, &object, None)?;
     let name = dhow_api::meta::name(&object).to_owned();
     if request.dry_run() {
         let key = kind.storage_key(namespace, &name);
@@ -67,21 +80,25 @@ fn dry(kind: &Kind, key: &str, object: &Value) -> Result<Arc<Stored>, Status> {
     Stored::decode(kind, key.as_bytes(), &bytes, 0).map(Arc::new)
 }
 
-fn generate_name(object: &mut Value) -> Result<(), Status> {
+/// Generated names that are tried before the client hears of the collision.
+const NAMES_TRIED: usize = 8;
+
+/// Returns whether a name was made.
+fn generate_name(object: &mut Value) -> Result<bool, Status> {
     let metadata = dhow_api::meta::metadata_mut(object);
     let text = |field: &str| metadata.get(field).and_then(Value::as_str).unwrap_or_default();
     if !text("name").is_empty() {
-        return Ok(());
+        return Ok(false);
     }
     let prefix = text("generateName").to_owned();
     if prefix.is_empty() {
         // Validation says that a name is required.
-        return Ok(());
+        return Ok(false);
     }
     let random = uuid::Uuid::new_v4();
     let bytes: [u8; 5] = random.as_bytes()[..5].try_into().map_err(|_| Status::internal("no randomness"))?;
     metadata.insert("name".into(), names::generated(&prefix, bytes).into());
-    Ok(())
+    Ok(true)
 }
 
 fn refuse_invalid(kind: &Kind, object: &Value, errors: &[validation::FieldError]) -> Result<(), Status> {
@@ -96,19 +113,19 @@ pub async fn update(
     request: Request<Authorized>,
     accept: &Accept,
 ) -> Result<Response<Body>, Status> {
-    let object = body::object(&request.target, &request.headers, &request.body)?;
+    let object = body::object(&request)?;
     let kind = request.target.kind;
     let wanted = dhow_api::meta::resource_version(&object).to_owned();
     match existing(server, &request.target).await {
         Err(status) if status.code == 404 && kind.create_on_update && wanted.is_empty() => {
             let stored = create_object(server, &request, object).await?;
-            return encode::object(kind, &stored.bytes, accept, 201);
+            return encode::object(kind, &stored, accept, 201);
         }
         Err(status) => return Err(status),
         Ok(_) => {}
     }
     let stored = change(server, &request, Part::Main, |_| Ok(object.clone())).await?;
-    encode::object(kind, &stored.bytes, accept, 200)
+    encode::object(kind, &stored, accept, 200)
 }
 
 pub async fn patch(
@@ -116,14 +133,78 @@ pub async fn patch(
     request: Request<Authorized>,
     accept: &Accept,
 ) -> Result<Response<Body>, Status> {
-    let stored = change(server, &request, Part::Main, |old| patched(&request, old)).await?;
-    encode::object(request.target.kind, &stored.bytes, accept, 200)
+    if is_apply(&request) {
+        return server_side_apply(server, &request, accept).await;
+    }
+    let stored = change(server, &request, Part::Main, |old| patched(&request, Part::Main, old)).await?;
+    encode::object(request.target.kind, &stored, accept, 200)
+}
+
+pub fn is_apply(request: &Request<Authorized>) -> bool {
+    request.info.verb == "patch" && body::media_type(&request.headers) == APPLY
+}
+
+/// Calls with who writes, for the managed fields.
+fn managed<T>(request: &Request<Authorized>, part: Part, with: impl FnOnce(&Writer<'_>) -> T) -> T {
+    let kind = request.target.kind;
+    let (api_version, manager) = (kind.api_version(), options::manager(request));
+    let reset: &[&str] = match part {
+        Part::Status => &["spec"],
+        Part::Main if kind.has_status() => &["status"],
+        _ => &[],
+    };
+    with(&Writer {
+        definition: kind.definition,
+        api_version: &api_version,
+        manager: &manager,
+        subresource: request.target.subresource.map_or("", |subresource| subresource.name()),
+        now: &time::rfc3339(Timestamp::now()),
+        reset,
+    })
+}
+
+/// Applies the request's configuration; what is not there yet is created.
+async fn server_side_apply(
+    server: &Arc<ApiServer>,
+    request: &Request<Authorized>,
+    accept: &Accept,
+) -> Result<Response<Body>, Status> {
+    let kind = request.target.kind;
+    for _ in 0..RETRIES {
+        match change(server, request, Part::Main, |old| patched(request, Part::Main, old)).await {
+            Ok(stored) => return encode::object(kind, &stored, accept, 200),
+            Err(status) if status.code == 404 && kind.allows("create") => {}
+            Err(status) => return Err(status),
+        }
+        let config = body::apply(request)?;
+        let name = request.target.name.as_deref().unwrap_or_default();
+        if !dhow_api::meta::uid(&config).is_empty() {
+            let why = "uid mismatch: the provided object specified uid, and no existing object was found";
+            return Err(Status::conflict_because(kind.group, kind.plural, name, why));
+        }
+        let mut object = managed(request, Part::Main, |writer| apply::apply(writer, None, &config, false))?;
+        body::settle_patched(request, &mut object, Vec::new(), &config.to_string())?;
+        match create_object(server, request, object).await {
+            Ok(stored) => return encode::object(kind, &stored, accept, 201),
+            // Somebody else was faster: apply to theirs.
+            Err(status) if status.reason == "AlreadyExists" => {}
+            Err(status) => return Err(status),
+        }
+    }
+    Err(Status::conflict(kind.group, kind.plural, request.target.name.as_deref().unwrap_or_default()))
 }
 
 /// The object with the request's patch applied.
-pub fn patched(request: &Request<Authorized>, old: &Value) -> Result<Value, Status> {
+pub fn patched(request: &Request<Authorized>, part: Part, old: &Value) -> Result<Value, Status> {
+    if is_apply(request) {
+        let config = body::apply(request)?;
+        let force = request.info.query.flag("force");
+        let mut object = managed(request, part, |writer| apply::apply(writer, Some(old), &config, force))?;
+        body::settle_patched(request, &mut object, Vec::new(), &config.to_string())?;
+        return Ok(object);
+    }
     let media_type = body::media_type(&request.headers);
-    let patch: Value = serde_json::from_slice(&request.body)
+    let (patch, duplicates) = dhow_api::strict_json::parse(&request.body)
         .map_err(|error| Status::bad_request(format!("error decoding patch: {error}")))?;
     let mut object = old.clone();
     match media_type {
@@ -135,14 +216,16 @@ pub fn patched(request: &Request<Authorized>, old: &Value) -> Result<Value, Stat
         other => return Err(Status::unsupported_media_type(other, PATCHES)),
     }
     body::check_type(request.target.kind, &object)?;
+    body::settle_patched(request, &mut object, duplicates, &String::from_utf8_lossy(&request.body))?;
     if dhow_api::meta::name(&object) != dhow_api::meta::name(old) {
         return Err(Status::bad_request("the name of the object cannot be changed by a patch"));
     }
     Ok(object)
 }
 
+const APPLY: &str = "application/apply-patch+yaml";
 const PATCHES: &[&str] =
-    &["application/json-patch+json", "application/merge-patch+json", "application/strategic-merge-patch+json"];
+    &["application/json-patch+json", "application/merge-patch+json", "application/strategic-merge-patch+json", APPLY];
 
 /// Which part of the object a write may touch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -150,6 +233,9 @@ pub enum Part {
     /// Everything but status.
     Main,
     Status,
+    EphemeralContainers,
+    Resize,
+    Approval,
     /// Set by the server itself on behalf of a subresource, such as a binding.
     Server,
 }
@@ -210,13 +296,29 @@ async fn change_once(
             strategy::prepare_update(kind, &mut new, old_value);
         }
         Part::Status => strategy::prepare_status_update(kind, &mut new, old_value),
+        Part::EphemeralContainers | Part::Resize => {
+            defaulting::apply(kind, &mut new);
+            new = match part {
+                Part::Resize => graft::resize(&new, old_value)?,
+                _ => graft::ephemeral_containers(&new, old_value)?,
+            };
+            strategy::prepare_update(kind, &mut new, old_value);
+        }
+        Part::Approval => {
+            approver::check(&server.authorizer, request.user(), old_value)?;
+            new = graft::approval(&new, old_value)?;
+        }
         Part::Server => {}
+    }
+    if part != Part::Server && !is_apply(request) {
+        managed(request, part, |writer| apply::update(writer, Some(old_value), &mut new));
     }
     admission::update(server, request.user(), kind, &mut new, old_value)?;
     let _reserved = server.allocator.reserve(kind, Some(old_value), &mut new)?;
     if part == Part::Main {
         refuse_invalid(kind, &new, &validation::validate_update(kind, &new, old_value))?;
     }
+    escalation::check(&server.authorizer, request.user(), kind, &new, Some(old_value))?;
     if same(&new, old_value) {
         // Nothing changes: no write, no new revision.
         return Ok(Some(old.clone()));

@@ -1,95 +1,9 @@
 //! The machine's real kubectl against a server on a port of its own.
 #![allow(clippy::unwrap_used)]
 
-use std::net::{Ipv4Addr, SocketAddr};
-use std::process::Command;
-use std::sync::Arc;
+mod harness;
 
-use dhow_apiserver::{ApiServer, Config, ServiceRange};
-use dhow_base::pki::{ClusterCa, SaKey};
-use dhow_base::tls;
-use dhow_store::MemoryKv;
-use tokio_util::sync::CancellationToken;
-
-struct Cluster {
-    folder: tempfile::TempDir,
-    shutdown: CancellationToken,
-    ca: ClusterCa,
-    url: String,
-}
-
-impl Cluster {
-    async fn start() -> Self {
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let folder = tempfile::tempdir().unwrap();
-        let ca = ClusterCa::load_or_create(&folder.path().join("pki")).unwrap();
-        let sa_key = SaKey::load_or_create(&folder.path().join("sa.key")).unwrap();
-        let shutdown = CancellationToken::new();
-        let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let config = Config {
-            advertise: SocketAddr::from(([192, 0, 2, 1], 6443)),
-            service_range: ServiceRange { first: Ipv4Addr::new(10, 43, 0, 0), prefix: 16 },
-            api_service_ip: Ipv4Addr::new(10, 43, 0, 1),
-            node_ports: 30000..=32767,
-            sa_key,
-            node_tls: tls::client_config(ca.cert_pem(), None).unwrap(),
-        };
-        let server = ApiServer::new(Arc::new(MemoryKv::new()), config, shutdown.clone()).await.unwrap();
-        let pair = ca.issue_server("apiserver", &["127.0.0.1".into()]).unwrap();
-        let tls = tls::server_config(&pair, Some(ca.cert_pem())).unwrap();
-        tokio::spawn(server.serve(listener, tls, shutdown.clone()));
-        let cluster = Self { folder, shutdown, ca, url: format!("https://{address}") };
-        cluster.kubeconfig("admin", "system:admin", &["system:masters"]);
-        cluster
-    }
-
-    fn kubeconfig(&self, file: &str, user: &str, groups: &[&str]) {
-        let pair = self.ca.issue_client(user, groups).unwrap();
-        let write = |name: String, text: &str| {
-            let path = self.folder.path().join(name);
-            std::fs::write(&path, text).unwrap();
-            path.display().to_string()
-        };
-        let ca = write("ca.pem".into(), self.ca.cert_pem());
-        let cert = write(format!("{file}.pem"), &pair.cert_pem);
-        let key = write(format!("{file}.key"), &pair.key_pem);
-        let config = format!(
-            "apiVersion: v1\nkind: Config\ncurrent-context: c\nclusters: [{{name: c, cluster: {{server: '{}', \
-             certificate-authority: {ca}}}}}]\nusers: [{{name: u, user: {{client-certificate: {cert}, client-key: \
-             {key}}}}}]\ncontexts: [{{name: c, context: {{cluster: c, user: u}}}}]\n",
-            self.url
-        );
-        write(format!("{file}.kubeconfig"), &config);
-    }
-
-    async fn run(&self, user: &str, args: &[&str], input: &str) -> Result<String, String> {
-        let mut command = Command::new("kubectl");
-        command
-            .arg("--kubeconfig")
-            .arg(self.folder.path().join(format!("{user}.kubeconfig")))
-            .arg("--cache-dir")
-            .arg(self.folder.path().join("cache"))
-            .args(args)
-            .env("NO_PROXY", "*");
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), input).unwrap();
-        command.stdin(std::fs::File::open(file.path()).unwrap());
-        let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
-    }
-
-    async fn kubectl(&self, args: &[&str]) -> String {
-        self.run("admin", args, "").await.unwrap_or_else(|error| panic!("kubectl {args:?}: {error}"))
-    }
-}
-
-impl Drop for Cluster {
-    fn drop(&mut self) {
-        self.shutdown.cancel();
-    }
-}
+use harness::Cluster;
 
 const CONFIG_MAP: &str = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a, namespace: default, labels: {x: one}}\n";
 

@@ -38,6 +38,19 @@ impl Tree {
     }
 }
 
+/// Whether there is the one tree of cgroup v2 only.
+pub fn is_unified() -> bool {
+    matches!(Tree::find(), Tree::Unified)
+}
+
+/// Controllers mounted as trees of their own.
+pub fn controllers() -> Vec<&'static str> {
+    match Tree::find() {
+        Tree::Unified => Vec::new(),
+        Tree::Split(controllers) => controllers,
+    }
+}
+
 impl Cgroup {
     /// Names a group below the root; nothing is made yet.
     pub fn new(path: &str) -> Self {
@@ -176,8 +189,17 @@ impl Cgroup {
         self.set("devices", "devices.deny", "a")?;
         // Making any node is allowed, using it is not; then null, zero, full, random, urandom, tty, console, ptmx, pts.
         for rule in [
-            "c *:* m", "b *:* m", "c 1:3 rwm", "c 1:5 rwm", "c 1:7 rwm", "c 1:8 rwm", "c 1:9 rwm", "c 5:0 rwm",
-            "c 5:1 rwm", "c 5:2 rwm", "c 136:* rwm",
+            "c *:* m",
+            "b *:* m",
+            "c 1:3 rwm",
+            "c 1:5 rwm",
+            "c 1:7 rwm",
+            "c 1:8 rwm",
+            "c 1:9 rwm",
+            "c 5:0 rwm",
+            "c 5:1 rwm",
+            "c 5:2 rwm",
+            "c 136:* rwm",
         ] {
             self.set("devices", "devices.allow", rule)?;
         }
@@ -199,6 +221,19 @@ impl Cgroup {
                     .step(format!("open cgroup {}", folder.display()))
             })
             .collect()
+    }
+
+    /// Kills every process in the group. New ones may appear while it works; call it until `processes` is empty.
+    pub fn kill(&self) {
+        if matches!(self.tree, Tree::Unified)
+            && let Some(folder) = self.folder("")
+            && fs::write(folder.join("cgroup.kill"), "1").is_ok()
+        {
+            return;
+        }
+        for pid in self.processes() {
+            crate::sys::kill(pid, libc::SIGKILL);
+        }
     }
 
     /// Processes in the group itself.
@@ -251,7 +286,7 @@ impl Cgroup {
         }
     }
 
-    /// Removes the group and empty groups above it, up to and including the first part of the path.
+    /// Removes the group itself if it is empty.
     pub fn remove(&self) {
         for folder in self.folders() {
             let _ = fs::remove_dir(&folder);

@@ -55,9 +55,8 @@ impl Applier {
         let kind = text("/kind").context("the object has no kind")?;
         let name = text("/metadata/name").context("the object has no metadata.name")?;
         let resource = self.resource(&api_version, &kind).await?;
-        let namespace = resource
-            .namespaced
-            .then(|| text("/metadata/namespace").unwrap_or_else(|| self.namespace.clone()));
+        let namespace =
+            resource.namespaced.then(|| text("/metadata/namespace").unwrap_or_else(|| self.namespace.clone()));
         if let Some(namespace) = &namespace {
             manifest["metadata"]["namespace"] = json!(namespace);
         }
@@ -100,11 +99,20 @@ impl Applier {
                 Resource { plural: plural.to_owned(), namespaced: entry["namespaced"].as_bool().unwrap_or(false) };
             self.known.insert((api_version.to_owned(), entry_kind.to_owned()), resource);
         }
-        self.known.get(&key).cloned().with_context(|| format!("the server does not know kind {kind:?} in {api_version:?}"))
+        self.known
+            .get(&key)
+            .cloned()
+            .with_context(|| format!("the server does not know kind {kind:?} in {api_version:?}"))
     }
 
     /// Sends JSON and returns the answer; `None` stands for "not found" of a GET.
-    async fn send(&self, method: Method, path: &str, content_type: &str, body: Option<&Value>) -> Result<Option<Value>> {
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        content_type: &str,
+        body: Option<&Value>,
+    ) -> Result<Option<Value>> {
         let bytes = body.map(serde_json::to_vec).transpose().context("encode the object")?.unwrap_or_default();
         let path = if method == Method::GET { path.to_owned() } else { format!("{path}?fieldManager=dhow-deploy") };
         let request = Request::builder()
