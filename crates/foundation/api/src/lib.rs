@@ -14,9 +14,9 @@
 //! - Nothing here does IO or reads a clock: callers pass `now`.
 //! - Objects are `serde_json::Value`, so a field this crate does not know is never lost by it.
 
+pub mod apply;
 pub mod conversion;
 pub mod custom;
-pub mod apply;
 pub mod defaulting;
 pub mod descriptor;
 pub mod discovery;
