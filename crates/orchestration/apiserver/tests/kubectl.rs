@@ -155,3 +155,35 @@ async fn every_kind_lives_dies_and_explains_itself() {
     let deleted = cluster.run("admin", &["delete", "--wait=false", "-f", "-"], manifest).await.unwrap();
     assert_eq!(deleted.lines().count(), objects, "{deleted}");
 }
+
+/// One autoscaler and one event, seen through both of the forms they have.
+#[tokio::test(flavor = "multi_thread")]
+async fn shared_storage_shows_each_form() {
+    let cluster = Cluster::start().await;
+    let get = async |path: &str| cluster.kubectl(&["get", "--raw", path]).await;
+    let autoscaler = "apiVersion: autoscaling/v1\nkind: HorizontalPodAutoscaler\nmetadata: {name: h, namespace: default}\n\
+                      spec: {maxReplicas: 3, targetCPUUtilizationPercentage: 60, scaleTargetRef: {kind: Deployment, name: d}}\n";
+    cluster.run("admin", &["create", "-f", "-"], autoscaler).await.unwrap();
+    let (v1, v2) = ("/apis/autoscaling/v1/namespaces/default", "/apis/autoscaling/v2/namespaces/default");
+    let old = get(&format!("{v1}/horizontalpodautoscalers/h")).await;
+    assert!(old.contains("\"targetCPUUtilizationPercentage\":60") && old.contains("\"autoscaling/v1\""), "{old}");
+    let new = get(&format!("{v2}/horizontalpodautoscalers/h")).await;
+    assert!(new.contains("\"averageUtilization\":60") && new.contains("\"autoscaling/v2\""), "{new}");
+    // A write through one form is seen through the other, in lists and in watches from before it.
+    let patch = "{\"spec\":{\"targetCPUUtilizationPercentage\":70}}";
+    let object = "horizontalpodautoscalers.v1.autoscaling/h";
+    cluster.kubectl(&["patch", object, "--type=merge", "-p", patch]).await;
+    let list = get(&format!("{v2}/horizontalpodautoscalers")).await;
+    assert!(list.contains("\"averageUtilization\":70") && !list.contains("\"targetCPU"), "{list}");
+    let watched = get(&format!("{v1}/horizontalpodautoscalers?watch=true&resourceVersion=1&timeoutSeconds=1")).await;
+    assert!(watched.contains("\"targetCPUUtilizationPercentage\":70") && !watched.contains("averageUtil"), "{watched}");
+
+    let event = "apiVersion: events.k8s.io/v1\nkind: Event\nmetadata: {name: e, namespace: default}\nreason: Ran\n\
+                 action: Run\ntype: Normal\nnote: it ran\neventTime: 2026-01-01T00:00:00.000000Z\n\
+                 reportingController: a.b/c\nreportingInstance: i\nregarding: {kind: Pod, name: p, namespace: default}\n";
+    cluster.run("admin", &["create", "-f", "-"], event).await.unwrap();
+    let core = get("/api/v1/namespaces/default/events/e").await;
+    assert!(core.contains("\"involvedObject\"") && core.contains("\"message\":\"it ran\""), "{core}");
+    let selected = "/apis/events.k8s.io/v1/namespaces/default/events?fieldSelector=regarding.name%3Dp";
+    assert!(get(selected).await.contains("\"note\":\"it ran\""));
+}
