@@ -118,6 +118,12 @@ async fn every_kind_lives_dies_and_explains_itself() {
     let created = cluster.run("admin", &["apply", "-f", "-"], manifest).await.unwrap();
     let objects = manifest.matches("\nkind: ").count();
     assert_eq!(created.lines().filter(|line| line.ends_with(" created")).count(), objects, "{created}");
+    // Free-form parts of a schema come back as they were sent.
+    let default = "jsonpath={.spec.versions[0].schema.openAPIV3Schema.properties.spec.default.size}";
+    assert_eq!(cluster.kubectl(&["get", "crd", "things.x.io", "-o", default]).await, "3");
+    let stored = "jsonpath={.status.storedVersions[0]}";
+    assert_eq!(cluster.kubectl(&["get", "crd", "things.x.io", "-o", stored]).await, "v1");
+
     // Some lists are replaced whole, so that applying again sends them again; but nothing of it is news.
     let versions = async || {
         let path = "jsonpath={range .items[*]}{.kind}/{.metadata.name}={.metadata.resourceVersion}{\"\\n\"}{end}";
