@@ -210,6 +210,7 @@ pub(crate) fn service_update(object: &mut Value, old: &Value) {
     // A PUT of the manifest that was created keeps what the server allocated.
     let kind = |v: &Value| text(v, &["spec", "type"]).to_owned();
     let (new_kind, old_kind) = (kind(object), kind(old));
+    drop_what_the_type_had(object, old, &new_kind, &old_kind);
     if new_kind == "ExternalName" || old_kind == "ExternalName" {
         return;
     }
@@ -236,6 +237,41 @@ pub(crate) fn service_update(object: &mut Value, old: &Value) {
             if let Some(node_port) = same.and_then(|p| p.get("nodePort")) {
                 port.insert("nodePort".into(), node_port.clone());
             }
+        }
+    }
+}
+
+/// Fields that only some types of Service have. One who changes the type and leaves them alone does not mean them.
+fn drop_what_the_type_had(object: &mut Value, old: &Value, new_kind: &str, old_kind: &str) {
+    const EXTERNAL: &[&str] = &["NodePort", "LoadBalancer"];
+    const ADDRESSED: &[&str] = &["ClusterIP", "NodePort", "LoadBalancer"];
+    const FIELDS: [(&str, &[&str]); 10] = [
+        ("externalTrafficPolicy", EXTERNAL),
+        ("healthCheckNodePort", EXTERNAL),
+        ("allocateLoadBalancerNodePorts", &["LoadBalancer"]),
+        ("loadBalancerClass", &["LoadBalancer"]),
+        ("internalTrafficPolicy", ADDRESSED),
+        ("clusterIP", ADDRESSED),
+        ("clusterIPs", ADDRESSED),
+        ("ipFamilies", ADDRESSED),
+        ("ipFamilyPolicy", ADDRESSED),
+        ("sessionAffinityConfig", ADDRESSED),
+    ];
+    let lost = |kinds: &[&str]| kinds.contains(&old_kind) && !kinds.contains(&new_kind);
+    let spec = child_mut(object, "spec");
+    for (field, kinds) in FIELDS {
+        if lost(kinds) && spec.get(field) == old["spec"].get(field) {
+            spec.remove(field);
+        }
+    }
+    if !lost(EXTERNAL) {
+        return;
+    }
+    let before: Vec<&Value> =
+        crate::meta::items(old, &["spec", "ports"]).iter().map(|port| &port["nodePort"]).collect();
+    for port in crate::meta::each_mut(spec, "ports") {
+        if port.get("nodePort").is_some_and(|number| before.contains(&number)) {
+            port.remove("nodePort");
         }
     }
 }
@@ -506,6 +542,23 @@ mod tests {
         service_update(&mut new, &old);
         assert_eq!(new["spec"]["clusterIP"], "10.43.0.9");
         assert_eq!(new["spec"]["ports"][0]["nodePort"], 30001);
+    }
+
+    #[test]
+    fn a_service_of_another_type_loses_what_only_the_old_one_had() {
+        let old = json!({"spec": {"type": "LoadBalancer", "clusterIP": "10.43.0.9", "externalTrafficPolicy": "Local",
+            "allocateLoadBalancerNodePorts": true, "ports": [{"port": 80, "protocol": "TCP", "nodePort": 30001}]}});
+        let mut new = old.clone();
+        new["spec"]["type"] = json!("ClusterIP");
+        service_update(&mut new, &old);
+        assert_eq!(
+            new["spec"],
+            json!({"type": "ClusterIP", "clusterIP": "10.43.0.9", "ports": [{"port": 80, "protocol": "TCP"}]})
+        );
+        new["spec"]["type"] = json!("ExternalName");
+        let old = json!({"spec": {"type": "ClusterIP", "clusterIP": "10.43.0.9", "ports": []}});
+        service_update(&mut new, &old);
+        assert!(new["spec"].get("clusterIP").is_none());
     }
 
     #[test]

@@ -187,7 +187,8 @@ impl Cache {
 
     /// One object as the cache knows it.
     pub fn get(&self, kind: &Kind, key: &str) -> Option<Arc<Stored>> {
-        self.kinds.get(&kind.storage_prefix())?.state.read().objects.get(key).cloned()
+        let stored = self.kinds.get(&kind.storage_prefix())?.state.read().objects.get(key).cloned();
+        stored.map(|stored| stored.in_form(kind))
     }
 
     /// The revision of a kind's newest change.
@@ -197,7 +198,7 @@ impl Cache {
 
     /// The kind's objects now, for the server's own use: no page will be asked of them.
     pub fn objects(&self, kind: &Kind) -> Result<Objects, Status> {
-        Ok(self.cache(kind)?.state.read().objects.clone())
+        Ok(in_form(kind, self.cache(kind)?.state.read().objects.clone()))
     }
 
     /// The kind's objects now.
@@ -212,14 +213,15 @@ impl Cache {
             }
             state.snapshots.push_back((revision, objects.clone()));
         }
-        Ok(Snapshot { objects, revision })
+        drop(state);
+        Ok(Snapshot { objects: in_form(kind, objects), revision })
     }
 
     /// The kind's objects at the revision of an earlier snapshot, if that is still kept.
     pub fn snapshot_at(&self, kind: &Kind, revision: u64) -> Result<Option<Snapshot>, Status> {
         let state = self.cache(kind)?.state.read();
         let kept = state.snapshots.iter().find(|(at, _)| *at == revision);
-        Ok(kept.map(|(revision, objects)| Snapshot { objects: objects.clone(), revision: *revision }))
+        Ok(kept.map(|(revision, objects)| Snapshot { objects: in_form(kind, objects.clone()), revision: *revision }))
     }
 
     /// All changes after `revision`, and those to come.
@@ -230,7 +232,7 @@ impl Cache {
             return Err(Status::watch_expired(revision, state.compacted));
         }
         let begin = state.history.partition_point(|change| change.revision <= revision);
-        let past = state.history.iter().skip(begin).cloned().collect();
+        let past = state.history.iter().skip(begin).map(|change| change.in_form(kind)).collect();
         Ok(Subscription { past, future: cache.changes.subscribe() })
     }
 
@@ -238,14 +240,23 @@ impl Cache {
     pub fn snapshot_and_subscribe(&self, kind: &Kind) -> Result<(Snapshot, broadcast::Receiver<Arc<Change>>), Status> {
         let cache = self.cache(kind)?;
         let state = cache.state.read();
-        let snapshot = Snapshot { objects: state.objects.clone(), revision: state.revision().max(self.revision()) };
+        let objects = in_form(kind, state.objects.clone());
+        let snapshot = Snapshot { objects, revision: state.revision().max(self.revision()) };
         Ok((snapshot, cache.changes.subscribe()))
+    }
+}
+
+/// Objects as a row of the registry shows them: few rows keep theirs in another form.
+fn in_form(kind: &Kind, objects: Objects) -> Objects {
+    match kind.conversion {
+        None => objects,
+        Some(_) => objects.iter().map(|(key, stored)| (key.clone(), stored.in_form(kind))).collect(),
     }
 }
 
 fn empty_kinds() -> HashMap<String, KindCache> {
     let mut kinds = HashMap::new();
-    for kind in KINDS.iter().filter(|kind| kind.stored && kind.storage == (kind.group, kind.plural)) {
+    for kind in KINDS.iter().filter(|kind| kind.is_storage()) {
         let state =
             KindState { objects: Objects::new(), history: VecDeque::new(), compacted: 0, snapshots: VecDeque::new() };
         let cache = KindCache { kind, state: RwLock::new(state), changes: broadcast::channel(LAG).0 };

@@ -23,6 +23,8 @@ pub struct Stored {
     protobuf: OnceLock<Option<Bytes>>,
     /// Values of the kind's selectable fields beyond name and namespace.
     fields: Vec<(&'static str, String)>,
+    /// The object in the form of the other row that shares its storage, made when first asked for.
+    other: OnceLock<Arc<Stored>>,
 }
 
 impl Stored {
@@ -37,7 +39,36 @@ impl Stored {
         let header = ObjectHeader::parse(&bytes).map_err(|error| bad(&error))?;
         let fields = kind.selectable_fields.iter().map(|path| (*path, field_value(&object, path))).collect();
         let key = std::str::from_utf8(key).map_err(|error| bad(&error))?;
-        Ok(Self { key: Arc::from(key), header, bytes: bytes.into(), revision, protobuf: OnceLock::new(), fields })
+        Ok(Self {
+            key: Arc::from(key),
+            header,
+            bytes: bytes.into(),
+            revision,
+            protobuf: OnceLock::new(),
+            fields,
+            other: OnceLock::new(),
+        })
+    }
+
+    /// The object as a row of the registry shows it. Call it on what is stored.
+    pub fn in_form(self: &Arc<Self>, kind: &Kind) -> Arc<Self> {
+        if kind.conversion.is_none() {
+            return self.clone();
+        }
+        let convert = || {
+            let mut object = self.value()?;
+            kind.from_storage(&mut object);
+            let bytes = serde_json::to_vec(&object).map_err(|error| Status::internal(error.to_string()))?;
+            Self::decode(kind, self.key.as_bytes(), &bytes, self.revision)
+        };
+        let form = || match convert() {
+            Ok(other) => Arc::new(other),
+            Err(status) => {
+                tracing::error!(key = %self.key, message = status.message, "an object has no other form");
+                self.clone()
+            }
+        };
+        self.other.get_or_init(form).clone()
     }
 
     /// The object as a tree.
@@ -99,6 +130,8 @@ pub struct Change {
     pub deleted: bool,
     json_frames: [OnceLock<Bytes>; 3],
     protobuf_frames: [OnceLock<Bytes>; 3],
+    /// The change in the form of the other row that shares the storage.
+    other: OnceLock<Arc<Change>>,
 }
 
 /// What a watcher is told of a change.
@@ -128,7 +161,20 @@ impl Change {
             deleted,
             json_frames: Default::default(),
             protobuf_frames: Default::default(),
+            other: OnceLock::new(),
         }
+    }
+
+    /// The change as a row of the registry shows it.
+    pub fn in_form(self: &Arc<Self>, kind: &Kind) -> Arc<Self> {
+        if kind.conversion.is_none() {
+            return self.clone();
+        }
+        let form = || {
+            let previous = self.previous.as_ref().map(|previous| previous.in_form(kind));
+            Arc::new(Self::new(self.revision, self.object.in_form(kind), previous, self.deleted))
+        };
+        self.other.get_or_init(form).clone()
     }
 
     /// What this change is to someone who sees only a selection: an object whose labels move into it is added,

@@ -74,8 +74,8 @@ impl ObjectStore {
         };
         let mut objects = Objects::new();
         for entry in &all.kvs {
-            let stored = Stored::decode(kind, &entry.key, &entry.value, entry.mod_revision)?;
-            objects.insert(stored.key.clone(), Arc::new(stored));
+            let stored = decode(kind, &entry.key, &entry.value, entry.mod_revision)?;
+            objects.insert(stored.key.clone(), stored);
         }
         Ok(Some(Snapshot { objects, revision }))
     }
@@ -100,7 +100,7 @@ impl ObjectStore {
     }
 
     async fn swap(&self, kind: &Kind, key: &str, revision: u64, object: &Value) -> Result<Written, Status> {
-        let value = encode(object)?;
+        let value = encode(kind, object)?;
         let key = Bytes::copy_from_slice(key.as_bytes());
         let lease = match kind.kind {
             "Event" => self.kv.lease_grant(EVENT_TTL).await.map_err(|error| store_error(&error))?,
@@ -118,7 +118,7 @@ impl ObjectStore {
         if !answer.succeeded {
             return Ok(Written::Changed);
         }
-        Stored::decode(kind, &key, &value, answer.revision).map(|stored| Written::Done(Arc::new(stored)))
+        decode(kind, &key, &value, answer.revision).map(Written::Done)
     }
 
     /// Removes the object if it is still at `revision`; returns it as it was last, at the revision of the delete.
@@ -134,16 +134,23 @@ impl ObjectStore {
         match answer.results.into_iter().next() {
             Some(OpResult::Delete { previous }) if answer.succeeded => {
                 let last = previous.into_iter().next().map(|last| last.value).unwrap_or_default();
-                Stored::decode(kind, &key, &last, answer.revision).map(|stored| Written::Done(Arc::new(stored)))
+                decode(kind, &key, &last, answer.revision).map(Written::Done)
             }
             _ => Ok(Written::Changed),
         }
     }
 }
 
-/// The bytes to keep: without the resource version, which is the store's own.
-fn encode(object: &Value) -> Result<Bytes, Status> {
+/// Stored bytes as a row of the registry shows them.
+fn decode(kind: &Kind, key: &[u8], value: &[u8], revision: u64) -> Result<Arc<Stored>, Status> {
+    let stored = Arc::new(Stored::decode(kind.storage_row().unwrap_or(kind), key, value, revision)?);
+    Ok(stored.in_form(kind))
+}
+
+/// The bytes to keep: in the form that is stored, and without the resource version, which is the store's own.
+fn encode(kind: &Kind, object: &Value) -> Result<Bytes, Status> {
     let mut kept = object.clone();
+    kind.to_storage(&mut kept);
     if let Some(metadata) = kept.get_mut("metadata").and_then(Value::as_object_mut) {
         metadata.remove("resourceVersion");
     }

@@ -153,10 +153,11 @@ impl Watcher {
         None
     }
 
-    fn frame_of(&self, change: &Change) -> Option<Bytes> {
+    fn frame_of(&self, change: &Arc<Change>) -> Option<Bytes> {
         if !change.object.key.starts_with(&self.prefix) {
             return None;
         }
+        let change = change.in_form(self.kind);
         let verdict = change.verdict(&self.selection)?;
         change.frame(self.kind, verdict, &self.accept).ok()
     }

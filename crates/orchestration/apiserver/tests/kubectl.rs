@@ -109,3 +109,87 @@ async fn a_watch_sees_every_change() {
     }
     assert_eq!(seen, ["ADDED", "MODIFIED", "DELETED"]);
 }
+
+/// Every kind there is: created, listed wide, explained to its last field, changed by another apply, deleted.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_kind_lives_dies_and_explains_itself() {
+    let cluster = Cluster::start().await;
+    let manifest = include_str!("kinds.yaml");
+    let created = cluster.run("admin", &["apply", "-f", "-"], manifest).await.unwrap();
+    let objects = manifest.matches("\nkind: ").count();
+    assert_eq!(created.lines().filter(|line| line.ends_with(" created")).count(), objects, "{created}");
+    // Free-form parts of a schema come back as they were sent.
+    let default = "jsonpath={.spec.versions[0].schema.openAPIV3Schema.properties.spec.default.size}";
+    assert_eq!(cluster.kubectl(&["get", "crd", "things.x.io", "-o", default]).await, "3");
+    let stored = "jsonpath={.status.storedVersions[0]}";
+    assert_eq!(cluster.kubectl(&["get", "crd", "things.x.io", "-o", stored]).await, "v1");
+
+    // Some lists are replaced whole, so that applying again sends them again; but nothing of it is news.
+    let versions = async || {
+        let path = "jsonpath={range .items[*]}{.kind}/{.metadata.name}={.metadata.resourceVersion}{\"\\n\"}{end}";
+        cluster.run("admin", &["get", "-f", "-", "-o", path], manifest).await.unwrap()
+    };
+    let before = versions().await;
+    cluster.run("admin", &["apply", "-f", "-"], manifest).await.unwrap();
+    assert_eq!(versions().await, before);
+
+    // `kubectl api-resources` prints the version third from the end, whether or not there are short names.
+    let listed = cluster.kubectl(&["api-resources", "--no-headers"]).await;
+    let resources: Vec<(&str, &str)> = listed
+        .lines()
+        .map(|line| {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            (words[0], words[words.len() - 3])
+        })
+        .collect();
+    assert!(resources.len() > 60, "{listed}");
+    let listable = cluster.kubectl(&["api-resources", "--verbs=list", "-o", "name"]).await;
+    let all = listable.lines().collect::<Vec<_>>().join(",");
+    let wide = cluster.kubectl(&["get", &all, "-A", "-o", "wide"]).await;
+    let silent: Vec<&str> = wide.lines().filter(|line| line.contains("<invalid>")).collect();
+    assert!(silent.is_empty(), "{silent:?}");
+    let named = cluster.kubectl(&["get", &all, "-A", "-o", "name"]).await;
+    assert!(named.lines().count() > objects, "{named}");
+
+    let explain = async |resource: &str, version: &str| {
+        let flag = format!("--api-version={version}");
+        let explained = cluster.run("admin", &["explain", resource, "--recursive", &flag], "").await;
+        assert!(explained.as_ref().is_ok_and(|text| text.contains("FIELDS:")), "{resource} {version}: {explained:?}");
+    };
+    futures::future::join_all(resources.iter().map(|(resource, version)| explain(resource, version))).await;
+
+    let deleted = cluster.run("admin", &["delete", "--wait=false", "-f", "-"], manifest).await.unwrap();
+    assert_eq!(deleted.lines().count(), objects, "{deleted}");
+}
+
+/// One autoscaler and one event, seen through both of the forms they have.
+#[tokio::test(flavor = "multi_thread")]
+async fn shared_storage_shows_each_form() {
+    let cluster = Cluster::start().await;
+    let get = async |path: &str| cluster.kubectl(&["get", "--raw", path]).await;
+    let autoscaler = "apiVersion: autoscaling/v1\nkind: HorizontalPodAutoscaler\nmetadata: {name: h, namespace: default}\n\
+                      spec: {maxReplicas: 3, targetCPUUtilizationPercentage: 60, scaleTargetRef: {kind: Deployment, name: d}}\n";
+    cluster.run("admin", &["create", "-f", "-"], autoscaler).await.unwrap();
+    let (v1, v2) = ("/apis/autoscaling/v1/namespaces/default", "/apis/autoscaling/v2/namespaces/default");
+    let old = get(&format!("{v1}/horizontalpodautoscalers/h")).await;
+    assert!(old.contains("\"targetCPUUtilizationPercentage\":60") && old.contains("\"autoscaling/v1\""), "{old}");
+    let new = get(&format!("{v2}/horizontalpodautoscalers/h")).await;
+    assert!(new.contains("\"averageUtilization\":60") && new.contains("\"autoscaling/v2\""), "{new}");
+    // A write through one form is seen through the other, in lists and in watches from before it.
+    let patch = "{\"spec\":{\"targetCPUUtilizationPercentage\":70}}";
+    let object = "horizontalpodautoscalers.v1.autoscaling/h";
+    cluster.kubectl(&["patch", object, "--type=merge", "-p", patch]).await;
+    let list = get(&format!("{v2}/horizontalpodautoscalers")).await;
+    assert!(list.contains("\"averageUtilization\":70") && !list.contains("\"targetCPU"), "{list}");
+    let watched = get(&format!("{v1}/horizontalpodautoscalers?watch=true&resourceVersion=1&timeoutSeconds=1")).await;
+    assert!(watched.contains("\"targetCPUUtilizationPercentage\":70") && !watched.contains("averageUtil"), "{watched}");
+
+    let event = "apiVersion: events.k8s.io/v1\nkind: Event\nmetadata: {name: e, namespace: default}\nreason: Ran\n\
+                 action: Run\ntype: Normal\nnote: it ran\neventTime: 2026-01-01T00:00:00.000000Z\n\
+                 reportingController: a.b/c\nreportingInstance: i\nregarding: {kind: Pod, name: p, namespace: default}\n";
+    cluster.run("admin", &["create", "-f", "-"], event).await.unwrap();
+    let core = get("/api/v1/namespaces/default/events/e").await;
+    assert!(core.contains("\"involvedObject\"") && core.contains("\"message\":\"it ran\""), "{core}");
+    let selected = "/apis/events.k8s.io/v1/namespaces/default/events?fieldSelector=regarding.name%3Dp";
+    assert!(get(selected).await.contains("\"note\":\"it ran\""));
+}

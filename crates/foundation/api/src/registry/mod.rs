@@ -152,6 +152,12 @@ impl Kind {
         }
     }
 
+    /// The row in whose form the objects of this one are kept; `None` when it is this one.
+    pub fn storage_row(&self) -> Option<&'static Kind> {
+        self.conversion?;
+        KINDS.iter().find(|row| row.is_storage() && row.storage == self.storage)
+    }
+
     /// Whether objects are stored in this row's form.
     pub fn is_storage(&self) -> bool {
         self.stored && self.conversion.is_none()

@@ -96,9 +96,9 @@ pub fn volume(value: &Value, errors: &mut Errors) {
     if spec.at("local").present() && !spec.at("nodeAffinity").present() {
         errors.missing(&Field::top(value, "metadata").at("annotations"), "Local volume requires node affinity");
     }
-    let recycled = spec.at("persistentVolumeReclaimPolicy");
-    if recycled.is("Recycle") && !spec.at("nfs").present() && !spec.at("hostPath").present() {
-        errors.deny(&recycled, "may not be 'recycle' for a hostPath mount of '/'");
+    let policy = spec.at("persistentVolumeReclaimPolicy");
+    if policy.is("Recycle") && spec.at("hostPath").at("path").is("/") {
+        errors.deny(&policy, "may not be 'recycle' for a hostPath mount of '/'");
     }
     if !spec.at("storageClassName").text().is_empty() {
         errors.name(&spec.at("storageClassName"), names::dns1123_subdomain);
