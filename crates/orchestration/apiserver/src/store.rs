@@ -34,9 +34,14 @@ impl ObjectStore {
         Self { kv, cache }
     }
 
+    /// The store's newest revision.
+    pub async fn revision(&self) -> Result<u64, Status> {
+        self.kv.current_revision().await.map_err(|error| store_error(&error))
+    }
+
     /// Waits until the cache holds everything that was acknowledged before this call.
     pub async fn catch_up(&self) -> Result<(), Status> {
-        let revision = self.kv.current_revision().await.map_err(|error| store_error(&error))?;
+        let revision = self.revision().await?;
         self.cache.wait_for(revision).await;
         Ok(())
     }

@@ -9,7 +9,8 @@ mod wire;
 use serde_json::Value;
 
 use crate::descriptor::{self, Message};
-use wire::{Reader, Writer};
+use wire::Reader;
+pub(crate) use wire::Writer;
 
 pub use encode::encode;
 
