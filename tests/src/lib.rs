@@ -1,6 +1,7 @@
 //! A host of its own for an end-to-end test: a network namespace, private folders, and a cloud in it.
 #![allow(clippy::print_stderr)]
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -38,6 +39,11 @@ impl Host {
         Ok(host)
     }
 
+    /// A folder of the test's own; goes with the host.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
     pub fn data_dir(&self) -> PathBuf {
         self.folder.path().join("data")
     }
@@ -72,9 +78,40 @@ impl Host {
         command
     }
 
+    /// `dhow` with these arguments, to be run.
+    pub fn dhow_command(&self, args: &[&str]) -> Command {
+        let mut command = self.command(&self.binary);
+        command.args(args);
+        command
+    }
+
     /// `dhow` with these arguments; returns standard output.
     pub fn dhow(&self, args: &[&str]) -> Result<String> {
-        run(self.command(&self.binary).args(args))
+        run(&mut self.dhow_command(args))
+    }
+
+    /// `kubectl apply` of a manifest.
+    pub fn apply(&self, manifest: &str) -> Result<String> {
+        let mut command = self.command("kubectl");
+        command.args(["apply", "-f", "-"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut kubectl = command.spawn().context("start kubectl")?;
+        kubectl.stdin.take().context("no input")?.write_all(manifest.as_bytes()).context("write the manifest")?;
+        let output = kubectl.wait_with_output().context("wait for kubectl")?;
+        check(&command, &output)?;
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// A web server on the host's address that answers everything with `text`; kill it when done.
+    pub fn serve(&self, text: &str, port: u16) -> Result<Child> {
+        let answer = format!("HTTP/1.0 200 OK\r\nContent-Length: {}\r\n\r\n{text}", text.len());
+        let script = "import socket, sys\n\
+            listener = socket.create_server((sys.argv[1], int(sys.argv[2])))\n\
+            while True:\n    \
+            peer, _ = listener.accept()\n    \
+            peer.recv(65536)\n    \
+            peer.sendall(sys.argv[3].encode())\n    \
+            peer.close()\n";
+        self.spawn("python3", &["-c", script, HOST_IP, &port.to_string(), &answer])
     }
 
     /// The machine's real kubectl; returns standard output.

@@ -16,6 +16,8 @@ pub const TEST_NEEDS: &[Need] = &[
     ("docker-registry", "docker-registry"),
     ("crun", "crun"),
     ("dig", "bind9-dnsutils"),
+    ("kubectl", "kubernetes-client"),
+    ("python3", "python3"),
     ("curl", "curl"),
     ("script", "bsdutils"),
     ("nsenter", "util-linux"),

@@ -1,43 +1,318 @@
 //! The only place where parts are plugged together.
 
-use std::net::{IpAddr, SocketAddr};
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
-use dhow_apiserver::{ApiServer, UserInfo};
-use dhow_base::pki::{CertSpec, ClusterCa, SaKey};
-use dhow_base::tls;
+use anyhow::{Context, Result, anyhow};
+use dhow_apiserver::{ApiServer, ServiceRange, UserInfo};
 use dhow_client::Client;
 use dhow_controllers::ControllersConfig;
-use dhow_cri::Runtime;
 use dhow_cri::embedded::{EmbeddedConfig, EmbeddedRuntime};
-use dhow_dns::DnsConfig;
-use dhow_image::ImageStore;
+use dhow_image::{ImageStore, PullOptions};
 use dhow_net::{Cidr, Net, NetConfig};
 use dhow_node::{Node, NodeConfig};
+use dhow_oci::client::Program;
 use dhow_scheduler::SchedulerConfig;
 use dhow_store::FjallKv;
+use rustix::mount::UnmountFlags;
 use tokio::net::TcpListener;
+use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::keys::{self, Keys};
 use crate::place::{self, Place};
-use crate::{cluster_dns, kubeconfig};
+use crate::{cluster_dns, nameserver};
+
+/// Parts that run until told to stop; one that ends by itself is an error.
+type Parts = JoinSet<Result<()>>;
 
 /// Runs server and node on this machine until `shutdown`; calls `ready` once the node takes pods.
+///
+/// What touches the disk and what touches the kernel start beside each other; the rest needs only the in-process API.
+/// At the end those who use the API stop first, then the API.
 pub async fn run(place: &Place, shutdown: CancellationToken, ready: impl FnOnce()) -> Result<()> {
-    let mut parts: JoinSet<Result<()>> = JoinSet::new();
-    let server = start_server(place, &shutdown, &mut parts).await?;
-    start_node(place, &server, &shutdown, &mut parts).await?;
-    ready();
-    tracing::info!(api = place.api_url(), node = place.node_name, "ready");
-    while let Some(ended) = parts.join_next().await {
-        let result = ended.context("a part panicked").and_then(|result| result);
-        if !shutdown.is_cancelled() {
-            // Without one of its parts the cloud only seems to run.
-            shutdown.cancel();
-            result.and_then(|()| Err(anyhow::anyhow!("a part ended by itself")))?;
+    // Before anything is made: whether we may listen at all.
+    let listener = listen(place, place.api_port).await?;
+    let (store, (mut keys, sa_key), net, images) = tokio::try_join!(
+        blocking(place, "open the store", |place| Ok(FjallKv::open(place.data_dir.join("store"))?)),
+        blocking(place, "open keys and certificates", Keys::open),
+        open_net(place),
+        blocking(place, "open the image store", open_images),
+    )?;
+    let (api_shutdown, users_shutdown) = (CancellationToken::new(), CancellationToken::new());
+    let (mut api, mut users) = (Parts::new(), Parts::new());
+
+    let config = dhow_apiserver::Config {
+        advertise: SocketAddr::new(place.node_ip, place.api_port),
+        service_range: service_range()?,
+        api_service_ip: place::API_SERVICE_IP,
+        node_ports: place::NODE_PORTS.0..=place::NODE_PORTS.1,
+        sa_key,
+        node_tls: Arc::clone(&keys.to_nodes),
+    };
+    let server = ApiServer::new(Arc::new(store), config, api_shutdown.clone()).await.context("start the API server")?;
+    let serving = Arc::clone(&server).serve(listener, Arc::clone(&keys.api_tls), api_shutdown.clone());
+    api.spawn(part("API server", serving));
+    api.spawn(part("certificate renewal", keys.keep_renewed(place, &api_shutdown)));
+
+    start_control_plane(&server, &keys, &users_shutdown, &mut users);
+    start_network(place, &server, &keys, &net, &users_shutdown, &mut users);
+    let (tell_ready, is_ready) = oneshot::channel();
+    let node = run_node(
+        place.clone(),
+        Arc::clone(&server),
+        Arc::clone(&keys.node_tls),
+        net,
+        images,
+        users_shutdown.clone(),
+        tell_ready,
+    );
+    users.spawn(node);
+
+    tokio::select! {
+        ended = users.join_next() => return Err(ended_early(ended)),
+        ended = api.join_next() => return Err(ended_early(ended)),
+        () = shutdown.cancelled() => {}
+        Ok(()) = is_ready => {
+            ready();
+            tracing::info!(api = place.api_url(), node = place.node_name, "ready");
+        }
+    }
+    let failed = tokio::select! {
+        // Without one of its parts the cloud would only seem to run.
+        ended = users.join_next() => Err(ended_early(ended)),
+        ended = api.join_next() => Err(ended_early(ended)),
+        () = shutdown.cancelled() => Ok(()),
+    };
+    for (token, parts) in [(users_shutdown, &mut users), (api_shutdown, &mut api)] {
+        token.cancel();
+        while let Some(ended) = parts.join_next().await {
+            if let Err(error) = ended.context("a part panicked").and_then(|result| result) {
+                tracing::warn!(error = format!("{error:#}"), "stop");
+            }
+        }
+    }
+    failed
+}
+
+/// What nobody asked to end did end, or failed.
+fn ended_early(ended: Option<Result<Result<()>, tokio::task::JoinError>>) -> anyhow::Error {
+    match ended {
+        Some(Ok(Err(error))) => error,
+        Some(Err(panic)) => anyhow::Error::new(panic).context("a part panicked"),
+        Some(Ok(Ok(()))) | None => anyhow!("a part ended by itself"),
+    }
+}
+
+async fn part(name: &'static str, run: impl Future<Output = ()>) -> Result<()> {
+    run.await;
+    tracing::debug!(part = name, "ended");
+    Ok(())
+}
+
+/// Runs what waits for the disk on a thread that may.
+async fn blocking<T: Send + 'static>(
+    place: &Place,
+    what: &'static str,
+    work: impl FnOnce(&Place) -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let place = place.clone();
+    tokio::task::spawn_blocking(move || work(&place)).await.context(what)?.context(what)
+}
+
+/// Listens on all addresses of the machine, in the family of the node's.
+async fn listen(place: &Place, port: u16) -> Result<TcpListener> {
+    let address = any_address(place, port);
+    TcpListener::bind(address).await.with_context(|| format!("listen on {address}"))
+}
+
+fn any_address(place: &Place, port: u16) -> SocketAddr {
+    let any = match place.node_ip {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    SocketAddr::new(any, port)
+}
+
+fn cidr(text: &str) -> Result<Cidr> {
+    text.parse().with_context(|| format!("network {text}"))
+}
+
+fn service_range() -> Result<ServiceRange> {
+    let range = cidr(place::SERVICE_CIDR)?;
+    Ok(ServiceRange { first: range.network(), prefix: range.prefix() })
+}
+
+async fn open_net(place: &Place) -> Result<Arc<Net>> {
+    let state_dir = place.data_dir.join("net");
+    fs::create_dir_all(&state_dir).with_context(|| format!("create {}", state_dir.display()))?;
+    let mut config = NetConfig::new(cidr(place::POD_CIDR)?, state_dir);
+    config.bridge = place::BRIDGE.to_owned();
+    config.table = place::TABLE.to_owned();
+    config.cluster_cidr = cidr(place::CLUSTER_CIDR)?;
+    config.service_cidr = cidr(place::SERVICE_CIDR)?;
+    config.node_port_range = place::NODE_PORTS.0..=place::NODE_PORTS.1;
+    config.node_ip = match place.node_ip {
+        IpAddr::V4(address) => Some(address),
+        IpAddr::V6(_) => None,
+    };
+    Net::open(config).await.context("set up the pod network")
+}
+
+fn open_images(place: &Place) -> Result<ImageStore> {
+    Ok(ImageStore::open(&place.data_dir.join("images"))?)
+}
+
+fn runtime_dir(place: &Place) -> PathBuf {
+    place.data_dir.join("runtime")
+}
+
+async fn open_runtime(place: &Place, images: ImageStore, net: Arc<Net>) -> Result<Arc<EmbeddedRuntime>> {
+    let (root, run_dir) = (runtime_dir(place), place.run_dir.join("shims"));
+    for folder in [&root, &run_dir] {
+        fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
+    }
+    let config = EmbeddedConfig {
+        root,
+        run_dir,
+        cgroup_root: place.cgroup(),
+        program: Program::own().context("prepare the shims' program")?,
+        images,
+        pull: PullOptions::default(),
+        network: net,
+    };
+    EmbeddedRuntime::open(config).await.context("open the container runtime")
+}
+
+fn start_control_plane(server: &Arc<ApiServer>, keys: &Keys, shutdown: &CancellationToken, parts: &mut Parts) {
+    let client = server.client(UserInfo::new("system:kube-controller-manager", &[]));
+    let config = ControllersConfig { root_ca_pem: keys.ca.cert_pem().to_owned() };
+    parts.spawn(part("controllers", dhow_controllers::run_all(client, config, shutdown.clone())));
+    let client = server.client(UserInfo::new("system:kube-scheduler", &[]));
+    parts.spawn(part("scheduler", dhow_scheduler::run(client, SchedulerConfig::default(), shutdown.clone())));
+}
+
+/// As whom the parts on a node call the API.
+fn node_client(place: &Place, server: &Arc<ApiServer>) -> Client {
+    server.client(UserInfo::new(&format!("system:node:{}", place.node_name), &["system:nodes"]))
+}
+
+fn start_network(
+    place: &Place,
+    server: &Arc<ApiServer>,
+    keys: &Keys,
+    net: &Arc<Net>,
+    shutdown: &CancellationToken,
+    parts: &mut Parts,
+) {
+    let (client, net_, node, stop) =
+        (node_client(place, server), Arc::clone(net), place.node_name.clone(), shutdown.clone());
+    parts
+        .spawn(async move { dhow_net::proxy::run(client, net_, &node, stop).await.context("keep the service tables") });
+    let administrator = server.client(UserInfo::new("system:dhow", &[keys::MASTERS]));
+    let (gateway, node) = (net.bridge_gateway(), place.node_name.clone());
+    let nameserver =
+        nameserver::keep_running(place.clone(), gateway, Arc::clone(&keys.nameserver_renewed), shutdown.clone());
+    parts.spawn(async move {
+        cluster_dns::ensure(&administrator, place::DNS_SERVICE_IP.into(), gateway.into(), &node).await?;
+        nameserver.await
+    });
+}
+
+async fn run_node(
+    place: Place,
+    server: Arc<ApiServer>,
+    tls: Arc<rustls::ServerConfig>,
+    net: Arc<Net>,
+    images: ImageStore,
+    shutdown: CancellationToken,
+    ready: oneshot::Sender<()>,
+) -> Result<()> {
+    let root_dir = place.data_dir.join("node");
+    fs::create_dir_all(&root_dir).with_context(|| format!("create {}", root_dir.display()))?;
+    let config = NodeConfig {
+        name: place.node_name.clone(),
+        client: node_client(&place, &server),
+        runtime: open_runtime(&place, images, net).await?,
+        root_dir,
+        node_ip: place.node_ip.to_string(),
+        pod_cidr: Some(place::POD_CIDR.to_owned()),
+        kubelet_port: place.node_port,
+        listen: any_address(&place, place.node_port),
+        tls: Some(tls),
+        cluster_dns: place::DNS_SERVICE_IP.to_string(),
+        cluster_domain: place::CLUSTER_DOMAIN.to_owned(),
+        labels: BTreeMap::new(),
+    };
+    Node::run(config, shutdown, || {
+        let _ = ready.send(());
+    })
+    .await
+    .context("run the node")
+}
+
+/// Stops all containers of a cloud whose daemon is down, and with `remove` forgets them; returns how many pod sandboxes
+/// there were.
+pub async fn stop_containers(place: &Place, remove: bool) -> Result<usize> {
+    // Nothing was ever started here: then nothing is to be made, either.
+    if !runtime_dir(place).exists() {
+        return Ok(0);
+    }
+    let net = open_net(place).await?;
+    let images = blocking(place, "open the image store", open_images).await?;
+    let runtime = open_runtime(place, images, net).await?;
+    if remove {
+        return runtime.remove_all().await.context("remove the containers");
+    }
+    runtime.stop_all().await.context("stop the containers")
+}
+
+/// Removes all network state and mounts of a cloud whose containers are stopped. Its folders are the caller's.
+pub async fn purge(place: &Place) -> Result<()> {
+    // A network is opened to be removed, so that nothing of it needs to be remembered.
+    open_net(place).await?.purge().await.context("remove the pod network")?;
+    unmount_below(&[&place.data_dir, &place.run_dir])
+}
+
+/// Unmounts what is mounted below these folders, newest first.
+fn unmount_below(folders: &[&Path]) -> Result<()> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").context("read the mounts")?;
+    for line in mounts.lines().rev() {
+        let Some(point) = line.split(' ').nth(4).map(unescape) else { continue };
+        if folders.iter().any(|folder| point.starts_with(folder)) {
+            rustix::mount::unmount(&point, UnmountFlags::DETACH)
+                .with_context(|| format!("unmount {}", point.display()))?;
         }
     }
     Ok(())
+}
+
+/// The kernel writes white space and backslashes of mount points as `\ooo`.
+fn unescape(field: &str) -> PathBuf {
+    use std::os::unix::ffi::OsStringExt;
+    let mut bytes = Vec::new();
+    let mut rest = field.as_bytes();
+    while let [first, tail @ ..] = rest {
+        let code = tail.get(..3).and_then(|d| std::str::from_utf8(d).ok()).and_then(|d| u8::from_str_radix(d, 8).ok());
+        match code.filter(|_| *first == b'\\') {
+            Some(code) => (bytes.push(code), rest = &tail[3..]),
+            None => (bytes.push(*first), rest = tail),
+        };
+    }
+    PathBuf::from(std::ffi::OsString::from_vec(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mount_points_are_unescaped() {
+        assert_eq!(unescape("/a\\040b/c\\134d/e"), PathBuf::from("/a b/c\\d/e"));
+        assert_eq!(unescape("/plain"), PathBuf::from("/plain"));
+    }
 }

@@ -36,13 +36,22 @@ pub enum Command {
     /// Run server and node in the foreground (what `dhow up` starts, and a service manager may).
     #[command(name = "serve")]
     Serve(PlaceArgs),
+    /// Run the cluster's name server (what the daemon starts).
+    #[command(name = crate::nameserver::COMMAND, hide = true)]
+    ServeDns {
+        #[command(flatten)]
+        place: PlaceArgs,
+        /// Address of the pods' gateway, where it listens.
+        #[arg(long, value_name = "IP")]
+        gateway: std::net::Ipv4Addr,
+    },
 }
 
 /// Where this cloud lives on the machine and in the network.
 #[derive(Debug, Clone, Args)]
 pub struct PlaceArgs {
     /// Folder of everything that must survive a reboot.
-    #[arg(long, env = "DHOW_DATA_DIR", default_value = "/var/lib/dhow", value_name = "DIR")]
+    #[arg(long, env = "DHOW_DATA_DIR", default_value = crate::place::DEFAULT_DATA_DIR, value_name = "DIR")]
     pub data_dir: PathBuf,
     /// Folder of sockets and run-time state; lost at reboot.
     #[arg(long, env = "DHOW_RUN_DIR", default_value = "/run/dhow", value_name = "DIR")]
@@ -99,11 +108,11 @@ pub struct DownArgs {
 /// How to reach a running cloud.
 #[derive(Debug, Clone, Args)]
 pub struct ConnectArgs {
-    /// Kubeconfig to use [default: $KUBECONFIG, ~/.kube/config, then the data folder's].
-    #[arg(long, env = "KUBECONFIG", value_name = "FILE")]
+    /// Kubeconfig to use [default: that of the cloud on this machine, else context "dhow" of the user's].
+    #[arg(long, value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
     /// Folder of a cloud on this machine.
-    #[arg(long, env = "DHOW_DATA_DIR", default_value = "/var/lib/dhow", value_name = "DIR")]
+    #[arg(long, env = "DHOW_DATA_DIR", default_value = crate::place::DEFAULT_DATA_DIR, value_name = "DIR")]
     pub data_dir: PathBuf,
     /// Folder of its run-time state.
     #[arg(long, env = "DHOW_RUN_DIR", default_value = "/run/dhow", value_name = "DIR")]

@@ -14,7 +14,7 @@ const NAME: &str = "kube-dns";
 
 /// Makes the cluster's DNS reachable under its Service address.
 pub async fn ensure(client: &Client, service_ip: IpAddr, gateway: IpAddr, node: &str) -> Result<()> {
-    let labels = json!({"k8s-app": "kube-dns", "kubernetes.io/name": "Dhow DNS"});
+    let labels = json!({"k8s-app": "kube-dns", "kubernetes.io/name": "DhowDNS"});
     ensure_object::<Service>(
         client,
         json!({
@@ -30,7 +30,7 @@ pub async fn ensure(client: &Client, service_ip: IpAddr, gateway: IpAddr, node: 
             "metadata": {
                 "name": format!("{NAME}-{node}"),
                 "namespace": NAMESPACE,
-                "labels": {"kubernetes.io/service-name": NAME, "endpointslice.kubernetes.io/managed-by": "dhow.io/dns"},
+                "labels": {"kubernetes.io/service-name": NAME, "endpointslice.kubernetes.io/managed-by": "dns.dhow.io"},
             },
             "addressType": "IPv4",
             "endpoints": [{"addresses": [gateway], "conditions": {"ready": true}, "nodeName": node}],
@@ -47,6 +47,12 @@ fn ports() -> Value {
 
 async fn ensure_object<K: Object + DeserializeOwned>(client: &Client, wanted: Value) -> Result<()> {
     let object: K = serde_json::from_value(wanted).context("build the object")?;
+    let metadata = object.metadata();
+    // A Service that is there makes its own address a taken one, so creating it again is not "already exists".
+    match client.get::<K>(metadata.namespace.as_deref(), metadata.name.as_deref().unwrap_or_default()).await {
+        Err(error) if error.is_not_found() => {}
+        other => return other.map(drop).map_err(Into::into),
+    }
     match client.create(&object).await {
         Err(error) if !error.is_already_exists() => Err(error.into()),
         _ => Ok(()),

@@ -9,22 +9,32 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use rustix::process::{Pid, Signal};
+use rustix::process::Pid;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::builtins;
 use crate::cli::LogFormat;
 use crate::exit::TimedOut;
+use crate::pidfile::PidFile;
 use crate::place::Place;
 
 /// Runs server and node until SIGTERM or SIGINT. Containers go on running afterwards.
 pub async fn serve(place: &Place) -> Result<()> {
-    init_logging(place.log_format);
+    init_logging(place.log_format)?;
     fs::create_dir_all(&place.data_dir).with_context(|| format!("create {}", place.data_dir.display()))?;
-    fs::create_dir_all(&place.run_dir).with_context(|| format!("create {}", place.run_dir.display()))?;
     let _lock = lock(place)?;
-    fs::write(place.pid_file(), std::process::id().to_string()).context("write the pid file")?;
+    fs::create_dir_all(&place.run_dir).with_context(|| format!("create {}", place.run_dir.display()))?;
+    let _pid_file = PidFile::take(&place.pid_file())?;
+    let shutdown = shutdown_signal()?;
+    let result = builtins::run(place, shutdown, || notify("READY=1")).await;
+    notify("STOPPING=1");
+    let _ = fs::remove_file(place.pid_file());
+    result
+}
+
+/// Is cancelled by SIGTERM or SIGINT.
+pub fn shutdown_signal() -> Result<CancellationToken> {
     let shutdown = CancellationToken::new();
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
@@ -33,20 +43,17 @@ pub async fn serve(place: &Place) -> Result<()> {
         tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
         stop.cancel();
     });
-    let result = builtins::run(place, shutdown, || notify("READY=1")).await;
-    notify("STOPPING=1");
-    let _ = fs::remove_file(place.pid_file());
-    result
+    Ok(shutdown)
 }
 
-fn init_logging(format: LogFormat) {
-    use std::io::IsTerminal;
-    let json = match format {
-        LogFormat::Auto => !std::io::stderr().is_terminal(),
-        LogFormat::Human => false,
-        LogFormat::Json => true,
-    };
-    dhow_base::logging::init(if json { dhow_base::logging::Format::Json } else { dhow_base::logging::Format::Human });
+pub fn init_logging(format: LogFormat) -> Result<()> {
+    use dhow_base::logging::{Format, init};
+    init(match format {
+        LogFormat::Auto => Format::Auto,
+        LogFormat::Human => Format::Text,
+        LogFormat::Json => Format::Json,
+    })
+    .context("set up logging")
 }
 
 /// Held while the daemon lives, so that two never share a data folder.
@@ -63,13 +70,16 @@ fn notify(message: &str) {
     let Some(address) = std::env::var_os("NOTIFY_SOCKET") else { return };
     let sent = UnixDatagram::unbound().and_then(|socket| socket.send_to(message.as_bytes(), Path::new(&address)));
     if let Err(error) = sent {
-        tracing::warn!(%error, "cannot send the readiness message");
+        // `dhow up` listens for the first message only.
+        tracing::debug!(%error, message, "nobody takes the message");
     }
 }
 
 /// Starts `dhow serve` in the background and waits until it is ready, or says why it is not.
 pub fn start(place: &Place, timeout: Duration) -> Result<()> {
-    fs::create_dir_all(&place.run_dir).with_context(|| format!("create {}", place.run_dir.display()))?;
+    for folder in [&place.data_dir, &place.run_dir] {
+        fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
+    }
     let socket_path = place.run_dir.join("notify.sock");
     let _ = fs::remove_file(&socket_path);
     let socket = UnixDatagram::bind(&socket_path).context("open the readiness socket")?;
@@ -81,18 +91,7 @@ pub fn start(place: &Place, timeout: Duration) -> Result<()> {
     command
         .arg0("dhow")
         .arg("serve")
-        .arg("--data-dir")
-        .arg(&place.data_dir)
-        .arg("--run-dir")
-        .arg(&place.run_dir)
-        .arg("--node-name")
-        .arg(&place.node_name)
-        .arg("--node-ip")
-        .arg(place.node_ip.to_string())
-        .arg("--api-port")
-        .arg(place.api_port.to_string())
-        .arg("--node-port")
-        .arg(place.node_port.to_string())
+        .args(place.as_args())
         .env("NOTIFY_SOCKET", &socket_path)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -106,7 +105,12 @@ pub fn start(place: &Place, timeout: Duration) -> Result<()> {
         Ok(()) => Ok(()),
         Err(error) => {
             let last = tail(&log_path, log_start);
-            Err(error.context(format!("the daemon did not become ready; its log {} ends:\n{last}", log_path.display())))
+            let log = format!("the end of its log {}:\n{last}", log_path.display());
+            // A deadline stays what it is, for the exit code.
+            Err(match error.downcast::<TimedOut>() {
+                Ok(late) => TimedOut(format!("the daemon is {late}; it goes on (`dhow down` ends it); {log}")).into(),
+                Err(error) => anyhow::anyhow!("the daemon did not become ready: {error:#}; {log}"),
+            })
         }
     }
 }
@@ -152,28 +156,4 @@ fn tail(path: &Path, from: u64) -> String {
     }
     let lines: Vec<&str> = text.lines().collect();
     lines[lines.len().saturating_sub(8)..].join("\n")
-}
-
-/// The running daemon's process, if the pid file names a live `dhow`.
-pub fn running(run_dir: &Path) -> Option<Pid> {
-    let pid: i32 = fs::read_to_string(run_dir.join("dhow.pid")).ok()?.trim().parse().ok()?;
-    let command = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-    let serves = command.split(|byte| *byte == 0).any(|argument| argument == b"serve" || argument == b"up");
-    serves.then(|| Pid::from_raw(pid))?
-}
-
-/// Asks the daemon to end and waits for it. Returns whether one was running.
-pub fn stop(run_dir: &Path) -> Result<bool> {
-    use rustix::event::{PollFd, PollFlags, Timespec, poll};
-    let Some(pid) = running(run_dir) else { return Ok(false) };
-    let Ok(handle) = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()) else { return Ok(false) };
-    rustix::process::pidfd_send_signal(&handle, Signal::TERM).context("stop the daemon")?;
-    let wait = Timespec { tv_sec: 30, tv_nsec: 0 };
-    let ended = poll(&mut [PollFd::new(&handle, PollFlags::IN)], Some(&wait)).context("wait for the daemon")?;
-    if ended == 0 {
-        tracing::warn!("the daemon did not end within 30 s; killing it");
-        rustix::process::pidfd_send_signal(&handle, Signal::KILL).context("kill the daemon")?;
-        poll(&mut [PollFd::new(&handle, PollFlags::IN)], None).context("wait for the daemon")?;
-    }
-    Ok(true)
 }

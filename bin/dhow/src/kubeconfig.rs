@@ -9,10 +9,10 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 /// Name of cluster, user and context alike.
-const NAME: &str = "dhow";
+pub const NAME: &str = "dhow";
 
-/// A whole kubeconfig for the administrator. Keys and certificates are PEM.
-pub fn administrator(server: &str, ca_pem: &str, cert_pem: &str, key_pem: &str) -> Value {
+/// A whole kubeconfig for one client. Keys and certificates are PEM.
+pub fn with_certificate(server: &str, ca_pem: &str, cert_pem: &str, key_pem: &str) -> Value {
     let data = |pem: &str| Value::String(base64(pem.as_bytes()));
     json!({
         "apiVersion": "v1",
@@ -87,6 +87,11 @@ pub fn forget_for_user() -> Result<bool> {
     Ok(found)
 }
 
+/// The invoking user's kubeconfig.
+pub fn of_user() -> PathBuf {
+    InvokingUser::find().kubeconfig()
+}
+
 fn read(path: &Path) -> Result<Value> {
     match fs::read_to_string(path) {
         Ok(text) if !text.trim().is_empty() => {
@@ -147,7 +152,7 @@ mod tests {
 
     #[test]
     fn administrator_round_trips_through_yaml() {
-        let config = administrator("https://10.0.0.1:6443", "ca", "cert", "key");
+        let config = with_certificate("https://10.0.0.1:6443", "ca", "cert", "key");
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("sub/config");
         write(&path, &config, None).unwrap();

@@ -6,15 +6,22 @@ mod cluster_dns;
 mod commands;
 mod daemon;
 mod exit;
+mod keys;
 mod kubeconfig;
+mod nameserver;
+mod pidfile;
 mod place;
 mod preflight;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{CommandFactory, Parser};
 
 use cli::{Cli, Command};
+
+/// What threads that still wait for the system get at the end.
+const FAREWELL: Duration = Duration::from_millis(100);
 
 fn main() -> ExitCode {
     // The shim is this same binary. It must start before any thread or runtime exists.
@@ -34,17 +41,30 @@ fn run(command: Command) -> anyhow::Result<()> {
     rustls::crypto::ring::default_provider()
         .install_default()
         .map_err(|_| anyhow::anyhow!("the TLS provider was installed twice"))?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(async {
+    let mut builder = match command {
+        // One small process more: a thread is enough for it.
+        Command::ServeDns { .. } => tokio::runtime::Builder::new_current_thread(),
+        _ => tokio::runtime::Builder::new_multi_thread(),
+    };
+    let runtime = builder.enable_all().build()?;
+    let result = runtime.block_on(async {
         match command {
             Command::Up(args) => commands::up::run(args).await,
             Command::Down(args) => commands::down::run(args).await,
             Command::Status(args) => commands::status::run(args).await,
             Command::Deploy(args) => commands::deploy::run(args).await,
             Command::Image(command) => commands::image::run(command).await,
-            Command::Kubeconfig(args) => commands::kubeconfig(&args),
+            Command::Kubeconfig(args) => commands::print_kubeconfig(&args),
             Command::Serve(args) => daemon::serve(&place::Place::resolve(&args)?).await,
+            Command::ServeDns { place, gateway } => {
+                let place = place::Place::resolve(&place)?;
+                daemon::init_logging(place.log_format)?;
+                nameserver::serve(&place, gateway).await
+            }
             Command::Completion { .. } => Ok(()),
         }
-    })
+    });
+    // A thread may be waiting for a resolver that does not answer; nothing that must be finished is left to threads.
+    runtime.shutdown_timeout(FAREWELL);
+    result
 }

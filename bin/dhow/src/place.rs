@@ -1,8 +1,9 @@
 //! Where a cloud lives: flags resolved once into folders, addresses and names.
 
+use std::ffi::OsString;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
@@ -20,6 +21,7 @@ pub struct Place {
     pub log_format: LogFormat,
 }
 
+pub const DEFAULT_DATA_DIR: &str = "/var/lib/dhow";
 /// All pods of the cluster.
 pub const CLUSTER_CIDR: &str = "10.42.0.0/16";
 /// The pods of the first node.
@@ -59,8 +61,42 @@ impl Place {
         self.data_dir.join("dhow.log")
     }
 
+    pub fn dns_pid_file(&self) -> PathBuf {
+        self.run_dir.join("dns.pid")
+    }
+
+    /// How the name server's process reaches the API.
+    pub fn dns_kubeconfig(&self) -> PathBuf {
+        self.data_dir.join("dns.kubeconfig")
+    }
+
+    /// The flags that resolve to this place again.
+    pub fn as_args(&self) -> Vec<OsString> {
+        let flags: [(&str, OsString); 6] = [
+            ("--data-dir", self.data_dir.clone().into()),
+            ("--run-dir", self.run_dir.clone().into()),
+            ("--node-name", self.node_name.clone().into()),
+            ("--node-ip", self.node_ip.to_string().into()),
+            ("--api-port", self.api_port.to_string().into()),
+            ("--node-port", self.node_port.to_string().into()),
+        ];
+        flags.into_iter().flat_map(|(flag, value)| [flag.into(), value]).collect()
+    }
+
     pub fn admin_kubeconfig(&self) -> PathBuf {
         self.data_dir.join("admin.kubeconfig")
+    }
+
+    /// Top control group of all containers. Two clouds on one machine, told apart by their data, must not share it:
+    /// stopping one kills what is in it.
+    pub fn cgroup(&self) -> String {
+        if self.data_dir == Path::new(DEFAULT_DATA_DIR) {
+            return "dhow".to_owned();
+        }
+        // FNV-1a: it must be the same for every version of this program.
+        let bytes = self.data_dir.as_os_str().as_encoded_bytes();
+        let hash = bytes.iter().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193));
+        format!("dhow-{hash:08x}")
     }
 
     pub fn api_url(&self) -> String {

@@ -15,9 +15,7 @@ const SLOW_FSYNC: Duration = Duration::from_millis(20);
 
 /// Fails with every problem at once; returns warnings.
 pub fn check(place: &Place) -> Result<Vec<String>> {
-    if !rustix::process::geteuid().is_root() {
-        bail!("dhow up needs root to make containers and networks; run it with sudo");
-    }
+    root("dhow up")?;
     let mut problems = Vec::new();
     filesystems(&mut problems);
     cgroups(&mut problems);
@@ -42,6 +40,14 @@ pub fn check(place: &Place) -> Result<Vec<String>> {
         return Ok(warnings);
     }
     bail!("this machine is not ready:\n  - {}", problems.join("\n  - "))
+}
+
+/// Fails unless this process may make and remove containers and networks.
+pub fn root(command: &str) -> Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        bail!("{command} needs root for containers and networks; run it with sudo");
+    }
+    Ok(())
 }
 
 fn filesystems(problems: &mut Vec<String>) {
@@ -71,9 +77,10 @@ fn cgroups(problems: &mut Vec<String>) {
     }
 }
 
+/// Measures where the folder is or will be: a check that fails should leave nothing behind.
 fn measure_fsync(folder: &Path) -> std::io::Result<Duration> {
-    fs::create_dir_all(folder)?;
-    let path = folder.join(".preflight");
+    let folder = folder.ancestors().find(|folder| folder.is_dir()).unwrap_or(folder);
+    let path = folder.join(".dhow-preflight");
     let mut file = fs::File::create(&path)?;
     let begin = Instant::now();
     file.write_all(&[0; 4096])?;

@@ -8,14 +8,16 @@ use anyhow::{Context, Result};
 
 use crate::cli::DownArgs;
 use crate::place::Place;
-use crate::{builtins, daemon, kubeconfig};
+use crate::{builtins, kubeconfig, nameserver, pidfile, preflight};
 
 pub async fn run(args: DownArgs) -> Result<()> {
+    preflight::root("dhow down")?;
     let place = Place::resolve(&args.place)?;
-    let run_dir = place.run_dir.clone();
+    let pid_file = place.pid_file();
     let was_running =
-        tokio::task::spawn_blocking(move || daemon::stop(&run_dir)).await.context("stop the daemon")??;
-    let containers = builtins::stop_containers(&place).await?;
+        tokio::task::spawn_blocking(move || pidfile::stop(&pid_file)).await.context("stop the daemon")??;
+    nameserver::stop(&place).await?;
+    let containers = builtins::stop_containers(&place, args.purge).await?;
     eprintln!(
         "{}; {containers} pod sandboxes stopped.",
         if was_running { "Dhow is stopped" } else { "Dhow was not running" }

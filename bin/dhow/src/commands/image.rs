@@ -45,7 +45,7 @@ pub async fn run(command: ImageCommand) -> Result<()> {
 
 fn table(images: &Value) -> Table {
     let mut table = Table::new();
-    table.load_preset(presets::NOTHING).set_header(vec!["IMAGE", "ID", "SIZE"]);
+    table.load_style(presets::NOTHING).set_header(vec!["IMAGE", "ID", "SIZE"]);
     for image in images["images"].as_array().into_iter().flatten() {
         let id = image["id"].as_str().unwrap_or_default().trim_start_matches("sha256:");
         let size = format!("{:.1} MiB", image["size"].as_f64().unwrap_or(0.0) / (1024.0 * 1024.0));

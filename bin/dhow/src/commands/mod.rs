@@ -12,29 +12,33 @@ use anyhow::{Context, Result, bail};
 use dhow_client::Client;
 
 use crate::cli::ConnectArgs;
+use crate::kubeconfig;
 
-/// The kubeconfig that reaches the cloud: the one named, else that of the cloud on this machine.
-fn kubeconfig_path(args: &ConnectArgs) -> Result<PathBuf> {
+/// The kubeconfig that reaches the cloud, and the context in it (`None` is the file's current one).
+fn kubeconfig_path(args: &ConnectArgs) -> Result<(PathBuf, Option<&'static str>)> {
+    if let Some(named) = &args.kubeconfig {
+        return Ok((named.clone(), None));
+    }
     let own = args.data_dir.join("admin.kubeconfig");
-    if own.exists() && std::fs::File::open(&own).is_ok() {
-        return Ok(own);
+    if std::fs::File::open(&own).is_ok() {
+        return Ok((own, None));
     }
-    let named = args.kubeconfig.clone().or_else(|| std::env::home_dir().map(|home| home.join(".kube/config")));
-    match named {
-        Some(path) if path.exists() => Ok(path),
-        _ => bail!("no cloud found: run `dhow up` first, or name a kubeconfig with --kubeconfig"),
+    let users = kubeconfig::of_user();
+    if !users.exists() {
+        bail!("no cloud found: run `dhow up` first, or name a kubeconfig with --kubeconfig");
     }
+    Ok((users, Some(kubeconfig::NAME)))
 }
 
 fn connect(args: &ConnectArgs) -> Result<Client> {
-    let path = kubeconfig_path(args)?;
-    Client::from_kubeconfig(&path, Some("dhow")).with_context(|| format!("use {}", path.display()))
+    let (path, context) = kubeconfig_path(args)?;
+    Client::from_kubeconfig(&path, context).with_context(|| format!("use {}", path.display()))
 }
 
 /// `dhow kubeconfig`: the administrator's file on standard output.
 #[allow(clippy::print_stdout)]
-pub fn kubeconfig(args: &ConnectArgs) -> Result<()> {
-    let path = kubeconfig_path(args)?;
+pub fn print_kubeconfig(args: &ConnectArgs) -> Result<()> {
+    let (path, _) = kubeconfig_path(args)?;
     let text = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
     print!("{text}");
     Ok(())

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::connect;
 use crate::cli::{Output, StatusArgs};
-use crate::daemon;
+use crate::pidfile;
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -44,7 +44,7 @@ pub async fn run(args: StatusArgs) -> Result<()> {
     let nodes = client.list::<Node>(None, &all).await?;
     let pods = client.list::<Pod>(None, &all).await?;
     let services = client.list::<Service>(None, &all).await?;
-    let pid = daemon::running(&args.connect.run_dir).map(|pid| pid.as_raw_nonzero().get());
+    let pid = pidfile::holder(&args.connect.run_dir.join("dhow.pid")).map(|pid| pid.as_raw_nonzero().get());
     let phase = |pod: &Pod| pod.status.as_ref().and_then(|status| status.phase.clone()).unwrap_or_default();
     let status = Status {
         daemon: Daemon { running: pid.is_some(), pid, memory_bytes: pid.and_then(resident) },
@@ -64,7 +64,7 @@ pub async fn run(args: StatusArgs) -> Result<()> {
 
 fn table(status: &Status) -> Table {
     let mut table = Table::new();
-    table.load_preset(presets::NOTHING);
+    table.load_style(presets::NOTHING);
     let memory = status.daemon.memory_bytes.map_or(String::new(), |bytes| format!(", {} MiB", bytes >> 20));
     let daemon = match status.daemon.pid {
         Some(pid) => format!("running (pid {pid}{memory})"),

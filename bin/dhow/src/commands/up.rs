@@ -7,12 +7,12 @@ use anyhow::{Context, Result};
 
 use crate::cli::UpArgs;
 use crate::place::Place;
-use crate::{daemon, kubeconfig, preflight};
+use crate::{daemon, kubeconfig, pidfile, preflight};
 
 pub async fn run(args: UpArgs) -> Result<()> {
     let place = Place::resolve(&args.place)?;
     let begin = Instant::now();
-    if daemon::running(&place.run_dir).is_some() {
+    if pidfile::holder(&place.pid_file()).is_some() {
         eprintln!("dhow is already running; see `dhow status`");
         return Ok(());
     }

@@ -11,6 +11,9 @@ pub enum Error {
     Time(String),
     #[error("{0}")]
     Decode(String),
+    /// A custom kind's schema that cannot be used.
+    #[error("{0}")]
+    Schema(String),
     /// The patch document itself is malformed.
     #[error("{0}")]
     PatchMalformed(String),

@@ -3,6 +3,8 @@
 //! Code map
 //! - [`registry`]: one table of every built-in kind; everything generic is driven by it.
 //! - [`strategy`], [`defaulting`], [`validation`]: what a write goes through, in that order.
+//! - [`conversion`]: between the forms of kinds that share storage.
+//! - [`custom`]: the same for kinds that a CustomResourceDefinition makes at run time.
 //! - [`patch`], [`apply`], [`list_semantics`], [`schema`]: how documents merge. The merge is driven by tables, never guessed.
 //! - [`descriptor`], [`protobuf`]: every field's type and number; strict decoding and the wire format that follow.
 //! - [`table`], [`openapi`], [`discovery`]: what clients read to print, explain and find kinds.
@@ -13,6 +15,8 @@
 //! - Objects are `serde_json::Value`, so a field this crate does not know is never lost by it.
 
 pub mod apply;
+pub mod conversion;
+pub mod custom;
 pub mod defaulting;
 pub mod descriptor;
 pub mod discovery;

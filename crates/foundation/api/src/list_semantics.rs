@@ -46,10 +46,13 @@ type Row = (&'static str, &'static str, Semantics);
 
 /// The definition name of a short type name.
 fn expand(short: &str) -> String {
-    match short.strip_prefix("meta.v1.") {
-        Some(name) => format!("io.k8s.apimachinery.pkg.apis.meta.v1.{name}"),
-        None => format!("io.k8s.api.{short}"),
-    }
+    let prefix = match short.split('.').next() {
+        Some("meta") => "io.k8s.apimachinery.pkg.apis",
+        Some("apiextensions") => "io.k8s.apiextensions-apiserver.pkg.apis",
+        Some("apiregistration") => "io.k8s.kube-aggregator.pkg.apis",
+        _ => "io.k8s.api",
+    };
+    format!("{prefix}.{short}")
 }
 
 static TABLE: LazyLock<HashMap<String, HashMap<&'static str, Semantics>>> = LazyLock::new(|| {
@@ -113,13 +116,18 @@ mod tests {
     /// Compares with an extract of upstream's facts, when the checkout sits beside one.
     #[test]
     fn agrees_with_the_reference() {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../../shared/reference/list-semantics-v1.33.json");
-        let Ok(text) = std::fs::read_to_string(&path) else {
-            eprintln!("no reference at {}: skipped", path.display());
+        let mut folders = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().map(|up| up.join("shared/reference"));
+        let Some(folder) = folders.find(|folder| folder.is_dir()) else {
+            eprintln!("no shared/reference beside the checkout: skipped");
             return;
         };
+        let text = std::fs::read_to_string(folder.join("list-semantics-v1.33.json")).unwrap();
         let reference: BTreeMap<String, BTreeMap<String, Value>> = serde_json::from_str(&text).unwrap();
         let mut differences = Vec::new();
+        // The group became stable after the reference was taken, with the shapes of its last beta.
+        let stable = |definition: &str| definition.replace("resource.v1beta2.", "resource.v1.");
+        let reference: BTreeMap<String, BTreeMap<String, Value>> =
+            reference.into_iter().map(|(definition, fields)| (stable(&definition), fields)).collect();
         for (definition, fields) in &reference {
             let Some(known) = crate::schema::types().get(definition) else { continue };
             for (field, expected) in fields {
@@ -140,7 +148,7 @@ mod tests {
         }
         for (definition, field, semantics) in iter() {
             let Some(fields) = reference.get(definition) else { continue };
-            if !fields.contains_key(field) && !rows::NEWER.contains(&field) {
+            if !fields.contains_key(field) && !rows::NEWER.iter().any(|(d, f)| definition.ends_with(d) && *f == field) {
                 differences.push(format!("{definition} {field}: ours {}, reference none", as_reference(semantics)));
             }
         }

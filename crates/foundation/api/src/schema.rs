@@ -4,7 +4,9 @@
 
 use crate::registry::{KINDS, Subresource};
 use k8s_openapi::api;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1 as metav1;
+use k8s_openapi::kube_aggregator::pkg::apis::apiregistration::v1::APIService;
 use schemars::SchemaGenerator;
 use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value};
@@ -99,28 +101,34 @@ pub(crate) fn definitions(path: &'static str) -> Map<String, Value> {
     }
     add! {
         core::v1 { Namespace, Node, Pod, PodTemplate, Service, Endpoints, ConfigMap, Secret, ServiceAccount, Event,
-            PersistentVolume, PersistentVolumeClaim, ResourceQuota, LimitRange, ReplicationController }
+            PersistentVolume, PersistentVolumeClaim, ResourceQuota, LimitRange, ReplicationController, ComponentStatus }
         apps::v1 { Deployment, ReplicaSet, StatefulSet, DaemonSet, ControllerRevision }
         batch::v1 { Job, CronJob }
-        autoscaling::v2 { HorizontalPodAutoscaler }
-        networking::v1 { Ingress, IngressClass, NetworkPolicy }
+        networking::v1 { Ingress, IngressClass, IPAddress, NetworkPolicy, ServiceCIDR }
         policy::v1 { PodDisruptionBudget }
         rbac::v1 { ClusterRole, ClusterRoleBinding, Role, RoleBinding }
-        storage::v1 { StorageClass }
+        storage::v1 { CSIDriver, CSINode, CSIStorageCapacity, StorageClass, VolumeAttachment, VolumeAttributesClass }
         scheduling::v1 { PriorityClass }
         coordination::v1 { Lease }
         node::v1 { RuntimeClass }
         discovery::v1 { EndpointSlice }
         events::v1 { Event }
         certificates::v1 { CertificateSigningRequest }
+        admissionregistration::v1 { MutatingWebhookConfiguration, ValidatingAdmissionPolicy,
+            ValidatingAdmissionPolicyBinding, ValidatingWebhookConfiguration }
+        flowcontrol::v1 { FlowSchema, PriorityLevelConfiguration }
+        resource::v1 { DeviceClass, ResourceClaim, ResourceClaimTemplate, ResourceSlice }
     }
     add! {
         core::v1 { Binding }
-        autoscaling::v1 { Scale }
+        autoscaling::v1 { HorizontalPodAutoscaler, Scale }
+        autoscaling::v2 { HorizontalPodAutoscaler }
         policy::v1 { Eviction }
         authentication::v1 { TokenReview, TokenRequest, SelfSubjectReview }
         authorization::v1 { LocalSubjectAccessReview, SelfSubjectAccessReview, SelfSubjectRulesReview, SubjectAccessReview }
     }
+    generator.subschema_for::<CustomResourceDefinition>();
+    generator.subschema_for::<APIService>();
     generator.subschema_for::<metav1::DeleteOptions>();
     generator.subschema_for::<metav1::Status>();
     generator.subschema_for::<metav1::APIResourceList>();

@@ -271,13 +271,14 @@ pub(crate) fn priority_class_create(object: &mut Value) {
     }
 }
 
-/// Gives a Job its own selector and labels unless the author took charge of them. The uid must be set by then, so
-/// the pipeline calls this again after [`fill_metadata`].
-pub(crate) fn job_create(_: &mut Value) {}
-
-/// The second half of creation for kinds that need the uid or the name.
+/// The second half of creation for kinds that need the uid, the name or the time.
 pub fn finish_create(kind: &Kind, object: &mut Value) {
-    if kind.kind != "Job" || object["spec"]["manualSelector"].as_bool() == Some(true) {
+    (kind.finish_create)(object);
+}
+
+/// Gives a Job its own selector and labels unless the author took charge of them.
+pub(crate) fn job_finish(object: &mut Value) {
+    if object["spec"]["manualSelector"].as_bool() == Some(true) {
         return;
     }
     let uid = text(object, &["metadata", "uid"]).to_owned();
@@ -297,6 +298,84 @@ pub fn finish_create(kind: &Kind, object: &mut Value) {
     if spec.get("selector").is_none_or(Value::is_null) {
         spec.insert("selector".into(), json!({"matchLabels": {"batch.kubernetes.io/controller-uid": uid}}));
     }
+}
+
+/// An APIService that the server answers itself is available from the beginning.
+pub(crate) fn api_service_finish(object: &mut Value) {
+    if !object["spec"]["service"].is_null() {
+        return;
+    }
+    let since = object["metadata"]["creationTimestamp"].clone();
+    child_mut(object, "status").insert(
+        "conditions".into(),
+        json!([{
+            "type": "Available",
+            "status": "True",
+            "lastTransitionTime": since,
+            "reason": "Local",
+            "message": "Local APIServices are always available",
+        }]),
+    );
+}
+
+/// A taint counts from when it was added.
+pub(crate) fn slice_finish(object: &mut Value) {
+    let now = object["metadata"]["creationTimestamp"].clone();
+    for device in crate::meta::each_mut(child_mut(object, "spec"), "devices") {
+        for taint in crate::meta::each_mut(device, "taints") {
+            default_to(taint, "timeAdded", now.clone());
+        }
+    }
+}
+
+/// What a signing request asks for stays; only its approval and its status move on.
+pub(crate) fn signing_request_update(object: &mut Value, old: &Value) {
+    keep(object, old, "spec");
+}
+
+/// The storage version is the first to be noted as stored.
+pub(crate) fn definition_create(object: &mut Value) {
+    note_storage_version(object);
+}
+
+pub(crate) fn definition_update(object: &mut Value, _: &Value) {
+    note_storage_version(object);
+}
+
+fn note_storage_version(object: &mut Value) {
+    let versions = crate::meta::items(object, &["spec", "versions"]);
+    let Some(name) = versions.iter().find(|version| version["storage"] == true).map(|version| version["name"].clone())
+    else {
+        return;
+    };
+    let stored = child_mut(object, "status").entry("storedVersions").or_insert_with(|| json!([]));
+    if let Some(stored) = stored.as_array_mut()
+        && !stored.contains(&name)
+    {
+        stored.push(name);
+    }
+}
+
+/// The bytes of standard base64, padded or not; `None` when it is none.
+pub(crate) fn unbase64(text: &str) -> Option<Vec<u8>> {
+    let (mut out, mut word, mut bits) = (Vec::with_capacity(text.len() / 4 * 3), 0u32, 0);
+    for byte in text.trim_end_matches('=').bytes().filter(|byte| !byte.is_ascii_whitespace()) {
+        let six = match byte {
+            b'A'..=b'Z' => byte - b'A',
+            b'a'..=b'z' => byte - b'a' + 26,
+            b'0'..=b'9' => byte - b'0' + 52,
+            b'+' => 62,
+            b'/' => 63,
+            _ => return None,
+        };
+        word = word << 6 | u32::from(six);
+        bits += 6;
+        if bits >= 8 {
+            bits -= 8;
+            out.push((word >> bits & 0xff) as u8);
+        }
+    }
+    Some(out)
 }
 
 fn base64(bytes: &[u8]) -> String {
@@ -346,6 +425,63 @@ mod tests {
         status["status"]["replicas"] = json!(2);
         prepare_status_update(kind, &mut status, &old);
         assert_eq!((status["spec"]["replicas"].as_i64(), status["status"]["replicas"].as_i64()), (Some(2), Some(2)));
+    }
+
+    /// Of every kind: a client brings no status, writes of the specification leave it alone, and the reverse.
+    #[test]
+    fn status_belongs_to_its_subresource() {
+        for kind in builtin().iter().filter(|kind| kind.has_status() && !keeps_status_on_create(kind)) {
+            let mut object =
+                json!({"metadata": {"name": "x"}, "spec": {"forged": 1}, "status": {"forged": true, "phase": "Odd"}});
+            prepare_create(kind, &mut object);
+            assert!(object["status"]["forged"].is_null(), "{kind:?} keeps a client's status");
+            assert_ne!(object["status"]["phase"], "Odd", "{kind:?} keeps a client's phase");
+            assert_eq!(object["metadata"]["generation"].as_i64(), kind.generation.then_some(1), "{kind:?}");
+
+            let old = object.clone();
+            let mut main = old.clone();
+            main["status"]["forged"] = json!(true);
+            main["spec"]["added"] = json!(2);
+            prepare_update(kind, &mut main, &old);
+            assert!(main["status"]["forged"].is_null(), "{kind:?}: a write of the object reaches its status");
+            let moves = kind.generation && main["spec"]["added"] == 2;
+            assert_eq!(main["metadata"]["generation"].as_i64().unwrap_or(1), 1 + i64::from(moves), "{kind:?}");
+
+            let mut status = old.clone();
+            status["status"]["reported"] = json!(true);
+            status["spec"]["added"] = json!(2);
+            prepare_status_update(kind, &mut status, &old);
+            assert_eq!(status["status"]["reported"], true, "{kind:?}");
+            assert!(status["spec"]["added"].is_null(), "{kind:?}: a write of the status reaches the specification");
+            assert_eq!(status["metadata"]["generation"], old["metadata"]["generation"], "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn some_kinds_begin_with_what_the_server_knows() {
+        let made = |group: &str, plural: &str, mut object: Value| {
+            let kind = builtin().get(group, "v1", plural).unwrap();
+            prepare_create(kind, &mut object);
+            fill_metadata(&mut object, "u1", "2026-01-01T00:00:00Z");
+            finish_create(kind, &mut object);
+            object
+        };
+        let definition = json!({"spec": {"versions": [{"name": "v1", "storage": true}]}});
+        let definition = made("apiextensions.k8s.io", "customresourcedefinitions", definition);
+        assert_eq!(definition["status"]["storedVersions"], json!(["v1"]));
+        let local = made("apiregistration.k8s.io", "apiservices", json!({"spec": {}}));
+        assert_eq!(local["status"]["conditions"][0]["reason"], "Local");
+        let slice = json!({"spec": {"devices": [{"taints": [{"key": "k"}]}]}});
+        let slice = made("resource.k8s.io", "resourceslices", slice);
+        assert_eq!(slice["spec"]["devices"][0]["taints"][0]["timeAdded"], "2026-01-01T00:00:00Z");
+    }
+
+    #[test]
+    fn base64_both_ways() {
+        for text in ["", "a", "ab", "abc", "hello"] {
+            assert_eq!(unbase64(&base64(text.as_bytes())).unwrap(), text.as_bytes());
+        }
+        assert!(unbase64("*").is_none());
     }
 
     #[test]

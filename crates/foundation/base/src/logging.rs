@@ -1,6 +1,6 @@
 //! Log lines on standard error: for people on a terminal, JSON otherwise. Times are RFC 3339 in UTC.
 //!
-//! `DHOW_LOG` filters (`info`, `debug`, `dhow_store=trace,warn`); the default is `info`.
+//! `DHOW_LOG` filters (`info`, `debug`, `dhow_store=trace,warn`); the default is `info` of ours, less of libraries.
 
 use std::io::IsTerminal;
 
@@ -8,6 +8,10 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::time::SystemTime;
 
 use crate::{Error, Result};
+
+/// The store's engine tells of every step, and the netlink library of every answer that we asked for to see whether
+/// something is there.
+const DEFAULT_FILTER: &str = "info,fjall=warn,lsm_tree=warn,nlink=error";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -36,7 +40,7 @@ impl std::str::FromStr for Format {
 pub fn init(format: Format) -> Result<()> {
     let filter = match std::env::var("DHOW_LOG") {
         Ok(text) => EnvFilter::try_new(&text).map_err(|e| Error::Logging(format!("DHOW_LOG={text:?}: {e}")))?,
-        Err(_) => EnvFilter::new("info"),
+        Err(_) => EnvFilter::new(DEFAULT_FILTER),
     };
     let terminal = std::io::stderr().is_terminal();
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_timer(SystemTime).with_writer(std::io::stderr);

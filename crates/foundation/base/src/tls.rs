@@ -4,10 +4,11 @@
 
 use std::sync::{Arc, PoisonError, RwLock};
 
+use rustls::client::ResolvesClientCert;
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
-use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls::{ClientConfig, RootCertStore, ServerConfig, SignatureScheme};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
@@ -24,11 +25,11 @@ fn provider() -> Arc<CryptoProvider> {
 /// A server that presents `cert`. With `client_ca`, client certificates are optional, and one that is sent must come
 /// from that authority; without, they are not asked for.
 pub fn server_config(cert: &CertPair, client_ca: Option<&str>) -> Result<Arc<ServerConfig>> {
-    server_config_with(Arc::new(ServerCert::new(cert)?), client_ca)
+    server_config_with(Arc::new(LiveCert::new(cert)?), client_ca)
 }
 
 /// As [`server_config`], with a certificate that can be replaced later.
-pub fn server_config_with(cert: Arc<ServerCert>, client_ca: Option<&str>) -> Result<Arc<ServerConfig>> {
+pub fn server_config_with(cert: Arc<LiveCert>, client_ca: Option<&str>) -> Result<Arc<ServerConfig>> {
     let builder = ServerConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
         .map_err(|source| Error::Tls { context: "protocol versions", source })?;
@@ -49,17 +50,17 @@ pub fn server_config_with(cert: Arc<ServerCert>, client_ca: Option<&str>) -> Res
 
 /// A client that trusts `ca_pem` only and, with `client`, says who it is.
 pub fn client_config(ca_pem: &str, client: Option<&CertPair>) -> Result<Arc<ClientConfig>> {
+    client_config_with(ca_pem, client.map(LiveCert::new).transpose()?.map(Arc::new))
+}
+
+/// As [`client_config`], with a certificate that can be replaced later.
+pub fn client_config_with(ca_pem: &str, client: Option<Arc<LiveCert>>) -> Result<Arc<ClientConfig>> {
     let builder = ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
         .map_err(|source| Error::Tls { context: "protocol versions", source })?
         .with_root_certificates(roots(ca_pem)?);
     let mut config = match client {
-        Some(pair) => {
-            let (chain, key) = parse(pair)?;
-            builder
-                .with_client_auth_cert(chain, key)
-                .map_err(|source| Error::Tls { context: "client certificate", source })?
-        }
+        Some(cert) => builder.with_client_cert_resolver(cert),
         None => builder.with_no_client_auth(),
     };
     config.alpn_protocols = ALPN.iter().map(|p| p.to_vec()).collect();
@@ -90,13 +91,13 @@ fn parse(pair: &CertPair) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer
     Ok((chain, key))
 }
 
-/// The certificate a server presents; connections made after [`ServerCert::replace`] see the new one.
+/// The certificate a server or client presents; connections made after [`LiveCert::replace`] see the new one.
 #[derive(Debug)]
-pub struct ServerCert {
+pub struct LiveCert {
     current: RwLock<Arc<CertifiedKey>>,
 }
 
-impl ServerCert {
+impl LiveCert {
     pub fn new(pair: &CertPair) -> Result<Self> {
         Ok(Self { current: RwLock::new(certified(pair)?) })
     }
@@ -108,9 +109,25 @@ impl ServerCert {
     }
 }
 
-impl ResolvesServerCert for ServerCert {
+impl LiveCert {
+    fn current(&self) -> Arc<CertifiedKey> {
+        Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl ResolvesServerCert for LiveCert {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner)))
+        Some(self.current())
+    }
+}
+
+impl ResolvesClientCert for LiveCert {
+    fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        Some(self.current())
+    }
+
+    fn has_certs(&self) -> bool {
+        true
     }
 }
 
@@ -118,7 +135,7 @@ fn certified(pair: &CertPair) -> Result<Arc<CertifiedKey>> {
     let (chain, key) = parse(pair)?;
     CertifiedKey::from_der(chain, key, &provider())
         .map(Arc::new)
-        .map_err(|source| Error::Tls { context: "server certificate", source })
+        .map_err(|source| Error::Tls { context: "certificate", source })
 }
 
 #[cfg(test)]

@@ -94,7 +94,7 @@ async fn a_renewed_certificate_is_served_at_once() {
     let ca = ClusterCa::load_or_create(dir.path()).unwrap();
     let old = ca.issue_server("api", &["localhost".into()]).unwrap();
     let new = ca.issue_server("api", &["localhost".into()]).unwrap();
-    let cert = Arc::new(ServerCert::new(&old).unwrap());
+    let cert = Arc::new(LiveCert::new(&old).unwrap());
     let server = server_config_with(Arc::clone(&cert), None).unwrap();
     let client = client_config(ca.cert_pem(), None).unwrap();
     assert_eq!(shake(&server, &client).await.unwrap().1, der(&old));

@@ -16,24 +16,34 @@ use crate::{ApiServer, Config};
 /// Creates what is missing. Runs through the pipeline like everyone's requests.
 pub async fn ensure(server: &Arc<ApiServer>, config: &Config) -> Result<(), Status> {
     let client = server.client(UserInfo::new("system:apiserver", &[MASTERS]));
-    for name in ["default", "kube-system", "kube-public", "kube-node-lease"] {
-        create(&client, "/api/v1/namespaces", json!({"metadata": {"name": name}})).await?;
-    }
-    for (name, value) in [("system-cluster-critical", 2_000_000_000), ("system-node-critical", 2_000_001_000)] {
-        let class = json!({"metadata": {"name": name}, "value": value});
-        create(&client, "/apis/scheduling.k8s.io/v1/priorityclasses", class).await?;
-    }
-    for role in roles() {
-        create(&client, "/apis/rbac.authorization.k8s.io/v1/clusterroles", role).await?;
-    }
-    for binding in bindings() {
-        create(&client, "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings", binding).await?;
-    }
+    let namespaces = ["default", "kube-system", "kube-public", "kube-node-lease"];
+    let named = |name| ("/api/v1/namespaces", json!({"metadata": {"name": name}}));
+    create_all(&client, namespaces.map(named)).await?;
+    let classes = [("system-cluster-critical", 2_000_000_000), ("system-node-critical", 2_000_001_000)];
+    let class = |(name, value)| {
+        ("/apis/scheduling.k8s.io/v1/priorityclasses", json!({"metadata": {"name": name}, "value": value}))
+    };
+    let role = |role| ("/apis/rbac.authorization.k8s.io/v1/clusterroles", role);
+    let binding = |binding| ("/apis/rbac.authorization.k8s.io/v1/clusterrolebindings", binding);
+    let others = classes.map(class).into_iter().chain(roles().into_iter().map(role));
+    create_all(&client, others.chain(bindings().into_iter().map(binding))).await?;
     api_service(&client, config).await
 }
 
-/// Posts an object; one that is there already stays as it is.
+/// All at once: the store makes them durable together.
+async fn create_all(client: &Client, objects: impl IntoIterator<Item = (&'static str, Value)>) -> Result<(), Status> {
+    let creations = objects.into_iter().map(|(collection, object)| create(client, collection, object));
+    futures::future::try_join_all(creations).await.map(drop)
+}
+
+/// Posts an object; one that is there already stays as it is. Asked for first, because a Service that is there makes
+/// its own address a taken one.
 async fn create(client: &Client, collection: &str, object: Value) -> Result<(), Status> {
+    let name = object["metadata"]["name"].as_str().unwrap_or_default();
+    let (code, _) = send(client, Method::GET, &format!("{collection}/{name}"), "", &Value::Null).await?;
+    if code < 300 {
+        return Ok(());
+    }
     let (code, answer) = send(client, Method::POST, collection, "application/json", &object).await?;
     if code < 300 || code == 409 { Ok(()) } else { Err(failed(&answer)) }
 }

@@ -245,7 +245,7 @@ impl Cache {
 
 fn empty_kinds() -> HashMap<String, KindCache> {
     let mut kinds = HashMap::new();
-    for kind in KINDS.iter().filter(|kind| kind.stored && kind.storage == (kind.group, kind.plural)) {
+    for kind in KINDS.iter().filter(|kind| kind.is_storage()) {
         let state =
             KindState { objects: Objects::new(), history: VecDeque::new(), compacted: 0, snapshots: VecDeque::new() };
         let cache = KindCache { kind, state: RwLock::new(state), changes: broadcast::channel(LAG).0 };

@@ -150,7 +150,7 @@ impl Metrics {
     /// The text format, with what is only measured when asked.
     pub fn encode(&self, cache: &Cache) -> String {
         self.revision.set(cache.revision() as f64);
-        for kind in KINDS.iter().filter(|kind| kind.stored && kind.storage == (kind.group, kind.plural)) {
+        for kind in KINDS.iter().filter(|kind| kind.is_storage()) {
             let count = cache.objects(kind).map_or(0, |objects| objects.len());
             self.objects.with(&[kind.group, kind.plural]).set(count as f64);
         }

@@ -40,6 +40,17 @@ impl Stored {
         Ok(Self { key: Arc::from(key), header, bytes: bytes.into(), revision, protobuf: OnceLock::new(), fields })
     }
 
+    /// The object in the form of a kind that shares its storage; itself where that is the stored form.
+    pub fn seen_as(self: &Arc<Self>, kind: &Kind) -> Result<Arc<Self>, Status> {
+        if kind.conversion.is_none() {
+            return Ok(self.clone());
+        }
+        let mut object = self.value()?;
+        kind.from_storage(&mut object);
+        let bytes = serde_json::to_vec(&object).map_err(|error| Status::internal(error.to_string()))?;
+        Self::decode(kind, self.key.as_bytes(), &bytes, self.revision).map(Arc::new)
+    }
+
     /// The object as a tree.
     pub fn value(&self) -> Result<Value, Status> {
         serde_json::from_slice(&self.bytes).map_err(|error| Status::internal(format!("decode {}: {error}", self.key)))
@@ -129,6 +140,15 @@ impl Change {
             json_frames: Default::default(),
             protobuf_frames: Default::default(),
         }
+    }
+
+    /// The change in the form of a kind that shares its storage.
+    pub fn seen_as(self: &Arc<Self>, kind: &Kind) -> Result<Arc<Self>, Status> {
+        if kind.conversion.is_none() {
+            return Ok(self.clone());
+        }
+        let previous = self.previous.as_ref().map(|previous| previous.seen_as(kind)).transpose()?;
+        Ok(Arc::new(Self::new(self.revision, self.object.seen_as(kind)?, previous, self.deleted)))
     }
 
     /// What this change is to someone who sees only a selection: an object whose labels move into it is added,

@@ -50,7 +50,8 @@ impl ObjectStore {
         self.catch_up().await?;
         self.cache
             .get(kind, &kind.storage_key(namespace, name))
-            .ok_or_else(|| Status::not_found(kind.group, kind.plural, name))
+            .ok_or_else(|| Status::not_found(kind.group, kind.plural, name))?
+            .seen_as(kind)
     }
 
     pub async fn snapshot(&self, kind: &Kind) -> Result<Snapshot, Status> {
@@ -105,7 +106,7 @@ impl ObjectStore {
     }
 
     async fn swap(&self, kind: &Kind, key: &str, revision: u64, object: &Value) -> Result<Written, Status> {
-        let value = encode(object)?;
+        let value = encode(kind, object)?;
         let key = Bytes::copy_from_slice(key.as_bytes());
         let lease = match kind.kind {
             "Event" => self.kv.lease_grant(EVENT_TTL).await.map_err(|error| store_error(&error))?,
@@ -123,7 +124,8 @@ impl ObjectStore {
         if !answer.succeeded {
             return Ok(Written::Changed);
         }
-        Stored::decode(kind, &key, &value, answer.revision).map(|stored| Written::Done(Arc::new(stored)))
+        let stored = Arc::new(Stored::decode(kind, &key, &value, answer.revision)?);
+        Ok(Written::Done(stored.seen_as(kind)?))
     }
 
     /// Removes the object if it is still at `revision`; returns it as it was last, at the revision of the delete.
@@ -139,16 +141,18 @@ impl ObjectStore {
         match answer.results.into_iter().next() {
             Some(OpResult::Delete { previous }) if answer.succeeded => {
                 let last = previous.into_iter().next().map(|last| last.value).unwrap_or_default();
-                Stored::decode(kind, &key, &last, answer.revision).map(|stored| Written::Done(Arc::new(stored)))
+                let stored = Arc::new(Stored::decode(kind, &key, &last, answer.revision)?);
+                Ok(Written::Done(stored.seen_as(kind)?))
             }
             _ => Ok(Written::Changed),
         }
     }
 }
 
-/// The bytes to keep: without the resource version, which is the store's own.
-fn encode(object: &Value) -> Result<Bytes, Status> {
+/// The bytes to keep: in the stored form, without the resource version, which is the store's own.
+fn encode(kind: &Kind, object: &Value) -> Result<Bytes, Status> {
     let mut kept = object.clone();
+    kind.to_storage(&mut kept);
     if let Some(metadata) = kept.get_mut("metadata").and_then(Value::as_object_mut) {
         metadata.remove("resourceVersion");
     }

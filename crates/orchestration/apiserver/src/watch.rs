@@ -75,7 +75,7 @@ pub async fn open(
             return Err(Status::too_large_resource_version(wanted, snapshot.revision));
         }
         for object in read::select(&snapshot, target, &selection, None) {
-            first.push(encode::watch_frame(kind, Verdict::Added.as_str(), object, accept)?);
+            first.push(encode::watch_frame(kind, Verdict::Added.as_str(), &object, accept)?);
         }
         if initial && bookmarks {
             first.push(bookmark(kind, snapshot.revision, true, accept)?);
@@ -87,6 +87,7 @@ pub async fn open(
         let subscription = server.store.cache.subscribe(kind, version)?;
         let mut last = version;
         for change in subscription.past {
+            let change = change.seen_as(kind)?;
             last = change.revision;
             if change.object.key.starts_with(&prefix)
                 && let Some(verdict) = change.verdict(&selection)
@@ -156,10 +157,11 @@ impl Watcher {
         None
     }
 
-    fn frame_of(&self, change: &Change) -> Option<Bytes> {
+    fn frame_of(&self, change: &Arc<Change>) -> Option<Bytes> {
         if !change.object.key.starts_with(&self.prefix) {
             return None;
         }
+        let change = change.seen_as(self.kind).ok()?;
         let verdict = change.verdict(&self.selection)?;
         change.frame(self.kind, verdict, &self.accept).ok()
     }

@@ -118,7 +118,7 @@ async fn old_and_new_clients_work() {
             "cluster-info",
             "auth can-i --list",
             "replace --force -f -",
-            "delete deploy d --cascade=orphan",
+            "delete deploy d --cascade=orphan --wait=false",
             "delete svc -l app=d",
         ] {
             run(words(line), manifest("f")).await;

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
-use dhow_client::{Error, Key};
-use k8s_openapi::api::core::v1::{Pod, PodTemplateSpec};
+use dhow_client::{Client, Error, Key};
+use k8s_openapi::api::core::v1::{Namespace, Pod, PodTemplateSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use k8s_openapi::jiff::Timestamp;
 use parking_lot::Mutex;
@@ -64,6 +64,15 @@ pub fn available_in(pod: &Pod, min_ready_seconds: i32, now: Timestamp) -> Option
     let elapsed = now.as_millisecond() - since.as_millisecond();
     let left = i64::from(min_ready_seconds) * 1000 - elapsed;
     Some(Duration::from_millis(u64::try_from(left).unwrap_or(0)))
+}
+
+/// Whether a creation failed because its namespace is going away: then there is nothing to make, and nothing to retry.
+pub async fn in_ending_namespace(client: &Client, error: &Error, namespace: Option<&str>) -> bool {
+    let Some(namespace) = namespace.filter(|_| error.is_forbidden() || error.is_not_found()) else { return false };
+    match client.get::<Namespace>(None, namespace).await {
+        Ok(namespace) => namespace.metadata.deletion_timestamp.is_some(),
+        Err(error) => error.is_not_found(),
+    }
 }
 
 /// A short stable name for a template, in letters that form no words.

@@ -11,7 +11,7 @@ use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use crate::common::{Labels, is_finished, is_ready, node_name};
+use crate::common::{Labels, in_ending_namespace, is_finished, is_ready, node_name};
 
 const SERVICE: &str = "kubernetes.io/service-name";
 const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
@@ -262,7 +262,10 @@ impl Reconcile for EndpointSlices {
         });
         for action in plan(&service, &pods, &slices) {
             match action {
-                Action::Create(slice) => drop(self.client.create(&*slice).await?),
+                Action::Create(slice) => match self.client.create(&*slice).await {
+                    Err(error) if in_ending_namespace(&self.client, &error, Some(namespace)).await => {}
+                    other => drop(other?),
+                },
                 Action::Update(slice) => drop(self.client.update(&*slice).await?),
                 Action::Delete(slice) => {
                     let name = slice.metadata.name.as_deref().unwrap_or_default();

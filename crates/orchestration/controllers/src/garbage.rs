@@ -65,18 +65,27 @@ pub struct Garbage {
     graph: Arc<Mutex<Graph>>,
     resources: Vec<Arc<Resource>>,
     queue: Queue,
+    gone: Gone,
 }
 
+/// Told the namespace of an object that went, or `None` when objects may have gone unseen.
+pub type Gone = Arc<dyn Fn(Option<&str>) + Send + Sync>;
+
 impl Garbage {
-    /// Watches every kind that the server has now.
-    pub async fn start(client: Client, queue: Queue, shutdown: &CancellationToken) -> Result<Arc<Self>, Error> {
+    /// Watches every kind that the server has now, and tells `gone` what goes.
+    pub async fn start(
+        client: Client,
+        queue: Queue,
+        gone: Gone,
+        shutdown: &CancellationToken,
+    ) -> Result<Arc<Self>, Error> {
         let found = discover(&client).await?;
         let resources: Vec<_> = found
             .into_iter()
             .filter(|one| ["list", "watch", "delete"].iter().all(|verb| one.can(verb)) && one.plural != "events")
             .map(Arc::new)
             .collect();
-        let this = Arc::new(Self { client, graph: Arc::default(), resources, queue });
+        let this = Arc::new(Self { client, graph: Arc::default(), resources, queue, gone });
         for resource in &this.resources {
             let (this, resource, shutdown) = (this.clone(), resource.clone(), shutdown.clone());
             tokio::spawn(async move {
@@ -106,6 +115,7 @@ impl Garbage {
         };
         gone.iter().for_each(|uid| self.deleted(uid));
         items.iter().for_each(|item| self.seen(resource, &item["metadata"]));
+        (self.gone)(None);
         let version = listed["metadata"]["resourceVersion"].as_str().unwrap_or_default();
         let path = format!("{path}?watch=true&allowWatchBookmarks=true&resourceVersion={version}");
         let (_, mut body) = open(&self.client, Method::GET, &path, "", Vec::new()).await?;
@@ -143,12 +153,16 @@ impl Garbage {
 
     fn deleted(&self, uid: &str) {
         let mut graph = self.graph.lock();
-        let owners = graph.entries.get(uid).and_then(|entry| entry.metadata.owner_references.clone());
+        let metadata = graph.entries.get(uid).map(|entry| Arc::clone(&entry.metadata));
         let dependents = graph.dependents(uid);
         graph.remove(uid);
         drop(graph);
+        if let Some(namespace) = metadata.as_ref().and_then(|metadata| metadata.namespace.as_deref()) {
+            (self.gone)(Some(namespace));
+        }
+        let owners = metadata.as_ref().and_then(|metadata| metadata.owner_references.as_ref());
         dependents.iter().for_each(|(dependent, _)| self.queue.add(Key::new(None, dependent)));
-        owners.iter().flatten().for_each(|owner| self.queue.add(Key::new(None, &owner.uid)));
+        owners.into_iter().flatten().for_each(|owner| self.queue.add(Key::new(None, &owner.uid)));
     }
 
     async fn delete(&self, uid: &str, entry: &Entry, propagation: &str) -> Result<(), Error> {

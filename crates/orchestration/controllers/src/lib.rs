@@ -78,6 +78,7 @@ pub async fn run_all(client: Client, config: ControllersConfig, shutdown: Cancel
     let reconciler = endpointslice::EndpointSlices::new(client.clone(), services, pods.clone(), slices, &queue);
     run(queue, 8, reconciler);
     let queue = Queue::new("namespace");
+    let content_gone = namespace::Namespaces::content_gone(&namespaces, &queue);
     run(queue.clone(), 4, namespace::Namespaces::new(client.clone(), namespaces.clone(), &queue));
     let queue = Queue::new("namespace-defaults");
     let ca = config.root_ca_pem;
@@ -91,7 +92,7 @@ pub async fn run_all(client: Client, config: ControllersConfig, shutdown: Cancel
     let queue = Queue::new("garbage-collector");
     let mut pause = std::time::Duration::from_millis(50);
     let collector = loop {
-        match garbage::Garbage::start(client.clone(), queue.clone(), &shutdown).await {
+        match garbage::Garbage::start(client.clone(), queue.clone(), content_gone.clone(), &shutdown).await {
             Ok(collector) => break collector,
             Err(error) => tracing::warn!(%error, "cannot discover kinds for garbage collection; retrying"),
         }

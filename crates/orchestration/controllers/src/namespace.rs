@@ -8,10 +8,11 @@ use http::Method;
 use k8s_openapi::api::core::v1::Namespace;
 use serde_json::{Value, json};
 
+use crate::garbage::Gone;
 use crate::resources::{Resource, call, discover};
 
-/// How often a namespace whose objects take time to go is looked at again.
-const AGAIN: Duration = Duration::from_secs(1);
+/// Objects that go this close together cost one more look.
+const SETTLE: Duration = Duration::from_millis(20);
 
 pub struct Namespaces {
     client: Client,
@@ -27,6 +28,21 @@ impl Namespaces {
             }
         });
         Arc::new(Self { client, namespaces })
+    }
+
+    /// What tells the controller that an object in a namespace is gone: one being emptied is looked at again.
+    pub fn content_gone(namespaces: &Informer<Namespace>, queue: &Queue) -> Gone {
+        let (namespaces, queue) = (namespaces.clone(), queue.clone());
+        let ending = |namespace: &Namespace| namespace.metadata.deletion_timestamp.is_some();
+        Arc::new(move |gone: Option<&str>| {
+            let found: Vec<_> = match gone {
+                Some(name) => namespaces.get(&Key::new(None, name)).into_iter().collect(),
+                None => namespaces.list(),
+            };
+            for namespace in found.iter().filter(|namespace| ending(namespace)) {
+                queue.add_after(Key::of(&namespace.metadata), SETTLE);
+            }
+        })
     }
 
     /// Deletes all objects of a kind and tells how many are still there.
@@ -71,7 +87,8 @@ impl Reconcile for Namespaces {
             }
         }
         if left > 0 {
-            return Ok(Outcome::RequeueAfter(AGAIN));
+            // The last of them to go wakes us.
+            return Ok(Outcome::Done);
         }
         // Events last: emptying the rest makes some.
         for resource in discover(&self.client).await?.iter().filter(|one| one.plural == "events" && one.can("delete")) {

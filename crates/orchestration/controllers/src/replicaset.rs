@@ -17,7 +17,8 @@ use k8s_openapi::jiff::Timestamp;
 use serde_json::json;
 
 use crate::common::{
-    Expectations, available_in, is_active, is_finished, is_ready, node_name, phase, ready_since, selects,
+    Expectations, available_in, in_ending_namespace, is_active, is_finished, is_ready, node_name, phase, ready_since,
+    selects,
 };
 
 /// At most this many creations or deletions per reconciliation.
@@ -221,6 +222,9 @@ impl ReplicaSets {
             if let Some(error) = failure {
                 // What was not tried will not be seen either.
                 (0..left).for_each(|_| self.expectations.created(key));
+                if in_ending_namespace(&self.client, &error, key.namespace()).await {
+                    return Ok(());
+                }
                 let message = format!("Error creating: {error}");
                 self.recorder.event(reference(set), EventType::Warning, "FailedCreate", &message).await;
                 return Err(error);

@@ -4,6 +4,7 @@ pub mod embedded;
 mod error;
 pub mod network;
 pub mod runtime;
+pub mod suite;
 
 pub use error::Error;
 pub use network::{NetworkRequest, PodNetwork};

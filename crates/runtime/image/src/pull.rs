@@ -117,7 +117,9 @@ pub(crate) async fn pull(
         }
     }
     work.pins.extend(wanted.iter().map(|d| content.pin(&d.digest)));
-    stream::iter(wanted.into_iter().map(|d| fetch(&registry, content, d.clone(), report.clone())))
+    let wanted: Vec<Descriptor> = wanted.into_iter().cloned().collect();
+    stream::iter(wanted)
+        .map(|descriptor| fetch(&registry, content, descriptor, report.clone()))
         .buffer_unordered(PARALLEL)
         .try_collect::<Vec<()>>()
         .await?;

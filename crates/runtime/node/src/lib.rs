@@ -58,8 +58,9 @@ struct Handle {
 }
 
 impl Node {
-    /// Runs until `shutdown`; containers go on without it and are adopted by the next run.
-    pub async fn run(config: NodeConfig, shutdown: CancellationToken) -> Result<(), Error> {
+    /// Runs until `shutdown`; containers go on without it and are adopted by the next run. Calls `ready` once the
+    /// node is registered as Ready, its server answers, and it knows its pods.
+    pub async fn run(config: NodeConfig, shutdown: CancellationToken, ready: impl FnOnce()) -> Result<(), Error> {
         import_images(&config).await;
         // Bound before the node is announced, so that nobody is sent to a port where nothing listens.
         let listener = match &config.tls {
@@ -110,6 +111,7 @@ impl Node {
                     .or_insert_with(|| spawn(&shared, None, sandbox.pod.uid, &shutdown));
             }
         }
+        ready();
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => return Ok(()),

@@ -104,8 +104,8 @@ impl Worker {
         self.waiting.retain(|name, _| todo.start.contains(name));
         if todo.finished {
             self.waiting.clear();
-        } else if let Err(error) = self.act(pod, spec, uid, &todo, &sandboxes, &containers).await {
-            self.event(pod, EventType::Warning, "FailedMount", &error.to_string()).await;
+        } else if let Err((reason, message)) = self.act(pod, spec, uid, &todo, &sandboxes, &containers).await {
+            self.event(pod, EventType::Warning, reason, &message).await;
             delay = Some(RETRY);
         }
         for name in &todo.backing_off {
@@ -125,6 +125,7 @@ impl Worker {
             .min())
     }
 
+    /// On failure, the reason and message of the event that tells of it.
     async fn act(
         &mut self,
         pod: &Pod,
@@ -133,18 +134,26 @@ impl Worker {
         todo: &actions::Actions,
         sandboxes: &[SandboxStatus],
         containers: &[ContainerStatus],
-    ) -> Result<(), Error> {
+    ) -> Result<(), (&'static str, String)> {
         let shared = Arc::clone(&self.shared);
         let runtime = &shared.config.runtime;
         let dir = self.pod_dir(uid);
-        std::fs::create_dir_all(&dir).map_err(Error::io("create pod directory"))?;
-        let paths = volumes::prepare(&shared.config.client, pod, &dir.join("volumes")).await?;
+        let unmounted = |error: Error| ("FailedMount", error.to_string());
+        std::fs::create_dir_all(&dir).map_err(|error| unmounted(Error::io("create pod directory")(error)))?;
+        let paths = volumes::prepare(&shared.config.client, pod, &dir.join("volumes")).await.map_err(unmounted)?;
         if todo.new_sandbox {
             for old in sandboxes {
-                runtime.stop_sandbox(&old.id).await?;
+                let unkilled = |error| ("FailedKillPod", format!("error killing pod: {error}"));
+                runtime.stop_sandbox(&old.id).await.map_err(unkilled)?;
+                // The last run of each container is kept: for its log, and to go on counting from.
+                let last = |c: &ContainerStatus| latest(containers, &c.name).is_some_and(|last| last.id == c.id);
+                if !containers.iter().any(|c| c.sandbox_id == old.id && last(c)) {
+                    runtime.remove_sandbox(&old.id).await.map_err(unkilled)?;
+                }
             }
             let attempt = sandboxes.last().map_or(0, |s| s.pod.attempt + 1);
-            runtime.run_sandbox(config::sandbox(&shared.config, pod, spec, attempt)).await?;
+            let unmade = |error| ("FailedCreatePodSandBox", format!("Failed to create pod sandbox: {error}"));
+            runtime.run_sandbox(config::sandbox(&shared.config, pod, spec, attempt)).await.map_err(unmade)?;
             return Ok(());
         }
         let Some(sandbox) = sandboxes.last() else { return Ok(()) };
@@ -254,7 +263,11 @@ impl Worker {
         let policy = container.image_pull_policy.as_deref().unwrap_or("IfNotPresent");
         let present = runtime.image_status(name).await?;
         match (present, policy) {
-            (Some(image), "IfNotPresent" | "Never") => return Ok(image),
+            (Some(image), "IfNotPresent" | "Never") => {
+                let message = format!("Container image {name:?} already present on machine");
+                self.event(pod, EventType::Normal, "Pulled", &message).await;
+                return Ok(image);
+            }
             (None, "Never") => {
                 let message = format!("Container image {name:?} is not present with pull policy of Never");
                 return Err(Error::Spec { reason: "ErrImageNeverPull", message });

@@ -38,6 +38,19 @@ impl Tree {
     }
 }
 
+/// Whether there is the one tree of cgroup v2 only.
+pub fn is_unified() -> bool {
+    matches!(Tree::find(), Tree::Unified)
+}
+
+/// Controllers mounted as trees of their own.
+pub fn controllers() -> Vec<&'static str> {
+    match Tree::find() {
+        Tree::Unified => Vec::new(),
+        Tree::Split(controllers) => controllers,
+    }
+}
+
 impl Cgroup {
     /// Names a group below the root; nothing is made yet.
     pub fn new(path: &str) -> Self {
@@ -210,6 +223,19 @@ impl Cgroup {
             .collect()
     }
 
+    /// Kills every process in the group. New ones may appear while it works; call it until `processes` is empty.
+    pub fn kill(&self) {
+        if matches!(self.tree, Tree::Unified)
+            && let Some(folder) = self.folder("")
+            && fs::write(folder.join("cgroup.kill"), "1").is_ok()
+        {
+            return;
+        }
+        for pid in self.processes() {
+            crate::sys::kill(pid, libc::SIGKILL);
+        }
+    }
+
     /// Processes in the group itself.
     pub fn processes(&self) -> Vec<i32> {
         let Some(folder) = self.folders().into_iter().next() else { return Vec::new() };
@@ -260,7 +286,7 @@ impl Cgroup {
         }
     }
 
-    /// Removes the group and empty groups above it, up to and including the first part of the path.
+    /// Removes the group itself if it is empty.
     pub fn remove(&self) {
         for folder in self.folders() {
             let _ = fs::remove_dir(&folder);

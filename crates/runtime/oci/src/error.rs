@@ -22,6 +22,7 @@ pub enum Error {
     /// The shim at this folder does not answer: it has ended.
     #[error("the sandbox at {} is gone: {source}", dir.display())]
     Gone { dir: PathBuf, source: std::io::Error },
+    /// The shim answered with a failure of its own.
     #[error("{0}")]
     Shim(String),
 }

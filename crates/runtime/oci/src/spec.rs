@@ -13,6 +13,8 @@ pub struct SandboxSpec {
     pub network: bool,
     /// Own System V IPC and message queues; false shares the host's.
     pub ipc: bool,
+    /// One process namespace for all containers of the sandbox (`shareProcessNamespace`).
+    pub pid: bool,
     /// `net.…`, `kernel.shm…`: written inside the sandbox's namespaces.
     pub sysctls: Vec<(String, String)>,
 }
@@ -29,7 +31,7 @@ pub struct ContainerSpec {
     pub readonly_paths: Vec<String>,
     /// Sees all of the host's devices, files and kernel settings.
     pub privileged: bool,
-    pub host_pid: bool,
+    pub pid: PidMode,
     /// Below the cgroup root, such as `dhow/kubepods/burstable/pod<uid>/<id>`.
     pub cgroup: String,
     pub limits: Limits,
@@ -38,6 +40,15 @@ pub struct ContainerSpec {
     /// A pipe or terminal stays open for input.
     pub stdin: bool,
     pub stdin_once: bool,
+}
+
+/// Whose process namespace a container lives in.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PidMode {
+    #[default]
+    Own,
+    Sandbox,
+    Host,
 }
 
 /// A program to run in a container, as its first process or beside it.
@@ -101,8 +112,8 @@ pub struct Mount {
 pub enum Propagation {
     #[default]
     Private,
+    /// Mounts made later on the host appear inside.
     Slave,
-    Shared,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -143,6 +154,8 @@ pub struct State {
     /// 128 + signal when killed by one.
     pub exit_code: i32,
     pub oom_killed: bool,
+    /// Why the program could not be started, if it could not.
+    pub error: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -7,7 +7,7 @@ use anyhow::Result;
 use dhow_client::{Client, Informer, ListParams};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::{Node, Pod, Service};
+use k8s_openapi::api::core::v1::{Event, Node, Pod, Service};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -104,8 +104,9 @@ pub async fn explain(client: &Client, applied: &[Applied]) -> Result<String> {
     let mut lines = Vec::new();
     let namespaces: std::collections::BTreeSet<&String> = applied.iter().filter_map(|o| o.namespace.as_ref()).collect();
     for namespace in namespaces {
+        let events = client.list::<Event>(Some(namespace), &ListParams::default()).await?.items;
         for pod in client.list::<Pod>(Some(namespace), &ListParams::default()).await?.items {
-            if let Some(reason) = reason(&pod) {
+            if let Some(reason) = reason(&pod, &events) {
                 lines.push(format!("  pod {namespace}/{}: {reason}", pod.metadata.name.unwrap_or_default()));
             }
         }
@@ -113,21 +114,27 @@ pub async fn explain(client: &Client, applied: &[Applied]) -> Result<String> {
     Ok(lines.join("\n"))
 }
 
-fn reason(pod: &Pod) -> Option<String> {
+fn reason(pod: &Pod, events: &[Event]) -> Option<String> {
     let status = pod.status.as_ref()?;
     let conditions = status.conditions.as_deref().unwrap_or_default();
     if conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True") {
         return None;
     }
+    let warned = events
+        .iter()
+        .filter(|event| event.involved_object.uid == pod.metadata.uid && event.type_.as_deref() == Some("Warning"))
+        .max_by_key(|event| event.last_timestamp.as_ref().map(|time| time.0))
+        .and_then(|event| event.message.as_deref());
     let waiting = status.container_statuses.iter().flatten().find_map(|container| {
         let waiting = container.state.as_ref()?.waiting.as_ref()?;
-        Some(format!("{}: {}", waiting.reason.as_deref()?, waiting.message.as_deref().unwrap_or("no further word")))
+        let message = waiting.message.as_deref().or(warned).unwrap_or("no further word");
+        Some(format!("{}: {message}", waiting.reason.as_deref()?))
     });
     let unscheduled = conditions
         .iter()
         .find(|condition| condition.type_ == "PodScheduled" && condition.status == "False")
         .and_then(|condition| condition.message.clone());
-    Some(waiting.or(unscheduled).unwrap_or_else(|| "not ready yet".into()))
+    Some(waiting.or(unscheduled).or(warned.map(str::to_owned)).unwrap_or_else(|| "not ready yet".into()))
 }
 
 /// Where the applied Services answer from outside the cluster.

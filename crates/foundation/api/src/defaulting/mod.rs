@@ -3,8 +3,10 @@
 //! Defaulting is idempotent and never overwrites a value that is present.
 
 pub mod pod;
+pub(crate) mod rows;
 pub mod service;
 pub mod storage;
+mod table;
 pub mod workload;
 
 use crate::meta::{child_mut, default_to, each_mut};
@@ -59,6 +61,13 @@ pub(crate) fn secret(object: &mut Value) {
     }
 }
 
+pub(crate) fn resource_quota(object: &mut Value) {
+    canonical_quantities(child_mut(object, "spec"), "hard");
+    let status = child_mut(object, "status");
+    canonical_quantities(status, "hard");
+    canonical_quantities(status, "used");
+}
+
 pub(crate) fn limit_range(object: &mut Value) {
     for limit in each_mut(child_mut(object, "spec"), "limits") {
         for key in ["max", "min", "default", "defaultRequest", "maxLimitRequestRatio"] {
@@ -110,6 +119,173 @@ mod tests {
         apply(kind, &mut object);
         assert_eq!(object, once, "defaulting must be idempotent");
         object
+    }
+
+    /// What each of these reads back as.
+    const GOLDEN: &[(&str, &str, &str, &str)] = &[
+        (
+            "job",
+            "batch",
+            "Job",
+            r#"{"spec": {"podFailurePolicy": {"rules": [{"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget"}]}]},
+            "template": {"spec": {"restartPolicy": "Never", "containers": [{"name": "a", "image": "x"}]}}}}"#,
+        ),
+        (
+            "job_indexed",
+            "batch",
+            "Job",
+            r#"{"spec": {"completionMode": "Indexed", "completions": 3, "backoffLimitPerIndex": 1,
+            "template": {"spec": {"restartPolicy": "Never", "containers": [{"name": "a", "image": "x"}]}}}}"#,
+        ),
+        (
+            "cron_job",
+            "batch",
+            "CronJob",
+            r#"{"spec": {"schedule": "* * * * *", "jobTemplate": {"spec": {
+            "template": {"spec": {"restartPolicy": "Never", "containers": [{"name": "a", "image": "x"}]}}}}}}"#,
+        ),
+        (
+            "stateful_set",
+            "apps",
+            "StatefulSet",
+            r#"{"spec": {"serviceName": "s", "selector": {"matchLabels": {"a": "b"}},
+            "template": {"spec": {"containers": [{"name": "a", "image": "x"}]}},
+            "volumeClaimTemplates": [{"metadata": {"name": "d"}, "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1024Mi"}}}}]}}"#,
+        ),
+        (
+            "stateful_set_on_delete",
+            "apps",
+            "StatefulSet",
+            r#"{"spec": {"updateStrategy": {"type": "OnDelete"}, "template": {}}}"#,
+        ),
+        (
+            "daemon_set",
+            "apps",
+            "DaemonSet",
+            r#"{"spec": {"template": {"spec": {"containers": [{"name": "a", "image": "x"}]}}}}"#,
+        ),
+        (
+            "replication_controller",
+            "",
+            "ReplicationController",
+            r#"{"spec": {"template": {"metadata": {"labels": {"a": "b"}}, "spec": {"containers": []}}}}"#,
+        ),
+        (
+            "autoscaler",
+            "autoscaling",
+            "HorizontalPodAutoscaler",
+            r#"{"spec": {"maxReplicas": 3, "behavior": {"scaleUp": {"selectPolicy": "Min"}}}}"#,
+        ),
+        ("disruption_budget", "policy", "PodDisruptionBudget", r#"{"spec": {"minAvailable": 1}}"#),
+        (
+            "ingress",
+            "networking.k8s.io",
+            "Ingress",
+            r#"{"spec": {"rules": [{"http": {"paths": [{"path": "/", "backend": {}}]}}]}}"#,
+        ),
+        (
+            "ingress_class",
+            "networking.k8s.io",
+            "IngressClass",
+            r#"{"spec": {"controller": "a/b", "parameters": {"kind": "K", "name": "n"}}}"#,
+        ),
+        (
+            "network_policy",
+            "networking.k8s.io",
+            "NetworkPolicy",
+            r#"{"spec": {"podSelector": {}, "egress": [{"ports": [{"port": 53}]}]}}"#,
+        ),
+        ("storage_class", "storage.k8s.io", "StorageClass", r#"{"provisioner": "p"}"#),
+        ("csi_driver", "storage.k8s.io", "CSIDriver", r#"{"spec": {"podInfoOnMount": true}}"#),
+        ("attachment", "storage.k8s.io", "VolumeAttachment", r#"{"spec": {"attacher": "a"}}"#),
+        (
+            "volume",
+            "",
+            "PersistentVolume",
+            r#"{"spec": {"capacity": {"storage": "2048Mi"}, "rbd": {"image": "i", "monitors": []}}}"#,
+        ),
+        ("claim", "", "PersistentVolumeClaim", r#"{"spec": {"resources": {"requests": {"storage": "0.5Gi"}}}}"#),
+        (
+            "mutating_webhooks",
+            "admissionregistration.k8s.io",
+            "MutatingWebhookConfiguration",
+            r#"{"webhooks": [{"name": "a.b.c", "rules": [{"resources": ["pods"]}], "clientConfig": {"service": {"name": "s", "namespace": "n"}}}]}"#,
+        ),
+        (
+            "validating_webhooks",
+            "admissionregistration.k8s.io",
+            "ValidatingWebhookConfiguration",
+            r#"{"webhooks": [{"name": "a.b.c", "timeoutSeconds": 3, "clientConfig": {"url": "https://x"}}]}"#,
+        ),
+        (
+            "admission_policy",
+            "admissionregistration.k8s.io",
+            "ValidatingAdmissionPolicy",
+            r#"{"spec": {"matchConstraints": {"resourceRules": [{"resources": ["pods"]}]}, "validations": [{"expression": "true"}]}}"#,
+        ),
+        (
+            "admission_policy_binding",
+            "admissionregistration.k8s.io",
+            "ValidatingAdmissionPolicyBinding",
+            r#"{"spec": {"policyName": "p", "matchResources": {"excludeResourceRules": [{"resources": ["pods"]}]}}}"#,
+        ),
+        (
+            "definition",
+            "apiextensions.k8s.io",
+            "CustomResourceDefinition",
+            r#"{"spec": {"group": "g.io", "names": {"kind": "Thing", "plural": "things"}, "scope": "Namespaced"}}"#,
+        ),
+        (
+            "api_service",
+            "apiregistration.k8s.io",
+            "APIService",
+            r#"{"spec": {"service": {"name": "s", "namespace": "n"}}}"#,
+        ),
+        ("flow_schema", "flowcontrol.apiserver.k8s.io", "FlowSchema", r#"{"spec": {}}"#),
+        (
+            "priority_level",
+            "flowcontrol.apiserver.k8s.io",
+            "PriorityLevelConfiguration",
+            r#"{"spec": {"type": "Limited", "limited": {"limitResponse": {"type": "Queue", "queuing": {}}}}}"#,
+        ),
+        (
+            "priority_level_exempt",
+            "flowcontrol.apiserver.k8s.io",
+            "PriorityLevelConfiguration",
+            r#"{"spec": {"type": "Exempt"}}"#,
+        ),
+        ("priority_class", "scheduling.k8s.io", "PriorityClass", r#"{"value": 7}"#),
+        (
+            "resource_claim",
+            "resource.k8s.io",
+            "ResourceClaim",
+            r#"{"spec": {"devices": {"requests": [
+            {"name": "a", "exactly": {"deviceClassName": "c", "tolerations": [{"key": "k"}]}},
+            {"name": "b", "firstAvailable": [{"name": "x", "deviceClassName": "c", "allocationMode": "All"}]}]}}}"#,
+        ),
+        (
+            "role_binding",
+            "rbac.authorization.k8s.io",
+            "RoleBinding",
+            r#"{"roleRef": {"kind": "Role", "name": "r"},
+            "subjects": [{"kind": "User", "name": "u"}, {"kind": "ServiceAccount", "name": "s", "namespace": "n"}]}"#,
+        ),
+        (
+            "limit_range",
+            "",
+            "LimitRange",
+            r#"{"spec": {"limits": [{"type": "Container", "max": {"cpu": "2000m"}, "min": {"memory": "64Mi"}}]}}"#,
+        ),
+        ("endpoint_slice", "discovery.k8s.io", "EndpointSlice", r#"{"addressType": "IPv4", "ports": [{"port": 80}]}"#),
+        ("namespace", "", "Namespace", r#"{"metadata": {"name": "n"}}"#),
+    ];
+
+    #[test]
+    fn kinds_read_back_with_upstreams_defaults() {
+        for (name, group, kind, object) in GOLDEN {
+            let object = serde_json::from_str(object).unwrap();
+            insta::assert_yaml_snapshot!(*name, defaulted(group, kind, object));
+        }
     }
 
     #[test]

@@ -188,11 +188,11 @@ fn volume(volume: &mut Map<String, Value>) {
             }
         }
     }
-    if let Some(host) = volume.get_mut("hostPath").and_then(Value::as_object_mut) {
-        default_to(host, "type", "");
-    }
-    if let Some(iscsi) = volume.get_mut("iscsi").and_then(Value::as_object_mut) {
-        default_to(iscsi, "iscsiInterface", "default");
+    super::rows::fill_map(volume, super::rows::VOLUME);
+    if let Some(image) = volume.get_mut("image").and_then(Value::as_object_mut) {
+        let reference = image.get("reference").and_then(Value::as_str).unwrap_or_default();
+        let policy = if pulls_always(reference) { "Always" } else { "IfNotPresent" };
+        default_to(image, "pullPolicy", policy);
     }
     let claim = volume.get_mut("ephemeral").and_then(|v| v.get_mut("volumeClaimTemplate"));
     if let Some(claim) = claim {

@@ -9,9 +9,7 @@ pub(crate) fn volume(object: &mut Value) {
     default_to(spec, "persistentVolumeReclaimPolicy", "Retain");
     default_to(spec, "volumeMode", "Filesystem");
     canonical_quantities(spec, "capacity");
-    if let Some(host) = spec.get_mut("hostPath").and_then(Value::as_object_mut) {
-        default_to(host, "type", "");
-    }
+    super::rows::fill_map(spec, super::rows::VOLUME);
     default_to(child_mut(object, "status"), "phase", "Pending");
 }
 

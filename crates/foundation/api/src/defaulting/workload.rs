@@ -1,6 +1,8 @@
 //! Defaults of the kinds that make pods.
 
 use super::pod::template;
+use super::rows::{self, fill_map};
+use super::table::fill;
 use crate::meta::{child_mut, default_to, each_mut};
 use serde_json::{Map, Value, json};
 
@@ -33,12 +35,14 @@ fn rolling(strategy: &mut Value, parameters: Value) {
 }
 
 pub(crate) fn replica_set(object: &mut Value) {
+    fill(object, rows::REPLICAS);
     let spec = child_mut(object, "spec");
     default_to(spec, "replicas", 1);
     template(spec);
 }
 
 pub(crate) fn replication_controller(object: &mut Value) {
+    fill(object, rows::REPLICAS);
     let labels = object["spec"]["template"]["metadata"]["labels"].clone();
     let spec = child_mut(object, "spec");
     default_to(spec, "replicas", 1);
@@ -49,6 +53,7 @@ pub(crate) fn replication_controller(object: &mut Value) {
 }
 
 pub(crate) fn stateful_set(object: &mut Value) {
+    fill(object, rows::STATEFUL_SET);
     let spec = child_mut(object, "spec");
     default_to(spec, "replicas", 1);
     default_to(spec, "revisionHistoryLimit", 10);
@@ -73,6 +78,7 @@ pub(crate) fn stateful_set(object: &mut Value) {
 }
 
 pub(crate) fn daemon_set(object: &mut Value) {
+    fill(object, rows::DAEMON_SET);
     let spec = child_mut(object, "spec");
     default_to(spec, "revisionHistoryLimit", 10);
     let strategy = spec.entry("updateStrategy").or_insert_with(|| json!({}));
@@ -100,6 +106,7 @@ fn job_spec(spec: &mut Map<String, Value>) {
     let policy = if absent(spec, "podFailurePolicy") { "TerminatingOrFailed" } else { "Failed" };
     default_to(spec, "podReplacementPolicy", policy);
     default_to(spec, "manualSelector", false);
+    fill_map(spec, rows::FAILURE_POLICY);
     template(spec);
 }
 
@@ -111,11 +118,18 @@ pub(crate) fn cron_job(object: &mut Value) {
     default_to(spec, "failedJobsHistoryLimit", 1);
     // The job inside is defaulted when the Job is created; upstream defaults only its pod template here.
     if let Some(job) = spec.get_mut("jobTemplate").and_then(|j| j.get_mut("spec")).and_then(Value::as_object_mut) {
+        fill_map(job, rows::FAILURE_POLICY);
         template(job);
     }
 }
 
+/// The target of v1 has its default in the conversion, which knows whether other metrics wait in the annotations.
+pub(crate) fn autoscaler_v1(object: &mut Value) {
+    fill(object, rows::AUTOSCALER_V1);
+}
+
 pub(crate) fn autoscaler(object: &mut Value) {
+    fill(object, rows::AUTOSCALER);
     let spec = child_mut(object, "spec");
     default_to(spec, "minReplicas", 1);
     let no_metrics = spec.get("metrics").and_then(Value::as_array).is_none_or(Vec::is_empty);

@@ -34,7 +34,8 @@ pub fn v3(path: &str) -> Option<Value> {
 
 /// `/openapi/v2`: all groups in one Swagger document.
 pub fn v2() -> Value {
-    let definitions = annotated("#/definitions/");
+    let mut definitions = annotated("#/definitions/");
+    definitions.values_mut().for_each(unwrap_references);
     let mut paths = Map::new();
     for kind in KINDS {
         let collection = kind.path(kind.namespaced.then_some("{namespace}"));
@@ -217,6 +218,22 @@ fn wrap_reference(property: &mut Value) {
     }
 }
 
+/// Readers of version 2 take a reference with keywords beside it, and nothing else.
+fn unwrap_references(schema: &mut Value) {
+    match schema {
+        Value::Object(fields) => {
+            let only = fields.get("allOf").and_then(Value::as_array).filter(|parts| parts.len() == 1);
+            if let Some(reference) = only.and_then(|parts| parts[0].get("$ref")).cloned() {
+                fields.remove("allOf");
+                fields.insert("$ref".into(), reference);
+            }
+            fields.values_mut().for_each(unwrap_references);
+        }
+        Value::Array(items) => items.iter_mut().for_each(unwrap_references),
+        _ => {}
+    }
+}
+
 /// The list kinds, which have no types of their own.
 fn lists(definitions: &mut Map<String, Value>, prefix: &str) {
     for kind in KINDS.iter().filter(|kind| kind.stored) {
@@ -251,6 +268,19 @@ mod tests {
         let ports = &schemas["io.k8s.api.core.v1.Container"]["properties"]["ports"];
         assert_eq!(ports["x-kubernetes-patch-merge-key"], "containerPort");
         assert_eq!(ports["x-kubernetes-list-map-keys"], json!(["containerPort", "protocol"]));
+    }
+
+    /// What `kubectl explain` looks for: in the document of the group version, a schema that names the kind.
+    #[test]
+    fn every_kind_can_be_explained() {
+        for kind in KINDS {
+            let document = v3(group_path(kind.group, kind.version).trim_start_matches('/')).unwrap();
+            let schema = &document["components"]["schemas"][kind.definition];
+            let own = json!({"group": kind.group, "version": kind.version, "kind": kind.kind});
+            let names = schema["x-kubernetes-group-version-kind"].as_array().unwrap();
+            assert!(names.contains(&own), "{kind:?}");
+            assert!(schema["properties"].as_object().is_some_and(|fields| fields.len() > 1), "{kind:?} has no fields");
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@
 
 mod kinds;
 
+use crate::table::Column;
 use crate::validation::Errors;
 use serde_json::Value;
 use std::collections::HashMap;
@@ -76,6 +77,14 @@ impl Subresource {
     }
 }
 
+/// The two ways between a row's form and the one that is stored. Pure, and `from_storage` after `to_storage` gives
+/// the object back.
+#[derive(Debug, Clone, Copy)]
+pub struct Conversion {
+    pub to_storage: fn(&mut Value),
+    pub from_storage: fn(&mut Value),
+}
+
 /// One row of the table: a kind at a version.
 #[derive(Clone, Copy)]
 pub struct Kind {
@@ -94,6 +103,8 @@ pub struct Kind {
     pub definition: &'static str,
     /// Group and plural under which objects are stored: two rows may share storage.
     pub storage: (&'static str, &'static str),
+    /// How the row's objects turn into the form that is stored and back; `None` when they are stored as they are.
+    pub conversion: Option<Conversion>,
     /// Whether objects are stored at all; reviews are not.
     pub stored: bool,
     /// Whether `metadata.generation` counts changes of the desired state.
@@ -106,11 +117,17 @@ pub struct Kind {
     pub create_on_update: bool,
     /// Whether PUT without a resourceVersion overwrites.
     pub unconditional_update: bool,
+    /// What `kubectl get` prints.
+    pub columns: &'static [Column],
     pub name_format: fn(&str) -> Vec<String>,
     pub defaults: fn(&mut Value),
     pub validate: fn(&Value, &mut Errors),
+    /// Rules of new objects only.
+    pub validate_create: fn(&Value, &mut Errors),
     pub validate_update: fn(&Value, &Value, &mut Errors),
     pub prepare_create: fn(&mut Value),
+    /// The second half of creation, once uid, name and time of creation are set.
+    pub finish_create: fn(&mut Value),
     pub prepare_update: fn(&mut Value, &Value),
 }
 
@@ -121,9 +138,41 @@ impl std::fmt::Debug for Kind {
 }
 
 impl Kind {
+    /// Turns an object of this row into the form that is stored.
+    pub fn to_storage(&self, object: &mut Value) {
+        if let Some(conversion) = self.conversion {
+            (conversion.to_storage)(object);
+        }
+    }
+
+    /// Turns a stored object into this row's form.
+    pub fn from_storage(&self, object: &mut Value) {
+        if let Some(conversion) = self.conversion {
+            (conversion.from_storage)(object);
+        }
+    }
+
+    /// Whether objects are stored in this row's form.
+    pub fn is_storage(&self) -> bool {
+        self.stored && self.conversion.is_none()
+    }
+
     /// `v1` or `apps/v1`.
     pub fn api_version(&self) -> String {
         if self.group.is_empty() { self.version.to_owned() } else { format!("{}/{}", self.group, self.version) }
+    }
+
+    /// Group, version and kind that a subresource of this kind speaks.
+    pub fn response_kind(&self, subresource: Subresource) -> (&'static str, &'static str, &'static str) {
+        let proxy = match self.kind {
+            "Node" => "NodeProxyOptions",
+            "Service" => "ServiceProxyOptions",
+            _ => "PodProxyOptions",
+        };
+        match subresource {
+            Subresource::Proxy => ("", "v1", proxy),
+            other => other.response_kind().unwrap_or((self.group, self.version, self.kind)),
+        }
     }
 
     pub fn has(&self, subresource: Subresource) -> bool {
@@ -264,6 +313,7 @@ mod tests {
         for kind in KINDS {
             assert!(seen.insert((kind.group, kind.version, kind.plural)), "{kind:?} twice");
             assert!(kind.stored || kind.verbs == ["create"], "{kind:?}");
+            assert!(kind.is_storage() || !kind.stored || kind.conversion.is_some(), "{kind:?}");
             assert_eq!(kind.list_kind, format!("{}List", kind.kind));
             assert!(crate::schema::types().get(kind.definition).is_some(), "{kind:?} has no schema");
         }

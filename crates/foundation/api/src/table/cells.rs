@@ -1,22 +1,70 @@
-//! Columns of all kinds but pods.
+//! What a column's cell is made of: mostly one field, now and then a function.
 
 use jiff::Timestamp;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
-use super::{Column, column, wide};
-use crate::meta::{at, int, items, object, text};
+use crate::meta::{at, flag, int, items, text};
 use crate::time;
 
-pub(super) fn name(object: &Value, _: Timestamp) -> Value {
-    json!(crate::meta::name(object))
+/// A field of the object as it is shown, or a function of the object and the time.
+#[derive(Clone, Copy)]
+pub enum Cell {
+    Name,
+    Age,
+    /// The time of creation as it is written.
+    Created,
+    /// Text; empty when absent.
+    Text(&'static [&'static str]),
+    /// Text, or this when absent.
+    Or(&'static [&'static str], &'static str),
+    Int(&'static [&'static str]),
+    /// A boolean, or this when absent.
+    Flag(&'static [&'static str], bool),
+    /// The number of items or entries.
+    Len(&'static [&'static str]),
+    /// A map of labels, or a label selector.
+    Selector(&'static [&'static str]),
+    Of(fn(&Value) -> Value),
+    At(fn(&Value, Timestamp) -> Value),
 }
 
-pub(super) fn age(object: &Value, now: Timestamp) -> Value {
-    json!(time::age(at(object, &["metadata", "creationTimestamp"]).and_then(Value::as_str), now))
+impl Cell {
+    pub(super) fn render(self, object: &Value, now: Timestamp) -> Value {
+        match self {
+            Self::Name => json!(crate::meta::name(object)),
+            Self::Age => age(object, &["metadata", "creationTimestamp"], now),
+            Self::Created => json!(text(object, &["metadata", "creationTimestamp"])),
+            Self::Text(path) => json!(text(object, path)),
+            Self::Or(path, fallback) => match text(object, path) {
+                "" => json!(fallback),
+                text => json!(text),
+            },
+            Self::Int(path) => json!(int(object, path)),
+            Self::Flag(path, false) => json!(flag(object, path)),
+            Self::Flag(path, true) => json!(at(object, path).and_then(Value::as_bool).unwrap_or(true)),
+            Self::Len(path) => {
+                let list = items(object, path).len();
+                json!(list + at(object, path).and_then(Value::as_object).map_or(0, Map::len))
+            }
+            Self::Selector(path) => selector(at(object, path)),
+            Self::Of(cell) => cell(object),
+            Self::At(cell) => cell(object, now),
+        }
+    }
+
+    /// The column's type in the table's definition.
+    pub(super) fn kind(self) -> &'static str {
+        match self {
+            Self::Int(_) | Self::Len(_) => "integer",
+            Self::Flag(..) => "boolean",
+            _ => "string",
+        }
+    }
 }
 
-fn created(object: &Value, _: Timestamp) -> Value {
-    json!(text(object, &["metadata", "creationTimestamp"]))
+/// The time since the one at `path`.
+pub(super) fn age(object: &Value, path: &[&str], now: Timestamp) -> Value {
+    json!(time::age(at(object, path).and_then(Value::as_str), now))
 }
 
 pub(super) fn or_none(text: &str) -> Value {
@@ -24,9 +72,10 @@ pub(super) fn or_none(text: &str) -> Value {
 }
 
 /// `a=b,c in (d)`.
-fn selector(value: Option<&Value>) -> Value {
+pub(super) fn selector(value: Option<&Value>) -> Value {
     let Some(value) = value else { return json!("<none>") };
-    let labels = value.get("matchLabels").or(Some(value)).and_then(Value::as_object);
+    let structured = value.get("matchLabels").is_some() || value.get("matchExpressions").is_some();
+    let labels = if structured { value.get("matchLabels") } else { Some(value) }.and_then(Value::as_object);
     let mut parts: Vec<String> =
         labels.into_iter().flatten().filter_map(|(key, value)| Some(format!("{key}={}", value.as_str()?))).collect();
     parts.sort();
@@ -43,265 +92,30 @@ fn selector(value: Option<&Value>) -> Value {
     or_none(&parts.join(","))
 }
 
-fn containers(object: &Value, field: &str) -> Value {
-    let all = items(object, &["spec", "template", "spec", "containers"]);
-    json!(all.iter().map(|container| text(container, &[field])).collect::<Vec<_>>().join(","))
-}
-
-fn container_names(object: &Value, _: Timestamp) -> Value {
-    containers(object, "name")
-}
-
-fn container_images(object: &Value, _: Timestamp) -> Value {
-    containers(object, "image")
-}
-
-fn spec_selector(object: &Value, _: Timestamp) -> Value {
-    selector(at(object, &["spec", "selector"]))
-}
-
-fn number(object: &Value, path: &[&str]) -> Value {
-    json!(int(object, path).to_string())
-}
-
-pub(super) const OTHER: &[Column] = &[column("Name", name), column("Age", age)];
-
-pub(super) const DEPLOYMENT: &[Column] = &[
-    column("Name", name),
-    column("Ready", |d, _| {
-        json!(format!("{}/{}", int(d, &["status", "readyReplicas"]), int(d, &["spec", "replicas"])))
-    }),
-    column("Up-to-date", |d, _| number(d, &["status", "updatedReplicas"])),
-    column("Available", |d, _| number(d, &["status", "availableReplicas"])),
-    column("Age", age),
-    wide("Containers", container_names),
-    wide("Images", container_images),
-    wide("Selector", spec_selector),
-];
-
-pub(super) const REPLICA_SET: &[Column] = &[
-    column("Name", name),
-    column("Desired", |r, _| number(r, &["spec", "replicas"])),
-    column("Current", |r, _| number(r, &["status", "replicas"])),
-    column("Ready", |r, _| number(r, &["status", "readyReplicas"])),
-    column("Age", age),
-    wide("Containers", container_names),
-    wide("Images", container_images),
-    wide("Selector", spec_selector),
-];
-
-pub(super) const STATEFUL_SET: &[Column] = &[
-    column("Name", name),
-    column("Ready", |s, _| {
-        json!(format!("{}/{}", int(s, &["status", "readyReplicas"]), int(s, &["spec", "replicas"])))
-    }),
-    column("Age", age),
-    wide("Containers", container_names),
-    wide("Images", container_images),
-];
-
-pub(super) const DAEMON_SET: &[Column] = &[
-    column("Name", name),
-    column("Desired", |d, _| number(d, &["status", "desiredNumberScheduled"])),
-    column("Current", |d, _| number(d, &["status", "currentNumberScheduled"])),
-    column("Ready", |d, _| number(d, &["status", "numberReady"])),
-    column("Up-to-date", |d, _| number(d, &["status", "updatedNumberScheduled"])),
-    column("Available", |d, _| number(d, &["status", "numberAvailable"])),
-    column("Node Selector", |d, _| selector(at(d, &["spec", "template", "spec", "nodeSelector"]))),
-    column("Age", age),
-    wide("Containers", container_names),
-    wide("Images", container_images),
-    wide("Selector", spec_selector),
-];
-
-pub(super) const JOB: &[Column] = &[
-    column("Name", name),
-    column("Status", |job, _| {
-        let holds = |kind: &str| {
-            items(job, &["status", "conditions"]).iter().any(|c| c["type"] == kind && c["status"] == "True")
-        };
-        json!(["Complete", "Failed", "Suspended"].into_iter().find(|kind| holds(kind)).unwrap_or("Running"))
-    }),
-    column("Completions", |job, _| {
-        let done = int(job, &["status", "succeeded"]);
-        match at(job, &["spec", "completions"]).and_then(Value::as_i64) {
-            Some(wanted) => json!(format!("{done}/{wanted}")),
-            None => json!(format!("{done}/1 of {}", int(job, &["spec", "parallelism"]))),
-        }
-    }),
-    column("Duration", |job, now| {
-        let at = |field: &str| time::parse(text(job, &["status", field])).ok();
-        let Some(begin) = at("startTime") else { return json!("") };
-        json!(time::human_duration(time::seconds_between(begin, at("completionTime").unwrap_or(now))))
-    }),
-    column("Age", age),
-    wide("Containers", container_names),
-    wide("Images", container_images),
-    wide("Selector", spec_selector),
-];
-
-pub(super) const SERVICE: &[Column] = &[
-    column("Name", name),
-    column("Type", |s, _| json!(text(s, &["spec", "type"]))),
-    column("Cluster-IP", |s, _| or_none(text(s, &["spec", "clusterIP"]))),
-    column("External-IP", external_ip),
-    column("Port(s)", ports),
-    column("Age", age),
-    wide("Selector", |s, _| selector(at(s, &["spec", "selector"]))),
-];
-
-fn external_ip(service: &Value, _: Timestamp) -> Value {
-    let given = items(service, &["spec", "externalIPs"]).iter().filter_map(Value::as_str);
-    let ingress = items(service, &["status", "loadBalancer", "ingress"]).iter().map(|entry| {
-        let ip = text(entry, &["ip"]);
-        if ip.is_empty() { text(entry, &["hostname"]) } else { ip }
-    });
-    let all: Vec<&str> = match text(service, &["spec", "type"]) {
-        "ExternalName" => vec![text(service, &["spec", "externalName"])],
-        "LoadBalancer" => ingress.chain(given).collect(),
-        _ => given.collect(),
-    };
-    match (all.is_empty(), text(service, &["spec", "type"])) {
-        (true, "LoadBalancer") => json!("<pending>"),
-        (true, _) => json!("<none>"),
+/// The first three, and how many more there are.
+pub(super) fn three(all: &[String], empty: &str) -> Value {
+    match all.len() {
+        0 => json!(empty),
+        more if more > 3 => json!(format!("{} + {} more...", all[..3].join(","), more - 3)),
         _ => json!(all.join(",")),
     }
 }
 
-fn ports(service: &Value, _: Timestamp) -> Value {
-    let all: Vec<String> = items(service, &["spec", "ports"])
-        .iter()
-        .map(|port| {
-            let protocol = text(port, &["protocol"]);
-            match int(port, &["nodePort"]) {
-                0 => format!("{}/{protocol}", int(port, &["port"])),
-                node => format!("{}:{node}/{protocol}", int(port, &["port"])),
-            }
-        })
-        .collect();
-    or_none(&all.join(","))
+/// One field of every item of a list, joined.
+pub(super) fn joined(object: &Value, list: &[&str], field: &str) -> String {
+    items(object, list).iter().map(|item| text(item, &[field])).collect::<Vec<_>>().join(",")
 }
 
-pub(super) const ENDPOINT_SLICE: &[Column] = &[
-    column("Name", name),
-    column("AddressType", |s, _| json!(text(s, &["addressType"]))),
-    column("Ports", |s, _| {
-        let all: Vec<String> = items(s, &["ports"]).iter().map(|port| int(port, &["port"]).to_string()).collect();
-        json!(if all.is_empty() { "<unset>".to_owned() } else { all.join(",") })
-    }),
-    column("Endpoints", |s, _| {
-        let all: Vec<&str> = items(s, &["endpoints"])
-            .iter()
-            .flat_map(|endpoint| items(endpoint, &["addresses"]))
-            .filter_map(Value::as_str)
-            .collect();
-        match all.len() {
-            0 => json!("<unset>"),
-            more if more > 3 => json!(format!("{} + {} more...", all[..3].join(","), more - 3)),
-            _ => json!(all.join(",")),
-        }
-    }),
-    column("Age", age),
-];
-
-pub(super) const NODE: &[Column] = &[
-    column("Name", name),
-    column("Status", |n, _| {
-        let ready = items(n, &["status", "conditions"]).iter().find(|condition| condition["type"] == "Ready");
-        let mut state = match ready.map(|condition| text(condition, &["status"])) {
-            Some("True") => "Ready".to_owned(),
-            Some("False") => "NotReady".to_owned(),
-            _ => "Unknown".to_owned(),
-        };
-        if n["spec"]["unschedulable"] == true {
-            state.push_str(",SchedulingDisabled");
-        }
-        json!(state)
-    }),
-    column("Roles", |n, _| {
-        let labels = object(n, &["metadata", "labels"]).into_iter().flatten();
-        let mut roles: Vec<&str> = labels.filter_map(|(key, _)| key.strip_prefix("node-role.kubernetes.io/")).collect();
-        roles.sort_unstable();
-        or_none(&roles.join(","))
-    }),
-    column("Age", age),
-    column("Version", |n, _| json!(text(n, &["status", "nodeInfo", "kubeletVersion"]))),
-    wide("Internal-IP", |n, _| address(n, "InternalIP")),
-    wide("External-IP", |n, _| address(n, "ExternalIP")),
-    wide("OS-Image", |n, _| json!(text(n, &["status", "nodeInfo", "osImage"]))),
-    wide("Kernel-Version", |n, _| json!(text(n, &["status", "nodeInfo", "kernelVersion"]))),
-    wide("Container-Runtime", |n, _| json!(text(n, &["status", "nodeInfo", "containerRuntimeVersion"]))),
-];
-
-fn address(node: &Value, kind: &str) -> Value {
-    let found = items(node, &["status", "addresses"]).iter().find(|address| address["type"] == kind);
-    or_none(found.map_or("", |address| text(address, &["address"])))
+/// Whether a status condition of this type is true.
+pub(super) fn holds(object: &Value, kind: &str) -> bool {
+    items(object, &["status", "conditions"]).iter().any(|c| c["type"] == kind && c["status"] == "True")
 }
 
-pub(super) const NAMESPACE: &[Column] =
-    &[column("Name", name), column("Status", |n, _| json!(text(n, &["status", "phase"]))), column("Age", age)];
-
-fn entries(object_: &Value, fields: &[&str]) -> Value {
-    let count: usize = fields.iter().filter_map(|field| object(object_, &[field])).map(serde_json::Map::len).sum();
-    json!(count.to_string())
-}
-
-pub(super) const CONFIG_MAP: &[Column] =
-    &[column("Name", name), column("Data", |c, _| entries(c, &["data", "binaryData"])), column("Age", age)];
-
-pub(super) const SECRET: &[Column] = &[
-    column("Name", name),
-    column("Type", |s, _| json!(text(s, &["type"]))),
-    column("Data", |s, _| entries(s, &["data"])),
-    column("Age", age),
-];
-
-pub(super) const EVENT: &[Column] = &[
-    column("Last Seen", |e, now| {
-        let seen = ["lastTimestamp", "eventTime", "firstTimestamp"].into_iter().map(|field| text(e, &[field]));
-        json!(time::age(seen.into_iter().find(|seen| !seen.is_empty()), now))
-    }),
-    column("Type", |e, _| json!(text(e, &["type"]))),
-    column("Reason", |e, _| json!(text(e, &["reason"]))),
-    column("Object", |e, _| {
-        let of = |field: &str| text(e, &["involvedObject", field]);
-        json!(format!("{}/{}", of("kind").to_lowercase(), of("name")))
-    }),
-    wide("Source", |e, _| json!(text(e, &["source", "component"]))),
-    column("Message", |e, _| json!(text(e, &["message"]).trim())),
-    wide("Count", |e, _| number(e, &["count"])),
-    wide("Name", name),
-];
-
-pub(super) const LEASE: &[Column] =
-    &[column("Name", name), column("Holder", |l, _| json!(text(l, &["spec", "holderIdentity"]))), column("Age", age)];
-
-pub(super) const PRIORITY_CLASS: &[Column] = &[
-    column("Name", name),
-    column("Value", |p, _| number(p, &["value"])),
-    column("Global-Default", |p, _| json!((p["globalDefault"] == true).to_string())),
-    column("Age", age),
-    column("PreemptionPolicy", |p, _| json!(text(p, &["preemptionPolicy"]))),
-];
-
-pub(super) const ROLE: &[Column] = &[column("Name", name), column("Created At", created)];
-
-pub(super) const ROLE_BINDING: &[Column] = &[
-    column("Name", name),
-    column("Role", |b, _| json!(format!("{}/{}", text(b, &["roleRef", "kind"]), text(b, &["roleRef", "name"])))),
-    column("Age", age),
-    wide("Users", |b, _| subjects(b, "User")),
-    wide("Groups", |b, _| subjects(b, "Group")),
-    wide("ServiceAccounts", |b, _| subjects(b, "ServiceAccount")),
-];
-
-fn subjects(binding: &Value, kind: &str) -> Value {
-    let of_kind = items(binding, &["subjects"]).iter().filter(|subject| subject["kind"] == kind);
-    let names: Vec<String> = of_kind
-        .map(|subject| match text(subject, &["namespace"]) {
-            "" => text(subject, &["name"]).to_owned(),
-            namespace => format!("{namespace}/{}", text(subject, &["name"])),
-        })
-        .collect();
-    json!(names.join(", "))
+/// A number or a text as text.
+pub(super) fn scalar(value: Option<&Value>, absent: &str) -> String {
+    match value {
+        None | Some(Value::Null) => absent.to_owned(),
+        Some(Value::String(text)) => text.clone(),
+        Some(other) => other.to_string(),
+    }
 }

@@ -1,7 +1,18 @@
 //! `kubectl get`'s columns: a `meta.k8s.io/v1` Table of any kind's objects.
 
+pub(crate) mod access;
+pub(crate) mod admission;
+pub(crate) mod autoscaling;
 mod cells;
-mod pod;
+pub(crate) mod core;
+pub(crate) mod networking;
+pub(crate) mod pod;
+pub(crate) mod resource;
+pub(crate) mod storage;
+pub(crate) mod system;
+pub(crate) mod workloads;
+
+pub use cells::Cell;
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -9,29 +20,30 @@ use serde_json::{Value, json};
 use crate::registry::Kind;
 
 /// One column: title, whether only `-o wide` shows it, and its cell.
-pub(crate) struct Column {
+#[derive(Clone, Copy)]
+pub struct Column {
     name: &'static str,
     wide: bool,
-    cell: fn(&Value, Timestamp) -> Value,
+    cell: Cell,
 }
 
-pub(crate) const fn column(name: &'static str, cell: fn(&Value, Timestamp) -> Value) -> Column {
+pub(crate) const fn column(name: &'static str, cell: Cell) -> Column {
     Column { name, wide: false, cell }
 }
 
-pub(crate) const fn wide(name: &'static str, cell: fn(&Value, Timestamp) -> Value) -> Column {
+pub(crate) const fn wide(name: &'static str, cell: Cell) -> Column {
     Column { name, wide: true, cell }
 }
 
 /// The Table of these objects.
 pub fn render(kind: &Kind, objects: &[Value], resource_version: &str, now: Timestamp) -> Value {
-    let columns = columns(kind);
+    let columns = kind.columns;
     let definitions: Vec<Value> = columns
         .iter()
         .map(|column| {
             json!({
                 "name": column.name,
-                "type": "string",
+                "type": column.cell.kind(),
                 "format": if column.name == "Name" { "name" } else { "" },
                 "description": "",
                 "priority": i32::from(column.wide),
@@ -49,7 +61,7 @@ pub fn render(kind: &Kind, objects: &[Value], resource_version: &str, now: Times
 }
 
 fn row(columns: &[Column], object: &Value, now: Timestamp) -> Value {
-    let cells: Vec<Value> = columns.iter().map(|column| (column.cell)(object, now)).collect();
+    let cells: Vec<Value> = columns.iter().map(|column| column.cell.render(object, now)).collect();
     json!({
         "cells": cells,
         "object": {
@@ -60,29 +72,13 @@ fn row(columns: &[Column], object: &Value, now: Timestamp) -> Value {
     })
 }
 
-/// The columns of a kind; name and age where it has none of its own.
-fn columns(kind: &Kind) -> &'static [Column] {
-    match kind.kind {
-        "Pod" => pod::COLUMNS,
-        "Deployment" => cells::DEPLOYMENT,
-        "ReplicaSet" => cells::REPLICA_SET,
-        "StatefulSet" => cells::STATEFUL_SET,
-        "DaemonSet" => cells::DAEMON_SET,
-        "Job" => cells::JOB,
-        "Service" => cells::SERVICE,
-        "EndpointSlice" => cells::ENDPOINT_SLICE,
-        "Node" => cells::NODE,
-        "Namespace" => cells::NAMESPACE,
-        "ConfigMap" => cells::CONFIG_MAP,
-        "Secret" => cells::SECRET,
-        "Event" if kind.group.is_empty() => cells::EVENT,
-        "Lease" => cells::LEASE,
-        "PriorityClass" => cells::PRIORITY_CLASS,
-        "Role" | "ClusterRole" => cells::ROLE,
-        "RoleBinding" | "ClusterRoleBinding" => cells::ROLE_BINDING,
-        _ => cells::OTHER,
-    }
-}
+/// What upstream prints of a kind that has no columns of its own.
+pub(crate) const DEFAULT: &[Column] = &[column("Name", Cell::Name), column("Created At", Cell::Created)];
+
+pub(crate) const NAME_AND_AGE: &[Column] = &[column("Name", Cell::Name), column("Age", Cell::Age)];
+
+#[cfg(test)]
+mod golden;
 
 #[cfg(test)]
 mod tests {

@@ -3,21 +3,21 @@
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::cells::{age, name, or_none};
+use super::cells::Cell::{Age, At, Name, Of, Or};
 use super::{Column, column, wide};
 use crate::meta::{at, deletion_timestamp, int, items, text};
 use crate::time;
 
-pub(super) const COLUMNS: &[Column] = &[
-    column("Name", name),
-    column("Ready", ready),
-    column("Status", |pod, _| json!(status(pod))),
-    column("Restarts", restarts),
-    column("Age", age),
-    wide("IP", |pod, _| or_none(text(pod, &["status", "podIP"]))),
-    wide("Node", |pod, _| or_none(text(pod, &["spec", "nodeName"]))),
-    wide("Nominated Node", |pod, _| or_none(text(pod, &["status", "nominatedNodeName"]))),
-    wide("Readiness Gates", gates),
+pub(crate) const COLUMNS: &[Column] = &[
+    column("Name", Name),
+    column("Ready", Of(ready)),
+    column("Status", Of(|pod| json!(status(pod)))),
+    column("Restarts", At(restarts)),
+    column("Age", Age),
+    wide("IP", Or(&["status", "podIP"], "<none>")),
+    wide("Node", Or(&["spec", "nodeName"], "<none>")),
+    wide("Nominated Node", Or(&["status", "nominatedNodeName"], "<none>")),
+    wide("Readiness Gates", Of(gates)),
 ];
 
 /// Init containers with `restartPolicy: Always` run beside the others and count with them.
@@ -34,7 +34,7 @@ fn beside(pod: &Value) -> impl Iterator<Item = &Value> {
     sidecars.chain(items(pod, &["status", "containerStatuses"]))
 }
 
-fn ready(pod: &Value, _: Timestamp) -> Value {
+fn ready(pod: &Value) -> Value {
     let sidecars =
         items(pod, &["spec", "initContainers"]).iter().filter(|container| container["restartPolicy"] == "Always");
     let total = items(pod, &["spec", "containers"]).len() + sidecars.count();
@@ -55,7 +55,7 @@ fn restarts(pod: &Value, now: Timestamp) -> Value {
     }
 }
 
-fn gates(pod: &Value, _: Timestamp) -> Value {
+fn gates(pod: &Value) -> Value {
     let gates = items(pod, &["spec", "readinessGates"]);
     if gates.is_empty() {
         return json!("<none>");

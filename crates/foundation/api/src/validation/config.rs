@@ -1,9 +1,10 @@
-//! ConfigMaps, Secrets, claims, role references and priority classes.
+//! ConfigMaps and Secrets.
 
 use serde_json::Value;
 
+use super::field::Field;
 use super::{Errors, FieldError};
-use crate::meta::{flag, object};
+use crate::meta::{flag, object, text};
 use crate::names;
 
 /// All values together, in bytes.
@@ -18,8 +19,30 @@ pub fn config_map(value: &Value, errors: &mut Errors) {
     }
 }
 
+/// Keys that a type of Secret cannot do without.
+const NEEDED: [(&str, &[&str]); 4] = [
+    ("kubernetes.io/dockercfg", &[".dockercfg"]),
+    ("kubernetes.io/dockerconfigjson", &[".dockerconfigjson"]),
+    ("kubernetes.io/ssh-auth", &["ssh-privatekey"]),
+    ("kubernetes.io/tls", &["tls.crt", "tls.key"]),
+];
+
 pub fn secret(value: &Value, errors: &mut Errors) {
     keys(value, &["data"], errors);
+    let (kind, data) = (text(value, &["type"]), Field::top(value, "data"));
+    for (_, names) in NEEDED.iter().filter(|(name, _)| *name == kind) {
+        for name in names.iter().filter(|name| !data.at(name).present()) {
+            errors.missing(&data.key(name), "");
+        }
+    }
+    if kind == "kubernetes.io/basic-auth" && !data.at("username").present() && !data.at("password").present() {
+        errors.missing(&data.key("username"), "");
+        errors.missing(&data.key("password"), "");
+    }
+    const ACCOUNT: &str = "kubernetes.io/service-account.name";
+    if kind == "kubernetes.io/service-account-token" && text(value, &["metadata", "annotations", ACCOUNT]).is_empty() {
+        errors.missing(&Field::top(value, "metadata").at("annotations").key(ACCOUNT), "");
+    }
 }
 
 fn keys(value: &Value, fields: &[&str], errors: &mut Errors) {
@@ -31,7 +54,7 @@ fn keys(value: &Value, fields: &[&str], errors: &mut Errors) {
         }
     }
     if size > LARGEST {
-        errors.push(FieldError::invalid("data", "", &format!("Too long: may not be more than {LARGEST} bytes")));
+        errors.too_long(fields[0], LARGEST);
     }
 }
 
@@ -54,37 +77,6 @@ fn immutable_data(new: &Value, old: &Value, fields: &[&str], errors: &mut Errors
     for field in fields {
         if new.get(field) != old.get(field) {
             errors.push(FieldError::forbidden(field, "field is immutable when `immutable` is set"));
-        }
-    }
-}
-
-/// A claim's specification stays, but for its size, which may grow.
-pub fn claim_update(new: &Value, old: &Value, errors: &mut Errors) {
-    let rest = |claim: &Value| {
-        let mut spec = claim["spec"].clone();
-        if let Some(fields) = spec.as_object_mut() {
-            fields.remove("resources");
-            fields.remove("volumeName");
-        }
-        spec
-    };
-    if rest(new) != rest(old) {
-        let why =
-            "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims";
-        errors.push(FieldError::forbidden("spec", why));
-    }
-}
-
-pub fn role_ref_immutable(new: &Value, old: &Value, errors: &mut Errors) {
-    if new["roleRef"] != old["roleRef"] {
-        errors.push(FieldError::invalid("roleRef", &new["roleRef"].to_string(), "cannot change roleRef"));
-    }
-}
-
-pub fn priority_class_update(new: &Value, old: &Value, errors: &mut Errors) {
-    for field in ["value", "preemptionPolicy"] {
-        if new[field] != old[field] {
-            errors.push(FieldError::forbidden(field, "may not be changed in an update."));
         }
     }
 }

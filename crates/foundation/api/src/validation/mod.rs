@@ -1,11 +1,24 @@
 //! Validation in upstream's words. Each kind's rules are a function named in its row of the registry.
 
+mod common;
+pub(crate) mod field;
 mod metadata;
+mod pod_parts;
 
+pub mod access;
+pub mod admission;
+pub mod autoscaling;
+pub mod batch;
 pub mod config;
+pub mod core;
+pub mod extension;
+pub mod networking;
 pub mod node;
 pub mod pod;
+pub mod resource;
 pub mod service;
+pub mod storage;
+pub mod system;
 pub mod workload;
 
 use std::fmt;
@@ -26,7 +39,7 @@ pub struct FieldError {
 }
 
 impl FieldError {
-    fn new(reason: &'static str, field: &str, head: &str, why: &str) -> Self {
+    pub(crate) fn new(reason: &'static str, field: &str, head: &str, why: &str) -> Self {
         let message = if why.is_empty() { head.to_owned() } else { format!("{head}: {why}") };
         Self { reason, field: field.to_owned(), message }
     }
@@ -85,6 +98,10 @@ impl Errors {
         self.0.is_empty()
     }
 
+    pub fn into_vec(self) -> Vec<FieldError> {
+        self.0
+    }
+
     /// One error for each complaint about a value.
     pub fn complaints(&mut self, field: &str, value: &str, complaints: Vec<String>) {
         self.0.extend(complaints.iter().map(|why| FieldError::invalid(field, value, why)));
@@ -117,6 +134,7 @@ pub fn validate_create(kind: &Kind, object: &Value) -> Vec<FieldError> {
     let mut errors = Errors::default();
     metadata::create(kind, object, &mut errors);
     (kind.validate)(object, &mut errors);
+    (kind.validate_create)(object, &mut errors);
     errors.0
 }
 
@@ -130,6 +148,9 @@ pub fn validate_update(kind: &Kind, new: &Value, old: &Value) -> Vec<FieldError>
 }
 
 #[cfg(test)]
+mod table;
+
+#[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
@@ -138,7 +159,9 @@ mod tests {
 
     fn texts(group: &str, plural: &str, object: &Value) -> Vec<String> {
         let kind = builtin().get(group, "v1", plural).unwrap();
-        validate_create(kind, object).iter().map(ToString::to_string).collect()
+        let mut object = object.clone();
+        crate::defaulting::apply(kind, &mut object);
+        validate_create(kind, &object).iter().map(ToString::to_string).collect()
     }
 
     #[test]
@@ -180,6 +203,7 @@ mod tests {
         deployment["spec"]["template"]["metadata"]["labels"]["app"] = json!("x");
         assert!(texts("apps", "deployments", &deployment).is_empty());
         let kind = builtin().get("apps", "v1", "deployments").unwrap();
+        crate::defaulting::apply(kind, &mut deployment);
         let mut changed = deployment.clone();
         changed["spec"]["selector"]["matchLabels"] = json!({"app": "x", "b": "c"});
         changed["spec"]["template"]["metadata"]["labels"] = json!({"app": "x", "b": "c"});

@@ -1,10 +1,12 @@
-//! Services and EndpointSlices.
+//! Services.
 
 use std::collections::HashSet;
 
 use serde_json::Value;
 
-use super::{Errors, FieldError};
+use super::common::{cidr, ip};
+use super::field::Field;
+use super::{Errors, FieldError, metadata};
 use crate::meta::{items, text};
 use crate::names;
 
@@ -29,6 +31,22 @@ pub fn create(service: &Value, errors: &mut Errors) {
         errors.push(FieldError::invalid("spec.clusterIPs[0]", "None", &why));
     }
     ports(service, errors);
+    let spec = Field::spec(service);
+    metadata::labels(Some(spec.at("selector").value), "spec.selector", errors);
+    spec.at("externalIPs").items().for_each(|address| ip(&address, errors));
+    for range in spec.at("loadBalancerSourceRanges").items() {
+        cidr(&range, errors);
+    }
+    errors.known(&spec.at("ipFamilyPolicy"), &["PreferDualStack", "RequireDualStack", "SingleStack"]);
+    spec.at("ipFamilies").items().for_each(|family| errors.known(&family, &["IPv4", "IPv6"]));
+    let seconds = spec.at("sessionAffinityConfig").at("clientIP").at("timeoutSeconds");
+    if seconds.int().is_some_and(|number| number <= 0 || number > 86_400) {
+        errors.bad(&seconds, "must be greater than 0 and less than 86400");
+    }
+    if kind == "ClusterIP" && spec.at("externalTrafficPolicy").present() && spec.at("externalIPs").len() == 0 {
+        let why = "may only be set for externally-accessible services";
+        errors.bad(&spec.at("externalTrafficPolicy"), why);
+    }
 }
 
 fn ports(service: &Value, errors: &mut Errors) {
@@ -46,19 +64,24 @@ fn ports(service: &Value, errors: &mut Errors) {
             }
         }
         let number = port["port"].as_i64().unwrap_or(0);
-        errors.complaints(&field("port"), &number.to_string(), names::port_number(number));
+        for (name, allowed) in [("port", false), ("nodePort", true), ("targetPort", true)] {
+            let one = Field { value: &port[name], path: field(name) };
+            match one.int() {
+                Some(0) | None if allowed => {}
+                given => {
+                    for problem in names::port_number(given.unwrap_or(0)) {
+                        errors.bad(&one, &problem);
+                    }
+                }
+            }
+        }
         let protocol = text(port, &["protocol"]);
         errors.one_of(port, &field("protocol"), &["protocol"], &["SCTP", "TCP", "UDP"]);
         if !numbers.insert((protocol, number)) {
             errors.push(FieldError::duplicate(&format!("spec.ports[{index}]"), &number.to_string()));
         }
-        match &port["targetPort"] {
-            Value::Number(target) => {
-                let target = target.as_i64().unwrap_or(0);
-                errors.complaints(&field("targetPort"), &target.to_string(), names::port_number(target));
-            }
-            Value::String(target) => errors.complaints(&field("targetPort"), target, names::port_name(target)),
-            _ => {}
+        if let Some(target) = port["targetPort"].as_str() {
+            errors.complaints(&field("targetPort"), target, names::port_name(target));
         }
     }
 }
@@ -69,8 +92,4 @@ pub fn update(new: &Value, old: &Value, errors: &mut Errors) {
     if kind != "ExternalName" && before != "ExternalName" && !held.is_empty() {
         errors.immutable(new, old, "spec.clusterIPs[0]", &["spec", "clusterIP"]);
     }
-}
-
-pub fn endpoint_slice_update(new: &Value, old: &Value, errors: &mut Errors) {
-    errors.immutable(new, old, "addressType", &["addressType"]);
 }

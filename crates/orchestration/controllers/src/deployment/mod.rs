@@ -16,7 +16,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
 
-use crate::common::{Labels, is_finished, selects, template_hash};
+use crate::common::{Labels, in_ending_namespace, is_finished, selects, template_hash};
 use plan::{Action, DESIRED, HASH, MAX, REVISION, REVISION_HISTORY, Snapshot, name, replicas, same_template, surge};
 
 pub struct Deployments {
@@ -169,6 +169,7 @@ impl Deployments {
                 status.collision_count = Some(status.collision_count.unwrap_or(0) + 1);
                 self.client.update_status(&changed).await.map(drop)
             }
+            Err(error) if in_ending_namespace(&self.client, &error, made.metadata.namespace.as_deref()).await => Ok(()),
             Err(error) => {
                 let message = format!("Failed to create new replica set \"{}\": {error}", name(&made));
                 self.recorder.event(reference(deployment), EventType::Warning, "ReplicaSetCreateError", &message).await;

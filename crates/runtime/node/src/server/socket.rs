@@ -9,7 +9,9 @@ use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
-use tokio_tungstenite::tungstenite::protocol::{Message, Role};
+use tokio_tungstenite::tungstenite::Utf8Bytes;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Message, Role};
 
 use super::{Answer, Refusal, body};
 
@@ -29,8 +31,12 @@ impl Sender {
         self.0.lock().await.send(Message::Binary(frame.freeze())).await.is_ok()
     }
 
+    /// Ends the session. Without this very code kubectl takes the end for a failure, whatever was said before.
     pub async fn close(&self) {
-        let _ = self.0.lock().await.close().await;
+        let normal = CloseFrame { code: CloseCode::Normal, reason: Utf8Bytes::default() };
+        let mut sink = self.0.lock().await;
+        let _ = sink.send(Message::Close(Some(normal))).await;
+        let _ = sink.close().await;
     }
 }
 

@@ -2,5 +2,8 @@
 
 pub mod identity;
 pub mod paths;
+pub mod program;
 pub mod rootfs;
 pub mod seccomp;
+pub mod seccomp_default;
+pub mod terminal;

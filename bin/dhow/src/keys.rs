@@ -1,0 +1,141 @@
+//! The cluster's keys and certificates: made at the first start, kept in the data folder, renewed while running.
+
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use dhow_base::pki::{self, CertPair, CertSpec, ClusterCa, SaKey};
+use dhow_base::tls::{self, LiveCert};
+use rustls::{ClientConfig, ServerConfig};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use crate::kubeconfig;
+use crate::place::{API_SERVICE_IP, CLUSTER_DOMAIN, Place};
+
+/// As the node's server knows the API server.
+const API_SERVER: &str = "dhow-apiserver";
+pub const MASTERS: &str = "system:masters";
+
+/// Everything that proves who is who on this machine.
+pub struct Keys {
+    pub ca: Arc<ClusterCa>,
+    /// The API server's end, for everyone.
+    pub api_tls: Arc<ServerConfig>,
+    /// The node's end, for the API server.
+    pub node_tls: Arc<ServerConfig>,
+    /// The API server as a client of nodes.
+    pub to_nodes: Arc<ClientConfig>,
+    /// Told when the name server's kubeconfig has a new certificate.
+    pub nameserver_renewed: Arc<Notify>,
+    kept: Vec<Kept>,
+}
+
+type Renewed = Box<dyn Fn(&CertPair) -> Result<()> + Send + Sync>;
+
+/// A certificate on disk, what it is for, and who is told of a new one.
+struct Kept {
+    name: &'static str,
+    spec: CertSpec,
+    pair: CertPair,
+    renewed: Renewed,
+}
+
+impl Keys {
+    /// Reads or makes all of them, and writes the administrator's kubeconfig. The key that signs tokens is for the API
+    /// server alone.
+    pub fn open(place: &Place) -> Result<(Self, SaKey)> {
+        let folder = folder(place);
+        let ca = Arc::new(ClusterCa::load_or_create(&folder).context("open the cluster's certificate authority")?);
+        let sa_key = SaKey::load_or_create(&folder.join("sa.key")).context("open the key of service accounts")?;
+        let mut kept = Vec::new();
+        let mut issue = |name: &'static str, spec: CertSpec| -> Result<Arc<LiveCert>> {
+            let pair = ca.load_or_issue(&folder, name, &spec).with_context(|| format!("issue certificate {name}"))?;
+            let shown = Arc::new(LiveCert::new(&pair)?);
+            let live = Arc::clone(&shown);
+            let renewed = Box::new(move |pair: &CertPair| Ok(live.replace(pair)?));
+            kept.push(Kept { name, spec, pair, renewed });
+            Ok(shown)
+        };
+        let api = issue("apiserver", CertSpec::server(API_SERVER, &api_names(place)))?;
+        let user = format!("system:node:{}", place.node_name);
+        let sans = vec![place.node_name.clone(), place.node_ip.to_string(), Ipv4Addr::LOCALHOST.to_string()];
+        let node = issue("node", CertSpec::Peer { user: user.clone(), groups: vec!["system:nodes".into()], sans })?;
+        let caller = issue("apiserver-to-node", CertSpec::client(API_SERVER, &[]))?;
+        let admin = CertSpec::client("dhow-admin", &[MASTERS]);
+        kept.push(in_kubeconfig(place, &ca, "admin", admin, place.admin_kubeconfig(), Arc::default())?);
+        let nameserver_renewed = Arc::<Notify>::default();
+        // It reads what every node agent may read.
+        let dns = CertSpec::client(&user, &["system:nodes"]);
+        kept.push(in_kubeconfig(place, &ca, "dns", dns, place.dns_kubeconfig(), Arc::clone(&nameserver_renewed))?);
+        let ca_pem = Some(ca.cert_pem());
+        let keys = Self {
+            api_tls: tls::server_config_with(api, ca_pem)?,
+            node_tls: tls::server_config_with(node, ca_pem)?,
+            to_nodes: tls::client_config_with(ca.cert_pem(), Some(caller))?,
+            ca,
+            nameserver_renewed,
+            kept,
+        };
+        Ok((keys, sa_key))
+    }
+
+    /// Renews every certificate for as long as the process runs; new connections see the new ones.
+    pub fn keep_renewed(&mut self, place: &Place, shutdown: &CancellationToken) -> impl Future<Output = ()> + 'static {
+        let renewals = self.kept.drain(..).map(|kept| {
+            let (ca, folder, shutdown) = (Arc::clone(&self.ca), folder(place), shutdown.clone());
+            async move {
+                let renewed = |pair: &CertPair| {
+                    if let Err(error) = (kept.renewed)(pair) {
+                        tracing::error!(certificate = kept.name, error = format!("{error:#}"), "use the renewed one");
+                    }
+                };
+                pki::keep_renewed(&ca, &folder, kept.name, &kept.spec, kept.pair, renewed, shutdown).await;
+            }
+        });
+        let all = futures::future::join_all(renewals.collect::<Vec<_>>());
+        async move {
+            all.await;
+        }
+    }
+}
+
+/// A client's certificate that lives in a kubeconfig; `told` hears of a new one.
+fn in_kubeconfig(
+    place: &Place,
+    ca: &ClusterCa,
+    name: &'static str,
+    spec: CertSpec,
+    path: PathBuf,
+    told: Arc<Notify>,
+) -> Result<Kept> {
+    let pair = ca.load_or_issue(&folder(place), name, &spec).with_context(|| format!("issue certificate {name}"))?;
+    let (server, ca_pem) = (place.api_url(), ca.cert_pem().to_owned());
+    let write = move |pair: &CertPair| {
+        let config = kubeconfig::with_certificate(&server, &ca_pem, &pair.cert_pem, &pair.key_pem);
+        kubeconfig::write(&path, &config, None)
+    };
+    write(&pair)?;
+    let renewed = move |pair: &CertPair| {
+        write(pair)?;
+        told.notify_one();
+        Ok(())
+    };
+    Ok(Kept { name, spec, pair, renewed: Box::new(renewed) })
+}
+
+fn folder(place: &Place) -> PathBuf {
+    place.data_dir.join("pki")
+}
+
+/// Every name and address under which the API server is reached.
+fn api_names(place: &Place) -> Vec<String> {
+    let service = ["kubernetes", "kubernetes.default", "kubernetes.default.svc"].map(str::to_owned);
+    let mut names = vec!["localhost".to_owned(), place.node_name.clone()];
+    names.extend(service);
+    names.push(format!("kubernetes.default.svc.{CLUSTER_DOMAIN}"));
+    names.extend([place.node_ip.to_string(), Ipv4Addr::LOCALHOST.to_string(), API_SERVICE_IP.to_string()]);
+    names.dedup();
+    names
+}

@@ -1,0 +1,126 @@
+//! The cluster's DNS as a process of its own, so that names resolve while the daemon is away: it goes on with what it
+//! last knew, and follows the API again when that is back.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use std::{fs, io};
+
+use anyhow::{Context, Result};
+use dhow_client::Client;
+use dhow_dns::DnsConfig;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use crate::pidfile::{self, PidFile};
+use crate::place::{self, Place};
+
+/// The command under which the binary is the name server.
+pub const COMMAND: &str = "serve-dns";
+const PORT: u16 = 53;
+/// One that ends sooner than this is not started again at once.
+const SHORT_LIFE: Duration = Duration::from_secs(5);
+
+/// Runs the name server until told to end. This is the process itself.
+pub async fn serve(place: &Place, gateway: Ipv4Addr) -> Result<()> {
+    let _pid_file = PidFile::take(&place.dns_pid_file())?;
+    let client = Client::from_kubeconfig(&place.dns_kubeconfig(), None).context("reach the API")?;
+    let own = [gateway.into(), place::DNS_SERVICE_IP.into()];
+    let upstreams = dhow_dns::host_upstreams(Path::new("/etc/resolv.conf"), &own);
+    let config = DnsConfig { domain: place::CLUSTER_DOMAIN.to_owned(), upstreams, ..DnsConfig::default() };
+    let address = SocketAddr::new(gateway.into(), PORT);
+    let server = dhow_dns::Server::bind(&[address], config).await.context("serve the cluster's DNS")?;
+    let shutdown = crate::daemon::shutdown_signal()?;
+    server.run(client, shutdown).await;
+    Ok(())
+}
+
+/// Keeps a name server of this very binary running until `shutdown`, and leaves it running then. `renewed` is told
+/// when its kubeconfig has changed.
+pub async fn keep_running(
+    place: Place,
+    gateway: Ipv4Addr,
+    renewed: Arc<Notify>,
+    shutdown: CancellationToken,
+) -> Result<()> {
+    let path = place.dns_pid_file();
+    let mut adopted = pidfile::holder(&path).filter(|pid| runs_this_binary(*pid));
+    loop {
+        let begun = Instant::now();
+        let mut child = None;
+        let pid = match adopted.take() {
+            Some(pid) => pid,
+            None => {
+                stop(&place).await?;
+                let started = start(&place, gateway).context("start the name server")?;
+                let pid = Pid::from_child(&started);
+                child = Some(started);
+                pid
+            }
+        };
+        tokio::select! {
+            ended = wait(pid) => {
+                ended.context("watch the name server")?;
+                tracing::warn!("the name server ended; starting it again");
+            }
+            () = renewed.notified() => stop(&place).await?,
+            () = shutdown.cancelled() => return Ok(()),
+        }
+        if let Some(mut child) = child {
+            let _ = tokio::task::spawn_blocking(move || child.wait()).await;
+        }
+        if begun.elapsed() < SHORT_LIFE {
+            tokio::select! {
+                () = tokio::time::sleep(SHORT_LIFE) => {}
+                () = shutdown.cancelled() => return Ok(()),
+            }
+        }
+    }
+}
+
+/// Ends the name server of this place, if one runs.
+pub async fn stop(place: &Place) -> Result<()> {
+    let path = place.dns_pid_file();
+    tokio::task::spawn_blocking(move || pidfile::stop(&path)).await.context("stop the name server")??;
+    Ok(())
+}
+
+/// After an upgrade the old binary's name server is replaced.
+fn runs_this_binary(pid: Pid) -> bool {
+    let file = |path: String| fs::metadata(path).map(|metadata| (metadata.dev(), metadata.ino())).ok();
+    let theirs = file(format!("/proc/{}/exe", pid.as_raw_nonzero()));
+    theirs.is_some() && theirs == file("/proc/self/exe".into())
+}
+
+fn start(place: &Place, gateway: Ipv4Addr) -> io::Result<Child> {
+    let log = fs::OpenOptions::new().create(true).append(true).open(place.log_file())?;
+    Command::new("/proc/self/exe")
+        .arg0("dhow")
+        .arg(COMMAND)
+        .arg("--gateway")
+        .arg(gateway.to_string())
+        .args(place.as_args())
+        .env_remove("NOTIFY_SOCKET")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(log)
+        .current_dir("/")
+        .process_group(0)
+        .spawn()
+}
+
+/// Resolves when the process has ended, whoever its parent is.
+async fn wait(pid: Pid) -> io::Result<()> {
+    let Ok(handle) = pidfd_open(pid, PidfdFlags::empty()) else { return Ok(()) };
+    // Deprecated for types that close their file early, which an `OwnedFd` does not.
+    #[allow(deprecated)]
+    let handle = AsyncFd::with_interest(handle, Interest::READABLE)?;
+    handle.readable().await.map(drop)
+}

@@ -1,0 +1,19 @@
+//! Custom kinds: what a CustomResourceDefinition says, made into something that can prune, default, validate and
+//! print, without IO.
+//!
+//! - [`schema`]: a structural schema, parsed once.
+//! - [`prune`](Schema::prune), [`fill_defaults`](Schema::fill_defaults), [`validate`](Schema::validate): what a write goes through.
+//! - [`definition`]: the definition as a whole: names, versions, subresources, columns.
+//! - [`path`]: the JSON paths of columns and selectable fields.
+//! - [`names`]: which definition holds which names.
+
+pub mod definition;
+mod format;
+pub mod names;
+pub mod path;
+mod prune;
+pub mod schema;
+mod validate;
+
+pub use definition::{Definition, Version};
+pub use schema::Schema;

@@ -1,0 +1,276 @@
+//! The group resource.k8s.io. Expressions are compiled where they are evaluated, not here.
+
+use std::collections::HashMap;
+
+use serde_json::Value;
+
+use super::Errors;
+use super::common::node_selector;
+use super::field::{Field, IMMUTABLE};
+use crate::meta::{items, text};
+use crate::names;
+
+const REQUESTS: usize = 32;
+const SUBREQUESTS: usize = 8;
+const SELECTORS: usize = 32;
+const DEVICES: usize = 128;
+const DEVICES_WITH_TAINTS: usize = 64;
+const EFFECTS: &[&str] = &["NoExecute", "NoSchedule", "None"];
+const REQUEST_NAME: &str =
+    "must be the name of a request in the claim or the name of a request and a subrequest separated by '/'";
+const ONE_NODES: &str = "exactly one of `nodeName`, `nodeSelector`, `allNodes`, `perDeviceNodeSelection` is required";
+
+pub fn claim(value: &Value, errors: &mut Errors) {
+    devices(&Field::spec(value).at("devices"), errors);
+}
+
+pub fn claim_template(value: &Value, errors: &mut Errors) {
+    devices(&Field::spec(value).at("spec").at("devices"), errors);
+}
+
+pub fn spec_immutable(new: &Value, old: &Value, errors: &mut Errors) {
+    errors.same(&Field::spec(new), &Field::spec(old));
+}
+
+/// The requests of a claim, and the subrequests of each.
+fn request_names<'a>(devices: &Field<'a>) -> HashMap<&'a str, Vec<&'a str>> {
+    let subrequests =
+        |request: &'a Value| items(request, &["firstAvailable"]).iter().map(|one| text(one, &["name"])).collect();
+    items(devices.value, &["requests"]).iter().map(|request| (text(request, &["name"]), subrequests(request))).collect()
+}
+
+fn devices(devices: &Field, errors: &mut Errors) {
+    let (requests, constraints, config) = (devices.at("requests"), devices.at("constraints"), devices.at("config"));
+    let known = request_names(devices);
+    errors.at_most(&requests, REQUESTS);
+    for request in requests.items() {
+        errors.need_name(&request.at("name"), names::dns1123_label);
+        let (exactly, first) = (request.at("exactly"), request.at("firstAvailable"));
+        match (exactly.present(), first.len() > 0) {
+            (false, false) => errors.missing(&request, "exactly one of `exactly` or `firstAvailable` is required"),
+            (true, true) => {
+                let why = "exactly one of `exactly` or `firstAvailable` is required, but multiple fields are set";
+                errors.bad_value(&request.path, &Value::Null, why);
+            }
+            (true, false) => device_request(&exactly, errors),
+            (false, true) => {
+                errors.at_most(&first, SUBREQUESTS);
+                for one in first.items() {
+                    errors.need_name(&one.at("name"), names::dns1123_label);
+                    device_request(&one, errors);
+                }
+                errors.distinct(&first, "name");
+            }
+        }
+    }
+    errors.distinct(&requests, "name");
+    errors.at_most(&constraints, 32);
+    for constraint in constraints.items() {
+        references(&constraint.at("requests"), &known, errors);
+        let (same, distinct) = (constraint.at("matchAttribute"), constraint.at("distinctAttribute"));
+        if !same.present() && !distinct.present() {
+            errors.missing(&same, "");
+        }
+        errors.name(&same, names::qualified_name);
+        errors.name(&distinct, names::qualified_name);
+    }
+    errors.at_most(&config, 32);
+    for one in config.items() {
+        references(&one.at("requests"), &known, errors);
+        configuration(&one, errors);
+    }
+}
+
+fn references(list: &Field, known: &HashMap<&str, Vec<&str>>, errors: &mut Errors) {
+    errors.at_most(list, REQUESTS);
+    for reference in list.items() {
+        let found = match reference.text().split_once('/') {
+            None => known.contains_key(reference.text()),
+            Some((request, sub)) => known.get(request).is_some_and(|subs| subs.contains(&sub)),
+        };
+        if !found {
+            errors.bad(&reference, REQUEST_NAME);
+        }
+    }
+}
+
+fn configuration(config: &Field, errors: &mut Errors) {
+    let opaque = config.at("opaque");
+    if !opaque.present() {
+        return errors.missing(&opaque, "");
+    }
+    driver(&opaque.at("driver"), errors);
+    if !opaque.at("parameters").present() {
+        errors.missing(&opaque.at("parameters"), "");
+    } else if !opaque.at("parameters").value.is_object() {
+        errors.bad_value(&opaque.at("parameters").path, &"<value omitted>".into(), "must be a valid JSON object");
+    }
+}
+
+fn driver(field: &Field, errors: &mut Errors) {
+    if errors.need(field) {
+        errors.at_most_bytes(field, 63);
+        errors.name(field, names::dns1123_subdomain);
+    }
+}
+
+fn device_request(request: &Field, errors: &mut Errors) {
+    errors.need_name(&request.at("deviceClassName"), names::dns1123_subdomain);
+    selectors(&request.at("selectors"), errors);
+    let (mode, count) = (request.at("allocationMode"), request.at("count"));
+    match mode.text() {
+        "All" if count.int().unwrap_or(0) != 0 => {
+            errors.bad(&count, "must not be specified when allocationMode is 'All'");
+        }
+        "ExactCount" if count.int().unwrap_or(0) <= 0 => errors.bad(&count, "must be greater than zero"),
+        _ => errors.known(&mode, &["All", "ExactCount"]),
+    }
+    for toleration in request.at("tolerations").items() {
+        errors.name(&toleration.at("key"), names::qualified_name);
+        let value = toleration.at("value");
+        match toleration.at("operator").text() {
+            "Exists" if !value.text().is_empty() => errors.bad(&value, "must be empty for operator `Exists`"),
+            "Equal" => errors.name(&value, names::label_value),
+            _ => errors.need_known(&toleration.at("operator"), &["Equal", "Exists"]),
+        }
+        if !toleration.at("effect").text().is_empty() {
+            errors.known(&toleration.at("effect"), EFFECTS);
+        }
+    }
+}
+
+fn selectors(list: &Field, errors: &mut Errors) {
+    errors.at_most(list, SELECTORS);
+    for selector in list.items() {
+        let cel = selector.at("cel");
+        if !cel.present() {
+            errors.missing(&cel, "");
+            continue;
+        }
+        errors.at_most_bytes(&cel.at("expression"), 10 << 10);
+        errors.need(&cel.at("expression"));
+    }
+}
+
+pub fn class(value: &Value, errors: &mut Errors) {
+    let spec = Field::spec(value);
+    selectors(&spec.at("selectors"), errors);
+    errors.at_most(&spec.at("config"), 32);
+    spec.at("config").items().for_each(|one| configuration(&one, errors));
+    let name = spec.at("extendedResourceName");
+    let extended = name.text().contains('/') && !name.text().contains("kubernetes.io/");
+    if name.present() && (!extended || !names::qualified_name(name.text()).is_empty()) {
+        errors.bad(&name, "must be a valid extended resource name");
+    }
+}
+
+pub fn slice(value: &Value, errors: &mut Errors) {
+    let spec = Field::spec(value);
+    driver(&spec.at("driver"), errors);
+    pool(&spec.at("pool"), errors);
+    let mut given: Vec<&str> = Vec::new();
+    let (node, selector) = (spec.at("nodeName"), spec.at("nodeSelector"));
+    if node.present() {
+        match node.text() {
+            "" => errors.bad(&node, "must be either unset or set to a non-empty string"),
+            _ => {
+                given.push("`nodeName`");
+                errors.name(&node, names::dns1123_subdomain);
+            }
+        }
+    }
+    if selector.present() {
+        given.push("`nodeSelector`");
+        node_selector(&selector, errors);
+        if selector.at("nodeSelectorTerms").len() != 1 {
+            errors.bad(&selector.at("nodeSelectorTerms"), "must have exactly one node selector term");
+        }
+    }
+    for (name, shown) in [("allNodes", "`allNodes`"), ("perDeviceNodeSelection", "`perDeviceNodeSelection`")] {
+        let flag = spec.at(name);
+        if flag.is_true() {
+            given.push(shown);
+        } else if flag.present() {
+            errors.bad(&flag, "must be either unset or set to true");
+        }
+    }
+    match given.len() {
+        0 => errors.missing(&spec, ONE_NODES),
+        1 => {}
+        _ => {
+            let shown = Value::from(format!("{{{}}}", given.join(", ")));
+            errors.bad_value(&spec.path, &shown, &format!("{ONE_NODES}, but multiple fields are set"));
+        }
+    }
+    let (devices, counters) = (spec.at("devices"), spec.at("sharedCounters"));
+    if devices.present() && counters.present() {
+        errors.bad_value(&spec.path, &"".into(), "only one of `sharedCounters` or `devices` is allowed");
+    }
+    let tainted = devices.items().any(|device| device.at("taints").len() + device.at("consumesCounters").len() > 0);
+    errors.at_most(&devices, if tainted { DEVICES_WITH_TAINTS } else { DEVICES });
+    devices.items().for_each(|device| self::device(&device, errors));
+    errors.distinct(&devices, "name");
+    errors.at_most(&counters, 8);
+    for set in counters.items() {
+        errors.need_name(&set.at("name"), names::dns1123_label);
+        if set.at("counters").len() == 0 {
+            errors.missing(&set.at("counters"), "");
+        }
+    }
+    errors.distinct(&counters, "name");
+}
+
+fn pool(pool: &Field, errors: &mut Errors) {
+    let name = pool.at("name");
+    if errors.need(&name) {
+        errors.at_most_bytes(&name, 253);
+        for part in name.text().split('/') {
+            errors.complaints(&name.path, part, names::dns1123_subdomain(part));
+        }
+    }
+    let (count, generation) = (pool.at("resourceSliceCount"), pool.at("generation"));
+    if count.int().unwrap_or(0) <= 0 {
+        errors.bad(&count, "must be greater than zero");
+    }
+    if generation.int().unwrap_or(0) < 0 {
+        errors.bad(&generation, "must be greater than or equal to zero");
+    }
+}
+
+fn device(device: &Field, errors: &mut Errors) {
+    errors.need_name(&device.at("name"), names::dns1123_label);
+    let (attributes, capacity) = (device.at("attributes"), device.at("capacity"));
+    if attributes.len() + capacity.len() > 32 {
+        let total = Value::from(attributes.len() + capacity.len());
+        errors.bad_value(&device.path, &total, "the total number of attributes and capacities must not exceed 32");
+    }
+    for name in attributes.value.as_object().into_iter().flatten().map(|(name, _)| name) {
+        let attribute = attributes.key(name);
+        let kinds = ["bool", "int", "string", "version"].iter().filter(|kind| attribute.at(kind).present()).count();
+        if kinds != 1 {
+            errors.bad(&attribute, "exactly one value must be specified");
+        }
+        errors.at_most_bytes(&attribute.at("string"), 64);
+        errors.at_most_bytes(&attribute.at("version"), 64);
+    }
+    errors.at_most(&device.at("taints"), 16);
+    for taint in device.at("taints").items() {
+        errors.complaints(&taint.at("key").path, taint.at("key").text(), names::qualified_name(taint.at("key").text()));
+        errors.name(&taint.at("value"), names::label_value);
+        errors.need_known(&taint.at("effect"), EFFECTS);
+    }
+    for used in device.at("consumesCounters").items() {
+        errors.need_name(&used.at("counterSet"), names::dns1123_label);
+        if used.at("counters").len() == 0 {
+            errors.missing(&used.at("counters"), "");
+        }
+    }
+}
+
+pub fn slice_update(new: &Value, old: &Value, errors: &mut Errors) {
+    let pool = Field::spec(new).at("pool").at("name");
+    if pool.value != &old["spec"]["pool"]["name"] {
+        errors.bad(&pool, IMMUTABLE);
+    }
+    errors.fixed(new, old, &["driver", "nodeName"]);
+}

@@ -1,0 +1,108 @@
+//! The runtime suite on the embedded runtime. The test binary is also the shim that it starts.
+#![allow(clippy::unwrap_used)]
+
+#[path = "support/busybox.rs"]
+mod busybox;
+
+use std::net::IpAddr;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::path::Path;
+use std::process::{Command, ExitCode};
+use std::sync::Arc;
+
+use dhow_cri::embedded::{EmbeddedConfig, EmbeddedRuntime};
+use dhow_cri::suite::{CASES, Stage};
+use dhow_cri::{Error, NetworkRequest, PodNetwork, Runtime};
+use dhow_image::{ImageStore, PullOptions};
+use dhow_oci::client::Program;
+use libtest_mimic::{Arguments, Failed, Trial};
+
+fn main() -> ExitCode {
+    let mut args = std::env::args_os().skip(1);
+    if args.next().is_some_and(|first| first == dhow_oci::shim::COMMAND) {
+        return dhow_oci::shim::main(args);
+    }
+    let trials = CASES
+        .iter()
+        .map(|(name, case)| {
+            Trial::test(*name, move || {
+                let runtime = tokio::runtime::Runtime::new()?;
+                runtime.block_on(async {
+                    let folder = tempfile::tempdir()?;
+                    let cgroup_root = format!("dhow-test-{}-{name}", std::process::id());
+                    let (mut stage, embedded) = stage(folder.path(), &cgroup_root).await?;
+                    let result = case(&mut stage).await;
+                    if result.is_err() {
+                        shim_logs(folder.path());
+                    }
+                    embedded.remove_all().await?;
+                    result.map_err(|error| Failed::from(error.to_string()))
+                })
+            })
+        })
+        .collect();
+    libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
+}
+
+/// What the shims had to say, for whoever looks into a failure.
+#[allow(clippy::print_stderr)]
+fn shim_logs(folder: &Path) {
+    for entry in std::fs::read_dir(folder.join("sandboxes")).into_iter().flatten().flatten() {
+        if let Ok(text) = std::fs::read_to_string(entry.path().join("shim.log")) {
+            eprintln!("shim: {text}");
+        }
+    }
+}
+
+async fn stage(folder: &Path, cgroup_root: &str) -> Result<(Stage, Arc<EmbeddedRuntime>), Failed> {
+    let images = ImageStore::open(&folder.join("images"))?;
+    images.import(std::io::Cursor::new(busybox::archive()?)).await?;
+    let (folder, cgroup_root) = (folder.to_owned(), cgroup_root.to_owned());
+    let scratch = folder.join("scratch");
+    let open = move || {
+        let config = EmbeddedConfig {
+            root: folder.clone(),
+            run_dir: folder.join("run"),
+            cgroup_root: cgroup_root.clone(),
+            program: Program::own().unwrap(),
+            images: images.clone(),
+            pull: PullOptions::default(),
+            network: Arc::new(Loopback),
+        };
+        async move { EmbeddedRuntime::open(config).await.unwrap() }
+    };
+    let embedded = open().await;
+    let stage = Stage {
+        runtime: embedded.clone(),
+        image: busybox::NAME.into(),
+        scratch,
+        reopen: Box::new(move || {
+            let opening = open();
+            Box::pin(async move { opening.await as Arc<dyn Runtime> })
+        }),
+    };
+    Ok((stage, embedded))
+}
+
+/// A pod network of loopback alone.
+struct Loopback;
+
+#[async_trait::async_trait]
+impl PodNetwork for Loopback {
+    async fn attach(&self, netns: BorrowedFd<'_>, _: &NetworkRequest) -> Result<Vec<IpAddr>, Error> {
+        let path = format!("--net=/proc/{}/fd/{}", std::process::id(), netns.as_raw_fd());
+        let status = Command::new("nsenter").arg(path).args(["ip", "link", "set", "lo", "up"]).status();
+        match status {
+            Ok(status) if status.success() => Ok(vec![[127, 0, 0, 1].into()]),
+            other => Err(Error::Network(format!("bring up loopback: {other:?}"))),
+        }
+    }
+
+    async fn detach(&self, _: &str) -> Result<(), Error> {
+        Ok(())
+    }
+
+    async fn retain(&self, _: &[String]) -> Result<(), Error> {
+        Ok(())
+    }
+}

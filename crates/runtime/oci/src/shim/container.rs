@@ -1,0 +1,237 @@
+//! One container of the sandbox: its process, streams, log and recorded state.
+
+use std::fs;
+use std::io::Write;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+use rustix::pipe::PipeFlags;
+use rustix::process::WaitStatus;
+
+use super::child::{self, Made, Streams};
+use super::log::Log;
+use crate::cgroup::Cgroup;
+use crate::error::{Context, Error, Result};
+use crate::protocol::Reply;
+use crate::spec::{ContainerSpec, State, Status};
+use crate::{sys, wire};
+
+const STREAMS: [&str; 2] = ["stdout", "stderr"];
+/// Read at one wake-up, so that a chatty container does not starve the others.
+const CHUNKS: usize = 16;
+
+pub struct Container {
+    folder: PathBuf,
+    pub spec: ContainerSpec,
+    pub cgroup: Cgroup,
+    pub state: State,
+    pub made: Made,
+    log: Log,
+    /// The end we write to, until it is handed over or closed.
+    stdin: Option<OwnedFd>,
+    /// Stdout and stderr, or the terminal alone; `None` after their end.
+    pub outputs: [Option<OwnedFd>; 2],
+    attached: Vec<Attached>,
+}
+
+/// Somebody who follows what the container prints.
+pub struct Attached {
+    /// Hears of the end.
+    pub connection: OwnedFd,
+    pub outputs: [Option<OwnedFd>; 2],
+}
+
+impl Container {
+    /// Makes the container of the specification in `folder`, up to the point of running its program.
+    pub fn create(folder: &Path, shm: &Path, init: Option<&OwnedFd>) -> Result<Self> {
+        let path = folder.join("spec.json");
+        let text = fs::read(&path).step(format!("read {}", path.display()))?;
+        let spec: ContainerSpec = serde_json::from_slice(&text).map_err(|error| {
+            Error::Invalid(format!("{} is not a container's specification: {error}", path.display()))
+        })?;
+        let log = Log::open(&spec.log_path)?;
+        let cgroup = Cgroup::new(&spec.cgroup);
+        let made = Self::make(&spec, &cgroup, shm, init);
+        let (made, stdin, outputs) = match made {
+            Ok(made) => made,
+            Err(error) => {
+                cgroup.remove_all();
+                return Err(error);
+            }
+        };
+        let state = State { id: spec.id.clone(), pid: made.pid, created_at: now(), ..State::default() };
+        let container =
+            Self { folder: folder.to_owned(), spec, cgroup, state, made, log, stdin, outputs, attached: Vec::new() };
+        container.record()?;
+        Ok(container)
+    }
+
+    #[allow(clippy::type_complexity)]
+    fn make(
+        spec: &ContainerSpec,
+        cgroup: &Cgroup,
+        shm: &Path,
+        init: Option<&OwnedFd>,
+    ) -> Result<(Made, Option<OwnedFd>, [Option<OwnedFd>; 2])> {
+        cgroup.create(&spec.limits)?;
+        if !spec.privileged {
+            cgroup.restrict_devices(&spec.devices)?;
+        }
+        let (theirs, stdin, mut outputs) = streams(spec)?;
+        let mut made = child::container(spec, cgroup, &theirs, shm, init.map(AsFd::as_fd))?;
+        let mut stdin = stdin;
+        if let Some(terminal) = made.terminal.take() {
+            rustix::fs::fcntl_setfl(&terminal, OFlags::NONBLOCK | OFlags::RDWR).step("prepare the terminal")?;
+            stdin = Some(rustix::io::fcntl_dupfd_cloexec(&terminal, 3).step("copy the terminal")?);
+            outputs = [Some(terminal), None];
+        }
+        Ok((made, stdin, outputs))
+    }
+
+    pub fn start(&mut self) -> Result<()> {
+        if self.state.status != Status::Created {
+            return Err(Error::Invalid(format!("container {} is not in created state", self.spec.id)));
+        }
+        match self.made.start() {
+            Ok(()) => {
+                self.state.status = Status::Running;
+                self.state.started_at = Some(now());
+                self.record()
+            }
+            Err(error) => {
+                self.state.error = Some(error.to_string());
+                Err(error)
+            }
+        }
+    }
+
+    pub fn signal(&self, signal: i32, all: bool) {
+        if self.state.status == Status::Stopped {
+            return;
+        }
+        if all {
+            for pid in self.cgroup.processes() {
+                sys::kill(pid, signal);
+            }
+        }
+        let _ = sys::pidfd_kill(self.made.pidfd.as_fd(), signal);
+    }
+
+    /// Passes on what can be read now. After the end of a stream its place is empty.
+    pub fn read(&mut self, stream: usize) {
+        let mut buffer = [0; 16 * 1024];
+        for _ in 0..CHUNKS {
+            let Some(output) = &self.outputs[stream] else { return };
+            match rustix::io::read(output, &mut buffer) {
+                Ok(0) | Err(Errno::IO) => {
+                    self.outputs[stream] = None;
+                    self.attached.iter_mut().for_each(|attached| attached.outputs[stream] = None);
+                }
+                Ok(count) => {
+                    self.log.write(STREAMS[stream], &buffer[..count]);
+                    for attached in &mut self.attached {
+                        attached.write(stream, &buffer[..count]);
+                    }
+                }
+                Err(Errno::INTR) => {}
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// Takes a follower in; returns what it may write to.
+    pub fn attach(&mut self, attached: Attached) -> Result<Option<OwnedFd>> {
+        let stdin = if self.spec.stdin_once && !self.spec.process.tty {
+            self.stdin.take()
+        } else {
+            let copy = |fd: &OwnedFd| rustix::io::fcntl_dupfd_cloexec(fd, 3);
+            self.stdin.as_ref().filter(|_| self.spec.stdin).map(copy).transpose().step("copy stdin")?
+        };
+        self.attached.push(attached);
+        Ok(stdin)
+    }
+
+    pub fn reopen_log(&mut self) -> Result<()> {
+        self.log.reopen()
+    }
+
+    /// Notes that the first process has ended and tells the followers.
+    pub fn ended(&mut self, status: WaitStatus) {
+        for stream in 0..STREAMS.len() {
+            // What is in the pipes is all there will be, unless somebody else holds them.
+            for _ in 0..64 {
+                self.read(stream);
+            }
+        }
+        self.stdin = None;
+        self.state.exit_code = exit_code(status);
+        if self.state.error.is_some() {
+            // It ended because its program could not be run; 128 is what Docker and containerd say then.
+            self.state.exit_code = 128;
+        }
+        self.state.oom_killed = self.cgroup.oom_kills() > 0;
+        self.state.status = Status::Stopped;
+        self.state.pid = 0;
+        self.state.finished_at = Some(now());
+        let code = self.state.exit_code;
+        for attached in self.attached.drain(..) {
+            let _ = wire::send(attached.connection.as_fd(), &Reply::Exited { code }, &[]);
+        }
+        if let Err(error) = self.record() {
+            super::complain(&error);
+        }
+    }
+
+    /// Writes the state where a later daemon finds it, also when the shim is gone.
+    fn record(&self) -> Result<()> {
+        let (path, fresh) = (self.folder.join("state.json"), self.folder.join("state.json.new"));
+        let text = serde_json::to_vec(&self.state).map_err(|error| Error::Shim(format!("encode state: {error}")))?;
+        fs::File::create(&fresh).and_then(|mut file| file.write_all(&text)).step("write the container's state")?;
+        fs::rename(&fresh, &path).step("write the container's state")
+    }
+}
+
+impl Attached {
+    /// A follower that does not keep up is let go rather than waited for.
+    fn write(&mut self, stream: usize, mut bytes: &[u8]) {
+        while let Some(output) = &self.outputs[stream] {
+            match rustix::io::write(output, bytes) {
+                Ok(count) if count < bytes.len() => bytes = &bytes[count..],
+                Ok(_) => return,
+                Err(Errno::INTR) => {}
+                Err(_) => self.outputs[stream] = None,
+            }
+        }
+    }
+}
+
+type Ends = (Streams, Option<OwnedFd>, [Option<OwnedFd>; 2]);
+
+/// The container's ends and ours.
+fn streams(spec: &ContainerSpec) -> Result<Ends> {
+    if spec.process.tty {
+        return Ok(([None, None, None], None, [None, None]));
+    }
+    let pipe = || rustix::pipe::pipe_with(PipeFlags::CLOEXEC).step("make a pipe");
+    let (stdin, our_stdin) = match spec.stdin {
+        true => pipe().map(|(read, write)| (Some(read), Some(write)))?,
+        false => (None, None),
+    };
+    let (our_stdout, stdout) = pipe()?;
+    let (our_stderr, stderr) = pipe()?;
+    for end in [&our_stdout, &our_stderr] {
+        rustix::fs::fcntl_setfl(end, OFlags::NONBLOCK).step("prepare a pipe")?;
+    }
+    Ok(([stdin, Some(stdout), Some(stderr)], our_stdin, [Some(our_stdout), Some(our_stderr)]))
+}
+
+/// As a shell reports it.
+pub fn exit_code(status: WaitStatus) -> i32 {
+    status.exit_status().unwrap_or_else(|| 128 + status.terminating_signal().unwrap_or(0))
+}
+
+fn now() -> i64 {
+    i64::try_from(jiff::Timestamp::now().as_nanosecond()).unwrap_or(i64::MAX)
+}
