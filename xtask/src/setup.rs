@@ -13,6 +13,7 @@ pub const TEST_NEEDS: &[Need] = &[
     ("nft", "nftables"),
     ("ip", "iproute2"),
     ("skopeo", "skopeo"),
+    ("etcd", "etcd-server"),
     ("docker-registry", "docker-registry"),
     ("crun", "crun"),
     ("dig", "bind9-dnsutils"),

@@ -23,6 +23,13 @@ pub enum Error {
     /// The files of the store cannot be used; names the file and what to do.
     #[error("{path}: {message}")]
     Corrupt { path: String, message: String },
+    /// The answer to a write got lost on the way; read before trying again.
+    #[error("{context}: the answer was lost, so the write may or may not have happened")]
+    OutcomeUnknown {
+        context: String,
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     #[error("{context}")]
     Backend {
         context: String,

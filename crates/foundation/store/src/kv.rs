@@ -54,6 +54,11 @@ impl KeyRange {
         Self { start, end: Some(end.into()) }
     }
 
+    /// No key can be in it.
+    pub fn is_empty(&self) -> bool {
+        self.end.as_ref().is_some_and(|end| &end[..] != b"\0" && *end <= self.start)
+    }
+
     pub fn contains(&self, key: &[u8]) -> bool {
         match &self.end {
             None => key == self.start,
@@ -70,6 +75,19 @@ pub struct RangeRequest {
     /// 0 means no limit.
     pub limit: usize,
     pub count_only: bool,
+    /// Leave the values out.
+    pub keys_only: bool,
+}
+
+impl RangeRequest {
+    /// Everything in `range`, as it stands now.
+    pub fn new(range: KeyRange) -> Self {
+        Self { range, revision: 0, limit: 0, count_only: false, keys_only: false }
+    }
+
+    pub fn at(range: KeyRange, revision: Revision) -> Self {
+        Self { revision, ..Self::new(range) }
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -85,25 +103,64 @@ pub struct RangeResponse {
 }
 
 /// A guard of a transaction: all must hold for `success` to run.
+///
+/// An absent key compares as revision, version and lease 0; its value compares as nothing, not even as unequal.
 #[derive(Debug, Clone)]
-pub enum Compare {
-    /// The key's `mod_revision` equals this; 0 means the key is absent.
-    ModRevision {
-        key: Bytes,
-        revision: Revision,
-    },
-    CreateRevision {
-        key: Bytes,
-        revision: Revision,
-    },
-    Version {
-        key: Bytes,
-        version: u64,
-    },
-    Value {
-        key: Bytes,
-        value: Bytes,
-    },
+pub struct Compare {
+    pub key: Bytes,
+    pub operator: Operator,
+    pub target: Target,
+}
+
+/// How the key's own property relates to the one given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Operator {
+    Equal,
+    NotEqual,
+    Greater,
+    Less,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Target {
+    ModRevision(Revision),
+    CreateRevision(Revision),
+    Version(u64),
+    Value(Bytes),
+    Lease(LeaseId),
+}
+
+impl Compare {
+    pub fn new(key: impl Into<Bytes>, operator: Operator, target: Target) -> Self {
+        Self { key: key.into(), operator, target }
+    }
+
+    pub fn equal(key: impl Into<Bytes>, target: Target) -> Self {
+        Self::new(key, Operator::Equal, target)
+    }
+
+    /// The key's last write is the one of this revision; 0 means the key is absent.
+    pub fn mod_revision(key: impl Into<Bytes>, revision: Revision) -> Self {
+        Self::equal(key, Target::ModRevision(revision))
+    }
+
+    pub(crate) fn holds(&self, kv: Option<&KeyValue>) -> bool {
+        use std::cmp::Ordering::{Equal, Greater, Less};
+        let order = match (&self.target, kv) {
+            (Target::Value(_), None) => return false,
+            (Target::Value(value), Some(kv)) => kv.value.cmp(value),
+            (Target::ModRevision(revision), kv) => kv.map_or(0, |kv| kv.mod_revision).cmp(revision),
+            (Target::CreateRevision(revision), kv) => kv.map_or(0, |kv| kv.create_revision).cmp(revision),
+            (Target::Version(version), kv) => kv.map_or(0, |kv| kv.version).cmp(version),
+            (Target::Lease(lease), kv) => kv.map_or(0, |kv| kv.lease).cmp(lease),
+        };
+        match self.operator {
+            Operator::Equal => order == Equal,
+            Operator::NotEqual => order != Equal,
+            Operator::Greater => order == Greater,
+            Operator::Less => order == Less,
+        }
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -188,7 +245,8 @@ pub trait Kv: Send + Sync + 'static {
     /// Returns once the write is durable (unless `relaxed`) and visible to every reader.
     async fn txn(&self, txn: Txn) -> Result<TxnResponse, Error>;
 
-    /// Registers the watch before it returns; events from `start_revision` on are never missed.
+    /// Registers the watch before it returns; events from `start_revision` on are never missed. A range no key can be
+    /// in is [`Error::Invalid`].
     async fn watch(&self, request: WatchRequest) -> Result<WatchStream, Error>;
 
     /// Forgets history below `revision`.

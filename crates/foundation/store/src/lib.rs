@@ -1,10 +1,12 @@
 //! Key-value and blob storage: traits, the suites every backend runs, and the backends.
 //!
 //! [`MemoryKv`] and [`FjallKv`] share one revisioned core: a persistent map of live keys, a bounded history of events,
-//! watches and leases. They differ only in what happens between deciding a write and publishing it.
+//! watches and leases. They differ only in what happens between deciding a write and publishing it. [`EtcdKv`] is a
+//! client of real etcd servers.
 
 mod core;
 mod error;
+mod etcd;
 mod fjall;
 mod kv;
 mod memory;
@@ -12,6 +14,10 @@ pub mod suite;
 
 pub use core::Options;
 pub use error::Error;
-pub use fjall::FjallKv;
+/// The wire messages, for benchmarks that serve them.
+#[doc(hidden)]
+pub use etcd::proto as etcd_proto;
+pub use etcd::{EtcdConfig, EtcdKv};
+pub use fjall::{Backup, FjallKv, SKIP_REVISIONS, restore_backup, verify_backup};
 pub use kv::*;
 pub use memory::MemoryKv;

@@ -46,7 +46,9 @@ async fn history_is_bounded() {
         for i in 0..1000 {
             last = put(&kv, &format!("{:02}", i % 50), "0123456789012345678901234567890123456").await;
         }
-        let read = |revision| kv.range(RangeRequest { range: everything(), revision, limit: 0, count_only: true });
+        let read = |revision| {
+            kv.range(RangeRequest { range: everything(), revision, limit: 0, count_only: true, keys_only: false })
+        };
         assert!(matches!(read(2).await, Err(Error::Compacted { .. })));
         assert!(matches!(read(last - 110).await, Err(Error::Compacted { .. })));
         assert_eq!(read(last - 50).await.unwrap().count, 50);
@@ -56,10 +58,16 @@ async fn history_is_bounded() {
     for _ in 0..3 {
         let last = put(&kv, "a", "0123456789012345678901234567890123456").await;
         assert_eq!(
-            kv.range(RangeRequest { range: everything(), revision: last, limit: 0, count_only: false })
-                .await
-                .unwrap()
-                .count,
+            kv.range(RangeRequest {
+                range: everything(),
+                revision: last,
+                limit: 0,
+                count_only: false,
+                keys_only: false
+            })
+            .await
+            .unwrap()
+            .count,
             1
         );
     }

@@ -84,7 +84,7 @@ impl Cache {
     /// Reads all objects, and opens the watch from the revision they were read at.
     async fn load(&self, kv: &Arc<dyn Kv>) -> Result<WatchStream, Error> {
         let range = KeyRange { start: Bytes::from_static(ROOT.as_bytes()), end: Some(after_prefix(ROOT)) };
-        let request = RangeRequest { range: range.clone(), revision: 0, limit: 0, count_only: false };
+        let request = RangeRequest::new(range.clone());
         let all = kv.range(request).await.map_err(Error::Store)?;
         let mut loaded: HashMap<&str, Objects> = HashMap::new();
         for entry in &all.kvs {

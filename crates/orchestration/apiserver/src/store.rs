@@ -69,7 +69,7 @@ impl ObjectStore {
             start: Bytes::copy_from_slice(prefix.as_bytes()),
             end: Some(crate::cache::after_prefix(&prefix)),
         };
-        let request = RangeRequest { range, revision, limit: 0, count_only: false };
+        let request = RangeRequest { range, revision, limit: 0, count_only: false, keys_only: false };
         let all = match self.kv.range(request).await {
             Ok(all) => all,
             Err(dhow_store::Error::Compacted { .. }) => return Ok(None),
@@ -113,7 +113,7 @@ impl ObjectStore {
             _ => 0,
         };
         let txn = Txn {
-            compare: vec![Compare::ModRevision { key: key.clone(), revision }],
+            compare: vec![Compare::mod_revision(key.clone(), revision)],
             success: vec![Op::Put { key: key.clone(), value: value.clone(), lease }],
             failure: Vec::new(),
             relaxed: matches!(kind.kind, "Event" | "Lease"),
@@ -132,7 +132,7 @@ impl ObjectStore {
     pub async fn delete(&self, kind: &Kind, old: &Stored) -> Result<Written, Status> {
         let key = Bytes::copy_from_slice(old.key.as_bytes());
         let txn = Txn {
-            compare: vec![Compare::ModRevision { key: key.clone(), revision: old.revision }],
+            compare: vec![Compare::mod_revision(key.clone(), old.revision)],
             success: vec![Op::Delete { range: KeyRange { start: key.clone(), end: None } }],
             ..Txn::default()
         };

@@ -107,6 +107,9 @@ impl Hub {
     }
 
     pub fn watch(self: &Arc<Self>, request: WatchRequest) -> Result<WatchStream, Error> {
+        if request.range.is_empty() {
+            return Err(Error::Invalid("the range to watch is empty".to_owned()));
+        }
         let published = self.published.read();
         let current = published.keyspace.revision();
         let start = if request.start_revision == 0 { current + 1 } else { request.start_revision };

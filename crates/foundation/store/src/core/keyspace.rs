@@ -9,8 +9,8 @@ use imbl::{OrdMap, OrdSet};
 
 use super::history::{Batch, History};
 use crate::{
-    Compare, Error, Event, EventKind, KeyRange, KeyValue, LeaseId, Op, OpResult, RangeRequest, RangeResponse, Revision,
-    Txn, TxnResponse,
+    Error, Event, EventKind, KeyRange, KeyValue, LeaseId, Op, OpResult, RangeRequest, RangeResponse, Revision, Txn,
+    TxnResponse,
 };
 
 #[derive(Clone)]
@@ -37,6 +37,11 @@ impl Keyspace {
 
     pub fn leases(&self) -> impl Iterator<Item = (LeaseId, u64)> + '_ {
         self.leases.iter().map(|(id, lease)| (*id, lease.ttl))
+    }
+
+    /// Every live key, in order.
+    pub fn iter(&self) -> impl Iterator<Item = &KeyValue> {
+        self.keys.values().map(|kv| &**kv)
     }
 
     /// `false` if the lease exists already.
@@ -68,7 +73,7 @@ impl Keyspace {
     ) -> Result<(TxnResponse, Option<Arc<Batch>>), Error> {
         check(&txn.success)?;
         check(&txn.failure)?;
-        let succeeded = txn.compare.iter().all(|c| self.holds(c));
+        let succeeded = txn.compare.iter().all(|c| c.holds(self.keys.get(&c.key).map(|kv| &**kv)));
         let ops = if succeeded { &txn.success } else { &txn.failure };
         for op in ops {
             match op {
@@ -102,17 +107,6 @@ impl Keyspace {
         }
         let batch = write.finish();
         Ok((TxnResponse { revision: self.revision, succeeded, results }, batch))
-    }
-
-    fn holds(&self, compare: &Compare) -> bool {
-        match compare {
-            Compare::ModRevision { key, revision } => self.keys.get(key).map_or(0, |kv| kv.mod_revision) == *revision,
-            Compare::CreateRevision { key, revision } => {
-                self.keys.get(key).map_or(0, |kv| kv.create_revision) == *revision
-            }
-            Compare::Version { key, version } => self.keys.get(key).map_or(0, |kv| kv.version) == *version,
-            Compare::Value { key, value } => self.keys.get(key).is_some_and(|kv| kv.value == value),
-        }
     }
 
     /// Whether a read at `revision` can be answered.
@@ -329,7 +323,11 @@ fn collect<'a>(
             response.more = true;
             continue;
         }
-        response.kvs.push(KeyValue::clone(kv));
+        let mut kv = KeyValue::clone(kv);
+        if request.keys_only {
+            kv.value = Bytes::new();
+        }
+        response.kvs.push(kv);
     }
     response
 }

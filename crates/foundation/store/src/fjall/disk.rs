@@ -3,7 +3,7 @@
 //! `revisions`: revision (8 bytes, big endian) then key -> flags, create revision, version, lease, value. One record
 //! per key and revision, written once, removed by compaction when nothing can ask for it any more.
 //! `leases`: id -> seconds. `meta`: `format`, `compacted`.
-//! The file `clean` beside them holds the last revision of an orderly stop: less than that on disk means damage.
+//! `acknowledged` beside them (see `mark`) tells when something is missing, and `check` finds out which file it is.
 
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;
@@ -13,12 +13,15 @@ use std::sync::Arc;
 use bytes::Bytes;
 use fjall::{Database, Keyspace as Tree, KeyspaceCreateOptions, OwnedWriteBatch, PersistMode};
 
+use super::{check, mark};
 use crate::core::{Batch, Effect, Garbage, History, Keyspace};
 use crate::{Error, Event, EventKind, KeyValue, LeaseId, Revision};
 
 const FORMAT: &[u8] = b"1";
 /// The live keys are in memory already: a large write buffer would only hold them twice.
 const WRITE_BUFFER: u64 = 8 << 20;
+/// Bytes of a restore that are committed at once.
+const RESTORE_BATCH: usize = 4 << 20;
 const TOMBSTONE: u8 = 1;
 /// Flags, create revision, version, lease.
 const HEADER: usize = 1 + 3 * 8;
@@ -28,6 +31,7 @@ pub(super) struct Disk {
     revisions: Tree,
     leases: Tree,
     meta: Tree,
+    mark: mark::Mark,
     dir: PathBuf,
 }
 
@@ -44,11 +48,32 @@ impl Disk {
     }
 
     fn open_files(dir: &Path) -> Result<(Self, Keyspace, History), Error> {
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(dir)
-            .map_err(|e| Error::Backend { context: format!("create directory {}", dir.display()), source: e.into() })?;
+        create(dir)?;
+        let opened = |e| unusable(dir, e);
+        refuse_shared(dir)?;
+        let acknowledged = mark::read(dir)?;
+        let torn = check::check(dir, acknowledged.is_some())?;
+        let disk = Self::engine(dir)?;
+        disk.check_format()?;
+        let (keyspace, history) = disk.load()?;
+        let revision = keyspace.revision();
+        match acknowledged {
+            Some(promised) if promised > revision => {
+                let place = torn.unwrap_or_else(|| dir.join("*.jnl"));
+                return Err(missing(&place, revision + 1, promised + 1));
+            }
+            None if revision > 1 => {
+                tracing::warn!(file = %mark::path(dir).display(), "the mark of the last acknowledged revision is missing");
+            }
+            _ => {}
+        }
+        // A killed process leaves writes that only the kernel had; they are seen from now on, so they must stay.
+        disk.db.persist(PersistMode::SyncAll).map_err(opened)?;
+        disk.promise(revision)?;
+        Ok((disk, keyspace, history))
+    }
+
+    fn engine(dir: &Path) -> Result<Self, Error> {
         let opened = |e| unusable(dir, e);
         let db = Database::builder(dir)
             .cache_size(4 << 20)
@@ -61,11 +86,7 @@ impl Disk {
             db.keyspace(name, options).map_err(opened)
         };
         let (revisions, leases, meta) = (tree("revisions")?, tree("leases")?, tree("meta")?);
-        let disk = Self { db, revisions, leases, meta, dir: dir.to_owned() };
-        disk.check_format()?;
-        let (keyspace, history) = disk.load()?;
-        disk.check_clean(keyspace.revision())?;
-        Ok((disk, keyspace, history))
+        Ok(Self { db, revisions, leases, meta, mark: mark::Mark::open(dir)?, dir: dir.to_owned() })
     }
 
     fn corrupt(&self, message: impl Into<String>) -> Error {
@@ -81,7 +102,9 @@ impl Disk {
                 String::from_utf8_lossy(&format)
             ))),
             None if self.revisions.first_key_value().is_some() => {
-                Err(self.corrupt("the store's format mark is missing; restore it from a backup"))
+                let path = self.dir.join("*.jnl").display().to_string();
+                let message = "files were removed: the beginning of the store is missing; restore it from a backup";
+                Err(Error::Corrupt { path, message: message.to_owned() })
             }
             None => {
                 let mut batch = self.db.batch().durability(Some(PersistMode::SyncAll));
@@ -116,7 +139,7 @@ impl Disk {
             // Older revisions may be gone for good reasons, later ones may not.
             if revision > compacted {
                 if revision > last + 1 {
-                    return Err(self.missing(last + 1, revision));
+                    return Err(missing(&self.dir, last + 1, revision));
                 }
                 last = revision;
             }
@@ -137,32 +160,12 @@ impl Disk {
         Ok((keyspace, history))
     }
 
-    fn missing(&self, first: Revision, next: Revision) -> Error {
-        self.corrupt(format!(
-            "revisions {first} to {} are missing: files were lost or damaged; restore the store from a backup",
-            next - 1
-        ))
-    }
-
-    /// An orderly stop leaves the revision it reached; from here on the mark would only go stale.
-    fn check_clean(&self, revision: Revision) -> Result<(), Error> {
-        let path = self.dir.join("clean");
-        let failed = |source: std::io::Error| Error::Backend {
-            context: format!("read {}", path.display()),
-            source: source.into(),
-        };
-        match std::fs::read_to_string(&path) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
-            Err(e) => Err(failed(e)),
-            Ok(text) => {
-                if let Ok(reached) = text.trim().parse::<Revision>()
-                    && reached > revision
-                {
-                    return Err(self.missing(revision + 1, reached + 1));
-                }
-                std::fs::remove_file(&path).map_err(failed)
-            }
-        }
+    /// From here on, less than this is a loss.
+    fn promise(&self, revision: Revision) -> Result<(), Error> {
+        self.mark.set(revision).map_err(|e| Error::Backend {
+            context: format!("write {}", mark::path(&self.dir).display()),
+            source: e.into(),
+        })
     }
 
     /// Makes the effects durable in one step; without `sync` they only reach the kernel.
@@ -182,7 +185,15 @@ impl Disk {
                 batch.remove(&self.leases, id.to_be_bytes());
             }
         }
-        batch.commit().map_err(|e| unusable(&self.dir, e))
+        batch.commit().map_err(|e| unusable(&self.dir, e))?;
+        if sync
+            && let Some(revision) = effects.iter().filter_map(|e| e.batch.as_ref()).map(|b| b.revision).max()
+            && let Err(error) = self.promise(revision)
+        {
+            // The write itself is durable. An older mark only notices less.
+            tracing::warn!(%error, "note the acknowledged revision");
+        }
+        Ok(())
     }
 
     /// Losing this to a power cut only brings some history back, so it does not wait for the disk.
@@ -200,15 +211,95 @@ impl Disk {
         self.db.batch().durability(Some(mode))
     }
 
-    pub fn close(self, revision: Revision) {
-        let closed = self.db.persist(PersistMode::SyncAll).map_err(|e| unusable(&self.dir, e)).and_then(|()| {
-            std::fs::write(self.dir.join("clean"), format!("{revision}\n"))
-                .map_err(|e| Error::Backend { context: "mark the store as closed".to_owned(), source: e.into() })
-        });
-        if let Err(error) = closed {
+    /// `revision` is what was reached, unless writes have failed.
+    pub fn close(self, revision: Option<Revision>) {
+        let Some(revision) = revision else { return };
+        let synced = self.db.persist(PersistMode::SyncAll).map_err(|e| unusable(&self.dir, e));
+        if let Err(error) = synced.and_then(|()| self.promise(revision)) {
             tracing::error!(%error, "close the store");
         }
     }
+}
+
+/// Fills an empty folder with the records of a backup.
+pub(super) struct Restorer {
+    disk: Disk,
+    batch: OwnedWriteBatch,
+    pending: usize,
+}
+
+impl Restorer {
+    pub fn begin(dir: &Path) -> Result<Self, Error> {
+        create(dir)?;
+        let disk = Disk::engine(dir)?;
+        let batch = disk.batch(false);
+        Ok(Self { disk, batch, pending: 0 })
+    }
+
+    pub fn lease(&mut self, id: LeaseId, ttl: u64) -> Result<(), Error> {
+        self.batch.insert(&self.disk.leases, id.to_be_bytes(), ttl.to_be_bytes());
+        self.wrote(16)
+    }
+
+    pub fn key(&mut self, kv: &KeyValue) -> Result<(), Error> {
+        let record = encode(EventKind::Put, kv);
+        let length = kv.key.len() + record.len();
+        self.batch.insert(&self.disk.revisions, record_key(kv.mod_revision, &kv.key), record);
+        self.wrote(length)
+    }
+
+    fn wrote(&mut self, bytes: usize) -> Result<(), Error> {
+        self.pending += bytes;
+        if self.pending > RESTORE_BATCH {
+            self.pending = 0;
+            let batch = std::mem::replace(&mut self.batch, self.disk.batch(false));
+            return batch.commit().map_err(|e| unusable(&self.disk.dir, e));
+        }
+        Ok(())
+    }
+
+    /// The format comes last: without it the folder is refused as a store.
+    pub fn finish(mut self, revision: Revision) -> Result<(), Error> {
+        let Disk { db, meta, dir, .. } = &self.disk;
+        self.batch.insert(meta, "compacted", revision.to_be_bytes());
+        self.batch.commit().map_err(|e| unusable(dir, e))?;
+        db.persist(PersistMode::SyncAll).map_err(|e| unusable(dir, e))?;
+        let mut batch = self.disk.batch(true);
+        batch.insert(meta, "format", FORMAT);
+        batch.commit().map_err(|e| unusable(dir, e))
+    }
+}
+
+fn create(dir: &Path) -> Result<(), Error> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .map_err(|e| Error::Backend { context: format!("create directory {}", dir.display()), source: e.into() })
+}
+
+/// The engine holds a lock of its own, but only once it has begun to read.
+fn refuse_shared(dir: &Path) -> Result<(), Error> {
+    let path = dir.join("lock");
+    // Whoever removed the file took nothing away; the engine misses it all the same. A fresh store has none yet.
+    let made = dir.join("version").exists();
+    let file = match std::fs::File::options().create(made).truncate(false).write(true).open(&path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        opened => opened,
+    };
+    let file = file.map_err(|e| Error::Backend { context: format!("open {}", path.display()), source: e.into() })?;
+    match file.try_lock() {
+        Err(std::fs::TryLockError::WouldBlock) => Err(unusable(dir, fjall::Error::Locked)),
+        _ => Ok(()),
+    }
+}
+
+fn missing(path: &Path, first: Revision, next: Revision) -> Error {
+    let message = format!(
+        "revisions {first} to {} are missing: files were removed, cut or damaged; restore the store from a backup",
+        next - 1
+    );
+    Error::Corrupt { path: path.display().to_string(), message }
 }
 
 fn push(history: &mut History, pending: Option<(Revision, Vec<Event>)>) {
@@ -226,9 +317,10 @@ fn unusable(dir: &Path, error: fjall::Error) -> Error {
         fjall::Error::Io(source) => {
             Error::Backend { context: format!("read or write the store in {path}"), source: source.into() }
         }
-        fjall::Error::Poisoned => {
-            Error::Backend { context: format!("an earlier write to {path} failed; restart"), source: Box::new(error) }
-        }
+        fjall::Error::Poisoned => Error::Backend {
+            context: format!("the disk of {path} is full or failing; make space or replace it, then restart"),
+            source: Box::new(error),
+        },
         damaged => {
             Error::Corrupt { path, message: format!("the files are damaged ({damaged:?}); restore from a backup") }
         }

@@ -4,7 +4,10 @@
 //! has it, which survives the process but not the power); reads and watches never touch the disk; writes that arrive
 //! while the disk is busy share the next `fdatasync`.
 
+mod backup;
+mod check;
 mod disk;
+mod mark;
 mod writer;
 
 use std::path::Path;
@@ -15,6 +18,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::core::{Command, Expiry, Hub, Options, next_id};
 use crate::{Error, Kv, LeaseId, RangeRequest, RangeResponse, Revision, Txn, TxnResponse, WatchRequest, WatchStream};
+pub use backup::{Backup, SKIP_REVISIONS, restore_backup, verify_backup};
 use disk::Disk;
 use writer::{Job, Work, Writer};
 
@@ -54,6 +58,10 @@ impl FjallKv {
             store.start_clock(id, ttl)?;
         }
         Ok(store)
+    }
+
+    fn hub(&self) -> &Hub {
+        &self.0.hub
     }
 
     fn start_clock(&self, id: LeaseId, ttl: u64) -> Result<(), Error> {

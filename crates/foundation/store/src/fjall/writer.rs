@@ -29,6 +29,8 @@ pub(super) struct Writer {
     hub: Arc<Hub>,
     /// Ahead of what is published while a group is in the making.
     keyspace: Keyspace,
+    /// Why nothing is written any more. Half a batch may be in the journal, and what follows it would be lost.
+    broken: Option<String>,
 }
 
 /// A group in the making.
@@ -42,7 +44,7 @@ struct Group {
 
 impl Writer {
     pub fn new(disk: Disk, keyspace: Keyspace, hub: Arc<Hub>) -> Self {
-        Self { disk, hub, keyspace }
+        Self { disk, hub, keyspace, broken: None }
     }
 
     /// Ends when every sender is gone and the queue is empty.
@@ -68,13 +70,14 @@ impl Writer {
                 }
             }
             self.commit(group);
-            if let Some(revision) = self.hub.excess()
+            if self.broken.is_none()
+                && let Some(revision) = self.hub.excess()
                 && let Err(error) = self.compact(revision)
             {
                 tracing::error!(%error, revision, "compact history");
             }
         }
-        self.disk.close(self.hub.revision());
+        self.disk.close(self.broken.is_none().then(|| self.hub.revision()));
     }
 
     fn decide(&mut self, group: &mut Group, command: Command, relaxed: bool, reply: oneshot::Sender<Answer>) {
@@ -91,7 +94,11 @@ impl Writer {
     }
 
     fn commit(&mut self, group: Group) {
-        let written = if group.effects.is_empty() { Ok(()) } else { self.disk.write(&group.effects, group.sync) };
+        let written = match &self.broken {
+            _ if group.effects.is_empty() => Ok(()),
+            Some(reason) => Err(refused(reason)),
+            None => self.disk.write(&group.effects, group.sync),
+        };
         match written {
             Ok(()) => {
                 if !group.effects.is_empty() {
@@ -103,21 +110,42 @@ impl Writer {
                 }
             }
             Err(error) => {
-                tracing::error!(%error, "write to the store; nothing more will be accepted");
                 self.keyspace = self.hub.keyspace();
-                let text = error.to_string();
+                let reason = self.stop(&error);
                 for (reply, _) in group.answers {
-                    let source = text.clone().into();
-                    let _ = reply.send(Err(Error::Backend { context: "write to the store".to_owned(), source }));
+                    let _ = reply.send(Err(refused(&reason)));
                 }
             }
         }
     }
 
+    /// Remembers the first failure.
+    fn stop(&mut self, error: &Error) -> String {
+        if self.broken.is_none() {
+            let cause = std::error::Error::source(error).map(|source| format!(": {source}")).unwrap_or_default();
+            let reason = format!("{error}{cause}");
+            tracing::error!(reason, "write to the store; nothing more is accepted until a restart");
+            self.broken = Some(reason);
+        }
+        self.broken.clone().unwrap_or_default()
+    }
+
     fn compact(&mut self, revision: Revision) -> Result<(), Error> {
         let garbage = self.hub.plan_compaction(revision)?;
-        self.disk.compact(revision, &garbage)?;
+        if let Some(reason) = &self.broken {
+            return Err(refused(reason));
+        }
+        if let Err(error) = self.disk.compact(revision, &garbage) {
+            return Err(refused(&self.stop(&error)));
+        }
         self.hub.compact(revision);
         Ok(())
+    }
+}
+
+fn refused(reason: &str) -> Error {
+    Error::Backend {
+        context: "write to the store: a write failed, and none is accepted until the store is opened again".to_owned(),
+        source: reason.into(),
     }
 }

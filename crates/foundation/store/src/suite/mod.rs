@@ -48,6 +48,8 @@ where
         reads::pages_are_of_one_revision,
         reads::compaction_ends_the_past,
         watches::sees_what_it_asked_for,
+        watches::empty_ranges_are_refused,
+        watches::a_long_past_comes_whole,
         watches::starts_in_the_past,
         watches::starts_in_the_future,
         watches::starts_after_compaction,
@@ -104,12 +106,16 @@ impl Store {
 
     async fn get(&self, name: &str) -> Option<KeyValue> {
         let range = KeyRange::key(self.key(name));
-        let response = self.kv.range(RangeRequest { range, revision: 0, limit: 0, count_only: false }).await.unwrap();
+        let response = self
+            .kv
+            .range(RangeRequest { range, revision: 0, limit: 0, count_only: false, keys_only: false })
+            .await
+            .unwrap();
         response.kvs.into_iter().next()
     }
 
     async fn list(&self, revision: Revision, limit: usize) -> Result<RangeResponse, Error> {
-        self.kv.range(RangeRequest { range: self.all(), revision, limit, count_only: false }).await
+        self.kv.range(RangeRequest { range: self.all(), revision, limit, count_only: false, keys_only: false }).await
     }
 
     async fn names(&self, revision: Revision) -> Vec<String> {

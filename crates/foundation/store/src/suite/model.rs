@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::*;
-use crate::{Compare, EventKind};
+use crate::{Compare, EventKind, Target};
 
 /// A small deterministic generator; quality does not matter here, repeatability does.
 struct Random(u64);
@@ -81,7 +81,7 @@ fn transaction(store: &Store, random: &mut Random, keys: &Keys, revision: Revisi
     let guard = format!("{:03}", random.below(12));
     let guessed = random.below(3);
     let version = keys.get(&guard).map_or(0, |kv| kv.version);
-    let compare = vec![Compare::Version { key: store.key(&guard), version: guessed }];
+    let compare = vec![Compare::equal(store.key(&guard), Target::Version(guessed))];
     let succeeded = version == guessed;
     let mut names: Vec<String> = (0..1 + random.below(4)).map(|_| format!("{:03}", random.below(12))).collect();
     names.sort();

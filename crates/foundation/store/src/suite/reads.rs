@@ -8,7 +8,7 @@ pub(super) async fn ranges_are_ordered_and_limited(store: &Store) {
     }
     let range = |start: &str, end: Option<&str>, limit, count_only| {
         let range = KeyRange { start: store.key(start), end: end.map(|e| store.key(e)) };
-        store.kv.range(RangeRequest { range, revision: 0, limit, count_only })
+        store.kv.range(RangeRequest { range, revision: 0, limit, count_only, keys_only: false })
     };
     let names = |response: &RangeResponse| response.kvs.iter().map(|kv| store.name(kv)).collect::<Vec<_>>();
 
@@ -21,6 +21,10 @@ pub(super) async fn ranges_are_ordered_and_limited(store: &Store) {
     assert_eq!((exact.kvs.len(), exact.more, exact.count), (3, false, 3));
     let counted = range("b", Some("c"), 0, true).await.unwrap();
     assert_eq!((counted.kvs.len(), counted.count), (0, 3));
+    let keys = RangeRequest { keys_only: true, limit: 2, ..RangeRequest::new(store.all()) };
+    let keys = store.kv.range(keys).await.unwrap();
+    assert_eq!((names(&keys), keys.more, keys.count), (vec!["a".into(), "b".into()], true, 5));
+    assert!(keys.kvs.iter().all(|kv| kv.value.is_empty() && kv.version == 1 && kv.mod_revision > 1));
     let one = range("b", None, 0, false).await.unwrap();
     assert_eq!((names(&one), one.count), (vec!["b".into()], 1));
     let nothing = range("b", Some("b"), 0, false).await.unwrap();
@@ -28,11 +32,19 @@ pub(super) async fn ranges_are_ordered_and_limited(store: &Store) {
     let backwards = range("c", Some("a"), 0, false).await.unwrap();
     assert_eq!(backwards.count, 0);
     let below = KeyRange::prefix(store.key("b/"));
-    let below = store.kv.range(RangeRequest { range: below, revision: 0, limit: 0, count_only: false }).await.unwrap();
+    let below = store
+        .kv
+        .range(RangeRequest { range: below, revision: 0, limit: 0, count_only: false, keys_only: false })
+        .await
+        .unwrap();
     assert_eq!(names(&below), ["b/10", "b/2"]);
     // An end of one zero byte has no end.
     let rest = KeyRange { start: store.key("b/2"), end: Some(Bytes::from_static(b"\0")) };
-    let rest = store.kv.range(RangeRequest { range: rest, revision: 0, limit: 2, count_only: false }).await.unwrap();
+    let rest = store
+        .kv
+        .range(RangeRequest { range: rest, revision: 0, limit: 2, count_only: false, keys_only: false })
+        .await
+        .unwrap();
     assert_eq!(names(&rest), ["b/2", "c"]);
 }
 
@@ -55,7 +67,7 @@ pub(super) async fn pages_are_of_one_revision(store: &Store) {
         let mut start = seen.last().unwrap().key.to_vec();
         start.push(0);
         let range = KeyRange { start: start.into(), end: store.all().end };
-        let page = RangeRequest { range, revision, limit: 10, count_only: false };
+        let page = RangeRequest { range, revision, limit: 10, count_only: false, keys_only: false };
         let page = store.kv.range(page).await.unwrap();
         assert_eq!(page.revision, revision);
         assert_eq!(page.count, 25 - seen.len());
@@ -67,6 +79,8 @@ pub(super) async fn pages_are_of_one_revision(store: &Store) {
     assert!(seen.iter().all(|kv| kv.value == "first" && kv.mod_revision <= revision));
 
     let current = store.kv.current_revision().await.unwrap();
+    let counted = RangeRequest { count_only: true, ..RangeRequest::at(store.all(), revision) };
+    assert_eq!(store.kv.range(counted).await.unwrap().count, 25);
     let error = store.list(current + 1_000_000, 0).await.unwrap_err();
     assert!(matches!(error, Error::FutureRevision { .. }), "{error}");
 }

@@ -1,7 +1,7 @@
 //! Puts, deletes and transactions.
 
 use super::*;
-use crate::Compare;
+use crate::{Compare, Operator, Target};
 
 pub(super) async fn versions_count_writes(store: &Store) {
     let first = store.put("a", "1").await;
@@ -29,22 +29,48 @@ pub(super) async fn compares_guard(store: &Store) {
     let created = store.put("a", "1").await;
     let modified = store.put("a", "2").await;
     let (a, b) = (store.key("a"), store.key("b"));
-    let checks = [
-        (Compare::ModRevision { key: a.clone(), revision: modified }, true),
-        (Compare::ModRevision { key: a.clone(), revision: created }, false),
-        (Compare::ModRevision { key: a.clone(), revision: 0 }, false),
-        (Compare::ModRevision { key: b.clone(), revision: 0 }, true),
-        (Compare::ModRevision { key: b.clone(), revision: modified }, false),
-        (Compare::CreateRevision { key: a.clone(), revision: created }, true),
-        (Compare::CreateRevision { key: b.clone(), revision: 0 }, true),
-        (Compare::CreateRevision { key: a.clone(), revision: modified }, false),
-        (Compare::Version { key: a.clone(), version: 2 }, true),
-        (Compare::Version { key: b.clone(), version: 0 }, true),
-        (Compare::Version { key: a.clone(), version: 1 }, false),
-        (Compare::Value { key: a.clone(), value: "2".into() }, true),
-        (Compare::Value { key: a.clone(), value: "1".into() }, false),
-        (Compare::Value { key: b.clone(), value: "".into() }, false),
+    let lease = store.kv.lease_grant(600).await.unwrap();
+    let leased = store.key("leased");
+    store.write(vec![Op::Put { key: leased.clone(), value: "".into(), lease }]).await;
+
+    // (key, what it is compared with, how the key's own relates to that)
+    use std::cmp::Ordering::{self, Equal, Greater, Less};
+    let relations: Vec<(&Bytes, Target, Option<Ordering>)> = vec![
+        (&a, Target::ModRevision(modified), Some(Equal)),
+        (&a, Target::ModRevision(created), Some(Greater)),
+        (&a, Target::ModRevision(modified + 1), Some(Less)),
+        (&a, Target::ModRevision(0), Some(Greater)),
+        (&b, Target::ModRevision(0), Some(Equal)),
+        (&b, Target::ModRevision(modified), Some(Less)),
+        (&a, Target::CreateRevision(created), Some(Equal)),
+        (&a, Target::CreateRevision(modified), Some(Less)),
+        (&a, Target::CreateRevision(created - 1), Some(Greater)),
+        (&b, Target::CreateRevision(0), Some(Equal)),
+        (&a, Target::Version(2), Some(Equal)),
+        (&a, Target::Version(1), Some(Greater)),
+        (&a, Target::Version(3), Some(Less)),
+        (&b, Target::Version(0), Some(Equal)),
+        (&a, Target::Value("2".into()), Some(Equal)),
+        (&a, Target::Value("1".into()), Some(Greater)),
+        (&a, Target::Value("20".into()), Some(Less)),
+        // The value of nothing relates to nothing.
+        (&b, Target::Value("".into()), None),
+        (&b, Target::Value("1".into()), None),
+        (&leased, Target::Lease(lease), Some(Equal)),
+        (&leased, Target::Lease(lease + 1), Some(Less)),
+        (&leased, Target::Lease(0), Some(Greater)),
+        (&a, Target::Lease(0), Some(Equal)),
+        (&b, Target::Lease(0), Some(Equal)),
     ];
+    let checks = relations.into_iter().flat_map(|(key, target, order)| {
+        [
+            (Operator::Equal, order == Some(Equal)),
+            (Operator::NotEqual, order.is_some_and(|o| o != Equal)),
+            (Operator::Greater, order == Some(Greater)),
+            (Operator::Less, order == Some(Less)),
+        ]
+        .map(|(operator, holds)| (Compare::new(key.clone(), operator, target.clone()), holds))
+    });
     for (compare, expected) in checks {
         let txn = Txn {
             compare: vec![compare.clone()],
@@ -58,17 +84,20 @@ pub(super) async fn compares_guard(store: &Store) {
     }
     // Guards are joined by "and".
     let txn = Txn {
-        compare: vec![Compare::Version { key: a, version: 2 }, Compare::Version { key: b, version: 7 }],
+        compare: vec![Compare::equal(a, Target::Version(2)), Compare::equal(b, Target::Version(7))],
         success: vec![store.put_op("a", "3")],
         ..Txn::default()
     };
     assert!(!store.kv.txn(txn).await.unwrap().succeeded);
     assert_eq!(store.get("a").await.unwrap().value, "2");
+    store.kv.lease_revoke(lease).await.unwrap();
 }
 
 pub(super) async fn a_transaction_is_one_revision(store: &Store) {
     let before = store.put("old", "1").await;
-    let range = |revision| Op::Range(RangeRequest { range: store.all(), revision, limit: 0, count_only: false });
+    let range = |revision| {
+        Op::Range(RangeRequest { range: store.all(), revision, limit: 0, count_only: false, keys_only: false })
+    };
     let ops = vec![
         range(0),
         store.put_op("a", "1"),
@@ -97,7 +126,8 @@ pub(super) async fn nothing_written_is_no_revision(store: &Store) {
     let response = store.write(vec![Op::Delete { range: KeyRange::key(store.key("missing")) }]).await;
     assert_eq!(response.revision, revision);
     assert!(previous(&response.results[0]).is_empty());
-    let read = Op::Range(RangeRequest { range: store.all(), revision: 0, limit: 0, count_only: false });
+    let read =
+        Op::Range(RangeRequest { range: store.all(), revision: 0, limit: 0, count_only: false, keys_only: false });
     assert_eq!(store.write(vec![read]).await.revision, revision);
     assert_eq!(store.write(vec![]).await.revision, revision);
     // The same value again is a write, though.
@@ -129,11 +159,11 @@ pub(super) async fn increments_are_not_lost(store: &Store) {
         async move {
             loop {
                 let range = KeyRange::key(key.clone());
-                let read = RangeRequest { range, revision: 0, limit: 0, count_only: false };
+                let read = RangeRequest { range, revision: 0, limit: 0, count_only: false, keys_only: false };
                 let now = kv.range(read).await.unwrap().kvs.remove(0);
                 let number: u64 = std::str::from_utf8(&now.value).unwrap().parse().unwrap();
                 let txn = Txn {
-                    compare: vec![Compare::ModRevision { key: key.clone(), revision: now.mod_revision }],
+                    compare: vec![Compare::equal(key.clone(), Target::ModRevision(now.mod_revision))],
                     success: vec![Op::Put { key: key.clone(), value: (number + 1).to_string().into(), lease: 0 }],
                     ..Txn::default()
                 };
