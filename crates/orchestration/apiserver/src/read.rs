@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use dhow_api::Status;
-use dhow_api::selectors::{FieldSelector, LabelSelector};
+use dhow_api::selectors::{FieldSelector, FieldTerm, LabelSelector};
 use dhow_api::validation::FieldError;
 use dhow_client::Body;
 use http::Response;
@@ -33,6 +33,10 @@ pub fn selection(target: &ResourceTarget, query: &Query) -> Result<Selection, St
     let labels = LabelSelector::parse(query.get("labelSelector").unwrap_or_default())?;
     let fields = FieldSelector::parse(query.get("fieldSelector").unwrap_or_default())?;
     fields.check(target.kind)?;
+    let mut fields = fields;
+    if let Some(name) = &target.name {
+        fields.terms.push(FieldTerm { path: "metadata.name".into(), value: name.clone(), negated: false });
+    }
     Ok(Selection { labels, fields })
 }
 
