@@ -45,8 +45,8 @@ fn parse(headers: &HeaderMap, body: &[u8], expected: &str) -> Result<Parsed, Sta
         }
         PROTOBUF => match protobuf::decode(body) {
             Ok(value) => Ok((value, Vec::new())),
-            Err(error @ (protobuf::Error::NoMagic | protobuf::Error::UnknownKind { .. })) => Err(unrecognized(&error)),
-            Err(error) => Err(Status::bad_request(format!("the body cannot be handled as a {expected}: {error}"))),
+            Err(error @ protobuf::Error::Object { .. }) => Err(Status::bad_request(error.to_string())),
+            Err(error) => Err(unrecognized(&error)),
         },
         other => Err(Status::unsupported_media_type(other, &MEDIA_TYPES)),
     }

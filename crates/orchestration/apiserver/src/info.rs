@@ -22,6 +22,8 @@ pub struct ResourceTarget {
     pub subresource: Option<Subresource>,
     /// What follows `proxy/` in the path.
     pub rest: String,
+    /// Whether the path itself asks for a watch, in the old way: `/api/v1/watch/pods`.
+    pub watch: bool,
 }
 
 /// Who wants to do what: the attributes that authorisation and audit see.
@@ -47,6 +49,16 @@ impl Query {
 
     pub fn get(&self, name: &str) -> Option<&str> {
         self.0.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str()).filter(|value| !value.is_empty())
+    }
+
+    /// Whether the parameter is there at all, also without a value.
+    pub fn has(&self, name: &str) -> bool {
+        self.0.iter().any(|(key, _)| key == name)
+    }
+
+    /// Every value of a parameter.
+    pub fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
+        self.0.iter().filter(move |(key, _)| key == name).map(|(_, value)| value.as_str())
     }
 
     pub fn flag(&self, name: &str) -> bool {
@@ -105,8 +117,9 @@ fn path_verb(method: &Method) -> &'static str {
 fn resource_verb(method: &Method, target: &ResourceTarget, query: &Query) -> Result<&'static str, Status> {
     let one = target.name.is_some();
     Ok(match *method {
+        // A watch of one object is a watch of its collection that selects it.
+        Method::GET | Method::HEAD if target.subresource.is_none() && (query.flag("watch") || target.watch) => "watch",
         Method::GET | Method::HEAD if one => "get",
-        Method::GET | Method::HEAD if query.flag("watch") => "watch",
         Method::GET | Method::HEAD => "list",
         Method::POST => "create",
         Method::PUT if one => "update",
@@ -129,6 +142,10 @@ fn resource(path: &str) -> Result<Option<ResourceTarget>, Status> {
         ["api", version, rest @ ..] if !rest.is_empty() => ("", *version, rest),
         ["apis", group, version, rest @ ..] if !rest.is_empty() => (*group, *version, rest),
         _ => return Ok(None),
+    };
+    let (watch, rest) = match rest {
+        ["watch", tail @ ..] if !tail.is_empty() => (true, tail),
+        _ => (false, rest),
     };
     let find = |plural: &str| registry::builtin().get(group, version, plural);
     // `namespaces/x/status` and `namespaces/x/finalize` are about the namespace itself.
@@ -156,7 +173,7 @@ fn resource(path: &str) -> Result<Option<ResourceTarget>, Status> {
     if kind.namespaced && namespace.is_none() && name.is_some() || !kind.namespaced && namespace.is_some() {
         return Err(Status::no_such_resource());
     }
-    Ok(Some(ResourceTarget { kind, namespace, name, subresource, rest: tail }))
+    Ok(Some(ResourceTarget { kind, namespace, name, subresource, rest: tail, watch }))
 }
 
 #[cfg(test)]

@@ -9,15 +9,18 @@ mod authenticate;
 mod body;
 mod bootstrap;
 mod cache;
+mod compress;
 mod delete;
 mod encode;
 mod error;
 mod escalation;
 mod eviction;
 mod graft;
+mod health;
 mod identity;
 mod impersonate;
 mod info;
+mod metrics;
 mod object;
 mod options;
 mod paths;
@@ -67,6 +70,7 @@ pub struct ApiServer {
     allocator: allocate::Allocator,
     tokens: identity::Tokens,
     node_tls: TlsConnector,
+    metrics: metrics::Metrics,
     shutdown: CancellationToken,
 }
 
@@ -81,6 +85,7 @@ impl ApiServer {
             allocator,
             tokens: identity::Tokens::new(&config.sa_key)?,
             node_tls: TlsConnector::from(config.node_tls.clone()),
+            metrics: metrics::Metrics::new(),
             shutdown,
         });
         bootstrap::ensure(&server, &config).await.map_err(Error::Bootstrap)?;

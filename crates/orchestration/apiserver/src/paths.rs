@@ -12,13 +12,18 @@ use serde_json::{Value, json};
 
 use crate::ApiServer;
 use crate::encode::{self, Accept};
+use crate::health;
 use crate::info::Query;
 
 /// The Kubernetes version whose API this server serves.
 const MAJOR: &str = "1";
 const MINOR: &str = "35";
 
-pub fn answer(
+/// The protobuf form of an OpenAPI v2 document. Clients may ask for it by a name that is no valid media type.
+const GNOSTIC: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
+const OLD_GNOSTIC: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
+
+pub async fn answer(
     server: &ApiServer,
     path: &str,
     query: &Query,
@@ -37,15 +42,23 @@ pub fn answer(
         }
         "/api" => encode::json(200, discovery::api_versions().to_string()),
         "/apis" => encode::json(200, discovery::group_list().to_string()),
+        "/openapi/v2" if accept.raw.contains(GNOSTIC) || accept.raw.contains(OLD_GNOSTIC) => {
+            static DOCUMENT: LazyLock<Bytes> = LazyLock::new(|| openapi::gnostic(&openapi::v2()).into());
+            tagged(GNOSTIC, DOCUMENT.clone(), headers)
+        }
         "/openapi/v2" => {
             static DOCUMENT: LazyLock<Bytes> = LazyLock::new(|| openapi::v2().to_string().into());
             tagged("application/json", DOCUMENT.clone(), headers)
         }
         "/version" => encode::json(200, version().to_string()),
-        "/healthz" | "/livez" => plain("ok"),
-        "/readyz" => ready(server, query),
-        "/metrics" => metrics(server),
-        other => group(other),
+        "/metrics" => {
+            let text = server.metrics.encode(&server.store.cache);
+            encode::build(200, "text/plain; version=0.0.4; charset=utf-8", text.into())
+        }
+        other => match health::answer(server, other, query).await {
+            Some(answer) => answer,
+            None => group(other),
+        },
     }
 }
 
@@ -109,35 +122,4 @@ fn architecture() -> &'static str {
         "aarch64" => "arm64",
         other => other,
     }
-}
-
-fn plain(text: &str) -> Result<Response<Body>, Status> {
-    encode::build(200, "text/plain; charset=utf-8", Bytes::copy_from_slice(text.as_bytes()))
-}
-
-fn ready(server: &ApiServer, query: &Query) -> Result<Response<Body>, Status> {
-    let stopping = server.shutdown.is_cancelled();
-    if query.get("verbose").is_some() {
-        let shutdown = if stopping { "[-]shutdown failed: the server is stopping" } else { "[+]shutdown ok" };
-        let cache = format!("[+]cache ok: revision {}", server.store.cache.revision());
-        let last = if stopping { "readyz check failed" } else { "readyz check passed" };
-        return encode::build(
-            if stopping { 500 } else { 200 },
-            "text/plain; charset=utf-8",
-            format!("{cache}\n{shutdown}\n{last}\n").into(),
-        );
-    }
-    if stopping {
-        return encode::build(500, "text/plain; charset=utf-8", Bytes::from_static(b"[-]shutdown failed"));
-    }
-    plain("ok")
-}
-
-fn metrics(server: &ApiServer) -> Result<Response<Body>, Status> {
-    let revision = server.store.cache.revision();
-    let text = format!(
-        "# HELP dhow_store_revision Newest revision the watch cache holds.\n\
-         # TYPE dhow_store_revision gauge\ndhow_store_revision {revision}\n"
-    );
-    encode::build(200, "text/plain; version=0.0.4; charset=utf-8", text.into())
 }

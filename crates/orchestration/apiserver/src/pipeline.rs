@@ -6,9 +6,10 @@
 //! 4. dispatch     streams branch off here (`stream`), non-resource paths too (`paths`)
 //! 5. decode       options and body to a tree (`options`, `body`)
 //! 6. default, admit, validate, store: per verb (`read`, `watch`, `write`, `delete`, `subresource`)
-//! 7. encode       whole, Table or metadata, in JSON, YAML or protobuf (`encode`)
+//! 7. encode       whole, Table or metadata, in JSON, YAML or protobuf (`encode`), packed if large (`compress`)
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use dhow_api::Status;
@@ -19,8 +20,11 @@ use tracing::Instrument;
 use crate::encode::Warnings;
 use crate::identity::{Peer, UserInfo};
 use crate::info::{RequestInfo, ResourceTarget, Target};
+use crate::metrics::Labels;
 use crate::rbac::Attributes;
-use crate::{ApiServer, authenticate, delete, encode, options, paths, read, stream, subresource, watch, write};
+use crate::{
+    ApiServer, authenticate, compress, delete, encode, options, paths, read, stream, subresource, watch, write,
+};
 
 /// A request whose caller was allowed to make it. Made here only.
 pub struct Authorized {
@@ -52,26 +56,34 @@ impl Request<Authorized> {
 pub async fn handle(server: &Arc<ApiServer>, peer: Peer, request: HttpRequest<Bytes>) -> Response<Body> {
     let span = tracing::debug_span!("request", method = %request.method(), path = request.uri().path());
     let accept = encode::Accept::of(request.headers());
+    let gzip = compress::accepted(request.headers());
+    let info = match RequestInfo::parse(request.method(), request.uri()) {
+        Ok(info) => info,
+        Err(status) => return encode::status(&status, &accept),
+    };
+    let (labels, begun) = (Labels::of(&info), Instant::now());
+    let _running = server.metrics.begin(&labels);
     let warnings = Warnings::default();
-    let result = run(server, peer, request, &accept, warnings.clone()).instrument(span).await;
+    let result = run(server, peer, request, info, &accept, warnings.clone()).instrument(span).await;
     let mut response = result.unwrap_or_else(|status| encode::status(&status, &accept));
     warnings.write(&mut response);
-    response
+    server.metrics.end(&labels, begun, response.status().as_u16());
+    if gzip { compress::compress(response).await } else { response }
 }
 
 async fn run(
     server: &Arc<ApiServer>,
     peer: Peer,
     request: HttpRequest<Bytes>,
+    info: RequestInfo,
     accept: &encode::Accept,
     warnings: Warnings,
 ) -> Result<Response<Body>, Status> {
     let (parts, body) = request.into_parts();
-    let info = RequestInfo::parse(&parts.method, &parts.uri)?;
     let user = authenticate::user(server, &peer, &parts.headers).await?;
     server.authorizer.check(&user, &Attributes::of(&info))?;
     let target = match &info.target {
-        Target::Path(path) => return paths::answer(server, path, &info.query, &parts.headers, accept),
+        Target::Path(path) => return paths::answer(server, path, &info.query, &parts.headers, accept).await,
         Target::Resource(target) => target.clone(),
     };
     let state = Authorized { user, _made_here: () };

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use dhow_api::Status;
-use dhow_api::selectors::{FieldSelector, LabelSelector};
+use dhow_api::selectors::{FieldSelector, FieldTerm, LabelSelector};
 use dhow_api::validation::FieldError;
 use dhow_client::Body;
 use http::Response;
@@ -33,6 +33,10 @@ pub fn selection(target: &ResourceTarget, query: &Query) -> Result<Selection, St
     let labels = LabelSelector::parse(query.get("labelSelector").unwrap_or_default())?;
     let fields = FieldSelector::parse(query.get("fieldSelector").unwrap_or_default())?;
     fields.check(target.kind)?;
+    let mut fields = fields;
+    if let Some(name) = &target.name {
+        fields.terms.push(FieldTerm { path: "metadata.name".into(), value: name.clone(), negated: false });
+    }
     Ok(Selection { labels, fields })
 }
 
@@ -147,38 +151,39 @@ async fn view(
     Ok((snapshot, None))
 }
 
-/// The objects of a target, in key order.
+/// The objects of a target, in key order and in its kind's form.
 pub fn select<'a>(
     snapshot: &'a Snapshot,
     target: &ResourceTarget,
-    selection: &'a Selection,
+    selection: &Selection,
     after: Option<&str>,
-) -> impl Iterator<Item = &'a Arc<Stored>> + use<'a> {
+) -> impl Iterator<Item = Arc<Stored>> + use<'a> {
+    let kind = target.kind;
     let prefix = match &target.namespace {
-        Some(namespace) if target.kind.namespaced => format!("{}{namespace}/", target.kind.storage_prefix()),
-        _ => target.kind.storage_prefix(),
+        Some(namespace) if kind.namespaced => format!("{}{namespace}/", kind.storage_prefix()),
+        _ => kind.storage_prefix(),
     };
-    let skip = after.map(str::to_owned);
+    let (skip, selection) = (after.map(str::to_owned), selection.clone());
     let begin: Arc<str> = Arc::from(skip.as_deref().unwrap_or(&prefix));
     snapshot
         .objects
         .range(begin..)
         .skip_while(move |(key, _)| skip.as_deref() == Some(key.as_ref()))
         .take_while(move |(key, _)| key.starts_with(&prefix))
-        .map(|(_, object)| object)
-        .filter(move |object| object.matches(selection))
+        .map(|(_, object)| object.clone())
+        .filter(move |object| object.matches(&selection))
 }
 
 fn page(snapshot: &Snapshot, target: &ResourceTarget, selection: &Selection, after: Option<&str>, limit: u64) -> Page {
     let mut found = select(snapshot, target, selection, after);
     let limit = if limit == 0 { usize::MAX } else { usize::try_from(limit).unwrap_or(usize::MAX) };
-    let taken: Vec<&Arc<Stored>> = found.by_ref().take(limit).collect();
+    let taken: Vec<Arc<Stored>> = found.by_ref().take(limit).collect();
     let remaining = found.count() as u64;
     let last = taken.last().filter(|_| remaining > 0);
     let continue_token = last.map(|last| Continue { rv: snapshot.revision, after: last.key.to_string() }.encode());
     Page {
         revision: snapshot.revision,
-        items: taken.into_iter().cloned().collect(),
+        items: taken,
         continue_token,
         remaining: selection.is_empty().then_some(remaining),
     }

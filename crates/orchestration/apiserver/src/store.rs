@@ -34,18 +34,22 @@ impl ObjectStore {
         Self { kv, cache }
     }
 
+    /// The store's newest revision.
+    pub async fn revision(&self) -> Result<u64, Status> {
+        self.kv.current_revision().await.map_err(|error| store_error(&error))
+    }
+
     /// Waits until the cache holds everything that was acknowledged before this call.
     pub async fn catch_up(&self) -> Result<(), Status> {
-        let revision = self.kv.current_revision().await.map_err(|error| store_error(&error))?;
+        let revision = self.revision().await?;
         self.cache.wait_for(revision).await;
         Ok(())
     }
 
     pub async fn get(&self, kind: &Kind, namespace: Option<&str>, name: &str) -> Result<Arc<Stored>, Status> {
         self.catch_up().await?;
-        self.cache
-            .get(kind, &kind.storage_key(namespace, name))
-            .ok_or_else(|| Status::not_found(kind.group, kind.plural, name))
+        let found = self.cache.get(kind, &kind.storage_key(namespace, name));
+        found.ok_or_else(|| Status::not_found(kind.group, kind.plural, name))
     }
 
     pub async fn snapshot(&self, kind: &Kind) -> Result<Snapshot, Status> {

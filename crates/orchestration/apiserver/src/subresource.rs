@@ -93,7 +93,11 @@ async fn scale(
                     .map_err(|error| Status::bad_request(format!("error decoding patch: {error}")))?;
                 match body::media_type(&request.headers) {
                     "application/json-patch+json" => patches::json(&mut scale, &patch)?,
-                    _ => patches::merge(&mut scale, &patch)?,
+                    // Without lists, a strategic merge is a merge.
+                    "application/merge-patch+json" | "application/strategic-merge-patch+json" => {
+                        patches::merge(&mut scale, &patch)?;
+                    }
+                    other => return Err(Status::unsupported_media_type(other, SCALE_PATCHES)),
                 }
                 with_scale(old, &scale)
             })
@@ -106,6 +110,9 @@ async fn scale(
     };
     encode::value(200, &scale_of(&stored.value()?), accept)
 }
+
+const SCALE_PATCHES: &[&str] =
+    &["application/json-patch+json", "application/merge-patch+json", "application/strategic-merge-patch+json"];
 
 /// `autoscaling/v1` Scale of a workload.
 fn scale_of(object: &Value) -> Value {

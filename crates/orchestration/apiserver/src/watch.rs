@@ -17,6 +17,7 @@ use tokio::time::Instant;
 
 use crate::ApiServer;
 use crate::encode::{self, Accept, Shape};
+use crate::metrics::{Labels, Running};
 use crate::object::{Change, Selection, Verdict};
 use crate::pipeline::{Authorized, Request};
 use crate::read;
@@ -39,6 +40,7 @@ struct Watcher {
     next_bookmark: Instant,
     server: Arc<ApiServer>,
     ended: bool,
+    _running: Running,
 }
 
 pub async fn open(
@@ -73,7 +75,7 @@ pub async fn open(
             return Err(Status::too_large_resource_version(wanted, snapshot.revision));
         }
         for object in read::select(&snapshot, target, &selection, None) {
-            first.push(encode::watch_frame(kind, Verdict::Added.as_str(), object, accept)?);
+            first.push(encode::watch_frame(kind, Verdict::Added.as_str(), &object, accept)?);
         }
         if initial && bookmarks {
             first.push(bookmark(kind, snapshot.revision, true, accept)?);
@@ -107,6 +109,7 @@ pub async fn open(
         next_bookmark: now + BOOKMARKS,
         server: server.clone(),
         ended: false,
+        _running: server.metrics.long_running(&Labels::of(&request.info)),
     };
     let frames = stream::iter(first).chain(watcher.into_stream());
     let body = StreamBody::new(frames.map(|bytes| Ok(Frame::data(bytes)))).boxed_unsync();

@@ -136,3 +136,33 @@ async fn writes_keep_their_conditions() {
     let (_, left) = get(&cluster, &format!("{MAPS}?labelSelector=of=test")).await;
     assert!(names(&left).is_empty());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kinds_that_share_storage_see_each_other() {
+    let cluster = Cluster::start().await;
+    let v1 = json!({"apiVersion": "autoscaling/v1", "kind": "HorizontalPodAutoscaler", "metadata": {"name": "a"}, "spec": {
+        "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "d"}, "maxReplicas": 3,
+        "targetCPUUtilizationPercentage": 50}});
+    let path = |version: &str| format!("/apis/autoscaling/{version}/namespaces/default/horizontalpodautoscalers");
+    let (code, made) = cluster.json("POST", &path("v1"), "application/json", &v1).await;
+    assert_eq!((code, &made["spec"]["targetCPUUtilizationPercentage"]), (201, &json!(50)), "{made}");
+    let (_, list) = get(&cluster, &path("v2")).await;
+    assert_eq!(list["items"][0]["spec"]["metrics"][0]["resource"]["target"]["averageUtilization"], 50);
+    let change = json!({"spec": {"maxReplicas": 5}});
+    let (code, changed) =
+        cluster.json("PATCH", &format!("{}/a", path("v2")), "application/merge-patch+json", &change).await;
+    assert_eq!((code, &changed["apiVersion"]), (200, &json!("autoscaling/v2")));
+    let (_, seen) = get(&cluster, &format!("{}/a", path("v1"))).await;
+    assert_eq!((&seen["apiVersion"], &seen["spec"]["maxReplicas"]), (&json!("autoscaling/v1"), &json!(5)));
+
+    let event = json!({"metadata": {"name": "e", "namespace": "default"}, "involvedObject": {"kind": "Pod", "name": "p", "namespace": "default"},
+        "reason": "R", "message": "m", "type": "Normal"});
+    let (code, _) = cluster.json("POST", "/api/v1/namespaces/default/events", "application/json", &event).await;
+    assert_eq!(code, 201);
+    let events = "/apis/events.k8s.io/v1/namespaces/default/events";
+    let (_, list) = get(&cluster, &format!("{events}?fieldSelector=regarding.name%3Dp")).await;
+    assert_eq!((&list["items"][0]["note"], &list["items"][0]["apiVersion"]), (&json!("m"), &json!("events.k8s.io/v1")));
+    let lines = |bytes: &[u8]| bytes.contains(&b'\n');
+    let seen = cluster.stream(&format!("{events}?watch=true"), "application/json", lines).await;
+    assert!(String::from_utf8_lossy(&seen).contains("\"note\":\"m\""));
+}

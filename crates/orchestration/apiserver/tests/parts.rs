@@ -7,6 +7,12 @@ use harness::Cluster;
 use serde_json::{Value, json};
 
 const PODS: &str = "/api/v1/namespaces/default/pods";
+/// A certificate request for `CN=x`.
+const REQUEST: &str = "LS0tLS1CRUdJTiBDRVJUSUZJQ0FURSBSRVFVRVNULS0tLS0KTUlIR01HNENBUUF3RERFS01BZ0dBMVVFQXd3QmVEQlpNQk1HQnlx\
+    R1NNNDlBZ0VHQ0NxR1NNNDlBd0VIQTBJQQpCR0tFMTRhaEdXaFBkcGV0UG8xOFp6V05QakNoS0ZUYzRRaHdSMmduc1hGNG96ZXl6\
+    TlA2SFd3bnlaOWo1QkZmCmVKZitxaS9UMkFEb1NuKzNtQmgrNlY2Z0FEQUtCZ2dxaGtqT1BRUURBZ05JQURCRkFpRUF3eWQzQmE2\
+    WHhkN3QKMjFGVGJFa2JveW9DZ0lIRzBjUjJxQnljeXRNN1IvRUNJSHlWSzJnMTRLcnVWaWJFNHBDa3JTQUorU2I4d2Z5SwpGeVVP\
+    U0NxeDNYTmsKLS0tLS1FTkQgQ0VSVElGSUNBVEUgUkVRVUVTVC0tLS0tCg==";
 const STRATEGIC: &str = "application/strategic-merge-patch+json";
 
 async fn pod(cluster: &Cluster) {
@@ -60,7 +66,7 @@ async fn a_certificate_request_is_approved_by_who_may() {
         ])
         .await;
     cluster.kubectl(&["create", "clusterrolebinding", "approver", "--clusterrole=approver", "--user=jane"]).await;
-    let request = json!({"metadata": {"name": "r"}, "spec": {"request": "LS0tLS1CRUdJTiBDRVJUSUZJQ0FURSBSRVFVRVNULS0tLS0K", "signerName": "example.com/one",
+    let request = json!({"metadata": {"name": "r"}, "spec": {"request": REQUEST, "signerName": "example.com/one",
         "usages": ["client auth"], "username": "somebody-else"}});
     let path = "/apis/certificates.k8s.io/v1/certificatesigningrequests";
     let (code, made) = cluster.json("POST", path, "application/json", &request).await;

@@ -32,6 +32,14 @@ impl Set {
         self.0.values().all(Node::is_empty)
     }
 
+    /// Drops branches that hold nothing, so that equal sets are equal trees.
+    pub fn compact(&mut self) {
+        self.0.retain(|_, node| {
+            node.children.compact();
+            !node.is_empty()
+        });
+    }
+
     /// What is below one element.
     pub fn below(&self, element: &str) -> Option<&Node> {
         self.0.get(element)

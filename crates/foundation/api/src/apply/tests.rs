@@ -189,3 +189,76 @@ fn many_updaters_become_ancient() {
     assert_eq!(list.len(), 10);
     assert!(list.iter().any(|entry| entry["manager"] == "ancient-changes"));
 }
+
+mod properties {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Some configuration of a deployment's pods.
+    fn any_config() -> impl Strategy<Value = Value> {
+        let container = (0..3u8, proptest::option::of(0..3u8), proptest::collection::btree_map(0..3u8, 0..2u8, 0..3));
+        let containers = proptest::collection::btree_map(0..3u8, container, 0..3);
+        let labels = proptest::collection::btree_map(0..4u8, 0..3u8, 0..4);
+        // Nothing empty: an empty map is owned itself, which is another story.
+        (proptest::option::of(0..3u8), containers, labels).prop_map(|(replicas, containers, labels)| {
+            let mut spec = json!({"paused": true});
+            if let Some(replicas) = replicas {
+                spec["replicas"] = json!(replicas);
+            }
+            for (key, value) in labels {
+                spec["template"]["metadata"]["labels"][format!("l{key}")] = json!(value.to_string());
+            }
+            let mut all = Vec::new();
+            for (name, (image, port, env)) in containers {
+                let mut one = json!({"name": format!("c{name}"), "image": format!("i{image}")});
+                if let Some(port) = port {
+                    one["ports"] = json!([{"containerPort": 80 + u32::from(port), "protocol": "TCP"}]);
+                }
+                if !env.is_empty() {
+                    let named = |(k, v): (&u8, &u8)| json!({"name": format!("e{k}"), "value": v.to_string()});
+                    one["env"] = env.iter().map(named).collect();
+                }
+                all.push(one);
+            }
+            if !all.is_empty() {
+                spec["template"]["spec"]["containers"] = all.into();
+            }
+            config(spec)
+        })
+    }
+
+    fn set_of(value: &Value) -> Set {
+        tree::fields_of(&without_managers(value), Shape::of(DEPLOYMENT)).unwrap()
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_applied_is_there_and_owned(first in any_config(), second in any_config(), third in any_config()) {
+            let object = apply(&writer("a", "1"), None, &first, false).unwrap();
+            let object = apply(&writer("b", "2"), Some(&object), &second, true).unwrap();
+            let object = apply(&writer("a", "3"), Some(&object), &third, true).unwrap();
+            let there = set_of(&object);
+            for (manager, wanted) in [("a", &third)] {
+                let wanted = set_of(wanted).difference(&paths(&STRIPPED));
+                // Everything the last writer wants is in the object with its value.
+                prop_assert!(wanted.difference(&there).is_empty(), "{:?}", wanted.difference(&there).paths());
+                let owned = Set::from_fields(&fields(&object, manager)).unwrap_or_default();
+                prop_assert_eq!(owned, wanted);
+            }
+            // Applying it once more changes nothing.
+            prop_assert_eq!(&apply(&writer("a", "4"), Some(&object), &third, false).unwrap(), &object);
+            // Nothing is left that nobody owns.
+            let owned = Managers::decode(&object["metadata"]["managedFields"]).unwrap().all();
+            let orphans = there.difference(&owned).difference(&paths(&STRIPPED));
+            prop_assert!(orphans.paths().iter().all(|path| !path.contains(".image")), "{:?}", orphans.paths());
+        }
+
+        #[test]
+        fn a_lone_applier_gets_exactly_its_configuration(first in any_config(), second in any_config()) {
+            let object = apply(&writer("a", "1"), None, &first, false).unwrap();
+            let object = apply(&writer("a", "2"), Some(&object), &second, false).unwrap();
+            let left = set_of(&object).difference(&set_of(&second));
+            prop_assert!(left.is_empty(), "{:?}", left.paths());
+        }
+    }
+}

@@ -9,6 +9,7 @@ use super::shape::Shape;
 pub fn fields_of(value: &Value, shape: Shape) -> Result<Set, String> {
     let mut set = Set::default();
     walk(value, shape, "", &mut set)?;
+    set.compact();
     Ok(set)
 }
 
@@ -54,9 +55,11 @@ pub fn merge(live: &Value, config: &Value, shape: Shape) -> Value {
         (Shape::Struct(_) | Shape::Map(_) | Shape::Free, Value::Object(old), Value::Object(new)) => {
             let mut map = old.clone();
             for (name, value) in new {
+                let below = shape.field(name).unwrap_or(Shape::Leaf);
                 let merged = match old.get(name) {
-                    Some(before) => merge(before, value, shape.field(name).unwrap_or(Shape::Leaf)),
-                    None => value.clone(),
+                    Some(before) => merge(before, value, below),
+                    None if says_nothing(value, below) => continue,
+                    None => fresh(value, below),
                 };
                 map.insert(name.clone(), merged);
             }
@@ -70,6 +73,24 @@ pub fn merge(live: &Value, config: &Value, shape: Shape) -> Value {
     }
 }
 
+/// An empty list that merges item by item adds nothing.
+fn says_nothing(value: &Value, shape: Shape) -> bool {
+    matches!(shape, Shape::Set | Shape::Keyed(..)) && value.as_array().is_some_and(Vec::is_empty)
+}
+
+/// A value where nothing was before.
+fn fresh(value: &Value, shape: Shape) -> Value {
+    match (shape, value) {
+        (Shape::Struct(_) | Shape::Map(_) | Shape::Free, Value::Object(_)) => {
+            merge(&Value::Object(Map::new()), value, shape)
+        }
+        (Shape::Set | Shape::Keyed(..), Value::Array(items)) => {
+            Value::Array(items.iter().map(|item| fresh(item, shape.item())).collect())
+        }
+        _ => value.clone(),
+    }
+}
+
 /// Items of both, told apart by their elements. Items that only `old` has keep their place; the others come in
 /// the order of `new`.
 fn merge_lists(old: &[Value], new: &[Value], shape: Shape) -> Vec<Value> {
@@ -78,7 +99,7 @@ fn merge_lists(old: &[Value], new: &[Value], shape: Shape) -> Vec<Value> {
     let old: Vec<(String, &Value)> = old.iter().map(|item| (element(item), item)).collect();
     let merged = |(key, item): &(String, &Value)| match old.iter().find(|(other, _)| other == key) {
         Some((_, before)) => merge(before, item, shape.item()),
-        None => (*item).clone(),
+        None => fresh(item, shape.item()),
     };
     let (mut result, mut done) = (Vec::with_capacity(old.len() + new.len()), 0);
     for (key, item) in &old {

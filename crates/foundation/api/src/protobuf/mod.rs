@@ -9,7 +9,8 @@ mod wire;
 use serde_json::Value;
 
 use crate::descriptor::{self, Message};
-use wire::{Reader, Writer};
+use wire::Reader;
+pub(crate) use wire::Writer;
 
 pub use encode::encode;
 
@@ -41,6 +42,9 @@ pub enum Error {
     UnknownKind { api_version: String, kind: String },
     #[error("{0}")]
     Value(String),
+    /// The envelope is whole, the object in it is not.
+    #[error("{kind} in version {version:?} cannot be handled as a {kind}: {why}")]
+    Object { kind: String, version: String, why: Box<Error> },
 }
 
 /// Reads a document. The tree carries the envelope's type header.
@@ -67,7 +71,11 @@ pub fn decode(bytes: &[u8]) -> Result<Value, Error> {
     let Some(message) = descriptor::message_of(&api_version, &kind) else {
         return Err(Error::UnknownKind { api_version, kind });
     };
-    let mut value = decode::message(message, raw)?;
+    let mut value = decode::message(message, raw).map_err(|why| Error::Object {
+        kind: kind.clone(),
+        version: crate::header::split_api_version(&api_version).1.to_owned(),
+        why: Box::new(why),
+    })?;
     if let Value::Object(map) = &mut value {
         // First, as in JSON.
         map.shift_insert(0, "kind".into(), kind.into());
@@ -171,8 +179,10 @@ mod tests {
         assert_eq!(decode(b"k8s\0\x0a\xff").unwrap_err(), Error::UnexpectedEof);
         assert!(matches!(decode(&envelope("v1", "Poodle", b"")), Err(Error::UnknownKind { .. })));
         // A length that leads beyond the end.
-        assert_eq!(decode(&envelope("v1", "Pod", b"\x0a\x7f\x00")).unwrap_err(), Error::UnexpectedEof);
-        assert!(matches!(decode(&envelope("v1", "Pod", b"\x08\x01")), Err(Error::WrongWireType { wire: 0, .. })));
+        let message = |raw: &[u8]| decode(&envelope("v1", "Pod", raw)).unwrap_err().to_string();
+        let handled = "Pod in version \"v1\" cannot be handled as a Pod";
+        assert_eq!(message(b"\x0a\x7f\x00"), format!("{handled}: unexpected EOF"));
+        assert_eq!(message(b"\x08\x01"), format!("{handled}: proto: wrong wireType = 0 for field metadata"));
         // A schema in a schema, without end.
         let mut raw = Vec::new();
         for _ in 0..5000 {

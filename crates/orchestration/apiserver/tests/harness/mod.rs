@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, dead_code)]
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
@@ -12,6 +13,26 @@ use dhow_base::tls;
 use dhow_store::MemoryKv;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
+
+/// The oldest and the newest kubectl of this machine: those beside the one on the path, else that one.
+pub fn kubectls() -> Vec<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap();
+    let found = std::env::split_paths(&path).map(|folder| folder.join("kubectl")).find(|file| file.exists()).unwrap();
+    let folder = found.canonicalize().unwrap().parent().unwrap().to_owned();
+    let mut versions: Vec<(u32, PathBuf)> = std::fs::read_dir(folder)
+        .unwrap()
+        .filter_map(|entry| {
+            let file = entry.unwrap().path();
+            let minor = file.file_name()?.to_str()?.strip_prefix("kubectl.1.")?.parse().ok()?;
+            Some((minor, file))
+        })
+        .collect();
+    versions.sort();
+    match versions.len() {
+        0 => vec![found],
+        count => vec![versions[0].1.clone(), versions[count - 1].1.clone()],
+    }
+}
 
 /// An API server on a port of its own, with a memory store.
 pub struct Cluster {
@@ -68,7 +89,12 @@ impl Cluster {
     }
 
     pub async fn run(&self, user: &str, args: &[&str], input: &str) -> Result<String, String> {
-        let mut command = Command::new("kubectl");
+        self.run_with(Path::new("kubectl"), user, args, input).await
+    }
+
+    /// Runs one kubectl of several.
+    pub async fn run_with(&self, program: &Path, user: &str, args: &[&str], input: &str) -> Result<String, String> {
+        let mut command = Command::new(program);
         command
             .arg("--kubeconfig")
             .arg(self.folder.path().join(format!("{user}.kubeconfig")))

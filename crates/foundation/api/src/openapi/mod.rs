@@ -2,6 +2,8 @@
 //!
 //! Schemas come from the typed definitions, list semantics from [`crate::list_semantics`]; nothing is written twice.
 
+mod gnostic;
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::LazyLock;
 
@@ -10,6 +12,8 @@ use serde_json::{Map, Value, json};
 use crate::list_semantics::{self, ListType};
 use crate::registry::{KINDS, Kind, group_path};
 use crate::schema;
+
+pub use gnostic::gnostic;
 
 /// `/openapi/v3`: the documents there are.
 pub fn v3_root() -> Value {
@@ -30,13 +34,31 @@ pub fn v3(path: &str) -> Option<Value> {
 
 /// `/openapi/v2`: all groups in one Swagger document.
 pub fn v2() -> Value {
-    let definitions = annotated("#/definitions/");
+    let mut definitions = annotated("#/definitions/");
+    definitions.values_mut().for_each(unwrap_references);
+    let mut paths = Map::new();
+    for kind in KINDS {
+        let collection = kind.path(kind.namespaced.then_some("{namespace}"));
+        paths.insert(format!("{collection}/{{name}}"), v2_operations(one(kind)));
+        paths.insert(collection, v2_operations(many(kind)));
+    }
     json!({
         "swagger": "2.0",
         "info": {"title": "Kubernetes", "version": "v1.35.0"},
-        "paths": {},
+        "paths": paths,
         "definitions": definitions,
     })
+}
+
+/// Version 3 operations in the words of version 2.
+fn v2_operations(mut item: Value) -> Value {
+    for operation in item.as_object_mut().into_iter().flat_map(|methods| methods.values_mut()) {
+        for parameter in operation["parameters"].as_array_mut().into_iter().flatten() {
+            *parameter = json!({"name": parameter["name"], "in": "query", "type": "string", "uniqueItems": true});
+        }
+        operation["responses"] = json!({"200": {"description": "OK"}});
+    }
+    item
 }
 
 /// Encoded documents by path.
@@ -193,6 +215,22 @@ fn annotated(prefix: &'static str) -> Map<String, Value> {
 fn wrap_reference(property: &mut Value) {
     if let Some(reference) = property.as_object_mut().and_then(|fields| fields.remove("$ref")) {
         property["allOf"] = json!([{"$ref": reference}]);
+    }
+}
+
+/// Readers of version 2 take a reference with keywords beside it, and nothing else.
+fn unwrap_references(schema: &mut Value) {
+    match schema {
+        Value::Object(fields) => {
+            let only = fields.get("allOf").and_then(Value::as_array).filter(|parts| parts.len() == 1);
+            if let Some(reference) = only.and_then(|parts| parts[0].get("$ref")).cloned() {
+                fields.remove("allOf");
+                fields.insert("$ref".into(), reference);
+            }
+            fields.values_mut().for_each(unwrap_references);
+        }
+        Value::Array(items) => items.iter_mut().for_each(unwrap_references),
+        _ => {}
     }
 }
 
