@@ -6,7 +6,7 @@
 //! - [`conversion`]: between the forms of kinds that share storage.
 //! - [`custom`]: the same for kinds that a CustomResourceDefinition makes at run time.
 //! - [`patch`], [`apply`], [`list_semantics`], [`schema`]: how documents merge. The merge is driven by tables, never guessed.
-//! - [`descriptor`], [`protobuf`]: every field's type and number; strict decoding and the wire format that follow.
+//! - [`descriptor`], [`protobuf`], [`cbor`]: every field's type and number; strict decoding and the wire formats.
 //! - [`table`], [`openapi`], [`discovery`]: what clients read to print, explain and find kinds.
 //! - [`status`], [`header`], [`selectors`], [`meta`], [`quantity`], [`names`], [`time`]: small shared types.
 //!
@@ -15,6 +15,7 @@
 //! - Objects are `serde_json::Value`, so a field this crate does not know is never lost by it.
 
 pub mod apply;
+pub mod cbor;
 pub mod conversion;
 pub mod custom;
 pub mod defaulting;

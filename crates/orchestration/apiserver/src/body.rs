@@ -3,11 +3,11 @@
 use dhow_api::descriptor::{self, Message};
 use dhow_api::registry::Kind;
 use dhow_api::validation::FieldError;
-use dhow_api::{Status, header, protobuf, strict_json};
+use dhow_api::{Status, cbor, header, protobuf, strict_json};
 use http::HeaderMap;
 use serde_json::Value;
 
-use crate::encode::{JSON, MEDIA_TYPES, PROTOBUF, YAML};
+use crate::encode::{CBOR, JSON, MEDIA_TYPES, PROTOBUF, YAML};
 use crate::info::ResourceTarget;
 use crate::options::FieldValidation;
 use crate::pipeline::{Authorized, Request};
@@ -26,7 +26,7 @@ pub fn media_type(headers: &HeaderMap) -> &str {
 /// A body and the fields that it gives twice.
 type Parsed = (Value, Vec<String>);
 
-/// Reads JSON (also when no type is named), YAML or protobuf.
+/// Reads JSON (also when no type is named), YAML, protobuf or CBOR.
 fn parse(headers: &HeaderMap, body: &[u8], expected: &str) -> Result<Parsed, Status> {
     let unrecognized = |error: &dyn std::fmt::Display| {
         let shown = summary(body);
@@ -43,6 +43,7 @@ fn parse(headers: &HeaderMap, body: &[u8], expected: &str) -> Result<Parsed, Sta
                 .map_err(|error| unrecognized(&format!("yaml: {}", error.to_string().replace('\n', " "))))?;
             Ok((value, Vec::new()))
         }
+        CBOR => Ok((cbor::decode(body).map_err(|error| unrecognized(&error))?, Vec::new())),
         PROTOBUF => match protobuf::decode(body) {
             Ok(value) => Ok((value, Vec::new())),
             Err(error @ protobuf::Error::Object { .. }) => Err(Status::bad_request(error.to_string())),

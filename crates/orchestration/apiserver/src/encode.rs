@@ -1,10 +1,10 @@
-//! Answers: whole objects, Table or metadata only, as JSON, YAML or protobuf, as the client accepts.
+//! Answers: whole objects, Table or metadata only, as JSON, YAML, protobuf or CBOR, as the client accepts.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 use dhow_api::registry::Kind;
-use dhow_api::{Status, descriptor, protobuf, table};
+use dhow_api::{Status, cbor, descriptor, protobuf, table};
 use dhow_client::{Body, full};
 use http::{HeaderMap, HeaderValue, Response, header};
 use k8s_openapi::jiff::Timestamp;
@@ -16,8 +16,11 @@ use crate::read::Page;
 pub const JSON: &str = "application/json";
 pub const YAML: &str = "application/yaml";
 pub const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
+/// Watches in CBOR are one document after the other.
+const CBOR_SEQUENCE: &str = "application/cbor-seq";
 /// Media types of objects, read and written.
-pub const MEDIA_TYPES: [&str; 3] = [JSON, YAML, PROTOBUF];
+pub const CBOR: &str = "application/cbor";
+pub const MEDIA_TYPES: [&str; 4] = [JSON, YAML, PROTOBUF, CBOR];
 
 /// How documents are written.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -26,6 +29,7 @@ pub enum Wire {
     Json,
     Yaml,
     Protobuf,
+    Cbor,
 }
 
 impl Wire {
@@ -34,6 +38,7 @@ impl Wire {
             Self::Json => JSON,
             Self::Yaml => YAML,
             Self::Protobuf => PROTOBUF,
+            Self::Cbor => CBOR,
         }
     }
 }
@@ -82,6 +87,7 @@ fn range(text: &str) -> Option<(Wire, Shape)> {
         JSON | "*/*" | "application/*" => Wire::Json,
         YAML => Wire::Yaml,
         PROTOBUF => Wire::Protobuf,
+        CBOR | CBOR_SEQUENCE => Wire::Cbor,
         _ => return None,
     };
     let parameters: Vec<(&str, &str)> = parts.filter_map(|part| part.split_once('=')).collect();
@@ -126,6 +132,7 @@ fn written(value: &Value, wire: Wire) -> Result<(Wire, Bytes), Status> {
             let text = serde_saphyr::to_string(value).map_err(|error| Status::internal(error.to_string()))?;
             Ok((wire, text.into()))
         }
+        Wire::Cbor => Ok((wire, cbor::encode(value).into())),
         Wire::Protobuf => match protobuf::document(value) {
             Ok(bytes) => Ok((wire, bytes.into())),
             Err(protobuf::Error::UnknownKind { .. }) => written(value, Wire::Json),
@@ -161,7 +168,7 @@ pub fn document(kind: &Kind, stored: &Stored, accept: &Accept) -> Result<(Wire, 
             Some(raw) => Ok((Wire::Protobuf, protobuf::envelope(&kind.api_version(), kind.kind, &raw).into())),
             None => Ok((Wire::Json, stored.bytes.clone())),
         },
-        (Shape::Whole, Wire::Yaml) => written(&stored.value()?, Wire::Yaml),
+        (Shape::Whole, wire @ (Wire::Yaml | Wire::Cbor)) => written(&stored.value()?, wire),
         (Shape::Table, wire) => written(&table(kind, &[stored.value()?], &stored.header.resource_version), wire),
         (Shape::Metadata, wire) => written(&metadata_only(stored)?, wire),
     }
@@ -190,7 +197,7 @@ pub fn list(kind: &Kind, page: &Page, accept: &Accept) -> Result<Response<Body>,
         (Shape::Whole, Wire::Protobuf) if descriptor::message(&format!("{}List", kind.definition)).is_some() => {
             protobuf_list(kind, page)
         }
-        (shape, Wire::Yaml) => {
+        (shape, Wire::Yaml | Wire::Cbor) => {
             let bytes = json_list(kind, page, shape)?;
             let tree: Value =
                 serde_json::from_slice(&bytes).map_err(|error| Status::internal(format!("decode a list: {error}")))?;
@@ -283,6 +290,9 @@ pub fn frame(wire: Wire, event: &str, document: &[u8]) -> Bytes {
     if wire == Wire::Protobuf {
         return protobuf::frame(event, document).into();
     }
+    if wire == Wire::Cbor {
+        return cbor::event(event, document).into();
+    }
     let mut line = Vec::with_capacity(document.len() + 32);
     line.extend_from_slice(b"{\"type\":\"");
     line.extend_from_slice(event.as_bytes());
@@ -294,7 +304,7 @@ pub fn frame(wire: Wire, event: &str, document: &[u8]) -> Bytes {
 
 /// YAML has no frames: such a watcher gets JSON.
 fn streamed(accept: &Accept) -> Accept {
-    let wire = if accept.wire == Wire::Protobuf { Wire::Protobuf } else { Wire::Json };
+    let wire = if accept.wire == Wire::Yaml { Wire::Json } else { accept.wire };
     Accept { wire, shape: accept.shape, satisfied: accept.satisfied, raw: String::new() }
 }
 
@@ -302,6 +312,7 @@ fn streamed(accept: &Accept) -> Accept {
 pub fn stream(body: Body, accept: &Accept) -> Result<Response<Body>, Status> {
     let media_type = match accept.wire {
         Wire::Protobuf => "application/vnd.kubernetes.protobuf;stream=watch",
+        Wire::Cbor => CBOR_SEQUENCE,
         _ => JSON,
     };
     Response::builder()

@@ -194,7 +194,7 @@ impl Change {
     pub fn frame(&self, kind: &Kind, verdict: Verdict, accept: &Accept) -> Result<Bytes, Status> {
         let slots = match (accept.shape, accept.wire) {
             (Shape::Whole, Wire::Protobuf) => &self.protobuf_frames,
-            (Shape::Whole, _) => &self.json_frames,
+            (Shape::Whole, Wire::Json | Wire::Yaml) => &self.json_frames,
             _ => return encode::watch_frame(kind, verdict.as_str(), &self.object, accept),
         };
         let slot = &slots[verdict as usize];

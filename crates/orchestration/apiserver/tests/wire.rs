@@ -211,3 +211,21 @@ async fn kubectl_creates() {
     let token = cluster.kubectl(&["create", "token", "sa"]).await;
     assert_eq!(token.trim().split('.').count(), 3);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cbor_both_ways() {
+    const CBOR: &str = "application/cbor";
+    let cluster = Cluster::start().await;
+    let body = dhow_api::cbor::encode(&deployment("a"));
+    let (code, headers, answer) = cluster.send(admin(), request("POST", DEPLOYMENTS, CBOR, CBOR, body)).await;
+    assert_eq!((code, headers["content-type"].to_str().unwrap()), (201, CBOR));
+    assert_eq!(dhow_api::cbor::decode(&answer).unwrap()["metadata"]["name"], "a");
+    let (_, _, list) = cluster.send(admin(), request("GET", DEPLOYMENTS, "", CBOR, "")).await;
+    assert_eq!(dhow_api::cbor::decode(&list).unwrap()["items"][0]["spec"]["replicas"], 0);
+    let (code, ..) = cluster.send(admin(), request("POST", DEPLOYMENTS, CBOR, CBOR, &b"\xa1\x01"[..])).await;
+    assert_eq!(code, 400);
+    let path = format!("{DEPLOYMENTS}?watch=true");
+    let complete = |bytes: &[u8]| dhow_api::cbor::decode(bytes).is_ok();
+    let seen = cluster.stream(&path, "application/cbor-seq", complete).await;
+    assert_eq!(dhow_api::cbor::decode(&seen).unwrap()["type"], "ADDED");
+}
