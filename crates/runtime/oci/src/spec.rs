@@ -15,6 +15,8 @@ pub struct SandboxSpec {
     pub ipc: bool,
     /// One process namespace for all containers of the sandbox (`shareProcessNamespace`).
     pub pid: bool,
+    /// Control group above those of its containers, below the cgroup root.
+    pub cgroup: String,
     /// `net.…`, `kernel.shm…`: written inside the sandbox's namespaces.
     pub sysctls: Vec<(String, String)>,
 }

@@ -20,6 +20,9 @@ struct CloneArgs {
     stack: u64,
     stack_size: u64,
     tls: u64,
+    set_tid: u64,
+    set_tid_size: u64,
+    cgroup: u64,
 }
 
 /// Who one is after a fork.
@@ -28,15 +31,20 @@ pub enum Forked {
     Parent { pid: i32, pidfd: OwnedFd },
 }
 
-/// `fork`, with namespaces.
+/// The child begins its life in the cgroup (v2) it is given.
+const INTO_CGROUP: u64 = 0x2_0000_0000;
+
+/// `fork`, with namespaces and, on cgroup v2, right into a group.
 ///
 /// # Safety
 /// The process must have one thread, and the child must end in `exec` or `_exit` without returning to its caller's
 /// callers.
-pub unsafe fn fork(flags: u64) -> rustix::io::Result<Forked> {
+pub unsafe fn fork(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> rustix::io::Result<Forked> {
     let mut pidfd: i32 = -1;
+    let into = if cgroup.is_some() { INTO_CGROUP } else { 0 };
     let args = CloneArgs {
-        flags: flags | libc::CLONE_PIDFD as u64,
+        flags: flags | into | libc::CLONE_PIDFD as u64,
+        cgroup: cgroup.map_or(0, |cgroup| u64::try_from(cgroup.as_raw_fd()).unwrap_or(0)),
         pidfd: std::ptr::from_mut(&mut pidfd) as u64,
         // A sibling inherits its maker's signal, and the kernel wants it said so.
         exit_signal: if flags & SIBLING == 0 { libc::SIGCHLD as u64 } else { 0 },

@@ -43,7 +43,8 @@ async fn make(inner: &Arc<Inner>, id: &str, config: SandboxConfig) -> Result<(),
     make_private_folder(&dir)?;
     write_files(inner, id, &config)?;
     let (shim, child, pid) = {
-        let (inner, id, spec) = (Arc::clone(inner), id.to_owned(), specification(id, &config));
+        let (inner, id, spec) =
+            (Arc::clone(inner), id.to_owned(), specification(id, &config, &inner.config.cgroup_root));
         blocking(move || {
             let dir = inner.config.sandbox_dir(&id);
             Ok(Shim::start(&inner.config.program, &dir, &inner.config.socket(&id), &spec)?)
@@ -71,7 +72,7 @@ async fn make(inner: &Arc<Inner>, id: &str, config: SandboxConfig) -> Result<(),
     Ok(())
 }
 
-fn specification(id: &str, config: &SandboxConfig) -> SandboxSpec {
+fn specification(id: &str, config: &SandboxConfig, cgroup_root: &str) -> SandboxSpec {
     let own_network = config.namespaces.network != NamespaceMode::Node;
     let mut sysctls: Vec<(String, String)> = Vec::new();
     if own_network {
@@ -84,6 +85,7 @@ fn specification(id: &str, config: &SandboxConfig) -> SandboxSpec {
         network: own_network,
         ipc: config.namespaces.ipc != NamespaceMode::Node,
         pid: config.namespaces.pid == NamespaceMode::Pod,
+        cgroup: format!("{cgroup_root}/{}", config.cgroup_parent),
         sysctls,
     }
 }

@@ -85,11 +85,12 @@ pub fn container(
     shm: &Path,
     init: Option<BorrowedFd<'_>>,
 ) -> Result<Made> {
-    let joins = cgroup.join_files()?;
+    let doors = cgroup.doors()?;
+    let born_into = doors.born_into.as_ref().map(AsFd::as_fd);
     let (ours, theirs) = pair()?;
     let body = |line: &OwnedFd| -> Result<Infallible> {
         follow_shim();
-        join(&joins)?;
+        doors.enter()?;
         sys::unshare(libc::CLONE_NEWCGROUP).step("take a cgroup namespace")?;
         adjust_oom(spec.process.oom_score_adj);
         rustix::process::setsid().step("begin a session")?;
@@ -112,7 +113,9 @@ pub fn container(
     match (spec.pid, init) {
         (PidMode::Own, _) => {
             // SAFETY: the shim has one thread; `run_body` never returns.
-            match unsafe { sys::fork(sys::NEW_PID | sys::NEW_MOUNTS) }.step("make the container's process")? {
+            match unsafe { sys::fork(sys::NEW_PID | sys::NEW_MOUNTS, born_into) }
+                .step("make the container's process")?
+            {
                 Forked::Child => run_body(&theirs, body),
                 Forked::Parent { pid, pidfd } => {
                     drop(theirs);
@@ -126,6 +129,7 @@ pub fn container(
                 ours,
                 theirs,
                 sys::NEW_MOUNTS,
+                born_into,
                 |_| sys::join_namespaces(init, kinds).step("join the pod's processes"),
                 body,
             )
@@ -133,7 +137,7 @@ pub fn container(
         (PidMode::Sandbox, None) => Err(Error::Invalid("the sandbox has no process namespace to share".into())),
         (PidMode::Host, _) => {
             // SAFETY: as above.
-            match unsafe { sys::fork(sys::NEW_MOUNTS) }.step("make the container's process")? {
+            match unsafe { sys::fork(sys::NEW_MOUNTS, born_into) }.step("make the container's process")? {
                 Forked::Child => run_body(&theirs, body),
                 Forked::Parent { pid, pidfd } => {
                     drop(theirs);
@@ -146,10 +150,11 @@ pub fn container(
 
 /// Runs a program beside the first process of a container. It runs when this returns.
 pub fn beside(target: BorrowedFd<'_>, cgroup: &Cgroup, process: &Process, streams: &Streams) -> Result<Made> {
-    let joins = cgroup.join_files()?;
+    let doors = cgroup.doors()?;
+    let born_into = doors.born_into.as_ref().map(AsFd::as_fd);
     let (ours, theirs) = pair()?;
     let enter = |_: &OwnedFd| -> Result<()> {
-        join(&joins)?;
+        doors.enter()?;
         let kinds = libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWCGROUP;
         adjust_oom(process.oom_score_adj);
         sys::join_namespaces(target, kinds as u64).step("join the container")
@@ -165,7 +170,7 @@ pub fn beside(target: BorrowedFd<'_>, cgroup: &Cgroup, process: &Process, stream
         wire::send(line.as_fd(), &Word::Ready, &[])?;
         program::run(process, &prepared)
     };
-    let made = sibling(ours, theirs, 0, enter, body)?;
+    let made = sibling(ours, theirs, 0, born_into, enter, body)?;
     match listen(&made.line)? {
         None => Ok(made),
         Some((Word::Failed { kind, message }, _)) => {
@@ -179,7 +184,7 @@ pub fn beside(target: BorrowedFd<'_>, cgroup: &Cgroup, process: &Process, stream
 /// The first process of a shared process namespace: does nothing but bury its orphans.
 pub fn pause() -> Result<(i32, OwnedFd)> {
     // SAFETY: the shim has one thread; the child never returns.
-    match unsafe { sys::fork(sys::NEW_PID) }.step("make the pod's first process")? {
+    match unsafe { sys::fork(sys::NEW_PID, None) }.step("make the pod's first process")? {
         Forked::Parent { pid, pidfd } => Ok((pid, pidfd)),
         Forked::Child => {
             let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
@@ -196,20 +201,35 @@ pub fn pause() -> Result<(i32, OwnedFd)> {
     }
 }
 
+/// Makes the next move between cgroups quick, beside whatever else is done. Its end is of no interest.
+pub fn warm_up(cgroup: &Cgroup) -> Result<()> {
+    // SAFETY: the shim has one thread; the child ends here.
+    match unsafe { sys::fork(0, None) }.step("make a helper process")? {
+        Forked::Child => {
+            follow_shim();
+            // Where it fails the container's own move says why.
+            let _ = cgroup.warm_up();
+            sys::exit(0)
+        }
+        Forked::Parent { .. } => Ok(()),
+    }
+}
+
 /// Forks a helper that enters namespaces and makes the real child there as a sibling of itself, a child of the shim.
 fn sibling(
     ours: OwnedFd,
     theirs: OwnedFd,
     flags: u64,
+    born_into: Option<BorrowedFd<'_>>,
     enter: impl FnOnce(&OwnedFd) -> Result<()>,
     body: impl FnOnce(&OwnedFd) -> Result<Infallible>,
 ) -> Result<Made> {
     // SAFETY: the shim has one thread; `run_body` never returns.
-    match unsafe { sys::fork(0) }.step("make a helper process")? {
+    match unsafe { sys::fork(0, born_into) }.step("make a helper process")? {
         Forked::Child => run_body(&theirs, |line| {
             enter(line)?;
             // SAFETY: the helper has one thread, too.
-            match unsafe { sys::fork(flags | sys::SIBLING) }.step("make the process")? {
+            match unsafe { sys::fork(flags | sys::SIBLING, None) }.step("make the process")? {
                 Forked::Child => run_body(line, body),
                 Forked::Parent { pid, .. } => {
                     wire::send(line.as_fd(), &Word::Pid(pid), &[])?;
@@ -285,10 +305,6 @@ fn run_body(line: &OwnedFd, body: impl FnOnce(&OwnedFd) -> Result<Infallible>) -
     };
     let _ = wire::send(line.as_fd(), &message, &[]);
     sys::exit(1)
-}
-
-fn join(files: &[OwnedFd]) -> Result<()> {
-    files.iter().try_for_each(|file| rustix::io::write(file, b"0").map(drop).step("join the cgroup"))
 }
 
 /// Where the machine does not let us protect a process more, it stays as likely to be killed as it was.

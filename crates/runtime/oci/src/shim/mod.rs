@@ -20,6 +20,7 @@ use rustix::mount::{MountFlags, MountPropagationFlags};
 use rustix::net::SocketFlags;
 use rustix::process::{DumpableBehavior, WaitOptions};
 
+use crate::cgroup::{self, Cgroup};
 use crate::error::{Context, Error, Result};
 use crate::protocol::{Reply, Request};
 use crate::spec::{SandboxSpec, Status};
@@ -98,6 +99,9 @@ impl Shim {
         let _ = std::fs::write("/proc/self/oom_score_adj", "-998");
         let signals =
             sys::signal_file(&[libc::SIGCHLD, libc::SIGTERM, libc::SIGINT, libc::SIGHUP]).step("listen for signals")?;
+        if !cgroup::is_unified() {
+            child::warm_up(&Cgroup::new(&spec.cgroup))?;
+        }
         let shm = dir.join("shm");
         enter_namespaces(&spec, &shm)?;
         let init = spec.pid.then(child::pause).transpose()?;
