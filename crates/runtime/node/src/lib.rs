@@ -7,6 +7,7 @@ mod error;
 mod grpc;
 mod hooks;
 mod probes;
+mod pull_secrets;
 mod register;
 mod resources;
 mod server;

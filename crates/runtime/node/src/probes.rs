@@ -221,13 +221,42 @@ pub fn port(container: &Container, port: &IntOrString) -> Option<u16> {
 pub async fn http_get(host: &str, port: u16, http: &HTTPGetAction) -> Option<u16> {
     let mut stream = tokio::net::TcpStream::connect((host, port)).await.ok()?;
     let path = http.path.as_deref().unwrap_or("/");
-    let headers = http.http_headers.iter().flatten().map(|h| format!("{}: {}\r\n", h.name, h.value));
-    let headers: String = headers.collect();
-    let request = format!(
-        "GET {path} HTTP/1.1\r\nHost: {host}:{port}\r\nUser-Agent: kube-probe/1.35\r\nAccept: */*\r\n{headers}Connection: close\r\n\r\n"
-    );
+    let request = format!("GET {path} HTTP/1.1\r\n{}Connection: close\r\n\r\n", headers(host, port, http));
     stream.write_all(request.as_bytes()).await.ok()?;
     let mut head = [0; 12];
     stream.read_exact(&mut head).await.ok()?;
     std::str::from_utf8(&head[9..12]).ok()?.parse().ok()
+}
+
+/// The request's headers; those of the spec take the place of the ones sent by default, and an empty one drops it.
+fn headers(host: &str, port: u16, http: &HTTPGetAction) -> String {
+    let own = || http.http_headers.iter().flatten();
+    let mut all = String::new();
+    for (name, value) in
+        [("Host", format!("{host}:{port}")), ("User-Agent", "kube-probe/1.35".into()), ("Accept", "*/*".into())]
+    {
+        if !own().any(|h| h.name.eq_ignore_ascii_case(name)) {
+            all.push_str(&format!("{name}: {value}\r\n"));
+        }
+    }
+    // HTTP/1.1 wants a host in any case, and an empty Accept or User-Agent means none.
+    for header in own().filter(|h| !h.value.is_empty() || h.name.eq_ignore_ascii_case("host")) {
+        all.push_str(&format!("{}: {}\r\n", header.name, header.value));
+    }
+    all
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_of_the_spec_replace_the_default_ones() {
+        let http = serde_json::json!({"port": 80, "httpHeaders": [
+            {"name": "host", "value": "a.example"}, {"name": "Accept", "value": ""}, {"name": "X", "value": "1"}]});
+        let http: HTTPGetAction = serde_json::from_value(http).unwrap();
+        let expected = "User-Agent: kube-probe/1.35\r\nhost: a.example\r\nX: 1\r\n";
+        assert_eq!(headers("10.0.0.1", 80, &http), expected);
+    }
 }

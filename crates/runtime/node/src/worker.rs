@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::actions::{self, Observed, compute_actions, latest};
 use crate::probes::{Probes, Results};
-use crate::{Error, NodeConfig, config, env, hooks, status, volumes};
+use crate::{Error, NodeConfig, config, env, hooks, pull_secrets, status, volumes};
 
 /// Mounted configuration and tokens are looked at this often.
 const REFRESH: Duration = Duration::from_secs(60);
@@ -275,7 +275,8 @@ impl Worker {
             _ => {}
         }
         self.event(pod, EventType::Normal, "Pulling", &format!("Pulling image {name:?}"));
-        runtime.pull_image(name, None).await?;
+        let auth = pull_secrets::auth(&self.shared.config.client, pod, name).await;
+        runtime.pull_image(name, auth).await?;
         self.event(pod, EventType::Normal, "Pulled", &format!("Successfully pulled image {name:?}"));
         let gone = || Error::Spec { reason: "ErrImagePull", message: format!("image {name:?} is gone after its pull") };
         runtime.image_status(name).await?.ok_or_else(gone)

@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 
 use super::socket::{self, Receiver, Sender};
 
-pub const PROTOCOLS: [&str; 1] = ["v4.channel.k8s.io"];
+pub const PROTOCOLS: [&str; 2] = [super::spdy::TUNNEL, "v4.channel.k8s.io"];
 
 /// The ports asked for, as `port=80&port=81` or `ports=80,81`.
 pub fn ports(query: &[(String, String)]) -> Result<Vec<u16>, String> {

@@ -5,6 +5,7 @@ mod info;
 mod logs;
 mod remote;
 mod socket;
+mod spdy;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -210,10 +211,23 @@ impl Server {
                 Ok(handshake.run(move |to, from| remote::serve(asked, streams, v5, to, from)))
             }
             (Method::GET, ["portForward", ns, pod]) => {
-                let ports = forward::ports(&query).map_err(Refusal::bad_request)?;
                 let sandbox = self.sandbox(ns, pod).await?.id;
-                let handshake = socket::Handshake::accept(&mut request, &forward::PROTOCOLS)?;
                 let runtime = Arc::clone(&self.runtime);
+                let (spdy_runtime, spdy_sandbox) = (Arc::clone(&runtime), sandbox.clone());
+                let spdy = move |io| async move {
+                    if let Err(error) = spdy::serve(spdy_runtime, spdy_sandbox, io).await {
+                        tracing::debug!(%error, "port-forward ended");
+                    }
+                };
+                if let Some(answer) = socket::accept_spdy(&mut request, spdy::PROTOCOL, spdy) {
+                    return answer;
+                }
+                let handshake = socket::Handshake::accept(&mut request, &forward::PROTOCOLS)?;
+                if handshake.protocol == spdy::TUNNEL {
+                    return Ok(handshake.run(move |to, from| spdy::tunnel(runtime, sandbox, to, from)));
+                }
+                // Only the channel protocol names its ports beforehand; SPDY's streams bring theirs.
+                let ports = forward::ports(&query).map_err(Refusal::bad_request)?;
                 Ok(handshake.run(move |to, from| forward::serve(runtime, sandbox, ports, to, from)))
             }
             _ => Err(Refusal::not_found(format!("no such path: {path}"))),

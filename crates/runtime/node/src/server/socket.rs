@@ -31,6 +31,11 @@ impl Sender {
         self.0.lock().await.send(Message::Binary(frame.freeze())).await.is_ok()
     }
 
+    /// A frame without a channel; `false` once the peer is gone.
+    pub async fn send_raw(&self, data: Bytes) -> bool {
+        self.0.lock().await.send(Message::Binary(data)).await.is_ok()
+    }
+
     /// Ends the session. Without this very code kubectl takes the end for a failure, whatever was said before.
     pub async fn close(&self) {
         let normal = CloseFrame { code: CloseCode::Normal, reason: Utf8Bytes::default() };
@@ -101,17 +106,57 @@ impl Handshake {
     }
 }
 
+/// The next frame's bytes; `None` once the peer closed.
+pub async fn next_raw(receiver: &mut Receiver) -> Option<Bytes> {
+    loop {
+        match receiver.next().await?.ok()? {
+            Message::Binary(data) => return Some(data),
+            Message::Text(text) => return Some(Bytes::from(text)),
+            Message::Close(_) => return None,
+            _ => {}
+        }
+    }
+}
+
 /// The next frame that has a channel; `None` once the peer closed.
 pub async fn next(receiver: &mut Receiver) -> Option<(u8, Bytes)> {
     loop {
-        let mut data = match receiver.next().await?.ok()? {
-            Message::Binary(data) => data,
-            Message::Text(text) => Bytes::from(text),
-            Message::Close(_) => return None,
-            _ => continue,
-        };
+        let mut data = next_raw(receiver).await?;
         if !data.is_empty() {
             return Some((data.split_to(1)[0], data));
         }
     }
+}
+
+/// Switches to SPDY without a WebSocket around it, as clients before 1.31 ask for; `None` when this one does not.
+pub fn accept_spdy<F>(
+    request: &mut Request<Incoming>,
+    protocol: &'static str,
+    then: impl FnOnce(TokioIo<Upgraded>) -> F + Send + 'static,
+) -> Option<Result<Answer, Refusal>>
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    const VERSION: &str = "x-stream-protocol-version";
+    if !has_token(request.headers(), header::UPGRADE, "SPDY/3.1") {
+        return None;
+    }
+    let asked = request.headers().get_all(VERSION).into_iter().filter_map(|v| v.to_str().ok());
+    if !asked.flat_map(|v| v.split(',')).any(|name| name.trim() == protocol) {
+        return Some(Err(Refusal::new(StatusCode::FORBIDDEN, format!("supported stream protocols are {protocol}"))));
+    }
+    let upgrade = hyper::upgrade::on(request);
+    tokio::spawn(async move {
+        match upgrade.await {
+            Ok(io) => then(TokioIo::new(io)).await,
+            Err(error) => tracing::debug!(%error, "upgrade failed"),
+        }
+    });
+    let answer = Response::builder()
+        .status(StatusCode::SWITCHING_PROTOCOLS)
+        .header(header::UPGRADE, "SPDY/3.1")
+        .header(header::CONNECTION, "Upgrade")
+        .header(VERSION, protocol)
+        .body(body(Bytes::new()));
+    Some(answer.map_err(|error| Refusal::internal(error.to_string())))
 }
