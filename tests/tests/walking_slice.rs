@@ -72,6 +72,9 @@ fn follows_logs(host: &Host) -> Result<()> {
     logs.kill()?;
     logs.wait()?;
     ensure!(seen, "the request was not in the followed log");
+    // What the node refuses reaches the client in words.
+    let refused = host.kubectl(&["-n", "demo", "logs", "--previous", "deploy/nginx"]).unwrap_err().to_string();
+    ensure!(refused.contains("previous terminated container") && refused.contains("not found"), "{refused}");
     Ok(())
 }
 

@@ -312,6 +312,21 @@ impl Status {
         Self::failure(500, "", message)
     }
 
+    /// What a backend such as a node agent answered with an HTTP status and a plain text.
+    pub fn of_backend(code: u16, message: impl Into<String>) -> Self {
+        let reason = match code {
+            400 => "BadRequest",
+            401 => "Unauthorized",
+            403 => "Forbidden",
+            404 => "NotFound",
+            409 => "Conflict",
+            503 => "ServiceUnavailable",
+            504 => "Timeout",
+            _ => "InternalError",
+        };
+        Self::failure(code, reason, message)
+    }
+
     /// An apply that would change what others own.
     pub fn apply_conflict(message: impl Into<String>, causes: Vec<Cause>) -> Self {
         let mut status = Self::failure(409, "Conflict", message);

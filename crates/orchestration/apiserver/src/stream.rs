@@ -10,7 +10,7 @@ use dhow_api::registry::{self, Subresource};
 use dhow_api::{Status, meta};
 use dhow_client::Body;
 use http::{HeaderMap, Request, Response, StatusCode, Uri, header};
-use http_body_util::BodyExt;
+use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
@@ -134,6 +134,9 @@ pub async fn forward(
         .headers_mut()
         .insert(header::HOST, header::HeaderValue::try_from(format!("{host}:{port}")).map_err(|error| gone(&error))?);
     let mut answer = sender.send_request(outgoing).await.map_err(|error| gone(&error))?;
+    if let Some(refusal) = refusal(&mut answer).await {
+        return Err(refusal);
+    }
     if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
         return Ok(answer.map(|body| {
             body.map_err(|error| dhow_client::Error::connection("the node agent's answer broke off", error))
@@ -154,6 +157,21 @@ pub async fn forward(
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     *response.headers_mut() = answer.headers().clone();
     Ok(response)
+}
+
+/// Largest text of a refusal that is passed on, in bytes.
+const MAX_REFUSAL: usize = 64 << 10;
+
+/// The agent's plain-text refusal as the `Status` that clients understand.
+async fn refusal(answer: &mut Response<Incoming>) -> Option<Status> {
+    let code = answer.status();
+    let plain =
+        answer.headers().get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"text/plain"));
+    if !plain || !(code.is_client_error() || code.is_server_error()) {
+        return None;
+    }
+    let text = Limited::new(answer.body_mut(), MAX_REFUSAL).collect().await.ok()?.to_bytes();
+    Some(Status::of_backend(code.as_u16(), String::from_utf8_lossy(&text).trim()))
 }
 
 /// The client's headers without its credentials and without those of its own connection.
