@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 /// Address of the test's host, on a veth pair that never leaves its namespace.
@@ -137,6 +137,24 @@ impl Host {
             .stderr(Stdio::piped())
             .spawn()
             .with_context(|| format!("start {program}"))
+    }
+
+    /// Fails if anything of a purged cloud is left: folders, rules, interfaces, routes, mounts or control groups.
+    pub fn ensure_purged(&self) -> Result<()> {
+        ensure!(!self.data_dir().exists() && !self.run_dir().exists(), "folders left");
+        let rules = run(self.command("nft").args(["list", "ruleset"]))?;
+        ensure!(rules.trim().is_empty(), "rules left: {rules}");
+        let links = run(self.command("ip").args(["-br", "link"]))?;
+        ensure!(links.lines().count() == 3, "interfaces left: {links}");
+        let routes = run(self.command("ip").args(["route"]))?;
+        ensure!(!routes.contains("10.42.") && !routes.contains("10.43."), "routes left: {routes}");
+        let mounts = std::fs::read_to_string("/proc/self/mounts").context("read the mounts")?;
+        ensure!(!mounts.contains(&*self.folder.path().to_string_lossy()), "mounts left: {mounts}");
+        let groups = run(Command::new("find").args(["/sys/fs/cgroup", "-maxdepth", "2", "-name", "dhow*"]))?;
+        // Other tests of the machine have their own.
+        let left: Vec<&str> = groups.lines().filter(|group| !group.contains("/dhow-test-")).collect();
+        ensure!(left.is_empty(), "control groups left: {left:?}");
+        Ok(())
     }
 
     /// The daemon's process id.

@@ -299,13 +299,7 @@ fn survives_kill(host: &Host) -> Result<()> {
 
 fn purges(host: &Host) -> Result<()> {
     host.dhow(&["down", "--purge"])?;
-    ensure!(!host.data_dir().exists() && !host.run_dir().exists(), "folders left");
-    let rules = run(host.command("nft").args(["list", "ruleset"]))?;
-    ensure!(rules.trim().is_empty(), "rules left: {rules}");
-    let links = run(host.command("ip").args(["-br", "link"]))?;
-    ensure!(links.lines().count() == 3, "interfaces left: {links}");
-    let routes = run(host.command("ip").args(["route"]))?;
-    ensure!(!routes.contains("10.42.") && !routes.contains("10.43."), "routes left: {routes}");
+    host.ensure_purged()?;
     let config = std::fs::read_to_string(host.kubeconfig())?;
     ensure!(!config.contains("certificate-authority-data"), "the context is left in the kubeconfig");
     Ok(())

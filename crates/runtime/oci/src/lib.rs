@@ -20,3 +20,4 @@ mod sys;
 pub mod wire;
 
 pub use error::{Error, Result};
+pub use setup::program::CAPABILITIES;

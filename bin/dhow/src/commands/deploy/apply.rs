@@ -143,14 +143,33 @@ fn root(api_version: &str) -> String {
     if api_version.contains('/') { format!("/apis/{api_version}") } else { format!("/api/{api_version}") }
 }
 
-/// The manifest with itself noted in the annotation that `kubectl apply` uses too.
+/// The manifest with itself noted in the annotation that `kubectl apply` uses too, byte for byte as kubectl would note it:
+/// then neither finds anything to change after the other.
 fn remember(manifest: &Value) -> Value {
     let mut wanted = manifest.clone();
     if !wanted["metadata"]["annotations"].is_object() {
         wanted["metadata"]["annotations"] = json!({});
     }
-    wanted["metadata"]["annotations"][LAST_APPLIED] = json!(format!("{manifest}\n"));
+    if let Some(annotations) = wanted["metadata"]["annotations"].as_object_mut() {
+        annotations.remove(LAST_APPLIED);
+    }
+    // Go writes maps in the order of their keys, and these characters as escapes.
+    let text = sorted(&wanted).to_string();
+    let text = text.replace('<', "\\u003c").replace('>', "\\u003e").replace('&', "\\u0026");
+    wanted["metadata"]["annotations"][LAST_APPLIED] = json!(text + "\n");
     wanted
+}
+
+fn sorted(value: &Value) -> Value {
+    match value {
+        Value::Object(fields) => {
+            let mut names: Vec<&String> = fields.keys().collect();
+            names.sort();
+            names.into_iter().map(|name| (name.clone(), sorted(&fields[name]))).collect::<Map<_, _>>().into()
+        }
+        Value::Array(items) => items.iter().map(sorted).collect(),
+        other => other.clone(),
+    }
 }
 
 /// The manifest as a strategic merge patch that also removes fields which the last apply set and this one does not.
@@ -181,6 +200,16 @@ fn remove_dropped(last: &Value, wanted: &mut Value) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_remembered_is_what_kubectl_remembers() {
+        let manifest =
+            json!({"kind": "A", "apiVersion": "v1", "metadata": {"name": "n"}, "data": {"b": "<&>", "a": "1"}});
+        let noted = &remember(&manifest)["metadata"]["annotations"][LAST_APPLIED];
+        let expected = "{\"apiVersion\":\"v1\",\"data\":{\"a\":\"1\",\"b\":\"\\u003c\\u0026\\u003e\"},\"kind\":\"A\",\
+                        \"metadata\":{\"annotations\":{},\"name\":\"n\"}}\n";
+        assert_eq!(noted, expected);
+    }
 
     #[test]
     fn a_field_dropped_from_the_manifest_is_removed() {

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use dhow_image::Image;
+use dhow_oci::CAPABILITIES;
 use dhow_oci::cgroup::Cgroup;
 use dhow_oci::spec::{ContainerSpec, DeviceNode, Limits, Mount, PidMode, Process, Propagation, Rootfs, Seccomp, User};
 
@@ -27,50 +28,6 @@ const DEFAULT_CAPABILITIES: [&str; 14] = [
     "SYS_CHROOT",
     "KILL",
     "AUDIT_WRITE",
-];
-
-const ALL_CAPABILITIES: [&str; 41] = [
-    "CHOWN",
-    "DAC_OVERRIDE",
-    "DAC_READ_SEARCH",
-    "FOWNER",
-    "FSETID",
-    "KILL",
-    "SETGID",
-    "SETUID",
-    "SETPCAP",
-    "LINUX_IMMUTABLE",
-    "NET_BIND_SERVICE",
-    "NET_BROADCAST",
-    "NET_ADMIN",
-    "NET_RAW",
-    "IPC_LOCK",
-    "IPC_OWNER",
-    "SYS_MODULE",
-    "SYS_RAWIO",
-    "SYS_CHROOT",
-    "SYS_PTRACE",
-    "SYS_PACCT",
-    "SYS_ADMIN",
-    "SYS_BOOT",
-    "SYS_NICE",
-    "SYS_RESOURCE",
-    "SYS_TIME",
-    "SYS_TTY_CONFIG",
-    "MKNOD",
-    "LEASE",
-    "AUDIT_WRITE",
-    "AUDIT_CONTROL",
-    "SETFCAP",
-    "MAC_OVERRIDE",
-    "MAC_ADMIN",
-    "SYSLOG",
-    "WAKE_ALARM",
-    "BLOCK_SUSPEND",
-    "AUDIT_READ",
-    "PERFMON",
-    "BPF",
-    "CHECKPOINT_RESTORE",
 ];
 
 /// What of `/proc` and `/sys` tells about, or reaches, the whole machine.
@@ -206,7 +163,7 @@ fn user(security: &SecurityContext, image_user: &str) -> User {
 fn capabilities(security: &SecurityContext) -> Result<Vec<String>, Error> {
     let own = |list: &[&str]| list.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
     if security.privileged {
-        return Ok(own(&ALL_CAPABILITIES));
+        return Ok(own(&CAPABILITIES));
     }
     let normal = |name: &String| {
         let upper = name.to_ascii_uppercase();
@@ -214,12 +171,12 @@ fn capabilities(security: &SecurityContext) -> Result<Vec<String>, Error> {
     };
     let dropped: Vec<String> = security.drop_capabilities.iter().map(normal).collect();
     let added: Vec<String> = security.add_capabilities.iter().map(normal).collect();
-    if let Some(unknown) = added.iter().find(|n| *n != "ALL" && !ALL_CAPABILITIES.contains(&n.as_str())) {
+    if let Some(unknown) = added.iter().find(|n| *n != "ALL" && !CAPABILITIES.contains(&n.as_str())) {
         return Err(Error::InvalidArgument(format!("unknown capability \"CAP_{unknown}\"")));
     }
     let everything = |list: &[String]| list.iter().any(|name| name == "ALL");
     let mut set = match (everything(&added), everything(&dropped)) {
-        (true, _) => own(&ALL_CAPABILITIES),
+        (true, _) => own(&CAPABILITIES),
         (false, true) => Vec::new(),
         (false, false) => own(&DEFAULT_CAPABILITIES),
     };

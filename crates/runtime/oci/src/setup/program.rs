@@ -191,7 +191,7 @@ fn capabilities(names: &[String]) -> Result<CapabilitySet> {
     })
 }
 
-/// By number, as in `linux/capability.h`.
+/// All capabilities by number, without `CAP_`, as in `linux/capability.h`.
 pub const CAPABILITIES: [&str; 41] = [
     "CHOWN",
     "DAC_OVERRIDE",
