@@ -13,9 +13,7 @@ use std::{fs, io};
 use anyhow::{Context, Result};
 use dhow_client::Client;
 use dhow_dns::DnsConfig;
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
+use rustix::process::Pid;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -66,7 +64,7 @@ pub async fn keep_running(
             }
         };
         tokio::select! {
-            ended = wait(pid) => {
+            ended = pidfile::ended(pid) => {
                 ended.context("watch the name server")?;
                 tracing::warn!("the name server ended; starting it again");
             }
@@ -114,13 +112,4 @@ fn start(place: &Place, gateway: Ipv4Addr) -> io::Result<Child> {
         .current_dir("/")
         .process_group(0)
         .spawn()
-}
-
-/// Resolves when the process has ended, whoever its parent is.
-async fn wait(pid: Pid) -> io::Result<()> {
-    let Ok(handle) = pidfd_open(pid, PidfdFlags::empty()) else { return Ok(()) };
-    // Deprecated for types that close their file early, which an `OwnedFd` does not.
-    #[allow(deprecated)]
-    let handle = AsyncFd::with_interest(handle, Interest::READABLE)?;
-    handle.readable().await.map(drop)
 }

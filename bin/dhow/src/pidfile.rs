@@ -1,14 +1,16 @@
 //! Pid files of our long-running processes, kept open and locked while they live: whether one does cannot be told from
 //! a number that another process may have by now.
 
-use std::fs;
 use std::io::{Read, Write};
 use std::path::Path;
+use std::{fs, io};
 
 use anyhow::{Context, Result, bail};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::FlockOperation;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 /// How long a process may take to end before it is killed, in seconds.
 const PATIENCE: i64 = 30;
@@ -62,4 +64,13 @@ pub fn stop(path: &Path) -> Result<bool> {
         poll(&mut [PollFd::new(&handle, PollFlags::IN)], None).context("wait for the process")?;
     }
     Ok(true)
+}
+
+/// Resolves when the process has ended, whoever its parent is.
+pub async fn ended(pid: Pid) -> io::Result<()> {
+    let Ok(handle) = pidfd_open(pid, PidfdFlags::empty()) else { return Ok(()) };
+    // Deprecated for types that close their file early, which an `OwnedFd` does not.
+    #[allow(deprecated)]
+    let handle = AsyncFd::with_interest(handle, Interest::READABLE)?;
+    handle.readable().await.map(drop)
 }
