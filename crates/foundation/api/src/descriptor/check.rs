@@ -262,7 +262,8 @@ fn go_type(kind: Type) -> String {
     }
 }
 
-fn is_zero(value: &Value) -> bool {
+/// Whether Go would call it the zero value of its type, so that a message leaves it out.
+pub(crate) fn is_zero(value: &Value) -> bool {
     match value {
         Value::Bool(flag) => !flag,
         Value::Number(number) => number.as_f64() == Some(0.0),

@@ -8,6 +8,7 @@ mod table;
 
 use std::collections::HashMap;
 
+pub(crate) use check::is_zero;
 pub use check::{TypeError, settle};
 pub use table::{message, message_of, messages};
 

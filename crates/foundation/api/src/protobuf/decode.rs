@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::Error;
 use super::wire::Reader;
-use crate::descriptor::{Field, Form, Label, Message, Presence, Scalar, Type, messages};
+use crate::descriptor::{Field, Form, Label, Message, Presence, Scalar, Type, is_zero, messages};
 use crate::time;
 
 /// As deep as JSON documents may be.
@@ -171,13 +171,4 @@ fn raw_json(plain: &Map<String, Value>, message: &Message) -> Result<Value, Erro
         return Ok(Value::Null);
     }
     serde_json::from_slice(&bytes).map_err(|error| Error::Value(format!("{}: {error}", message.short())))
-}
-
-fn is_zero(value: &Value) -> bool {
-    match value {
-        Value::Bool(flag) => !flag,
-        Value::Number(number) => number.as_f64() == Some(0.0),
-        Value::String(text) => text.is_empty(),
-        _ => false,
-    }
 }

@@ -114,15 +114,11 @@ pub async fn stop(inner: &Arc<Inner>, id: &str, grace: Duration) -> Result<(), E
             return Ok(());
         }
     }
-    signal(inner, &container, libc_kill(), true).await?;
+    signal(inner, &container, rustix::process::Signal::KILL.as_raw(), true).await?;
     match tokio::time::timeout(KILL_LIMIT, inner.wait_until(stopped)).await {
         Ok(()) => Ok(()),
         Err(_) => Err(Error::DeadlineExceeded(KILL_LIMIT)),
     }
-}
-
-fn libc_kill() -> i32 {
-    rustix::process::Signal::KILL.as_raw()
 }
 
 async fn signal(inner: &Arc<Inner>, container: &Container, signal: i32, all: bool) -> Result<(), Error> {

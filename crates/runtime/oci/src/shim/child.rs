@@ -110,40 +110,24 @@ pub fn container(
         }
         program::run(&spec.process, &prepared)
     };
-    match (spec.pid, init) {
-        (PidMode::Own, _) => {
-            // SAFETY: the shim has one thread; `run_body` never returns.
-            match unsafe { sys::fork(sys::NEW_PID | sys::NEW_MOUNTS, born_into) }
-                .step("make the container's process")?
-            {
-                Forked::Child => run_body(&theirs, body),
-                Forked::Parent { pid, pidfd } => {
-                    drop(theirs);
-                    await_ready(ours, pid, pidfd)
-                }
-            }
-        }
+    let flags = match (spec.pid, init) {
+        (PidMode::Own, _) => sys::NEW_PID | sys::NEW_MOUNTS,
+        (PidMode::Host, _) => sys::NEW_MOUNTS,
         (PidMode::Sandbox, Some(init)) => {
             let kinds = libc::CLONE_NEWPID as u64;
-            sibling(
-                ours,
-                theirs,
-                sys::NEW_MOUNTS,
-                born_into,
-                |_| sys::join_namespaces(init, kinds).step("join the pod's processes"),
-                body,
-            )
+            let enter = |_: &OwnedFd| sys::join_namespaces(init, kinds).step("join the pod's processes");
+            return sibling(ours, theirs, sys::NEW_MOUNTS, born_into, enter, body);
         }
-        (PidMode::Sandbox, None) => Err(Error::Invalid("the sandbox has no process namespace to share".into())),
-        (PidMode::Host, _) => {
-            // SAFETY: as above.
-            match unsafe { sys::fork(sys::NEW_MOUNTS, born_into) }.step("make the container's process")? {
-                Forked::Child => run_body(&theirs, body),
-                Forked::Parent { pid, pidfd } => {
-                    drop(theirs);
-                    await_ready(ours, pid, pidfd)
-                }
-            }
+        (PidMode::Sandbox, None) => {
+            return Err(Error::Invalid("the sandbox has no process namespace to share".into()));
+        }
+    };
+    // SAFETY: the shim has one thread; `run_body` never returns.
+    match unsafe { sys::fork(flags, born_into) }.step("make the container's process")? {
+        Forked::Child => run_body(&theirs, body),
+        Forked::Parent { pid, pidfd } => {
+            drop(theirs);
+            await_words(ours, pid, pidfd, Vec::new())
         }
     }
 }
@@ -260,10 +244,7 @@ fn sibling(
     }
 }
 
-fn await_ready(line: OwnedFd, pid: i32, pidfd: OwnedFd) -> Result<Made> {
-    await_words(line, pid, pidfd, Vec::new())
-}
-
+/// Waits until the child is set up; `heard` is what it has said already.
 fn await_words(line: OwnedFd, pid: i32, pidfd: OwnedFd, heard: Vec<(Word, Vec<OwnedFd>)>) -> Result<Made> {
     let mut terminal = None;
     let mut heard = heard.into_iter();
