@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow};
 use dhow_apiserver::{ApiServer, ServiceRange, UserInfo};
+use dhow_base::pki::SaKey;
 use dhow_client::Client;
 use dhow_controllers::ControllersConfig;
 use dhow_cri::embedded::{EmbeddedConfig, EmbeddedRuntime};
@@ -16,15 +17,15 @@ use dhow_net::{Cidr, Net, NetConfig};
 use dhow_node::{Node, NodeConfig};
 use dhow_oci::client::Program;
 use dhow_scheduler::SchedulerConfig;
-use dhow_store::FjallKv;
 use rustix::mount::UnmountFlags;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::keys::{self, Keys};
+use crate::keys::{self, Keys, NodeKeys};
 use crate::place::{self, Place};
+use crate::store::{self, Store};
 use crate::{cluster_dns, nameserver};
 
 /// Parts that run until told to stop; one that ends by itself is an error.
@@ -38,34 +39,22 @@ pub async fn run(place: &Place, shutdown: CancellationToken, ready: impl FnOnce(
     // Before anything is made: whether we may listen at all.
     let listener = listen(place, place.api_port).await?;
     let (store, (mut keys, sa_key), net, images) = tokio::try_join!(
-        blocking(place, "open the store", |place| Ok(FjallKv::open(place.data_dir.join("store"))?)),
+        store::open(place),
         blocking(place, "open keys and certificates", Keys::open),
         open_net(place),
         blocking(place, "open the image store", open_images),
     )?;
+    let node_keys = keys.open_node(place)?;
     let (api_shutdown, users_shutdown) = (CancellationToken::new(), CancellationToken::new());
     let (mut api, mut users) = (Parts::new(), Parts::new());
-
-    let config = dhow_apiserver::Config {
-        advertise: SocketAddr::new(place.node_ip, place.api_port),
-        service_range: service_range()?,
-        api_service_ip: place::API_SERVICE_IP,
-        node_ports: place::NODE_PORTS.0..=place::NODE_PORTS.1,
-        sa_key,
-        node_tls: Arc::clone(&keys.to_nodes),
-    };
-    let server = ApiServer::new(Arc::new(store), config, api_shutdown.clone()).await.context("start the API server")?;
-    let serving = Arc::clone(&server).serve(listener, Arc::clone(&keys.api_tls), api_shutdown.clone());
-    api.spawn(part("API server", serving));
-    api.spawn(part("certificate renewal", keys.keep_renewed(place, &api_shutdown)));
-
-    start_control_plane(&server, &keys, &users_shutdown, &mut users);
-    start_network(place, &server, &keys, &net, &users_shutdown, &mut users);
+    let server = start_api(place, listener, store, &mut keys, sa_key, &api_shutdown, &mut api).await?;
+    start_controllers(&server, &keys, &users_shutdown, &mut users);
+    start_network(place, &server, &node_keys, &net, &users_shutdown, &mut users);
     let (tell_ready, is_ready) = oneshot::channel();
     let node = run_node(
         place.clone(),
         Arc::clone(&server),
-        Arc::clone(&keys.node_tls),
+        Arc::clone(&node_keys.tls),
         net,
         images,
         users_shutdown.clone(),
@@ -82,13 +71,39 @@ pub async fn run(place: &Place, shutdown: CancellationToken, ready: impl FnOnce(
             tracing::info!(api = place.api_url(), node = place.node_name, "ready");
         }
     }
-    let failed = tokio::select! {
-        // Without one of its parts the cloud would only seem to run.
+    let ended = until_end(&mut api, &mut users, &shutdown).await;
+    stop(users_shutdown, users, api_shutdown, api).await;
+    ended
+}
+
+/// Runs the control plane alone until `shutdown`; calls `ready` once the API answers.
+pub async fn run_server(place: &Place, shutdown: CancellationToken, ready: impl FnOnce()) -> Result<()> {
+    let listener = listen(place, place.api_port).await?;
+    let (store, (mut keys, sa_key)) =
+        tokio::try_join!(store::open(place), blocking(place, "open keys and certificates", Keys::open))?;
+    let (api_shutdown, users_shutdown) = (CancellationToken::new(), CancellationToken::new());
+    let (mut api, mut users) = (Parts::new(), Parts::new());
+    let server = start_api(place, listener, store, &mut keys, sa_key, &api_shutdown, &mut api).await?;
+    start_controllers(&server, &keys, &users_shutdown, &mut users);
+    ready();
+    tracing::info!(api = place.api_url(), "ready");
+    let ended = until_end(&mut api, &mut users, &shutdown).await;
+    stop(users_shutdown, users, api_shutdown, api).await;
+    ended
+}
+
+/// Ends well at `shutdown`; without one of its parts the cloud would only seem to run.
+async fn until_end(api: &mut Parts, users: &mut Parts, shutdown: &CancellationToken) -> Result<()> {
+    tokio::select! {
         ended = users.join_next() => Err(ended_early(ended)),
         ended = api.join_next() => Err(ended_early(ended)),
         () = shutdown.cancelled() => Ok(()),
-    };
-    for (token, parts) in [(users_shutdown, &mut users), (api_shutdown, &mut api)] {
+    }
+}
+
+/// Those who use the API stop first, then the API.
+async fn stop(users_shutdown: CancellationToken, users: Parts, api_shutdown: CancellationToken, api: Parts) {
+    for (token, mut parts) in [(users_shutdown, users), (api_shutdown, api)] {
         token.cancel();
         while let Some(ended) = parts.join_next().await {
             if let Err(error) = ended.context("a part panicked").and_then(|result| result) {
@@ -96,7 +111,6 @@ pub async fn run(place: &Place, shutdown: CancellationToken, ready: impl FnOnce(
             }
         }
     }
-    failed
 }
 
 /// What nobody asked to end did end, or failed.
@@ -188,7 +202,33 @@ async fn open_runtime(place: &Place, images: ImageStore, net: Arc<Net>) -> Resul
     EmbeddedRuntime::open(config).await.context("open the container runtime")
 }
 
-fn start_control_plane(server: &Arc<ApiServer>, keys: &Keys, shutdown: &CancellationToken, parts: &mut Parts) {
+/// Starts the API server and the renewal of certificates.
+async fn start_api(
+    place: &Place,
+    listener: TcpListener,
+    store: Store,
+    keys: &mut Keys,
+    sa_key: SaKey,
+    shutdown: &CancellationToken,
+    parts: &mut Parts,
+) -> Result<Arc<ApiServer>> {
+    let config = dhow_apiserver::Config {
+        advertise: SocketAddr::new(place.node_ip, place.api_port),
+        service_range: service_range()?,
+        api_service_ip: place::API_SERVICE_IP,
+        node_ports: place::NODE_PORTS.0..=place::NODE_PORTS.1,
+        sa_key,
+        node_tls: Arc::clone(&keys.to_nodes),
+        backup: store.backup,
+    };
+    let server = ApiServer::new(store.kv, config, shutdown.clone()).await.context("start the API server")?;
+    let serving = Arc::clone(&server).serve(listener, Arc::clone(&keys.api_tls), shutdown.clone());
+    parts.spawn(part("API server", serving));
+    parts.spawn(part("certificate renewal", keys.keep_renewed(place, shutdown)));
+    Ok(server)
+}
+
+fn start_controllers(server: &Arc<ApiServer>, keys: &Keys, shutdown: &CancellationToken, parts: &mut Parts) {
     let client = server.client(UserInfo::new("system:kube-controller-manager", &[]));
     let config = ControllersConfig { root_ca_pem: keys.ca.cert_pem().to_owned() };
     parts.spawn(part("controllers", dhow_controllers::run_all(client, config, shutdown.clone())));
@@ -204,7 +244,7 @@ fn node_client(place: &Place, server: &Arc<ApiServer>) -> Client {
 fn start_network(
     place: &Place,
     server: &Arc<ApiServer>,
-    keys: &Keys,
+    keys: &NodeKeys,
     net: &Arc<Net>,
     shutdown: &CancellationToken,
     parts: &mut Parts,

@@ -33,6 +33,14 @@ pub enum Command {
     Kubeconfig(ConnectArgs),
     /// Print a completion script.
     Completion { shell: clap_complete::Shell },
+    /// Run the control plane alone in the foreground, or look after its store.
+    #[command(args_conflicts_with_subcommands = true)]
+    Server {
+        #[command(flatten)]
+        place: PlaceArgs,
+        #[command(subcommand)]
+        command: Option<ServerCommand>,
+    },
     /// Run server and node in the foreground (what `dhow up` starts, and a service manager may).
     #[command(name = "serve")]
     Serve(PlaceArgs),
@@ -68,9 +76,94 @@ pub struct PlaceArgs {
     /// Port of the node agent's API.
     #[arg(long, env = "DHOW_NODE_PORT", default_value_t = 10250, value_name = "PORT")]
     pub node_port: u16,
+    /// Where the state is kept: in the data folder, or in these etcd servers [default: the data folder].
+    #[arg(long, env = "DHOW_STORE", value_name = "etcd://HOST:PORT[,...]")]
+    pub store: Option<EtcdEndpoints>,
+    /// Certificate authority of the etcd servers.
+    #[arg(long, env = "DHOW_STORE_CA", requires = "store", value_name = "FILE")]
+    pub store_ca: Option<PathBuf>,
+    /// Certificate to show to the etcd servers.
+    #[arg(long, env = "DHOW_STORE_CERT", requires = "store_key", value_name = "FILE")]
+    pub store_cert: Option<PathBuf>,
+    /// Its private key.
+    #[arg(long, env = "DHOW_STORE_KEY", requires = "store_cert", value_name = "FILE")]
+    pub store_key: Option<PathBuf>,
     /// Log format.
     #[arg(long, env = "DHOW_LOG_FORMAT", value_enum, default_value_t = LogFormat::Auto)]
     pub log_format: LogFormat,
+}
+
+/// The members of an etcd cluster, as `etcd://host:port,host:port` (TLS) or `etcd+http://…` (on this machine only).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EtcdEndpoints {
+    pub text: String,
+    /// As URLs.
+    pub urls: Vec<String>,
+}
+
+impl std::str::FromStr for EtcdEndpoints {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (scheme, hosts) = text.split_once("://").ok_or("it begins with etcd:// or etcd+http://")?;
+        let http = match scheme {
+            "etcd" => "https",
+            "etcd+http" => "http",
+            other => return Err(format!("{other:?} is no kind of store; it begins with etcd:// or etcd+http://")),
+        };
+        let mut urls = Vec::new();
+        for host in hosts.split(',') {
+            let authority: http::uri::Authority = host.parse().map_err(|error| format!("{host:?}: {error}"))?;
+            if authority.port_u16().is_none() {
+                return Err(format!("{host:?} has no port; etcd's is 2379"));
+            }
+            let name = authority.host().trim_matches(['[', ']']);
+            let local = name == "localhost" || name.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
+            if http == "http" && !local {
+                return Err(format!("{host:?} is another machine, and those are reached by TLS: use etcd://"));
+            }
+            urls.push(format!("{http}://{authority}"));
+        }
+        Ok(Self { text: text.to_owned(), urls })
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ServerCommand {
+    /// Write a backup of the state, and of the cluster's keys, while everything runs.
+    Backup(BackupArgs),
+    /// Say what a backup holds, after checking all of it.
+    Verify {
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+        #[arg(short, long, value_enum, default_value_t = Output::Table)]
+        output: Output,
+    },
+    /// Make the state, and the cluster's keys, of a stopped cloud from a backup.
+    Restore(RestoreArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct BackupArgs {
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+    /// File to write; it appears once it is whole and on disk.
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// Leave out the cluster's keys: a restore then needs a machine that has them.
+    #[arg(long)]
+    pub without_keys: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct RestoreArgs {
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// Put state that is already there aside instead of refusing.
+    #[arg(long)]
+    pub replace: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -165,4 +258,27 @@ pub enum ImageCommand {
         #[arg(short, long, value_enum, default_value_t = Output::Table)]
         output: Output,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn etcd_endpoints() {
+        let urls = |text: &str| text.parse::<EtcdEndpoints>().map(|endpoints| endpoints.urls);
+        assert_eq!(urls("etcd://a:2379,10.0.0.1:2379").unwrap(), ["https://a:2379", "https://10.0.0.1:2379"]);
+        assert_eq!(urls("etcd+http://[::1]:2379").unwrap(), ["http://[::1]:2379"]);
+        assert!(urls("etcd+http://10.0.0.1:2379").unwrap_err().contains("by TLS"));
+        assert!(urls("etcd://a").unwrap_err().contains("no port"));
+        assert!(urls("redis://a:1").unwrap_err().contains("no kind of store"));
+        assert!(urls("a:2379").is_err());
+    }
 }

@@ -19,15 +19,28 @@ use crate::exit::TimedOut;
 use crate::pidfile::PidFile;
 use crate::place::Place;
 
-/// Runs server and node until SIGTERM or SIGINT. Containers go on running afterwards.
-pub async fn serve(place: &Place) -> Result<()> {
+/// What of the cloud this process runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Server and node.
+    All,
+    /// The control plane alone.
+    Server,
+}
+
+/// Runs the cloud's parts until SIGTERM or SIGINT. Containers go on running afterwards.
+pub async fn serve(place: &Place, role: Role) -> Result<()> {
     init_logging(place.log_format)?;
     fs::create_dir_all(&place.data_dir).with_context(|| format!("create {}", place.data_dir.display()))?;
-    let _lock = lock(place)?;
+    let _lock = lock(&place.data_dir)?;
     fs::create_dir_all(&place.run_dir).with_context(|| format!("create {}", place.run_dir.display()))?;
     let _pid_file = PidFile::take(&place.pid_file())?;
     let shutdown = shutdown_signal()?;
-    let result = builtins::run(place, shutdown, || notify("READY=1")).await;
+    let ready = || notify("READY=1");
+    let result = match role {
+        Role::All => builtins::run(place, shutdown, ready).await,
+        Role::Server => builtins::run_server(place, shutdown, ready).await,
+    };
     notify("STOPPING=1");
     let _ = fs::remove_file(place.pid_file());
     result
@@ -57,11 +70,11 @@ pub fn init_logging(format: LogFormat) -> Result<()> {
 }
 
 /// Held while the daemon lives, so that two never share a data folder.
-fn lock(place: &Place) -> Result<fs::File> {
-    let path = place.data_dir.join("lock");
+pub fn lock(data_dir: &Path) -> Result<fs::File> {
+    let path = data_dir.join("lock");
     let file = fs::File::create(&path).with_context(|| format!("create {}", path.display()))?;
     rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)
-        .map_err(|_| anyhow::anyhow!("another dhow already uses {}", place.data_dir.display()))?;
+        .map_err(|_| anyhow::anyhow!("another dhow already uses {}", data_dir.display()))?;
     Ok(file)
 }
 

@@ -18,18 +18,22 @@ use crate::place::{API_SERVICE_IP, CLUSTER_DOMAIN, Place};
 const API_SERVER: &str = "dhow-apiserver";
 pub const MASTERS: &str = "system:masters";
 
-/// Everything that proves who is who on this machine.
+/// Everything that proves who is who in the cluster, for its server.
 pub struct Keys {
     pub ca: Arc<ClusterCa>,
     /// The API server's end, for everyone.
     pub api_tls: Arc<ServerConfig>,
-    /// The node's end, for the API server.
-    pub node_tls: Arc<ServerConfig>,
     /// The API server as a client of nodes.
     pub to_nodes: Arc<ClientConfig>,
+    kept: Vec<Kept>,
+}
+
+/// What proves the node of this machine.
+pub struct NodeKeys {
+    /// The node's end, for the API server.
+    pub tls: Arc<ServerConfig>,
     /// Told when the name server's kubeconfig has a new certificate.
     pub nameserver_renewed: Arc<Notify>,
-    kept: Vec<Kept>,
 }
 
 type Renewed = Box<dyn Fn(&CertPair) -> Result<()> + Send + Sync>;
@@ -43,48 +47,44 @@ struct Kept {
 }
 
 impl Keys {
-    /// Reads or makes all of them, and writes the administrator's kubeconfig. The key that signs tokens is for the API
+    /// Reads or makes the server's, and writes the administrator's kubeconfig. The key that signs tokens is for the API
     /// server alone.
     pub fn open(place: &Place) -> Result<(Self, SaKey)> {
-        let folder = folder(place);
+        let folder = place.pki_dir();
         let ca = Arc::new(ClusterCa::load_or_create(&folder).context("open the cluster's certificate authority")?);
         let sa_key = SaKey::load_or_create(&folder.join("sa.key")).context("open the key of service accounts")?;
-        let mut kept = Vec::new();
-        let mut issue = |name: &'static str, spec: CertSpec| -> Result<Arc<LiveCert>> {
-            let pair = ca.load_or_issue(&folder, name, &spec).with_context(|| format!("issue certificate {name}"))?;
-            let shown = Arc::new(LiveCert::new(&pair)?);
-            let live = Arc::clone(&shown);
-            let renewed = Box::new(move |pair: &CertPair| Ok(live.replace(pair)?));
-            kept.push(Kept { name, spec, pair, renewed });
-            Ok(shown)
+        let (api, kept_api) = live(place, &ca, "apiserver", CertSpec::server(API_SERVER, &api_names(place)))?;
+        let (caller, kept_caller) = live(place, &ca, "apiserver-to-node", CertSpec::client(API_SERVER, &[]))?;
+        let admin = CertSpec::client("dhow-admin", &[MASTERS]);
+        let kept_admin = in_kubeconfig(place, &ca, "admin", admin, place.admin_kubeconfig(), Arc::default())?;
+        let keys = Self {
+            api_tls: tls::server_config_with(api, Some(ca.cert_pem()))?,
+            to_nodes: tls::client_config_with(ca.cert_pem(), Some(caller))?,
+            ca,
+            kept: vec![kept_api, kept_caller, kept_admin],
         };
-        let api = issue("apiserver", CertSpec::server(API_SERVER, &api_names(place)))?;
+        Ok((keys, sa_key))
+    }
+
+    /// Reads or makes those of this machine's node. They are renewed with the others.
+    pub fn open_node(&mut self, place: &Place) -> Result<NodeKeys> {
         let user = format!("system:node:{}", place.node_name);
         let sans = vec![place.node_name.clone(), place.node_ip.to_string(), Ipv4Addr::LOCALHOST.to_string()];
-        let node = issue("node", CertSpec::Peer { user: user.clone(), groups: vec!["system:nodes".into()], sans })?;
-        let caller = issue("apiserver-to-node", CertSpec::client(API_SERVER, &[]))?;
-        let admin = CertSpec::client("dhow-admin", &[MASTERS]);
-        kept.push(in_kubeconfig(place, &ca, "admin", admin, place.admin_kubeconfig(), Arc::default())?);
+        let spec = CertSpec::Peer { user: user.clone(), groups: vec!["system:nodes".into()], sans };
+        let (node, kept_node) = live(place, &self.ca, "node", spec)?;
         let nameserver_renewed = Arc::<Notify>::default();
         // It reads what every node agent may read.
         let dns = CertSpec::client(&user, &["system:nodes"]);
-        kept.push(in_kubeconfig(place, &ca, "dns", dns, place.dns_kubeconfig(), Arc::clone(&nameserver_renewed))?);
-        let ca_pem = Some(ca.cert_pem());
-        let keys = Self {
-            api_tls: tls::server_config_with(api, ca_pem)?,
-            node_tls: tls::server_config_with(node, ca_pem)?,
-            to_nodes: tls::client_config_with(ca.cert_pem(), Some(caller))?,
-            ca,
-            nameserver_renewed,
-            kept,
-        };
-        Ok((keys, sa_key))
+        let path = place.dns_kubeconfig();
+        let kept_dns = in_kubeconfig(place, &self.ca, "dns", dns, path, Arc::clone(&nameserver_renewed))?;
+        self.kept.extend([kept_node, kept_dns]);
+        Ok(NodeKeys { tls: tls::server_config_with(node, Some(self.ca.cert_pem()))?, nameserver_renewed })
     }
 
     /// Renews every certificate for as long as the process runs; new connections see the new ones.
     pub fn keep_renewed(&mut self, place: &Place, shutdown: &CancellationToken) -> impl Future<Output = ()> + 'static {
         let renewals = self.kept.drain(..).map(|kept| {
-            let (ca, folder, shutdown) = (Arc::clone(&self.ca), folder(place), shutdown.clone());
+            let (ca, folder, shutdown) = (Arc::clone(&self.ca), place.pki_dir(), shutdown.clone());
             async move {
                 let renewed = |pair: &CertPair| {
                     if let Err(error) = (kept.renewed)(pair) {
@@ -101,6 +101,15 @@ impl Keys {
     }
 }
 
+/// A certificate that connections take from memory; a renewed one replaces it there.
+fn live(place: &Place, ca: &ClusterCa, name: &'static str, spec: CertSpec) -> Result<(Arc<LiveCert>, Kept)> {
+    let pair = ca.load_or_issue(&place.pki_dir(), name, &spec).with_context(|| format!("issue certificate {name}"))?;
+    let shown = Arc::new(LiveCert::new(&pair)?);
+    let live = Arc::clone(&shown);
+    let renewed = Box::new(move |pair: &CertPair| Ok(live.replace(pair)?));
+    Ok((shown, Kept { name, spec, pair, renewed }))
+}
+
 /// A client's certificate that lives in a kubeconfig; `told` hears of a new one.
 fn in_kubeconfig(
     place: &Place,
@@ -110,7 +119,7 @@ fn in_kubeconfig(
     path: PathBuf,
     told: Arc<Notify>,
 ) -> Result<Kept> {
-    let pair = ca.load_or_issue(&folder(place), name, &spec).with_context(|| format!("issue certificate {name}"))?;
+    let pair = ca.load_or_issue(&place.pki_dir(), name, &spec).with_context(|| format!("issue certificate {name}"))?;
     let (server, ca_pem) = (place.api_url(), ca.cert_pem().to_owned());
     let write = move |pair: &CertPair| {
         let config = kubeconfig::with_certificate(&server, &ca_pem, &pair.cert_pem, &pair.key_pem);
@@ -123,10 +132,6 @@ fn in_kubeconfig(
         Ok(())
     };
     Ok(Kept { name, spec, pair, renewed: Box::new(renewed) })
-}
-
-fn folder(place: &Place) -> PathBuf {
-    place.data_dir.join("pki")
 }
 
 /// Every name and address under which the API server is reached.

@@ -1,5 +1,6 @@
 //! `dhow`: command line and wiring. See `ARCHITECTURE.md` for where everything else lives.
 
+mod backup;
 mod builtins;
 mod cli;
 mod cluster_dns;
@@ -12,6 +13,7 @@ mod nameserver;
 mod pidfile;
 mod place;
 mod preflight;
+mod store;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -55,7 +57,11 @@ fn run(command: Command) -> anyhow::Result<()> {
             Command::Deploy(args) => commands::deploy::run(args).await,
             Command::Image(command) => commands::image::run(command).await,
             Command::Kubeconfig(args) => commands::print_kubeconfig(&args),
-            Command::Serve(args) => daemon::serve(&place::Place::resolve(&args)?).await,
+            Command::Server { command: Some(command), .. } => commands::server::run(command).await,
+            Command::Server { place, command: None } => {
+                daemon::serve(&place::Place::resolve(&place)?, daemon::Role::Server).await
+            }
+            Command::Serve(args) => daemon::serve(&place::Place::resolve(&args)?, daemon::Role::All).await,
             Command::ServeDns { place, gateway } => {
                 let place = place::Place::resolve(&place)?;
                 daemon::init_logging(place.log_format)?;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use crate::cli::{LogFormat, PlaceArgs};
+use crate::cli::{EtcdEndpoints, LogFormat, PlaceArgs};
 
 /// Everything about the place that the parts need to know.
 #[derive(Debug, Clone)]
@@ -18,7 +18,18 @@ pub struct Place {
     pub node_ip: IpAddr,
     pub api_port: u16,
     pub node_port: u16,
+    /// The etcd servers that keep the state; `None` when the data folder does.
+    pub etcd: Option<EtcdPlace>,
     pub log_format: LogFormat,
+}
+
+/// Where the etcd servers are, and the files that prove both sides.
+#[derive(Debug, Clone)]
+pub struct EtcdPlace {
+    pub endpoints: EtcdEndpoints,
+    pub ca: Option<PathBuf>,
+    /// Certificate and private key.
+    pub client: Option<(PathBuf, PathBuf)>,
 }
 
 pub const DEFAULT_DATA_DIR: &str = "/var/lib/dhow";
@@ -42,6 +53,18 @@ impl Place {
             Some(name) => name.clone(),
             None => host_name()?,
         };
+        let file = |path: &PathBuf| std::path::absolute(path).context("resolve the path of a certificate");
+        let etcd = match &args.store {
+            None => None,
+            Some(endpoints) => Some(EtcdPlace {
+                endpoints: endpoints.clone(),
+                ca: args.store_ca.as_ref().map(file).transpose()?,
+                client: match (&args.store_cert, &args.store_key) {
+                    (Some(cert), Some(key)) => Some((file(cert)?, file(key)?)),
+                    _ => None,
+                },
+            }),
+        };
         Ok(Self {
             data_dir: std::path::absolute(&args.data_dir).context("resolve the data folder")?,
             run_dir: std::path::absolute(&args.run_dir).context("resolve the run folder")?,
@@ -49,12 +72,23 @@ impl Place {
             node_ip: args.node_ip.unwrap_or_else(default_address),
             api_port: args.api_port,
             node_port: args.node_port,
+            etcd,
             log_format: args.log_format,
         })
     }
 
     pub fn pid_file(&self) -> PathBuf {
         self.run_dir.join("dhow.pid")
+    }
+
+    /// Folder of the embedded store.
+    pub fn store_dir(&self) -> PathBuf {
+        self.data_dir.join("store")
+    }
+
+    /// Folder of the cluster's keys and certificates.
+    pub fn pki_dir(&self) -> PathBuf {
+        self.data_dir.join("pki")
     }
 
     pub fn log_file(&self) -> PathBuf {
@@ -80,6 +114,14 @@ impl Place {
             ("--api-port", self.api_port.to_string().into()),
             ("--node-port", self.node_port.to_string().into()),
         ];
+        let mut flags = Vec::from(flags);
+        if let Some(etcd) = &self.etcd {
+            flags.push(("--store", etcd.endpoints.text.clone().into()));
+            flags.extend(etcd.ca.iter().map(|path| ("--store-ca", path.into())));
+            if let Some((cert, key)) = &etcd.client {
+                flags.extend([("--store-cert", cert.into()), ("--store-key", key.into())]);
+            }
+        }
         flags.into_iter().flat_map(|(flag, value)| [flag.into(), value]).collect()
     }
 

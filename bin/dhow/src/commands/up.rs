@@ -23,7 +23,7 @@ pub async fn run(args: UpArgs) -> Result<()> {
         eprintln!("warning: {warning}");
     }
     if args.foreground {
-        return daemon::serve(&place).await;
+        return daemon::serve(&place, daemon::Role::All).await;
     }
     let started = place.clone();
     tokio::task::spawn_blocking(move || daemon::start(&started, timeout)).await.context("start the daemon")??;

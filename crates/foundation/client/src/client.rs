@@ -143,7 +143,7 @@ impl Client {
     }
 
     /// Opens a stream: the response's body if the server agreed, else its error.
-    pub(crate) async fn open(&self, path: &str) -> Result<Body, Error> {
+    pub async fn open(&self, path: &str) -> Result<Body, Error> {
         let response = self.send(Method::GET, path, "", Bytes::new()).await?;
         if response.status().is_success() {
             return Ok(response.into_body());

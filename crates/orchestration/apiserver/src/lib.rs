@@ -6,6 +6,7 @@ mod admission;
 mod allocate;
 mod approver;
 mod authenticate;
+mod backup;
 mod body;
 mod bootstrap;
 mod cache;
@@ -35,6 +36,7 @@ mod subresource;
 mod watch;
 mod write;
 
+use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -61,7 +63,12 @@ pub struct Config {
     pub sa_key: SaKey,
     /// How the server proves itself to node agents, and whom it believes.
     pub node_tls: Arc<ClientConfig>,
+    /// Writes a backup of the store, if the store's backups are ours to make.
+    pub backup: Option<BackupSource>,
 }
+
+/// Writes a consistent backup of the store; blocks for as long as the writer takes.
+pub type BackupSource = Arc<dyn Fn(&mut dyn io::Write) -> io::Result<()> + Send + Sync>;
 
 /// A running API server. Shared by its connections and in-process clients.
 pub struct ApiServer {
@@ -70,6 +77,7 @@ pub struct ApiServer {
     allocator: allocate::Allocator,
     tokens: identity::Tokens,
     node_tls: TlsConnector,
+    backup: Option<BackupSource>,
     metrics: metrics::Metrics,
     shutdown: CancellationToken,
 }
@@ -85,6 +93,7 @@ impl ApiServer {
             allocator,
             tokens: identity::Tokens::new(&config.sa_key)?,
             node_tls: TlsConnector::from(config.node_tls.clone()),
+            backup: config.backup.clone(),
             metrics: metrics::Metrics::new(),
             shutdown,
         });

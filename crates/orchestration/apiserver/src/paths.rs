@@ -51,6 +51,7 @@ pub async fn answer(
             tagged("application/json", DOCUMENT.clone(), headers)
         }
         "/version" => encode::json(200, version().to_string()),
+        "/backup" => crate::backup::stream(server),
         "/metrics" => {
             let text = server.metrics.encode(&server.store.cache);
             encode::build(200, "text/plain; version=0.0.4; charset=utf-8", text.into())

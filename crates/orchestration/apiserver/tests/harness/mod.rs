@@ -59,6 +59,7 @@ impl Cluster {
             node_ports: 30000..=32767,
             sa_key,
             node_tls: tls::client_config(ca.cert_pem(), None).unwrap(),
+            backup: None,
         };
         let server = ApiServer::new(Arc::new(MemoryKv::new()), config, shutdown.clone()).await.unwrap();
         let pair = ca.issue_server("apiserver", &["127.0.0.1".into()]).unwrap();
