@@ -42,5 +42,5 @@ pub mod validation;
 
 pub use error::Error;
 pub use header::ObjectHeader;
-pub use registry::{Kind, Registry, Subresource};
+pub use registry::{Kind, KindRef, Registry, Subresource};
 pub use status::Status;

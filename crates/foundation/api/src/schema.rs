@@ -139,7 +139,7 @@ pub(crate) fn definitions(path: &'static str) -> Map<String, Value> {
 /// Group, version and kind of every top-level definition, by definition name.
 pub(crate) fn top_level() -> Vec<(String, &'static str, &'static str, String)> {
     let mut rows = Vec::new();
-    for kind in KINDS {
+    for kind in KINDS.iter() {
         rows.push((kind.definition.to_owned(), kind.group, kind.version, kind.kind.to_owned()));
         if kind.stored {
             rows.push((format!("{}List", kind.definition), kind.group, kind.version, kind.list_kind.to_owned()));

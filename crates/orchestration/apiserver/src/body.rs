@@ -166,7 +166,7 @@ pub fn apply(request: &Request<Authorized>) -> Result<Value, Status> {
             return Err(Status::bad_request(format!("error decoding YAML: Object '{field}' is missing")));
         }
     }
-    check_type(request.target.kind, &config)?;
+    check_type(&request.target.kind, &config)?;
     settle_names(&request.target, &mut config)?;
     without_nulls(&mut config);
     Ok(config)
@@ -196,7 +196,7 @@ pub fn object(request: &Request<Authorized>) -> Result<Value, Status> {
             summary(&request.body)
         )));
     }
-    check_type(target.kind, &parsed.0)?;
+    check_type(&target.kind, &parsed.0)?;
     let mut object = match descriptor::message(target.kind.definition) {
         Some(message) => settle(request, message, parsed)?,
         None => parsed.0,

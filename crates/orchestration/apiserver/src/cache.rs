@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use dhow_api::Status;
-use dhow_api::registry::{KINDS, Kind};
+use dhow_api::registry::{KINDS, Kind, KindRef};
 use dhow_store::{Event, EventKind, KeyRange, Kv, RangeRequest, WatchMessage, WatchRequest, WatchStream};
 use futures::StreamExt;
 use imbl::OrdMap;
@@ -32,7 +32,7 @@ pub type Objects = OrdMap<Arc<str>, Arc<Stored>>;
 
 /// One kind's objects and recent changes.
 struct KindCache {
-    kind: &'static Kind,
+    kind: KindRef,
     state: RwLock<KindState>,
     changes: broadcast::Sender<Arc<Change>>,
 }
@@ -89,7 +89,7 @@ impl Cache {
         let mut loaded: HashMap<&str, Objects> = HashMap::new();
         for entry in &all.kvs {
             let Some((prefix, cache)) = self.kind_of(&entry.key) else { continue };
-            let stored = Stored::decode(cache.kind, &entry.key, &entry.value, entry.mod_revision)
+            let stored = Stored::decode(&cache.kind, &entry.key, &entry.value, entry.mod_revision)
                 .map_err(|status| Error::Corrupt(status.message))?;
             loaded.entry(prefix).or_default().insert(stored.key.clone(), Arc::new(stored));
         }
@@ -143,7 +143,7 @@ impl Cache {
             (true, Some(previous)) => &previous.value,
             (true, None) => return,
         };
-        let stored = match Stored::decode(cache.kind, &event.kv.key, value, revision) {
+        let stored = match Stored::decode(&cache.kind, &event.kv.key, value, revision) {
             Ok(stored) => Arc::new(stored),
             Err(status) => return tracing::error!(message = status.message, "skipping a change"),
         };
@@ -259,7 +259,7 @@ fn empty_kinds() -> HashMap<String, KindCache> {
     for kind in KINDS.iter().filter(|kind| kind.is_storage()) {
         let state =
             KindState { objects: Objects::new(), history: VecDeque::new(), compacted: 0, snapshots: VecDeque::new() };
-        let cache = KindCache { kind, state: RwLock::new(state), changes: broadcast::channel(LAG).0 };
+        let cache = KindCache { kind: kind.into(), state: RwLock::new(state), changes: broadcast::channel(LAG).0 };
         kinds.insert(kind.storage_prefix(), cache);
     }
     kinds

@@ -98,7 +98,7 @@ pub async fn one(
     accept: &Accept,
 ) -> Result<Response<Body>, Status> {
     let options = DeleteOptions::of(&request)?;
-    let kind = request.target.kind;
+    let kind = &request.target.kind;
     let name = request.target.name.clone().unwrap_or_default();
     admission::delete(kind, &name)?;
     let outcome = delete(server, &request.target, &name, &options).await?;
@@ -119,7 +119,7 @@ pub async fn collection(
 ) -> Result<Response<Body>, Status> {
     let options = DeleteOptions::of(&request)?;
     let selection = read::selection(&request.target, &request.info.query)?;
-    let snapshot = server.store.snapshot(request.target.kind).await?;
+    let snapshot = server.store.snapshot(&request.target.kind).await?;
     let found: Vec<Arc<Stored>> = read::select(&snapshot, &request.target, &selection, None).collect();
     let mut items = Vec::with_capacity(found.len());
     for object in found {
@@ -135,7 +135,7 @@ pub async fn collection(
         }
     }
     let page = read::Page { revision: snapshot.revision, items, continue_token: None, remaining: None };
-    encode::list(request.target.kind, &page, accept)
+    encode::list(&request.target.kind, &page, accept)
 }
 
 pub enum Outcome {
@@ -151,7 +151,7 @@ pub async fn delete(
     name: &str,
     options: &DeleteOptions,
 ) -> Result<Outcome, Status> {
-    let kind = target.kind;
+    let kind = &target.kind;
     for _ in 0..RETRIES {
         let old = server.store.get(kind, target.namespace.as_deref(), name).await?;
         check(kind, name, &old, &options.preconditions)?;

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use dhow_api::Status;
-use dhow_api::registry::{self, Kind, Subresource};
+use dhow_api::registry::{self, KindRef, Subresource};
 use http::{Method, Uri};
 
 /// A request for objects, or for something else (discovery, health, metrics).
@@ -16,7 +16,7 @@ pub enum Target {
 
 #[derive(Debug, Clone)]
 pub struct ResourceTarget {
-    pub kind: &'static Kind,
+    pub kind: KindRef,
     pub namespace: Option<String>,
     pub name: Option<String>,
     pub subresource: Option<Subresource>,
@@ -173,7 +173,7 @@ fn resource(path: &str) -> Result<Option<ResourceTarget>, Status> {
     if kind.namespaced && namespace.is_none() && name.is_some() || !kind.namespaced && namespace.is_some() {
         return Err(Status::no_such_resource());
     }
-    Ok(Some(ResourceTarget { kind, namespace, name, subresource, rest: tail, watch }))
+    Ok(Some(ResourceTarget { kind: kind.into(), namespace, name, subresource, rest: tail, watch }))
 }
 
 #[cfg(test)]

@@ -19,20 +19,20 @@ use crate::pipeline::{Authorized, Request};
 
 pub async fn get(server: &ApiServer, request: &Request<Authorized>, accept: &Accept) -> Result<Response<Body>, Status> {
     let object = existing(server, &request.target).await?;
-    encode::object(request.target.kind, &object, accept, 200)
+    encode::object(&request.target.kind, &object, accept, 200)
 }
 
 /// The object a target names.
 pub async fn existing(server: &ApiServer, target: &ResourceTarget) -> Result<Arc<Stored>, Status> {
     let name = target.name.as_deref().unwrap_or_default();
-    server.store.get(target.kind, target.namespace.as_deref(), name).await
+    server.store.get(&target.kind, target.namespace.as_deref(), name).await
 }
 
 /// Label and field selectors of a request, checked against what the kind offers.
 pub fn selection(target: &ResourceTarget, query: &Query) -> Result<Selection, Status> {
     let labels = LabelSelector::parse(query.get("labelSelector").unwrap_or_default())?;
     let fields = FieldSelector::parse(query.get("fieldSelector").unwrap_or_default())?;
-    fields.check(target.kind)?;
+    fields.check(&target.kind)?;
     let mut fields = fields;
     if let Some(name) = &target.name {
         fields.terms.push(FieldTerm { path: "metadata.name".into(), value: name.clone(), negated: false });
@@ -82,7 +82,7 @@ pub async fn list(
     let (snapshot, after) = view(server, &request.target, query).await?;
     let limit = query.number("limit")?.unwrap_or(0);
     let page = page(&snapshot, &request.target, &selection, after.as_deref(), limit);
-    encode::list(request.target.kind, &page, accept)
+    encode::list(&request.target.kind, &page, accept)
 }
 
 /// Refuses options that contradict each other, in upstream's words.
@@ -130,10 +130,10 @@ async fn view(
             return Err(Status::bad_request("specifying resource version is not allowed when using continue"));
         }
         let place = Continue::decode(token)?;
-        return match server.store.snapshot_at(target.kind, place.rv).await? {
+        return match server.store.snapshot_at(&target.kind, place.rv).await? {
             Some(snapshot) => Ok((snapshot, Some(place.after))),
             None => {
-                let fresh = server.store.snapshot(target.kind).await?;
+                let fresh = server.store.snapshot(&target.kind).await?;
                 let token = Continue { rv: fresh.revision, after: place.after }.encode();
                 Err(Status::continue_expired(token))
             }
@@ -142,9 +142,9 @@ async fn view(
     if query.get("resourceVersionMatch") == Some("Exact") {
         server.store.catch_up().await?;
         let expired = || Status::expired(format!("The resourceVersion for the provided list is too old: {wanted}"));
-        return Ok((server.store.snapshot_at(target.kind, wanted).await?.ok_or_else(expired)?, None));
+        return Ok((server.store.snapshot_at(&target.kind, wanted).await?.ok_or_else(expired)?, None));
     }
-    let snapshot = server.store.snapshot(target.kind).await?;
+    let snapshot = server.store.snapshot(&target.kind).await?;
     if wanted > snapshot.revision {
         return Err(Status::too_large_resource_version(wanted, snapshot.revision));
     }
@@ -158,7 +158,7 @@ pub fn select<'a>(
     selection: &Selection,
     after: Option<&str>,
 ) -> impl Iterator<Item = Arc<Stored>> + use<'a> {
-    let kind = target.kind;
+    let kind = &target.kind;
     let prefix = match &target.namespace {
         Some(namespace) if kind.namespaced => format!("{}{namespace}/", kind.storage_prefix()),
         _ => kind.storage_prefix(),

@@ -19,7 +19,7 @@ pub async fn answer(
     mut object: Value,
     accept: &Accept,
 ) -> Result<Response<Body>, Status> {
-    let kind = request.target.kind;
+    let kind = &request.target.kind;
     object["status"] = match kind.kind {
         "SelfSubjectAccessReview" => access(server, request.user(), &object["spec"]),
         "SubjectAccessReview" | "LocalSubjectAccessReview" => {

@@ -46,7 +46,7 @@ pub async fn destination(server: &ApiServer, target: &ResourceTarget, uri: &Uri)
         return node_agent(server, name, format!("/{}", target.rest), uri.query()).await;
     }
     let namespace = target.namespace.as_deref().unwrap_or_default();
-    let pod = server.store.get(target.kind, Some(namespace), name).await?.value()?;
+    let pod = server.store.get(&target.kind, Some(namespace), name).await?.value()?;
     let node = meta::text(&pod, &["spec", "nodeName"]);
     if node.is_empty() {
         return Err(Status::bad_request(format!("pod {name} does not have a host assigned")));

@@ -50,7 +50,7 @@ async fn part(
     part: Part,
     accept: &Accept,
 ) -> Result<Response<Body>, Status> {
-    let kind = request.target.kind;
+    let kind = &request.target.kind;
     let stored = match *method {
         Method::GET => read::existing(server, &request.target).await?,
         Method::PATCH => write::change(server, request, part, |old| write::patched(request, part, old)).await?,
@@ -75,7 +75,7 @@ async fn finalize(
         Ok(object)
     })
     .await?;
-    encode::object(request.target.kind, &stored, accept, 200)
+    encode::object(&request.target.kind, &stored, accept, 200)
 }
 
 async fn scale(

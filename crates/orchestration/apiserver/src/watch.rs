@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use dhow_api::Status;
-use dhow_api::registry::Kind;
+use dhow_api::registry::{Kind, KindRef};
 use dhow_client::Body;
 use futures::stream::{self, Stream, StreamExt};
 use http::Response;
@@ -27,7 +27,7 @@ const TIMEOUT: Duration = Duration::from_secs(30 * 60);
 const BOOKMARKS: Duration = Duration::from_secs(60);
 
 struct Watcher {
-    kind: &'static Kind,
+    kind: KindRef,
     /// Where the namespace's keys begin.
     prefix: String,
     selection: Selection,
@@ -52,7 +52,7 @@ pub async fn open(
     let target = &request.target;
     read::check_options(query, true)?;
     let selection = read::selection(target, query)?;
-    let kind = target.kind;
+    let kind = &target.kind;
     let version = query.number("resourceVersion")?;
     let bookmarks = query.flag("allowWatchBookmarks");
     // Told explicitly that it wants none, a client gets changes only.
@@ -98,7 +98,7 @@ pub async fn open(
     }
     let now = Instant::now();
     let watcher = Watcher {
-        kind,
+        kind: kind.clone(),
         prefix,
         selection,
         changes,
@@ -134,7 +134,7 @@ impl Watcher {
                         return None;
                     }
                     self.next_bookmark = Instant::now() + BOOKMARKS;
-                    return bookmark(self.kind, self.server.store.cache.revision(), false, &self.accept).ok();
+                    return bookmark(&self.kind, self.server.store.cache.revision(), false, &self.accept).ok();
                 }
                 () = self.server.shutdown.cancelled() => return None,
             };
@@ -160,9 +160,9 @@ impl Watcher {
         if !change.object.key.starts_with(&self.prefix) {
             return None;
         }
-        let change = change.in_form(self.kind);
+        let change = change.in_form(&self.kind);
         let verdict = change.verdict(&self.selection)?;
-        change.frame(self.kind, verdict, &self.accept).ok()
+        change.frame(&self.kind, verdict, &self.accept).ok()
     }
 }
 

@@ -23,7 +23,7 @@ pub async fn create(
     request: Request<Authorized>,
     accept: &Accept,
 ) -> Result<Response<Body>, Status> {
-    let kind = request.target.kind;
+    let kind = &request.target.kind;
     let object = body::object(&request)?;
     if !kind.stored {
         return crate::review::answer(server, &request, object, accept).await;
@@ -47,7 +47,7 @@ async fn create_object(
     request: &Request<Authorized>,
     mut object: Value,
 ) -> Result<Arc<Stored>, Status> {
-    let kind = request.target.kind;
+    let kind = &request.target.kind;
     let namespace = request.target.namespace.as_deref();
     defaulting::apply(kind, &mut object);
     strategy::prepare_create(kind, &mut object);
@@ -114,7 +114,7 @@ pub async fn update(
     accept: &Accept,
 ) -> Result<Response<Body>, Status> {
     let object = body::object(&request)?;
-    let kind = request.target.kind;
+    let kind = &request.target.kind;
     let wanted = dhow_api::meta::resource_version(&object).to_owned();
     match existing(server, &request.target).await {
         Err(status) if status.code == 404 && kind.create_on_update && wanted.is_empty() => {
@@ -137,7 +137,7 @@ pub async fn patch(
         return server_side_apply(server, &request, accept).await;
     }
     let stored = change(server, &request, Part::Main, |old| patched(&request, Part::Main, old)).await?;
-    encode::object(request.target.kind, &stored, accept, 200)
+    encode::object(&request.target.kind, &stored, accept, 200)
 }
 
 pub fn is_apply(request: &Request<Authorized>) -> bool {
@@ -146,7 +146,7 @@ pub fn is_apply(request: &Request<Authorized>) -> bool {
 
 /// Calls with who writes, for the managed fields.
 fn managed<T>(request: &Request<Authorized>, part: Part, with: impl FnOnce(&Writer<'_>) -> T) -> T {
-    let kind = request.target.kind;
+    let kind = &request.target.kind;
     let (api_version, manager) = (kind.api_version(), options::manager(request));
     let reset: &[&str] = match part {
         Part::Status => &["spec"],
@@ -169,7 +169,7 @@ async fn server_side_apply(
     request: &Request<Authorized>,
     accept: &Accept,
 ) -> Result<Response<Body>, Status> {
-    let kind = request.target.kind;
+    let kind = &request.target.kind;
     for _ in 0..RETRIES {
         match change(server, request, Part::Main, |old| patched(request, Part::Main, old)).await {
             Ok(stored) => return encode::object(kind, &stored, accept, 200),
@@ -215,7 +215,7 @@ pub fn patched(request: &Request<Authorized>, part: Part, old: &Value) -> Result
         }
         other => return Err(Status::unsupported_media_type(other, PATCHES)),
     }
-    body::check_type(request.target.kind, &object)?;
+    body::check_type(&request.target.kind, &object)?;
     body::settle_patched(request, &mut object, duplicates, &String::from_utf8_lossy(&request.body))?;
     if dhow_api::meta::name(&object) != dhow_api::meta::name(old) {
         return Err(Status::bad_request("the name of the object cannot be changed by a patch"));
@@ -262,7 +262,7 @@ pub async fn change(
 }
 
 fn check_preconditions(target: &ResourceTarget, old: &Stored, new: &Value) -> Result<(), Status> {
-    let kind = target.kind;
+    let kind = &target.kind;
     let name = &old.header.name;
     let version = dhow_api::meta::resource_version(new);
     if !version.is_empty() && version != old.header.resource_version {
@@ -289,7 +289,7 @@ async fn change_once(
     old_value: &Value,
     mut new: Value,
 ) -> Result<Option<Arc<Stored>>, Status> {
-    let kind = request.target.kind;
+    let kind = &request.target.kind;
     match part {
         Part::Main => {
             defaulting::apply(kind, &mut new);

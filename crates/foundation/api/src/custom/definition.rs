@@ -41,7 +41,7 @@ pub struct Version {
     pub status: bool,
     pub scale: Option<Scale>,
     pub columns: Vec<Column>,
-    pub selectable: Vec<Path>,
+    pub selectable: Vec<Selectable>,
     pub schema: Schema,
 }
 
@@ -51,6 +51,14 @@ pub struct Scale {
     pub spec_replicas: Path,
     pub status_replicas: Path,
     pub selector: Option<Path>,
+}
+
+/// A field that field selectors may name.
+#[derive(Debug, Clone)]
+pub struct Selectable {
+    /// `spec.color`: the path without its first dot.
+    pub name: String,
+    pub path: Path,
 }
 
 /// A column of `kubectl get`.
@@ -161,7 +169,10 @@ impl Version {
             });
         }
         let name = text(version, &["name"]).to_owned();
-        let selectable = items(version, &["selectableFields"]).iter().map(|field| path(text(field, &["jsonPath"])));
+        let selectable = items(version, &["selectableFields"]).iter().map(|field| {
+            let text = text(field, &["jsonPath"]);
+            Ok(Selectable { name: text.trim_start_matches(['$', '.']).to_owned(), path: path(text)? })
+        });
         let warning = match text(version, &["deprecationWarning"]) {
             "" => format!("{group}/{name} {kind} is deprecated"),
             warning => warning.to_owned(),
@@ -173,7 +184,7 @@ impl Version {
             status: version["subresources"]["status"].is_object(),
             scale,
             columns,
-            selectable: selectable.collect::<Result<_, _>>()?,
+            selectable: selectable.collect::<Result<_, Error>>()?,
             schema: Schema::parse(&version["schema"]["openAPIV3Schema"])?,
             name,
         })

@@ -6,14 +6,18 @@
 //! - [`definition`]: the definition as a whole: names, versions, subresources, columns.
 //! - [`path`]: the JSON paths of columns and selectable fields.
 //! - [`names`]: which definition holds which names.
+//! - [`served`]: the rows of the registry that a definition makes.
 
 pub mod definition;
 mod format;
+mod intern;
 pub mod names;
 pub mod path;
 mod prune;
 pub mod schema;
+pub mod served;
 mod validate;
 
 pub use definition::{Definition, Version};
 pub use schema::Schema;
+pub use served::{Served, rows};

@@ -37,7 +37,7 @@ pub fn v2() -> Value {
     let mut definitions = annotated("#/definitions/");
     definitions.values_mut().for_each(unwrap_references);
     let mut paths = Map::new();
-    for kind in KINDS {
+    for kind in KINDS.iter() {
         let collection = kind.path(kind.namespaced.then_some("{namespace}"));
         paths.insert(format!("{collection}/{{name}}"), v2_operations(one(kind)));
         paths.insert(collection, v2_operations(many(kind)));
@@ -65,7 +65,7 @@ fn v2_operations(mut item: Value) -> Value {
 static DOCUMENTS: LazyLock<BTreeMap<String, String>> = LazyLock::new(|| {
     let schemas = annotated("#/components/schemas/");
     let mut groups: BTreeMap<String, Vec<&'static Kind>> = BTreeMap::new();
-    for kind in KINDS {
+    for kind in KINDS.iter() {
         groups.entry(group_path(kind.group, kind.version).trim_start_matches('/').to_owned()).or_default().push(kind);
     }
     groups.into_iter().map(|(path, kinds)| (path, document(&kinds, &schemas).to_string())).collect()
@@ -273,7 +273,7 @@ mod tests {
     /// What `kubectl explain` looks for: in the document of the group version, a schema that names the kind.
     #[test]
     fn every_kind_can_be_explained() {
-        for kind in KINDS {
+        for kind in KINDS.iter() {
             let document = v3(group_path(kind.group, kind.version).trim_start_matches('/')).unwrap();
             let schema = &document["components"]["schemas"][kind.definition];
             let own = json!({"group": kind.group, "version": kind.version, "kind": kind.kind});

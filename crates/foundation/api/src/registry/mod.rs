@@ -1,14 +1,17 @@
-//! One table of built-in kinds with everything the generic pipeline needs.
+//! Kinds as rows with everything the generic pipeline needs: one table of built-in ones, and those of definitions,
+//! which come and go.
 //!
-//! Invariant: a kind is known to the server if and only if it has a row here. Nothing else lists kinds.
+//! Invariant: a kind is known to the server if and only if it has a row. Nothing else lists kinds.
 
 mod kinds;
 
+use crate::custom::Served;
 use crate::table::Column;
 use crate::validation::Errors;
 use serde_json::Value;
 use std::collections::HashMap;
-use std::sync::LazyLock;
+use std::ops::Deref;
+use std::sync::{Arc, LazyLock};
 
 pub use kinds::KINDS;
 
@@ -86,7 +89,7 @@ pub struct Conversion {
 }
 
 /// One row of the table: a kind at a version.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub struct Kind {
     pub group: &'static str,
     pub version: &'static str,
@@ -105,6 +108,8 @@ pub struct Kind {
     pub storage: (&'static str, &'static str),
     /// How the row's objects turn into the form that is stored and back; `None` when they are stored as they are.
     pub conversion: Option<Conversion>,
+    /// What the definition of a custom kind says; `None` for a built-in one.
+    pub custom: Option<Arc<Served>>,
     /// Whether objects are stored at all; reviews are not.
     pub stored: bool,
     /// Whether `metadata.generation` counts changes of the desired state.
@@ -134,6 +139,36 @@ pub struct Kind {
 impl std::fmt::Debug for Kind {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}, Kind={}", self.api_version(), self.kind)
+    }
+}
+
+/// A row to keep: one of the table, or one that a definition made.
+#[derive(Clone)]
+pub enum KindRef {
+    Builtin(&'static Kind),
+    Custom(Arc<Kind>),
+}
+
+impl Deref for KindRef {
+    type Target = Kind;
+
+    fn deref(&self) -> &Kind {
+        match self {
+            Self::Builtin(kind) => kind,
+            Self::Custom(kind) => kind,
+        }
+    }
+}
+
+impl From<&'static Kind> for KindRef {
+    fn from(kind: &'static Kind) -> Self {
+        Self::Builtin(kind)
+    }
+}
+
+impl std::fmt::Debug for KindRef {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        (**self).fmt(f)
     }
 }
 
@@ -303,7 +338,7 @@ impl Registry {
 
 /// The built-in kinds.
 pub fn builtin() -> &'static Registry {
-    static REGISTRY: LazyLock<Registry> = LazyLock::new(|| Registry::new(KINDS));
+    static REGISTRY: LazyLock<Registry> = LazyLock::new(|| Registry::new(&KINDS));
     &REGISTRY
 }
 
@@ -316,7 +351,7 @@ mod tests {
     #[test]
     fn rows_are_unique_and_complete() {
         let mut seen = HashSet::new();
-        for kind in KINDS {
+        for kind in KINDS.iter() {
             assert!(seen.insert((kind.group, kind.version, kind.plural)), "{kind:?} twice");
             assert!(kind.stored || kind.verbs == ["create"], "{kind:?}");
             assert!(kind.is_storage() || !kind.stored || kind.conversion.is_some(), "{kind:?}");

@@ -16,6 +16,7 @@ use crate::names;
 use crate::table::{self, Column};
 use crate::validation::Errors;
 use serde_json::Value;
+use std::sync::LazyLock;
 
 const CRUD: &[&str] = &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
 const NAMESPACE_VERBS: &[&str] = &["create", "delete", "get", "list", "patch", "update", "watch"];
@@ -29,21 +30,43 @@ fn no_update(_: &mut Value, _: &Value) {}
 /// A namespaced kind with every verb and no rules of its own; the methods below say where it differs.
 macro_rules! kind {
     ($group:literal, $version:literal, $kind:literal, $plural:literal, $singular:literal, $schema:literal) => {
-        Kind {
-            group: $group,
-            version: $version,
-            kind: $kind,
-            list_kind: concat!($kind, "List"),
-            plural: $plural,
-            singular: $singular,
+        Kind::plain(
+            ($group, $version, $kind),
+            concat!($kind, "List"),
+            $plural,
+            $singular,
+            concat!("io.k8s.api.", $schema, ".", $version, ".", $kind),
+        )
+    };
+}
+
+use kind;
+
+impl Kind {
+    /// A namespaced kind with every verb and no rules of its own.
+    pub(crate) const fn plain(
+        (group, version, kind): (&'static str, &'static str, &'static str),
+        list_kind: &'static str,
+        plural: &'static str,
+        singular: &'static str,
+        definition: &'static str,
+    ) -> Self {
+        Self {
+            group,
+            version,
+            kind,
+            list_kind,
+            plural,
+            singular,
             short_names: &[],
             categories: &[],
             namespaced: true,
             subresources: &[],
             verbs: CRUD,
-            definition: concat!("io.k8s.api.", $schema, ".", $version, ".", $kind),
-            storage: ($group, $plural),
+            definition,
+            storage: (group, plural),
             conversion: None,
+            custom: None,
             stored: true,
             generation: false,
             graceful_delete: false,
@@ -60,12 +83,7 @@ macro_rules! kind {
             finish_create: no_defaults,
             prepare_update: no_update,
         }
-    };
-}
-
-use kind;
-
-impl Kind {
+    }
     const fn short(mut self, short_names: &'static [&'static str]) -> Self {
         self.short_names = short_names;
         self
@@ -187,29 +205,5 @@ const PARTS: &[&[Kind]] = &[
     system::FLOW_CONTROL,
 ];
 
-const COUNT: usize = {
-    let (mut count, mut part) = (0, 0);
-    while part < PARTS.len() {
-        count += PARTS[part].len();
-        part += 1;
-    }
-    count
-};
-
-static ALL: [Kind; COUNT] = {
-    let mut all = [core::KINDS[0]; COUNT];
-    let (mut next, mut part) = (0, 0);
-    while part < PARTS.len() {
-        let mut row = 0;
-        while row < PARTS[part].len() {
-            all[next] = PARTS[part][row];
-            next += 1;
-            row += 1;
-        }
-        part += 1;
-    }
-    all
-};
-
 /// Every built-in kind.
-pub static KINDS: &[Kind] = &ALL;
+pub static KINDS: LazyLock<Vec<Kind>> = LazyLock::new(|| PARTS.iter().copied().flatten().cloned().collect());
