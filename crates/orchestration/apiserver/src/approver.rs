@@ -1,6 +1,7 @@
-//! Who may approve certificate requests: the right is per signer.
+//! Certificate requests: who asks is for the server to say, and the right to approve is per signer.
 
 use dhow_api::{Status, meta};
+use serde_json::json;
 
 use crate::identity::UserInfo;
 use crate::rbac::{Attributes, Authorizer};
@@ -29,4 +30,20 @@ pub fn check(authorizer: &Authorizer, user: &UserInfo, request: &serde_json::Val
     }
     let why = format!("user not permitted to approve requests with signerName {signer:?}");
     Err(Status::forbidden(GROUP, "certificatesigningrequests", meta::name(request), &why))
+}
+
+/// Who asks for a certificate.
+pub fn set_requester(user: &UserInfo, request: &mut serde_json::Value) {
+    let spec = meta::child_mut(request, "spec");
+    for field in ["username", "uid", "groups", "extra"] {
+        spec.remove(field);
+    }
+    spec.insert("username".into(), json!(user.name));
+    spec.insert("groups".into(), json!(user.groups));
+    if !user.uid.is_empty() {
+        spec.insert("uid".into(), json!(user.uid));
+    }
+    if !user.extra.is_empty() {
+        spec.insert("extra".into(), json!(user.extra));
+    }
 }

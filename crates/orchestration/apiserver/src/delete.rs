@@ -11,6 +11,7 @@ use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use crate::admission::Attributes;
 use crate::encode::{self, Accept};
 use crate::info::{Query, ResourceTarget};
 use crate::object::Stored;
@@ -82,6 +83,25 @@ impl DeleteOptions {
         if errors.is_empty() { Ok(()) } else { Err(Status::invalid("meta.k8s.io", "DeleteOptions", "", &errors)) }
     }
 
+    /// Adds what was asked for to the document that admission sees.
+    pub fn describe(&self, options: &mut Value) {
+        if let Some(seconds) = self.grace_period_seconds {
+            options["gracePeriodSeconds"] = json!(seconds);
+        }
+        if let Some(policy) = &self.propagation_policy {
+            options["propagationPolicy"] = json!(policy);
+        }
+        if let Some(orphan) = self.orphan_dependents {
+            options["orphanDependents"] = json!(orphan);
+        }
+        if let Some(uid) = &self.preconditions.uid {
+            options["preconditions"]["uid"] = json!(uid);
+        }
+        if let Some(version) = &self.preconditions.resource_version {
+            options["preconditions"]["resourceVersion"] = json!(version);
+        }
+    }
+
     /// The finalizer that makes the garbage collector treat dependents as asked.
     fn finalizer(&self) -> Option<&'static str> {
         match (self.propagation_policy.as_deref(), self.orphan_dependents) {
@@ -100,8 +120,7 @@ pub async fn one(
     let options = DeleteOptions::of(&request)?;
     let kind = &request.target.kind;
     let name = request.target.name.clone().unwrap_or_default();
-    admission::delete(kind, &name)?;
-    let outcome = delete(server, &request.target, &name, &options).await?;
+    let outcome = delete(server, &request.target, &name, &options, Some(&request)).await?;
     match outcome {
         // A finished delete answers with a Status, one that waits with the object.
         Outcome::Gone(last) if kind.kind != "Pod" && kind.kind != "Namespace" => {
@@ -127,7 +146,7 @@ pub async fn collection(
             namespace: Some(object.header.namespace.clone()).filter(|namespace| !namespace.is_empty()),
             ..request.target.clone()
         };
-        match delete(server, &target, &object.header.name, &options).await {
+        match delete(server, &target, &object.header.name, &options, Some(&request)).await {
             Ok(Outcome::Gone(last) | Outcome::Waiting(last)) => items.push(last),
             // Somebody else was faster.
             Err(status) if status.code == 404 => {}
@@ -144,18 +163,23 @@ pub enum Outcome {
     Waiting(Arc<Stored>),
 }
 
-/// Deletes, or marks as being deleted.
+/// Deletes, or marks as being deleted. Admission is asked about the delete of `request`; an eviction was admitted
+/// as such.
 pub async fn delete(
     server: &Arc<ApiServer>,
     target: &ResourceTarget,
     name: &str,
     options: &DeleteOptions,
+    request: Option<&Request<Authorized>>,
 ) -> Result<Outcome, Status> {
     let kind = &target.kind;
     for _ in 0..RETRIES {
         let old = server.store.get(kind, target.namespace.as_deref(), name).await?;
         check(kind, name, &old, &options.preconditions)?;
         let value = old.value()?;
+        if let Some(request) = request {
+            admission::admit(server, &mut Attributes::delete(request, target, name, &value, options)).await?;
+        }
         let marked = mark(kind, &value, options);
         let done = gone(kind, &marked);
         if !options.dry_run.is_empty() {

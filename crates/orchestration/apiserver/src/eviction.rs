@@ -10,12 +10,13 @@ use http::Response;
 use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
 
+use crate::admission::{Attributes, Operation};
 use crate::delete::{self, DeleteOptions};
 use crate::encode::{self, Accept};
 use crate::object::Stored;
 use crate::pipeline::{Authorized, Request};
 use crate::store::{RETRIES, Written};
-use crate::{ApiServer, body, read};
+use crate::{ApiServer, admission, body, read};
 
 /// Evictions that a budget may have under way.
 const MAX_DISRUPTED: usize = 2000;
@@ -40,8 +41,11 @@ pub async fn evict(
         options.dry_run = vec!["All".into()];
     }
     let pod = read::existing(server, &request.target).await?;
+    let mut asked = Attributes::of(request, Operation::Create, &pod.header.name, eviction, None);
+    asked.dry_run = !options.dry_run.is_empty();
+    admission::admit(server, &mut asked).await?;
     use_budget(server, &pod, !options.dry_run.is_empty()).await?;
-    delete::delete(server, &request.target, &pod.header.name, &options).await?;
+    delete::delete(server, &request.target, &pod.header.name, &options, None).await?;
     encode::value(201, &Status::success().to_value(), accept)
 }
 

@@ -5,7 +5,8 @@
 //! 3. authorise    may they (`rbac`); only then does a `Request<Authorized>` exist
 //! 4. dispatch     streams branch off here (`stream`), non-resource paths too (`paths`)
 //! 5. decode       options and body to a tree (`options`, `body`)
-//! 6. default, admit, validate, store: per verb (`read`, `watch`, `write`, `delete`, `subresource`)
+//! 6. default, mutating admission, validate, validating admission, store: per verb (`read`, `watch`, `write`, `delete`,
+//!    `subresource`; `admission`)
 //! 7. encode       whole, Table or metadata, in JSON, YAML or protobuf (`encode`), packed if large (`compress`)
 
 use std::sync::Arc;
@@ -23,7 +24,8 @@ use crate::info::{RequestInfo, ResourceTarget, Target};
 use crate::metrics::Labels;
 use crate::rbac::Attributes;
 use crate::{
-    ApiServer, authenticate, compress, delete, encode, options, paths, read, stream, subresource, watch, write,
+    ApiServer, admission, authenticate, compress, delete, encode, options, paths, read, stream, subresource, watch,
+    write,
 };
 
 /// A request whose caller was allowed to make it. Made here only.
@@ -131,5 +133,9 @@ pub async fn authorize_stream(
         *verb = "create".into();
     }
     server.authorizer.check(&user, &attributes)?;
+    if stream::is_connection(target) {
+        let warnings = Warnings::default();
+        admission::admit(server, &mut admission::Attributes::connect(target, &info.query, &user, &warnings)).await?;
+    }
     stream::destination(server, target, uri).await.map(Some)
 }

@@ -40,6 +40,11 @@ pub fn is_session(target: &ResourceTarget) -> bool {
     matches!(target.subresource, Some(Subresource::Exec | Subresource::Attach | Subresource::PortForward))
 }
 
+/// Whether admission is asked before the stream opens.
+pub fn is_connection(target: &ResourceTarget) -> bool {
+    is_session(target) || target.subresource == Some(Subresource::Proxy)
+}
+
 pub async fn destination(server: &ApiServer, target: &ResourceTarget, uri: &Uri) -> Result<Destination, Status> {
     let name = target.name.as_deref().unwrap_or_default();
     if target.kind.kind == "Node" {

@@ -9,11 +9,12 @@ use http::{Method, Response};
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
+use crate::admission::{Attributes, Operation};
 use crate::encode::{self, Accept};
 use crate::identity::{AUDIENCE, NamedUid};
 use crate::pipeline::{Authorized, Request};
 use crate::write::{self, Part};
-use crate::{ApiServer, body, eviction, read};
+use crate::{ApiServer, admission, body, eviction, read};
 
 pub async fn handle(
     server: &Arc<ApiServer>,
@@ -69,7 +70,7 @@ async fn finalize(
     accept: &Accept,
 ) -> Result<Response<Body>, Status> {
     let wanted = body::object(request)?;
-    let stored = write::change(server, request, Part::Server, |old| {
+    let stored = write::change(server, request, Part::Finalize, |old| {
         let mut object = old.clone();
         meta::child_mut(&mut object, "spec").insert("finalizers".into(), wanted["spec"]["finalizers"].clone());
         Ok(object)
@@ -172,7 +173,10 @@ async fn bind(
         return Err(Status::bad_request("target.name: Required value"));
     }
     let name = request.target.name.clone().unwrap_or_default();
-    write::change(server, request, Part::Server, |old| {
+    let mut asked = Attributes::of(request, Operation::Create, &name, binding, None);
+    admission::admit(server, &mut asked).await?;
+    let binding = asked.object;
+    write::change(server, request, Part::Binding, |old| {
         let conflict = |why: &str| Status::conflict_because("", "pods/binding", &name, why);
         if meta::deletion_timestamp(old).is_some() {
             return Err(conflict(&format!("pod {name} is being deleted, cannot be assigned to a host")));
@@ -219,8 +223,11 @@ async fn token(
     request: &Request<Authorized>,
     accept: &Accept,
 ) -> Result<Response<Body>, Status> {
-    let mut asked = body::decode(request)?;
+    let asked = body::decode(request)?;
     let account = read::existing(server, &request.target).await?;
+    let mut admitted = Attributes::of(request, Operation::Create, &account.header.name, asked, None);
+    admission::admit(server, &mut admitted).await?;
+    let mut asked = admitted.object;
     let namespace = account.header.namespace.clone();
     let life = asked["spec"]["expirationSeconds"].as_i64().unwrap_or(USUAL);
     if life < SHORTEST {

@@ -1,4 +1,4 @@
-//! create, update and patch: default, admit, validate, store.
+//! create, update and patch: default, mutating admission, validate, validating admission, store.
 
 use std::sync::Arc;
 
@@ -10,6 +10,7 @@ use http::Response;
 use k8s_openapi::jiff::Timestamp;
 use serde_json::Value;
 
+use crate::admission::{Attributes, Operation};
 use crate::encode::{self, Accept};
 use crate::info::ResourceTarget;
 use crate::object::Stored;
@@ -49,20 +50,29 @@ async fn create_object(
 ) -> Result<Arc<Stored>, Status> {
     let kind = &request.target.kind;
     let namespace = request.target.namespace.as_deref();
+    let name = dhow_api::meta::name(&object).to_owned();
     defaulting::apply(kind, &mut object);
     strategy::prepare_create(kind, &mut object);
-    let uid = uuid::Uuid::new_v4().to_string();
-    strategy::fill_metadata(&mut object, &uid, &time::rfc3339(Timestamp::now()));
-    strategy::finish_create(kind, &mut object);
     if !is_apply(request) {
         managed(request, Part::Main, |writer| apply::update(writer, None, &mut object));
     }
-    admission::create(server, request.user(), kind, namespace, &mut object).await?;
-    let _reserved = server.allocator.reserve(kind, None, &mut object)?;
-    let errors = validation::validate_create(kind, &object);
-    refuse_invalid(kind, &object, &errors)?;
-    escalation::check(&server.authorizer, request.user(), kind, &object, None)?;
-    let name = dhow_api::meta::name(&object).to_owned();
+    let mut admitted = Attributes::of(request, Operation::Create, &name, object, None);
+    admission::mutate(server, &mut admitted).await?;
+    let object = &mut admitted.object;
+    // What admission made is prepared like what the client sent.
+    strategy::prepare_create(kind, object);
+    let uid = uuid::Uuid::new_v4().to_string();
+    strategy::fill_metadata(object, &uid, &time::rfc3339(Timestamp::now()));
+    strategy::finish_create(kind, object);
+    if kind.kind == "CertificateSigningRequest" {
+        approver::set_requester(request.user(), object);
+    }
+    let _reserved = server.allocator.reserve(kind, None, object)?;
+    let errors = validation::validate_create(kind, object);
+    refuse_invalid(kind, object, &errors)?;
+    escalation::check(&server.authorizer, request.user(), kind, object, None)?;
+    admission::validate(server, &admitted).await?;
+    let object = admitted.object;
     if request.dry_run() {
         let key = kind.storage_key(namespace, &name);
         if server.store.cache.get(kind, &key).is_some() {
@@ -236,8 +246,17 @@ pub enum Part {
     EphemeralContainers,
     Resize,
     Approval,
-    /// Set by the server itself on behalf of a subresource, such as a binding.
-    Server,
+    /// The finalizers of a namespace; the server sets them itself.
+    Finalize,
+    /// A pod's node; the server sets it itself, after the binding was admitted.
+    Binding,
+}
+
+impl Part {
+    /// Whether the server makes the new object, whatever else the client sent.
+    fn is_the_servers(self) -> bool {
+        matches!(self, Self::Finalize | Self::Binding)
+    }
 }
 
 /// Changes an existing object: `edit` makes the new one from the old. When the client named no resource version, a
@@ -290,35 +309,27 @@ async fn change_once(
     mut new: Value,
 ) -> Result<Option<Arc<Stored>>, Status> {
     let kind = &request.target.kind;
-    match part {
-        Part::Main => {
-            defaulting::apply(kind, &mut new);
-            strategy::prepare_update(kind, &mut new, old_value);
-        }
-        Part::Status => strategy::prepare_status_update(kind, &mut new, old_value),
-        Part::EphemeralContainers | Part::Resize => {
-            defaulting::apply(kind, &mut new);
-            new = match part {
-                Part::Resize => graft::resize(&new, old_value)?,
-                _ => graft::ephemeral_containers(&new, old_value)?,
-            };
-            strategy::prepare_update(kind, &mut new, old_value);
-        }
-        Part::Approval => {
-            approver::check(&server.authorizer, request.user(), old_value)?;
-            new = graft::approval(&new, old_value)?;
-        }
-        Part::Server => {}
-    }
-    if part != Part::Server && !is_apply(request) {
+    prepare(server, request, part, &mut new, old_value)?;
+    if !part.is_the_servers() && !is_apply(request) {
         managed(request, part, |writer| apply::update(writer, Some(old_value), &mut new));
     }
-    admission::update(server, request.user(), kind, &mut new, old_value)?;
-    let _reserved = server.allocator.reserve(kind, Some(old_value), &mut new)?;
-    if part == Part::Main {
-        refuse_invalid(kind, &new, &validation::validate_update(kind, &new, old_value))?;
+    let mut admitted = Attributes::of(request, Operation::Update, &old.header.name, new, Some(old_value));
+    if part != Part::Binding {
+        admission::mutate(server, &mut admitted).await?;
+        if admitted.mutated {
+            prepare(server, request, part, &mut admitted.object, old_value)?;
+        }
     }
-    escalation::check(&server.authorizer, request.user(), kind, &new, Some(old_value))?;
+    let _reserved = server.allocator.reserve(kind, Some(old_value), &mut admitted.object)?;
+    if part == Part::Main {
+        let errors = validation::validate_update(kind, &admitted.object, old_value);
+        refuse_invalid(kind, &admitted.object, &errors)?;
+    }
+    escalation::check(&server.authorizer, request.user(), kind, &admitted.object, Some(old_value))?;
+    if part != Part::Binding {
+        admission::validate(server, &admitted).await?;
+    }
+    let new = admitted.object;
     if same(&new, old_value) {
         // Nothing changes: no write, no new revision.
         return Ok(Some(old.clone()));
@@ -337,6 +348,38 @@ async fn change_once(
         Written::Done(stored) => Ok(Some(stored)),
         Written::Changed => Ok(None),
     }
+}
+
+/// Lets a write touch only its part of the object, defaulted.
+fn prepare(
+    server: &ApiServer,
+    request: &Request<Authorized>,
+    part: Part,
+    new: &mut Value,
+    old: &Value,
+) -> Result<(), Status> {
+    let kind = &request.target.kind;
+    match part {
+        Part::Main => {
+            defaulting::apply(kind, new);
+            strategy::prepare_update(kind, new, old);
+        }
+        Part::Status => strategy::prepare_status_update(kind, new, old),
+        Part::EphemeralContainers | Part::Resize => {
+            defaulting::apply(kind, new);
+            *new = match part {
+                Part::Resize => graft::resize(new, old)?,
+                _ => graft::ephemeral_containers(new, old)?,
+            };
+            strategy::prepare_update(kind, new, old);
+        }
+        Part::Approval => {
+            approver::check(&server.authorizer, request.user(), old)?;
+            *new = graft::approval(new, old)?;
+        }
+        Part::Finalize | Part::Binding => {}
+    }
+    Ok(())
 }
 
 /// Equal but for the resource version.
