@@ -16,7 +16,7 @@ use dhow_net::{Cidr, Net, NetConfig};
 use dhow_node::{Node, NodeConfig};
 use dhow_oci::client::Program;
 use dhow_scheduler::SchedulerConfig;
-use dhow_store::FjallKv;
+use dhow_store::{FjallKv, SealedKv, SealingKeys};
 use rustix::mount::UnmountFlags;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
@@ -37,12 +37,14 @@ type Parts = JoinSet<Result<()>>;
 pub async fn run(place: &Place, shutdown: CancellationToken, ready: impl FnOnce()) -> Result<()> {
     // Before anything is made: whether we may listen at all.
     let listener = listen(place, place.api_port).await?;
-    let (store, (mut keys, sa_key), net, images) = tokio::try_join!(
+    let (store, (mut keys, sa_key), sealing, net, images) = tokio::try_join!(
         blocking(place, "open the store", |place| Ok(FjallKv::open(place.data_dir.join("store"))?)),
         blocking(place, "open keys and certificates", Keys::open),
+        blocking(place, "open the sealing keys", keys::sealing),
         open_net(place),
         blocking(place, "open the image store", open_images),
     )?;
+    let store = seal(store, sealing).await.context("seal the secrets in the store")?;
     let (api_shutdown, users_shutdown) = (CancellationToken::new(), CancellationToken::new());
     let (mut api, mut users) = (Parts::new(), Parts::new());
 
@@ -54,7 +56,7 @@ pub async fn run(place: &Place, shutdown: CancellationToken, ready: impl FnOnce(
         sa_key,
         node_tls: Arc::clone(&keys.to_nodes),
     };
-    let server = ApiServer::new(Arc::new(store), config, api_shutdown.clone()).await.context("start the API server")?;
+    let server = ApiServer::new(store, config, api_shutdown.clone()).await.context("start the API server")?;
     let serving = Arc::clone(&server).serve(listener, Arc::clone(&keys.api_tls), api_shutdown.clone());
     api.spawn(part("API server", serving));
     api.spawn(part("certificate renewal", keys.keep_renewed(place, &api_shutdown)));
@@ -122,6 +124,15 @@ async fn blocking<T: Send + 'static>(
 ) -> Result<T> {
     let place = place.clone();
     tokio::task::spawn_blocking(move || work(&place)).await.context(what)?.context(what)
+}
+
+/// Keeps Secrets encrypted on disk; those of a time before there were keys become so now.
+async fn seal(store: FjallKv, (keys, fresh): (SealingKeys, bool)) -> Result<Arc<SealedKv>> {
+    let sealed = SealedKv::new(Arc::new(store), keys, dhow_apiserver::SENSITIVE);
+    if fresh {
+        sealed.rewrite().await?;
+    }
+    Ok(Arc::new(sealed))
 }
 
 /// Listens on all addresses of the machine, in the family of the node's.
