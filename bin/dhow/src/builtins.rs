@@ -129,7 +129,7 @@ async fn part(name: &'static str, run: impl Future<Output = ()>) -> Result<()> {
 }
 
 /// Runs what waits for the disk on a thread that may.
-async fn blocking<T: Send + 'static>(
+pub async fn blocking<T: Send + 'static>(
     place: &Place,
     what: &'static str,
     work: impl FnOnce(&Place) -> Result<T> + Send + 'static,

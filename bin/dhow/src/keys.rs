@@ -5,8 +5,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
+use dhow_base::files;
 use dhow_base::pki::{self, CertPair, CertSpec, ClusterCa, SaKey};
 use dhow_base::tls::{self, LiveCert};
+use dhow_store::SealingKeys;
 use rustls::{ClientConfig, ServerConfig};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -99,6 +101,25 @@ impl Keys {
             all.await;
         }
     }
+}
+
+/// The keys that seal Secrets in the store, one a line, the first of which seals. Returns whether they were made just
+/// now, which means that whatever is in the store is not sealed yet.
+pub fn sealing(place: &Place) -> Result<(SealingKeys, bool)> {
+    files::create_private_dir(&place.pki_dir())?;
+    let path = place.pki_dir().join("sealing.keys");
+    let known = files::read_optional(&path)?;
+    let made = known.is_none();
+    let text = match known {
+        Some(text) => text,
+        None => {
+            let text = format!("{}\n", SealingKeys::generate().context("make a sealing key")?);
+            files::write_private(&path, text.as_bytes())?;
+            text
+        }
+    };
+    let keys = SealingKeys::parse(&text).with_context(|| format!("read {}", path.display()))?;
+    Ok((keys, made))
 }
 
 /// A certificate that connections take from memory; a renewed one replaces it there.

@@ -6,8 +6,10 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use dhow_apiserver::BackupSource;
-use dhow_store::{EtcdConfig, EtcdKv, FjallKv, Kv};
+use dhow_store::{EtcdConfig, EtcdKv, FjallKv, Kv, SealedKv};
 
+use crate::builtins::blocking;
+use crate::keys;
 use crate::place::{EtcdPlace, Place};
 
 /// An open store.
@@ -18,17 +20,27 @@ pub struct Store {
 }
 
 pub async fn open(place: &Place) -> Result<Store> {
-    if let Some(etcd) = &place.etcd {
-        let kv = EtcdKv::connect(etcd_config(etcd)?).await.context("connect to the etcd servers")?;
-        return Ok(Store { kv: Arc::new(kv), backup: None });
+    let (keys, fresh) = blocking(place, "open the sealing keys", keys::sealing).await?;
+    let (kv, backup): (Arc<dyn Kv>, _) = match &place.etcd {
+        Some(etcd) => {
+            let kv = EtcdKv::connect(etcd_config(etcd)?).await.context("connect to the etcd servers")?;
+            (Arc::new(kv), None)
+        }
+        None => {
+            let open = |place: &Place| Ok(FjallKv::open(place.store_dir())?);
+            let kv = Arc::new(blocking(place, "open the store", open).await?);
+            let source = Arc::clone(&kv);
+            let backup: BackupSource =
+                Arc::new(move |out: &mut dyn Write| source.backup(out).map(drop).map_err(io::Error::other));
+            (kv, Some(backup))
+        }
+    };
+    let sealed = SealedKv::new(kv, keys, dhow_apiserver::SENSITIVE);
+    if fresh {
+        // Secrets of a time before there were keys.
+        sealed.rewrite().await.context("seal the secrets in the store")?;
     }
-    let folder = place.store_dir();
-    let open = move || FjallKv::open(folder);
-    let kv = Arc::new(tokio::task::spawn_blocking(open).await.context("open the store")?.context("open the store")?);
-    let source = Arc::clone(&kv);
-    let backup: BackupSource =
-        Arc::new(move |out: &mut dyn Write| source.backup(out).map(drop).map_err(io::Error::other));
-    Ok(Store { kv, backup: Some(backup) })
+    Ok(Store { kv: Arc::new(sealed), backup })
 }
 
 fn etcd_config(etcd: &EtcdPlace) -> Result<EtcdConfig> {

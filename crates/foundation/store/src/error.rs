@@ -23,6 +23,9 @@ pub enum Error {
     /// The files of the store cannot be used; names the file and what to do.
     #[error("{path}: {message}")]
     Corrupt { path: String, message: String },
+    /// A sealed value cannot be opened; names the sealing key and what to do.
+    #[error("{key}: {message}")]
+    Sealed { key: String, message: String },
     /// The answer to a write got lost on the way; read before trying again.
     #[error("{context}: the answer was lost, so the write may or may not have happened")]
     OutcomeUnknown {

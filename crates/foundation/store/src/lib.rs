@@ -2,7 +2,7 @@
 //!
 //! [`MemoryKv`] and [`FjallKv`] share one revisioned core: a persistent map of live keys, a bounded history of events,
 //! watches and leases. They differ only in what happens between deciding a write and publishing it. [`EtcdKv`] is a
-//! client of real etcd servers.
+//! client of real etcd servers. [`SealedKv`] encrypts what one of them keeps.
 
 mod core;
 mod error;
@@ -10,6 +10,7 @@ mod etcd;
 mod fjall;
 mod kv;
 mod memory;
+mod sealed;
 pub mod suite;
 
 pub use core::Options;
@@ -21,3 +22,4 @@ pub use etcd::{EtcdConfig, EtcdKv};
 pub use fjall::{Backup, FjallKv, SKIP_REVISIONS, restore_backup, verify_backup};
 pub use kv::*;
 pub use memory::MemoryKv;
+pub use sealed::{SealedKv, SealingKeys};

@@ -50,6 +50,7 @@ use tokio_util::sync::CancellationToken;
 pub use allocate::ServiceRange;
 pub use error::Error;
 pub use identity::UserInfo;
+pub use store::SENSITIVE;
 
 /// What the server is told once, at start.
 pub struct Config {

@@ -11,6 +11,9 @@ use serde_json::Value;
 use crate::cache::{Cache, Objects, Snapshot};
 use crate::object::Stored;
 
+/// Where objects are stored that should be encrypted at rest.
+pub const SENSITIVE: &[&str] = &["/registry/core/secrets/"];
+
 /// Seconds an Event is kept.
 const EVENT_TTL: u64 = 3600;
 /// How often a write is tried again when the object changed under it and the client left that to us.
