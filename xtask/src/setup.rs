@@ -4,7 +4,7 @@ use anyhow::{Result, bail};
 
 use crate::shell;
 
-/// A program and the Debian package that brings it.
+/// A program, or a file by its path, and the Debian package that brings it.
 pub type Need = (&'static str, &'static str);
 
 /// What the tests use beside the Rust toolchain: peers to compare with and tools to look with.
@@ -19,6 +19,7 @@ pub const TEST_NEEDS: &[Need] = &[
     ("dig", "bind9-dnsutils"),
     ("kubectl", "kubernetes-client"),
     ("python3", "python3"),
+    ("/usr/lib/python3/dist-packages/kubernetes/__init__.py", "python3-kubernetes"),
     ("curl", "curl"),
     ("script", "bsdutils"),
     ("nsenter", "util-linux"),
@@ -44,5 +45,8 @@ pub fn ensure(needs: &[Need]) -> Result<()> {
 }
 
 fn found(program: &str) -> bool {
+    if program.starts_with('/') {
+        return std::path::Path::new(program).exists();
+    }
     shell::has(program) || ["/usr/sbin", "/sbin"].iter().any(|dir| std::path::Path::new(dir).join(program).is_file())
 }

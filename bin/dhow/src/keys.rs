@@ -107,7 +107,7 @@ impl Keys {
 /// now, which means that whatever is in the store is not sealed yet.
 pub fn sealing(place: &Place) -> Result<(SealingKeys, bool)> {
     files::create_private_dir(&place.pki_dir())?;
-    let path = place.pki_dir().join("sealing.keys");
+    let path = place.sealing_keys();
     let known = files::read_optional(&path)?;
     let made = known.is_none();
     let text = match known {
@@ -120,6 +120,23 @@ pub fn sealing(place: &Place) -> Result<(SealingKeys, bool)> {
     };
     let keys = SealingKeys::parse(&text).with_context(|| format!("read {}", path.display()))?;
     Ok((keys, made))
+}
+
+/// Puts a new key before the others: what is written from then on is sealed with it.
+pub fn add_sealing_key(place: &Place) -> Result<()> {
+    let path = place.sealing_keys();
+    let others = files::read_optional(&path)?.unwrap_or_default();
+    let text = format!("{}\n{others}", SealingKeys::generate().context("make a sealing key")?);
+    Ok(files::write_private(&path, text.as_bytes())?)
+}
+
+/// Forgets all keys but the first.
+pub fn keep_first_sealing_key(place: &Place) -> Result<()> {
+    let path = place.sealing_keys();
+    let text = files::read_optional(&path)?.unwrap_or_default();
+    let first = text.lines().find(|line| !line.trim().is_empty() && !line.starts_with('#'));
+    let first = first.with_context(|| format!("{} holds no key", path.display()))?;
+    Ok(files::write_private(&path, format!("{first}\n").as_bytes())?)
 }
 
 /// A certificate that connections take from memory; a renewed one replaces it there.

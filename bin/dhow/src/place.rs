@@ -91,6 +91,11 @@ impl Place {
         self.data_dir.join("pki")
     }
 
+    /// The keys that seal Secrets in the store.
+    pub fn sealing_keys(&self) -> PathBuf {
+        self.pki_dir().join("sealing.keys")
+    }
+
     pub fn log_file(&self) -> PathBuf {
         self.data_dir.join("dhow.log")
     }

@@ -21,26 +21,37 @@ pub struct Store {
 
 pub async fn open(place: &Place) -> Result<Store> {
     let (keys, fresh) = blocking(place, "open the sealing keys", keys::sealing).await?;
-    let (kv, backup): (Arc<dyn Kv>, _) = match &place.etcd {
-        Some(etcd) => {
-            let kv = EtcdKv::connect(etcd_config(etcd)?).await.context("connect to the etcd servers")?;
-            (Arc::new(kv), None)
-        }
-        None => {
-            let open = |place: &Place| Ok(FjallKv::open(place.store_dir())?);
-            let kv = Arc::new(blocking(place, "open the store", open).await?);
-            let source = Arc::clone(&kv);
-            let backup: BackupSource =
-                Arc::new(move |out: &mut dyn Write| source.backup(out).map(drop).map_err(io::Error::other));
-            (kv, Some(backup))
-        }
-    };
+    let (kv, backup) = open_plain(place).await?;
     let sealed = SealedKv::new(kv, keys, dhow_apiserver::SENSITIVE);
     if fresh {
         // Secrets of a time before there were keys.
         sealed.rewrite().await.context("seal the secrets in the store")?;
     }
     Ok(Store { kv: Arc::new(sealed), backup })
+}
+
+/// Seals everything sensitive with a new key and forgets the others; returns how many values that were. Cut off in
+/// between, it leaves keys that open everything.
+pub async fn rotate_keys(place: &Place) -> Result<usize> {
+    keys::add_sealing_key(place)?;
+    let (keys, _) = keys::sealing(place)?;
+    let (kv, _) = open_plain(place).await?;
+    let rewritten = SealedKv::new(kv, keys, dhow_apiserver::SENSITIVE).rewrite().await;
+    let written = rewritten.context("seal the secrets anew")?;
+    keys::keep_first_sealing_key(place)?;
+    Ok(written)
+}
+
+/// The store as it is, and how it makes backups.
+async fn open_plain(place: &Place) -> Result<(Arc<dyn Kv>, Option<BackupSource>)> {
+    if let Some(etcd) = &place.etcd {
+        let kv = EtcdKv::connect(etcd_config(etcd)?).await.context("connect to the etcd servers")?;
+        return Ok((Arc::new(kv), None));
+    }
+    let kv = Arc::new(blocking(place, "open the store", |place| Ok(FjallKv::open(place.store_dir())?)).await?);
+    let source = Arc::clone(&kv);
+    let backup = move |out: &mut dyn Write| source.backup(out).map(drop).map_err(io::Error::other);
+    Ok((kv, Some(Arc::new(backup))))
 }
 
 fn etcd_config(etcd: &EtcdPlace) -> Result<EtcdConfig> {

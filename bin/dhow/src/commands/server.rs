@@ -15,7 +15,10 @@ use serde_json::json;
 use super::connect;
 use crate::backup::{self, Contents, Present};
 use crate::cli::{BackupArgs, Output, RestoreArgs, ServerCommand};
-use crate::{daemon, pidfile};
+use crate::place::Place;
+use crate::{daemon, pidfile, store};
+
+const STOP_FIRST: &str = "the cloud has to be stopped first, with `dhow down`";
 
 pub async fn run(command: ServerCommand) -> Result<()> {
     match command {
@@ -24,6 +27,7 @@ pub async fn run(command: ServerCommand) -> Result<()> {
             let contents = tokio::task::spawn_blocking(move || backup::verify(&file)).await??;
             print_contents(&contents, output)
         }
+        ServerCommand::RotateKeys(args) => rotate_keys(&Place::resolve(&args)?).await,
         ServerCommand::Restore(args) => tokio::task::spawn_blocking(move || restore(&args)).await?,
     }
 }
@@ -91,11 +95,18 @@ async fn download(client: &Client, path: &Path) -> Result<()> {
 fn restore(args: &RestoreArgs) -> Result<()> {
     let data_dir = &args.connect.data_dir;
     std::fs::create_dir_all(data_dir).with_context(|| format!("create {}", data_dir.display()))?;
-    let _lock = daemon::lock(data_dir).context("the cloud has to be stopped first, with `dhow down`")?;
+    let _lock = daemon::lock(data_dir).context(STOP_FIRST)?;
     let present = if args.replace { Present::PutAside } else { Present::Refuse };
     let contents = backup::restore(&args.file, data_dir, present)?;
     eprintln!("{} now holds {}.", data_dir.display(), summary(&contents));
     eprintln!("Next: dhow up");
+    Ok(())
+}
+
+async fn rotate_keys(place: &Place) -> Result<()> {
+    let _lock = daemon::lock(&place.data_dir).context(STOP_FIRST)?;
+    let written = store::rotate_keys(place).await?;
+    eprintln!("{written} Secrets are sealed with a new key; older backups still need the keys that are in them.");
     Ok(())
 }
 
