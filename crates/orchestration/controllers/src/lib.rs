@@ -12,7 +12,9 @@ mod namespace;
 mod namespace_defaults;
 mod node_lifecycle;
 mod pod_gc;
+mod pods;
 mod replicaset;
+mod replication_controller;
 mod resources;
 
 use std::sync::Arc;
