@@ -5,9 +5,11 @@
 //! - A status that would not change is not written.
 
 mod common;
+mod daemonset;
 mod deployment;
 mod endpointslice;
 mod garbage;
+mod history;
 mod namespace;
 mod namespace_defaults;
 mod node_lifecycle;
@@ -16,6 +18,7 @@ mod pods;
 mod replicaset;
 mod replication_controller;
 mod resources;
+mod statefulset;
 
 use std::sync::Arc;
 
