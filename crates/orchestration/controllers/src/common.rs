@@ -6,6 +6,7 @@ use std::time::Duration;
 use dhow_client::{Client, Error, Key};
 use k8s_openapi::api::core::v1::{Namespace, Pod, PodTemplateSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use k8s_openapi::jiff::Timestamp;
 use parking_lot::Mutex;
 use tokio::time::Instant;
@@ -73,6 +74,21 @@ pub async fn in_ending_namespace(client: &Client, error: &Error, namespace: Opti
         Ok(namespace) => namespace.metadata.deletion_timestamp.is_some(),
         Err(error) => error.is_not_found(),
     }
+}
+
+/// A number, or a percentage of the whole; `default` stands for what is not given.
+pub fn portion(value: Option<&IntOrString>, default: &str, of: i32, round_up: bool) -> i32 {
+    let text = match value {
+        Some(IntOrString::Int(number)) => return *number,
+        Some(IntOrString::String(text)) => text.as_str(),
+        None => default,
+    };
+    let number: i64 = text.trim_end_matches('%').parse().unwrap_or(0);
+    if !text.ends_with('%') {
+        return i32::try_from(number).unwrap_or(i32::MAX);
+    }
+    let scaled = number * i64::from(of) + if round_up { 99 } else { 0 };
+    i32::try_from(scaled / 100).unwrap_or(i32::MAX)
 }
 
 /// A short stable name for a template, in letters that form no words.

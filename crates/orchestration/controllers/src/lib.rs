@@ -4,26 +4,34 @@
 //! - A reconciler takes a key and decides from local copies; what it does is idempotent.
 //! - A status that would not change is not written.
 
+mod cluster_role;
 mod common;
+mod cronjob;
+mod daemonset;
 mod deployment;
+mod disruption;
 mod endpointslice;
 mod garbage;
+mod history;
+mod informers;
+mod job;
 mod namespace;
 mod namespace_defaults;
 mod node_lifecycle;
 mod pod_gc;
+mod pods;
 mod replicaset;
+mod replication_controller;
 mod resources;
+mod statefulset;
 
 use std::sync::Arc;
 
-use dhow_client::{Client, Informer, ListParams, Object, Queue, Reconcile, controller_of, run_controller};
-use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
-use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Pod, Service, ServiceAccount};
-use k8s_openapi::api::discovery::v1::EndpointSlice;
+use dhow_client::{Client, Queue, Reconcile, run_controller};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+
+use informers::Informers;
 
 /// What the controllers need to know about the cluster.
 #[derive(Debug, Clone, Default)]
@@ -34,61 +42,21 @@ pub struct ControllersConfig {
 
 /// Runs all controllers until `shutdown`.
 pub async fn run_all(client: Client, config: ControllersConfig, shutdown: CancellationToken) {
-    let pods = informer::<Pod>(&client, &shutdown);
-    pods.add_index("node", |pod| common::node_name(pod).map(str::to_owned).into_iter().collect());
-    let sets = informer::<ReplicaSet>(&client, &shutdown);
-    let deployments = informer::<Deployment>(&client, &shutdown);
-    let services = informer::<Service>(&client, &shutdown);
-    let slices = informer::<EndpointSlice>(&client, &shutdown);
-    let namespaces = informer::<Namespace>(&client, &shutdown);
-    let nodes = informer::<Node>(&client, &shutdown);
-    let accounts = informer::<ServiceAccount>(&client, &shutdown);
-    let scope = ListParams {
-        field_selector: Some(format!("metadata.name={}", namespace_defaults::ROOT_CA)),
-        ..ListParams::default()
-    };
-    let maps = Informer::<ConfigMap>::start(client.clone(), scope, None, shutdown.clone());
-    let leases =
-        Informer::<Lease>::start(client.clone(), ListParams::default(), Some("kube-node-lease"), shutdown.clone());
-    let synced = async {
-        pods.synced().await;
-        sets.synced().await;
-        deployments.synced().await;
-        services.synced().await;
-        slices.synced().await;
-        namespaces.synced().await;
-        nodes.synced().await;
-        leases.synced().await;
-        accounts.synced().await;
-        maps.synced().await;
-    };
+    let all = Informers::start(&client, &shutdown);
     // Deciding from half a copy would create what is already there.
-    tokio::select! { () = synced => {}, () = shutdown.cancelled() => return }
+    tokio::select! { () = all.synced() => {}, () = shutdown.cancelled() => return }
 
     let mut running = JoinSet::new();
     let mut run = |queue: Queue, workers: usize, reconciler: Arc<dyn Reconcile>| {
         running.spawn(run_controller(reconciler, queue, workers, shutdown.clone()));
     };
-    let queue = Queue::new("replicaset");
-    run(queue.clone(), 8, replicaset::ReplicaSets::new(client.clone(), sets.clone(), pods.clone(), &queue));
-    let queue = Queue::new("deployment");
-    let reconciler = deployment::Deployments::new(client.clone(), deployments, sets, pods.clone(), &queue);
-    run(queue, 8, reconciler);
-    let queue = Queue::new("endpointslice");
-    let reconciler = endpointslice::EndpointSlices::new(client.clone(), services, pods.clone(), slices, &queue);
-    run(queue, 8, reconciler);
-    let queue = Queue::new("namespace");
-    let content_gone = namespace::Namespaces::content_gone(&namespaces, &queue);
-    run(queue.clone(), 4, namespace::Namespaces::new(client.clone(), namespaces.clone(), &queue));
-    let queue = Queue::new("namespace-defaults");
-    let ca = config.root_ca_pem;
-    let reconciler = namespace_defaults::NamespaceDefaults::new(client.clone(), namespaces, accounts, maps, ca, &queue);
-    run(queue, 2, reconciler);
-    let queue = Queue::new("node-lifecycle");
-    let reconciler = node_lifecycle::NodeLifecycle::new(client.clone(), nodes.clone(), &leases, pods.clone(), &queue);
-    run(queue, 2, reconciler);
-    let queue = Queue::new("pod-gc");
-    run(queue.clone(), 2, pod_gc::PodGc::new(client.clone(), pods, nodes, &queue));
+    workloads(&client, &all, &mut run);
+    services_and_budgets(&client, &all, &mut run);
+    let namespaces_queue = Queue::new("namespace");
+    let content_gone = namespace::Namespaces::content_gone(&all.namespaces, &namespaces_queue);
+    let reconciler = namespace::Namespaces::new(client.clone(), all.namespaces.clone(), &namespaces_queue);
+    run(namespaces_queue, 4, reconciler);
+    cluster(&client, config, all, &mut run);
     let queue = Queue::new("garbage-collector");
     let mut pause = std::time::Duration::from_millis(50);
     let collector = loop {
@@ -103,12 +71,81 @@ pub async fn run_all(client: Client, config: ControllersConfig, shutdown: Cancel
     while running.join_next().await.is_some() {}
 }
 
-/// Starts an informer with the indexes that controllers share.
-fn informer<K: Object>(client: &Client, shutdown: &CancellationToken) -> Informer<K> {
-    let informer = Informer::<K>::start(client.clone(), ListParams::default(), None, shutdown.clone());
-    informer.add_index("namespace", |object| object.metadata().namespace.clone().into_iter().collect());
-    informer.add_index("controller", |object| {
-        controller_of(object.metadata()).map(|owner| owner.uid.clone()).into_iter().collect()
-    });
-    informer
+/// Starts one controller: its queue, how many keys at a time, and what is done for each.
+type Run<'a> = &'a mut dyn FnMut(Queue, usize, Arc<dyn Reconcile>);
+
+/// What makes pods.
+fn workloads(client: &Client, all: &Informers, run: Run<'_>) {
+    let queue = Queue::new("replicaset");
+    let reconciler = replicaset::ReplicaSets::new(client.clone(), all.sets.clone(), all.pods.clone(), &queue);
+    run(queue, 8, reconciler);
+    let queue = Queue::new("replication-controller");
+    let controllers = all.replication_controllers.clone();
+    let reconciler = replicaset::ReplicaSets::new(client.clone(), controllers, all.pods.clone(), &queue);
+    run(queue, 2, reconciler);
+    let queue = Queue::new("deployment");
+    let (deployments, sets, pods) = (all.deployments.clone(), all.sets.clone(), all.pods.clone());
+    let reconciler = deployment::Deployments::new(client.clone(), deployments, sets, pods, &queue);
+    run(queue, 8, reconciler);
+    let queue = Queue::new("statefulset");
+    let (sets, pods, revisions) = (all.stateful_sets.clone(), all.pods.clone(), all.revisions.clone());
+    let reconciler =
+        statefulset::StatefulSets::new(client.clone(), sets, pods, all.claims.clone(), revisions.clone(), &queue);
+    run(queue, 8, reconciler);
+    let queue = Queue::new("daemonset");
+    let (sets, pods, nodes) = (all.daemon_sets.clone(), all.pods.clone(), all.nodes.clone());
+    let reconciler = daemonset::DaemonSets::new(client.clone(), sets, pods, nodes, revisions, &queue);
+    run(queue, 2, reconciler);
+    let queue = Queue::new("job");
+    let reconciler = job::Jobs::new(client.clone(), all.jobs.clone(), all.pods.clone(), &queue);
+    run(queue, 8, reconciler);
+    let queue = Queue::new("ttl-after-finished");
+    let reconciler = job::ttl::TtlAfterFinished::new(client.clone(), all.jobs.clone(), &queue);
+    run(queue, 2, reconciler);
+    let queue = Queue::new("cronjob");
+    let reconciler = cronjob::CronJobs::new(client.clone(), all.cron_jobs.clone(), all.jobs.clone(), &queue);
+    run(queue, 4, reconciler);
+}
+
+/// What follows from pods.
+fn services_and_budgets(client: &Client, all: &Informers, run: Run<'_>) {
+    let queue = Queue::new("endpointslice");
+    let (services, pods, slices) = (all.services.clone(), all.pods.clone(), all.slices.clone());
+    let reconciler = endpointslice::EndpointSlices::new(client.clone(), services, pods, slices, &queue);
+    run(queue, 8, reconciler);
+    let queue = Queue::new("disruption");
+    let scales = disruption::Scales {
+        deployments: all.deployments.clone(),
+        sets: all.sets.clone(),
+        stateful_sets: all.stateful_sets.clone(),
+        replication_controllers: all.replication_controllers.clone(),
+    };
+    let reconciler =
+        disruption::Disruption::new(client.clone(), all.budgets.clone(), all.pods.clone(), scales, &queue);
+    run(queue, 2, reconciler);
+}
+
+/// What keeps the cluster itself in order.
+fn cluster(client: &Client, config: ControllersConfig, all: Informers, run: Run<'_>) {
+    let queue = Queue::new("namespace-defaults");
+    let ca = config.root_ca_pem;
+    let reconciler = namespace_defaults::NamespaceDefaults::new(
+        client.clone(),
+        all.namespaces,
+        all.accounts,
+        all.root_cas,
+        ca,
+        &queue,
+    );
+    run(queue, 2, reconciler);
+    let queue = Queue::new("node-lifecycle");
+    let (nodes, pods) = (all.nodes.clone(), all.pods.clone());
+    let reconciler = node_lifecycle::NodeLifecycle::new(client.clone(), nodes, &all.node_leases, pods, &queue);
+    run(queue, 2, reconciler);
+    let queue = Queue::new("pod-gc");
+    let reconciler = pod_gc::PodGc::new(client.clone(), all.pods, all.nodes, &queue);
+    run(queue, 2, reconciler);
+    let queue = Queue::new("clusterrole-aggregation");
+    let reconciler = cluster_role::ClusterRoles::new(client.clone(), all.cluster_roles, &queue);
+    run(queue, 1, reconciler);
 }

@@ -3,9 +3,11 @@
 use std::sync::Arc;
 
 use dhow_client::{Client, DeleteParams, Error, Informer, Key, Outcome, Queue, Reconcile};
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::{Node, Pod, PodCondition};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::Timestamp;
 
-use crate::common::node_name;
+use crate::common::{is_finished, node_name};
 
 pub struct PodGc {
     client: Client,
@@ -29,6 +31,34 @@ impl PodGc {
     }
 }
 
+impl PodGc {
+    /// Lets a pod have ended, so that whoever holds it by a finalizer until then lets it go.
+    async fn end(&self, pod: &Pod) -> Result<(), Error> {
+        if is_finished(pod) {
+            return Ok(());
+        }
+        let mut changed = pod.clone();
+        let status = changed.status.get_or_insert_default();
+        status.phase = Some("Failed".into());
+        if node_name(pod).is_some() {
+            let conditions = status.conditions.get_or_insert_default();
+            conditions.retain(|condition| condition.type_ != "DisruptionTarget");
+            conditions.push(PodCondition {
+                type_: "DisruptionTarget".into(),
+                status: "True".into(),
+                reason: Some("DeletionByPodGC".into()),
+                message: Some("PodGC: node no longer exists".into()),
+                last_transition_time: Some(Time(Timestamp::now())),
+                ..PodCondition::default()
+            });
+        }
+        match self.client.update_status(&changed).await {
+            Err(error) if error.is_not_found() => Ok(()),
+            other => other.map(drop),
+        }
+    }
+}
+
 #[async_trait::async_trait]
 impl Reconcile for PodGc {
     fn name(&self) -> &'static str {
@@ -48,6 +78,7 @@ impl Reconcile for PodGc {
             },
         };
         if orphaned {
+            self.end(&pod).await?;
             let params =
                 DeleteParams { grace_period: Some(0), uid: pod.metadata.uid.clone(), ..DeleteParams::default() };
             match self.client.delete::<Pod>(key.namespace(), &key.name, &params).await {

@@ -1,25 +1,19 @@
 //! Keeps as many pods as a ReplicaSet asks for.
 
+use std::borrow::Cow;
 use std::cmp::{Ordering, Reverse};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dhow_client::{
-    Change, Client, DeleteParams, Error, EventRecorder, EventType, Informer, Key, Outcome, Patch, Queue, Reconcile,
-    controller_of, controller_reference, is_controlled_by, reference,
-};
-use futures::future::join_all;
+use dhow_client::{Client, Error, Informer, Key, Object, Outcome, Queue, Reconcile, controller_of};
 use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetCondition, ReplicaSetStatus};
 use k8s_openapi::api::core::v1::Pod;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, Time};
 use k8s_openapi::jiff::Timestamp;
-use serde_json::json;
 
-use crate::common::{
-    Expectations, available_in, in_ending_namespace, is_active, is_finished, is_ready, node_name, phase, ready_since,
-    selects,
-};
+use crate::common::{available_in, is_active, is_finished, is_ready, node_name, phase, ready_since};
+use crate::pods::{PodControl, claim, from_template};
 
 /// At most this many creations or deletions per reconciliation.
 const BURST: usize = 500;
@@ -134,144 +128,74 @@ fn replicas(set: &ReplicaSet) -> i32 {
     set.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1)
 }
 
-pub struct ReplicaSets {
-    client: Client,
-    recorder: EventRecorder,
-    sets: Informer<ReplicaSet>,
-    pods: Informer<Pod>,
-    expectations: Arc<Expectations>,
+/// What a ReplicaSet and its elder, the ReplicationController, have in common.
+pub trait Replicated: Object {
+    /// The controller's name, for the queue and as the source of events.
+    const CONTROLLER: (&'static str, &'static str);
+
+    fn as_set(&self) -> Cow<'_, ReplicaSet>;
+
+    fn with_status(&self, status: ReplicaSetStatus) -> Self;
 }
 
-impl ReplicaSets {
-    pub fn new(client: Client, sets: Informer<ReplicaSet>, pods: Informer<Pod>, queue: &Queue) -> Arc<Self> {
-        let recorder = EventRecorder::new(client.clone(), "replicaset-controller");
-        let expectations = Arc::new(Expectations::default());
+impl Replicated for ReplicaSet {
+    const CONTROLLER: (&'static str, &'static str) = ("replicaset", "replicaset-controller");
+
+    fn as_set(&self) -> Cow<'_, ReplicaSet> {
+        Cow::Borrowed(self)
+    }
+
+    fn with_status(&self, status: ReplicaSetStatus) -> Self {
+        Self { status: Some(status), ..self.clone() }
+    }
+}
+
+fn selector<K: Replicated>(owner: &K) -> Option<LabelSelector> {
+    owner.as_set().spec.as_ref().map(|spec| spec.selector.clone())
+}
+
+pub struct ReplicaSets<K> {
+    control: PodControl,
+    sets: Informer<K>,
+    pods: Informer<Pod>,
+}
+
+impl<K: Replicated> ReplicaSets<K> {
+    pub fn new(client: Client, sets: Informer<K>, pods: Informer<Pod>, queue: &Queue) -> Arc<Self> {
+        let control = PodControl::new(client, K::CONTROLLER.1);
         let to = queue.clone();
-        sets.on_change(move |change| to.add(Key::of(&change.object().metadata)));
-        let (to, seen, all) = (queue.clone(), expectations.clone(), sets.clone());
-        pods.on_change(move |change| on_pod(change, &to, &seen, &all));
-        Arc::new(Self { client, recorder, sets, pods, expectations })
+        sets.on_change(move |change| to.add(Key::of(change.object().metadata())));
+        control.watch(&pods, &sets, queue, selector::<K>);
+        Arc::new(Self { control, sets, pods })
     }
 
-    /// The pods of a set; adopts orphans that it selects and releases those that it no longer selects.
-    async fn claim(&self, set: &ReplicaSet) -> Result<Vec<Arc<Pod>>, Error> {
-        let Some(spec) = &set.spec else { return Ok(Vec::new()) };
-        let namespace = set.metadata.namespace.as_deref().unwrap_or_default();
-        let mut claimed = Vec::new();
-        for pod in self.pods.by_index("namespace", namespace) {
-            let selected = selects(&spec.selector, pod.metadata.labels.as_ref());
-            if is_controlled_by(&pod.metadata, set) {
-                if selected {
-                    claimed.push(pod);
-                } else if set.metadata.deletion_timestamp.is_none() {
-                    self.own(&pod, set, false).await?;
-                }
-            } else if selected
-                && is_active(&pod)
-                && controller_of(&pod.metadata).is_none()
-                && set.metadata.deletion_timestamp.is_none()
-            {
-                claimed.extend(self.own(&pod, set, true).await?.map(Arc::new));
+    async fn act(&self, key: &Key, owner: &K, set: &ReplicaSet, action: Action) -> Result<(), Error> {
+        match action {
+            Action::Create(number) => {
+                let template = set.spec.as_ref().and_then(|spec| spec.template.clone()).unwrap_or_default();
+                let pods = vec![from_template(owner, &template); number];
+                self.control.expect(key, number, &[]);
+                self.control.create(key, owner, &pods).await
+            }
+            Action::Delete(pods) => {
+                self.control.expect(key, 0, &pods);
+                self.control.delete(key, owner, &pods).await
             }
         }
-        Ok(claimed)
-    }
-
-    /// Adopts or releases a pod. A pod that is gone meanwhile is no error.
-    async fn own(&self, pod: &Pod, set: &ReplicaSet, adopt: bool) -> Result<Option<Pod>, Error> {
-        let uid = set.metadata.uid.as_deref().unwrap_or_default();
-        let mut owners = pod.metadata.owner_references.clone().unwrap_or_default();
-        owners.retain(|owner| owner.uid != uid);
-        if adopt {
-            owners.push(controller_reference(set));
-        }
-        let patch = json!({"metadata": {
-            "uid": pod.metadata.uid, "resourceVersion": pod.metadata.resource_version, "ownerReferences": owners,
-        }});
-        let name = pod.metadata.name.as_deref().unwrap_or_default();
-        match self.client.patch(pod.metadata.namespace.as_deref(), name, Patch::Merge(patch), None).await {
-            Err(error) if error.is_not_found() => Ok(None),
-            other => other.map(Some),
-        }
-    }
-
-    /// Creates pods in batches that double while all goes well, so that a failing template costs few calls.
-    async fn create(&self, key: &Key, set: &ReplicaSet, number: usize) -> Result<(), Error> {
-        self.expectations.expect(key, i64::try_from(number).unwrap_or(0), []);
-        let pod = new_pod(set);
-        let (mut left, mut batch) = (number, 1);
-        while left > 0 {
-            let size = batch.min(left);
-            let results = join_all((0..size).map(|_| self.client.create(&pod))).await;
-            left -= size;
-            batch *= 2;
-            let mut failure = None;
-            for result in results {
-                match result {
-                    Ok(pod) => {
-                        let name = pod.metadata.name.as_deref().unwrap_or_default();
-                        let message = format!("Created pod: {name}");
-                        self.recorder.event(reference(set), EventType::Normal, "SuccessfulCreate", &message);
-                    }
-                    Err(error) => {
-                        self.expectations.created(key);
-                        failure = Some(error);
-                    }
-                }
-            }
-            if let Some(error) = failure {
-                // What was not tried will not be seen either.
-                (0..left).for_each(|_| self.expectations.created(key));
-                if in_ending_namespace(&self.client, &error, key.namespace()).await {
-                    return Ok(());
-                }
-                let message = format!("Error creating: {error}");
-                self.recorder.event(reference(set), EventType::Warning, "FailedCreate", &message);
-                return Err(error);
-            }
-        }
-        Ok(())
-    }
-
-    async fn delete(&self, key: &Key, set: &ReplicaSet, pods: &[Arc<Pod>]) -> Result<(), Error> {
-        let uid = |pod: &Pod| pod.metadata.uid.clone().unwrap_or_default();
-        self.expectations.expect(key, 0, pods.iter().map(|pod| uid(pod)));
-        let results = join_all(pods.iter().map(|pod| async {
-            let name = pod.metadata.name.as_deref().unwrap_or_default();
-            let params = DeleteParams { uid: pod.metadata.uid.clone(), ..DeleteParams::default() };
-            let result = self.client.delete::<Pod>(pod.metadata.namespace.as_deref(), name, &params).await;
-            match result {
-                Ok(()) => {
-                    let message = format!("Deleted pod: {name}");
-                    self.recorder.event(reference(set), EventType::Normal, "SuccessfulDelete", &message);
-                    Ok(())
-                }
-                Err(error) => {
-                    self.expectations.deleted(key, &uid(pod));
-                    if error.is_not_found() || error.is_conflict() {
-                        return Ok(());
-                    }
-                    let message = format!("Error deleting: {error}");
-                    self.recorder.event(reference(set), EventType::Warning, "FailedDelete", &message);
-                    Err(error)
-                }
-            }
-        }))
-        .await;
-        results.into_iter().collect()
     }
 
     /// Pods of every set of the same owner, per node: where they crowd, one goes first.
-    fn crowd(&self, set: &ReplicaSet) -> HashMap<String, usize> {
-        let owner = controller_of(&set.metadata).map(|owner| owner.uid.clone());
+    fn crowd(&self, set: &K) -> HashMap<String, usize> {
+        let owner = controller_of(set.metadata()).map(|owner| owner.uid.clone());
         let mut crowd = HashMap::new();
-        for other in self.sets.list() {
-            let related = other.metadata.uid == set.metadata.uid
-                || (owner.is_some() && controller_of(&other.metadata).map(|other| &other.uid) == owner.as_ref());
+        for other in self.sets.by_index("namespace", set.metadata().namespace.as_deref().unwrap_or_default()) {
+            let other = other.metadata();
+            let related = other.uid == set.metadata().uid
+                || (owner.is_some() && controller_of(other).map(|other| &other.uid) == owner.as_ref());
             if !related {
                 continue;
             }
-            for pod in self.pods.by_index("controller", other.metadata.uid.as_deref().unwrap_or_default()) {
+            for pod in self.pods.by_index("controller", other.uid.as_deref().unwrap_or_default()) {
                 if let Some(node) = node_name(&pod).filter(|_| is_active(&pod)) {
                     *crowd.entry(node.to_owned()).or_insert(0) += 1;
                 }
@@ -282,37 +206,38 @@ impl ReplicaSets {
 }
 
 #[async_trait::async_trait]
-impl Reconcile for ReplicaSets {
+impl<K: Replicated> Reconcile for ReplicaSets<K> {
     fn name(&self) -> &'static str {
-        "replicaset"
+        K::CONTROLLER.0
     }
 
     async fn reconcile(&self, key: &Key) -> Result<Outcome, Error> {
-        let Some(set) = self.sets.get(key) else {
-            self.expectations.forget(key);
+        let Some(object) = self.sets.get(key) else {
+            self.control.expectations.forget(key);
             return Ok(Outcome::Done);
         };
-        let settled = self.expectations.satisfied(key);
-        let claimed = self.claim(&set).await?;
+        let set = object.as_set();
+        let Some(spec) = &set.spec else { return Ok(Outcome::Done) };
+        let settled = self.control.expectations.satisfied(key);
+        let pods = self.pods.by_index("namespace", key.namespace().unwrap_or_default());
+        let claimed = claim(&self.control.client, &*object, &spec.selector, pods, is_active).await?;
         let active: Vec<_> = claimed.iter().filter(|pod| is_active(pod)).cloned().collect();
         let going = claimed.iter().filter(|pod| pod.metadata.deletion_timestamp.is_some() && !is_finished(pod)).count();
         let mut result = Ok(());
         let mut failure = None;
-        if settled && set.metadata.deletion_timestamp.is_none() {
-            let wanted = plan(&set, &active, &self.crowd(&set));
-            let (reason, done) = match &wanted {
-                Some(Action::Create(number)) => ("FailedCreate", self.create(key, &set, *number).await),
-                Some(Action::Delete(pods)) => ("FailedDelete", self.delete(key, &set, pods).await),
-                None => ("", Ok(())),
-            };
-            failure = done.as_ref().err().map(|error| (reason, error.to_string()));
-            result = done;
+        if settled
+            && set.metadata.deletion_timestamp.is_none()
+            && let Some(action) = plan(&set, &active, &self.crowd(&object))
+        {
+            let reason = if matches!(action, Action::Create(_)) { "FailedCreate" } else { "FailedDelete" };
+            result = self.act(key, &object, &set, action).await;
+            failure = result.as_ref().err().map(|error| (reason, error.to_string()));
         }
         let (status, wait) = status(&set, &active, going, failure, Timestamp::now());
-        if set.status.as_ref() != Some(&status) {
-            let mut changed = ReplicaSet::clone(&set);
-            changed.status = Some(status);
-            match self.client.update_status(&changed).await {
+        let changed = object.with_status(status);
+        // Compared as the kind keeps it: an elder one does not count what terminates.
+        if set.status != changed.as_set().status {
+            match self.control.client.update_status(&changed).await {
                 Err(error) if error.is_not_found() => {}
                 other => drop(other?),
             }
@@ -322,62 +247,11 @@ impl Reconcile for ReplicaSets {
     }
 }
 
-fn new_pod(set: &ReplicaSet) -> Pod {
-    let template = set.spec.as_ref().and_then(|spec| spec.template.clone()).unwrap_or_default();
-    let given = template.metadata.unwrap_or_default();
-    Pod {
-        metadata: ObjectMeta {
-            generate_name: Some(format!("{}-", set.metadata.name.as_deref().unwrap_or_default())),
-            namespace: set.metadata.namespace.clone(),
-            labels: given.labels,
-            annotations: given.annotations,
-            finalizers: given.finalizers,
-            owner_references: Some(vec![controller_reference(set)]),
-            ..ObjectMeta::default()
-        },
-        spec: template.spec,
-        status: None,
-    }
-}
-
-/// The key of the ReplicaSet that manages a pod.
-fn owner(pod: &Pod) -> Option<Key> {
-    let owner = controller_of(&pod.metadata).filter(|owner| owner.kind == "ReplicaSet")?;
-    Some(Key::new(pod.metadata.namespace.as_deref(), &owner.name))
-}
-
-fn on_pod(change: &Change<Pod>, queue: &Queue, expectations: &Expectations, sets: &Informer<ReplicaSet>) {
-    let pod = change.object();
-    if let Change::Updated { old, .. } = change
-        && let Some(before) = owner(old).filter(|before| Some(before) != owner(pod).as_ref())
-    {
-        queue.add(before);
-    }
-    let Some(key) = owner(pod) else {
-        // An orphan: whoever selects it may adopt it.
-        for set in sets.by_index("namespace", pod.metadata.namespace.as_deref().unwrap_or_default()) {
-            if set.spec.as_ref().is_some_and(|spec| selects(&spec.selector, pod.metadata.labels.as_ref())) {
-                queue.add(Key::of(&set.metadata));
-            }
-        }
-        return;
-    };
-    match change {
-        Change::Added(_) => expectations.created(&key),
-        Change::Updated { .. } => {}
-        Change::Deleted(_) => {}
-    }
-    if matches!(change, Change::Deleted(_)) || pod.metadata.deletion_timestamp.is_some() {
-        expectations.deleted(&key, pod.metadata.uid.as_deref().unwrap_or_default());
-    }
-    queue.add(key);
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use serde_json::Value;
+    use serde_json::{Value, json};
 
     fn set(replicas: i32) -> ReplicaSet {
         serde_json::from_value(json!({

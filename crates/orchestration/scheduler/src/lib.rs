@@ -1,12 +1,12 @@
 //! Places pods on nodes: a pure decision over a snapshot, and a thin loop around it.
 
-mod affinity;
+pub mod affinity;
 mod engine;
 mod place;
 pub mod resources;
 mod run;
 mod snapshot;
-mod taints;
+pub mod taints;
 mod topology;
 
 pub use engine::{Engine, Outcome};

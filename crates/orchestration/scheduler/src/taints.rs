@@ -38,6 +38,11 @@ pub fn blocking<'a>(spec: &'a PodSpec, node: &'a Node) -> Option<&'a Taint> {
     untolerated(spec, node, &["NoSchedule", "NoExecute"]).next()
 }
 
+/// The first taint that drives the pod away where it runs.
+pub fn evicting<'a>(spec: &'a PodSpec, node: &'a Node) -> Option<&'a Taint> {
+    untolerated(spec, node, &["NoExecute"]).next()
+}
+
 /// How many taints would rather not have the pod.
 pub fn discouraging(spec: &PodSpec, node: &Node) -> i64 {
     untolerated(spec, node, &["PreferNoSchedule"]).count() as i64

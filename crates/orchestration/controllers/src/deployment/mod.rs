@@ -17,6 +17,7 @@ use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::common::{Labels, in_ending_namespace, is_finished, selects, template_hash};
+use crate::pods::claim;
 use plan::{Action, DESIRED, HASH, MAX, REVISION, REVISION_HISTORY, Snapshot, name, replicas, same_template, surge};
 
 pub struct Deployments {
@@ -68,38 +69,6 @@ impl Deployments {
             }
         });
         Arc::new(Self { client, recorder, deployments, sets, pods })
-    }
-
-    /// The deployment's sets; orphans that it selects are adopted, and the event that follows comes back here.
-    async fn claim(&self, deployment: &Deployment) -> Result<Vec<Arc<ReplicaSet>>, Error> {
-        let Some(spec) = &deployment.spec else { return Ok(Vec::new()) };
-        let mut owned = Vec::new();
-        for set in self.sets.by_index("namespace", deployment.metadata.namespace.as_deref().unwrap_or_default()) {
-            let selected = selects(&spec.selector, set.metadata.labels.as_ref());
-            if is_controlled_by(&set.metadata, deployment) {
-                if selected {
-                    owned.push(set);
-                } else {
-                    self.own(&set, deployment, false).await?;
-                }
-            } else if selected
-                && controller_of(&set.metadata).is_none()
-                && set.metadata.deletion_timestamp.is_none()
-                && deployment.metadata.deletion_timestamp.is_none()
-            {
-                owned.push(Arc::new(self.own(&set, deployment, true).await?));
-            }
-        }
-        Ok(owned)
-    }
-
-    async fn own(&self, set: &ReplicaSet, deployment: &Deployment, adopt: bool) -> Result<ReplicaSet, Error> {
-        let mut owners = set.metadata.owner_references.clone().unwrap_or_default();
-        owners.retain(|owner| Some(&owner.uid) != deployment.metadata.uid.as_ref());
-        if adopt {
-            owners.push(controller_reference(deployment));
-        }
-        self.patch(set, json!({"metadata": {"ownerReferences": owners}})).await
     }
 
     /// Changes a set unless it moved on meanwhile.
@@ -200,7 +169,9 @@ impl Reconcile for Deployments {
 
     async fn reconcile(&self, key: &Key) -> Result<Outcome, Error> {
         let Some(deployment) = self.deployments.get(key) else { return Ok(Outcome::Done) };
-        let sets = self.claim(&deployment).await?;
+        let Some(spec) = &deployment.spec else { return Ok(Outcome::Done) };
+        let sets = self.sets.by_index("namespace", key.namespace().unwrap_or_default());
+        let sets = claim(&self.client, &*deployment, &spec.selector, sets, |_| true).await?;
         let old_pods = sets
             .iter()
             .filter(|set| !same_template(&deployment, set))

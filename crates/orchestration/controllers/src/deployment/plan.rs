@@ -7,8 +7,9 @@ use std::time::Duration;
 use k8s_openapi::api::apps::v1::{Deployment, DeploymentCondition, DeploymentStatus, ReplicaSet};
 use k8s_openapi::api::core::v1::PodTemplateSpec;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use k8s_openapi::jiff::Timestamp;
+
+use crate::common::portion;
 
 pub const REVISION: &str = "deployment.kubernetes.io/revision";
 pub const REVISION_HISTORY: &str = "deployment.kubernetes.io/revision-history";
@@ -455,19 +456,6 @@ fn recreates(deployment: &Deployment) -> bool {
     strategy.and_then(|strategy| strategy.type_.as_deref()) == Some("Recreate")
 }
 
-/// A number, or a percentage of the replicas.
-fn portion(value: Option<&IntOrString>, of: i32, round_up: bool) -> i32 {
-    match value {
-        Some(IntOrString::Int(number)) => *number,
-        Some(IntOrString::String(text)) => {
-            let percent: i64 = text.trim_end_matches('%').parse().unwrap_or(0);
-            let scaled = percent * i64::from(of) + if round_up { 99 } else { 0 };
-            i32::try_from(scaled / 100).unwrap_or(i32::MAX)
-        }
-        None => portion(Some(&IntOrString::String("25%".into())), of, round_up),
-    }
-}
-
 /// Surge and unavailability; both zero would never move, so then one may be unavailable.
 pub fn bounds(deployment: &Deployment) -> (i32, i32) {
     if recreates(deployment) {
@@ -476,8 +464,9 @@ pub fn bounds(deployment: &Deployment) -> (i32, i32) {
     let strategy = deployment.spec.as_ref().and_then(|spec| spec.strategy.as_ref());
     let rolling = strategy.and_then(|strategy| strategy.rolling_update.as_ref());
     let wanted = replicas(deployment);
-    let surge = portion(rolling.and_then(|rolling| rolling.max_surge.as_ref()), wanted, true);
-    let unavailable = portion(rolling.and_then(|rolling| rolling.max_unavailable.as_ref()), wanted, false);
+    let surge = portion(rolling.and_then(|rolling| rolling.max_surge.as_ref()), "25%", wanted, true);
+    let unavailable =
+        portion(rolling.and_then(|rolling| rolling.max_unavailable.as_ref()), "25%", wanted, false);
     (surge, if surge == 0 && unavailable == 0 { 1 } else { unavailable.min(wanted) })
 }
 
