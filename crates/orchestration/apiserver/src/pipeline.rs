@@ -2,7 +2,7 @@
 //!
 //! 1. parse        what is asked, from method and URI (`info`)
 //! 2. authenticate who asks (`authenticate`)
-//! 3. authorise    may they (`rbac`); only then does a `Request<Authorized>` exist
+//! 3. authorise    may they (`node_authorizer`, then `rbac`); only then does a `Request<Authorized>` exist
 //! 4. dispatch     streams branch off here (`stream`), non-resource paths too (`paths`)
 //! 5. decode       options and body to a tree (`options`, `body`)
 //! 6. default, mutating admission, validate, validating admission, store: per verb (`read`, `watch`, `write`, `delete`,
@@ -22,7 +22,7 @@ use crate::encode::Warnings;
 use crate::identity::{Peer, UserInfo};
 use crate::info::{RequestInfo, ResourceTarget, Target};
 use crate::metrics::Labels;
-use crate::rbac::Attributes;
+use crate::rbac::{Attributes, Selected};
 use crate::{
     ApiServer, admission, authenticate, compress, delete, encode, options, paths, read, stream, subresource, watch,
     write,
@@ -83,7 +83,7 @@ async fn run(
 ) -> Result<Response<Body>, Status> {
     let (parts, body) = request.into_parts();
     let user = authenticate::user(server, &peer, &parts.headers).await?;
-    server.authorizer.check(&user, &Attributes::of(&info))?;
+    server.authorizer.check_selected(&user, &Attributes::of(&info), &Selected::of(&info))?;
     let target = match &info.target {
         Target::Path(path) => return paths::answer(server, path, &info.query, &parts.headers, accept).await,
         Target::Resource(target) => target.clone(),
