@@ -1,7 +1,8 @@
 //! What is configured about identity and access; the defaults need no configuration.
 
-use crate::ApiServer;
+use crate::oidc::{Anonymous, AuthenticationConfig, Issuers};
 use crate::tokens::AUDIENCE;
+use crate::{ApiServer, Error};
 
 /// Everything beyond the cluster's own keys that decides who may do what.
 #[derive(Default)]
@@ -16,6 +17,29 @@ pub struct AccessConfig {
     pub longest_token: Option<i64>,
     /// The cluster's CA, for Secrets of type `kubernetes.io/service-account-token`.
     pub root_ca_pem: String,
+    /// Other issuers of tokens, and who is anonymous.
+    pub authentication: Option<AuthenticationConfig>,
+}
+
+impl AccessConfig {
+    pub fn anonymous(&self) -> Anonymous {
+        self.authentication.as_ref().map(|config| config.anonymous.clone()).unwrap_or_default()
+    }
+
+    /// The issuers named in the configuration. None of them may have the cluster's own name.
+    pub fn issuers(&self) -> Result<Option<Issuers>, Error> {
+        let Some(config) = self.authentication.as_ref().filter(|config| !config.jwt.is_empty()) else {
+            return Ok(None);
+        };
+        let issuers = Issuers::new(config);
+        let own = self.issuer.as_deref().unwrap_or(AUDIENCE);
+        if issuers.urls().any(|url| url == own) {
+            return Err(Error::Configuration(format!(
+                "authentication configuration: {own:?} is the issuer of service-account tokens and cannot be another's"
+            )));
+        }
+        Ok(Some(issuers))
+    }
 }
 
 impl ApiServer {

@@ -8,7 +8,7 @@ use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
 use crate::identity::{self, Peer, UserInfo};
 use crate::object::Stored;
-use crate::tokens::{Claims, LegacyClaims, NamedUid, Presented};
+use crate::tokens::{Claims, LegacyClaims, NamedUid, Presented, claimed_issuer};
 use crate::{ApiServer, bootstrap_token, impersonate};
 
 /// How long after its deletion was asked for an object still vouches for tokens, as upstream gives it.
@@ -16,19 +16,28 @@ const LEEWAY: SignedDuration = SignedDuration::from_secs(60);
 /// A legacy token's Secret that carries this label is out of use.
 const INVALID_SINCE: &str = "kubernetes.io/legacy-token-invalid-since";
 
-/// The caller, or whom the caller may act as.
-pub async fn user(server: &ApiServer, peer: &Peer, headers: &HeaderMap) -> Result<Arc<UserInfo>, Status> {
-    let caller = match peer {
+/// Who makes a request, and as whom: the same, unless somebody else is impersonated.
+#[derive(Debug, Clone)]
+pub struct Caller {
+    pub proven: Arc<UserInfo>,
+    pub acting: Arc<UserInfo>,
+}
+
+/// The caller of a request for a path.
+pub async fn caller(server: &ApiServer, peer: &Peer, path: &str, headers: &HeaderMap) -> Result<Caller, Status> {
+    let proven = match peer {
         Peer::Process(user) | Peer::Certificate(user) => user.clone(),
         Peer::Unproven => match identity::bearer(headers) {
             Some(token) => token_user(server, &token, &[]).await.map(|(user, _)| Arc::new(user))?,
-            None => Arc::new(UserInfo::anonymous()),
+            None if server.access.anonymous().allows(path) => Arc::new(UserInfo::anonymous()),
+            None => return Err(Status::unauthorized()),
         },
     };
-    match impersonate::wanted(headers)? {
-        Some(wanted) => impersonate::become_user(&server.authorizer, &caller, wanted).map(Arc::new),
-        None => Ok(caller),
-    }
+    let acting = match impersonate::wanted(headers)? {
+        Some(wanted) => impersonate::become_user(&server.authorizer, &proven, wanted).map(Arc::new)?,
+        None => proven.clone(),
+    };
+    Ok(Caller { proven, acting })
 }
 
 /// The user of a token, and for which of the wanted audiences it is. None wanted means the API server's own.
@@ -58,7 +67,11 @@ pub async fn token_user(
             }
         };
     }
-    Err(Status::unauthorized())
+    let (Some(issuers), Some(from)) = (&server.issuers, claimed_issuer(token)) else {
+        return Err(Status::unauthorized());
+    };
+    let common = implicit()?;
+    Ok((issuers.user(token, &from).await?, common))
 }
 
 /// The user of a token whose account, and the object it is bound to, still exist.

@@ -27,6 +27,7 @@ mod legacy_tokens;
 mod metrics;
 mod node_authorizer;
 mod object;
+mod oidc;
 mod options;
 mod paths;
 mod pipeline;
@@ -57,6 +58,7 @@ pub use access::AccessConfig;
 pub use allocate::ServiceRange;
 pub use error::Error;
 pub use identity::UserInfo;
+pub use oidc::AuthenticationConfig;
 pub use store::SENSITIVE;
 
 /// What the server is told once, at start.
@@ -86,6 +88,7 @@ pub struct ApiServer {
     allocator: allocate::Allocator,
     tokens: tokens::Tokens,
     access: AccessConfig,
+    issuers: Option<oidc::Issuers>,
     /// Where clients inside the cluster find this server.
     advertise: SocketAddr,
     node_tls: TlsConnector,
@@ -105,6 +108,7 @@ impl ApiServer {
             authorizer: rbac::Authorizer::new(cache),
             allocator,
             tokens: tokens::Tokens::new(&config.sa_key, access.issuer.as_deref(), &access.verification_keys)?,
+            issuers: access.issuers()?,
             access,
             advertise: config.advertise,
             node_tls: TlsConnector::from(config.node_tls.clone()),

@@ -82,7 +82,8 @@ async fn run(
     warnings: Warnings,
 ) -> Result<Response<Body>, Status> {
     let (parts, body) = request.into_parts();
-    let user = authenticate::user(server, &peer, &parts.headers).await?;
+    let caller = authenticate::caller(server, &peer, parts.uri.path(), &parts.headers).await?;
+    let user = caller.acting;
     server.authorizer.check_selected(&user, &Attributes::of(&info), &Selected::of(&info))?;
     let target = match &info.target {
         Target::Path(path) => return paths::answer(server, path, &info.query, &parts.headers, accept).await,
@@ -124,7 +125,7 @@ pub async fn authorize_stream(
     if !stream::is_streaming(target) {
         return Ok(None);
     }
-    let user = authenticate::user(server, peer, headers).await?;
+    let user = authenticate::caller(server, peer, uri.path(), headers).await?.acting;
     let mut attributes = Attributes::of(&info);
     if let Attributes::Resource { verb, .. } = &mut attributes
         && stream::is_session(target)

@@ -129,6 +129,15 @@ impl Cluster {
         if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
     }
 
+    /// The status of a GET by somebody who proves nothing.
+    pub async fn curl(&self, path: &str, args: &[&str]) -> String {
+        let mut command = Command::new("curl");
+        command.args(["-s", "-o", "/dev/null", "-w", "%{http_code}", "--noproxy", "*", "--cacert"]);
+        command.arg(self.folder.path().join("ca.pem")).args(args).arg(format!("{}{path}", self.url));
+        let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    }
+
     /// What kubectl says on both outputs.
     pub async fn run_both(&self, user: &str, args: &[&str]) -> String {
         let mut command = Command::new("kubectl");
