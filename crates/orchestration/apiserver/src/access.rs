@@ -1,5 +1,6 @@
 //! What is configured about identity and access; the defaults need no configuration.
 
+use crate::audit::AuditConfig;
 use crate::oidc::{Anonymous, AuthenticationConfig, Issuers};
 use crate::tokens::AUDIENCE;
 use crate::{ApiServer, Error};
@@ -19,6 +20,8 @@ pub struct AccessConfig {
     pub root_ca_pem: String,
     /// Other issuers of tokens, and who is anonymous.
     pub authentication: Option<AuthenticationConfig>,
+    /// What is recorded of requests, and where.
+    pub audit: Option<AuditConfig>,
 }
 
 impl AccessConfig {

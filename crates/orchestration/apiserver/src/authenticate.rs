@@ -23,21 +23,25 @@ pub struct Caller {
     pub acting: Arc<UserInfo>,
 }
 
-/// The caller of a request for a path.
-pub async fn caller(server: &ApiServer, peer: &Peer, path: &str, headers: &HeaderMap) -> Result<Caller, Status> {
-    let proven = match peer {
-        Peer::Process(user) | Peer::Certificate(user) => user.clone(),
+/// Who makes a request for a path.
+pub async fn prove(server: &ApiServer, peer: &Peer, path: &str, headers: &HeaderMap) -> Result<Arc<UserInfo>, Status> {
+    match peer {
+        Peer::Process(user) | Peer::Certificate(user) => Ok(user.clone()),
         Peer::Unproven => match identity::bearer(headers) {
-            Some(token) => token_user(server, &token, &[]).await.map(|(user, _)| Arc::new(user))?,
-            None if server.access.anonymous().allows(path) => Arc::new(UserInfo::anonymous()),
-            None => return Err(Status::unauthorized()),
+            Some(token) => token_user(server, &token, &[]).await.map(|(user, _)| Arc::new(user)),
+            None if server.access.anonymous().allows(path) => Ok(Arc::new(UserInfo::anonymous())),
+            None => Err(Status::unauthorized()),
         },
-    };
+    }
+}
+
+/// As whom a request is made, if its maker may.
+pub fn act(server: &ApiServer, proven: &Arc<UserInfo>, headers: &HeaderMap) -> Result<Caller, Status> {
     let acting = match impersonate::wanted(headers)? {
-        Some(wanted) => impersonate::become_user(&server.authorizer, &proven, wanted).map(Arc::new)?,
+        Some(wanted) => impersonate::become_user(&server.authorizer, proven, wanted).map(Arc::new)?,
         None => proven.clone(),
     };
-    Ok(Caller { proven, acting })
+    Ok(Caller { proven: proven.clone(), acting })
 }
 
 /// The user of a token, and for which of the wanted audiences it is. None wanted means the API server's own.

@@ -6,6 +6,7 @@ mod access;
 mod admission;
 mod allocate;
 mod approver;
+mod audit;
 mod authenticate;
 mod backup;
 mod body;
@@ -56,6 +57,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use access::AccessConfig;
 pub use allocate::ServiceRange;
+pub use audit::{AuditConfig, AuditFile, Policy as AuditPolicy};
 pub use error::Error;
 pub use identity::UserInfo;
 pub use oidc::AuthenticationConfig;
@@ -89,6 +91,7 @@ pub struct ApiServer {
     tokens: tokens::Tokens,
     access: AccessConfig,
     issuers: Option<oidc::Issuers>,
+    audit: Option<Arc<audit::Log>>,
     /// Where clients inside the cluster find this server.
     advertise: SocketAddr,
     node_tls: TlsConnector,
@@ -100,7 +103,9 @@ pub struct ApiServer {
 impl ApiServer {
     /// Loads the state, and creates the objects every cluster has. Does not listen yet.
     pub async fn new(kv: Arc<dyn Kv>, mut config: Config, shutdown: CancellationToken) -> Result<Arc<Self>, Error> {
-        let access = std::mem::take(&mut config.access);
+        let mut access = std::mem::take(&mut config.access);
+        let metrics = metrics::Metrics::new();
+        let audit = access.audit.take().map(|audit| audit::Log::open(audit, &metrics)).transpose()?;
         let cache = cache::Cache::start(kv.clone(), shutdown.clone()).await?;
         let allocator = allocate::Allocator::new(cache.clone(), config.service_range, config.node_ports.clone());
         let server = Arc::new(Self {
@@ -109,11 +114,12 @@ impl ApiServer {
             allocator,
             tokens: tokens::Tokens::new(&config.sa_key, access.issuer.as_deref(), &access.verification_keys)?,
             issuers: access.issuers()?,
+            audit,
             access,
             advertise: config.advertise,
             node_tls: TlsConnector::from(config.node_tls.clone()),
             backup: config.backup.clone(),
-            metrics: metrics::Metrics::new(),
+            metrics,
             shutdown,
         });
         bootstrap::ensure(&server, &config).await.map_err(Error::Bootstrap)?;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
-use dhow_apiserver::{AccessConfig, AuthenticationConfig};
+use dhow_apiserver::{AccessConfig, AuditConfig, AuditFile, AuditPolicy, AuthenticationConfig};
 use dhow_base::pki::{ClusterCa, SaKey};
 use dhow_base::tls;
 use harness::Cluster;
@@ -185,5 +185,150 @@ async fn tokens_of_other_issuers_are_believed() {
     ] {
         let error = AuthenticationConfig::parse(&text.replace(change, with)).unwrap_err().to_string();
         assert!(error.contains(why), "{error}");
+    }
+}
+
+const POLICY: &str = "
+apiVersion: audit.k8s.io/v1
+kind: Policy
+omitStages: [RequestReceived]
+omitManagedFields: true
+rules:
+- level: None
+  users: [quiet]
+- level: None
+  nonResourceURLs: ['/healthz*', /version]
+- level: Metadata
+  resources: [{resources: [secrets, serviceaccounts/token]}]
+- level: Request
+  verbs: [delete]
+  namespaces: [default]
+- level: RequestResponse
+  resources: [{resources: [configmaps]}]
+- level: Metadata
+  omitStages: []
+  resources: [{resources: [namespaces], resourceNames: [default]}]
+- level: Metadata
+  userGroups: ['system:unauthenticated']
+";
+
+/// The events in an audit log for which `wanted` holds, once there are enough of them.
+async fn events(path: &std::path::Path, enough: usize, wanted: impl Fn(&Value) -> bool) -> Vec<Value> {
+    for _ in 0..200 {
+        let text = std::fs::read_to_string(path).unwrap();
+        let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
+        let found: Vec<Value> =
+            whole.lines().map(|line| serde_json::from_str(line).unwrap()).filter(|event| wanted(event)).collect();
+        if found.len() >= enough {
+            return found;
+        }
+        // The log is a file that another thread writes; nothing tells of it.
+        tokio::time::sleep(std::time::Duration::from_millis(25)).await;
+    }
+    panic!("no such events in {}", std::fs::read_to_string(path).unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_policy_wants_is_recorded() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("audit.log");
+    let audit = AuditConfig { policy: AuditPolicy::parse(POLICY).unwrap(), file: AuditFile::new(&path) };
+    let cluster = Cluster::start_with(AccessConfig { audit: Some(audit), ..AccessConfig::default() }).await;
+    cluster.kubeconfig("quiet", "quiet", &["system:masters"]);
+    cluster.run("quiet", &["-n", "kube-system", "create", "configmap", "unseen"], "").await.unwrap();
+    cluster.kubectl(&["create", "secret", "generic", "s", "--from-literal=password=hidden"]).await;
+    cluster.kubectl(&["create", "configmap", "c", "--from-literal=a=b", "--as=ann", "--as-group=system:masters"]).await;
+    cluster.run("admin", &["get", "configmap", "absent"], "").await.unwrap_err();
+    cluster.kubeconfig("jane", "jane", &[]);
+    cluster.run("jane", &["get", "configmap", "c"], "").await.unwrap_err();
+    cluster.kubectl(&["delete", "configmap", "c"]).await;
+    cluster.kubectl(&["get", "--raw", "/healthz"]).await;
+    assert_eq!(cluster.curl("/api/v1/pods", &["-H", "x-forwarded-for: 192.0.2.7"]).await, "403");
+    assert_eq!(
+        cluster.curl("/api/v1/namespaces/default/configmaps", &["-H", "authorization: Bearer x.y.z"]).await,
+        "401"
+    );
+    let watch = ["get", "configmaps", "--watch", "--request-timeout=1s"];
+    let _ = cluster.run("admin", &watch, "").await;
+
+    let of = |verb: &'static str, resource: &'static str| {
+        move |event: &Value| event["verb"] == verb && event["objectRef"]["resource"] == resource
+    };
+    let event = events(&path, 1, of("create", "secrets")).await.remove(0);
+    assert_eq!((&event["level"], &event["stage"]), (&json!("Metadata"), &json!("ResponseComplete")));
+    assert_eq!((&event["user"]["username"], &event["responseStatus"]["code"]), (&json!("system:admin"), &json!(201)));
+    assert!(event["userAgent"].as_str().unwrap().starts_with("kubectl"), "{event}");
+    assert_eq!((&event["kind"], &event["sourceIPs"]), (&json!("Event"), &json!(["127.0.0.1"])));
+    assert_eq!(event["annotations"]["authorization.k8s.io/decision"], "allow");
+    let hidden = base64::Engine::encode(&base64::prelude::BASE64_STANDARD, "hidden");
+    let text = std::fs::read_to_string(&path).unwrap();
+    assert!(
+        !text.contains("hidden") && !text.contains(&hidden) && !text.contains("unseen") && !text.contains("/healthz")
+    );
+
+    let event = events(&path, 1, of("create", "configmaps")).await.remove(0);
+    assert_eq!(event["impersonatedUser"]["username"], "ann");
+    assert_eq!(
+        (&event["requestObject"]["data"]["a"], &event["responseObject"]["data"]["a"]),
+        (&json!("b"), &json!("b"))
+    );
+    assert!(event["responseObject"]["metadata"]["uid"].is_string(), "{event}");
+    assert!(event["responseObject"]["metadata"]["managedFields"].is_null(), "{event}");
+    assert_eq!((&event["objectRef"]["name"], &event["objectRef"]["namespace"]), (&json!("c"), &json!("default")));
+
+    let failed = events(&path, 3, of("get", "configmaps")).await;
+    let with_code = |code: i64| failed.iter().find(|event| event["responseStatus"]["code"] == code).unwrap();
+    assert_eq!(with_code(404)["responseStatus"]["reason"], "NotFound");
+    assert_eq!(with_code(403)["annotations"]["authorization.k8s.io/decision"], "forbid");
+    let event = events(&path, 1, of("delete", "configmaps")).await.remove(0);
+    assert_eq!((&event["level"], event["responseObject"].is_null()), (&json!("Request"), true));
+    assert!(event["requestObject"].is_object(), "{event}");
+
+    let event = events(&path, 1, |event| event["user"]["username"] == "system:anonymous").await.remove(0);
+    assert_eq!(event["sourceIPs"], json!(["192.0.2.7", "127.0.0.1"]));
+    let event = events(&path, 1, |event| event["responseStatus"]["code"] == 401).await.remove(0);
+    assert_eq!((&event["user"], &event["stage"]), (&json!({}), &json!("ResponseStarted")));
+    let watched = events(&path, 2, of("watch", "configmaps")).await;
+    let stages: Vec<&Value> = watched.iter().map(|event| &event["stage"]).collect();
+    assert_eq!(stages, ["ResponseStarted", "ResponseComplete"]);
+    let metrics = cluster.kubectl(&["get", "--raw", "/metrics"]).await;
+    assert!(metrics.contains("apiserver_audit_error_total{plugin=\"log\"} 0"), "{metrics}");
+
+    for (change, with, why) in [
+        ("level: None", "level: All", "All"),
+        ("audit.k8s.io/v1", "audit.k8s.io/v2", "cannot read Policy of audit.k8s.io/v2"),
+        ("'/healthz*'", "'/a*b'", "is no path"),
+        ("userGroups", "groups", "groups"),
+    ] {
+        let error = AuditPolicy::parse(&POLICY.replace(change, with)).unwrap_err().to_string();
+        assert!(error.contains(why), "{error}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_audit_log_is_rotated() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("audit.log");
+    std::fs::write(folder.path().join("audit-notes.log"), "not ours").unwrap();
+    let policy = AuditPolicy::parse("{apiVersion: audit.k8s.io/v1, kind: Policy, rules: [{level: Metadata}]}").unwrap();
+    let file = AuditFile { path: path.clone(), largest: 2000, kept: 2 };
+    let audit = Some(AuditConfig { policy, file });
+    let cluster = Cluster::start_with(AccessConfig { audit, ..AccessConfig::default() }).await;
+    for i in 0..20 {
+        let body = json!({"metadata": {"name": format!("c{i}")}});
+        cluster.json("POST", "/api/v1/namespaces/default/configmaps", "application/json", &body).await;
+    }
+    cluster.kubectl(&["get", "configmap", "c0"]).await;
+    events(&path, 1, |event| event["objectRef"]["name"] == "c0" && event["stage"] == "ResponseComplete").await;
+    let mut names: Vec<String> = std::fs::read_dir(folder.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    assert_eq!((names.len(), names[2].as_str(), names[3].as_str()), (4, "audit-notes.log", "audit.log"), "{names:?}");
+    for name in names.iter().filter(|name| *name != "audit-notes.log") {
+        let text = std::fs::read_to_string(folder.path().join(name)).unwrap();
+        assert!(text.len() <= 2000, "{name}: {}", text.len());
+        text.lines().for_each(|line| drop(serde_json::from_str::<Value>(line).unwrap()));
     }
 }
