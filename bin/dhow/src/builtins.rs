@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow};
-use dhow_apiserver::{ApiServer, ServiceRange, UserInfo};
+use dhow_apiserver::{AccessConfig, ApiServer, ServiceRange, UserInfo};
 use dhow_base::pki::SaKey;
 use dhow_client::Client;
 use dhow_controllers::ControllersConfig;
@@ -220,6 +220,7 @@ async fn start_api(
         sa_key,
         node_tls: Arc::clone(&keys.to_nodes),
         backup: store.backup,
+        access: AccessConfig { root_ca_pem: keys.ca.cert_pem().to_owned(), ..AccessConfig::default() },
     };
     let server = ApiServer::new(store.kv, config, shutdown.clone()).await.context("start the API server")?;
     let serving = Arc::clone(&server).serve(listener, Arc::clone(&keys.api_tls), shutdown.clone());
@@ -236,7 +237,7 @@ fn start_controllers(server: &Arc<ApiServer>, keys: &Keys, shutdown: &Cancellati
     parts.spawn(part("scheduler", dhow_scheduler::run(client, SchedulerConfig::default(), shutdown.clone())));
 }
 
-/// As whom the parts on a node call the API.
+/// As whom the node's agent calls the API.
 fn node_client(place: &Place, server: &Arc<ApiServer>) -> Client {
     server.client(UserInfo::new(&format!("system:node:{}", place.node_name), &["system:nodes"]))
 }
@@ -249,8 +250,8 @@ fn start_network(
     shutdown: &CancellationToken,
     parts: &mut Parts,
 ) {
-    let (client, net_, node, stop) =
-        (node_client(place, server), Arc::clone(net), place.node_name.clone(), shutdown.clone());
+    let client = server.client(UserInfo::new("system:kube-proxy", &[]));
+    let (net_, node, stop) = (Arc::clone(net), place.node_name.clone(), shutdown.clone());
     parts
         .spawn(async move { dhow_net::proxy::run(client, net_, &node, stop).await.context("keep the service tables") });
     let administrator = server.client(UserInfo::new("system:dhow", &[keys::MASTERS]));

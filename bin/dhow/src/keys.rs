@@ -72,11 +72,10 @@ impl Keys {
     pub fn open_node(&mut self, place: &Place) -> Result<NodeKeys> {
         let user = format!("system:node:{}", place.node_name);
         let sans = vec![place.node_name.clone(), place.node_ip.to_string(), Ipv4Addr::LOCALHOST.to_string()];
-        let spec = CertSpec::Peer { user: user.clone(), groups: vec!["system:nodes".into()], sans };
+        let spec = CertSpec::Peer { user, groups: vec!["system:nodes".into()], sans };
         let (node, kept_node) = live(place, &self.ca, "node", spec)?;
         let nameserver_renewed = Arc::<Notify>::default();
-        // It reads what every node agent may read.
-        let dns = CertSpec::client(&user, &["system:nodes"]);
+        let dns = CertSpec::client("system:kube-dns", &[]);
         let path = place.dns_kubeconfig();
         let kept_dns = in_kubeconfig(place, &self.ca, "dns", dns, path, Arc::clone(&nameserver_renewed))?;
         self.kept.extend([kept_node, kept_dns]);

@@ -48,7 +48,8 @@ async fn create(client: &Client, collection: &str, object: Value) -> Result<(), 
     if code < 300 || code == 409 { Ok(()) } else { Err(failed(&answer)) }
 }
 
-async fn send(
+/// One request and its answer's code and body.
+pub async fn send(
     client: &Client,
     method: Method,
     path: &str,
@@ -68,7 +69,8 @@ async fn send(
     Ok((code, answer))
 }
 
-fn failed(answer: &[u8]) -> Status {
+/// The refusal in an answer's body.
+pub fn failed(answer: &[u8]) -> Status {
     serde_json::from_slice(answer).unwrap_or_else(|_| Status::internal(String::from_utf8_lossy(answer).into_owned()))
 }
 
@@ -181,6 +183,13 @@ fn roles() -> Vec<Value> {
                 rule(&["authentication.k8s.io"], &["selfsubjectreviews"], &["create"]),
             ],
         ),
+        role(
+            "system:service-account-issuer-discovery",
+            vec![json!({
+                "nonResourceURLs": ["/.well-known/openid-configuration", "/.well-known/openid-configuration/", "/openid/v1/jwks", "/openid/v1/jwks/"],
+                "verbs": ["get"],
+            })],
+        ),
         // Controllers act on all kinds, also on those that are yet to come.
         role("system:kube-controller-manager", everything),
         role(
@@ -209,33 +218,46 @@ fn roles() -> Vec<Value> {
                 rule(&["coordination.k8s.io"], &["leases"], &["create", "get", "list", "update", "watch"]),
             ],
         ),
+        // Nobody has it by default: what a node may do is decided by what it is and runs (`node_authorizer`).
         role(
             "system:node",
             vec![
-                rule(
-                    &[""],
-                    &[
-                        "nodes",
-                        "pods",
-                        "services",
-                        "configmaps",
-                        "secrets",
-                        "namespaces",
-                        "persistentvolumeclaims",
-                        "persistentvolumes",
-                    ],
-                    READ,
-                ),
-                rule(&[""], &["nodes"], &["create", "patch", "update"]),
-                rule(&[""], &["nodes/status", "pods/status"], &["patch", "update"]),
-                rule(&[""], &["pods"], &["create", "delete"]),
-                rule(&[""], &["pods/eviction", "serviceaccounts/token"], &["create"]),
-                rule(&["", "events.k8s.io"], &["events"], &["create", "patch", "update"]),
-                rule(&["coordination.k8s.io"], &["leases"], &["create", "delete", "get", "patch", "update"]),
-                rule(&["discovery.k8s.io"], &["endpointslices"], READ),
-                rule(&["node.k8s.io"], &["runtimeclasses"], READ),
                 rule(&["authentication.k8s.io"], &["tokenreviews"], &["create"]),
-                rule(&["authorization.k8s.io"], &["subjectaccessreviews"], &["create"]),
+                rule(&["authorization.k8s.io"], &["localsubjectaccessreviews", "subjectaccessreviews"], &["create"]),
+                rule(&[""], &["services"], READ),
+                rule(&[""], &["nodes"], &["create", "get", "list", "patch", "update", "watch"]),
+                rule(&[""], &["nodes/status", "pods/status"], &["patch", "update"]),
+                rule(&["", "events.k8s.io"], &["events"], &["create", "patch", "update"]),
+                rule(&[""], &["pods"], &["create", "delete", "get", "list", "watch"]),
+                rule(&[""], &["pods/eviction", "serviceaccounts/token"], &["create"]),
+                rule(&[""], &["configmaps", "secrets"], READ),
+                rule(&[""], &["endpoints", "persistentvolumeclaims", "persistentvolumes", "serviceaccounts"], &["get"]),
+                rule(&[""], &["persistentvolumeclaims/status"], &["get", "patch", "update"]),
+                rule(&["certificates.k8s.io"], &["certificatesigningrequests"], &["create", "get", "list", "watch"]),
+                rule(&["coordination.k8s.io"], &["leases"], &["create", "delete", "get", "patch", "update"]),
+                rule(&["storage.k8s.io"], &["volumeattachments"], &["get"]),
+                rule(&["storage.k8s.io"], &["csidrivers"], READ),
+                rule(&["storage.k8s.io"], &["csinodes"], &["create", "delete", "get", "patch", "update"]),
+                rule(&["node.k8s.io"], &["runtimeclasses"], READ),
+            ],
+        ),
+        role(
+            "system:node-proxier",
+            vec![
+                rule(&[""], &["endpoints", "nodes", "services"], &["list", "watch"]),
+                rule(&["discovery.k8s.io"], &["endpointslices"], &["list", "watch"]),
+                rule(&["", "events.k8s.io"], &["events"], &["create", "patch", "update"]),
+            ],
+        ),
+        role(
+            "system:node-bootstrapper",
+            vec![rule(&["certificates.k8s.io"], &["certificatesigningrequests"], &["create", "get", "list", "watch"])],
+        ),
+        role(
+            "system:kube-dns",
+            vec![
+                rule(&[""], &["endpoints", "namespaces", "services"], &["list", "watch"]),
+                rule(&["discovery.k8s.io"], &["endpointslices"], &["list", "watch"]),
             ],
         ),
     ]
@@ -253,7 +275,14 @@ fn bindings() -> Vec<Value> {
         bind("cluster-admin", "cluster-admin", "Group", MASTERS),
         bind("system:discovery", "system:discovery", "Group", crate::identity::AUTHENTICATED),
         bind("system:basic-user", "system:basic-user", "Group", crate::identity::AUTHENTICATED),
-        bind("system:node", "system:node", "Group", "system:nodes"),
+        bind(
+            "system:service-account-issuer-discovery",
+            "system:service-account-issuer-discovery",
+            "Group",
+            "system:serviceaccounts",
+        ),
+        bind("system:node-proxier", "system:node-proxier", "User", "system:kube-proxy"),
+        bind("system:kube-dns", "system:kube-dns", "User", "system:kube-dns"),
         bind(
             "system:kube-controller-manager",
             "system:kube-controller-manager",

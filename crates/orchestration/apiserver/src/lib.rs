@@ -2,13 +2,16 @@
 //!
 //! Start reading at [`pipeline`], the list of what happens to every request.
 
+mod access;
 mod admission;
 mod allocate;
 mod approver;
+mod audit;
 mod authenticate;
 mod backup;
 mod body;
 mod bootstrap;
+mod bootstrap_token;
 mod cache;
 mod compress;
 mod delete;
@@ -21,8 +24,11 @@ mod health;
 mod identity;
 mod impersonate;
 mod info;
+mod legacy_tokens;
 mod metrics;
+mod node_authorizer;
 mod object;
+mod oidc;
 mod options;
 mod paths;
 mod pipeline;
@@ -33,6 +39,8 @@ mod server;
 mod store;
 mod stream;
 mod subresource;
+mod token_request;
+mod tokens;
 mod watch;
 mod write;
 
@@ -47,9 +55,12 @@ use rustls::ClientConfig;
 use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;
 
+pub use access::AccessConfig;
 pub use allocate::ServiceRange;
+pub use audit::{AuditConfig, AuditFile, Policy as AuditPolicy};
 pub use error::Error;
 pub use identity::UserInfo;
+pub use oidc::AuthenticationConfig;
 pub use store::SENSITIVE;
 
 /// What the server is told once, at start.
@@ -66,6 +77,7 @@ pub struct Config {
     pub node_tls: Arc<ClientConfig>,
     /// Writes a backup of the store, if the store's backups are ours to make.
     pub backup: Option<BackupSource>,
+    pub access: AccessConfig,
 }
 
 /// Writes a consistent backup of the store; blocks for as long as the writer takes.
@@ -76,7 +88,12 @@ pub struct ApiServer {
     store: store::ObjectStore,
     authorizer: rbac::Authorizer,
     allocator: allocate::Allocator,
-    tokens: identity::Tokens,
+    tokens: tokens::Tokens,
+    access: AccessConfig,
+    issuers: Option<oidc::Issuers>,
+    audit: Option<Arc<audit::Log>>,
+    /// Where clients inside the cluster find this server.
+    advertise: SocketAddr,
     node_tls: TlsConnector,
     backup: Option<BackupSource>,
     metrics: metrics::Metrics,
@@ -85,20 +102,28 @@ pub struct ApiServer {
 
 impl ApiServer {
     /// Loads the state, and creates the objects every cluster has. Does not listen yet.
-    pub async fn new(kv: Arc<dyn Kv>, config: Config, shutdown: CancellationToken) -> Result<Arc<Self>, Error> {
+    pub async fn new(kv: Arc<dyn Kv>, mut config: Config, shutdown: CancellationToken) -> Result<Arc<Self>, Error> {
+        let mut access = std::mem::take(&mut config.access);
+        let metrics = metrics::Metrics::new();
+        let audit = access.audit.take().map(|audit| audit::Log::open(audit, &metrics)).transpose()?;
         let cache = cache::Cache::start(kv.clone(), shutdown.clone()).await?;
         let allocator = allocate::Allocator::new(cache.clone(), config.service_range, config.node_ports.clone());
         let server = Arc::new(Self {
             store: store::ObjectStore::new(kv, cache.clone()),
             authorizer: rbac::Authorizer::new(cache),
             allocator,
-            tokens: identity::Tokens::new(&config.sa_key)?,
+            tokens: tokens::Tokens::new(&config.sa_key, access.issuer.as_deref(), &access.verification_keys)?,
+            issuers: access.issuers()?,
+            audit,
+            access,
+            advertise: config.advertise,
             node_tls: TlsConnector::from(config.node_tls.clone()),
             backup: config.backup.clone(),
-            metrics: metrics::Metrics::new(),
+            metrics,
             shutdown,
         });
         bootstrap::ensure(&server, &config).await.map_err(Error::Bootstrap)?;
+        legacy_tokens::start(&server).map_err(Error::Bootstrap)?;
         Ok(server)
     }
 }

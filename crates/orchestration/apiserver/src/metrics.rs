@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use dhow_api::registry::KINDS;
-use dhow_base::metrics::{Counters, Gauge, Gauges, Histograms, Registry};
+use dhow_base::metrics::{Counter, Counters, Gauge, Gauges, Histograms, Registry};
 
 use crate::cache::Cache;
 use crate::info::{RequestInfo, Target};
@@ -29,6 +29,9 @@ pub struct Metrics {
     started: Gauge,
     memory: Gauge,
     cpu: Gauge,
+    pub audit_events: Counter,
+    /// Audit events that the disk did not take in time, or at all.
+    pub audit_lost: Counter,
 }
 
 /// The labels that tell requests apart.
@@ -118,6 +121,10 @@ impl Metrics {
             revision: gauge("dhow_store_revision", "Newest revision the watch cache holds."),
             memory: gauge("process_resident_memory_bytes", "Resident memory size in bytes."),
             cpu: gauge("process_cpu_seconds_total", "Total user and system CPU time spent in seconds."),
+            audit_events: registry.counter("apiserver_audit_event_total", "Audit events made.", &[]).with(&[]),
+            audit_lost: registry
+                .counter("apiserver_audit_error_total", "Audit events that were lost.", &["plugin"])
+                .with(&["log"]),
             started,
             registry,
         }

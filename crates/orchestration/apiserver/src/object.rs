@@ -97,7 +97,8 @@ impl Stored {
             && selection.fields.terms.iter().all(|term| (self.field(&term.path) == term.value) != term.negated)
     }
 
-    fn field(&self, path: &str) -> &str {
+    /// The value of a selectable field.
+    pub fn field(&self, path: &str) -> &str {
         match path {
             "metadata.name" => &self.header.name,
             "metadata.namespace" => &self.header.namespace,

@@ -50,6 +50,8 @@ pub async fn answer(
             static DOCUMENT: LazyLock<Bytes> = LazyLock::new(|| openapi::v2().to_string().into());
             tagged("application/json", DOCUMENT.clone(), headers)
         }
+        "/.well-known/openid-configuration" => encode::json(200, issuer(server).to_string()),
+        "/openid/v1/jwks" => encode::build(200, "application/jwk-set+json", server.tokens.jwks().to_string().into()),
         "/version" => encode::json(200, version().to_string()),
         "/backup" => crate::backup::stream(server),
         "/metrics" => {
@@ -101,6 +103,17 @@ fn tagged(media_type: &str, bytes: Bytes, headers: &HeaderMap) -> Result<Respons
     response.headers_mut().insert(header::ETAG, value);
     response.headers_mut().insert(header::VARY, header::HeaderValue::from_static("Accept"));
     Ok(response)
+}
+
+/// What others need to check service-account tokens (OpenID Connect Discovery 1.0).
+fn issuer(server: &ApiServer) -> Value {
+    json!({
+        "issuer": server.tokens.issuer(),
+        "jwks_uri": format!("https://{}/openid/v1/jwks", server.advertise),
+        "response_types_supported": ["id_token"],
+        "subject_types_supported": ["public"],
+        "id_token_signing_alg_values_supported": ["ES256"],
+    })
 }
 
 fn version() -> Value {

@@ -1,28 +1,32 @@
 //! A request's life, top to bottom. Every request for an object takes this road; there is no other to the store.
 //!
 //! 1. parse        what is asked, from method and URI (`info`)
-//! 2. authenticate who asks (`authenticate`)
-//! 3. authorise    may they (`rbac`); only then does a `Request<Authorized>` exist
+//! 2. authenticate who asks, and as whom (`authenticate`, `impersonate`); the audit trail begins (`audit`)
+//! 3. authorise    may they (`node_authorizer`, then `rbac`); only then does a `Request<Authorized>` exist
 //! 4. dispatch     streams branch off here (`stream`), non-resource paths too (`paths`)
 //! 5. decode       options and body to a tree (`options`, `body`)
 //! 6. default, mutating admission, validate, validating admission, store: per verb (`read`, `watch`, `write`, `delete`,
 //!    `subresource`; `admission`)
 //! 7. encode       whole, Table or metadata, in JSON, YAML or protobuf (`encode`), packed if large (`compress`)
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
 use dhow_api::Status;
 use dhow_client::Body;
-use http::{HeaderMap, Method, Request as HttpRequest, Response};
+use futures::FutureExt;
+use http::{HeaderMap, Request as HttpRequest, Response};
 use tracing::Instrument;
 
+use crate::audit::{Source, Trail};
+use crate::authenticate::Caller;
 use crate::encode::Warnings;
 use crate::identity::{Peer, UserInfo};
 use crate::info::{RequestInfo, ResourceTarget, Target};
 use crate::metrics::Labels;
-use crate::rbac::Attributes;
+use crate::rbac::{Attributes, Selected};
 use crate::{
     ApiServer, admission, authenticate, compress, delete, encode, options, paths, read, stream, subresource, watch,
     write,
@@ -66,11 +70,64 @@ pub async fn handle(server: &Arc<ApiServer>, peer: Peer, request: HttpRequest<By
     let (labels, begun) = (Labels::of(&info), Instant::now());
     let _running = server.metrics.begin(&labels);
     let warnings = Warnings::default();
-    let result = run(server, peer, request, info, &accept, warnings.clone()).instrument(span).await;
+    let mut trail = None;
+    let running = run(server, peer, request, info, &accept, warnings.clone(), &mut trail).instrument(span);
+    // What breaks one request is not to take the connection of others with it.
+    let result = AssertUnwindSafe(running).catch_unwind().await.unwrap_or_else(|_| {
+        if let Some(trail) = &trail {
+            trail.panicked();
+        }
+        Err(Status::internal_plain("This request caused the API server to panic. Look in the logs for details."))
+    });
     let mut response = result.unwrap_or_else(|status| encode::status(&status, &accept));
     warnings.write(&mut response);
+    if let Some(trail) = trail {
+        response = trail.answered(response).await;
+    }
     server.metrics.end(&labels, begun, response.status().as_u16());
     if gzip { compress::compress(response).await } else { response }
+}
+
+/// Finds out who asks, and begins the audit trail, which is there even if they may not act as they want.
+async fn identify(
+    server: &ApiServer,
+    peer: &Peer,
+    parts: &http::request::Parts,
+    body: &[u8],
+    (info, attributes): (&RequestInfo, &Attributes),
+    trail: &mut Option<Trail>,
+) -> Result<Caller, Status> {
+    let begin = |caller: Option<&Caller>| {
+        let source = parts.extensions.get::<Source>().copied();
+        server.audit.as_ref()?.begin(info, attributes, caller, &parts.uri, &parts.headers, source)
+    };
+    let proven = authenticate::prove(server, peer, parts.uri.path(), &parts.headers).await.inspect_err(|status| {
+        if let Some(trail) = begin(None) {
+            trail.refused(status.code, "Authentication failed");
+        }
+    })?;
+    let caller = authenticate::act(server, &proven, &parts.headers);
+    let known = caller.as_ref().ok().cloned().unwrap_or_else(|| Caller { acting: proven.clone(), proven });
+    *trail = begin(Some(&known));
+    if let Some(trail) = trail {
+        trail.received(&parts.headers, body);
+    }
+    caller
+}
+
+/// Whether the caller may; the trail is told.
+fn authorize(
+    server: &ApiServer,
+    user: &UserInfo,
+    (info, attributes): (&RequestInfo, &Attributes),
+    trail: Option<&Trail>,
+) -> Result<(), Status> {
+    let checked = server.authorizer.check_selected(user, attributes, &Selected::of(info));
+    if let Some(trail) = trail {
+        trail.annotate("authorization.k8s.io/decision", if checked.is_ok() { "allow" } else { "forbid" });
+        trail.annotate("authorization.k8s.io/reason", "");
+    }
+    checked
 }
 
 async fn run(
@@ -80,10 +137,12 @@ async fn run(
     info: RequestInfo,
     accept: &encode::Accept,
     warnings: Warnings,
+    trail: &mut Option<Trail>,
 ) -> Result<Response<Body>, Status> {
     let (parts, body) = request.into_parts();
-    let user = authenticate::user(server, &peer, &parts.headers).await?;
-    server.authorizer.check(&user, &Attributes::of(&info))?;
+    let attributes = Attributes::of(&info);
+    let user = identify(server, &peer, &parts, &body, (&info, &attributes), trail).await?.acting;
+    authorize(server, &user, (&info, &attributes), trail.as_ref())?;
     let target = match &info.target {
         Target::Path(path) => return paths::answer(server, path, &info.query, &parts.headers, accept).await,
         Target::Resource(target) => target.clone(),
@@ -115,16 +174,13 @@ async fn run(
 pub async fn authorize_stream(
     server: &Arc<ApiServer>,
     peer: &Peer,
-    method: &Method,
-    uri: &http::Uri,
-    headers: &HeaderMap,
-) -> Result<Option<stream::Destination>, Status> {
-    let info = RequestInfo::parse(method, uri)?;
+    parts: &http::request::Parts,
+) -> Result<Option<(stream::Destination, Option<Trail>)>, Status> {
+    let info = RequestInfo::parse(&parts.method, &parts.uri)?;
     let Target::Resource(target) = &info.target else { return Ok(None) };
     if !stream::is_streaming(target) {
         return Ok(None);
     }
-    let user = authenticate::user(server, peer, headers).await?;
     let mut attributes = Attributes::of(&info);
     if let Attributes::Resource { verb, .. } = &mut attributes
         && stream::is_session(target)
@@ -132,10 +188,25 @@ pub async fn authorize_stream(
         // A session is a "create", also when a WebSocket has to open it with GET.
         *verb = "create".into();
     }
-    server.authorizer.check(&user, &attributes)?;
-    if stream::is_connection(target) {
-        let warnings = Warnings::default();
-        admission::admit(server, &mut admission::Attributes::connect(target, &info.query, &user, &warnings)).await?;
+    let mut trail = None;
+    let destination = async {
+        let caller = identify(server, peer, parts, &[], (&info, &attributes), &mut trail).await?;
+        authorize(server, &caller.acting, (&info, &attributes), trail.as_ref())?;
+        if stream::is_connection(target) {
+            let warnings = Warnings::default();
+            let connect = &mut admission::Attributes::connect(target, &info.query, &caller.acting, &warnings);
+            admission::admit(server, connect).await?;
+        }
+        stream::destination(server, target, &parts.uri).await
     }
-    stream::destination(server, target, uri).await.map(Some)
+    .await;
+    match destination {
+        Ok(destination) => Ok(Some((destination, trail))),
+        Err(status) => {
+            if let Some(trail) = trail {
+                trail.failed(&status);
+            }
+            Err(status)
+        }
+    }
 }

@@ -6,12 +6,14 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use dhow_api::Status;
 use dhow_api::registry::{self, Kind};
+use dhow_api::selectors::FieldSelector;
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, PolicyRule, Role, RoleBinding, Subject};
 use serde::de::DeserializeOwned;
 
 use crate::cache::Cache;
 use crate::identity::UserInfo;
 use crate::info::{RequestInfo, Target};
+use crate::node_authorizer;
 
 /// One question: may this user do that?
 #[derive(Debug, Clone)]
@@ -35,7 +37,8 @@ impl Attributes {
                     (None, "Namespace") => target.name.clone().unwrap_or_default(),
                     (None, _) => String::new(),
                 },
-                name: target.name.clone().unwrap_or_default(),
+                // A selection of one object is a question about that one.
+                name: target.name.clone().or_else(|| selected(info, "metadata.name")).unwrap_or_default(),
             },
         }
     }
@@ -46,6 +49,28 @@ impl Attributes {
             Self::Path { .. } => "",
         }
     }
+}
+
+/// What a list or watch is narrowed to, beyond a name.
+#[derive(Debug, Default)]
+pub struct Selected {
+    /// `spec.nodeName` in the field selector.
+    pub node: Option<String>,
+}
+
+impl Selected {
+    pub fn of(info: &RequestInfo) -> Self {
+        Self { node: selected(info, "spec.nodeName") }
+    }
+}
+
+/// The one value that a list's or watch's field selector lets through at a path.
+fn selected(info: &RequestInfo, path: &str) -> Option<String> {
+    if !matches!(info.verb, "list" | "watch") {
+        return None;
+    }
+    let selector = FieldSelector::parse(info.query.get("fieldSelector")?).ok()?;
+    selector.exact(path).filter(|value| !value.is_empty()).map(str::to_owned)
 }
 
 pub const GROUP: &str = "rbac.authorization.k8s.io";
@@ -107,9 +132,13 @@ impl Authorizer {
         Self { cache, compiled: ArcSwap::default() }
     }
 
-    /// Refuses in upstream's words what no rule allows.
+    /// Refuses in upstream's words what nothing allows.
     pub fn check(&self, user: &UserInfo, attributes: &Attributes) -> Result<(), Status> {
-        if self.allows(user, attributes) {
+        self.check_selected(user, attributes, &Selected::default())
+    }
+
+    pub fn check_selected(&self, user: &UserInfo, attributes: &Attributes, selected: &Selected) -> Result<(), Status> {
+        if self.decides(user, attributes, selected) {
             return Ok(());
         }
         Err(match attributes {
@@ -121,12 +150,22 @@ impl Authorizer {
     }
 
     pub fn allows(&self, user: &UserInfo, attributes: &Attributes) -> bool {
+        self.decides(user, attributes, &Selected::default())
+    }
+
+    /// The chain: masters, open paths, nodes, roles. The first that allows decides.
+    fn decides(&self, user: &UserInfo, attributes: &Attributes, selected: &Selected) -> bool {
         if user.is_master() {
             return true;
         }
         if let Attributes::Path { verb, path } = attributes
             && verb == "get"
             && OPEN.iter().any(|open| path == open || path.starts_with(&format!("{open}/")))
+        {
+            return true;
+        }
+        if let Some(node) = node_authorizer::node_of(user)
+            && node_authorizer::allows(&self.cache, node, attributes, selected)
         {
             return true;
         }

@@ -29,7 +29,7 @@ pub async fn answer(
             rules(server, request.user(), object["spec"]["namespace"].as_str().unwrap_or_default())
         }
         "SelfSubjectReview" => json!({"userInfo": user_info(request.user())}),
-        "TokenReview" => token(server, object["spec"]["token"].as_str().unwrap_or_default()).await,
+        "TokenReview" => token(server, &object["spec"]).await?,
         _ => return Err(Status::method_not_allowed()),
     };
     encode::value(201, &object, accept)
@@ -82,11 +82,18 @@ fn rules(server: &ApiServer, user: &UserInfo, namespace: &str) -> Value {
     json!({"resourceRules": resources, "nonResourceRules": paths, "incomplete": false})
 }
 
-async fn token(server: &ApiServer, token: &str) -> Value {
-    match authenticate::token_user(server, token).await {
-        Ok(user) => json!({"authenticated": true, "user": user_info(&user)}),
-        Err(_) => json!({"authenticated": false, "error": "the token is not valid"}),
+async fn token(server: &ApiServer, spec: &Value) -> Result<Value, Status> {
+    let token = spec["token"].as_str().unwrap_or_default();
+    if token.is_empty() {
+        return Err(Status::bad_request("token is required for TokenReview in authentication"));
     }
+    let audiences: Vec<String> = serde_json::from_value(spec["audiences"].clone()).unwrap_or_default();
+    Ok(match authenticate::token_user(server, token, &audiences).await {
+        Ok((user, audiences)) => {
+            json!({"authenticated": true, "user": user_info(&user), "audiences": audiences})
+        }
+        Err(_) => json!({"error": "[invalid bearer token, Unauthorized]"}),
+    })
 }
 
 fn user_info(user: &UserInfo) -> Value {

@@ -1,5 +1,6 @@
 //! The listener: our own accept loop, TLS, HTTP/1.1 with upgrades and HTTP/2; and the same server in process.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,6 +19,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::audit::Source;
 use crate::identity::{self, Peer, UserInfo};
 use crate::{ApiServer, encode, pipeline, stream};
 
@@ -36,9 +38,9 @@ impl ApiServer {
             let accepted =
                 tokio::select! { accepted = listener.accept() => accepted, () = shutdown.cancelled() => break };
             match accepted {
-                Ok((tcp, _)) => {
+                Ok((tcp, from)) => {
                     let (server, acceptor, shutdown) = (self.clone(), acceptor.clone(), shutdown.clone());
-                    connections.spawn(async move { server.connection(tcp, acceptor, shutdown).await });
+                    connections.spawn(async move { server.connection(tcp, from.ip(), acceptor, shutdown).await });
                 }
                 Err(error) => {
                     // Usually "too many open files": give connections a moment to close.
@@ -51,7 +53,13 @@ impl ApiServer {
         let _ = tokio::time::timeout(FAREWELL, connections.wait()).await;
     }
 
-    async fn connection(self: Arc<Self>, tcp: TcpStream, acceptor: TlsAcceptor, shutdown: CancellationToken) {
+    async fn connection(
+        self: Arc<Self>,
+        tcp: TcpStream,
+        from: IpAddr,
+        acceptor: TlsAcceptor,
+        shutdown: CancellationToken,
+    ) {
         let _ = tcp.set_nodelay(true);
         let Ok(Ok(tls)) = tokio::time::timeout(HANDSHAKE, acceptor.accept(tcp)).await else { return };
         let certificate = tls.get_ref().1.peer_certificates().and_then(|chain| chain.first());
@@ -59,7 +67,8 @@ impl ApiServer {
             Some(Ok(user)) => Peer::Certificate(Arc::new(user)),
             _ => Peer::Unproven,
         };
-        let service = service_fn(move |request: Request<Incoming>| {
+        let service = service_fn(move |mut request: Request<Incoming>| {
+            request.extensions_mut().insert(Source(from));
             let (server, peer) = (self.clone(), peer.clone());
             async move { Ok::<_, std::convert::Infallible>(server.answer(peer, request).await) }
         });
@@ -87,18 +96,16 @@ impl ApiServer {
     }
 
     async fn answer(self: &Arc<Self>, peer: Peer, request: Request<Incoming>) -> Response<Body> {
-        let streaming =
-            pipeline::authorize_stream(self, &peer, request.method(), request.uri(), request.headers()).await;
-        match streaming {
-            Ok(Some(destination)) => {
-                return stream::forward(self, destination, request)
+        let (parts, body) = request.into_parts();
+        match pipeline::authorize_stream(self, &peer, &parts).await {
+            Ok(Some((destination, trail))) => {
+                return stream::forward(self, destination, Request::from_parts(parts, body), trail)
                     .await
                     .unwrap_or_else(|status| encode::status(&status, &encode::Accept::default()));
             }
             Ok(None) => {}
             Err(status) => return encode::status(&status, &encode::Accept::default()),
         }
-        let (parts, body) = request.into_parts();
         match Limited::new(body, MAX_BODY).collect().await {
             Ok(body) => pipeline::handle(self, peer, Request::from_parts(parts, body.to_bytes())).await,
             Err(error) if error.is::<http_body_util::LengthLimitError>() => {

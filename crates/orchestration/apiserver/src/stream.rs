@@ -17,6 +17,7 @@ use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 
 use crate::ApiServer;
+use crate::audit::Trail;
 use crate::info::ResourceTarget;
 
 /// A node agent's address and the path to ask it for.
@@ -110,7 +111,26 @@ async fn node_agent(server: &ApiServer, name: &str, path: String, query: Option<
 pub async fn forward(
     server: &Arc<ApiServer>,
     destination: Destination,
+    request: Request<Incoming>,
+    trail: Option<Trail>,
+) -> Result<Response<Body>, Status> {
+    let answer = pass_on(server, destination, request, trail.clone()).await;
+    let Some(trail) = trail else { return answer };
+    match answer {
+        Ok(switched) if switched.status() == StatusCode::SWITCHING_PROTOCOLS => Ok(switched),
+        Ok(response) => Ok(trail.answered(response).await),
+        Err(status) => {
+            trail.failed(&status);
+            Err(status)
+        }
+    }
+}
+
+async fn pass_on(
+    server: &Arc<ApiServer>,
+    destination: Destination,
     mut request: Request<Incoming>,
+    trail: Option<Trail>,
 ) -> Result<Response<Body>, Status> {
     let Destination { host, port, node, path } = destination;
     let gone = |error: &dyn std::fmt::Display| {
@@ -149,8 +169,14 @@ pub async fn forward(
         }));
     }
     let agent = hyper::upgrade::on(&mut answer);
+    // A session is complete when both ends have been copied.
+    let open = trail.map(|trail| {
+        trail.status(StatusCode::SWITCHING_PROTOCOLS.as_u16(), None);
+        trail.started()
+    });
     if let Some(client) = client {
         tokio::spawn(async move {
+            let _open = open;
             let (Ok(client), Ok(agent)) = tokio::join!(client, agent) else { return };
             let (mut client, mut agent) = (TokioIo::new(client), TokioIo::new(agent));
             if let Err(error) = tokio::io::copy_bidirectional(&mut client, &mut agent).await {

@@ -6,15 +6,14 @@ use dhow_api::registry::Subresource;
 use dhow_api::{Status, meta, patch as patches, time};
 use dhow_client::Body;
 use http::{Method, Response};
-use k8s_openapi::jiff::{SignedDuration, Timestamp};
+use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::admission::{Attributes, Operation};
 use crate::encode::{self, Accept};
-use crate::identity::{AUDIENCE, NamedUid};
 use crate::pipeline::{Authorized, Request};
 use crate::write::{self, Part};
-use crate::{ApiServer, admission, body, eviction, read};
+use crate::{ApiServer, admission, body, eviction, read, token_request};
 
 pub async fn handle(
     server: &Arc<ApiServer>,
@@ -35,7 +34,7 @@ pub async fn handle(
         Subresource::Scale => scale(server, &request, method, accept).await,
         Subresource::Binding => bind(server, &request, accept).await,
         Subresource::Eviction => eviction::evict(server, &request, accept).await,
-        Subresource::Token => token(server, &request, accept).await,
+        Subresource::Token => token_request::create(server, &request, accept).await,
         // These are streams; they never come here by way of the server's own listener.
         Subresource::Log | Subresource::Exec | Subresource::Attach | Subresource::PortForward | Subresource::Proxy => {
             Err(Status::bad_request("this subresource is a stream and needs a connection to the server"))
@@ -210,59 +209,4 @@ fn set_condition(pod: &mut Value, kind: &str) {
         let now = time::rfc3339(Timestamp::now());
         list.push(json!({"type": kind, "status": "True", "lastProbeTime": null, "lastTransitionTime": now}));
     }
-}
-
-/// Shortest life of a requested token, and the one of a token that names none. Seconds.
-const SHORTEST: i64 = 600;
-const USUAL: i64 = 3600;
-const LONGEST: i64 = 1 << 32;
-
-/// `TokenRequest`: a token for a service account, bound to a pod if asked.
-async fn token(
-    server: &Arc<ApiServer>,
-    request: &Request<Authorized>,
-    accept: &Accept,
-) -> Result<Response<Body>, Status> {
-    let asked = body::decode(request)?;
-    let account = read::existing(server, &request.target).await?;
-    let mut admitted = Attributes::of(request, Operation::Create, &account.header.name, asked, None);
-    admission::admit(server, &mut admitted).await?;
-    let mut asked = admitted.object;
-    let namespace = account.header.namespace.clone();
-    let life = asked["spec"]["expirationSeconds"].as_i64().unwrap_or(USUAL);
-    if life < SHORTEST {
-        return Err(Status::bad_request(format!(
-            "spec.expirationSeconds: may not specify a duration less than {SHORTEST} seconds"
-        )));
-    }
-    let audiences: Vec<String> = match asked["spec"]["audiences"].as_array() {
-        Some(list) if !list.is_empty() => list.iter().filter_map(Value::as_str).map(str::to_owned).collect(),
-        _ => vec![AUDIENCE.into()],
-    };
-    let pod = match asked["spec"]["boundObjectRef"]["kind"].as_str() {
-        Some("Pod") => Some(bound_pod(server, &namespace, &asked["spec"]["boundObjectRef"]).await?),
-        Some(other) => return Err(Status::bad_request(format!("cannot bind a token to a {other}"))),
-        None => None,
-    };
-    let now = Timestamp::now();
-    let expires = now + SignedDuration::from_secs(life.min(LONGEST));
-    let named = NamedUid { name: account.header.name.clone(), uid: account.header.uid.clone() };
-    let signed = server.tokens.sign(&namespace, named, pod, audiences.clone(), now.as_second(), expires.as_second())?;
-    asked["kind"] = json!("TokenRequest");
-    asked["apiVersion"] = json!("authentication.k8s.io/v1");
-    asked["spec"]["audiences"] = json!(audiences);
-    asked["spec"]["expirationSeconds"] = json!(life);
-    asked["status"] = json!({"token": signed, "expirationTimestamp": time::rfc3339(expires)});
-    encode::value(201, &asked, accept)
-}
-
-async fn bound_pod(server: &ApiServer, namespace: &str, reference: &Value) -> Result<NamedUid, Status> {
-    let kind = dhow_api::registry::builtin().get("", "v1", "pods").ok_or_else(Status::no_such_resource)?;
-    let name = reference["name"].as_str().unwrap_or_default();
-    let pod = server.store.get(kind, Some(namespace), name).await?;
-    let uid = reference["uid"].as_str().unwrap_or(&pod.header.uid);
-    if uid != pod.header.uid {
-        return Err(Status::conflict_because("", "pods", name, "the UID in the bound object reference does not match"));
-    }
-    Ok(NamedUid { name: name.into(), uid: uid.into() })
 }

@@ -7,7 +7,7 @@ use std::process::Command;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use dhow_apiserver::{ApiServer, Config, ServiceRange, UserInfo};
+use dhow_apiserver::{AccessConfig, ApiServer, Config, ServiceRange, UserInfo};
 use dhow_base::pki::{ClusterCa, SaKey};
 use dhow_base::tls;
 use dhow_store::MemoryKv;
@@ -45,10 +45,15 @@ pub struct Cluster {
 
 impl Cluster {
     pub async fn start() -> Self {
+        Self::start_with(AccessConfig::default()).await
+    }
+
+    pub async fn start_with(mut access: AccessConfig) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let folder = tempfile::tempdir().unwrap();
         let ca = ClusterCa::load_or_create(&folder.path().join("pki")).unwrap();
         let sa_key = SaKey::load_or_create(&folder.path().join("sa.key")).unwrap();
+        ca.cert_pem().clone_into(&mut access.root_ca_pem);
         let shutdown = CancellationToken::new();
         let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -60,6 +65,7 @@ impl Cluster {
             sa_key,
             node_tls: tls::client_config(ca.cert_pem(), None).unwrap(),
             backup: None,
+            access,
         };
         let server = ApiServer::new(Arc::new(MemoryKv::new()), config, shutdown.clone()).await.unwrap();
         let pair = ca.issue_server("apiserver", &["127.0.0.1".into()]).unwrap();
@@ -89,6 +95,18 @@ impl Cluster {
         write(format!("{file}.kubeconfig"), &config);
     }
 
+    /// A kubeconfig that shows a token.
+    pub fn kubeconfig_with_token(&self, file: &str, token: &str) {
+        let config = format!(
+            "apiVersion: v1\nkind: Config\ncurrent-context: c\nclusters: [{{name: c, cluster: {{server: '{}', \
+             certificate-authority: {}}}}}]\nusers: [{{name: u, user: {{token: '{token}'}}}}]\ncontexts: [{{name: c, \
+             context: {{cluster: c, user: u}}}}]\n",
+            self.url,
+            self.folder.path().join("ca.pem").display()
+        );
+        std::fs::write(self.folder.path().join(format!("{file}.kubeconfig")), config).unwrap();
+    }
+
     pub async fn run(&self, user: &str, args: &[&str], input: &str) -> Result<String, String> {
         self.run_with(Path::new("kubectl"), user, args, input).await
     }
@@ -109,6 +127,24 @@ impl Cluster {
         let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
+    }
+
+    /// The status of a GET by somebody who proves nothing.
+    pub async fn curl(&self, path: &str, args: &[&str]) -> String {
+        let mut command = Command::new("curl");
+        command.args(["-s", "-o", "/dev/null", "-w", "%{http_code}", "--noproxy", "*", "--cacert"]);
+        command.arg(self.folder.path().join("ca.pem")).args(args).arg(format!("{}{path}", self.url));
+        let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// What kubectl says on both outputs.
+    pub async fn run_both(&self, user: &str, args: &[&str]) -> String {
+        let mut command = Command::new("kubectl");
+        command.arg("--kubeconfig").arg(self.folder.path().join(format!("{user}.kubeconfig"))).args(args);
+        command.env("NO_PROXY", "*");
+        let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+        String::from_utf8([output.stdout, output.stderr].concat()).unwrap()
     }
 
     pub async fn kubectl(&self, args: &[&str]) -> String {

@@ -1,0 +1,122 @@
+//! Secrets of type `kubernetes.io/service-account-token` get their token, CA and namespace; those whose account is
+//! gone go too. A loop that sleeps until such a Secret or an account changes.
+
+use std::sync::Arc;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use dhow_api::registry;
+use dhow_api::{Status, meta};
+use http::Method;
+use serde_json::{Value, json};
+use tokio::sync::broadcast::error::RecvError;
+
+use crate::identity::{MASTERS, UserInfo};
+use crate::object::Stored;
+use crate::tokens::NamedUid;
+use crate::{ApiServer, bootstrap};
+
+const TYPE: &str = "kubernetes.io/service-account-token";
+const NAME: &str = "kubernetes.io/service-account.name";
+const UID: &str = "kubernetes.io/service-account.uid";
+
+pub fn start(server: &Arc<ApiServer>) -> Result<(), Status> {
+    let row = |plural| registry::builtin().get("", "v1", plural).ok_or_else(Status::no_such_resource);
+    let (secrets, accounts) = (row("secrets")?, row("serviceaccounts")?);
+    let (snapshot, mut secret_changes) = server.store.cache.snapshot_and_subscribe(secrets)?;
+    let (_, mut account_changes) = server.store.cache.snapshot_and_subscribe(accounts)?;
+    let (weak, shutdown) = (Arc::downgrade(server), server.shutdown.clone());
+    tokio::spawn(async move {
+        let mut due: Vec<Arc<Stored>> = snapshot.objects.values().cloned().collect();
+        drop(snapshot);
+        loop {
+            let Some(server) = weak.upgrade() else { return };
+            for secret in due.drain(..).filter(|secret| named_account(secret).is_some()) {
+                if let Err(status) = settle(&server, &secret).await {
+                    tracing::warn!(secret = %secret.key, message = status.message, "cannot fill a token's secret");
+                }
+            }
+            drop(server);
+            let everything = tokio::select! {
+                () = shutdown.cancelled() => return,
+                change = secret_changes.recv() => match change {
+                    Ok(change) if change.deleted => false,
+                    Ok(change) => { due.push(change.object.clone()); false }
+                    Err(RecvError::Lagged(_)) => true,
+                    Err(RecvError::Closed) => return,
+                },
+                change = account_changes.recv() => match change {
+                    // Of an account that changes nothing follows; one that comes or goes concerns its secrets.
+                    Ok(change) => change.deleted || change.previous.is_none(),
+                    Err(RecvError::Lagged(_)) => true,
+                    Err(RecvError::Closed) => return,
+                },
+            };
+            if everything && let Some(server) = weak.upgrade() {
+                due.extend(server.store.cache.objects(secrets).unwrap_or_default().values().cloned());
+            }
+        }
+    });
+    Ok(())
+}
+
+fn named_account(secret: &Stored) -> Option<&str> {
+    secret.header.annotations.get(NAME).map(String::as_str)
+}
+
+/// Fills what is missing, or removes the Secret of an account that is gone.
+async fn settle(server: &Arc<ApiServer>, secret: &Stored) -> Result<(), Status> {
+    let row = |plural| registry::builtin().get("", "v1", plural).ok_or_else(Status::no_such_resource);
+    let (secrets, accounts) = (row("secrets")?, row("serviceaccounts")?);
+    let namespace = secret.header.namespace.as_str();
+    // What is done is done to the secret as it is now.
+    let Some(secret) = server.store.cache.get(secrets, &secrets.storage_key(Some(namespace), &secret.header.name))
+    else {
+        return Ok(());
+    };
+    let path = format!("{}/{}", secrets.path(Some(namespace)), secret.header.name);
+    let object = secret.value()?;
+    let Some(name) = named_account(&secret).filter(|_| meta::text(&object, &["type"]) == TYPE) else { return Ok(()) };
+    let account = server.store.cache.get(accounts, &accounts.storage_key(Some(namespace), name));
+    let wanted_uid = meta::text(&object, &["metadata", "annotations", UID]);
+    let account = account.filter(|account| wanted_uid.is_empty() || account.header.uid == wanted_uid);
+    let Some(account) = account else {
+        // Without a uid it may wait for its account; with one, that account is gone for good.
+        if !wanted_uid.is_empty() {
+            send(server, Method::DELETE, &path, &json!({})).await?;
+        }
+        return Ok(());
+    };
+    let account = NamedUid { name: account.header.name.clone(), uid: account.header.uid.clone() };
+    let Some(filled) = filled(server, &object, &account)? else { return Ok(()) };
+    send(server, Method::PUT, &path, &filled).await
+}
+
+/// Writes as everyone does. What changed or went meanwhile brings us back here, or nowhere.
+async fn send(server: &Arc<ApiServer>, method: Method, path: &str, body: &Value) -> Result<(), Status> {
+    let client = server.client(UserInfo::new("system:apiserver", &[MASTERS]));
+    match bootstrap::send(&client, method, path, "application/json", body).await? {
+        (200..=299 | 404 | 409, _) => Ok(()),
+        (_, answer) => Err(bootstrap::failed(&answer)),
+    }
+}
+
+/// The Secret with all that belongs into it; `None` if that is there already.
+fn filled(server: &ApiServer, secret: &Value, account: &NamedUid) -> Result<Option<Value>, Status> {
+    let (namespace, name) = (meta::namespace(secret), meta::name(secret));
+    let mut fresh = secret.clone();
+    let missing = |key: &str| meta::text(secret, &["data", key]).is_empty();
+    let token = missing("token").then(|| server.tokens.sign_legacy(namespace, name, account)).transpose()?;
+    let ca = Some(server.access.root_ca_pem.clone()).filter(|pem| !pem.is_empty() && missing("ca.crt"));
+    let namespace = missing("namespace").then(|| namespace.to_owned());
+    let data = meta::child_mut(&mut fresh, "data");
+    for (key, value) in [("token", token), ("ca.crt", ca), ("namespace", namespace)] {
+        if let Some(value) = value {
+            data.insert(key.into(), json!(STANDARD.encode(value)));
+        }
+    }
+    if meta::text(secret, &["metadata", "annotations", UID]).is_empty() {
+        fresh["metadata"]["annotations"][UID] = json!(account.uid);
+    }
+    Ok((fresh != *secret).then_some(fresh))
+}

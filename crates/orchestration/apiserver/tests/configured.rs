@@ -1,0 +1,334 @@
+//! What is configured about access: other issuers of tokens, the audit log, priority and fairness.
+#![allow(clippy::unwrap_used)]
+
+mod harness;
+
+use std::convert::Infallible;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use bytes::Bytes;
+use dhow_apiserver::{AccessConfig, AuditConfig, AuditFile, AuditPolicy, AuthenticationConfig};
+use dhow_base::pki::{ClusterCa, SaKey};
+use dhow_base::tls;
+use harness::Cluster;
+use http_body_util::Full;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use jsonwebtoken::{Algorithm, EncodingKey, Header};
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+
+/// The RSA key of an issuer: nothing in our tree makes one.
+const RSA: &str = include_str!("data/issuer-rsa.pem");
+const RSA_MODULUS: &str = "jwkcnkg0RLL__86msSxvvKcZ4IoMvnLO70bcAQ5seYzTE9M9b5RReMKxtlMiQjMKYCPQzs8vY_npf0zHOaJXxPIZKJP-lam9ms2cVbe5lK0gZYvNNyKvfC_Em-28fsh0O-HXS2_oyFxBYFhFDPBQLN2u_VlFObBFi16kS27IrnLl0K6ifpfyaQ1vk8frMOO1dCGqC_d5nO9A1H_RDVeHYs9H-aJTcqGjV9pF5yKa-fxwIk3D3y170KyM39kRaI_MDfmVy1AAQwAVPleKonPHaHLz6jFFH_tNgIXA-J4yjvYLJS6HJFyyYRullDQKh5Zs3aFkyPjH7DdCmMIMnDgC5Q";
+
+/// An OpenID Connect issuer with a certificate of its own authority.
+struct Issuer {
+    url: String,
+    ca_pem: String,
+    keys: Arc<Mutex<Vec<Value>>>,
+    /// How often its keys were fetched.
+    fetched: Arc<AtomicUsize>,
+}
+
+impl Issuer {
+    async fn start(folder: &std::path::Path) -> Self {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let ca = ClusterCa::load_or_create(&folder.join("issuer")).unwrap();
+        let pair = ca.issue_server("issuer", &["127.0.0.1".into()]).unwrap();
+        let acceptor = tokio_rustls::TlsAcceptor::from(tls::server_config(&pair, None).unwrap());
+        let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let url = format!("https://{}", listener.local_addr().unwrap());
+        let issuer =
+            Self { url: url.clone(), ca_pem: ca.cert_pem().to_owned(), keys: Arc::default(), fetched: Arc::default() };
+        let (keys, fetched) = (issuer.keys.clone(), issuer.fetched.clone());
+        tokio::spawn(async move {
+            loop {
+                let (tcp, _) = listener.accept().await.unwrap();
+                let Ok(stream) = acceptor.accept(tcp).await else { continue };
+                let (keys, fetched, url) = (keys.clone(), fetched.clone(), url.clone());
+                tokio::spawn(async move {
+                    let answer = service_fn(move |request: http::Request<hyper::body::Incoming>| {
+                        let document = match request.uri().path() {
+                            "/.well-known/openid-configuration" => {
+                                json!({"issuer": url, "jwks_uri": format!("{url}/keys")})
+                            }
+                            _ => {
+                                fetched.fetch_add(1, Ordering::SeqCst);
+                                json!({"keys": *keys.lock()})
+                            }
+                        };
+                        let body = Full::new(Bytes::from(document.to_string()));
+                        async move { Ok::<_, Infallible>(http::Response::new(body)) }
+                    });
+                    let builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
+                    let _ = builder.serve_connection(TokioIo::new(stream), answer).await;
+                });
+            }
+        });
+        issuer
+    }
+
+    fn configuration(&self, more: &str) -> String {
+        let ca = self.ca_pem.replace('\n', "\n        ");
+        format!(
+            "apiVersion: apiserver.config.k8s.io/v1\nkind: AuthenticationConfiguration\njwt:\n- issuer:\n    url: {}\n    audiences: \
+             [cloud]\n    certificateAuthority: |\n        {ca}\n  claimValidationRules: [{{claim: hd, requiredValue: \
+             example.com}}]\n  claimMappings:\n    username: {{claim: sub, prefix: 'sso:'}}\n    groups: {{expression: \
+             claims.realm.groups}}\n    uid: {{claim: oid}}\n    extra: [{{key: example.com/team, valueExpression: claims.team}}]\n{more}",
+            self.url
+        )
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tokens_of_other_issuers_are_believed() {
+    let folder = tempfile::tempdir().unwrap();
+    let issuer = Issuer::start(folder.path()).await;
+    let first = SaKey::load_or_create(&folder.path().join("first.key")).unwrap();
+    issuer.keys.lock().push(first.jwk());
+    // A key of a kind that we know nothing about does no harm.
+    issuer.keys.lock().push(json!({"kty": "LATTICE", "kid": "new"}));
+    let text = issuer.configuration("anonymous: {enabled: true, conditions: [{path: /livez}]}\n");
+    let authentication = Some(AuthenticationConfig::parse(&text).unwrap());
+    let cluster = Cluster::start_with(AccessConfig { authentication, ..AccessConfig::default() }).await;
+
+    let now = std::time::UNIX_EPOCH.elapsed().unwrap().as_secs();
+    let claims = json!({
+        "iss": issuer.url, "aud": ["other", "cloud"], "exp": now + 600, "sub": "ann", "hd": "example.com",
+        "oid": "42", "realm": {"groups": ["dev", "ops"]}, "team": "blue",
+    });
+    let es256 = |claims: &Value, key: &SaKey| {
+        let header = Header { kid: Some(key.key_id()), ..Header::new(Algorithm::ES256) };
+        jsonwebtoken::encode(&header, claims, &EncodingKey::from_ec_pem(key.private_pem().as_bytes()).unwrap()).unwrap()
+    };
+    let rs256 = |claims: &Value, id: &str| {
+        let header = Header { kid: Some(id.into()), ..Header::new(Algorithm::RS256) };
+        jsonwebtoken::encode(&header, claims, &EncodingKey::from_rsa_pem(RSA.as_bytes()).unwrap()).unwrap()
+    };
+    let whoami = async |token: &str| {
+        cluster.kubeconfig_with_token("user", token);
+        cluster.run("user", &["auth", "whoami", "-o", "yaml"], "").await
+    };
+    let who = whoami(&es256(&claims, &first)).await.unwrap();
+    for part in [
+        "username: sso:ann",
+        "- dev\n",
+        "- ops\n",
+        "- system:authenticated",
+        "uid: \"42\"",
+        "example.com/team:",
+        "- blue",
+    ] {
+        assert!(who.contains(part), "{part} is not in {who}");
+    }
+    assert_eq!(issuer.fetched.load(Ordering::SeqCst), 1);
+    cluster.kubectl(&["create", "clusterrolebinding", "dev", "--clusterrole=view", "--group=dev"]).await;
+    cluster.run("user", &["get", "pods", "-A"], "").await.unwrap();
+
+    let with = |field: &str, value: Value| {
+        let mut changed = claims.clone();
+        changed[field] = value;
+        changed
+    };
+    let strange = SaKey::load_or_create(&folder.path().join("strange.key")).unwrap();
+    let mut posing = Header { kid: Some(first.key_id()), ..Header::new(Algorithm::HS256) };
+    let public = EncodingKey::from_secret(first.public_pem().as_bytes());
+    let confused = jsonwebtoken::encode(&posing, &claims, &public).unwrap();
+    posing.alg = Algorithm::ES256;
+    let foreign = EncodingKey::from_ec_pem(strange.private_pem().as_bytes()).unwrap();
+    let forged = jsonwebtoken::encode(&posing, &claims, &foreign).unwrap();
+    for (what, token) in [
+        ("another audience", es256(&with("aud", json!("other")), &first)),
+        ("expired", es256(&with("exp", json!(now - 600)), &first)),
+        ("without an end", es256(&with("exp", json!(null)), &first)),
+        ("not yet", es256(&with("nbf", json!(now + 600)), &first)),
+        ("rule", es256(&with("hd", json!("example.org")), &first)),
+        ("no name", es256(&with("sub", json!("")), &first)),
+        ("groups", es256(&with("realm", json!({"groups": [1]})), &first)),
+        ("another issuer", es256(&with("iss", json!("https://elsewhere")), &first)),
+        ("public key as secret", confused),
+        ("another's signature", forged),
+    ] {
+        whoami(&token).await.expect_err(what);
+    }
+    // A key that comes later is found; keys that are nowhere do not make us ask for each.
+    issuer
+        .keys
+        .lock()
+        .push(json!({"kty": "RSA", "kid": "rsa", "alg": "RS256", "use": "sig", "n": RSA_MODULUS, "e": "AQAB"}));
+    assert!(whoami(&rs256(&claims, "rsa")).await.unwrap().contains("username: sso:ann"));
+    for attempt in 0..10 {
+        whoami(&rs256(&claims, &format!("nowhere-{attempt}"))).await.unwrap_err();
+    }
+    assert!(issuer.fetched.load(Ordering::SeqCst) <= 4, "{issuer:?}", issuer = issuer.fetched);
+
+    assert_eq!((cluster.curl("/livez", &[]).await, cluster.curl("/version", &[]).await), ("200".into(), "401".into()));
+    let (_, status) = cluster
+        .json(
+            "POST",
+            "/apis/authentication.k8s.io/v1/tokenreviews",
+            "application/json",
+            &json!({"spec": {"token": es256(&claims, &first)}}),
+        )
+        .await;
+    assert_eq!(status["status"]["user"]["username"], "sso:ann");
+
+    for (change, with, why) in [
+        ("claims.realm.groups", "claims.groups + claims.roles", "of CEL only a claim's path"),
+        ("prefix: 'sso:'", "", "claimMappings.username.prefix: required"),
+        ("https://", "http://", "issuer.url: must be an https URL"),
+        ("[cloud]", "[cloud, more]", "audienceMatchPolicy: must be MatchAny"),
+        ("claim: hd", "clam: hd", "clam"),
+    ] {
+        let error = AuthenticationConfig::parse(&text.replace(change, with)).unwrap_err().to_string();
+        assert!(error.contains(why), "{error}");
+    }
+}
+
+const POLICY: &str = "
+apiVersion: audit.k8s.io/v1
+kind: Policy
+omitStages: [RequestReceived]
+omitManagedFields: true
+rules:
+- level: None
+  users: [quiet]
+- level: None
+  nonResourceURLs: ['/healthz*', /version]
+- level: Metadata
+  resources: [{resources: [secrets, serviceaccounts/token]}]
+- level: Request
+  verbs: [delete]
+  namespaces: [default]
+- level: RequestResponse
+  resources: [{resources: [configmaps]}]
+- level: Metadata
+  omitStages: []
+  resources: [{resources: [namespaces], resourceNames: [default]}]
+- level: Metadata
+  userGroups: ['system:unauthenticated']
+";
+
+/// The events in an audit log for which `wanted` holds, once there are enough of them.
+async fn events(path: &std::path::Path, enough: usize, wanted: impl Fn(&Value) -> bool) -> Vec<Value> {
+    for _ in 0..200 {
+        let text = std::fs::read_to_string(path).unwrap();
+        let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
+        let found: Vec<Value> =
+            whole.lines().map(|line| serde_json::from_str(line).unwrap()).filter(|event| wanted(event)).collect();
+        if found.len() >= enough {
+            return found;
+        }
+        // The log is a file that another thread writes; nothing tells of it.
+        tokio::time::sleep(std::time::Duration::from_millis(25)).await;
+    }
+    panic!("no such events in {}", std::fs::read_to_string(path).unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_policy_wants_is_recorded() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("audit.log");
+    let audit = AuditConfig { policy: AuditPolicy::parse(POLICY).unwrap(), file: AuditFile::new(&path) };
+    let cluster = Cluster::start_with(AccessConfig { audit: Some(audit), ..AccessConfig::default() }).await;
+    cluster.kubeconfig("quiet", "quiet", &["system:masters"]);
+    cluster.run("quiet", &["-n", "kube-system", "create", "configmap", "unseen"], "").await.unwrap();
+    cluster.kubectl(&["create", "secret", "generic", "s", "--from-literal=password=hidden"]).await;
+    cluster.kubectl(&["create", "configmap", "c", "--from-literal=a=b", "--as=ann", "--as-group=system:masters"]).await;
+    cluster.run("admin", &["get", "configmap", "absent"], "").await.unwrap_err();
+    cluster.kubeconfig("jane", "jane", &[]);
+    cluster.run("jane", &["get", "configmap", "c"], "").await.unwrap_err();
+    cluster.kubectl(&["delete", "configmap", "c"]).await;
+    cluster.kubectl(&["get", "--raw", "/healthz"]).await;
+    assert_eq!(cluster.curl("/api/v1/pods", &["-H", "x-forwarded-for: 192.0.2.7"]).await, "403");
+    assert_eq!(
+        cluster.curl("/api/v1/namespaces/default/configmaps", &["-H", "authorization: Bearer x.y.z"]).await,
+        "401"
+    );
+    let watch = ["get", "configmaps", "--watch", "--request-timeout=1s"];
+    let _ = cluster.run("admin", &watch, "").await;
+
+    let of = |verb: &'static str, resource: &'static str| {
+        move |event: &Value| event["verb"] == verb && event["objectRef"]["resource"] == resource
+    };
+    let event = events(&path, 1, of("create", "secrets")).await.remove(0);
+    assert_eq!((&event["level"], &event["stage"]), (&json!("Metadata"), &json!("ResponseComplete")));
+    assert_eq!((&event["user"]["username"], &event["responseStatus"]["code"]), (&json!("system:admin"), &json!(201)));
+    assert!(event["userAgent"].as_str().unwrap().starts_with("kubectl"), "{event}");
+    assert_eq!((&event["kind"], &event["sourceIPs"]), (&json!("Event"), &json!(["127.0.0.1"])));
+    assert_eq!(event["annotations"]["authorization.k8s.io/decision"], "allow");
+    let hidden = base64::Engine::encode(&base64::prelude::BASE64_STANDARD, "hidden");
+    let text = std::fs::read_to_string(&path).unwrap();
+    assert!(
+        !text.contains("hidden") && !text.contains(&hidden) && !text.contains("unseen") && !text.contains("/healthz")
+    );
+
+    let event = events(&path, 1, of("create", "configmaps")).await.remove(0);
+    assert_eq!(event["impersonatedUser"]["username"], "ann");
+    assert_eq!(
+        (&event["requestObject"]["data"]["a"], &event["responseObject"]["data"]["a"]),
+        (&json!("b"), &json!("b"))
+    );
+    assert!(event["responseObject"]["metadata"]["uid"].is_string(), "{event}");
+    assert!(event["responseObject"]["metadata"]["managedFields"].is_null(), "{event}");
+    assert_eq!((&event["objectRef"]["name"], &event["objectRef"]["namespace"]), (&json!("c"), &json!("default")));
+
+    let failed = events(&path, 3, of("get", "configmaps")).await;
+    let with_code = |code: i64| failed.iter().find(|event| event["responseStatus"]["code"] == code).unwrap();
+    assert_eq!(with_code(404)["responseStatus"]["reason"], "NotFound");
+    assert_eq!(with_code(403)["annotations"]["authorization.k8s.io/decision"], "forbid");
+    let event = events(&path, 1, of("delete", "configmaps")).await.remove(0);
+    assert_eq!((&event["level"], event["responseObject"].is_null()), (&json!("Request"), true));
+    assert!(event["requestObject"].is_object(), "{event}");
+
+    let event = events(&path, 1, |event| event["user"]["username"] == "system:anonymous").await.remove(0);
+    assert_eq!(event["sourceIPs"], json!(["192.0.2.7", "127.0.0.1"]));
+    let event = events(&path, 1, |event| event["responseStatus"]["code"] == 401).await.remove(0);
+    assert_eq!((&event["user"], &event["stage"]), (&json!({}), &json!("ResponseStarted")));
+    let watched = events(&path, 2, of("watch", "configmaps")).await;
+    let stages: Vec<&Value> = watched.iter().map(|event| &event["stage"]).collect();
+    assert_eq!(stages, ["ResponseStarted", "ResponseComplete"]);
+    let metrics = cluster.kubectl(&["get", "--raw", "/metrics"]).await;
+    assert!(metrics.contains("apiserver_audit_error_total{plugin=\"log\"} 0"), "{metrics}");
+
+    for (change, with, why) in [
+        ("level: None", "level: All", "All"),
+        ("audit.k8s.io/v1", "audit.k8s.io/v2", "cannot read Policy of audit.k8s.io/v2"),
+        ("'/healthz*'", "'/a*b'", "is no path"),
+        ("userGroups", "groups", "groups"),
+    ] {
+        let error = AuditPolicy::parse(&POLICY.replace(change, with)).unwrap_err().to_string();
+        assert!(error.contains(why), "{error}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_audit_log_is_rotated() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("audit.log");
+    std::fs::write(folder.path().join("audit-notes.log"), "not ours").unwrap();
+    let policy = AuditPolicy::parse("{apiVersion: audit.k8s.io/v1, kind: Policy, rules: [{level: Metadata}]}").unwrap();
+    let file = AuditFile { path: path.clone(), largest: 2000, kept: 2 };
+    let audit = Some(AuditConfig { policy, file });
+    let cluster = Cluster::start_with(AccessConfig { audit, ..AccessConfig::default() }).await;
+    for i in 0..20 {
+        let body = json!({"metadata": {"name": format!("c{i}")}});
+        cluster.json("POST", "/api/v1/namespaces/default/configmaps", "application/json", &body).await;
+    }
+    cluster.kubectl(&["get", "configmap", "c0"]).await;
+    events(&path, 1, |event| event["objectRef"]["name"] == "c0" && event["stage"] == "ResponseComplete").await;
+    let mut names: Vec<String> = std::fs::read_dir(folder.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    assert_eq!((names.len(), names[2].as_str(), names[3].as_str()), (4, "audit-notes.log", "audit.log"), "{names:?}");
+    for name in names.iter().filter(|name| *name != "audit-notes.log") {
+        let text = std::fs::read_to_string(folder.path().join(name)).unwrap();
+        assert!(text.len() <= 2000, "{name}: {}", text.len());
+        text.lines().for_each(|line| drop(serde_json::from_str::<Value>(line).unwrap()));
+    }
+}
