@@ -4,7 +4,6 @@
 
 mod admission;
 mod allocate;
-mod approver;
 mod authenticate;
 mod backup;
 mod body;
@@ -80,6 +79,7 @@ pub struct ApiServer {
     node_tls: TlsConnector,
     backup: Option<BackupSource>,
     metrics: metrics::Metrics,
+    quotas: admission::quota::Quotas,
     shutdown: CancellationToken,
 }
 
@@ -96,9 +96,11 @@ impl ApiServer {
             node_tls: TlsConnector::from(config.node_tls.clone()),
             backup: config.backup.clone(),
             metrics: metrics::Metrics::new(),
+            quotas: admission::quota::Quotas::default(),
             shutdown,
         });
         bootstrap::ensure(&server, &config).await.map_err(Error::Bootstrap)?;
+        tokio::spawn(admission::quota::follow(server.clone()));
         Ok(server)
     }
 }
