@@ -193,6 +193,7 @@ pub async fn delete(
             server.store.update(kind, &old, &marked).await?
         };
         if let Written::Done(stored) = written {
+            server.quotas.touch(server, kind, target.namespace.as_deref());
             return Ok(if done { Outcome::Gone(stored) } else { Outcome::Waiting(stored) });
         }
     }

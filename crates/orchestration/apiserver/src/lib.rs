@@ -5,7 +5,6 @@
 mod access;
 mod admission;
 mod allocate;
-mod approver;
 mod audit;
 mod authenticate;
 mod backup;
@@ -97,6 +96,7 @@ pub struct ApiServer {
     node_tls: TlsConnector,
     backup: Option<BackupSource>,
     metrics: metrics::Metrics,
+    quotas: admission::quota::Quotas,
     shutdown: CancellationToken,
 }
 
@@ -120,10 +120,12 @@ impl ApiServer {
             node_tls: TlsConnector::from(config.node_tls.clone()),
             backup: config.backup.clone(),
             metrics,
+            quotas: admission::quota::Quotas::default(),
             shutdown,
         });
         bootstrap::ensure(&server, &config).await.map_err(Error::Bootstrap)?;
         legacy_tokens::start(&server).map_err(Error::Bootstrap)?;
+        tokio::spawn(admission::quota::follow(server.clone()));
         Ok(server)
     }
 }

@@ -8,16 +8,17 @@ use dhow_api::{Status, defaulting, names, patch as patches, strategy, time, vali
 use dhow_client::Body;
 use http::Response;
 use k8s_openapi::jiff::Timestamp;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::admission::{Attributes, Operation};
 use crate::encode::{self, Accept};
+use crate::identity::UserInfo;
 use crate::info::ResourceTarget;
 use crate::object::Stored;
 use crate::pipeline::{Authorized, Request};
 use crate::read::existing;
 use crate::store::{RETRIES, Written};
-use crate::{ApiServer, admission, approver, body, escalation, graft, options};
+use crate::{ApiServer, admission, body, escalation, graft, options};
 
 pub async fn create(
     server: &Arc<ApiServer>,
@@ -65,13 +66,13 @@ async fn create_object(
     strategy::fill_metadata(object, &uid, &time::rfc3339(Timestamp::now()));
     strategy::finish_create(kind, object);
     if kind.kind == "CertificateSigningRequest" {
-        approver::set_requester(request.user(), object);
+        set_requester(request.user(), object);
     }
     let _reserved = server.allocator.reserve(kind, None, object)?;
     let errors = validation::validate_create(kind, object);
     refuse_invalid(kind, object, &errors)?;
     escalation::check(&server.authorizer, request.user(), kind, object, None)?;
-    admission::validate(server, &admitted).await?;
+    let _held = admission::validate(server, &admitted).await?;
     let object = admitted.object;
     if request.dry_run() {
         let key = kind.storage_key(namespace, &name);
@@ -81,7 +82,24 @@ async fn create_object(
         return dry(kind, &key, &object);
     }
     let stored = server.store.create(kind, namespace, &name, &object).await?;
+    server.quotas.touch(server, kind, namespace);
     Ok(stored)
+}
+
+/// Who asks for a certificate is for the server to say.
+fn set_requester(user: &UserInfo, request: &mut Value) {
+    let spec = dhow_api::meta::child_mut(request, "spec");
+    for field in ["username", "uid", "groups", "extra"] {
+        spec.remove(field);
+    }
+    spec.insert("username".into(), json!(user.name));
+    spec.insert("groups".into(), json!(user.groups));
+    if !user.uid.is_empty() {
+        spec.insert("uid".into(), json!(user.uid));
+    }
+    if !user.extra.is_empty() {
+        spec.insert("extra".into(), json!(user.extra));
+    }
 }
 
 /// The object as it would have been stored.
@@ -309,7 +327,7 @@ async fn change_once(
     mut new: Value,
 ) -> Result<Option<Arc<Stored>>, Status> {
     let kind = &request.target.kind;
-    prepare(server, request, part, &mut new, old_value)?;
+    prepare(kind, part, &mut new, old_value)?;
     if !part.is_the_servers() && !is_apply(request) {
         managed(request, part, |writer| apply::update(writer, Some(old_value), &mut new));
     }
@@ -317,7 +335,7 @@ async fn change_once(
     if part != Part::Binding {
         admission::mutate(server, &mut admitted).await?;
         if admitted.mutated {
-            prepare(server, request, part, &mut admitted.object, old_value)?;
+            prepare(kind, part, &mut admitted.object, old_value)?;
         }
     }
     let _reserved = server.allocator.reserve(kind, Some(old_value), &mut admitted.object)?;
@@ -326,9 +344,10 @@ async fn change_once(
         refuse_invalid(kind, &admitted.object, &errors)?;
     }
     escalation::check(&server.authorizer, request.user(), kind, &admitted.object, Some(old_value))?;
-    if part != Part::Binding {
-        admission::validate(server, &admitted).await?;
-    }
+    let _held = match part {
+        Part::Binding => None,
+        _ => Some(admission::validate(server, &admitted).await?),
+    };
     let new = admitted.object;
     if same(&new, old_value) {
         // Nothing changes: no write, no new revision.
@@ -345,20 +364,16 @@ async fn change_once(
     let written =
         if ending { server.store.delete(kind, old).await? } else { server.store.update(kind, old, &new).await? };
     match written {
-        Written::Done(stored) => Ok(Some(stored)),
+        Written::Done(stored) => {
+            server.quotas.touch(server, kind, request.target.namespace.as_deref());
+            Ok(Some(stored))
+        }
         Written::Changed => Ok(None),
     }
 }
 
 /// Lets a write touch only its part of the object, defaulted.
-fn prepare(
-    server: &ApiServer,
-    request: &Request<Authorized>,
-    part: Part,
-    new: &mut Value,
-    old: &Value,
-) -> Result<(), Status> {
-    let kind = &request.target.kind;
+fn prepare(kind: &Kind, part: Part, new: &mut Value, old: &Value) -> Result<(), Status> {
     match part {
         Part::Main => {
             defaulting::apply(kind, new);
@@ -373,10 +388,7 @@ fn prepare(
             };
             strategy::prepare_update(kind, new, old);
         }
-        Part::Approval => {
-            approver::check(&server.authorizer, request.user(), old)?;
-            *new = graft::approval(new, old)?;
-        }
+        Part::Approval => *new = graft::approval(new, old)?,
         Part::Finalize | Part::Binding => {}
     }
     Ok(())

@@ -1,11 +1,17 @@
 //! DefaultTolerationSeconds: a pod stays five minutes on a node that does not answer.
 
 use dhow_api::meta;
-use serde_json::{Value, json};
+use serde_json::json;
+
+use super::{Attributes, Operation};
 
 /// Adds the two tolerations a pod does not speak of itself.
-pub fn mutate(pod: &mut Value) {
-    let spec = meta::child_mut(pod, "spec");
+pub fn mutate(attributes: &mut Attributes<'_>) {
+    let written = matches!(attributes.operation, Operation::Create | Operation::Update);
+    if !written || !attributes.is("", "Pod") || attributes.subresource.is_some() {
+        return;
+    }
+    let spec = meta::child_mut(&mut attributes.object, "spec");
     let tolerations = spec.entry("tolerations").or_insert_with(|| json!([]));
     if tolerations.is_null() {
         *tolerations = json!([]);

@@ -4,15 +4,24 @@
 //! the kind's own validation. Both lists read top to bottom, in upstream's order. One file per plugin.
 
 mod attributes;
+mod certificates;
 mod default_tolerations;
+mod ingress_class;
+mod limit_ranger;
 mod namespace_lifecycle;
 mod node_restriction;
+mod pod_security;
 mod priority;
+pub mod quota;
+mod runtime_class;
 mod service_account;
+mod storage;
+mod taint_nodes;
 
 use std::sync::Arc;
 
-use dhow_api::{Status, registry};
+use dhow_api::{Status, meta, registry};
+use serde_json::Value;
 
 use crate::ApiServer;
 use crate::object::Stored;
@@ -21,32 +30,80 @@ pub use attributes::{Attributes, Operation};
 
 /// The first phase: refuses early and fills in. May change `attributes.object`.
 pub async fn mutate(server: &ApiServer, attributes: &mut Attributes<'_>) -> Result<(), Status> {
-    namespace_lifecycle::admit(server, attributes)?;
-    node_restriction::admit(attributes)?;
-    if attributes.operation == Operation::Create && attributes.is("", "Pod") && attributes.subresource.is_none() {
-        let namespace = attributes.namespace.unwrap_or_default();
-        service_account::mutate(server, namespace, &mut attributes.object)?;
-        default_tolerations::mutate(&mut attributes.object);
-        priority::mutate(server, &mut attributes.object)?;
-    }
+    built_in(server, attributes)?;
     // Mutating policies, then mutating webhooks.
     Ok(())
 }
 
+/// The plugins that change objects. Running them again changes nothing.
+fn built_in(server: &ApiServer, attributes: &mut Attributes<'_>) -> Result<(), Status> {
+    namespace_lifecycle::admit(server, attributes)?;
+    limit_ranger::mutate(server, attributes)?;
+    service_account::mutate(server, attributes)?;
+    node_restriction::admit(server, attributes)?;
+    taint_nodes::mutate(attributes);
+    priority::mutate(server, attributes)?;
+    default_tolerations::mutate(attributes);
+    storage::mutate(server, attributes)?;
+    runtime_class::mutate(server, attributes)?;
+    ingress_class::mutate(server, attributes)
+}
+
+/// What a write holds until it is stored or has failed.
+#[must_use]
+pub struct Admitted {
+    _quota: Option<quota::Held>,
+}
+
 /// The second phase: the object is what will be stored, and nothing changes it any more.
-pub async fn validate(_server: &ApiServer, _attributes: &Attributes<'_>) -> Result<(), Status> {
-    // Built-in plugins, then validating policies, then validating webhooks, quota last: it counts what passed.
-    Ok(())
+pub async fn validate(server: &ApiServer, attributes: &Attributes<'_>) -> Result<Admitted, Status> {
+    limit_ranger::validate(server, attributes)?;
+    service_account::validate(server, attributes)?;
+    pod_security::validate(server, attributes)?;
+    priority::validate(server, attributes)?;
+    storage::validate(server, attributes)?;
+    runtime_class::validate(server, attributes)?;
+    certificates::validate(server, attributes)?;
+    // Validating policies, then validating webhooks.
+    Ok(Admitted { _quota: quota::reserve(server, attributes).await? })
 }
 
 /// Both phases, for writes that have nothing between them: deletes, streams and objects that are not stored.
 pub async fn admit(server: &ApiServer, attributes: &mut Attributes<'_>) -> Result<(), Status> {
     mutate(server, attributes).await?;
-    validate(server, attributes).await
+    validate(server, attributes).await.map(drop)
 }
 
 /// An object as the server's cache has it.
 fn cached(server: &ApiServer, group: &str, plural: &str, namespace: Option<&str>, name: &str) -> Option<Arc<Stored>> {
     let kind = registry::builtin().get(group, "v1", plural)?;
     server.store.cache.get(kind, &kind.storage_key(namespace, name))
+}
+
+/// All objects of a kind.
+fn all(server: &ApiServer, group: &str, plural: &str) -> Result<Vec<Value>, Status> {
+    let Some(kind) = registry::builtin().get(group, "v1", plural) else { return Ok(Vec::new()) };
+    server.store.cache.objects(kind)?.values().map(|object| object.value()).collect()
+}
+
+/// The objects of a namespaced kind in one namespace, as they are stored.
+fn stored_in(server: &ApiServer, group: &str, plural: &str, namespace: &str) -> Vec<Arc<Stored>> {
+    let kind = registry::builtin().get(group, "v1", plural);
+    let Some((kind, objects)) = kind.and_then(|kind| Some((kind, server.store.cache.objects(kind).ok()?))) else {
+        return Vec::new();
+    };
+    let prefix = format!("{}{namespace}/", kind.storage_prefix());
+    let from = objects.range(Arc::<str>::from(prefix.as_str())..);
+    from.take_while(|(key, _)| key.starts_with(&prefix)).map(|(_, object)| object.clone()).collect()
+}
+
+/// The objects of a namespaced kind in one namespace.
+fn in_namespace(server: &ApiServer, group: &str, plural: &str, namespace: Option<&str>) -> Result<Vec<Value>, Status> {
+    stored_in(server, group, plural, namespace.unwrap_or_default()).iter().map(|object| object.value()).collect()
+}
+
+/// The object made last; of those made at once, the first by name.
+fn newest(objects: impl Iterator<Item = Value>) -> Option<Value> {
+    let made = |object: &Value| meta::text(object, &["metadata", "creationTimestamp"]).to_owned();
+    objects.min_by(|a, b| made(b).cmp(&made(a)).then_with(|| meta::name(a).cmp(meta::name(b))))
 }

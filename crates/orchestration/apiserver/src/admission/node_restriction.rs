@@ -1,24 +1,289 @@
-//! NodeRestriction: a node writes its own Node and Lease, and pods bound to it.
+//! NodeRestriction: a node writes its own Node, Lease and CSINode, the status of its pods, and little else.
 
+use std::collections::BTreeSet;
+
+use dhow_api::registry::Subresource;
 use dhow_api::{Status, meta};
+use serde_json::{Map, Value};
 
-use super::{Attributes, Operation};
+use super::{Attributes, Operation, cached};
+use crate::ApiServer;
 
-pub fn admit(attributes: &Attributes<'_>) -> Result<(), Status> {
-    let Some(node) = attributes.user.name.strip_prefix("system:node:") else { return Ok(()) };
-    let (kind, object) = (attributes.kind, &attributes.object);
-    if !matches!(attributes.operation, Operation::Create | Operation::Update) || attributes.speaks_otherwise() {
+const USER: &str = "system:node:";
+const LEASES: &str = "kube-node-lease";
+const MIRROR: &str = "kubernetes.io/config.mirror";
+
+/// Labels under `kubernetes.io` that a node may give itself.
+const OWN_LABELS: [&str; 13] = [
+    "kubernetes.io/hostname",
+    "kubernetes.io/os",
+    "kubernetes.io/arch",
+    "topology.kubernetes.io/zone",
+    "topology.kubernetes.io/region",
+    "failure-domain.beta.kubernetes.io/zone",
+    "failure-domain.beta.kubernetes.io/region",
+    "node.kubernetes.io/instance-type",
+    "beta.kubernetes.io/instance-type",
+    "beta.kubernetes.io/os",
+    "beta.kubernetes.io/arch",
+    "node.kubernetes.io/windows-build",
+    "kubernetes.io/role",
+];
+/// Label domains that are the node's own, with their subdomains.
+const OWN_DOMAINS: [&str; 2] = ["kubelet.kubernetes.io", "node.kubernetes.io"];
+
+pub fn admit(server: &ApiServer, attributes: &Attributes<'_>) -> Result<(), Status> {
+    let Some(node) = attributes.user.name.strip_prefix(USER) else { return Ok(()) };
+    if attributes.operation == Operation::Connect {
         return Ok(());
     }
-    let name = meta::name(object);
-    let allowed = match kind.kind {
-        "Node" | "Lease" => name == node,
-        "Pod" => meta::text(object, &["spec", "nodeName"]) == node,
-        _ => true,
+    if node.is_empty() {
+        let user = &attributes.user.name;
+        return Err(attributes.forbidden(&format!("could not determine node from user {user:?}")));
+    }
+    match (attributes.kind.group, attributes.kind.plural) {
+        ("", "pods") => pod(server, node, attributes),
+        ("", "nodes") => own_node(node, attributes),
+        ("", "persistentvolumeclaims") => claim(node, attributes),
+        ("", "serviceaccounts") => token(server, node, attributes),
+        ("coordination.k8s.io", "leases") => {
+            if attributes.namespace != Some(LEASES) {
+                let why = format!("can only access leases in the {LEASES:?} system namespace");
+                return Err(attributes.forbidden(&why));
+            }
+            same_name(node, attributes, "can only access node lease with the same name as the requesting node")
+        }
+        ("storage.k8s.io", "csinodes") => {
+            same_name(node, attributes, "can only access CSINode with the same name as the requesting node")
+        }
+        _ => Ok(()),
+    }
+}
+
+fn same_name(node: &str, attributes: &Attributes<'_>, why: &str) -> Result<(), Status> {
+    if attributes.name == node { Ok(()) } else { Err(attributes.forbidden(why)) }
+}
+
+fn pod(server: &ApiServer, node: &str, attributes: &Attributes<'_>) -> Result<(), Status> {
+    let bound = |pod: &Value| meta::text(pod, &["spec", "nodeName"]) == node;
+    let refuse = |why: String| Err(attributes.forbidden(&why));
+    match (attributes.subresource, attributes.operation, attributes.old) {
+        (None, Operation::Create, _) => mirror_pod(server, node, attributes),
+        (None, Operation::Delete, Some(old)) if bound(old) => Ok(()),
+        (None, Operation::Delete, _) => {
+            refuse(format!("node {node:?} can only delete pods with spec.nodeName set to itself"))
+        }
+        (None, operation, _) => refuse(format!(
+            "unexpected operation {:?}, node {node:?} can only create and delete mirror pods",
+            operation.name()
+        )),
+        (Some(Subresource::Status), _, Some(old)) => {
+            if !bound(old) {
+                return refuse(format!(
+                    "node {node:?} can only update pod status for pods with spec.nodeName set to itself"
+                ));
+            }
+            if labels(old) != labels(&attributes.object) {
+                return refuse(format!("node {node:?} cannot update labels through pod status"));
+            }
+            if old["status"]["resourceClaimStatuses"] != attributes.object["status"]["resourceClaimStatuses"] {
+                return refuse(format!("node {node:?} cannot update resource claim statues"));
+            }
+            Ok(())
+        }
+        (Some(Subresource::Eviction), ..) => {
+            let found = cached(server, "", "pods", attributes.namespace, attributes.name);
+            let found = found.ok_or_else(|| Status::not_found("", "pods", attributes.name))?;
+            if bound(&found.value()?) {
+                return Ok(());
+            }
+            refuse(format!("node {node} can only evict pods with spec.nodeName set to itself"))
+        }
+        (other, ..) => {
+            let name = other.map_or("", Subresource::name);
+            refuse(format!("unexpected pod subresource {name:?}, only 'status' and 'eviction' are allowed"))
+        }
+    }
+}
+
+/// The only pods a node makes: pictures of what it runs on its own account, which refer to nothing in the API.
+fn mirror_pod(server: &ApiServer, node: &str, attributes: &Attributes<'_>) -> Result<(), Status> {
+    let pod = &attributes.object;
+    let refuse = |why: String| Err(attributes.forbidden(&why));
+    if meta::at(pod, &["metadata", "annotations", MIRROR]).is_none() {
+        return refuse(format!("pod does not have {MIRROR:?} annotation, node {node:?} can only create mirror pods"));
+    }
+    if meta::text(pod, &["spec", "nodeName"]) != node {
+        return refuse(format!("node {node:?} can only create pods with spec.nodeName set to itself"));
+    }
+    let owner = match meta::items(pod, &["metadata", "ownerReferences"]) {
+        [owner] => owner,
+        [] => return refuse(format!("node {node:?} can only create pods with an owner reference set to itself")),
+        _ => return refuse(format!("node {node:?} can only create pods with a single owner reference set to itself")),
     };
-    if allowed {
+    if owner["apiVersion"] != "v1" || owner["kind"] != "Node" || owner["name"] != node {
+        return refuse(format!("node {node:?} can only create pods with an owner reference set to itself"));
+    }
+    if owner["controller"] != true {
+        return refuse(format!("node {node:?} can only create pods with a controller owner reference set to itself"));
+    }
+    if owner["blockOwnerDeletion"] == true {
+        return refuse(format!("node {node:?} must not set blockOwnerDeletion on an owner reference"));
+    }
+    let found = cached(server, "", "nodes", None, node).ok_or_else(|| Status::not_found("", "nodes", node))?;
+    let uid = owner["uid"].as_str().unwrap_or_default();
+    if uid != found.header.uid {
+        return refuse(format!("node {node} UID mismatch: expected {uid} got {}", found.header.uid));
+    }
+    let spec = &pod["spec"];
+    if !meta::text(spec, &["serviceAccountName"]).is_empty() {
+        return refuse(format!("node {node:?} can not create pods that reference a service account"));
+    }
+    for (keys, what) in REFERENCES {
+        let lists = ["volumes", "containers", "initContainers", "ephemeralContainers"];
+        let pulls = what == "secrets" && !meta::items(spec, &["imagePullSecrets"]).is_empty();
+        if pulls || lists.iter().any(|list| mentions(&spec[list], keys)) {
+            return refuse(format!("node {node:?} can not create pods that reference {what}"));
+        }
+    }
+    Ok(())
+}
+
+/// Fields that refer to other objects, and what these are.
+const REFERENCES: [(&[&str], &str); 4] = [
+    (&["secret", "secretName", "secretRef", "secretKeyRef", "nodePublishSecretRef"], "secrets"),
+    (&["configMap", "configMapRef", "configMapKeyRef"], "configmaps"),
+    (&["clusterTrustBundle"], "clustertrustbundles"),
+    (&["persistentVolumeClaim"], "persistentvolumeclaims"),
+];
+
+fn mentions(value: &Value, keys: &[&str]) -> bool {
+    match value {
+        Value::Object(map) => {
+            map.iter().any(|(key, inner)| !inner.is_null() && keys.contains(&key.as_str()) || mentions(inner, keys))
+        }
+        Value::Array(items) => items.iter().any(|item| mentions(item, keys)),
+        _ => false,
+    }
+}
+
+fn own_node(node: &str, attributes: &Attributes<'_>) -> Result<(), Status> {
+    if attributes.name != node {
+        let why = format!("node {node:?} is not allowed to modify node {:?}", attributes.name);
+        return Err(attributes.forbidden(&why));
+    }
+    match (attributes.operation, attributes.old) {
+        (Operation::Create, _) => {
+            let forbidden = forbidden_labels(&attributes.object, &Value::Null);
+            if forbidden.is_empty() {
+                return Ok(());
+            }
+            let list = forbidden.into_iter().collect::<Vec<_>>().join(", ");
+            Err(attributes.forbidden(&format!("node {node:?} is not allowed to set the following labels: {list}")))
+        }
+        (Operation::Update, Some(old)) => {
+            let taints = |node| meta::items(node, &["spec", "taints"]).to_vec();
+            if taints(old) != taints(&attributes.object) {
+                return Err(attributes.forbidden(&format!("node {node:?} is not allowed to modify taints")));
+            }
+            let forbidden = forbidden_labels(&attributes.object, old);
+            if forbidden.is_empty() {
+                return Ok(());
+            }
+            let list = forbidden.into_iter().collect::<Vec<_>>().join(", ");
+            Err(attributes.forbidden(&format!("is not allowed to modify labels: {list}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn labels(object: &Value) -> Map<String, Value> {
+    meta::object(object, &["metadata", "labels"]).cloned().unwrap_or_default()
+}
+
+/// Labels that change and are not the node's to change: with them it could draw pods to itself.
+fn forbidden_labels(new: &Value, old: &Value) -> BTreeSet<String> {
+    let (new, old) = (labels(new), labels(old));
+    let changed = new.keys().chain(old.keys()).filter(|key| new.get(*key) != old.get(*key));
+    changed.filter(|key| !is_own_label(key)).cloned().collect()
+}
+
+fn is_own_label(key: &str) -> bool {
+    let within = |domain: &str, of: &str| domain == of || domain.ends_with(&format!(".{of}"));
+    let domain = key.split_once('/').map_or("", |(domain, _)| domain);
+    if within(domain, "node-restriction.kubernetes.io") {
+        return false;
+    }
+    if !within(domain, "kubernetes.io") && !within(domain, "k8s.io") {
+        return true;
+    }
+    OWN_LABELS.contains(&key) || OWN_DOMAINS.iter().any(|own| within(domain, own))
+}
+
+fn claim(node: &str, attributes: &Attributes<'_>) -> Result<(), Status> {
+    let (Some(Subresource::Status), Some(old)) = (attributes.subresource, attributes.old) else {
+        return Err(attributes.forbidden("may only update PVC status"));
+    };
+    let rest = |claim: &Value| {
+        let mut rest = claim.clone();
+        let metadata = meta::metadata_mut(&mut rest);
+        metadata.remove("resourceVersion");
+        metadata.remove("managedFields");
+        let status = meta::child_mut(&mut rest, "status");
+        for field in ["capacity", "conditions", "allocatedResourceStatuses", "allocatedResources"] {
+            status.remove(field);
+        }
+        rest
+    };
+    if rest(old) == rest(&attributes.object) {
         return Ok(());
     }
-    let why = format!("node {node:?} is not allowed to modify what belongs to another node");
-    Err(Status::forbidden(kind.group, kind.plural, name, &why))
+    let why = format!("node {node:?} is not allowed to update fields other than status.capacity and status.conditions");
+    Err(attributes.forbidden(&why))
+}
+
+/// A node asks for tokens of the pods it runs only.
+fn token(server: &ApiServer, node: &str, attributes: &Attributes<'_>) -> Result<(), Status> {
+    if attributes.subresource != Some(Subresource::Token) || attributes.operation != Operation::Create {
+        return Ok(());
+    }
+    let bound = &attributes.object["spec"]["boundObjectRef"];
+    let text = |field: &str| bound[field].as_str().unwrap_or_default();
+    if text("apiVersion") != "v1" || text("kind") != "Pod" || text("name").is_empty() {
+        return Err(attributes.forbidden("node requested token not bound to a pod"));
+    }
+    let uid = text("uid");
+    if uid.is_empty() {
+        return Err(attributes.forbidden("node requested token with a pod binding without a uid"));
+    }
+    let pod = cached(server, "", "pods", attributes.namespace, text("name"));
+    let pod = pod.ok_or_else(|| Status::not_found("", "pods", text("name")))?;
+    if pod.header.uid != uid {
+        return Err(attributes.forbidden(&format!(
+            "the UID in the bound object reference ({uid}) does not match the UID in record. The object might have \
+             been deleted and then recreated"
+        )));
+    }
+    if meta::text(&pod.value()?, &["spec", "nodeName"]) != node {
+        return Err(attributes.forbidden("node requested token bound to a pod scheduled on a different node"));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_nodes_own_labels() {
+        for own in
+            ["zone", "example.com/rack", "kubernetes.io/hostname", "node.kubernetes.io/x", "a.kubelet.kubernetes.io/y"]
+        {
+            assert!(is_own_label(own), "{own}");
+        }
+        for others in ["node-restriction.kubernetes.io/x", "a.node-restriction.kubernetes.io/x", "kubernetes.io/team"] {
+            assert!(!is_own_label(others), "{others}");
+        }
+        assert!(!is_own_label("node-role.kubernetes.io/control-plane"));
+    }
 }

@@ -1,0 +1,385 @@
+//! Admission as its users meet it: quotas, limits, pod security, what nodes may do, webhooks.
+#![allow(clippy::unwrap_used)]
+
+mod harness;
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use dhow_apiserver::UserInfo;
+use harness::Cluster;
+use serde_json::{Value, json};
+
+/// A cluster whose default namespace has its service account.
+async fn start() -> Cluster {
+    let cluster = Cluster::start().await;
+    cluster.kubectl(&["create", "serviceaccount", "default"]).await;
+    cluster
+}
+
+async fn apply(cluster: &Cluster, manifest: &Value) -> Result<String, String> {
+    cluster.run("admin", &["apply", "-f", "-"], &manifest.to_string()).await
+}
+
+fn pod(name: &str, container: Value) -> Value {
+    let mut container = container;
+    container["name"] = json!("c");
+    container["image"] = json!("busybox");
+    json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "default"},
+        "spec": {"containers": [container]},
+    })
+}
+
+fn quota(hard: Value) -> Value {
+    json!({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "q", "namespace": "default"}, "spec": {"hard": hard}})
+}
+
+/// Asks until the answer is as wanted; it has to be so soon.
+async fn eventually(cluster: &Cluster, args: &[&str], wanted: &str) {
+    let mut last = String::new();
+    for _ in 0..50 {
+        last = cluster.kubectl(args).await;
+        if last == wanted {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    panic!("{args:?}: {last:?} is not {wanted:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_quota_holds_against_many_at_once() {
+    let cluster = start().await;
+    apply(&cluster, &quota(json!({"pods": "5", "count/configmaps": "2"}))).await.unwrap();
+    let creations = (0..40).map(|number| {
+        let (cluster, pod) = (&cluster, pod(&format!("p{number}"), json!({})));
+        async move { cluster.json("POST", "/api/v1/namespaces/default/pods", "application/json", &pod).await }
+    });
+    let answers = futures::future::join_all(creations).await;
+    let made = answers.iter().filter(|(code, _)| *code == 201).count();
+    assert_eq!(made, 5);
+    let (code, refused) = answers.iter().find(|(code, _)| *code != 201).unwrap();
+    assert_eq!((*code, refused["reason"].as_str()), (403, Some("Forbidden")));
+    let message = refused["message"].as_str().unwrap();
+    assert!(
+        message.ends_with("is forbidden: exceeded quota: q, requested: pods=1, used: pods=5, limited: pods=5"),
+        "{message}"
+    );
+
+    let used = ["get", "quota", "q", "-o", "jsonpath={.status.used.pods}"];
+    eventually(&cluster, &used, "5").await;
+    let first = cluster.kubectl(&["get", "pods", "-o", "jsonpath={.items[0].metadata.name}"]).await;
+    cluster.kubectl(&["delete", "pod", &first]).await;
+    eventually(&cluster, &used, "4").await;
+    apply(&cluster, &pod("after", json!({}))).await.unwrap();
+
+    for name in ["a", "b"] {
+        cluster.kubectl(&["create", "configmap", name]).await;
+    }
+    let refused = cluster.run("admin", &["create", "configmap", "c"], "").await.unwrap_err();
+    assert!(
+        refused.contains(
+            "exceeded quota: q, requested: count/configmaps=1, used: count/configmaps=2, limited: count/configmaps=2"
+        ),
+        "{refused}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_quota_on_compute_asks_for_amounts_and_has_scopes() {
+    let cluster = start().await;
+    let hard = json!({"requests.cpu": "1", "limits.memory": "1Gi", "services.nodeports": "1"});
+    apply(&cluster, &quota(hard)).await.unwrap();
+    let refused = apply(&cluster, &pod("p", json!({}))).await.unwrap_err();
+    assert!(
+        refused.contains(
+            "pods \"p\" is forbidden: failed quota: q: must specify limits.memory for: c; requests.cpu for: c"
+        ),
+        "{refused}"
+    );
+    let sized = |cpu: &str| json!({"resources": {"requests": {"cpu": cpu}, "limits": {"memory": "512Mi"}}});
+    apply(&cluster, &pod("a", sized("600m"))).await.unwrap();
+    let refused = apply(&cluster, &pod("b", sized("600m"))).await.unwrap_err();
+    assert!(
+        refused.contains(
+            "exceeded quota: q, requested: requests.cpu=600m, used: requests.cpu=600m, limited: requests.cpu=1"
+        ),
+        "{refused}"
+    );
+    apply(&cluster, &pod("b", sized("400m"))).await.unwrap();
+
+    // A Service that turns to node ports uses more than before.
+    cluster.kubectl(&["create", "service", "clusterip", "s", "--tcp=80", "--tcp=81"]).await;
+    let patch = ["patch", "service", "s", "-p", r#"{"spec": {"type": "NodePort"}}"#];
+    let refused = cluster.run("admin", &patch, "").await.unwrap_err();
+    assert!(refused.contains("requested: services.nodeports=2, used: services.nodeports=0"), "{refused}");
+
+    cluster.kubectl(&["delete", "quota", "q"]).await;
+    let mut scoped = quota(json!({"pods": "0"}));
+    scoped["spec"]["scopes"] = json!(["BestEffort"]);
+    apply(&cluster, &scoped).await.unwrap();
+    assert!(apply(&cluster, &pod("best", json!({}))).await.unwrap_err().contains("exceeded quota: q"));
+    apply(&cluster, &pod("burstable", sized("100m"))).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn limit_ranges_give_and_refuse() {
+    let cluster = start().await;
+    let range = json!({
+        "apiVersion": "v1", "kind": "LimitRange", "metadata": {"name": "l", "namespace": "default"},
+        "spec": {"limits": [
+            {"type": "Container", "default": {"cpu": "500m"}, "defaultRequest": {"cpu": "100m"}, "max": {"cpu": "1"},
+             "maxLimitRequestRatio": {"cpu": "5"}},
+            {"type": "PersistentVolumeClaim", "min": {"storage": "1Gi"}},
+        ]},
+    });
+    apply(&cluster, &range).await.unwrap();
+    apply(&cluster, &pod("p", json!({}))).await.unwrap();
+    let given = cluster.kubectl(&["get", "pod", "p", "-o", "jsonpath={.spec.containers[0].resources} {.metadata.annotations.kubernetes\\.io/limit-ranger} {.status.qosClass}"]).await;
+    assert_eq!(
+        given,
+        r#"{"limits":{"cpu":"500m"},"requests":{"cpu":"100m"}} LimitRanger plugin set: cpu request for container c; cpu limit for container c Burstable"#
+    );
+    let refused = apply(&cluster, &pod("big", json!({"resources": {"limits": {"cpu": "2"}}}))).await.unwrap_err();
+    assert!(
+        refused.contains("pods \"big\" is forbidden: maximum cpu usage per Container is 1, but limit is 2"),
+        "{refused}"
+    );
+    let wide = json!({"resources": {"limits": {"cpu": "1"}, "requests": {"cpu": "100m"}}});
+    let refused = apply(&cluster, &pod("wide", wide)).await.unwrap_err();
+    assert!(
+        refused.contains("cpu max limit to request ratio per Container is 5, but provided ratio is 10.000000"),
+        "{refused}"
+    );
+    let claim = json!({
+        "apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "v", "namespace": "default"},
+        "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Mi"}}},
+    });
+    let refused = apply(&cluster, &claim).await.unwrap_err();
+    assert!(
+        refused.contains("minimum storage usage per PersistentVolumeClaim is 1Gi, but request is 1Mi"),
+        "{refused}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pod_security_refuses_and_warns() {
+    let cluster = start().await;
+    let label = |label: &'static str| ["label", "--overwrite", "namespace", "default", label];
+    cluster.kubectl(&label("pod-security.kubernetes.io/enforce=restricted")).await;
+    let refused = apply(&cluster, &pod("p", json!({}))).await.unwrap_err();
+    let words = "pods \"p\" is forbidden: violates PodSecurity \"restricted:latest\": allowPrivilegeEscalation != false \
+                 (container \"c\" must set securityContext.allowPrivilegeEscalation=false), unrestricted capabilities \
+                 (container \"c\" must set securityContext.capabilities.drop=[\"ALL\"]), runAsNonRoot != true (pod or \
+                 container \"c\" must set securityContext.runAsNonRoot=true), seccompProfile (pod or container \"c\" must \
+                 set securityContext.seccompProfile.type to \"RuntimeDefault\" or \"Localhost\")";
+    assert!(refused.contains(words), "{refused}");
+    let good = json!({"securityContext": {
+        "allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}, "runAsNonRoot": true,
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }});
+    apply(&cluster, &pod("good", good)).await.unwrap();
+
+    // A workload is let in, with a warning.
+    let deployment = ["create", "deployment", "d", "--image=busybox", "--v=6"];
+    let (code, headers, _) = send(
+        &cluster,
+        "/apis/apps/v1/namespaces/default/deployments",
+        &json!({
+            "metadata": {"name": "w"},
+            "spec": {"selector": {"matchLabels": {"a": "b"}}, "template": {
+                "metadata": {"labels": {"a": "b"}},
+                "spec": {"hostNetwork": true, "containers": [{"name": "c", "image": "i"}]}}},
+        }),
+    )
+    .await;
+    assert_eq!(code, 201);
+    let warning = headers.get("warning").unwrap().to_str().unwrap();
+    assert!(
+        warning.contains(
+            "would violate PodSecurity \\\"restricted:latest\\\": host namespaces (hostNetwork=true), allowPriv"
+        ),
+        "{warning}"
+    );
+    cluster.kubectl(&deployment).await;
+
+    cluster.kubectl(&label("pod-security.kubernetes.io/enforce=privileged")).await;
+    apply(&cluster, &pod("root", json!({"securityContext": {"privileged": true}}))).await.unwrap();
+    let (code, headers, _) = patch(
+        &cluster,
+        "/api/v1/namespaces/default",
+        &json!({"metadata": {"labels": {
+        "pod-security.kubernetes.io/enforce": "baseline", "pod-security.kubernetes.io/enforce-version": "v1.30"}}}),
+    )
+    .await;
+    assert_eq!(code, 200);
+    let warnings: Vec<&str> = headers.get_all("warning").iter().map(|value| value.to_str().unwrap()).collect();
+    assert!(warnings[0].contains("existing pods in namespace \\\"default\\\" violate the new PodSecurity enforce level \\\"baseline:v1.30\\\""), "{warnings:?}");
+    assert!(warnings[1].contains("root: privileged"), "{warnings:?}");
+    let refused = cluster.run("admin", &label("pod-security.kubernetes.io/warn=strict"), "").await.unwrap_err();
+    assert!(refused.contains("metadata.labels[pod-security.kubernetes.io/warn]: Invalid value: \"strict\": must be one of privileged, baseline, restricted"), "{refused}");
+}
+
+async fn send(cluster: &Cluster, path: &str, body: &Value) -> (u16, http::HeaderMap, Bytes) {
+    request(cluster, UserInfo::new("admin", &["system:masters"]), "POST", path, "application/json", body).await
+}
+
+async fn patch(cluster: &Cluster, path: &str, body: &Value) -> (u16, http::HeaderMap, Bytes) {
+    request(cluster, UserInfo::new("admin", &["system:masters"]), "PATCH", path, "application/merge-patch+json", body)
+        .await
+}
+
+async fn request(
+    cluster: &Cluster,
+    user: UserInfo,
+    method: &str,
+    path: &str,
+    media_type: &str,
+    body: &Value,
+) -> (u16, http::HeaderMap, Bytes) {
+    let request = http::Request::builder()
+        .method(method)
+        .uri(path)
+        .header("content-type", media_type)
+        .body(Bytes::from(body.to_string()))
+        .unwrap();
+    cluster.send(user, request).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_is_kept_to_what_is_its_own() {
+    let cluster = start().await;
+    cluster.kubeconfig("node", "system:node:n1", &["system:nodes"]);
+    let as_node = async |method: &str, path: &str, body: Value| {
+        let user = UserInfo::new("system:node:n1", &["system:nodes"]);
+        let media_type = if method == "PATCH" { "application/merge-patch+json" } else { "application/json" };
+        let (code, _, answer) = request(&cluster, user, method, path, media_type, &body).await;
+        let answer: Value = serde_json::from_slice(&answer).unwrap();
+        (code, answer["message"].as_str().unwrap_or_default().to_owned(), answer)
+    };
+    let node = |name: &str| json!({"metadata": {"name": name, "labels": {"kubernetes.io/hostname": name}}});
+    let (code, _, made) = as_node("POST", "/api/v1/nodes", node("n1")).await;
+    assert_eq!(code, 201);
+    assert_eq!(made["spec"]["taints"], json!([{"key": "node.kubernetes.io/not-ready", "effect": "NoSchedule"}]));
+    let (code, message, _) = as_node("POST", "/api/v1/nodes", node("n2")).await;
+    assert_eq!(
+        (code, message.as_str()),
+        (403, "nodes \"n2\" is forbidden: node \"n1\" is not allowed to modify node \"n2\"")
+    );
+    let own = "/api/v1/nodes/n1";
+    let (code, message, _) =
+        as_node("PATCH", own, json!({"metadata": {"labels": {"node-restriction.kubernetes.io/x": "y"}}})).await;
+    assert_eq!(
+        (code, message.as_str()),
+        (403, "nodes \"n1\" is forbidden: is not allowed to modify labels: node-restriction.kubernetes.io/x")
+    );
+    let (code, message, _) = as_node("PATCH", own, json!({"spec": {"taints": []}})).await;
+    assert_eq!(
+        (code, message.as_str()),
+        (403, "nodes \"n1\" is forbidden: node \"n1\" is not allowed to modify taints")
+    );
+    assert_eq!(as_node("PATCH", own, json!({"metadata": {"labels": {"rack": "r1"}}})).await.0, 200);
+
+    // Pods: only mirrors of its own, and nothing of others'.
+    for (name, node) in [("mine", "n1"), ("theirs", "n2")] {
+        let mut bound = pod(name, json!({}));
+        bound["spec"]["nodeName"] = json!(node);
+        apply(&cluster, &bound).await.unwrap();
+    }
+    let pods = "/api/v1/namespaces/default/pods";
+    let (code, message, _) = as_node("POST", pods, pod("p", json!({}))).await;
+    assert_eq!(code, 403);
+    assert!(message.contains("can only create mirror pods"), "{message}");
+    let mut mirror = pod("mirror", json!({}));
+    mirror["metadata"]["annotations"] = json!({"kubernetes.io/config.mirror": "x"});
+    mirror["metadata"]["ownerReferences"] = json!([{
+        "apiVersion": "v1", "kind": "Node", "name": "n1", "uid": made["metadata"]["uid"], "controller": true}]);
+    mirror["spec"]["nodeName"] = json!("n1");
+    let mut secret = mirror.clone();
+    secret["spec"]["volumes"] = json!([{"name": "v", "secret": {"secretName": "s"}}]);
+    let (code, message, _) = as_node("POST", pods, secret).await;
+    assert_eq!(code, 403);
+    assert!(message.contains("node \"n1\" can not create pods that reference secrets"), "{message}");
+    let (code, message, _) = as_node("POST", pods, mirror).await;
+    assert_eq!(code, 201, "{message}");
+    let status = json!({"status": {"phase": "Running"}});
+    assert_eq!(as_node("PATCH", &format!("{pods}/mine/status"), status.clone()).await.0, 200);
+    let (code, message, _) = as_node("PATCH", &format!("{pods}/theirs/status"), status).await;
+    assert_eq!(code, 403);
+    assert!(message.contains("can only update pod status for pods with spec.nodeName set to itself"), "{message}");
+    let eviction = json!({"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": "theirs"}});
+    let (code, message, _) = as_node("POST", &format!("{pods}/theirs/eviction"), eviction).await;
+    assert_eq!(
+        (code, message.as_str()),
+        (403, "pods \"theirs\" is forbidden: node n1 can only evict pods with spec.nodeName set to itself")
+    );
+    let refused = cluster.run("node", &["delete", "pod", "theirs"], "").await.unwrap_err();
+    assert!(refused.contains("node \"n1\" can only delete pods with spec.nodeName set to itself"), "{refused}");
+
+    // Tokens are for the pods it runs.
+    let uid_of = async |pod: &str| cluster.kubectl(&["get", "pod", pod, "-o", "jsonpath={.metadata.uid}"]).await;
+    let token = async |pod: &str| {
+        let bound = json!({"apiVersion": "v1", "kind": "Pod", "name": pod, "uid": uid_of(pod).await});
+        let body = json!({"spec": {"boundObjectRef": bound}});
+        as_node("POST", "/api/v1/namespaces/default/serviceaccounts/default/token", body).await
+    };
+    assert_eq!(token("mine").await.0, 201);
+    let (code, message, _) = token("theirs").await;
+    assert_eq!(code, 403);
+    assert!(message.contains("node requested token bound to a pod scheduled on a different node"), "{message}");
+    let lease = |name: &str| json!({"metadata": {"name": name}, "spec": {}});
+    let leases = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases";
+    assert_eq!(as_node("POST", leases, lease("n1")).await.0, 201);
+    assert_eq!(as_node("POST", leases, lease("n2")).await.0, 403);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn small_plugins_fill_in() {
+    let cluster = start().await;
+    let class = json!({
+        "apiVersion": "storage.k8s.io/v1", "kind": "StorageClass", "provisioner": "p",
+        "metadata": {"name": "fast", "annotations": {"storageclass.kubernetes.io/is-default-class": "true"}},
+    });
+    let ingress_class = json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "IngressClass", "spec": {"controller": "example.com/c"},
+        "metadata": {"name": "web", "annotations": {"ingressclass.kubernetes.io/is-default-class": "true"}},
+    });
+    let runtime = json!({
+        "apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass", "handler": "h", "metadata": {"name": "boxed"},
+        "overhead": {"podFixed": {"cpu": "50m"}}, "scheduling": {"nodeSelector": {"boxes": "yes"}},
+    });
+    for object in [class, ingress_class, runtime] {
+        apply(&cluster, &object).await.unwrap();
+    }
+    let claim = json!({
+        "apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "v", "namespace": "default"},
+        "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}},
+    });
+    apply(&cluster, &claim).await.unwrap();
+    assert_eq!(cluster.kubectl(&["get", "pvc", "v", "-o", "jsonpath={.spec.storageClassName}"]).await, "fast");
+    let grow = ["patch", "pvc", "v", "-p", r#"{"spec": {"resources": {"requests": {"storage": "2Gi"}}}}"#];
+    let refused = cluster.run("admin", &grow, "").await.unwrap_err();
+    assert!(
+        refused.contains("Only bound persistent volume claims can be expanded") || refused.contains("is invalid"),
+        "{refused}"
+    );
+    cluster.kubectl(&["create", "ingress", "i", "--rule=a.example.com/=s:80"]).await;
+    assert_eq!(cluster.kubectl(&["get", "ingress", "i", "-o", "jsonpath={.spec.ingressClassName}"]).await, "web");
+    let mut boxed = pod("boxed", json!({}));
+    boxed["spec"]["runtimeClassName"] = json!("boxed");
+    apply(&cluster, &boxed).await.unwrap();
+    let got = cluster
+        .kubectl(&["get", "pod", "boxed", "-o", "jsonpath={.spec.overhead.cpu} {.spec.nodeSelector.boxes}"])
+        .await;
+    assert_eq!(got, "50m yes");
+    boxed["metadata"]["name"] = json!("other");
+    boxed["spec"]["runtimeClassName"] = json!("none");
+    let refused = apply(&cluster, &boxed).await.unwrap_err();
+    assert!(
+        refused.contains("pods \"other\" is forbidden: pod rejected: RuntimeClass \"none\" not found"),
+        "{refused}"
+    );
+    let missing = cluster.run("admin", &["create", "configmap", "c", "-n", "nowhere"], "").await.unwrap_err();
+    assert!(missing.contains("namespaces \"nowhere\" not found"), "{missing}");
+}
