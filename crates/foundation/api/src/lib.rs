@@ -4,6 +4,7 @@
 //! - [`registry`]: one table of every built-in kind; everything generic is driven by it.
 //! - [`strategy`], [`defaulting`], [`validation`]: what a write goes through, in that order.
 //! - [`conversion`]: between the forms of kinds that share storage.
+//! - [`cel`]: the expressions in policies and in the schemas of custom kinds.
 //! - [`custom`]: the same for kinds that a CustomResourceDefinition makes at run time.
 //! - [`patch`], [`apply`], [`list_semantics`], [`schema`]: how documents merge. The merge is driven by tables, never guessed.
 //! - [`descriptor`], [`protobuf`], [`cbor`]: every field's type and number; strict decoding and the wire formats.
@@ -16,6 +17,7 @@
 
 pub mod apply;
 pub mod cbor;
+pub mod cel;
 pub mod conversion;
 pub mod custom;
 pub mod defaulting;

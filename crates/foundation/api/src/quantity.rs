@@ -66,6 +66,17 @@ impl Quantity {
         self.nano % NANO == 0
     }
 
+    /// Whether the whole units fit an `i64`.
+    pub fn fits(&self) -> bool {
+        i64::try_from(self.nano / NANO).is_ok()
+    }
+
+    /// The amount as near as a double can be.
+    #[expect(clippy::cast_precision_loss, reason = "asked for")]
+    pub fn approximate(&self) -> f64 {
+        self.nano as f64 / NANO as f64
+    }
+
     pub fn format(&self) -> Format {
         self.format
     }
@@ -94,7 +105,7 @@ impl std::ops::Sub for Quantity {
     type Output = Self;
 
     fn sub(self, other: Self) -> Self {
-        self + Self { nano: -other.nano, format: other.format }
+        self + Self { nano: other.nano.saturating_neg(), format: other.format }
     }
 }
 

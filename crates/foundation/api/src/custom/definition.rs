@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::path::Path;
+use super::rules::Rules;
 use super::schema::Schema;
 use crate::error::Error;
 use crate::meta::{items, text};
@@ -43,6 +44,7 @@ pub struct Version {
     pub columns: Vec<Column>,
     pub selectable: Vec<Selectable>,
     pub schema: Schema,
+    pub rules: Rules,
 }
 
 /// Where a scale reads and writes.
@@ -177,6 +179,7 @@ impl Version {
             "" => format!("{group}/{name} {kind} is deprecated"),
             warning => warning.to_owned(),
         };
+        let schema = Schema::parse(&version["schema"]["openAPIV3Schema"])?;
         Ok(Self {
             served: version["served"] == true,
             storage: version["storage"] == true,
@@ -185,7 +188,8 @@ impl Version {
             scale,
             columns,
             selectable: selectable.collect::<Result<_, Error>>()?,
-            schema: Schema::parse(&version["schema"]["openAPIV3Schema"])?,
+            rules: Rules::compile(&schema),
+            schema,
             name,
         })
     }
@@ -197,9 +201,15 @@ impl Version {
         unknown
     }
 
-    /// What is wrong with an object that was settled. Expressions are evaluated elsewhere.
+    /// What is wrong with an object that was settled, by its schema alone.
     pub fn validate(&self, object: &Value) -> Vec<FieldError> {
         self.schema.validate(object)
+    }
+
+    /// What is wrong with a write: a create, or a change of `old`. The schema's rules judge only what it accepts.
+    pub fn validate_write(&self, old: Option<&Value>, object: &Value) -> Vec<FieldError> {
+        let errors = self.validate(object);
+        if errors.is_empty() { self.rules.validate(old, object) } else { errors }
     }
 
     /// Titles, and whether each is for `-o wide`: the name, the definition's own, or the age when it has none.
@@ -279,7 +289,7 @@ mod tests {
             "status": {"conditions": [{"type": "Ready", "status": "True"}]}});
         assert_eq!(version.settle(&mut object), ["spec.odd"]);
         assert_eq!(object["spec"], json!({"replicas": 1}));
-        assert!(version.validate(&object).is_empty());
+        assert!(version.validate_write(None, &object).is_empty());
         let cells = version.cells(&object, "2026-01-01T01:00:00Z".parse().unwrap());
         assert_eq!(cells, [json!("x"), json!(1), json!("True"), json!("60m")]);
         assert_eq!(version.scale.as_ref().unwrap().spec_replicas.first(&object), Some(&json!(1)));

@@ -4,6 +4,7 @@
 //! - [`schema`]: a structural schema, parsed once.
 //! - [`prune`](Schema::prune), [`fill_defaults`](Schema::fill_defaults), [`validate`](Schema::validate): what a write goes through.
 //! - [`definition`]: the definition as a whole: names, versions, subresources, columns.
+//! - [`rules`]: what a schema's author wrote as expressions.
 //! - [`path`]: the JSON paths of columns and selectable fields.
 //! - [`names`]: which definition holds which names.
 //! - [`served`]: the rows of the registry that a definition makes.
@@ -14,10 +15,12 @@ mod intern;
 pub mod names;
 pub mod path;
 mod prune;
+pub mod rules;
 pub mod schema;
 pub mod served;
 mod validate;
 
 pub use definition::{Definition, Version};
+pub use rules::Rules;
 pub use schema::Schema;
 pub use served::{Served, rows};

@@ -6,6 +6,7 @@ use super::Errors;
 use super::admission::{mixed_case, review_versions};
 use super::common::webhook;
 use super::field::Field;
+use crate::custom::{Schema, rules};
 use crate::meta::{self, items, text};
 use crate::names;
 
@@ -235,6 +236,10 @@ fn root_schema(schema: &Field, errors: &mut Errors) {
         errors.deny(&schema.at("nullable"), "nullable cannot be true at the root");
     }
     node(schema, Level::Root, errors);
+    // A schema that cannot be read has been refused for it.
+    if let Ok(parsed) = Schema::parse(schema.value) {
+        rules::problems(&parsed, &schema.path).into_iter().for_each(|error| errors.push(error));
+    }
 }
 
 #[derive(Clone, Copy, PartialEq)]
