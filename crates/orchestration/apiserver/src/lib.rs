@@ -11,6 +11,7 @@ mod body;
 mod bootstrap;
 mod cache;
 mod compress;
+mod definitions;
 mod delete;
 mod encode;
 mod error;
@@ -74,6 +75,7 @@ pub type BackupSource = Arc<dyn Fn(&mut dyn io::Write) -> io::Result<()> + Send 
 /// A running API server. Shared by its connections and in-process clients.
 pub struct ApiServer {
     store: store::ObjectStore,
+    definitions: definitions::Definitions,
     authorizer: rbac::Authorizer,
     allocator: allocate::Allocator,
     tokens: identity::Tokens,
@@ -89,6 +91,7 @@ impl ApiServer {
         let cache = cache::Cache::start(kv.clone(), shutdown.clone()).await?;
         let allocator = allocate::Allocator::new(cache.clone(), config.service_range, config.node_ports.clone());
         let server = Arc::new(Self {
+            definitions: definitions::Definitions::load(&cache),
             store: store::ObjectStore::new(kv, cache.clone()),
             authorizer: rbac::Authorizer::new(cache),
             allocator,
@@ -99,6 +102,7 @@ impl ApiServer {
             shutdown,
         });
         bootstrap::ensure(&server, &config).await.map_err(Error::Bootstrap)?;
+        tokio::spawn(definitions::follow(server.clone()));
         Ok(server)
     }
 }

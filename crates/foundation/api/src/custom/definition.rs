@@ -28,6 +28,8 @@ pub struct Definition {
     pub versions: Vec<Arc<Version>>,
     /// The webhook that converts, when one does; otherwise only `apiVersion` changes.
     pub webhook: Option<Value>,
+    /// Whether it is being deleted, and nothing new is taken.
+    pub terminating: bool,
 }
 
 /// One version of a definition.
@@ -43,6 +45,8 @@ pub struct Version {
     pub columns: Vec<Column>,
     pub selectable: Vec<Selectable>,
     pub schema: Schema,
+    /// The schema as it was written, for those who read about the kind.
+    pub document: Value,
 }
 
 /// Where a scale reads and writes.
@@ -76,7 +80,8 @@ impl Definition {
     /// Reads an object that validation has accepted.
     pub fn parse(object: &Value) -> Result<Self, Error> {
         let spec = &object["spec"];
-        let names = &spec["names"];
+        let accepted = &object["status"]["acceptedNames"];
+        let names = if text(accepted, &["plural"]).is_empty() { &spec["names"] } else { accepted };
         let name = |field: &str| text(names, &[field]).to_owned();
         let words = |field: &str| -> Vec<String> {
             items(names, &[field]).iter().filter_map(Value::as_str).map(str::to_owned).collect()
@@ -96,6 +101,7 @@ impl Definition {
             namespaced: text(spec, &["scope"]) == "Namespaced",
             webhook: (text(spec, &["conversion", "strategy"]) == "Webhook")
                 .then(|| spec["conversion"]["webhook"].clone()),
+            terminating: crate::meta::deletion_timestamp(object).is_some(),
             group,
             kind,
             versions,
@@ -186,6 +192,7 @@ impl Version {
             columns,
             selectable: selectable.collect::<Result<_, Error>>()?,
             schema: Schema::parse(&version["schema"]["openAPIV3Schema"])?,
+            document: version["schema"]["openAPIV3Schema"].clone(),
             name,
         })
     }

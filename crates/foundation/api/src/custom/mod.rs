@@ -6,8 +6,10 @@
 //! - [`definition`]: the definition as a whole: names, versions, subresources, columns.
 //! - [`path`]: the JSON paths of columns and selectable fields.
 //! - [`names`]: which definition holds which names.
+//! - [`catalog`]: all kinds there are at a moment.
 //! - [`served`]: the rows of the registry that a definition makes.
 
+pub mod catalog;
 pub mod definition;
 mod format;
 mod intern;
@@ -18,6 +20,7 @@ pub mod schema;
 pub mod served;
 mod validate;
 
+pub use catalog::Catalog;
 pub use definition::{Definition, Version};
 pub use schema::Schema;
 pub use served::{Served, rows};

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use dhow_apiserver::{ApiServer, Config, ServiceRange, UserInfo};
 use dhow_base::pki::{ClusterCa, SaKey};
 use dhow_base::tls;
-use dhow_store::MemoryKv;
+use dhow_store::{Kv, MemoryKv};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
@@ -45,6 +45,11 @@ pub struct Cluster {
 
 impl Cluster {
     pub async fn start() -> Self {
+        Self::start_on(Arc::new(MemoryKv::new())).await
+    }
+
+    /// On a store that may have been used before.
+    pub async fn start_on(kv: Arc<dyn Kv>) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let folder = tempfile::tempdir().unwrap();
         let ca = ClusterCa::load_or_create(&folder.path().join("pki")).unwrap();
@@ -61,7 +66,7 @@ impl Cluster {
             node_tls: tls::client_config(ca.cert_pem(), None).unwrap(),
             backup: None,
         };
-        let server = ApiServer::new(Arc::new(MemoryKv::new()), config, shutdown.clone()).await.unwrap();
+        let server = ApiServer::new(kv, config, shutdown.clone()).await.unwrap();
         let pair = ca.issue_server("apiserver", &["127.0.0.1".into()]).unwrap();
         let tls = tls::server_config(&pair, Some(ca.cert_pem())).unwrap();
         tokio::spawn(server.clone().serve(listener, tls, shutdown.clone()));
