@@ -1,8 +1,9 @@
-//! Discovery documents: what kinds there are and what can be done with them, from the registry alone.
+//! Discovery documents: what kinds there are and what can be done with them, from the catalogue alone.
 
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use crate::custom::Catalog;
 use crate::registry::{Group, Kind, Subresource, builtin};
 
 /// `/api`: the versions of the core group.
@@ -11,14 +12,14 @@ pub fn api_versions() -> Value {
 }
 
 /// `/apis`: all named groups.
-pub fn group_list() -> Value {
-    let groups: Vec<Value> = named_groups().map(group_entry).collect();
+pub fn group_list(catalog: &Catalog) -> Value {
+    let groups: Vec<Value> = named_groups(catalog).map(group_entry).collect();
     json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups})
 }
 
 /// `/apis/<group>`.
-pub fn group(name: &str) -> Option<Value> {
-    let group = named_groups().find(|group| group.name == name)?;
+pub fn group(catalog: &Catalog, name: &str) -> Option<Value> {
+    let group = named_groups(catalog).find(|group| group.name == name)?;
     let mut entry = group_entry(group);
     entry["kind"] = json!("APIGroup");
     entry["apiVersion"] = json!("v1");
@@ -26,9 +27,9 @@ pub fn group(name: &str) -> Option<Value> {
 }
 
 /// `/api/v1` and `/apis/<group>/<version>`.
-pub fn resource_list(group: &str, version: &str) -> Option<Value> {
+pub fn resource_list(catalog: &Catalog, group: &str, version: &str) -> Option<Value> {
     let mut resources = Vec::new();
-    for kind in builtin().kinds_of(group, version) {
+    for kind in catalog.kinds_of(group, version) {
         resources.push(resource(kind));
         resources.extend(kind.subresources.iter().map(|sub| subresource(kind, *sub)));
     }
@@ -44,14 +45,14 @@ pub fn resource_list(group: &str, version: &str) -> Option<Value> {
 }
 
 /// Aggregated discovery (`apidiscovery.k8s.io/v2`) of `/api` or `/apis`.
-pub fn aggregated(path: &str) -> Option<Value> {
+pub fn aggregated(catalog: &Catalog, path: &str) -> Option<Value> {
     let core = match path {
         "/api" => true,
         "/apis" => false,
         _ => return None,
     };
-    let groups = builtin().groups().iter().filter(|group| group.name.is_empty() == core);
-    let items: Vec<Value> = groups.map(aggregated_group).collect();
+    let groups = catalog.groups().iter().filter(|group| group.name.is_empty() == core);
+    let items: Vec<Value> = groups.map(|group| aggregated_group(catalog, group)).collect();
     Some(json!({
         "kind": "APIGroupDiscoveryList",
         "apiVersion": "apidiscovery.k8s.io/v2",
@@ -60,8 +61,8 @@ pub fn aggregated(path: &str) -> Option<Value> {
     }))
 }
 
-fn named_groups() -> impl Iterator<Item = &'static Group> {
-    builtin().groups().iter().filter(|group| !group.name.is_empty())
+fn named_groups(catalog: &Catalog) -> impl Iterator<Item = &Group> {
+    catalog.groups().iter().filter(|group| !group.name.is_empty())
 }
 
 fn group_version(group: &str, version: &str) -> String {
@@ -115,8 +116,17 @@ fn subresource(kind: &Kind, sub: Subresource) -> Value {
 fn storage_hash(kind: &Kind) -> String {
     const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     // Rows that share storage share the hash of the form that is stored.
-    let stored = builtin().iter().find(|row| row.is_storage() && row.storage == kind.storage).unwrap_or(kind);
-    let digest = Sha256::digest(format!("{}/{}/{}", stored.group, stored.version, stored.kind));
+    let text = match &kind.custom {
+        Some(served) => {
+            let stored = served.definition.storage().map_or("", |version| &version.name);
+            format!("{}/{stored}/{}", kind.group, kind.kind)
+        }
+        None => {
+            let stored = builtin().iter().find(|row| row.is_storage() && row.storage == kind.storage).unwrap_or(kind);
+            format!("{}/{}/{}", stored.group, stored.version, stored.kind)
+        }
+    };
+    let digest = Sha256::digest(text);
     // Eight bytes in base64 are eleven characters and one of padding.
     let word =
         u64::from_be_bytes([digest[0], digest[1], digest[2], digest[3], digest[4], digest[5], digest[6], digest[7]]);
@@ -125,12 +135,12 @@ fn storage_hash(kind: &Kind) -> String {
     format!("{text}=")
 }
 
-fn aggregated_group(group: &Group) -> Value {
+fn aggregated_group(catalog: &Catalog, group: &Group) -> Value {
     let versions: Vec<Value> = group
         .versions
         .iter()
         .map(|version| {
-            let resources: Vec<Value> = builtin().kinds_of(group.name, version).map(aggregated_resource).collect();
+            let resources: Vec<Value> = catalog.kinds_of(group.name, version).map(aggregated_resource).collect();
             json!({"version": version, "resources": resources, "freshness": "Current"})
         })
         .collect();
@@ -141,7 +151,7 @@ fn aggregated_group(group: &Group) -> Value {
     json!({"metadata": metadata, "versions": versions})
 }
 
-fn aggregated_resource(kind: &'static Kind) -> Value {
+fn aggregated_resource(kind: &Kind) -> Value {
     let response =
         |(group, version, kind): (&str, &str, &str)| json!({"group": group, "version": version, "kind": kind});
     let own = (kind.group, kind.version, kind.kind);
@@ -183,26 +193,26 @@ mod tests {
     #[test]
     fn every_kind_is_found_in_both_forms() {
         for kind in builtin().iter() {
-            let legacy = resource_list(kind.group, kind.version).unwrap();
+            let legacy = resource_list(&Catalog::default(), kind.group, kind.version).unwrap();
             let names: Vec<&str> =
                 legacy["resources"].as_array().unwrap().iter().map(|entry| entry["name"].as_str().unwrap()).collect();
             assert!(names.contains(&kind.plural), "{kind:?}");
             let path = if kind.group.is_empty() { "/api" } else { "/apis" };
-            let text = aggregated(path).unwrap().to_string();
+            let text = aggregated(&Catalog::default(), path).unwrap().to_string();
             assert!(text.contains(&format!("\"resource\":\"{}\"", kind.plural)), "{kind:?}");
         }
     }
 
     #[test]
     fn pods_read_as_upstream_prints_them() {
-        let list = resource_list("", "v1").unwrap();
+        let list = resource_list(&Catalog::default(), "", "v1").unwrap();
         let pods = list["resources"].as_array().unwrap().iter().find(|entry| entry["name"] == "pods").unwrap().clone();
         assert_eq!(pods["shortNames"], json!(["po"]));
         assert_eq!(pods["categories"], json!(["all"]));
         // The very hash that clients of other servers know.
         assert_eq!(pods["storageVersionHash"], "xPOwRZ+Yhw8=");
         let hash = |group: &str, version: &str, plural: &str| {
-            let list = resource_list(group, version).unwrap();
+            let list = resource_list(&Catalog::default(), group, version).unwrap();
             let found = list["resources"].as_array().unwrap().iter().find(|entry| entry["name"] == plural).cloned();
             found.unwrap()["storageVersionHash"].clone()
         };

@@ -203,8 +203,11 @@ impl Status {
     }
 
     pub fn method_not_allowed() -> Self {
-        let mut status =
-            Self::failure(405, "MethodNotAllowed", "the server does not allow this method on the requested resource");
+        Self::method_not_allowed_because("the server does not allow this method on the requested resource")
+    }
+
+    pub fn method_not_allowed_because(why: &str) -> Self {
+        let mut status = Self::failure(405, "MethodNotAllowed", why);
         status.details = Some(Box::default());
         status
     }

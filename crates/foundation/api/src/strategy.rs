@@ -1,6 +1,7 @@
 //! What a write keeps and what it resets: status and spec do not overwrite each other, `generation` moves
 //! with the desired state only.
 
+use crate::defaulting;
 use crate::meta::{child_mut, default_to, metadata_mut, text};
 use crate::registry::Kind;
 use serde_json::{Map, Value, json};
@@ -24,10 +25,13 @@ pub fn prepare_create(kind: &Kind, object: &mut Value) {
         && !keeps_status_on_create(kind)
         && let Some(map) = object.as_object_mut()
     {
-        map.insert("status".into(), json!({}));
+        match kind.custom {
+            Some(_) => map.remove("status"),
+            None => map.insert("status".into(), json!({})),
+        };
     }
     (kind.prepare_create)(object);
-    (kind.defaults)(object);
+    defaulting::apply(kind, object);
 }
 
 /// Nodes register with their status in one request; everything else reports it later.
@@ -49,7 +53,7 @@ pub fn prepare_update(kind: &Kind, object: &mut Value, old: &Value) {
         keep(object, old, "status");
     }
     (kind.prepare_update)(object, old);
-    (kind.defaults)(object);
+    defaulting::apply(kind, object);
     set_generation(kind, object, old);
 }
 
@@ -64,16 +68,19 @@ pub fn prepare_status_update(kind: &Kind, object: &mut Value, old: &Value) {
             _ => map.remove("status"),
         };
     }
-    // Labels and annotations may travel with a status update; nodes rely on it. Finalizers and owners may not.
+    // Labels and annotations may travel with a status update; nodes rely on it. Finalizers and owners may not. Those
+    // of custom kinds stay as they are.
     let metadata = metadata_mut(&mut result);
-    for field in ["annotations", "labels", "managedFields", "resourceVersion"] {
+    let fields = ["managedFields", "resourceVersion", "annotations", "labels"];
+    for field in if kind.custom.is_some() { &fields[..2] } else { &fields[..] } {
+        let field = *field;
         match incoming.get(field) {
             Some(value) if !value.is_null() => metadata.insert(field.into(), value.clone()),
             _ => metadata.remove(field),
         };
     }
     *object = result;
-    (kind.defaults)(object);
+    defaulting::apply(kind, object);
 }
 
 /// Copies the metadata a client cannot change from `old`.
@@ -117,7 +124,9 @@ fn set_generation(kind: &Kind, object: &mut Value, old: &Value) {
         return;
     }
     let generation = old["metadata"]["generation"].as_i64().unwrap_or(0);
-    let changed = desired_changed(object, old);
+    // Without a subresource of its own, the status is a field like others.
+    let status = kind.custom.is_some() && !kind.has_status() && object.get("status") != old.get("status");
+    let changed = status || desired_changed(object, old);
     metadata_mut(object).insert("generation".into(), json!(generation + i64::from(changed)));
 }
 

@@ -83,7 +83,7 @@ fn no_stable_resource_or_verb_is_missing() {
     let mut missing = Vec::new();
     for ((group_version, name), (verbs, kind)) in &wanted {
         let (group, version) = group_version.split_once('/').unwrap_or(("", group_version));
-        let list = discovery::resource_list(group, version).unwrap_or_default();
+        let list = discovery::resource_list(&dhow_api::custom::Catalog::default(), group, version).unwrap_or_default();
         let ours = list["resources"].as_array().into_iter().flatten().find(|resource| resource["name"] == **name);
         let Some(ours) = ours else {
             missing.push(format!("{group_version} {name}"));

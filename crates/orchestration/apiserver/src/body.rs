@@ -1,6 +1,6 @@
 //! Request bodies to trees: by media type, checked against the type they claim to be.
 
-use dhow_api::descriptor::{self, Message};
+use dhow_api::descriptor;
 use dhow_api::registry::Kind;
 use dhow_api::validation::FieldError;
 use dhow_api::{Status, cbor, header, protobuf, strict_json};
@@ -65,12 +65,16 @@ fn summary(body: &[u8]) -> String {
 }
 
 /// Settles a tree as upstream's typed decoding would, and applies the request's field validation.
-fn settle(request: &Request<Authorized>, message: &'static Message, parsed: Parsed) -> Result<Value, Status> {
+fn settle(
+    request: &Request<Authorized>,
+    wanted: &str,
+    parsed: Parsed,
+    settle: impl FnOnce(&mut Value) -> Result<Vec<String>, descriptor::TypeError>,
+) -> Result<Value, Status> {
     let (mut value, duplicates) = parsed;
     let text = |field: &str| value[field].as_str().unwrap_or_default().to_owned();
     let (api_version, kind) = (text("apiVersion"), text("kind"));
     let refuse = |error: &dyn std::fmt::Display| {
-        let wanted = message.short();
         if kind.is_empty() {
             let shown = summary(&request.body);
             let why = format!("the object provided is unrecognized (must be of type {wanted}): {error} ({shown})");
@@ -79,7 +83,7 @@ fn settle(request: &Request<Authorized>, message: &'static Message, parsed: Pars
         let version = header::split_api_version(&api_version).1;
         Status::bad_request(format!("{kind} in version {version:?} cannot be handled as a {wanted}: {error}"))
     };
-    let unknown = descriptor::settle(message, &mut value).map_err(|error| refuse(&error))?;
+    let unknown = settle(&mut value).map_err(|error| refuse(&error))?;
     complaints(request, duplicates, unknown, |all| refuse(&format!("strict decoding error: {all}")))?;
     Ok(value)
 }
@@ -113,8 +117,13 @@ pub fn settle_patched(
     shown: &str,
 ) -> Result<(), Status> {
     let refuse = |why: &str| Status::invalid("", "", "", &[FieldError::invalid("patch", shown, why)]);
-    let Some(message) = descriptor::message(request.target.kind.definition) else { return Ok(()) };
-    let unknown = descriptor::settle(message, value).map_err(|error| refuse(&error.to_string()))?;
+    let kind = &request.target.kind;
+    let unknown = match (kind.message(), &kind.custom) {
+        (Some(message), _) => descriptor::settle(message, value),
+        (None, Some(served)) => served.settle(value),
+        (None, None) => return Ok(()),
+    };
+    let unknown = unknown.map_err(|error| refuse(&error.to_string()))?;
     complaints(request, duplicates, unknown, |all| refuse(&format!("strict decoding error: {all}")))
 }
 
@@ -131,7 +140,9 @@ pub fn decode(request: &Request<Authorized>) -> Result<Value, Status> {
     let message = descriptor::message_of(if claimed.is_empty() { &api_version } else { claimed }, kind)
         .or_else(|| descriptor::message_of(&api_version, kind));
     match message {
-        Some(message) if parsed.0.is_object() => settle(request, message, parsed),
+        Some(message) if parsed.0.is_object() => {
+            settle(request, message.short(), parsed, |value| descriptor::settle(message, value))
+        }
         _ => Ok(parsed.0),
     }
 }
@@ -140,7 +151,7 @@ pub fn decode(request: &Request<Authorized>) -> Result<Value, Status> {
 pub fn options(request: &Request<Authorized>) -> Result<Value, Status> {
     let parsed = parse(&request.headers, &request.body, "DeleteOptions")?;
     match descriptor::message_of("v1", "DeleteOptions") {
-        Some(message) => settle(request, message, parsed),
+        Some(message) => settle(request, message.short(), parsed, |value| descriptor::settle(message, value)),
         None => Ok(parsed.0),
     }
 }
@@ -197,9 +208,10 @@ pub fn object(request: &Request<Authorized>) -> Result<Value, Status> {
         )));
     }
     check_type(&target.kind, &parsed.0)?;
-    let mut object = match descriptor::message(target.kind.definition) {
-        Some(message) => settle(request, message, parsed)?,
-        None => parsed.0,
+    let mut object = match (target.kind.message(), &target.kind.custom) {
+        (Some(message), _) => settle(request, message.short(), parsed, |value| descriptor::settle(message, value))?,
+        (None, Some(served)) => settle(request, target.kind.kind, parsed, |value| served.settle(value))?,
+        (None, None) => parsed.0,
     };
     object["apiVersion"] = target.kind.api_version().into();
     object["kind"] = target.kind.kind.into();

@@ -1,4 +1,5 @@
-//! The watch cache: the live objects of all kinds in memory, fed by one watch on the store.
+//! The watch cache: the live objects of all kinds in memory, fed by one watch on the store. Objects whose kind is not
+//! served, because its definition is not there yet, wait as they are until it is.
 //!
 //! One feed for all kinds means one revision for all of them: a reader that has seen revision R anywhere sees
 //! everything up to R everywhere.
@@ -25,6 +26,8 @@ const ROOT: &str = "/registry/";
 const HISTORY: usize = 4096;
 /// Changes a watcher may lag behind before it has to list again.
 const LAG: usize = 4096;
+/// The same for a custom kind: there may be very many of those.
+const CUSTOM_LAG: usize = 1024;
 /// Snapshots kept so that later pages come from the revision of the first.
 const SNAPSHOTS: usize = 64;
 
@@ -32,12 +35,13 @@ pub type Objects = OrdMap<Arc<str>, Arc<Stored>>;
 
 /// One kind's objects and recent changes.
 struct KindCache {
-    kind: KindRef,
     state: RwLock<KindState>,
-    changes: broadcast::Sender<Arc<Change>>,
 }
 
 struct KindState {
+    /// The row in whose form the objects are; `None` while nobody serves them.
+    row: Option<KindRef>,
+    changes: broadcast::Sender<Arc<Change>>,
     objects: Objects,
     history: VecDeque<Arc<Change>>,
     /// Changes at or below this revision are no longer in `history`.
@@ -46,11 +50,37 @@ struct KindState {
 }
 
 pub struct Cache {
-    kinds: HashMap<String, KindCache>,
+    kinds: RwLock<HashMap<String, Arc<KindCache>>>,
     revision: watch::Sender<u64>,
 }
 
 impl KindState {
+    fn new(row: Option<KindRef>, lag: usize) -> Self {
+        Self {
+            row,
+            changes: broadcast::channel(lag).0,
+            objects: Objects::new(),
+            history: VecDeque::new(),
+            compacted: 0,
+            snapshots: VecDeque::new(),
+        }
+    }
+
+    /// Shows the objects as this row does. Whoever watches the old one asks again.
+    fn become_row(&mut self, row: Option<KindRef>) {
+        let again = |stored: &Arc<Stored>| match stored.again(row.as_deref()) {
+            Ok(stored) => Arc::new(stored),
+            Err(status) => {
+                tracing::error!(key = %stored.key, message = status.message, "an object has no other form");
+                stored.clone()
+            }
+        };
+        self.objects = self.objects.iter().map(|(key, stored)| (key.clone(), again(stored))).collect();
+        self.snapshots.clear();
+        self.changes = broadcast::channel(CUSTOM_LAG).0;
+        self.row = row;
+    }
+
     /// The revision of the newest change that is in `objects`.
     fn revision(&self) -> u64 {
         self.history.back().map_or(self.compacted, |change| change.revision)
@@ -72,7 +102,7 @@ pub struct Subscription {
 impl Cache {
     /// Loads everything and follows the store until `shutdown`.
     pub async fn start(kv: Arc<dyn Kv>, shutdown: CancellationToken) -> Result<Arc<Self>, Error> {
-        let cache = Arc::new(Self { kinds: empty_kinds(), revision: watch::channel(0).0 });
+        let cache = Arc::new(Self { kinds: RwLock::new(empty_kinds()), revision: watch::channel(0).0 });
         let feed = cache.load(&kv).await?;
         let following = cache.clone();
         tokio::spawn(async move {
@@ -86,16 +116,17 @@ impl Cache {
         let range = KeyRange { start: Bytes::from_static(ROOT.as_bytes()), end: Some(after_prefix(ROOT)) };
         let request = RangeRequest::new(range.clone());
         let all = kv.range(request).await.map_err(Error::Store)?;
-        let mut loaded: HashMap<&str, Objects> = HashMap::new();
+        let mut loaded: HashMap<String, Objects> = HashMap::new();
         for entry in &all.kvs {
             let Some((prefix, cache)) = self.kind_of(&entry.key) else { continue };
-            let stored = Stored::decode(&cache.kind, &entry.key, &entry.value, entry.mod_revision)
+            let row = cache.state.read().row.clone();
+            let stored = Stored::decode(row.as_deref(), &entry.key, &entry.value, entry.mod_revision)
                 .map_err(|status| Error::Corrupt(status.message))?;
             loaded.entry(prefix).or_default().insert(stored.key.clone(), Arc::new(stored));
         }
-        for (prefix, cache) in &self.kinds {
+        for (prefix, cache) in self.kinds.read().iter() {
             let mut state = cache.state.write();
-            state.objects = loaded.remove(prefix.as_str()).unwrap_or_default();
+            state.objects = loaded.remove(prefix).unwrap_or_default();
             state.history.clear();
             state.snapshots.clear();
             state.compacted = all.revision;
@@ -143,11 +174,15 @@ impl Cache {
             (true, Some(previous)) => &previous.value,
             (true, None) => return,
         };
-        let stored = match Stored::decode(&cache.kind, &event.kv.key, value, revision) {
+        let decode = |row: &Option<KindRef>| Stored::decode(row.as_deref(), &event.kv.key, value, revision);
+        let row = cache.state.read().row.clone();
+        let decoded = decode(&row);
+        let mut state = cache.state.write();
+        let decoded = if same_row(&state.row, &row) { decoded } else { decode(&state.row) };
+        let stored = match decoded {
             Ok(stored) => Arc::new(stored),
             Err(status) => return tracing::error!(message = status.message, "skipping a change"),
         };
-        let mut state = cache.state.write();
         let previous = if deleted {
             state.objects.remove(&stored.key)
         } else {
@@ -161,18 +196,46 @@ impl Cache {
         }
         state.history.push_back(change.clone());
         // Without watchers there is no one to tell. Sent under the lock, so that a subscriber misses nothing.
-        let _ = cache.changes.send(change);
+        let _ = state.changes.send(change);
     }
 
-    fn kind_of(&self, key: &[u8]) -> Option<(&str, &KindCache)> {
+    /// The place of a key's kind, made if nobody serves the kind yet.
+    fn kind_of(&self, key: &[u8]) -> Option<(String, Arc<KindCache>)> {
         // `/registry/<group>/<plural>/…`
         let key = std::str::from_utf8(key).ok()?;
         let end = key.match_indices('/').nth(3)?.0;
-        self.kinds.get_key_value(&key[..=end]).map(|(prefix, cache)| (prefix.as_str(), cache))
+        let prefix = &key[..=end];
+        if let Some(found) = self.kinds.read().get(prefix) {
+            return Some((prefix.to_owned(), found.clone()));
+        }
+        Some((prefix.to_owned(), self.place(prefix)))
     }
 
-    fn cache(&self, kind: &Kind) -> Result<&KindCache, Status> {
-        self.kinds.get(&kind.storage_prefix()).ok_or_else(Status::no_such_resource)
+    fn place(&self, prefix: &str) -> Arc<KindCache> {
+        // What happened before is not known here.
+        let state = KindState { compacted: self.revision(), ..KindState::new(None, CUSTOM_LAG) };
+        let empty = || Arc::new(KindCache { state: RwLock::new(state) });
+        self.kinds.write().entry(prefix.to_owned()).or_insert_with(empty).clone()
+    }
+
+    fn cache(&self, kind: &Kind) -> Result<Arc<KindCache>, Status> {
+        self.kinds.read().get(&kind.storage_prefix()).cloned().ok_or_else(Status::no_such_resource)
+    }
+
+    /// Shows the objects of a custom kind as the row of its stored version does.
+    pub fn serve(&self, row: KindRef) {
+        self.place(&row.storage_prefix()).state.write().become_row(Some(row));
+    }
+
+    /// The kind is gone: whoever watches it is told so, and what is left of its objects waits.
+    pub fn withdraw(&self, row: &Kind) {
+        let mut kinds = self.kinds.write();
+        let Some(cache) = kinds.get(&row.storage_prefix()).cloned() else { return };
+        let mut state = cache.state.write();
+        state.become_row(None);
+        if state.objects.is_empty() {
+            kinds.remove(&row.storage_prefix());
+        }
     }
 
     pub fn revision(&self) -> u64 {
@@ -187,13 +250,13 @@ impl Cache {
 
     /// One object as the cache knows it.
     pub fn get(&self, kind: &Kind, key: &str) -> Option<Arc<Stored>> {
-        let stored = self.kinds.get(&kind.storage_prefix())?.state.read().objects.get(key).cloned();
+        let stored = self.cache(kind).ok()?.state.read().objects.get(key).cloned();
         stored.map(|stored| stored.in_form(kind))
     }
 
     /// The revision of a kind's newest change.
     pub fn changed(&self, kind: &Kind) -> u64 {
-        self.kinds.get(&kind.storage_prefix()).map_or(0, |cache| cache.state.read().revision())
+        self.cache(kind).map_or(0, |cache| cache.state.read().revision())
     }
 
     /// The kind's objects now, for the server's own use: no page will be asked of them.
@@ -219,7 +282,8 @@ impl Cache {
 
     /// The kind's objects at the revision of an earlier snapshot, if that is still kept.
     pub fn snapshot_at(&self, kind: &Kind, revision: u64) -> Result<Option<Snapshot>, Status> {
-        let state = self.cache(kind)?.state.read();
+        let cache = self.cache(kind)?;
+        let state = cache.state.read();
         let kept = state.snapshots.iter().find(|(at, _)| *at == revision);
         Ok(kept.map(|(revision, objects)| Snapshot { objects: in_form(kind, objects.clone()), revision: *revision }))
     }
@@ -233,7 +297,7 @@ impl Cache {
         }
         let begin = state.history.partition_point(|change| change.revision <= revision);
         let past = state.history.iter().skip(begin).map(|change| change.in_form(kind)).collect();
-        Ok(Subscription { past, future: cache.changes.subscribe() })
+        Ok(Subscription { past, future: state.changes.subscribe() })
     }
 
     /// The objects now together with all changes to come.
@@ -242,27 +306,31 @@ impl Cache {
         let state = cache.state.read();
         let objects = in_form(kind, state.objects.clone());
         let snapshot = Snapshot { objects, revision: state.revision().max(self.revision()) };
-        Ok((snapshot, cache.changes.subscribe()))
+        Ok((snapshot, state.changes.subscribe()))
     }
 }
 
 /// Objects as a row of the registry shows them: few rows keep theirs in another form.
 fn in_form(kind: &Kind, objects: Objects) -> Objects {
-    match kind.conversion {
-        None => objects,
-        Some(_) => objects.iter().map(|(key, stored)| (key.clone(), stored.in_form(kind))).collect(),
+    match kind.is_storage() {
+        true => objects,
+        false => objects.iter().map(|(key, stored)| (key.clone(), stored.in_form(kind))).collect(),
     }
 }
 
-fn empty_kinds() -> HashMap<String, KindCache> {
-    let mut kinds = HashMap::new();
-    for kind in KINDS.iter().filter(|kind| kind.is_storage()) {
-        let state =
-            KindState { objects: Objects::new(), history: VecDeque::new(), compacted: 0, snapshots: VecDeque::new() };
-        let cache = KindCache { kind: kind.into(), state: RwLock::new(state), changes: broadcast::channel(LAG).0 };
-        kinds.insert(kind.storage_prefix(), cache);
+fn same_row(one: &Option<KindRef>, other: &Option<KindRef>) -> bool {
+    match (one, other) {
+        (None, None) => true,
+        (Some(one), Some(other)) => std::ptr::eq::<Kind>(&**one, &**other),
+        _ => false,
     }
-    kinds
+}
+
+fn empty_kinds() -> HashMap<String, Arc<KindCache>> {
+    let builtin = KINDS.iter().filter(|kind| kind.is_storage());
+    let empty =
+        |kind: &'static Kind| Arc::new(KindCache { state: RwLock::new(KindState::new(Some(kind.into()), LAG)) });
+    builtin.map(|kind| (kind.storage_prefix(), empty(kind))).collect()
 }
 
 /// The end of the range that holds exactly the keys with this prefix.

@@ -18,7 +18,7 @@ use crate::object::Stored;
 use crate::pipeline::{Authorized, Request};
 use crate::read;
 use crate::store::{RETRIES, Written};
-use crate::{ApiServer, admission};
+use crate::{ApiServer, admission, definitions};
 
 /// `metav1.DeleteOptions`.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -231,6 +231,9 @@ fn mark(kind: &Kind, old: &Value, options: &DeleteOptions) -> Value {
     if !begun || running.is_some_and(|running| grace < running) {
         let end = Timestamp::now() + SignedDuration::from_secs(grace);
         strategy::begin_deletion(kind, &mut object, &time::rfc3339(end), grace);
+    }
+    if !begun && kind.kind == definitions::KIND && kind.group == definitions::GROUP {
+        definitions::hold(&mut object);
     }
     if kind.kind == "Namespace" && kind.group.is_empty() {
         dhow_api::meta::child_mut(&mut object, "status").insert("phase".into(), json!("Terminating"));

@@ -3,7 +3,8 @@
 use std::borrow::Cow;
 
 use dhow_api::Status;
-use dhow_api::registry::{self, KindRef, Subresource};
+use dhow_api::custom::Catalog;
+use dhow_api::registry::{KindRef, Subresource};
 use http::{Method, Uri};
 
 /// A request for objects, or for something else (discovery, health, metrics).
@@ -93,9 +94,9 @@ pub fn unescape(text: &str) -> String {
 }
 
 impl RequestInfo {
-    pub fn parse(method: &Method, uri: &Uri) -> Result<Self, Status> {
+    pub fn parse(catalog: &Catalog, method: &Method, uri: &Uri) -> Result<Self, Status> {
         let query = Query::parse(uri.query().unwrap_or_default());
-        let Some(target) = resource(uri.path())? else {
+        let Some(target) = resource(catalog, uri.path())? else {
             return Ok(Self { verb: path_verb(method), target: Target::Path(uri.path().to_owned()), query });
         };
         let verb = resource_verb(method, &target, &query)?;
@@ -131,7 +132,7 @@ fn resource_verb(method: &Method, target: &ResourceTarget, query: &Query) -> Res
 }
 
 /// Reads `/api/v1/…` and `/apis/<group>/<version>/…`; `None` for every other path and for discovery.
-fn resource(path: &str) -> Result<Option<ResourceTarget>, Status> {
+fn resource(catalog: &Catalog, path: &str) -> Result<Option<ResourceTarget>, Status> {
     let decoded: Vec<Cow<'_, str>> = path
         .trim_matches('/')
         .split('/')
@@ -147,7 +148,7 @@ fn resource(path: &str) -> Result<Option<ResourceTarget>, Status> {
         ["watch", tail @ ..] if !tail.is_empty() => (true, tail),
         _ => (false, rest),
     };
-    let find = |plural: &str| registry::builtin().get(group, version, plural);
+    let find = |plural: &str| catalog.get(group, version, plural);
     // `namespaces/x/status` and `namespaces/x/finalize` are about the namespace itself.
     let (namespace, rest) = match rest {
         ["namespaces", namespace, tail @ ..] if !matches!(tail, [] | ["status" | "finalize"]) => {
@@ -173,7 +174,7 @@ fn resource(path: &str) -> Result<Option<ResourceTarget>, Status> {
     if kind.namespaced && namespace.is_none() && name.is_some() || !kind.namespaced && namespace.is_some() {
         return Err(Status::no_such_resource());
     }
-    Ok(Some(ResourceTarget { kind: kind.into(), namespace, name, subresource, rest: tail, watch }))
+    Ok(Some(ResourceTarget { kind, namespace, name, subresource, rest: tail, watch }))
 }
 
 #[cfg(test)]
@@ -182,7 +183,7 @@ mod tests {
     use super::*;
 
     fn target(path: &str) -> ResourceTarget {
-        resource(path).unwrap().unwrap()
+        resource(&Catalog::default(), path).unwrap().unwrap()
     }
 
     #[test]
@@ -196,8 +197,8 @@ mod tests {
         assert!(everywhere.namespace.is_none() && everywhere.name.is_none());
         let proxied = target("/api/v1/nodes/n/proxy/images/import");
         assert_eq!(proxied.rest, "images/import");
-        assert!(resource("/apis/apps/v1").unwrap().is_none());
-        assert_eq!(resource("/api/v1/nonsense").unwrap_err().code, 404);
+        assert!(resource(&Catalog::default(), "/apis/apps/v1").unwrap().is_none());
+        assert_eq!(resource(&Catalog::default(), "/api/v1/nonsense").unwrap_err().code, 404);
     }
 
     #[test]

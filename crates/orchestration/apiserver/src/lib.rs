@@ -13,6 +13,7 @@ mod bootstrap;
 mod bootstrap_token;
 mod cache;
 mod compress;
+mod definitions;
 mod delete;
 mod encode;
 mod error;
@@ -85,6 +86,7 @@ pub type BackupSource = Arc<dyn Fn(&mut dyn io::Write) -> io::Result<()> + Send 
 /// A running API server. Shared by its connections and in-process clients.
 pub struct ApiServer {
     store: store::ObjectStore,
+    definitions: definitions::Definitions,
     authorizer: rbac::Authorizer,
     allocator: allocate::Allocator,
     tokens: tokens::Tokens,
@@ -109,6 +111,7 @@ impl ApiServer {
         let cache = cache::Cache::start(kv.clone(), shutdown.clone()).await?;
         let allocator = allocate::Allocator::new(cache.clone(), config.service_range, config.node_ports.clone());
         let server = Arc::new(Self {
+            definitions: definitions::Definitions::load(&cache),
             store: store::ObjectStore::new(kv, cache.clone()),
             authorizer: rbac::Authorizer::new(cache),
             allocator,
@@ -126,6 +129,7 @@ impl ApiServer {
         bootstrap::ensure(&server, &config).await.map_err(Error::Bootstrap)?;
         legacy_tokens::start(&server).map_err(Error::Bootstrap)?;
         tokio::spawn(admission::quota::follow(server.clone()));
+        tokio::spawn(definitions::follow(server.clone()));
         Ok(server)
     }
 }

@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use dhow_api::custom::Catalog;
 use dhow_api::registry::KINDS;
 use dhow_base::metrics::{Counter, Counters, Gauge, Gauges, Histograms, Registry};
 
@@ -155,9 +156,9 @@ impl Metrics {
     }
 
     /// The text format, with what is only measured when asked.
-    pub fn encode(&self, cache: &Cache) -> String {
+    pub fn encode(&self, cache: &Cache, catalog: &Catalog) -> String {
         self.revision.set(cache.revision() as f64);
-        for kind in KINDS.iter().filter(|kind| kind.is_storage()) {
+        for kind in KINDS.iter().chain(catalog.custom()).filter(|kind| kind.is_storage()) {
             let count = cache.objects(kind).map_or(0, |objects| objects.len());
             self.objects.with(&[kind.group, kind.plural]).set(count as f64);
         }

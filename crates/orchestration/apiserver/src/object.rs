@@ -4,7 +4,8 @@ use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use dhow_api::selectors::{FieldSelector, LabelSelector, field_value};
-use dhow_api::{Kind, ObjectHeader, Status, descriptor, protobuf};
+use dhow_api::{Kind, ObjectHeader, Status, protobuf};
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use crate::encode::{self, Accept, Shape, Wire};
@@ -23,21 +24,33 @@ pub struct Stored {
     protobuf: OnceLock<Option<Bytes>>,
     /// Values of the kind's selectable fields beyond name and namespace.
     fields: Vec<(&'static str, String)>,
-    /// The object in the form of the other row that shares its storage, made when first asked for.
-    other: OnceLock<Arc<Stored>>,
+    /// The object in the forms of other rows that share its storage, by definition, made when first asked for.
+    forms: Mutex<Vec<(&'static str, Arc<Stored>)>>,
+    /// The bytes in the store where the row shows something else: one of another version, or of an older schema.
+    kept: Option<Bytes>,
 }
 
 impl Stored {
-    /// From the bytes in the store.
-    pub fn decode(kind: &Kind, key: &[u8], value: &[u8], revision: u64) -> Result<Self, Status> {
+    /// From the bytes in the store. Without a row, as they are.
+    pub fn decode(kind: Option<&Kind>, key: &[u8], value: &[u8], revision: u64) -> Result<Self, Status> {
         let bad = |error: &dyn std::fmt::Display| {
             Status::internal(format!("object {} cannot be read: {error}", String::from_utf8_lossy(key)))
         };
         let mut object: Value = serde_json::from_slice(value).map_err(|error| bad(&error))?;
         object["metadata"]["resourceVersion"] = json!(revision.to_string());
+        let mut kept = None;
+        if let Some(kind) = kind.filter(|kind| kind.custom.is_some()) {
+            let before = object.clone();
+            kind.from_storage(&mut object);
+            kept = (object != before).then(|| Bytes::copy_from_slice(value));
+        }
         let bytes = serde_json::to_vec(&object).map_err(|error| bad(&error))?;
         let header = ObjectHeader::parse(&bytes).map_err(|error| bad(&error))?;
-        let fields = kind.selectable_fields.iter().map(|path| (*path, field_value(&object, path))).collect();
+        let field = |path: &'static str| match kind.and_then(|kind| kind.custom.as_ref()) {
+            Some(served) => (path, served.field(&object, path)),
+            None => (path, field_value(&object, path)),
+        };
+        let fields = kind.iter().flat_map(|kind| kind.selectable_fields).map(|path| field(path)).collect();
         let key = std::str::from_utf8(key).map_err(|error| bad(&error))?;
         Ok(Self {
             key: Arc::from(key),
@@ -46,29 +59,51 @@ impl Stored {
             revision,
             protobuf: OnceLock::new(),
             fields,
-            other: OnceLock::new(),
+            forms: Mutex::default(),
+            kept,
         })
+    }
+
+    /// The object again, as another row keeps it.
+    pub fn again(&self, kind: Option<&Kind>) -> Result<Self, Status> {
+        Self::decode(kind, self.key.as_bytes(), self.kept.as_ref().unwrap_or(&self.bytes), self.revision)
     }
 
     /// The object as a row of the registry shows it. Call it on what is stored.
     pub fn in_form(self: &Arc<Self>, kind: &Kind) -> Arc<Self> {
-        if kind.conversion.is_none() {
+        if !self.differs(kind) {
             return self.clone();
         }
-        let convert = || {
-            let mut object = self.value()?;
-            kind.from_storage(&mut object);
-            let bytes = serde_json::to_vec(&object).map_err(|error| Status::internal(error.to_string()))?;
-            Self::decode(kind, self.key.as_bytes(), &bytes, self.revision)
-        };
-        let form = || match convert() {
-            Ok(other) => Arc::new(other),
+        let mut forms = self.forms.lock();
+        if let Some((_, form)) = forms.iter().find(|(definition, _)| *definition == kind.definition) {
+            return form.clone();
+        }
+        let form = match self.convert(kind) {
+            Ok(form) => Arc::new(form),
             Err(status) => {
                 tracing::error!(key = %self.key, message = status.message, "an object has no other form");
-                self.clone()
+                return self.clone();
             }
         };
-        self.other.get_or_init(form).clone()
+        forms.push((kind.definition, form.clone()));
+        form
+    }
+
+    fn differs(&self, kind: &Kind) -> bool {
+        match &kind.custom {
+            Some(served) => self.header.api_version != served.api_version,
+            None => kind.conversion.is_some(),
+        }
+    }
+
+    fn convert(&self, kind: &Kind) -> Result<Self, Status> {
+        if kind.custom.is_some() {
+            return self.again(Some(kind));
+        }
+        let mut object = self.value()?;
+        kind.from_storage(&mut object);
+        let bytes = serde_json::to_vec(&object).map_err(|error| Status::internal(error.to_string()))?;
+        Self::decode(Some(kind), self.key.as_bytes(), &bytes, self.revision)
     }
 
     /// The object as a tree.
@@ -81,7 +116,7 @@ impl Stored {
         if let Some(known) = self.protobuf.get() {
             return Ok(known.clone());
         }
-        let made = match descriptor::message(kind.definition) {
+        let made = match kind.message() {
             Some(message) => {
                 let bytes = protobuf::encode(message, &self.value()?)
                     .map_err(|error| Status::internal(format!("encode {}: {error}", self.key)))?;
@@ -131,8 +166,8 @@ pub struct Change {
     pub deleted: bool,
     json_frames: [OnceLock<Bytes>; 3],
     protobuf_frames: [OnceLock<Bytes>; 3],
-    /// The change in the form of the other row that shares the storage.
-    other: OnceLock<Arc<Change>>,
+    /// The change in the forms of other rows that share the storage, by definition.
+    forms: Mutex<Vec<(&'static str, Arc<Change>)>>,
 }
 
 /// What a watcher is told of a change.
@@ -162,20 +197,23 @@ impl Change {
             deleted,
             json_frames: Default::default(),
             protobuf_frames: Default::default(),
-            other: OnceLock::new(),
+            forms: Mutex::default(),
         }
     }
 
     /// The change as a row of the registry shows it.
     pub fn in_form(self: &Arc<Self>, kind: &Kind) -> Arc<Self> {
-        if kind.conversion.is_none() {
+        if !self.object.differs(kind) {
             return self.clone();
         }
-        let form = || {
-            let previous = self.previous.as_ref().map(|previous| previous.in_form(kind));
-            Arc::new(Self::new(self.revision, self.object.in_form(kind), previous, self.deleted))
-        };
-        self.other.get_or_init(form).clone()
+        let mut forms = self.forms.lock();
+        if let Some((_, form)) = forms.iter().find(|(definition, _)| *definition == kind.definition) {
+            return form.clone();
+        }
+        let previous = self.previous.as_ref().map(|previous| previous.in_form(kind));
+        let form = Arc::new(Self::new(self.revision, self.object.in_form(kind), previous, self.deleted));
+        forms.push((kind.definition, form.clone()));
+        form
     }
 
     /// What this change is to someone who sees only a selection: an object whose labels move into it is added,

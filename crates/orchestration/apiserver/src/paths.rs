@@ -2,9 +2,9 @@
 
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
-use std::sync::LazyLock;
 
 use bytes::Bytes;
+use dhow_api::custom::Catalog;
 use dhow_api::{Status, discovery, openapi};
 use dhow_client::Body;
 use http::{HeaderMap, Response, StatusCode, header};
@@ -31,47 +31,46 @@ pub async fn answer(
     accept: &Accept,
 ) -> Result<Response<Body>, Status> {
     let trimmed = path.trim_end_matches('/');
+    let catalog = server.definitions.catalog();
     if let Some(path) = trimmed.strip_prefix("/openapi/v3") {
-        return openapi_v3(path.trim_start_matches('/'), headers);
+        return openapi_v3(&catalog, path.trim_start_matches('/'), headers);
     }
     match trimmed {
         "/api" | "/apis" if wants_aggregated(accept) => {
-            let Some(document) = discovery::aggregated(trimmed) else { return Err(Status::no_such_resource()) };
+            let Some(document) = discovery::aggregated(&catalog, trimmed) else {
+                return Err(Status::no_such_resource());
+            };
             let form = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
             tagged(form, document.to_string().into(), headers)
         }
         "/api" => encode::json(200, discovery::api_versions().to_string()),
-        "/apis" => encode::json(200, discovery::group_list().to_string()),
+        "/apis" => encode::json(200, discovery::group_list(&catalog).to_string()),
         "/openapi/v2" if accept.raw.contains(GNOSTIC) || accept.raw.contains(OLD_GNOSTIC) => {
-            static DOCUMENT: LazyLock<Bytes> = LazyLock::new(|| openapi::gnostic(&openapi::v2()).into());
-            tagged(GNOSTIC, DOCUMENT.clone(), headers)
-        }
-        "/openapi/v2" => {
-            static DOCUMENT: LazyLock<Bytes> = LazyLock::new(|| openapi::v2().to_string().into());
-            tagged("application/json", DOCUMENT.clone(), headers)
+            tagged(GNOSTIC, Bytes::copy_from_slice(openapi::v2_protobuf(&catalog)), headers)
         }
         "/.well-known/openid-configuration" => encode::json(200, issuer(server).to_string()),
         "/openid/v1/jwks" => encode::build(200, "application/jwk-set+json", server.tokens.jwks().to_string().into()),
+        "/openapi/v2" => tagged("application/json", Bytes::copy_from_slice(openapi::v2(&catalog).as_bytes()), headers),
         "/version" => encode::json(200, version().to_string()),
         "/backup" => crate::backup::stream(server),
         "/metrics" => {
-            let text = server.metrics.encode(&server.store.cache);
+            let text = server.metrics.encode(&server.store.cache, &catalog);
             encode::build(200, "text/plain; version=0.0.4; charset=utf-8", text.into())
         }
         other => match health::answer(server, other, query).await {
             Some(answer) => answer,
-            None => group(other),
+            None => group(&catalog, other),
         },
     }
 }
 
 /// `/apis/<group>` and `/api/v1`, `/apis/<group>/<version>`.
-fn group(path: &str) -> Result<Response<Body>, Status> {
+fn group(catalog: &Catalog, path: &str) -> Result<Response<Body>, Status> {
     let parts: Vec<&str> = path.trim_start_matches('/').split('/').collect();
     let document = match parts.as_slice() {
-        ["api", version] => discovery::resource_list("", version),
-        ["apis", name] => discovery::group(name),
-        ["apis", group, version] => discovery::resource_list(group, version),
+        ["api", version] => discovery::resource_list(catalog, "", version),
+        ["apis", name] => discovery::group(catalog, name),
+        ["apis", group, version] => discovery::resource_list(catalog, group, version),
         _ => None,
     };
     encode::json(200, document.ok_or_else(Status::no_such_resource)?.to_string())
@@ -81,9 +80,12 @@ fn wants_aggregated(accept: &Accept) -> bool {
     accept.raw.contains("g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList")
 }
 
-fn openapi_v3(path: &str, headers: &HeaderMap) -> Result<Response<Body>, Status> {
-    let document = if path.is_empty() { Some(openapi::v3_root()) } else { openapi::v3(path) };
-    tagged("application/json", document.ok_or_else(Status::no_such_resource)?.to_string().into(), headers)
+fn openapi_v3(catalog: &Catalog, path: &str, headers: &HeaderMap) -> Result<Response<Body>, Status> {
+    let document = match path {
+        "" => openapi::v3_root(catalog).to_string(),
+        path => openapi::v3(catalog, path).ok_or_else(Status::no_such_resource)?.to_owned(),
+    };
+    tagged("application/json", document.into(), headers)
 }
 
 /// A document that clients keep: with its ETag, and "not modified" for those who have it.

@@ -63,7 +63,7 @@ pub async fn handle(server: &Arc<ApiServer>, peer: Peer, request: HttpRequest<By
     let span = tracing::debug_span!("request", method = %request.method(), path = request.uri().path());
     let accept = encode::Accept::of(request.headers());
     let gzip = compress::accepted(request.headers());
-    let info = match RequestInfo::parse(request.method(), request.uri()) {
+    let info = match RequestInfo::parse(&server.definitions.catalog(), request.method(), request.uri()) {
         Ok(info) => info,
         Err(status) => return encode::status(&status, &accept),
     };
@@ -151,6 +151,9 @@ async fn run(
     let request = Request { info, target, headers: parts.headers, body, warnings, state };
     accept.check()?;
     options::check(&request)?;
+    if let Some(warning) = request.target.kind.custom.as_ref().and_then(|served| served.version.deprecation.as_ref()) {
+        request.warnings.add(warning);
+    }
     if request.target.subresource.is_some() {
         return subresource::handle(server, request, &parts.method, accept).await;
     }
@@ -176,7 +179,7 @@ pub async fn authorize_stream(
     peer: &Peer,
     parts: &http::request::Parts,
 ) -> Result<Option<(stream::Destination, Option<Trail>)>, Status> {
-    let info = RequestInfo::parse(&parts.method, &parts.uri)?;
+    let info = RequestInfo::parse(&server.definitions.catalog(), &parts.method, &parts.uri)?;
     let Target::Resource(target) = &info.target else { return Ok(None) };
     if !stream::is_streaming(target) {
         return Ok(None);

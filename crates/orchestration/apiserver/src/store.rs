@@ -150,7 +150,7 @@ impl ObjectStore {
 
 /// Stored bytes as a row of the registry shows them.
 fn decode(kind: &Kind, key: &[u8], value: &[u8], revision: u64) -> Result<Arc<Stored>, Status> {
-    let stored = Arc::new(Stored::decode(kind.storage_row().unwrap_or(kind), key, value, revision)?);
+    let stored = Arc::new(Stored::decode(Some(kind.storage_row().unwrap_or(kind)), key, value, revision)?);
     Ok(stored.in_form(kind))
 }
 

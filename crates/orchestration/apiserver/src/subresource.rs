@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use dhow_api::registry::Subresource;
+use dhow_api::registry::{Kind, Subresource};
 use dhow_api::{Status, meta, patch as patches, time};
 use dhow_client::Body;
 use http::{Method, Response};
@@ -84,11 +84,12 @@ async fn scale(
     method: &Method,
     accept: &Accept,
 ) -> Result<Response<Body>, Status> {
+    let kind = &request.target.kind;
     let stored = match *method {
         Method::GET => read::existing(server, &request.target).await?,
         Method::PATCH => {
             write::change(server, request, Part::Main, |old| {
-                let mut scale = scale_of(old);
+                let mut scale = scale_of(kind, old);
                 let patch: Value = serde_json::from_slice(&request.body)
                     .map_err(|error| Status::bad_request(format!("error decoding patch: {error}")))?;
                 match body::media_type(&request.headers) {
@@ -99,29 +100,25 @@ async fn scale(
                     }
                     other => return Err(Status::unsupported_media_type(other, SCALE_PATCHES)),
                 }
-                with_scale(old, &scale)
+                with_scale(kind, old, &scale)
             })
             .await?
         }
         _ => {
             let scale = body::decode(request)?;
-            write::change(server, request, Part::Main, |old| with_scale(old, &scale)).await?
+            write::change(server, request, Part::Main, |old| with_scale(kind, old, &scale)).await?
         }
     };
-    encode::value(200, &scale_of(&stored.value()?), accept)
+    encode::value(200, &scale_of(kind, &stored.value()?), accept)
 }
 
 const SCALE_PATCHES: &[&str] =
     &["application/json-patch+json", "application/merge-patch+json", "application/strategic-merge-patch+json"];
 
 /// `autoscaling/v1` Scale of a workload.
-fn scale_of(object: &Value) -> Value {
-    let labels = meta::object(object, &["spec", "selector", "matchLabels"]);
-    let selector: Vec<String> = labels
-        .into_iter()
-        .flatten()
-        .map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or_default()))
-        .collect();
+fn scale_of(kind: &Kind, object: &Value) -> Value {
+    let (wanted, there, selector) =
+        kind.custom.as_ref().and_then(|served| served.scale(object)).unwrap_or_else(|| workload_scale(object));
     let metadata = &object["metadata"];
     json!({
         "kind": "Scale",
@@ -133,12 +130,23 @@ fn scale_of(object: &Value) -> Value {
             "resourceVersion": metadata["resourceVersion"],
             "creationTimestamp": metadata["creationTimestamp"],
         },
-        "spec": {"replicas": meta::int(object, &["spec", "replicas"])},
-        "status": {"replicas": meta::int(object, &["status", "replicas"]), "selector": selector.join(",")},
+        "spec": {"replicas": wanted},
+        "status": {"replicas": there, "selector": selector},
     })
 }
 
-fn with_scale(old: &Value, scale: &Value) -> Result<Value, Status> {
+fn workload_scale(object: &Value) -> (i64, i64, String) {
+    let labels = meta::object(object, &["spec", "selector", "matchLabels"]);
+    let selector: Vec<String> = labels
+        .into_iter()
+        .flatten()
+        .map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or_default()))
+        .collect();
+    let replicas = |part: &str| meta::int(object, &[part, "replicas"]);
+    (replicas("spec"), replicas("status"), selector.join(","))
+}
+
+fn with_scale(kind: &Kind, old: &Value, scale: &Value) -> Result<Value, Status> {
     let replicas = meta::int(scale, &["spec", "replicas"]);
     if replicas < 0 {
         let error = dhow_api::validation::FieldError::invalid(
@@ -156,7 +164,12 @@ fn with_scale(old: &Value, scale: &Value) -> Result<Value, Status> {
     } else {
         metadata.insert("resourceVersion".into(), json!(version))
     };
-    meta::child_mut(&mut object, "spec").insert("replicas".into(), json!(replicas));
+    match &kind.custom {
+        Some(served) => served.set_replicas(&mut object, replicas),
+        None => {
+            meta::child_mut(&mut object, "spec").insert("replicas".into(), json!(replicas));
+        }
+    }
     Ok(object)
 }
 

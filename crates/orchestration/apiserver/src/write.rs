@@ -52,6 +52,10 @@ async fn create_object(
     let kind = &request.target.kind;
     let namespace = request.target.namespace.as_deref();
     let name = dhow_api::meta::name(&object).to_owned();
+    if kind.custom.as_ref().is_some_and(|served| served.definition.terminating) {
+        let why = "create not allowed while custom resource definition is terminating";
+        return Err(Status::method_not_allowed_because(why));
+    }
     defaulting::apply(kind, &mut object);
     strategy::prepare_create(kind, &mut object);
     if !is_apply(request) {
@@ -105,7 +109,7 @@ fn set_requester(user: &UserInfo, request: &mut Value) {
 /// The object as it would have been stored.
 fn dry(kind: &Kind, key: &str, object: &Value) -> Result<Arc<Stored>, Status> {
     let bytes = serde_json::to_vec(object).map_err(|error| Status::internal(error.to_string()))?;
-    Stored::decode(kind, key.as_bytes(), &bytes, 0).map(Arc::new)
+    Stored::decode(Some(kind), key.as_bytes(), &bytes, 0).map(Arc::new)
 }
 
 /// Generated names that are tried before the client hears of the collision.
@@ -182,7 +186,7 @@ fn managed<T>(request: &Request<Authorized>, part: Part, with: impl FnOnce(&Writ
         _ => &[],
     };
     with(&Writer {
-        definition: kind.definition,
+        kind,
         api_version: &api_version,
         manager: &manager,
         subresource: request.target.subresource.map_or("", |subresource| subresource.name()),
@@ -238,10 +242,13 @@ pub fn patched(request: &Request<Authorized>, part: Part, old: &Value) -> Result
     match media_type {
         "application/json-patch+json" => patches::json(&mut object, &patch)?,
         "application/merge-patch+json" => patches::merge(&mut object, &patch)?,
-        "application/strategic-merge-patch+json" => {
+        "application/strategic-merge-patch+json" if request.target.kind.custom.is_none() => {
             patches::strategic(&mut object, &patch, request.target.kind.definition)?;
         }
-        other => return Err(Status::unsupported_media_type(other, PATCHES)),
+        other => {
+            let custom = request.target.kind.custom.is_some();
+            return Err(Status::unsupported_media_type(other, if custom { &CUSTOM_PATCHES } else { &PATCHES }));
+        }
     }
     body::check_type(&request.target.kind, &object)?;
     body::settle_patched(request, &mut object, duplicates, &String::from_utf8_lossy(&request.body))?;
@@ -252,8 +259,10 @@ pub fn patched(request: &Request<Authorized>, part: Part, old: &Value) -> Result
 }
 
 const APPLY: &str = "application/apply-patch+yaml";
-const PATCHES: &[&str] =
-    &["application/json-patch+json", "application/merge-patch+json", "application/strategic-merge-patch+json", APPLY];
+const PATCHES: [&str; 4] =
+    ["application/json-patch+json", "application/merge-patch+json", "application/strategic-merge-patch+json", APPLY];
+/// What tells how lists merge strategically is not in a custom kind's schema.
+const CUSTOM_PATCHES: [&str; 3] = ["application/json-patch+json", "application/merge-patch+json", APPLY];
 
 /// Which part of the object a write may touch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -339,7 +348,7 @@ async fn change_once(
         }
     }
     let _reserved = server.allocator.reserve(kind, Some(old_value), &mut admitted.object)?;
-    if part == Part::Main {
+    if part == Part::Main || part == Part::Status && kind.custom.is_some() {
         let errors = validation::validate_update(kind, &admitted.object, old_value);
         refuse_invalid(kind, &admitted.object, &errors)?;
     }

@@ -9,6 +9,7 @@ mod tree;
 
 use serde_json::Value;
 
+use crate::registry::Kind;
 use crate::status::Cause;
 use crate::{Status, meta};
 use managers::Managers;
@@ -18,7 +19,7 @@ use shape::Shape;
 /// Who writes what.
 #[derive(Debug, Clone, Copy)]
 pub struct Writer<'a> {
-    pub definition: &'a str,
+    pub kind: &'a Kind,
     pub api_version: &'a str,
     pub manager: &'a str,
     /// `status`, `scale` or empty.
@@ -91,7 +92,7 @@ pub fn update(writer: &Writer<'_>, live: Option<&Value>, new: &mut Value) {
     if live.is_some() && managers.is_empty() {
         return;
     }
-    let shape = Shape::of(writer.definition);
+    let shape = Shape::of_kind(writer.kind);
     let nothing = Value::Object(serde_json::Map::new());
     let before = live.map_or_else(|| nothing.clone(), without_managers);
     let found = tree::compare(&before, new, shape);
@@ -115,7 +116,7 @@ pub fn apply(writer: &Writer<'_>, live: Option<&Value>, config: &Value, force: b
     {
         return Err(Status::bad_request("metadata.managedFields must be nil"));
     }
-    let shape = Shape::of(writer.definition);
+    let shape = Shape::of_kind(writer.kind);
     let object = live.cloned().unwrap_or_else(|| blank(config));
     let mut managers = meta::at(&object, &["metadata", "managedFields"]).and_then(Managers::decode).unwrap_or_default();
     let object = without_managers(&object);
@@ -173,7 +174,7 @@ fn blank(config: &Value) -> Value {
 }
 
 /// What client-side apply set and nobody changed since: taken over without a conflict.
-fn last_applied(live: &Value, shape: Shape) -> Set {
+fn last_applied(live: &Value, shape: Shape<'_>) -> Set {
     let text = meta::text(live, &["metadata", "annotations", LAST_APPLIED]);
     let Ok(last) = serde_json::from_str::<Value>(text) else { return Set::default() };
     let Ok(fields) = tree::fields_of(&last, shape) else { return Set::default() };

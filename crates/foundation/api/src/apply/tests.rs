@@ -4,10 +4,12 @@
 use super::*;
 use serde_json::json;
 
-const DEPLOYMENT: &str = "io.k8s.api.apps.v1.Deployment";
+fn deployments() -> &'static Kind {
+    crate::registry::builtin().get("apps", "v1", "deployments").unwrap()
+}
 
 fn writer(manager: &'static str, now: &'static str) -> Writer<'static> {
-    Writer { definition: DEPLOYMENT, api_version: "apps/v1", manager, subresource: "", now, reset: &["status"] }
+    Writer { kind: deployments(), api_version: "apps/v1", manager, subresource: "", now, reset: &["status"] }
 }
 
 fn config(spec: Value) -> Value {
@@ -228,7 +230,7 @@ mod properties {
     }
 
     fn set_of(value: &Value) -> Set {
-        tree::fields_of(&without_managers(value), Shape::of(DEPLOYMENT)).unwrap()
+        tree::fields_of(&without_managers(value), Shape::of_kind(deployments())).unwrap()
     }
 
     proptest! {

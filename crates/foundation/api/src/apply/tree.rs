@@ -6,7 +6,7 @@ use super::set::{Set, field};
 use super::shape::Shape;
 
 /// The fields that a document sets.
-pub fn fields_of(value: &Value, shape: Shape) -> Result<Set, String> {
+pub fn fields_of(value: &Value, shape: Shape<'_>) -> Result<Set, String> {
     let mut set = Set::default();
     walk(value, shape, "", &mut set)?;
     set.compact();
@@ -14,9 +14,9 @@ pub fn fields_of(value: &Value, shape: Shape) -> Result<Set, String> {
 }
 
 /// Adds what lies below `value`; returns whether `value` itself is a leaf.
-fn walk(value: &Value, shape: Shape, path: &str, set: &mut Set) -> Result<bool, String> {
+fn walk(value: &Value, shape: Shape<'_>, path: &str, set: &mut Set) -> Result<bool, String> {
     match (shape, value) {
-        (Shape::Struct(_) | Shape::Map(_) | Shape::Free, Value::Object(map)) => {
+        (shape, Value::Object(map)) if shape.has_fields() => {
             for (name, child) in map {
                 let path = format!("{path}.{name}");
                 let Some(below) = shape.field(name) else {
@@ -29,7 +29,7 @@ fn walk(value: &Value, shape: Shape, path: &str, set: &mut Set) -> Result<bool, 
             }
             Ok(false)
         }
-        (Shape::Set | Shape::Keyed(..), Value::Array(items)) => {
+        (shape, Value::Array(items)) if shape.has_items() => {
             for item in items {
                 let element = shape.element(item).map_err(|why| format!("{path}: {why}"))?;
                 if set.below(&element).is_some() {
@@ -42,17 +42,16 @@ fn walk(value: &Value, shape: Shape, path: &str, set: &mut Set) -> Result<bool, 
             }
             Ok(false)
         }
-        (Shape::Struct(_) | Shape::Map(_), Value::Null) | (Shape::Set | Shape::Keyed(..), Value::Null) => Ok(true),
-        (Shape::Struct(_) | Shape::Map(_), other) => Err(format!("{path}: expected map, got {other}")),
-        (Shape::Set | Shape::Keyed(..), other) => Err(format!("{path}: expected list, got {other}")),
-        (Shape::Leaf | Shape::Free, _) => Ok(true),
+        (Shape::Leaf | Shape::Free, _) | (_, Value::Null) => Ok(true),
+        (shape, other) if shape.has_fields() => Err(format!("{path}: expected map, got {other}")),
+        (_, other) => Err(format!("{path}: expected list, got {other}")),
     }
 }
 
 /// `live` with everything of `config` laid over it.
-pub fn merge(live: &Value, config: &Value, shape: Shape) -> Value {
+pub fn merge(live: &Value, config: &Value, shape: Shape<'_>) -> Value {
     match (shape, live, config) {
-        (Shape::Struct(_) | Shape::Map(_) | Shape::Free, Value::Object(old), Value::Object(new)) => {
+        (shape, Value::Object(old), Value::Object(new)) if shape.has_fields() => {
             let mut map = old.clone();
             for (name, value) in new {
                 let below = shape.field(name).unwrap_or(Shape::Leaf);
@@ -66,7 +65,7 @@ pub fn merge(live: &Value, config: &Value, shape: Shape) -> Value {
             map.retain(|_, value| !value.is_null());
             Value::Object(map)
         }
-        (Shape::Set | Shape::Keyed(..), Value::Array(old), Value::Array(new)) => {
+        (shape, Value::Array(old), Value::Array(new)) if shape.has_items() => {
             Value::Array(merge_lists(old, new, shape))
         }
         (_, _, config) => config.clone(),
@@ -74,17 +73,15 @@ pub fn merge(live: &Value, config: &Value, shape: Shape) -> Value {
 }
 
 /// An empty list that merges item by item adds nothing.
-fn says_nothing(value: &Value, shape: Shape) -> bool {
-    matches!(shape, Shape::Set | Shape::Keyed(..)) && value.as_array().is_some_and(Vec::is_empty)
+fn says_nothing(value: &Value, shape: Shape<'_>) -> bool {
+    shape.has_items() && value.as_array().is_some_and(Vec::is_empty)
 }
 
 /// A value where nothing was before.
-fn fresh(value: &Value, shape: Shape) -> Value {
+fn fresh(value: &Value, shape: Shape<'_>) -> Value {
     match (shape, value) {
-        (Shape::Struct(_) | Shape::Map(_) | Shape::Free, Value::Object(_)) => {
-            merge(&Value::Object(Map::new()), value, shape)
-        }
-        (Shape::Set | Shape::Keyed(..), Value::Array(items)) => {
+        (shape, Value::Object(_)) if shape.has_fields() => merge(&Value::Object(Map::new()), value, shape),
+        (shape, Value::Array(items)) if shape.has_items() => {
             Value::Array(items.iter().map(|item| fresh(item, shape.item())).collect())
         }
         _ => value.clone(),
@@ -93,7 +90,7 @@ fn fresh(value: &Value, shape: Shape) -> Value {
 
 /// Items of both, told apart by their elements. Items that only `old` has keep their place; the others come in
 /// the order of `new`.
-fn merge_lists(old: &[Value], new: &[Value], shape: Shape) -> Vec<Value> {
+fn merge_lists(old: &[Value], new: &[Value], shape: Shape<'_>) -> Vec<Value> {
     let element = |item: &Value| shape.element(item).unwrap_or_default();
     let new: Vec<(String, &Value)> = new.iter().map(|item| (element(item), item)).collect();
     let old: Vec<(String, &Value)> = old.iter().map(|item| (element(item), item)).collect();
@@ -124,7 +121,7 @@ pub struct Comparison {
     pub removed: Set,
 }
 
-pub fn compare(old: &Value, new: &Value, shape: Shape) -> Comparison {
+pub fn compare(old: &Value, new: &Value, shape: Shape<'_>) -> Comparison {
     let mut found = Comparison::default();
     Compare { found: &mut found, path: Vec::new() }.both(Some(old), Some(new), shape);
     found
@@ -164,13 +161,13 @@ impl Compare<'_> {
         }
     }
 
-    fn both(&mut self, old: Option<&Value>, new: Option<&Value>, shape: Shape) {
+    fn both(&mut self, old: Option<&Value>, new: Option<&Value>, shape: Shape<'_>) {
         let (old, new) = (old.filter(|value| !value.is_null()), new.filter(|value| !value.is_null()));
         let object = |value: Option<&Value>| value.is_none_or(Value::is_object);
         let array = |value: Option<&Value>| value.is_none_or(Value::is_array);
         match shape {
             _ if old.is_none() && new.is_none() => {}
-            Shape::Struct(_) | Shape::Map(_) | Shape::Free if object(old) && object(new) => {
+            shape if shape.has_fields() && object(old) && object(new) => {
                 // A container that comes or goes counts itself, with what it holds.
                 if !self.path.is_empty() {
                     match (old, new) {
@@ -181,7 +178,7 @@ impl Compare<'_> {
                 }
                 self.maps(old.and_then(Value::as_object), new.and_then(Value::as_object), shape);
             }
-            Shape::Set | Shape::Keyed(..) if array(old) && array(new) => {
+            shape if shape.has_items() && array(old) && array(new) => {
                 if old.is_none() || new.is_none() {
                     self.leaf_container(old, new);
                 }
@@ -199,7 +196,7 @@ impl Compare<'_> {
         }
     }
 
-    fn maps(&mut self, old: Option<&Map<String, Value>>, new: Option<&Map<String, Value>>, shape: Shape) {
+    fn maps(&mut self, old: Option<&Map<String, Value>>, new: Option<&Map<String, Value>>, shape: Shape<'_>) {
         let empty = Map::new();
         let nothing = Value::Object(Map::new());
         let (old, new) = (old.unwrap_or(&empty), new.unwrap_or(&empty));
@@ -215,7 +212,7 @@ impl Compare<'_> {
         }
     }
 
-    fn lists(&mut self, old: Option<&Vec<Value>>, new: Option<&Vec<Value>>, shape: Shape) {
+    fn lists(&mut self, old: Option<&Vec<Value>>, new: Option<&Vec<Value>>, shape: Shape<'_>) {
         let keyed = |items: Option<&Vec<Value>>| -> Vec<(String, Value)> {
             let items = items.into_iter().flatten();
             items.filter_map(|item| Some((shape.element(item).ok()?, item.clone()))).collect()
@@ -238,9 +235,9 @@ impl Compare<'_> {
 }
 
 /// Takes away what `last` had and nobody in `kept` has.
-pub fn prune(value: &mut Value, last: &Set, kept: &Set, shape: Shape) {
+pub fn prune(value: &mut Value, last: &Set, kept: &Set, shape: Shape<'_>) {
     match value {
-        Value::Object(map) if matches!(shape, Shape::Struct(_) | Shape::Map(_) | Shape::Free) => {
+        Value::Object(map) if shape.has_fields() => {
             let mut gone = Vec::new();
             for (name, child) in map.iter_mut() {
                 let element = field(name);
@@ -251,7 +248,7 @@ pub fn prune(value: &mut Value, last: &Set, kept: &Set, shape: Shape) {
             }
             map.retain(|name, _| !gone.contains(name));
         }
-        Value::Array(items) if matches!(shape, Shape::Set | Shape::Keyed(..)) => {
+        Value::Array(items) if shape.has_items() => {
             items.retain_mut(|item| {
                 let Ok(element) = shape.element(item) else { return true };
                 match last.below(&element) {
@@ -265,7 +262,7 @@ pub fn prune(value: &mut Value, last: &Set, kept: &Set, shape: Shape) {
 }
 
 /// Whether the child goes as a whole.
-fn prune_child(child: &mut Value, last: &super::set::Node, kept: Option<&super::set::Node>, shape: Shape) -> bool {
+fn prune_child(child: &mut Value, last: &super::set::Node, kept: Option<&super::set::Node>, shape: Shape<'_>) -> bool {
     let held = kept.is_some_and(|node| node.member || !node.children.is_empty());
     if last.member && !held {
         return true;

@@ -29,6 +29,8 @@ pub struct Definition {
     pub versions: Vec<Arc<Version>>,
     /// The webhook that converts, when one does; otherwise only `apiVersion` changes.
     pub webhook: Option<Value>,
+    /// Whether it is being deleted, and nothing new is taken.
+    pub terminating: bool,
 }
 
 /// One version of a definition.
@@ -45,6 +47,8 @@ pub struct Version {
     pub selectable: Vec<Selectable>,
     pub schema: Schema,
     pub rules: Rules,
+    /// The schema as it was written, for those who read about the kind.
+    pub document: Value,
 }
 
 /// Where a scale reads and writes.
@@ -78,7 +82,8 @@ impl Definition {
     /// Reads an object that validation has accepted.
     pub fn parse(object: &Value) -> Result<Self, Error> {
         let spec = &object["spec"];
-        let names = &spec["names"];
+        let accepted = &object["status"]["acceptedNames"];
+        let names = if text(accepted, &["plural"]).is_empty() { &spec["names"] } else { accepted };
         let name = |field: &str| text(names, &[field]).to_owned();
         let words = |field: &str| -> Vec<String> {
             items(names, &[field]).iter().filter_map(Value::as_str).map(str::to_owned).collect()
@@ -98,6 +103,7 @@ impl Definition {
             namespaced: text(spec, &["scope"]) == "Namespaced",
             webhook: (text(spec, &["conversion", "strategy"]) == "Webhook")
                 .then(|| spec["conversion"]["webhook"].clone()),
+            terminating: crate::meta::deletion_timestamp(object).is_some(),
             group,
             kind,
             versions,
@@ -190,6 +196,7 @@ impl Version {
             selectable: selectable.collect::<Result<_, Error>>()?,
             rules: Rules::compile(&schema),
             schema,
+            document: version["schema"]["openAPIV3Schema"].clone(),
             name,
         })
     }

@@ -7,8 +7,10 @@
 //! - [`rules`]: what a schema's author wrote as expressions.
 //! - [`path`]: the JSON paths of columns and selectable fields.
 //! - [`names`]: which definition holds which names.
+//! - [`catalog`]: all kinds there are at a moment.
 //! - [`served`]: the rows of the registry that a definition makes.
 
+pub mod catalog;
 pub mod definition;
 mod format;
 mod intern;
@@ -20,6 +22,7 @@ pub mod schema;
 pub mod served;
 mod validate;
 
+pub use catalog::Catalog;
 pub use definition::{Definition, Version};
 pub use rules::Rules;
 pub use schema::Schema;

@@ -72,6 +72,12 @@ pub fn status<'a>(definition: &Value, others: impl IntoIterator<Item = &'a Value
     status
 }
 
+/// Notes in the status of a definition that it is being deleted, and its objects with it.
+pub fn ending(status: &mut Value, now: &str) {
+    let message = "CustomResource deletion is in progress";
+    set_condition(status, "Terminating", "True", "InstanceDeletionInProgress", message, now);
+}
+
 fn copy(to: &mut Value, from: &Value, field: &str) {
     match from.get(field) {
         Some(value) if !value.is_null() => to[field] = value.clone(),

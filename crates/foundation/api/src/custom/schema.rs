@@ -70,6 +70,8 @@ pub struct Schema {
     pub preserve_unknown: bool,
     /// Holds a whole object with its own type header and metadata.
     pub embedded: bool,
+    /// Its fields have one owner together.
+    pub atomic: bool,
     pub properties: BTreeMap<String, Schema>,
     /// Values under names that are no properties.
     pub additional: Option<Box<Schema>>,
@@ -165,6 +167,7 @@ fn parse(schema: &Value, depth: usize) -> Result<Schema, Error> {
         int_or_string: flag("x-kubernetes-int-or-string"),
         preserve_unknown: flag("x-kubernetes-preserve-unknown-fields"),
         embedded: flag("x-kubernetes-embedded-resource"),
+        atomic: text("x-kubernetes-map-type") == "atomic",
         properties: properties
             .map(|(name, schema)| Ok((name.clone(), child(schema)?)))
             .collect::<Result<_, Error>>()?,

@@ -2,9 +2,16 @@
 
 use std::sync::Arc;
 
+use serde_json::{Value, json};
+
 use super::definition::{Definition, Version};
 use super::intern;
+use super::path::Path;
+use crate::descriptor::{self, TypeError};
 use crate::registry::{Kind, KindRef, Subresource};
+use crate::validation::FieldError;
+
+const OBJECT_META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta";
 
 /// What a row has whose kind a definition describes.
 #[derive(Debug)]
@@ -13,6 +20,96 @@ pub struct Served {
     pub version: Arc<Version>,
     /// `example.com/v1`.
     pub api_version: String,
+}
+
+impl Served {
+    /// Turns an object of this version into the form that is stored.
+    pub fn to_storage(&self, object: &mut Value) {
+        if let Some(version) = self.definition.storage() {
+            self.definition.relabel(object, &version.name);
+        }
+    }
+
+    /// Turns an object of any version into one of this: what this version does not know goes, its defaults come.
+    pub fn from_storage(&self, object: &mut Value) {
+        object["apiVersion"] = json!(self.api_version);
+        self.version.settle(object);
+    }
+
+    /// Takes away what an incoming object should not have, and says what that was.
+    pub fn settle(&self, object: &mut Value) -> Result<Vec<String>, TypeError> {
+        let mut unknown = Vec::new();
+        if let (Some(message), Some(metadata)) =
+            (descriptor::message(OBJECT_META), object.get_mut("metadata").filter(|metadata| !metadata.is_null()))
+        {
+            let odd = descriptor::settle(message, metadata)?;
+            unknown.extend(odd.iter().map(|path| format!("metadata.{path}")));
+        }
+        unknown.extend(self.version.schema.prune(object));
+        Ok(unknown)
+    }
+
+    /// Everything wrong with an object of this version.
+    pub fn validate(&self, object: &Value) -> Vec<FieldError> {
+        let mut errors = self.version.validate(object);
+        let replicas = self.version.scale.as_ref().and_then(|scale| {
+            let replicas = scale.spec_replicas.first(object)?.as_i64()?;
+            Some((scale.spec_replicas.fields()?.join("."), replicas))
+        });
+        if let Some((field, replicas)) = replicas.filter(|(_, replicas)| *replicas < 0) {
+            let head = format!("Invalid value: {replicas}");
+            errors.push(FieldError::new("FieldValueInvalid", &field, &head, "should be a non-negative integer"));
+        }
+        errors
+    }
+
+    /// What is wrong with a changed object; a value that was wrong before and stays is let be.
+    pub fn validate_update(&self, new: &Value, old: &Value) -> Vec<FieldError> {
+        let mut errors = self.validate(new);
+        errors.retain(|error| !unchanged(&error.field, error.reason == "FieldValueRequired", new, old));
+        errors
+    }
+
+    /// An object's scale: how many it wants, how many there are, and the selector of what is counted.
+    pub fn scale(&self, object: &Value) -> Option<(i64, i64, String)> {
+        let scale = self.version.scale.as_ref()?;
+        let count = |path: &Path| path.first(object).and_then(Value::as_i64).unwrap_or(0);
+        let selector = scale.selector.as_ref().and_then(|path| path.first(object)).and_then(Value::as_str);
+        let selector = selector.unwrap_or_default().to_owned();
+        Some((count(&scale.spec_replicas), count(&scale.status_replicas), selector))
+    }
+
+    /// Writes how many are wanted to where the definition says.
+    pub fn set_replicas(&self, object: &mut Value, replicas: i64) {
+        let Some(fields) = self.version.scale.as_ref().and_then(|scale| scale.spec_replicas.fields()) else { return };
+        let mut at = object;
+        for field in fields {
+            if !at.is_object() {
+                *at = json!({});
+            }
+            at = &mut at[field];
+        }
+        *at = json!(replicas);
+    }
+
+    /// The value of a selectable field as text; empty when absent.
+    pub fn field(&self, object: &Value, name: &str) -> String {
+        let found = self.version.selectable.iter().find(|field| field.name == name);
+        match found.and_then(|field| field.path.first(object)) {
+            None => String::new(),
+            Some(Value::String(text)) => text.clone(),
+            Some(other) => other.to_string(),
+        }
+    }
+}
+
+/// Whether what an error speaks of is as it was: the value, what lacks it, or the first list around it, whose items
+/// have no place of their own.
+fn unchanged(field: &str, lacking: bool, new: &Value, old: &Value) -> bool {
+    let field = field.split('[').next().unwrap_or_default();
+    let field = if lacking { field.rsplit_once('.').map_or("", |(parent, _)| parent) } else { field };
+    let pointer = format!("/{}", field.replace('.', "/"));
+    !field.is_empty() && new.pointer(&pointer).is_some_and(|value| old.pointer(&pointer) == Some(value))
 }
 
 const BOTH: &[Subresource] = &[Subresource::Status, Subresource::Scale];

@@ -16,7 +16,11 @@ use serde_json::{Map, Value, json};
 
 /// Applies the defaults of `kind` to `object`.
 pub fn apply(kind: &Kind, object: &mut Value) {
-    (kind.defaults)(object);
+    match &kind.custom {
+        // What nobody knows goes first: admission may have added it.
+        Some(served) => drop(served.version.settle(object)),
+        None => (kind.defaults)(object),
+    }
 }
 
 /// Rewrites a map of quantities into canonical form, as decoding and encoding does upstream.

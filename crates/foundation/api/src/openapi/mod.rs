@@ -2,6 +2,7 @@
 //!
 //! Schemas come from the typed definitions, list semantics from [`crate::list_semantics`]; nothing is written twice.
 
+mod custom;
 mod gnostic;
 
 use std::collections::{BTreeMap, HashMap};
@@ -9,16 +10,20 @@ use std::sync::LazyLock;
 
 use serde_json::{Map, Value, json};
 
+use crate::custom::Catalog;
 use crate::list_semantics::{self, ListType};
 use crate::registry::{KINDS, Kind, group_path};
 use crate::schema;
 
-pub use gnostic::gnostic;
+pub use custom::Documents;
+use gnostic::gnostic;
 
 /// `/openapi/v3`: the documents there are.
-pub fn v3_root() -> Value {
+pub fn v3_root(catalog: &Catalog) -> Value {
+    let custom = catalog.documents.get_or_init(Documents::default).v3(catalog);
     let paths: Map<String, Value> = DOCUMENTS
         .iter()
+        .chain(custom)
         .map(|(path, document)| {
             let url = format!("/openapi/v3/{path}?hash={:016X}", hash(document));
             (path.clone(), json!({"serverRelativeURL": url}))
@@ -28,16 +33,35 @@ pub fn v3_root() -> Value {
 }
 
 /// `/openapi/v3/<path>`, such as `api/v1` or `apis/apps/v1`.
-pub fn v3(path: &str) -> Option<Value> {
-    DOCUMENTS.get(path).and_then(|document| serde_json::from_str(document).ok())
+pub fn v3<'a>(catalog: &'a Catalog, path: &str) -> Option<&'a str> {
+    let custom = catalog.documents.get_or_init(Documents::default).v3(catalog);
+    custom.get(path).or_else(|| DOCUMENTS.get(path)).map(String::as_str)
 }
 
 /// `/openapi/v2`: all groups in one Swagger document.
-pub fn v2() -> Value {
+pub fn v2(catalog: &Catalog) -> &str {
+    static BUILTIN: LazyLock<String> = LazyLock::new(|| swagger([], |_| {}).to_string());
+    match catalog.custom().next() {
+        None => &BUILTIN,
+        Some(_) => catalog.documents.get_or_init(Documents::default).v2(catalog),
+    }
+}
+
+/// The same in protobuf.
+pub fn v2_protobuf(catalog: &Catalog) -> &[u8] {
+    static BUILTIN: LazyLock<Vec<u8>> = LazyLock::new(|| gnostic(&swagger([], |_| {})));
+    match catalog.custom().next() {
+        None => &BUILTIN,
+        Some(_) => catalog.documents.get_or_init(Documents::default).gnostic(catalog),
+    }
+}
+
+fn swagger<'a>(custom: impl IntoIterator<Item = &'a Kind>, add: impl Fn(&mut Map<String, Value>)) -> Value {
     let mut definitions = annotated("#/definitions/");
+    add(&mut definitions);
     definitions.values_mut().for_each(unwrap_references);
     let mut paths = Map::new();
-    for kind in KINDS.iter() {
+    for kind in KINDS.iter().chain(custom) {
         let collection = kind.path(kind.namespaced.then_some("{namespace}"));
         paths.insert(format!("{collection}/{{name}}"), v2_operations(one(kind)));
         paths.insert(collection, v2_operations(many(kind)));
@@ -64,7 +88,7 @@ fn v2_operations(mut item: Value) -> Value {
 /// Encoded documents by path.
 static DOCUMENTS: LazyLock<BTreeMap<String, String>> = LazyLock::new(|| {
     let schemas = annotated("#/components/schemas/");
-    let mut groups: BTreeMap<String, Vec<&'static Kind>> = BTreeMap::new();
+    let mut groups: BTreeMap<String, Vec<&Kind>> = BTreeMap::new();
     for kind in KINDS.iter() {
         groups.entry(group_path(kind.group, kind.version).trim_start_matches('/').to_owned()).or_default().push(kind);
     }
@@ -76,7 +100,7 @@ fn hash(text: &str) -> u64 {
     text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
-fn document(kinds: &[&'static Kind], schemas: &Map<String, Value>) -> Value {
+fn document(kinds: &[&Kind], schemas: &Map<String, Value>) -> Value {
     let mut needed = BTreeMap::new();
     let mut paths = Map::new();
     for kind in kinds {
@@ -237,26 +261,32 @@ fn unwrap_references(schema: &mut Value) {
 /// The list kinds, which have no types of their own.
 fn lists(definitions: &mut Map<String, Value>, prefix: &str) {
     for kind in KINDS.iter().filter(|kind| kind.stored) {
-        let description = format!("{} is a list of {}.", kind.list_kind, kind.plural);
-        let schema = json!({
-            "type": "object",
-            "description": description,
-            "required": ["items"],
-            "properties": {
-                "apiVersion": {"type": "string"},
-                "kind": {"type": "string"},
-                "metadata": {"$ref": format!("{prefix}io.k8s.apimachinery.pkg.apis.meta.v1.ListMeta")},
-                "items": {"type": "array", "items": {"$ref": format!("{prefix}{}", kind.definition)}},
-            },
-        });
-        definitions.insert(format!("{}List", kind.definition), schema);
+        definitions.insert(format!("{}List", kind.definition), list_schema(kind, prefix));
     }
+}
+
+fn list_schema(kind: &Kind, prefix: &str) -> Value {
+    json!({
+        "type": "object",
+        "description": format!("{} is a list of {}.", kind.list_kind, kind.plural),
+        "required": ["items"],
+        "properties": {
+            "apiVersion": {"type": "string"},
+            "kind": {"type": "string"},
+            "metadata": {"$ref": format!("{prefix}io.k8s.apimachinery.pkg.apis.meta.v1.ListMeta")},
+            "items": {"type": "array", "items": {"$ref": format!("{prefix}{}", kind.definition)}},
+        },
+    })
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+
+    fn v3(path: &str) -> Option<Value> {
+        serde_json::from_str(super::v3(&Catalog::default(), path)?).ok()
+    }
 
     #[test]
     fn containers_merge_by_name() {

@@ -6,6 +6,7 @@
 mod kinds;
 
 use crate::custom::Served;
+use crate::descriptor::{self, Message};
 use crate::table::Column;
 use crate::validation::Errors;
 use serde_json::Value;
@@ -178,12 +179,18 @@ impl Kind {
         if let Some(conversion) = self.conversion {
             (conversion.to_storage)(object);
         }
+        if let Some(served) = &self.custom {
+            served.to_storage(object);
+        }
     }
 
     /// Turns a stored object into this row's form.
     pub fn from_storage(&self, object: &mut Value) {
         if let Some(conversion) = self.conversion {
             (conversion.from_storage)(object);
+        }
+        if let Some(served) = &self.custom {
+            served.from_storage(object);
         }
     }
 
@@ -195,7 +202,12 @@ impl Kind {
 
     /// Whether objects are stored in this row's form.
     pub fn is_storage(&self) -> bool {
-        self.stored && self.conversion.is_none()
+        self.stored && self.conversion.is_none() && self.custom.as_ref().is_none_or(|served| served.version.storage)
+    }
+
+    /// The message its objects are encoded as; custom kinds have none.
+    pub fn message(&self) -> Option<&'static Message> {
+        if self.custom.is_some() { None } else { descriptor::message(self.definition) }
     }
 
     /// `v1` or `apps/v1`.

@@ -38,6 +38,11 @@ pub(crate) const fn wide(name: &'static str, cell: Cell) -> Column {
 /// The Table of these objects.
 pub fn render(kind: &Kind, objects: &[Value], resource_version: &str, now: Timestamp) -> Value {
     let columns = kind.columns;
+    if let Some(served) = &kind.custom {
+        let version = &served.version;
+        let rows = objects.iter().map(|object| with_metadata(version.cells(object, now), object)).collect();
+        return table(version.table_columns(), rows, resource_version);
+    }
     let definitions: Vec<Value> = columns
         .iter()
         .map(|column| {
@@ -50,7 +55,10 @@ pub fn render(kind: &Kind, objects: &[Value], resource_version: &str, now: Times
             })
         })
         .collect();
-    let rows: Vec<Value> = objects.iter().map(|object| row(columns, object, now)).collect();
+    table(definitions, objects.iter().map(|object| row(columns, object, now)).collect(), resource_version)
+}
+
+fn table(definitions: Vec<Value>, rows: Vec<Value>, resource_version: &str) -> Value {
     json!({
         "kind": "Table",
         "apiVersion": "meta.k8s.io/v1",
@@ -61,7 +69,10 @@ pub fn render(kind: &Kind, objects: &[Value], resource_version: &str, now: Times
 }
 
 fn row(columns: &[Column], object: &Value, now: Timestamp) -> Value {
-    let cells: Vec<Value> = columns.iter().map(|column| column.cell.render(object, now)).collect();
+    with_metadata(columns.iter().map(|column| column.cell.render(object, now)).collect(), object)
+}
+
+fn with_metadata(cells: Vec<Value>, object: &Value) -> Value {
     json!({
         "cells": cells,
         "object": {

@@ -135,6 +135,9 @@ pub fn validate_create(kind: &Kind, object: &Value) -> Vec<FieldError> {
     metadata::create(kind, object, &mut errors);
     (kind.validate)(object, &mut errors);
     (kind.validate_create)(object, &mut errors);
+    if let Some(served) = &kind.custom {
+        errors.0.extend(served.validate(object));
+    }
     errors.0
 }
 
@@ -144,6 +147,9 @@ pub fn validate_update(kind: &Kind, new: &Value, old: &Value) -> Vec<FieldError>
     metadata::update(new, old, &mut errors);
     (kind.validate)(new, &mut errors);
     (kind.validate_update)(new, old, &mut errors);
+    if let Some(served) = &kind.custom {
+        errors.0.extend(served.validate_update(new, old));
+    }
     errors.0
 }
 

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use dhow_apiserver::{AccessConfig, ApiServer, Config, ServiceRange, UserInfo};
 use dhow_base::pki::{ClusterCa, SaKey};
 use dhow_base::tls;
-use dhow_store::MemoryKv;
+use dhow_store::{Kv, MemoryKv};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
@@ -48,7 +48,16 @@ impl Cluster {
         Self::start_with(AccessConfig::default()).await
     }
 
-    pub async fn start_with(mut access: AccessConfig) -> Self {
+    pub async fn start_with(access: AccessConfig) -> Self {
+        Self::open(Arc::new(MemoryKv::new()), access).await
+    }
+
+    /// On a store that may have been used before.
+    pub async fn start_on(kv: Arc<dyn Kv>) -> Self {
+        Self::open(kv, AccessConfig::default()).await
+    }
+
+    async fn open(kv: Arc<dyn Kv>, mut access: AccessConfig) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let folder = tempfile::tempdir().unwrap();
         let ca = ClusterCa::load_or_create(&folder.path().join("pki")).unwrap();
@@ -67,7 +76,7 @@ impl Cluster {
             backup: None,
             access,
         };
-        let server = ApiServer::new(Arc::new(MemoryKv::new()), config, shutdown.clone()).await.unwrap();
+        let server = ApiServer::new(kv, config, shutdown.clone()).await.unwrap();
         let pair = ca.issue_server("apiserver", &["127.0.0.1".into()]).unwrap();
         let tls = tls::server_config(&pair, Some(ca.cert_pem())).unwrap();
         tokio::spawn(server.clone().serve(listener, tls, shutdown.clone()));

@@ -1,0 +1,292 @@
+//! Custom kinds from their definition to their end, with the machine's real kubectl.
+#![allow(clippy::unwrap_used)]
+
+mod harness;
+
+use std::sync::Arc;
+
+use dhow_store::{Kv, MemoryKv};
+use harness::Cluster;
+use serde_json::{Value, json};
+
+/// The one of the documentation.
+const CRON_TAB: &str = "
+apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata: {name: crontabs.stable.example.com}
+spec:
+  group: stable.example.com
+  scope: Namespaced
+  names: {plural: crontabs, singular: crontab, kind: CronTab, shortNames: [ct], categories: [all]}
+  versions:
+  - name: v1
+    served: true
+    storage: true
+    subresources:
+      status: {}
+      scale: {specReplicasPath: .spec.replicas, statusReplicasPath: .status.replicas, labelSelectorPath: .status.selector}
+    selectableFields: [{jsonPath: .spec.image}]
+    additionalPrinterColumns:
+    - {name: Spec, type: string, description: The cron spec, jsonPath: .spec.cronSpec}
+    - {name: Replicas, type: integer, jsonPath: .spec.replicas}
+    - {name: Image, type: string, priority: 1, jsonPath: .spec.image}
+    - {name: Age, type: date, jsonPath: .metadata.creationTimestamp}
+    schema:
+      openAPIV3Schema:
+        type: object
+        properties:
+          spec:
+            type: object
+            description: What the crontab should do.
+            required: [cronSpec]
+            properties:
+              cronSpec: {type: string, pattern: '^(\\d+|\\*)(/\\d+)?(\\s+(\\d+|\\*)(/\\d+)?){4}$'}
+              image: {type: string, default: cron}
+              replicas: {type: integer, minimum: 0, maximum: 10, default: 1}
+              port: {x-kubernetes-int-or-string: true}
+              free: {type: object, x-kubernetes-preserve-unknown-fields: true}
+              parts:
+                type: array
+                x-kubernetes-list-type: map
+                x-kubernetes-list-map-keys: [name]
+                items:
+                  type: object
+                  required: [name]
+                  properties: {name: {type: string}, size: {type: integer}}
+          status:
+            type: object
+            properties: {replicas: {type: integer}, selector: {type: string}}
+";
+
+const ESTABLISHED: &[&str] =
+    &["wait", "--for=condition=Established", "--timeout=30s", "crd/crontabs.stable.example.com"];
+const PATH: &str = "/apis/stable.example.com/v1/namespaces/default/crontabs";
+
+async fn define(cluster: &Cluster, definition: &str) {
+    cluster.run("admin", &["apply", "-f", "-"], definition).await.unwrap();
+    cluster.kubectl(ESTABLISHED).await;
+}
+
+fn cron_tab(name: &str, spec: &Value) -> String {
+    json!({"apiVersion": "stable.example.com/v1", "kind": "CronTab", "metadata": {"name": name, "namespace": "default"},
+        "spec": spec})
+    .to_string()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_definition_adds_a_kind() {
+    let cluster = Cluster::start().await;
+    define(&cluster, CRON_TAB).await;
+    let created =
+        cluster.run("admin", &["create", "-f", "-"], &cron_tab("a", &json!({"cronSpec": "* * * * */5"}))).await;
+    assert_eq!(created.unwrap(), "crontab.stable.example.com/a created\n");
+
+    let table = cluster.kubectl(&["get", "ct"]).await;
+    let words: Vec<&str> = table.split_whitespace().collect();
+    assert_eq!(words[..10], ["NAME", "SPEC", "REPLICAS", "AGE", "a", "*", "*", "*", "*", "*/5"], "{table}");
+    assert!(cluster.kubectl(&["get", "crontabs", "-o", "wide"]).await.contains("cron"));
+    assert!(cluster.kubectl(&["get", "all"]).await.contains("crontab.stable.example.com/a"));
+    let shown =
+        cluster.kubectl(&["get", "ct", "a", "-o", "jsonpath={.spec.image} {.spec.replicas} {.metadata.generation}"]);
+    assert_eq!(shown.await, "cron 1 1");
+    let explained = cluster.kubectl(&["explain", "crontab.spec"]).await;
+    assert!(explained.contains("What the crontab should do.") && explained.contains("cronSpec"), "{explained}");
+    let resources = cluster.kubectl(&["api-resources", "--api-group=stable.example.com"]).await;
+    assert!(resources.contains("crontabs") && resources.contains("CronTab"), "{resources}");
+
+    cluster.kubectl(&["scale", "ct/a", "--replicas=3"]).await;
+    cluster.kubectl(&["patch", "ct", "a", "--type=merge", "-p", r#"{"spec":{"image":"x"}}"#]).await;
+    let shown =
+        cluster.kubectl(&["get", "ct", "a", "-o", "jsonpath={.spec.image} {.spec.replicas} {.metadata.generation}"]);
+    assert_eq!(shown.await, "x 3 3");
+    assert_eq!(
+        cluster.kubectl(&["get", "ct", "--field-selector", "spec.image=x", "-o", "name"]).await,
+        "crontab.stable.example.com/a\n"
+    );
+    assert_eq!(cluster.kubectl(&["get", "ct", "--field-selector", "spec.image!=x", "-o", "name"]).await, "");
+    cluster.kubectl(&["delete", "ct", "a"]).await;
+    assert_eq!(cluster.kubectl(&["get", "ct", "-o", "name"]).await, "");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn objects_are_held_to_the_schema() {
+    let cluster = Cluster::start().await;
+    define(&cluster, CRON_TAB).await;
+    let refused = |spec: Value| {
+        let cluster = &cluster;
+        async move { cluster.run("admin", &["create", "-f", "-"], &cron_tab("bad", &spec)).await.unwrap_err() }
+    };
+    let missing = refused(json!({})).await;
+    assert!(missing.contains("The CronTab \"bad\" is invalid: spec.cronSpec: Required value"), "{missing}");
+    let many = refused(json!({"cronSpec": "soon", "replicas": 11, "image": 5})).await;
+    for wanted in [
+        "spec.replicas: Invalid value: 11: spec.replicas in body should be less than or equal to 10",
+        "spec.image: Invalid value: \"integer\": spec.image in body must be of type string: \"integer\"",
+        "spec.cronSpec: Invalid value: \"soon\": spec.cronSpec in body should match '^(",
+    ] {
+        assert!(many.contains(wanted), "{many}");
+    }
+    let unknown = refused(json!({"cronSpec": "* * * * *", "odd": 1})).await;
+    let wanted =
+        "CronTab in version \"v1\" cannot be handled as a CronTab: strict decoding error: unknown field \"spec.odd\"";
+    assert!(unknown.contains(wanted), "{unknown}");
+
+    // Without strictness what is unknown goes, except where the schema keeps it.
+    let spec = json!({"cronSpec": "* * * * *", "odd": 1, "free": {"kept": [1]}, "port": "http"});
+    let loose = cluster.run("admin", &["create", "--validate=ignore", "-f", "-"], &cron_tab("loose", &spec)).await;
+    assert!(loose.is_ok(), "{loose:?}");
+    let (_, stored) = cluster.json("GET", &format!("{PATH}/loose"), "application/json", &json!({})).await;
+    assert_eq!(
+        stored["spec"],
+        json!({"cronSpec": "* * * * *", "free": {"kept": [1]}, "image": "cron", "port": "http", "replicas": 1})
+    );
+
+    let (code, answer) = cluster
+        .json(
+            "PATCH",
+            &format!("{PATH}/loose"),
+            "application/strategic-merge-patch+json",
+            &json!({"spec": {"image": "y"}}),
+        )
+        .await;
+    assert_eq!((code, &answer["reason"]), (415, &json!("UnsupportedMediaType")));
+    let patch = json!({"spec": {"replicas": 99}});
+    let (code, answer) = cluster.json("PATCH", &format!("{PATH}/loose"), "application/merge-patch+json", &patch).await;
+    assert_eq!(code, 422, "{answer}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn status_and_specification_are_written_apart() {
+    let cluster = Cluster::start().await;
+    define(&cluster, CRON_TAB).await;
+    let object = json!({"apiVersion": "stable.example.com/v1", "kind": "CronTab", "metadata": {"name": "a"},
+        "spec": {"cronSpec": "* * * * *"}, "status": {"replicas": 5}});
+    let (code, created) = cluster.json("POST", PATH, "application/json", &object).await;
+    assert_eq!((code, created.get("status")), (201, None), "{created}");
+
+    let patch = json!({"spec": {"image": "no"}, "metadata": {"labels": {"a": "b"}}, "status": {"replicas": 2, "selector": "a=b"}});
+    let path = format!("{PATH}/a/status");
+    let (code, changed) = cluster.json("PATCH", &path, "application/merge-patch+json", &patch).await;
+    assert_eq!(code, 200, "{changed}");
+    assert_eq!((&changed["spec"]["image"], &changed["metadata"]["generation"]), (&json!("cron"), &json!(1)));
+    assert_eq!((&changed["status"]["replicas"], changed["metadata"].get("labels")), (&json!(2), None));
+    let (_, scale) = cluster.json("GET", &format!("{PATH}/a/scale"), "application/json", &json!({})).await;
+    assert_eq!(scale["status"], json!({"replicas": 2, "selector": "a=b"}));
+
+    let patch = json!({"spec": {"image": "yes"}, "status": {"replicas": 9}});
+    let (_, changed) = cluster.json("PATCH", &format!("{PATH}/a"), "application/merge-patch+json", &patch).await;
+    assert_eq!((&changed["spec"]["image"], &changed["status"]["replicas"]), (&json!("yes"), &json!(2)));
+    assert_eq!(changed["metadata"]["generation"], 2);
+    let (code, _) =
+        cluster.json("PATCH", &path, "application/merge-patch+json", &json!({"status": {"replicas": "two"}})).await;
+    assert_eq!(code, 422);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn several_apply_to_one_object() {
+    let cluster = Cluster::start().await;
+    define(&cluster, CRON_TAB).await;
+    let apply = |manager: &'static str, spec: Value| {
+        let cluster = &cluster;
+        async move {
+            let args = ["apply", "--server-side", "--field-manager", manager, "-f", "-"];
+            cluster.run("admin", &args, &cron_tab("a", &spec)).await
+        }
+    };
+    let part = |name: &str, size: i64| json!({"name": name, "size": size});
+    apply("one", json!({"cronSpec": "* * * * *", "parts": [part("x", 1)]})).await.unwrap();
+    apply("two", json!({"parts": [part("y", 2)]})).await.unwrap();
+    let sizes = cluster.kubectl(&["get", "ct", "a", "-o", "jsonpath={.spec.parts[*].name}"]).await;
+    assert_eq!(sizes, "x y");
+    let conflict = apply("two", json!({"parts": [part("x", 5), part("y", 2)]})).await.unwrap_err();
+    assert!(conflict.contains("conflict with \"one\": .spec.parts[name=\"x\"].size"), "{conflict}");
+    // Whoever stops to name an item takes it away.
+    apply("two", json!({})).await.unwrap();
+    assert_eq!(cluster.kubectl(&["get", "ct", "a", "-o", "jsonpath={.spec.parts[*].name}"]).await, "x");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn objects_outlive_the_server_and_end_with_their_definition() {
+    let kv: Arc<dyn Kv> = Arc::new(MemoryKv::new());
+    let cluster = Cluster::start_on(kv.clone()).await;
+    define(&cluster, CRON_TAB).await;
+    cluster.run("admin", &["create", "-f", "-"], &cron_tab("a", &json!({"cronSpec": "* * * * *"}))).await.unwrap();
+    drop(cluster);
+
+    let cluster = Cluster::start_on(kv).await;
+    assert_eq!(cluster.kubectl(&["get", "ct", "a", "-o", "jsonpath={.spec.image}"]).await, "cron");
+    let path = format!("{PATH}?watch=1");
+    let watch = cluster.stream(&path, "application/json", |seen| seen.ends_with(b"\n"));
+    let seen = String::from_utf8(watch.await).unwrap();
+    assert!(seen.starts_with("{\"type\":\"ADDED\"") && seen.contains("\"name\":\"a\""), "{seen}");
+
+    cluster
+        .kubectl(&["patch", "ct", "a", "--type=merge", "-p", r#"{"metadata":{"finalizers":["example.com/hold"]}}"#])
+        .await;
+    cluster.kubectl(&["delete", "crd", "crontabs.stable.example.com", "--wait=false"]).await;
+    cluster.kubectl(&["wait", "--for=condition=Terminating", "--timeout=30s", "crd/crontabs.stable.example.com"]).await;
+    let late = cluster.run("admin", &["create", "-f", "-"], &cron_tab("b", &json!({"cronSpec": "* * * * *"}))).await;
+    assert!(late.unwrap_err().contains("create not allowed while custom resource definition is terminating"));
+    cluster.kubectl(&["wait", "--for=jsonpath={.metadata.deletionTimestamp}", "--timeout=30s", "ct/a"]).await;
+    cluster.kubectl(&["patch", "ct", "a", "--type=merge", "-p", r#"{"metadata":{"finalizers":null}}"#]).await;
+    cluster.kubectl(&["wait", "--for=delete", "--timeout=30s", "crd/crontabs.stable.example.com"]).await;
+    let (code, _) = cluster.json("GET", PATH, "application/json", &json!({})).await;
+    assert_eq!(code, 404);
+
+    // The same again begins empty.
+    define(&cluster, CRON_TAB).await;
+    assert_eq!(cluster.kubectl(&["get", "ct", "-o", "name"]).await, "");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn versions_show_the_same_objects() {
+    let cluster = Cluster::start().await;
+    let version = |name: &str, storage: bool, extra: &str| {
+        format!(
+            "{{name: {name}, served: true, storage: {storage}, schema: {{openAPIV3Schema: {{type: object, properties: \
+             {{spec: {{type: object, properties: {{size: {{type: integer}}{extra}}}}}}}}}}}}}"
+        )
+    };
+    let definition = |versions: &[String]| {
+        format!(
+            "---\n{{apiVersion: apiextensions.k8s.io/v1, kind: CustomResourceDefinition, metadata: {{name: boxes.example.com}}, \
+             spec: {{group: example.com, scope: Cluster, names: {{plural: boxes, singular: box, kind: Box}}, versions: [{}]}}}}",
+            versions.join(", ")
+        )
+    };
+    let apply = |text: String| {
+        let cluster = &cluster;
+        async move { cluster.run("admin", &["apply", "-f", "-"], &text).await }
+    };
+    let wait = ["wait", "--for=condition=Established", "--timeout=30s", "crd/boxes.example.com"];
+    apply(definition(&[version("v1beta1", true, "")])).await.unwrap();
+    cluster.kubectl(&wait).await;
+    let path = |version: &str| format!("/apis/example.com/{version}/boxes");
+    let object =
+        json!({"apiVersion": "example.com/v1beta1", "kind": "Box", "metadata": {"name": "a"}, "spec": {"size": 1}});
+    assert_eq!(cluster.json("POST", &path("v1beta1"), "application/json", &object).await.0, 201);
+
+    // Another version with a default that the old one does not know; it is stored from now on.
+    let color = ", color: {type: string, default: red}";
+    apply(definition(&[version("v1beta1", false, ""), version("v1", true, color)])).await.unwrap();
+    cluster
+        .kubectl(&["wait", "--for=jsonpath={.status.storedVersions[1]}=v1", "--timeout=30s", "crd/boxes.example.com"])
+        .await;
+    let seen =
+        cluster.stream(&format!("{}?watch=1", path("v1")), "application/json", |seen| seen.ends_with(b"\n")).await;
+    let seen: Value = serde_json::from_slice(&seen).unwrap();
+    assert_eq!(seen["object"]["apiVersion"], "example.com/v1");
+    assert_eq!(seen["object"]["spec"], json!({"size": 1, "color": "red"}));
+    let (_, old) = cluster.json("GET", &format!("{}/a", path("v1beta1")), "application/json", &json!({})).await;
+    assert_eq!((&old["apiVersion"], &old["spec"]), (&json!("example.com/v1beta1"), &json!({"size": 1})));
+    let (_, list) = cluster.json("GET", &path("v1beta1"), "application/json", &json!({})).await;
+    assert_eq!(list["items"][0]["apiVersion"], "example.com/v1beta1");
+
+    // Another definition cannot take the same kind.
+    let other = definition(&[version("v1", true, "")]).replace("boxes", "crates");
+    apply(other).await.unwrap();
+    cluster.kubectl(&["wait", "--for=condition=NamesAccepted=false", "--timeout=30s", "crd/crates.example.com"]).await;
+    assert_eq!(cluster.json("GET", "/apis/example.com/v1/crates", "application/json", &json!({})).await.0, 404);
+    cluster.kubectl(&["delete", "crd", "boxes.example.com"]).await;
+    cluster.kubectl(&["wait", "--for=condition=Established", "--timeout=30s", "crd/crates.example.com"]).await;
+}
