@@ -20,7 +20,6 @@ pub enum Operation {
     Connect,
 }
 
-#[allow(dead_code)]
 impl Operation {
     pub fn name(self) -> &'static str {
         match self {
@@ -33,7 +32,6 @@ impl Operation {
 }
 
 /// One write, as all plugins, policies and webhooks see it.
-#[allow(dead_code)]
 pub struct Attributes<'a> {
     pub operation: Operation,
     /// The resource's row; the object of some subresources is of another kind, see [`Self::speaks_otherwise`].
@@ -56,7 +54,6 @@ pub struct Attributes<'a> {
     delete_options: Option<&'a DeleteOptions>,
 }
 
-#[allow(dead_code)]
 impl<'a> Attributes<'a> {
     /// A write that the request asks for.
     pub fn of(

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use dhow_api::quota::{self, Amounts, Charge};
-use dhow_api::registry::Kind;
+use dhow_api::registry::{KINDS, Kind};
 use dhow_api::{Status, meta};
 use parking_lot::Mutex;
 use serde_json::Value;
@@ -98,8 +98,12 @@ impl Ledger {
     pub fn total(&mut self, server: &ApiServer, namespace: &str, quota: &Value) -> Result<Amounts, Status> {
         let hard = quota::amounts(&quota["spec"]["hard"]);
         let mut total: Amounts = hard.keys().map(|name| (name.clone(), dhow_api::quantity::Quantity::ZERO)).collect();
-        let kinds = dhow_api::registry::builtin().iter().filter(|kind| kind.namespaced && kind.is_storage());
-        for kind in kinds.filter(|kind| hard.keys().any(|name| quota::concerns(kind, name))) {
+        let catalog = server.definitions.catalog();
+        let kinds = KINDS.iter().chain(catalog.custom());
+        for kind in kinds
+            .filter(|kind| kind.namespaced && kind.is_storage())
+            .filter(|kind| hard.keys().any(|name| quota::concerns(kind, name)))
+        {
             for (name, amount) in self.used(server, kind, namespace, quota)? {
                 if quota::concerns(kind, &name)
                     && let Some(known) = total.get_mut(&name)
