@@ -476,6 +476,22 @@ async fn webhooks_deny_warn_and_see_everything() {
     // All of that took one connection.
     assert_eq!(hook.connections.load(std::sync::atomic::Ordering::SeqCst), 1);
 
+    // A stream is asked about before it opens.
+    let connect = json!({"objectSelector": {}, "rules": [
+        {"operations": ["CONNECT"], "apiGroups": [""], "apiVersions": ["v1"], "resources": ["pods/exec"]}]});
+    let client = hook.client_config(&cluster, "/connect");
+    apply(&cluster, &configuration(VALIDATING, "connect", &[], client, connect)).await.unwrap();
+    let mut bound = pod("p", json!({}));
+    bound["spec"]["nodeName"] = json!("nowhere");
+    apply(&cluster, &bound).await.unwrap();
+    cluster.run("admin", &["exec", "p", "--", "id", "-u"], "").await.unwrap_err();
+    let (_, request) = hook.asked.lock().last().unwrap().clone();
+    assert_eq!((&request["operation"], &request["subResource"]), (&json!("CONNECT"), &json!("exec")));
+    assert_eq!(
+        (&request["object"]["kind"], &request["object"]["command"]),
+        (&json!("PodExecOptions"), &json!(["id", "-u"]))
+    );
+
     // Subresources that speak a kind of their own.
     let workload = json!({
         "apiVersion": "apps/v1", "kind": "Deployment",
@@ -620,6 +636,23 @@ async fn webhooks_behind_services_and_selectors() {
     let refused = apply(&cluster, &config_map("a")).await.unwrap_err();
     assert!(refused.contains("admission webhook \"svc.example.com\" denied the request: Closed"), "{refused}");
     assert_eq!(hook.paths(), ["/s"]);
+    // Neither is what its conditions leave out.
+    let conditions = json!([
+        {"name": "mine", "expression": "request.userInfo.username != 'system:admin' || object.data.a == 'judged'"},
+        {"name": "new", "expression": "oldObject == null"},
+    ]);
+    let more = json!({"matchConditions": conditions, "namespaceSelector": {"matchLabels": {"watched": "yes"}}});
+    let client = json!({"service": {"namespace": "default", "name": "hook", "path": "/s", "port": 8443}, "caBundle": ca_bundle(&cluster)});
+    apply(&cluster, &configuration(VALIDATING, "svc", &["configmaps"], client.clone(), more)).await.unwrap();
+    apply(&cluster, &config_map("unjudged")).await.unwrap();
+    let mut judged = config_map("judged");
+    judged["data"]["a"] = json!("judged");
+    let refused = apply(&cluster, &judged).await.unwrap_err();
+    assert!(refused.contains("denied the request: Closed"), "{refused}");
+    let broken = json!({"matchConditions": [{"name": "broken", "expression": "object.nothing.at.all == 1"}]});
+    apply(&cluster, &configuration(VALIDATING, "svc", &["configmaps"], client, broken)).await.unwrap();
+    let refused = apply(&cluster, &config_map("broken")).await.unwrap_err();
+    assert!(refused.contains("configmaps \"broken\" is forbidden: expression 'object.nothing.at.all == 1' resulted in error: no such key: nothing"), "{refused}");
     // Unlabelled objects are nobody's.
     cluster.kubectl(&["create", "configmap", "plain"]).await;
 

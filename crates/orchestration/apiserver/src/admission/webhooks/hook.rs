@@ -11,6 +11,7 @@ use http::Uri;
 use serde_json::Value;
 
 use super::call::Client;
+use super::conditions::{self, Condition};
 use super::rules::Rule;
 use crate::cache::Cache;
 
@@ -28,6 +29,7 @@ pub struct Hook {
     pub equivalent: bool,
     pub namespaces: LabelSelector,
     pub objects: LabelSelector,
+    pub conditions: Vec<Condition>,
     pub ignores_failure: bool,
     /// Whether it may be asked about writes that are only tried.
     pub dry_runs: bool,
@@ -102,6 +104,7 @@ impl Hook {
             equivalent: text("matchPolicy") != "Exact",
             namespaces: selector("namespaceSelector")?,
             objects: selector("objectSelector")?,
+            conditions: conditions::read(hook),
             ignores_failure: text("failurePolicy") == "Ignore",
             dry_runs: matches!(text("sideEffects"), "None" | "NoneOnDryRun"),
             reinvoked: text("reinvocationPolicy") == "IfNeeded",

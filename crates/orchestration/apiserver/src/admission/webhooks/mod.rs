@@ -1,9 +1,10 @@
 //! Webhooks: admission by servers of others, as `admissionregistration.k8s.io` configures them.
 //!
-//! [`hook`] is what a configuration says, [`rules`] whether it is about a write, [`review`] the documents that go to
-//! and fro, [`call`] the way there. Without configurations, a write pays for comparing two numbers.
+//! [`hook`] is what a configuration says, [`rules`] and [`conditions`] whether it is about a write, [`review`] the
+//! documents that go to and fro, [`call`] the way there. Without configurations, a write pays for comparing two numbers.
 
 mod call;
+mod conditions;
 mod hook;
 mod review;
 mod rules;
@@ -143,8 +144,18 @@ pub async fn validate(server: &ApiServer, attributes: &Attributes<'_>) -> Result
 /// What to ask a hook about the write; `None` if it is not the hook's.
 fn review_for(server: &ApiServer, hook: &Hook, attributes: &Attributes<'_>) -> Result<Option<Review>, Status> {
     let Some(row) = rules::row_for(server, hook, attributes) else { return Ok(None) };
-    let selected = rules::in_namespace(server, hook, attributes)? && rules::selects(hook, attributes);
-    Ok(selected.then(|| Review::new(row, attributes)))
+    if !rules::in_namespace(server, hook, attributes)? || !rules::selects(hook, attributes) {
+        return Ok(None);
+    }
+    let review = Review::new(row, attributes);
+    match conditions::hold(&hook.conditions, &review.document["request"]) {
+        Ok(holds) => Ok(holds.then_some(review)),
+        Err(why) if hook.ignores_failure => {
+            tracing::warn!(webhook = hook.name, why, "cannot tell whether a webhook is concerned; going on without");
+            Ok(None)
+        }
+        Err(why) => Err(attributes.forbidden(&why)),
+    }
 }
 
 async fn ask(hook: &Hook, review: &Review, attributes: &Attributes<'_>) -> Result<review::Answer, Failure> {
