@@ -599,6 +599,11 @@ async fn a_failing_webhook_counts_as_its_policy_says() {
     // Nobody listens there.
     let gone = json!({"url": "https://127.0.0.1:1/", "caBundle": ca_bundle(&cluster)});
     apply(&cluster, &configuration(VALIDATING, "gone", &["configmaps"], gone, json!({}))).await.unwrap();
+    // The server itself starts and works nonetheless.
+    let server = UserInfo::new("system:apiserver", &["system:masters"]);
+    let path = "/api/v1/namespaces/default/configmaps";
+    let (code, ..) = request(&cluster, server, "POST", path, "application/json", &config_map("own")).await;
+    assert_eq!(code, 201);
     let refused = apply(&cluster, &config_map("gone")).await.unwrap_err();
     assert!(
         refused.contains("Post \"https://127.0.0.1:1/?timeout=10s\": ") && refused.contains("refused"),

@@ -33,7 +33,7 @@ pub use attributes::{Attributes, Operation};
 pub async fn mutate(server: &ApiServer, attributes: &mut Attributes<'_>) -> Result<(), Status> {
     built_in(server, attributes)?;
     // Mutating policies come here, and below again.
-    let mut webhooks = webhooks::Mutating::new(server);
+    let mut webhooks = webhooks::Mutating::new(server, attributes.user);
     if webhooks.ask(server, attributes).await? {
         // What a webhook made is to be filled in too, and others may have to look again.
         let before = attributes.object.clone();
