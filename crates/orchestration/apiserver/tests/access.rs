@@ -300,6 +300,7 @@ async fn a_node_sees_what_its_pods_need() {
     apply(&cluster, &pod("p", "node1", needs)).await;
     apply(&cluster, &pod("q", "node2", ", serviceAccountName: other")).await;
 
+    let uid = cluster.kubectl(&["get", "pod", "p", "-o", "jsonpath={.metadata.uid}"]).await;
     let may = async |node: &str, args: &str| {
         let args: Vec<&str> = args.split(' ').collect();
         cluster.run(node, &args, "").await
@@ -313,7 +314,8 @@ async fn a_node_sees_what_its_pods_need() {
         "get configmap env volume projected",
         "get pvc claim",
         "get pv pv",
-        "create token sa --bound-object-kind=Pod --bound-object-name=p",
+        // A node has to say which pod it means, not only what it is called.
+        &format!("create token sa --bound-object-kind=Pod --bound-object-name=p --bound-object-uid={uid}"),
         "label node node1 a=b",
         "delete pod p --dry-run=server",
     ] {
