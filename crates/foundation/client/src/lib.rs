@@ -24,4 +24,5 @@ pub use informer::{Change, Informer};
 pub use key::{Key, Object};
 pub use owner::{controller_of, controller_reference, is_controlled_by};
 pub use queue::Queue;
+pub use tls_connector::TlsConnection;
 pub use transport::{Body, Transport, full};

@@ -44,12 +44,19 @@ impl Service<Uri> for TlsConnector {
         Box::pin(async move {
             let name = ServerName::try_from(host)?;
             let stream = tls.connect(name, tcp.await?.into_inner()).await?;
-            Ok(TlsConnection(TokioIo::new(stream)))
+            Ok(TlsConnection::new(stream))
         })
     }
 }
 
-pub(crate) struct TlsConnection(TokioIo<TlsStream<TcpStream>>);
+/// A TLS connection for a pool, which learns from it whether HTTP/2 was agreed.
+pub struct TlsConnection(TokioIo<TlsStream<TcpStream>>);
+
+impl TlsConnection {
+    pub fn new(stream: TlsStream<TcpStream>) -> Self {
+        Self(TokioIo::new(stream))
+    }
+}
 
 impl Connection for TlsConnection {
     fn connected(&self) -> Connected {

@@ -13,9 +13,12 @@ use serde_json::{Value, json};
 use crate::identity::{MASTERS, UserInfo};
 use crate::{ApiServer, Config};
 
+/// The server itself, as a user.
+pub const SERVER: &str = "system:apiserver";
+
 /// Creates what is missing. Runs through the pipeline like everyone's requests.
 pub async fn ensure(server: &Arc<ApiServer>, config: &Config) -> Result<(), Status> {
-    let client = server.client(UserInfo::new("system:apiserver", &[MASTERS]));
+    let client = server.client(UserInfo::new(SERVER, &[MASTERS]));
     let namespaces = ["default", "kube-system", "kube-public", "kube-node-lease"];
     let named = |name| ("/api/v1/namespaces", json!({"metadata": {"name": name}}));
     create_all(&client, namespaces.map(named)).await?;

@@ -99,6 +99,7 @@ pub struct ApiServer {
     backup: Option<BackupSource>,
     metrics: metrics::Metrics,
     quotas: admission::quota::Quotas,
+    webhooks: admission::webhooks::Webhooks,
     shutdown: CancellationToken,
 }
 
@@ -113,7 +114,7 @@ impl ApiServer {
         let server = Arc::new(Self {
             definitions: definitions::Definitions::load(&cache),
             store: store::ObjectStore::new(kv, cache.clone()),
-            authorizer: rbac::Authorizer::new(cache),
+            authorizer: rbac::Authorizer::new(cache.clone()),
             allocator,
             tokens: tokens::Tokens::new(&config.sa_key, access.issuer.as_deref(), &access.verification_keys)?,
             issuers: access.issuers()?,
@@ -124,6 +125,7 @@ impl ApiServer {
             backup: config.backup.clone(),
             metrics,
             quotas: admission::quota::Quotas::default(),
+            webhooks: admission::webhooks::Webhooks::new(cache),
             shutdown,
         });
         bootstrap::ensure(&server, &config).await.map_err(Error::Bootstrap)?;

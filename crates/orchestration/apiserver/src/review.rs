@@ -96,7 +96,8 @@ async fn token(server: &ApiServer, spec: &Value) -> Result<Value, Status> {
     })
 }
 
-fn user_info(user: &UserInfo) -> Value {
+/// Who somebody is, as documents tell it.
+pub fn user_info(user: &UserInfo) -> Value {
     let mut info = json!({"username": user.name, "groups": user.groups});
     if !user.uid.is_empty() {
         info["uid"] = json!(user.uid);

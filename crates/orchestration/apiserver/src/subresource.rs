@@ -116,7 +116,7 @@ const SCALE_PATCHES: &[&str] =
     &["application/json-patch+json", "application/merge-patch+json", "application/strategic-merge-patch+json"];
 
 /// `autoscaling/v1` Scale of a workload.
-fn scale_of(kind: &Kind, object: &Value) -> Value {
+pub fn scale_of(kind: &Kind, object: &Value) -> Value {
     let (wanted, there, selector) =
         kind.custom.as_ref().and_then(|served| served.scale(object)).unwrap_or_else(|| workload_scale(object));
     let metadata = &object["metadata"];
@@ -146,7 +146,8 @@ fn workload_scale(object: &Value) -> (i64, i64, String) {
     (replicas("spec"), replicas("status"), selector.join(","))
 }
 
-fn with_scale(kind: &Kind, old: &Value, scale: &Value) -> Result<Value, Status> {
+/// A workload with the replicas of a Scale.
+pub fn with_scale(kind: &Kind, old: &Value, scale: &Value) -> Result<Value, Status> {
     let replicas = meta::int(scale, &["spec", "replicas"]);
     if replicas < 0 {
         let error = dhow_api::validation::FieldError::invalid(

@@ -301,7 +301,6 @@ async fn a_node_sees_what_its_pods_need() {
     apply(&cluster, &pod("q", "node2", ", serviceAccountName: other")).await;
 
     let uid = cluster.kubectl(&["get", "pod", "p", "-o", "jsonpath={.metadata.uid}"]).await;
-    let token = format!("create token sa --bound-object-kind=Pod --bound-object-name=p --bound-object-uid={uid}");
     let may = async |node: &str, args: &str| {
         let args: Vec<&str> = args.split(' ').collect();
         cluster.run(node, &args, "").await
@@ -315,7 +314,8 @@ async fn a_node_sees_what_its_pods_need() {
         "get configmap env volume projected",
         "get pvc claim",
         "get pv pv",
-        &token,
+        // A node has to say which pod it means, not only what it is called.
+        &format!("create token sa --bound-object-kind=Pod --bound-object-name=p --bound-object-uid={uid}"),
         "label node node1 a=b",
         "delete pod p --dry-run=server",
     ] {

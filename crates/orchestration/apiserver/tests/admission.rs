@@ -8,6 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use dhow_apiserver::UserInfo;
 use harness::Cluster;
+use harness::webhook::{Hook, Say, ca_bundle, patching};
 use serde_json::{Value, json};
 
 /// A cluster whose default namespace has its service account.
@@ -382,4 +383,308 @@ async fn small_plugins_fill_in() {
     );
     let missing = cluster.run("admin", &["create", "configmap", "c", "-n", "nowhere"], "").await.unwrap_err();
     assert!(missing.contains("namespaces \"nowhere\" not found"), "{missing}");
+}
+
+/// A configuration with one hook for these resources, whose other fields `more` sets.
+fn configuration(kind: &str, name: &str, resources: &[&str], client: Value, more: Value) -> Value {
+    let mut hook = json!({
+        "name": format!("{name}.example.com"),
+        "admissionReviewVersions": ["v1"],
+        "sideEffects": "None",
+        "clientConfig": client,
+        "rules": [{"operations": ["*"], "apiGroups": ["*"], "apiVersions": ["*"], "resources": resources}],
+        // Nothing but the test's own writes.
+        "objectSelector": {"matchLabels": {"hooked": "yes"}},
+    });
+    for (key, value) in more.as_object().unwrap() {
+        hook[key] = value.clone();
+    }
+    json!({
+        "apiVersion": "admissionregistration.k8s.io/v1", "kind": kind, "metadata": {"name": name}, "webhooks": [hook],
+    })
+}
+
+const MUTATING: &str = "MutatingWebhookConfiguration";
+const VALIDATING: &str = "ValidatingWebhookConfiguration";
+
+fn config_map(name: &str) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "namespace": "default", "labels": {"hooked": "yes"}},
+        "data": {"a": "b"},
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn webhooks_deny_warn_and_see_everything() {
+    let cluster = start().await;
+    let hook = Hook::serve(&cluster, |path, request| match path {
+        "/deny" if request["object"]["data"]["a"] == "bad" => {
+            Say::Answer(json!({"allowed": false, "status": {"code": 418, "message": "no bad things"}}))
+        }
+        "/deny" if request["operation"] == "DELETE" && request["oldObject"]["data"]["a"] == "keep" => {
+            Say::Answer(json!({"allowed": false}))
+        }
+        _ => Say::Answer(json!({"allowed": true, "warnings": ["mind the gap"]})),
+    })
+    .await;
+    let client = hook.client_config(&cluster, "/deny");
+    let only_that = configuration(VALIDATING, "deny", &["configmaps", "pods/exec", "*/scale"], client, json!({}));
+    apply(&cluster, &only_that).await.unwrap();
+    // What configures webhooks goes to none of them.
+    assert!(hook.asked.lock().is_empty());
+
+    let (code, headers, _) = send(&cluster, "/api/v1/namespaces/default/configmaps", &config_map("a")).await;
+    assert_eq!(code, 201);
+    assert_eq!(headers.get("warning").unwrap(), "299 - \"mind the gap\"");
+    let (_, request) = hook.asked.lock().last().unwrap().clone();
+    assert_eq!(request["kind"], json!({"group": "", "version": "v1", "kind": "ConfigMap"}));
+    assert_eq!(request["resource"], json!({"group": "", "version": "v1", "resource": "configmaps"}));
+    assert_eq!(
+        (&request["operation"], &request["name"], &request["namespace"]),
+        (&json!("CREATE"), &json!("a"), &json!("default"))
+    );
+    assert_eq!((&request["dryRun"], &request["oldObject"]), (&json!(false), &Value::Null));
+    assert_eq!(request["userInfo"]["username"], "admin");
+    assert_eq!(request["options"], json!({"kind": "CreateOptions", "apiVersion": "meta.k8s.io/v1"}));
+    assert_eq!((&request["object"]["kind"], &request["object"]["data"]), (&json!("ConfigMap"), &json!({"a": "b"})));
+    // It sees the object as it is stored.
+    assert!(request["object"]["metadata"]["uid"].is_string());
+
+    let mut bad = config_map("bad");
+    bad["data"]["a"] = json!("bad");
+    let (code, answer) = cluster.json("POST", "/api/v1/namespaces/default/configmaps", "application/json", &bad).await;
+    assert_eq!(code, 418);
+    assert_eq!(answer["message"], "admission webhook \"deny.example.com\" denied the request: no bad things");
+    let refused = apply(&cluster, &bad).await.unwrap_err();
+    assert!(refused.contains("admission webhook \"deny.example.com\" denied the request: no bad things"), "{refused}");
+
+    // Updates and deletes show what was.
+    cluster.kubectl(&["patch", "cm", "a", "-p", r#"{"data": {"a": "keep"}}"#]).await;
+    let (_, request) = hook.asked.lock().last().unwrap().clone();
+    assert_eq!((&request["operation"], &request["oldObject"]["data"]["a"]), (&json!("UPDATE"), &json!("b")));
+    assert_eq!(request["options"]["kind"], "PatchOptions");
+    for args in [&["delete", "cm", "a"][..], &["delete", "cm", "--all"]] {
+        let refused = cluster.run("admin", args, "").await.unwrap_err();
+        assert!(
+            refused.contains("admission webhook \"deny.example.com\" denied the request without explanation"),
+            "{refused}"
+        );
+    }
+    let (_, request) = hook.asked.lock().last().unwrap().clone();
+    assert_eq!((&request["operation"], &request["object"]), (&json!("DELETE"), &Value::Null));
+    assert_eq!(request["options"]["kind"], "DeleteOptions");
+    // All of that took one connection.
+    assert_eq!(hook.connections.load(std::sync::atomic::Ordering::SeqCst), 1);
+
+    // A stream is asked about before it opens.
+    let connect = json!({"objectSelector": {}, "rules": [
+        {"operations": ["CONNECT"], "apiGroups": [""], "apiVersions": ["v1"], "resources": ["pods/exec"]}]});
+    let client = hook.client_config(&cluster, "/connect");
+    apply(&cluster, &configuration(VALIDATING, "connect", &[], client, connect)).await.unwrap();
+    let mut bound = pod("p", json!({}));
+    bound["spec"]["nodeName"] = json!("nowhere");
+    apply(&cluster, &bound).await.unwrap();
+    cluster.run("admin", &["exec", "p", "--", "id", "-u"], "").await.unwrap_err();
+    let (_, request) = hook.asked.lock().last().unwrap().clone();
+    assert_eq!((&request["operation"], &request["subResource"]), (&json!("CONNECT"), &json!("exec")));
+    assert_eq!(
+        (&request["object"]["kind"], &request["object"]["command"]),
+        (&json!("PodExecOptions"), &json!(["id", "-u"]))
+    );
+
+    // Subresources that speak a kind of their own.
+    let workload = json!({
+        "apiVersion": "apps/v1", "kind": "Deployment",
+        "metadata": {"name": "d", "namespace": "default", "labels": {"hooked": "yes"}},
+        "spec": {"selector": {"matchLabels": {"a": "b"}}, "template": {
+            "metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "c", "image": "i"}]}}},
+    });
+    apply(&cluster, &workload).await.unwrap();
+    cluster.kubectl(&["scale", "deployment", "d", "--replicas=3"]).await;
+    let (_, request) = hook.asked.lock().last().unwrap().clone();
+    assert_eq!((&request["subResource"], &request["kind"]["kind"]), (&json!("scale"), &json!("Scale")));
+    assert_eq!(
+        (&request["object"]["spec"]["replicas"], &request["oldObject"]["spec"]["replicas"]),
+        (&json!(3), &json!(1))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mutating_webhooks_take_turns() {
+    let cluster = start().await;
+    let hook = Hook::serve(&cluster, |path, request| {
+        let labels = &request["object"]["metadata"]["labels"];
+        match path {
+            // Goes first by name, and wants to see what others add.
+            "/first" if labels["second"].is_null() => {
+                patching(&json!([{"op": "add", "path": "/metadata/labels/first", "value": "alone"}]))
+            }
+            "/first" => patching(&json!([{"op": "add", "path": "/metadata/labels/first", "value": "again"}])),
+            "/second" => patching(&json!([
+                {"op": "add", "path": "/metadata/labels/second", "value": labels["first"]},
+                {"op": "add", "path": "/spec/containers/-", "value": {"name": "sidecar", "image": "side"}},
+                {"op": "add", "path": "/spec/nonsense", "value": 1},
+            ])),
+            _ => Say::Fail(500),
+        }
+    })
+    .await;
+    let create = json!([{"operations": ["CREATE"], "apiGroups": [""], "apiVersions": ["v1"], "resources": ["pods"]}]);
+    let first = json!({"rules": create, "reinvocationPolicy": "IfNeeded"});
+    let second = json!({"rules": create});
+    let config = |name: &str, more: Value| {
+        configuration(MUTATING, name, &[], hook.client_config(&cluster, &format!("/{name}")), more)
+    };
+    apply(&cluster, &config("second", second)).await.unwrap();
+    apply(&cluster, &config("first", first)).await.unwrap();
+    let mut hooked = pod("p", json!({}));
+    hooked["metadata"]["labels"] = json!({"hooked": "yes"});
+    apply(&cluster, &hooked).await.unwrap();
+    assert_eq!(hook.paths(), ["/first", "/second", "/first"]);
+    let made: Value = serde_json::from_str(&cluster.kubectl(&["get", "pod", "p", "-o", "json"]).await).unwrap();
+    assert_eq!(made["metadata"]["labels"], json!({"hooked": "yes", "first": "again", "second": "alone"}));
+    assert!(made["spec"]["nonsense"].is_null());
+    // The new container has its defaults and the token that the others have.
+    let sidecar = &made["spec"]["containers"][1];
+    assert_eq!(
+        (&sidecar["imagePullPolicy"], &sidecar["terminationMessagePath"]),
+        (&json!("Always"), &json!("/dev/termination-log"))
+    );
+    assert_eq!(sidecar["volumeMounts"], made["spec"]["containers"][0]["volumeMounts"]);
+    assert_eq!(made["spec"]["volumes"].as_array().unwrap().len(), 1);
+    // Who created the pod does not own what webhooks made of it.
+    let owned = cluster
+        .kubectl(&["get", "pod", "p", "--show-managed-fields", "-o", "jsonpath={.metadata.managedFields}"])
+        .await;
+    assert!(!owned.contains("f:second") && owned.contains("f:hooked"), "{owned}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failing_webhook_counts_as_its_policy_says() {
+    let cluster = start().await;
+    let hook = Hook::serve(&cluster, |path, _| match path {
+        "/hang" => Say::Hang,
+        "/fail" => Say::Fail(500),
+        "/uid" => Say::Document(json!({
+            "kind": "AdmissionReview", "apiVersion": "admission.k8s.io/v1", "response": {"uid": "x", "allowed": true}})),
+        _ => Say::Document(json!({"kind": "AdmissionReview", "apiVersion": "admission.k8s.io/v1"})),
+    })
+    .await;
+    let cases = [
+        ("hang", "context deadline exceeded"),
+        ("fail", "an error on the server"),
+        ("uid", "expected response.uid="),
+        ("absent", "webhook response was absent"),
+    ];
+    for (kind, number) in [(MUTATING, 0), (VALIDATING, 1)] {
+        for (name, words) in cases {
+            let client = hook.client_config(&cluster, &format!("/{name}"));
+            let config = |policy: &str| {
+                let more = json!({"failurePolicy": policy, "timeoutSeconds": 1});
+                configuration(kind, name, &["configmaps"], client.clone(), more)
+            };
+            apply(&cluster, &config("Fail")).await.unwrap();
+            let path = "/api/v1/namespaces/default/configmaps";
+            let map = config_map(&format!("{name}-{number}"));
+            let (code, answer) = cluster.json("POST", path, "application/json", &map).await;
+            assert_eq!((code, &answer["reason"]), (500, &json!("InternalError")), "{answer}");
+            let message = answer["message"].as_str().unwrap();
+            let head = format!("Internal error occurred: failed calling webhook \"{name}.example.com\": ");
+            assert!(message.starts_with(&head) && message.contains(words), "{message}");
+            apply(&cluster, &config("Ignore")).await.unwrap();
+            assert_eq!(cluster.json("POST", path, "application/json", &map).await.0, 201);
+            cluster.kubectl(&["delete", kind, name]).await;
+        }
+    }
+    // Nobody listens there.
+    let gone = json!({"url": "https://127.0.0.1:1/", "caBundle": ca_bundle(&cluster)});
+    apply(&cluster, &configuration(VALIDATING, "gone", &["configmaps"], gone, json!({}))).await.unwrap();
+    // The server itself starts and works nonetheless.
+    let server = UserInfo::new("system:apiserver", &["system:masters"]);
+    let path = "/api/v1/namespaces/default/configmaps";
+    let (code, ..) = request(&cluster, server, "POST", path, "application/json", &config_map("own")).await;
+    assert_eq!(code, 201);
+    let refused = apply(&cluster, &config_map("gone")).await.unwrap_err();
+    assert!(
+        refused.contains("Post \"https://127.0.0.1:1/?timeout=10s\": ") && refused.contains("refused"),
+        "{refused}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn webhooks_behind_services_and_selectors() {
+    let cluster = start().await;
+    let hook =
+        Hook::serve(&cluster, |_, _| Say::Answer(json!({"allowed": false, "status": {"reason": "Closed"}}))).await;
+    let client = json!({"service": {"namespace": "default", "name": "hook", "path": "/s", "port": 8443}, "caBundle": ca_bundle(&cluster)});
+    let more = json!({"namespaceSelector": {"matchLabels": {"watched": "yes"}}});
+    apply(&cluster, &configuration(VALIDATING, "svc", &["configmaps"], client, more)).await.unwrap();
+    // Another namespace is not its business.
+    apply(&cluster, &config_map("before")).await.unwrap();
+    cluster.kubectl(&["label", "namespace", "default", "watched=yes"]).await;
+    let refused = apply(&cluster, &config_map("a")).await.unwrap_err();
+    assert!(refused.contains("service \"hook\" not found"), "{refused}");
+    let service = json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": {"name": "hook", "namespace": "default"},
+        "spec": {"ports": [{"name": "https", "port": 8443, "targetPort": 1}]},
+    });
+    let slice = json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+        "metadata": {"name": "hook-1", "namespace": "default", "labels": {"kubernetes.io/service-name": "hook"}},
+        "endpoints": [{"addresses": ["127.0.0.1"], "conditions": {"ready": true}}],
+        "ports": [{"name": "https", "port": hook.port, "protocol": "TCP"}],
+    });
+    apply(&cluster, &service).await.unwrap();
+    let refused = apply(&cluster, &config_map("a")).await.unwrap_err();
+    assert!(refused.contains("no endpoints available for service \"hook\""), "{refused}");
+    apply(&cluster, &slice).await.unwrap();
+    let refused = apply(&cluster, &config_map("a")).await.unwrap_err();
+    assert!(refused.contains("admission webhook \"svc.example.com\" denied the request: Closed"), "{refused}");
+    assert_eq!(hook.paths(), ["/s"]);
+    // Neither is what its conditions leave out.
+    let conditions = json!([
+        {"name": "mine", "expression": "request.userInfo.username != 'system:admin' || object.data.a == 'judged'"},
+        {"name": "new", "expression": "oldObject == null"},
+    ]);
+    let more = json!({"matchConditions": conditions, "namespaceSelector": {"matchLabels": {"watched": "yes"}}});
+    let client = json!({"service": {"namespace": "default", "name": "hook", "path": "/s", "port": 8443}, "caBundle": ca_bundle(&cluster)});
+    apply(&cluster, &configuration(VALIDATING, "svc", &["configmaps"], client.clone(), more)).await.unwrap();
+    apply(&cluster, &config_map("unjudged")).await.unwrap();
+    let mut judged = config_map("judged");
+    judged["data"]["a"] = json!("judged");
+    let refused = apply(&cluster, &judged).await.unwrap_err();
+    assert!(refused.contains("denied the request: Closed"), "{refused}");
+    let broken = json!({"matchConditions": [{"name": "broken", "expression": "object.nothing.at.all == 1"}]});
+    apply(&cluster, &configuration(VALIDATING, "svc", &["configmaps"], client, broken)).await.unwrap();
+    let refused = apply(&cluster, &config_map("broken")).await.unwrap_err();
+    assert!(refused.contains("configmaps \"broken\" is forbidden: expression 'object.nothing.at.all == 1' resulted in error: no such key: nothing"), "{refused}");
+    // Unlabelled objects are nobody's.
+    cluster.kubectl(&["create", "configmap", "plain"]).await;
+
+    // A webhook with side effects does not judge dry runs.
+    let effects = json!({"sideEffects": "Some"});
+    let config = configuration(MUTATING, "effects", &["secrets"], hook.client_config(&cluster, "/e"), effects);
+    let refused = apply(&cluster, &config).await;
+    if refused.is_ok() {
+        let secret = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s", "namespace": "default", "labels": {"hooked": "yes"}}});
+        let refused =
+            cluster.run("admin", &["apply", "--dry-run=server", "-f", "-"], &secret.to_string()).await.unwrap_err();
+        assert!(refused.contains("admission webhook \"effects.example.com\" does not support dry run"), "{refused}");
+    }
+    // Rules hold for other versions of what they name.
+    let rules =
+        json!([{"operations": ["CREATE"], "apiGroups": ["autoscaling"], "apiVersions": ["v1"], "resources": ["*"]}]);
+    let config = configuration(VALIDATING, "old", &[], hook.client_config(&cluster, "/old"), json!({"rules": rules}));
+    apply(&cluster, &config).await.unwrap();
+    let scaler = json!({
+        "apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler",
+        "metadata": {"name": "h", "namespace": "default", "labels": {"hooked": "yes"}},
+        "spec": {"maxReplicas": 3, "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "d"},
+                 "metrics": [{"type": "Resource", "resource": {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 50}}}]},
+    });
+    apply(&cluster, &scaler).await.unwrap_err();
+    let (_, request) = hook.asked.lock().last().unwrap().clone();
+    assert_eq!((&request["kind"]["version"], &request["requestKind"]["version"]), (&json!("v1"), &json!("v2")));
+    assert_eq!(request["object"]["spec"]["targetCPUUtilizationPercentage"], 50);
+    assert_eq!(request["object"]["apiVersion"], "autoscaling/v1");
 }

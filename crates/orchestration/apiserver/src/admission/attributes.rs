@@ -1,7 +1,7 @@
 //! What admission is told of a write.
 
-use dhow_api::Status;
 use dhow_api::registry::{Kind, Subresource};
+use dhow_api::{Status, meta};
 use serde_json::{Value, json};
 
 use crate::delete::DeleteOptions;
@@ -20,7 +20,6 @@ pub enum Operation {
     Connect,
 }
 
-#[allow(dead_code)]
 impl Operation {
     pub fn name(self) -> &'static str {
         match self {
@@ -33,7 +32,6 @@ impl Operation {
 }
 
 /// One write, as all plugins, policies and webhooks see it.
-#[allow(dead_code)]
 pub struct Attributes<'a> {
     pub operation: Operation,
     /// The resource's row; the object of some subresources is of another kind, see [`Self::speaks_otherwise`].
@@ -56,7 +54,6 @@ pub struct Attributes<'a> {
     delete_options: Option<&'a DeleteOptions>,
 }
 
-#[allow(dead_code)]
 impl<'a> Attributes<'a> {
     /// A write that the request asks for.
     pub fn of(
@@ -118,6 +115,11 @@ impl<'a> Attributes<'a> {
             query,
             delete_options: None,
         }
+    }
+
+    /// The revision of the object that is; 0 if there is none.
+    pub fn revision(&self) -> u64 {
+        self.old.and_then(|old| meta::resource_version(old).parse().ok()).unwrap_or(0)
     }
 
     pub fn is(&self, group: &str, kind: &str) -> bool {

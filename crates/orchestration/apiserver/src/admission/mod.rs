@@ -17,6 +17,7 @@ mod runtime_class;
 mod service_account;
 mod storage;
 mod taint_nodes;
+pub mod webhooks;
 
 use std::sync::Arc;
 
@@ -31,7 +32,17 @@ pub use attributes::{Attributes, Operation};
 /// The first phase: refuses early and fills in. May change `attributes.object`.
 pub async fn mutate(server: &ApiServer, attributes: &mut Attributes<'_>) -> Result<(), Status> {
     built_in(server, attributes)?;
-    // Mutating policies, then mutating webhooks.
+    // Mutating policies come here, and below again.
+    let mut webhooks = webhooks::Mutating::new(server, attributes.user);
+    if webhooks.ask(server, attributes).await? {
+        // What a webhook made is to be filled in too, and others may have to look again.
+        let before = attributes.object.clone();
+        built_in(server, attributes)?;
+        if attributes.object != before {
+            webhooks.changed();
+        }
+        webhooks.ask_again(server, attributes).await?;
+    }
     Ok(())
 }
 
@@ -64,7 +75,8 @@ pub async fn validate(server: &ApiServer, attributes: &Attributes<'_>) -> Result
     storage::validate(server, attributes)?;
     runtime_class::validate(server, attributes)?;
     certificates::validate(server, attributes)?;
-    // Validating policies, then validating webhooks.
+    // Validating policies come here.
+    webhooks::validate(server, attributes).await?;
     Ok(Admitted { _quota: quota::reserve(server, attributes).await? })
 }
 

@@ -9,6 +9,7 @@ use crate::ApiServer;
 
 /// Where pods find their token, the cluster's CA and their namespace.
 const TOKEN_PATH: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+const VOLUME: &str = "kube-api-access-";
 /// Seconds a projected token lives; the node renews it in time.
 const TOKEN_LIFE: u32 = 3607;
 
@@ -135,8 +136,13 @@ fn unlisted_secret(pod: &Value, account: &Value, debugs: bool) -> Option<String>
 }
 
 fn mount_token(spec: &mut serde_json::Map<String, Value>) {
+    // There already when a webhook has added a container since.
+    let there = meta::each_mut(spec, "volumes")
+        .filter_map(|volume| volume.get("name").and_then(Value::as_str).map(str::to_owned))
+        .find(|name| name.starts_with(VOLUME));
+    let made = there.is_some();
     let random = uuid::Uuid::new_v4().simple().to_string();
-    let volume = format!("kube-api-access-{}", &random[..5]);
+    let volume = there.unwrap_or_else(|| format!("{VOLUME}{}", &random[..5]));
     let mut used = false;
     for list in ["initContainers", "containers"] {
         for container in meta::each_mut(spec, list) {
@@ -148,7 +154,7 @@ fn mount_token(spec: &mut serde_json::Map<String, Value>) {
             }
         }
     }
-    if !used {
+    if !used || made {
         return;
     }
     let sources = json!([

@@ -1,6 +1,8 @@
 //! What the API server's tests share: a server, kubectl with credentials, raw requests.
 #![allow(clippy::unwrap_used, dead_code)]
 
+pub mod webhook;
+
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -39,7 +41,7 @@ pub struct Cluster {
     pub folder: tempfile::TempDir,
     server: Arc<ApiServer>,
     shutdown: CancellationToken,
-    ca: ClusterCa,
+    pub ca: ClusterCa,
     pub url: String,
 }
 

@@ -1,40 +1,61 @@
-//! One lock per namespace with quotas, and what each of the namespace's objects is charged, so that a count parses
-//! only what has changed.
+//! What the objects of a namespace with quotas are charged: those stored, and those that are about to be. A count
+//! parses only what has changed since the last one.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use dhow_api::quota::{self, Amounts, Charge};
-use dhow_api::registry::Kind;
+use dhow_api::registry::{KINDS, Kind};
 use dhow_api::{Status, meta};
 use parking_lot::Mutex;
 use serde_json::Value;
-use tokio::sync::{Mutex as AsyncMutex, Notify, OwnedMutexGuard};
+use tokio::sync::Notify;
 
 use crate::ApiServer;
 
 /// What the server keeps of quotas.
 #[derive(Default)]
 pub struct Quotas {
-    ledgers: Mutex<HashMap<String, Arc<AsyncMutex<Ledger>>>>,
+    ledgers: Mutex<HashMap<String, SharedLedger>>,
     /// Namespaces whose usage may have changed.
     touched: Mutex<Vec<String>>,
     wake: Notify,
 }
 
-/// A namespace's lock, held.
-pub type Held = OwnedMutexGuard<Ledger>;
+pub type SharedLedger = Arc<Mutex<Ledger>>;
 
 #[derive(Default)]
 pub struct Ledger {
     /// By key in the store: the revision and what the object was charged then.
     charges: HashMap<Arc<str>, (u64, Arc<Charge>)>,
+    /// Writes that passed and are not stored yet, by number.
+    pending: HashMap<u64, Pending>,
+    next: u64,
+}
+
+/// An object as it is to be.
+struct Pending {
+    key: Arc<str>,
+    /// The revision it replaces, 0 for none: once a later one is there, this is history.
+    revision: u64,
+    charge: Arc<Charge>,
+}
+
+/// A write's place in the ledger, held until the write is stored or has failed.
+pub struct Held {
+    ledger: SharedLedger,
+    number: u64,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.ledger.lock().pending.remove(&self.number);
+    }
 }
 
 impl Quotas {
-    pub async fn lock(&self, namespace: &str) -> Held {
-        let ledger = self.ledgers.lock().entry(namespace.to_owned()).or_default().clone();
-        ledger.lock_owned().await
+    pub fn ledger(&self, namespace: &str) -> SharedLedger {
+        self.ledgers.lock().entry(namespace.to_owned()).or_default().clone()
     }
 
     /// Drops what is kept of a namespace that has no quota any more.
@@ -68,28 +89,48 @@ impl Quotas {
 }
 
 impl Ledger {
+    /// Notes a write that passed.
+    pub fn hold(&mut self, ledger: &SharedLedger, key: &str, revision: u64, charge: Charge) -> Held {
+        self.next += 1;
+        self.pending.insert(self.next, Pending { key: key.into(), revision, charge: Arc::new(charge) });
+        Held { ledger: ledger.clone(), number: self.next }
+    }
+
     /// What the objects of a kind use of a quota.
     pub fn used(&mut self, server: &ApiServer, kind: &Kind, namespace: &str, quota: &Value) -> Result<Amounts, Status> {
         let objects = server.store.cache.objects(kind)?;
         let prefix = format!("{}{namespace}/", kind.storage_prefix());
+        let mut pending: HashMap<&str, &Pending> = HashMap::new();
+        for one in self.pending.values().filter(|one| one.key.starts_with(&prefix)) {
+            pending.insert(&one.key, one);
+        }
         let counted_only = !matches!((kind.group, kind.kind), ("", "Pod" | "Service" | "PersistentVolumeClaim"));
         let each = counted_only.then(|| Arc::new(quota::charge(kind, &Value::Null)));
         let mut sum = Amounts::new();
-        let begin: Arc<str> = Arc::from(prefix.as_str());
-        for (key, object) in objects.range(begin..).take_while(|(key, _)| key.starts_with(&prefix)) {
-            let charge = match (&each, self.charges.get(key)) {
-                (Some(each), _) => each.clone(),
-                (None, Some((revision, charge))) if *revision == object.revision => charge.clone(),
-                (None, _) => {
-                    let charge = Arc::new(quota::charge(kind, &object.value()?));
-                    self.charges.insert(key.clone(), (object.revision, charge.clone()));
-                    charge
-                }
-            };
-            if quota::in_scope(quota, &charge) {
+        let mut count = |charge: &Charge| {
+            if quota::in_scope(quota, charge) {
                 quota::add(&mut sum, &charge.amounts);
             }
+        };
+        let begin: Arc<str> = Arc::from(prefix.as_str());
+        for (key, object) in objects.range(begin..).take_while(|(key, _)| key.starts_with(&prefix)) {
+            if let Some(one) = pending.remove(&**key)
+                && object.revision <= one.revision
+            {
+                count(&one.charge);
+                continue;
+            }
+            match (&each, self.charges.get(key)) {
+                (Some(each), _) => count(each),
+                (None, Some((revision, charge))) if *revision == object.revision => count(charge),
+                (None, _) => {
+                    let charge = Arc::new(quota::charge(kind, &object.value()?));
+                    count(&charge);
+                    self.charges.insert(key.clone(), (object.revision, charge));
+                }
+            }
         }
+        pending.values().filter(|one| one.revision == 0).for_each(|one| count(&one.charge));
         self.charges.retain(|key, _| !key.starts_with(&prefix) || objects.contains_key(key));
         Ok(sum)
     }
@@ -98,8 +139,12 @@ impl Ledger {
     pub fn total(&mut self, server: &ApiServer, namespace: &str, quota: &Value) -> Result<Amounts, Status> {
         let hard = quota::amounts(&quota["spec"]["hard"]);
         let mut total: Amounts = hard.keys().map(|name| (name.clone(), dhow_api::quantity::Quantity::ZERO)).collect();
-        let kinds = dhow_api::registry::builtin().iter().filter(|kind| kind.namespaced && kind.is_storage());
-        for kind in kinds.filter(|kind| hard.keys().any(|name| quota::concerns(kind, name))) {
+        let catalog = server.definitions.catalog();
+        let kinds = KINDS.iter().chain(catalog.custom());
+        for kind in kinds
+            .filter(|kind| kind.namespaced && kind.is_storage())
+            .filter(|kind| hard.keys().any(|name| quota::concerns(kind, name)))
+        {
             for (name, amount) in self.used(server, kind, namespace, quota)? {
                 if quota::concerns(kind, &name)
                     && let Some(known) = total.get_mut(&name)

@@ -1,7 +1,8 @@
 //! ResourceQuota: what a namespace may use in all. Comes last, because it counts what passed everything else.
 //!
-//! Usage is counted from the objects that are there, under one lock per namespace which the write holds until it is
-//! stored: of two writes at once, the second counts the first.
+//! Usage is counted from the objects that are there and the writes that have passed and are not stored yet: of two
+//! writes at once, the second counts the first. That holds within one server; several on one store may each let one
+//! write too many pass.
 
 mod ledger;
 mod status;
@@ -31,9 +32,10 @@ pub async fn reserve(server: &ApiServer, attributes: &Attributes<'_>) -> Result<
     }
     let new = quota::charge(kind, &attributes.object);
     let old = attributes.old.map(|old| quota::charge(kind, old)).unwrap_or_default();
-    let mut ledger = server.quotas.lock(namespace).await;
-    // What other writes stored is in before this one counts.
+    // What others stored is in before this one counts.
     server.store.catch_up().await?;
+    let shared = server.quotas.ledger(namespace);
+    let mut ledger = shared.lock();
     for quota in concerned.into_iter().filter(|quota| quota::in_scope(quota, &new)) {
         let hard = hard(quota, attributes);
         let name = meta::name(quota);
@@ -63,7 +65,11 @@ pub async fn reserve(server: &ApiServer, attributes: &Attributes<'_>) -> Result<
         let why = format!("exceeded quota: {name}, requested: {requested}, used: {used}, limited: {limited}");
         return Err(attributes.forbidden(&why));
     }
-    Ok(if attributes.dry_run { None } else { Some(ledger) })
+    if attributes.dry_run {
+        return Ok(None);
+    }
+    let key = kind.storage_key(Some(namespace), attributes.name);
+    Ok(Some(ledger.hold(&shared, &key, attributes.revision(), new)))
 }
 
 fn quantity_zero() -> dhow_api::quantity::Quantity {

@@ -44,7 +44,8 @@ async fn refresh(server: &ApiServer, namespace: &str) -> Result<(), Status> {
             // It may have gone, or may be another by now.
             let Some(found) = server.store.cache.get(kind, &kind.storage_key(Some(namespace), &name)) else { break };
             let mut object = found.value()?;
-            let used = server.quotas.lock(namespace).await.total(server, namespace, &object)?;
+            let ledger = server.quotas.ledger(namespace);
+            let used = ledger.lock().total(server, namespace, &object)?;
             let wanted = json!({"hard": object["spec"]["hard"], "used": written(&used)});
             if object["status"] == wanted {
                 break;
