@@ -5,6 +5,8 @@ mod harness;
 
 use std::sync::Arc;
 
+use dhow_apiserver::UserInfo;
+use dhow_controllers::ControllersConfig;
 use dhow_store::{Kv, MemoryKv};
 use harness::Cluster;
 use serde_json::{Value, json};
@@ -289,4 +291,36 @@ async fn versions_show_the_same_objects() {
     assert_eq!(cluster.json("GET", "/apis/example.com/v1/crates", "application/json", &json!({})).await.0, 404);
     cluster.kubectl(&["delete", "crd", "boxes.example.com"]).await;
     cluster.kubectl(&["wait", "--for=condition=Established", "--timeout=30s", "crd/crates.example.com"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn owners_and_namespaces_take_custom_objects_with_them() {
+    let cluster = Cluster::start().await;
+    let client = cluster.server.client(UserInfo::new("controllers", &["system:masters"]));
+    tokio::spawn(dhow_controllers::run_all(client, ControllersConfig::default(), cluster.shutdown.clone()));
+    define(&cluster, CRON_TAB).await;
+    let owned = |api_version: &str, kind: &str, name: &str, owner: &Value| {
+        json!({"apiVersion": api_version, "kind": kind, "spec": {"cronSpec": "* * * * *"}, "metadata": {"name": name,
+            "ownerReferences": [{"apiVersion": owner["apiVersion"], "kind": owner["kind"],
+                "name": owner["metadata"]["name"], "uid": owner["metadata"]["uid"]}]}})
+    };
+    let object = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "top"}});
+    let maps = "/api/v1/namespaces/default/configmaps";
+    let (_, top) = cluster.json("POST", maps, "application/json", &object).await;
+    let (_, middle) = cluster
+        .json("POST", PATH, "application/json", &owned("stable.example.com/v1", "CronTab", "middle", &top))
+        .await;
+    let mut leaf = owned("v1", "ConfigMap", "leaf", &middle);
+    leaf.as_object_mut().unwrap().remove("spec");
+    assert_eq!(cluster.json("POST", maps, "application/json", &leaf).await.0, 201);
+    cluster.kubectl(&["delete", "configmap", "top"]).await;
+    for gone in ["crontab/middle", "configmap/leaf"] {
+        cluster.kubectl(&["wait", "--for=delete", "--timeout=30s", gone]).await;
+    }
+
+    cluster.kubectl(&["create", "namespace", "brief"]).await;
+    let inside = cron_tab("a", &json!({"cronSpec": "* * * * *"})).replace("\"default\"", "\"brief\"");
+    cluster.run("admin", &["create", "-f", "-"], &inside).await.unwrap();
+    cluster.kubectl(&["delete", "namespace", "brief", "--timeout=30s"]).await;
+    assert_eq!(cluster.kubectl(&["get", "ct", "-A", "-o", "name"]).await, "");
 }
