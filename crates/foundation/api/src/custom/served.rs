@@ -31,7 +31,12 @@ impl Served {
     }
 
     /// Turns an object of any version into one of this: what this version does not know goes, its defaults come.
+    ///
+    /// What only a webhook could convert stays as it is.
     pub fn from_storage(&self, object: &mut Value) {
+        if self.definition.webhook.is_some() && object["apiVersion"] != self.api_version {
+            return;
+        }
         object["apiVersion"] = json!(self.api_version);
         self.version.settle(object);
     }
@@ -66,7 +71,12 @@ impl Served {
     /// What is wrong with a changed object; a value that was wrong before and stays is let be.
     pub fn validate_update(&self, new: &Value, old: &Value) -> Vec<FieldError> {
         let mut errors = self.validate(new);
-        errors.retain(|error| !unchanged(&error.field, error.reason == "FieldValueRequired", new, old));
+        errors.retain(|error| {
+            // What several schemas ask for together names its place in the text.
+            let place = error.message.strip_prefix("Invalid value: \"\": \"").filter(|_| error.field == "<nil>");
+            let place = place.and_then(|text| text.split('"').next()).unwrap_or(&error.field);
+            !unchanged(place, error.reason == "FieldValueRequired", new, old)
+        });
         errors
     }
 
