@@ -41,6 +41,7 @@ spec:
             type: object
             description: What the crontab should do.
             required: [cronSpec]
+            x-kubernetes-validations: [{rule: self.image != 'none' || self.replicas == 0, message: who runs needs an image}]
             properties:
               cronSpec: {type: string, pattern: '^(\\d+|\\*)(/\\d+)?(\\s+(\\d+|\\*)(/\\d+)?){4}$'}
               image: {type: string, default: cron}
@@ -119,7 +120,7 @@ async fn objects_are_held_to_the_schema() {
         async move { cluster.run("admin", &["create", "-f", "-"], &cron_tab("bad", &spec)).await.unwrap_err() }
     };
     let missing = refused(json!({})).await;
-    assert!(missing.contains("The CronTab \"bad\" is invalid: spec.cronSpec: Required value"), "{missing}");
+    assert!(missing.contains("* spec.cronSpec: Required value"), "{missing}");
     let many = refused(json!({"cronSpec": "soon", "replicas": 11, "image": 5})).await;
     for wanted in [
         "spec.replicas: Invalid value: 11: spec.replicas in body should be less than or equal to 10",
@@ -128,6 +129,11 @@ async fn objects_are_held_to_the_schema() {
     ] {
         assert!(many.contains(wanted), "{many}");
     }
+    let ruled = refused(json!({"cronSpec": "* * * * *", "image": "none"})).await;
+    assert!(ruled.contains("is invalid: spec: Invalid value: \"object\": who runs needs an image"), "{ruled}");
+    let unchecked =
+        "<nil>: Invalid value: \"null\": some validation rules were not checked because the object was invalid";
+    assert!(missing.contains(unchecked), "{missing}");
     let unknown = refused(json!({"cronSpec": "* * * * *", "odd": 1})).await;
     let wanted =
         "CronTab in version \"v1\" cannot be handled as a CronTab: strict decoding error: unknown field \"spec.odd\"";
