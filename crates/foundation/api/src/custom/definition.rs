@@ -1,7 +1,7 @@
 //! A CustomResourceDefinition, read once: names, versions and what each version serves.
 
 use std::cmp::Ordering;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -46,7 +46,7 @@ pub struct Version {
     pub columns: Vec<Column>,
     pub selectable: Vec<Selectable>,
     pub schema: Schema,
-    pub rules: Rules,
+    rules: OnceLock<Rules>,
     /// The schema as it was written, for those who read about the kind.
     pub document: Value,
 }
@@ -195,7 +195,7 @@ impl Version {
             scale,
             columns,
             selectable: selectable.collect::<Result<_, Error>>()?,
-            rules: Rules::compile(&schema),
+            rules: OnceLock::new(),
             schema,
             document: version["schema"]["openAPIV3Schema"].clone(),
             name,
@@ -207,6 +207,11 @@ impl Version {
         let unknown = self.schema.prune(object);
         self.schema.fill_defaults(object);
         unknown
+    }
+
+    /// The schema's rules, compiled when first asked for.
+    pub fn rules(&self) -> &Rules {
+        self.rules.get_or_init(|| Rules::compile(&self.schema))
     }
 
     /// What is wrong with an object that was settled, by its schema alone.

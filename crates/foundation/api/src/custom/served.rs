@@ -90,8 +90,8 @@ impl Served {
             ["FieldValueRequired", "FieldValueTooLong", "FieldValueTooMany", "FieldValueTypeInvalid"];
         let blocked = errors.iter().any(|error| BLOCKING.contains(&error.reason));
         if !blocked {
-            errors.extend(self.version.rules.validate(old, new));
-        } else if !self.version.rules.is_empty() {
+            errors.extend(self.version.rules().validate(old, new));
+        } else if !self.version.rules().is_empty() {
             let why = "some validation rules were not checked because the object was invalid; correct the existing errors to \
                        complete validation";
             errors.push(FieldError::new("FieldValueInvalid", "<nil>", "Invalid value: \"null\"", why));
