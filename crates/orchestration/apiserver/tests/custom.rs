@@ -5,6 +5,8 @@ mod harness;
 
 use std::sync::Arc;
 
+use dhow_apiserver::UserInfo;
+use dhow_controllers::ControllersConfig;
 use dhow_store::{Kv, MemoryKv};
 use harness::Cluster;
 use serde_json::{Value, json};
@@ -39,6 +41,7 @@ spec:
             type: object
             description: What the crontab should do.
             required: [cronSpec]
+            x-kubernetes-validations: [{rule: self.image != 'none' || self.replicas == 0, message: who runs needs an image}]
             properties:
               cronSpec: {type: string, pattern: '^(\\d+|\\*)(/\\d+)?(\\s+(\\d+|\\*)(/\\d+)?){4}$'}
               image: {type: string, default: cron}
@@ -117,7 +120,7 @@ async fn objects_are_held_to_the_schema() {
         async move { cluster.run("admin", &["create", "-f", "-"], &cron_tab("bad", &spec)).await.unwrap_err() }
     };
     let missing = refused(json!({})).await;
-    assert!(missing.contains("The CronTab \"bad\" is invalid: spec.cronSpec: Required value"), "{missing}");
+    assert!(missing.contains("* spec.cronSpec: Required value"), "{missing}");
     let many = refused(json!({"cronSpec": "soon", "replicas": 11, "image": 5})).await;
     for wanted in [
         "spec.replicas: Invalid value: 11: spec.replicas in body should be less than or equal to 10",
@@ -126,6 +129,11 @@ async fn objects_are_held_to_the_schema() {
     ] {
         assert!(many.contains(wanted), "{many}");
     }
+    let ruled = refused(json!({"cronSpec": "* * * * *", "image": "none"})).await;
+    assert!(ruled.contains("is invalid: spec: Invalid value: \"object\": who runs needs an image"), "{ruled}");
+    let unchecked =
+        "<nil>: Invalid value: \"null\": some validation rules were not checked because the object was invalid";
+    assert!(missing.contains(unchecked), "{missing}");
     let unknown = refused(json!({"cronSpec": "* * * * *", "odd": 1})).await;
     let wanted =
         "CronTab in version \"v1\" cannot be handled as a CronTab: strict decoding error: unknown field \"spec.odd\"";
@@ -289,4 +297,36 @@ async fn versions_show_the_same_objects() {
     assert_eq!(cluster.json("GET", "/apis/example.com/v1/crates", "application/json", &json!({})).await.0, 404);
     cluster.kubectl(&["delete", "crd", "boxes.example.com"]).await;
     cluster.kubectl(&["wait", "--for=condition=Established", "--timeout=30s", "crd/crates.example.com"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn owners_and_namespaces_take_custom_objects_with_them() {
+    let cluster = Cluster::start().await;
+    let client = cluster.server.client(UserInfo::new("controllers", &["system:masters"]));
+    tokio::spawn(dhow_controllers::run_all(client, ControllersConfig::default(), cluster.shutdown.clone()));
+    define(&cluster, CRON_TAB).await;
+    let owned = |api_version: &str, kind: &str, name: &str, owner: &Value| {
+        json!({"apiVersion": api_version, "kind": kind, "spec": {"cronSpec": "* * * * *"}, "metadata": {"name": name,
+            "ownerReferences": [{"apiVersion": owner["apiVersion"], "kind": owner["kind"],
+                "name": owner["metadata"]["name"], "uid": owner["metadata"]["uid"]}]}})
+    };
+    let object = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "top"}});
+    let maps = "/api/v1/namespaces/default/configmaps";
+    let (_, top) = cluster.json("POST", maps, "application/json", &object).await;
+    let (_, middle) = cluster
+        .json("POST", PATH, "application/json", &owned("stable.example.com/v1", "CronTab", "middle", &top))
+        .await;
+    let mut leaf = owned("v1", "ConfigMap", "leaf", &middle);
+    leaf.as_object_mut().unwrap().remove("spec");
+    assert_eq!(cluster.json("POST", maps, "application/json", &leaf).await.0, 201);
+    cluster.kubectl(&["delete", "configmap", "top"]).await;
+    for gone in ["crontab/middle", "configmap/leaf"] {
+        cluster.kubectl(&["wait", "--for=delete", "--timeout=30s", gone]).await;
+    }
+
+    cluster.kubectl(&["create", "namespace", "brief"]).await;
+    let inside = cron_tab("a", &json!({"cronSpec": "* * * * *"})).replace("\"default\"", "\"brief\"");
+    cluster.run("admin", &["create", "-f", "-"], &inside).await.unwrap();
+    cluster.kubectl(&["delete", "namespace", "brief", "--timeout=30s"]).await;
+    assert_eq!(cluster.kubectl(&["get", "ct", "-A", "-o", "name"]).await, "");
 }

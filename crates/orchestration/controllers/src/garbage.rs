@@ -63,31 +63,60 @@ impl Graph {
 pub struct Garbage {
     client: Client,
     graph: Arc<Mutex<Graph>>,
-    resources: Vec<Arc<Resource>>,
+    /// The kinds that are watched, each with what ends its watch.
+    resources: Mutex<HashMap<Arc<Resource>, CancellationToken>>,
     queue: Queue,
     gone: Gone,
+    shutdown: CancellationToken,
 }
+
+const DEFINITIONS: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
 
 /// Told the namespace of an object that went, or `None` when objects may have gone unseen.
 pub type Gone = Arc<dyn Fn(Option<&str>) + Send + Sync>;
 
 impl Garbage {
-    /// Watches every kind that the server has now, and tells `gone` what goes.
+    /// Watches every kind that the server has, also those that definitions add later, and tells `gone` what goes.
     pub async fn start(
         client: Client,
         queue: Queue,
         gone: Gone,
         shutdown: &CancellationToken,
     ) -> Result<Arc<Self>, Error> {
-        let found = discover(&client).await?;
-        let resources: Vec<_> = found
+        let shutdown = shutdown.clone();
+        let this = Arc::new(Self { client, graph: Arc::default(), resources: Mutex::default(), queue, gone, shutdown });
+        this.watch_all().await?;
+        let definitions = this.clone();
+        tokio::spawn(async move {
+            let follow = async {
+                loop {
+                    if let Err(error) = definitions.follow_definitions().await {
+                        tracing::debug!(%error, "cannot follow the definitions of kinds; trying again");
+                    }
+                    tokio::time::sleep(PAUSE).await;
+                }
+            };
+            tokio::select! { () = follow => {}, () = definitions.shutdown.cancelled() => {} }
+        });
+        Ok(this)
+    }
+
+    /// Begins to watch kinds that are new, and forgets those that are gone.
+    async fn watch_all(self: &Arc<Self>) -> Result<(), Error> {
+        let found: HashSet<_> = discover(&self.client)
+            .await?
             .into_iter()
             .filter(|one| ["list", "watch", "delete"].iter().all(|verb| one.can(verb)) && one.plural != "events")
             .map(Arc::new)
             .collect();
-        let this = Arc::new(Self { client, graph: Arc::default(), resources, queue, gone });
-        for resource in &this.resources {
-            let (this, resource, shutdown) = (this.clone(), resource.clone(), shutdown.clone());
+        let mut resources = self.resources.lock();
+        for resource in &found {
+            if resources.contains_key(resource) {
+                continue;
+            }
+            let stop = self.shutdown.child_token();
+            resources.insert(resource.clone(), stop.clone());
+            let (this, resource) = (self.clone(), resource.clone());
             tokio::spawn(async move {
                 let follow = async {
                     loop {
@@ -97,10 +126,36 @@ impl Garbage {
                         tokio::time::sleep(PAUSE).await;
                     }
                 };
-                tokio::select! { () = follow => {}, () = shutdown.cancelled() => {} }
+                tokio::select! { () = follow => {}, () = stop.cancelled() => {} }
             });
         }
-        Ok(this)
+        let mut gone = Vec::new();
+        resources.retain(|resource, stop| {
+            let stays = found.contains(resource);
+            if !stays {
+                stop.cancel();
+                gone.push(resource.clone());
+            }
+            stays
+        });
+        drop(resources);
+        gone.iter().for_each(|resource| self.forget(resource, |_| false));
+        Ok(())
+    }
+
+    /// Looks at the kinds again whenever a definition changes, until its watch ends.
+    async fn follow_definitions(self: &Arc<Self>) -> Result<(), Error> {
+        let listed = call(&self.client, Method::GET, DEFINITIONS, "", Vec::new()).await?;
+        self.watch_all().await?;
+        let version = listed["metadata"]["resourceVersion"].as_str().unwrap_or_default();
+        let path = format!("{DEFINITIONS}?watch=true&resourceVersion={version}");
+        let (_, mut body) = open(&self.client, Method::GET, &path, "", Vec::new()).await?;
+        while let Some(frame) = body.frame().await {
+            if frame?.is_data() {
+                self.watch_all().await?;
+            }
+        }
+        Ok(())
     }
 
     async fn follow(&self, resource: &Arc<Resource>) -> Result<(), Error> {
@@ -108,12 +163,7 @@ impl Garbage {
         let listed = call(&self.client, Method::GET, &path, "", Vec::new()).await?;
         let items = listed["items"].as_array().map(Vec::as_slice).unwrap_or_default();
         let there: HashSet<&str> = items.iter().filter_map(|item| item["metadata"]["uid"].as_str()).collect();
-        let gone: Vec<String> = {
-            let graph = self.graph.lock();
-            let own = graph.entries.iter().filter(|(_, entry)| entry.resource == *resource);
-            own.filter(|(uid, _)| !there.contains(uid.as_str())).map(|(uid, _)| uid.clone()).collect()
-        };
-        gone.iter().for_each(|uid| self.deleted(uid));
+        self.forget(resource, |uid| there.contains(uid));
         items.iter().for_each(|item| self.seen(resource, &item["metadata"]));
         (self.gone)(None);
         let version = listed["metadata"]["resourceVersion"].as_str().unwrap_or_default();
@@ -136,6 +186,16 @@ impl Garbage {
             }
         }
         Ok(())
+    }
+
+    /// Takes out the objects of a kind that are not there any more.
+    fn forget(&self, resource: &Arc<Resource>, there: impl Fn(&str) -> bool) {
+        let gone: Vec<String> = {
+            let graph = self.graph.lock();
+            let own = graph.entries.iter().filter(|(_, entry)| entry.resource == *resource);
+            own.filter(|(uid, _)| !there(uid)).map(|(uid, _)| uid.clone()).collect()
+        };
+        gone.iter().for_each(|uid| self.deleted(uid));
     }
 
     fn seen(&self, resource: &Arc<Resource>, metadata: &Value) {
@@ -193,10 +253,11 @@ impl Garbage {
             return Ok(true);
         }
         let group = |version: &str| version.split_once('/').map(|(group, _)| group.to_owned());
-        let known = self
-            .resources
-            .iter()
-            .find(|one| one.kind == owner.kind && group(&one.api_version) == group(&owner.api_version));
+        let known = {
+            let resources = self.resources.lock();
+            let same = |one: &Resource| one.kind == owner.kind && group(&one.api_version) == group(&owner.api_version);
+            resources.keys().find(|one| same(one)).cloned()
+        };
         // An unknown kind proves nothing: never delete on a guess.
         let Some(resource) = known else { return Ok(true) };
         let path = resource.path(entry.metadata.namespace.as_deref(), Some(&owner.name));

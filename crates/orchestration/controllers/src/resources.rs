@@ -50,27 +50,38 @@ impl Resource {
     }
 }
 
-/// Every kind, each in its group's preferred version, without subresources.
+/// Every kind, each in the best version that has it, without subresources.
 pub async fn discover(client: &Client) -> Result<Vec<Resource>, Error> {
     let mut versions = vec!["v1".to_owned()];
     let groups = call(client, Method::GET, "/apis", "", Vec::new()).await?;
     for group in groups["groups"].as_array().into_iter().flatten() {
-        versions.extend(group["preferredVersion"]["groupVersion"].as_str().map(str::to_owned));
+        let all = group["versions"].as_array().into_iter().flatten();
+        versions.extend(all.filter_map(|version| version["groupVersion"].as_str().map(str::to_owned)));
     }
-    let mut resources = Vec::new();
+    let mut resources: Vec<Resource> = Vec::new();
+    let group = |api_version: &str| api_version.rsplit_once('/').map_or("", |(group, _)| group).to_owned();
     for api_version in versions {
         let path =
             if api_version.contains('/') { format!("/apis/{api_version}") } else { format!("/api/{api_version}") };
-        let answer = call(client, Method::GET, &path, "", Vec::new()).await?;
+        let answer = match call(client, Method::GET, &path, "", Vec::new()).await {
+            // The definition of its last kind went meanwhile.
+            Err(error) if error.is_not_found() => continue,
+            other => other?,
+        };
         let list: Versions = serde_json::from_value(answer)
             .map_err(|source| Error::Decode { context: format!("read resources of {api_version}"), source })?;
-        resources.extend(list.resources.into_iter().filter(|found| !found.name.contains('/')).map(|found| Resource {
-            api_version: api_version.clone(),
-            plural: found.name,
-            kind: found.kind,
-            namespaced: found.namespaced,
-            verbs: found.verbs,
-        }));
+        for found in list.resources.into_iter().filter(|found| !found.name.contains('/')) {
+            if resources.iter().any(|one| one.plural == found.name && group(&one.api_version) == group(&api_version)) {
+                continue;
+            }
+            resources.push(Resource {
+                api_version: api_version.clone(),
+                plural: found.name,
+                kind: found.kind,
+                namespaced: found.namespaced,
+                verbs: found.verbs,
+            });
+        }
     }
     Ok(resources)
 }

@@ -1,7 +1,7 @@
 //! A CustomResourceDefinition, read once: names, versions and what each version serves.
 
 use std::cmp::Ordering;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -46,7 +46,7 @@ pub struct Version {
     pub columns: Vec<Column>,
     pub selectable: Vec<Selectable>,
     pub schema: Schema,
-    pub rules: Rules,
+    rules: OnceLock<Rules>,
     /// The schema as it was written, for those who read about the kind.
     pub document: Value,
 }
@@ -173,7 +173,8 @@ impl Version {
                 format: word("format"),
                 description: word("description"),
                 priority: column["priority"].as_i64().unwrap_or(0),
-                path: path(text(column, &["jsonPath"]))?,
+                // What only others' paths can say leads nowhere: the column is empty.
+                path: path(text(column, &["jsonPath"])).unwrap_or_default(),
             });
         }
         let name = text(version, &["name"]).to_owned();
@@ -194,7 +195,7 @@ impl Version {
             scale,
             columns,
             selectable: selectable.collect::<Result<_, Error>>()?,
-            rules: Rules::compile(&schema),
+            rules: OnceLock::new(),
             schema,
             document: version["schema"]["openAPIV3Schema"].clone(),
             name,
@@ -208,15 +209,14 @@ impl Version {
         unknown
     }
 
+    /// The schema's rules, compiled when first asked for.
+    pub fn rules(&self) -> &Rules {
+        self.rules.get_or_init(|| Rules::compile(&self.schema))
+    }
+
     /// What is wrong with an object that was settled, by its schema alone.
     pub fn validate(&self, object: &Value) -> Vec<FieldError> {
         self.schema.validate(object)
-    }
-
-    /// What is wrong with a write: a create, or a change of `old`. The schema's rules judge only what it accepts.
-    pub fn validate_write(&self, old: Option<&Value>, object: &Value) -> Vec<FieldError> {
-        let errors = self.validate(object);
-        if errors.is_empty() { self.rules.validate(old, object) } else { errors }
     }
 
     /// Titles, and whether each is for `-o wide`: the name, the definition's own, or the age when it has none.
@@ -296,7 +296,7 @@ mod tests {
             "status": {"conditions": [{"type": "Ready", "status": "True"}]}});
         assert_eq!(version.settle(&mut object), ["spec.odd"]);
         assert_eq!(object["spec"], json!({"replicas": 1}));
-        assert!(version.validate_write(None, &object).is_empty());
+        assert!(version.validate(&object).is_empty());
         let cells = version.cells(&object, "2026-01-01T01:00:00Z".parse().unwrap());
         assert_eq!(cells, [json!("x"), json!(1), json!("True"), json!("60m")]);
         assert_eq!(version.scale.as_ref().unwrap().spec_replicas.first(&object), Some(&json!(1)));

@@ -9,13 +9,20 @@ enum Step {
     Field(String),
     Index(i64),
     All,
+    Nothing,
     /// `[?(@.type=="Ready")]`.
     Where(Vec<String>, Value),
 }
 
-/// A path, parsed once.
+/// A path, parsed once. The default leads nowhere.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Path(Vec<Step>);
+
+impl Default for Path {
+    fn default() -> Self {
+        Self(vec![Step::Nothing])
+    }
+}
 
 impl Path {
     pub fn parse(text: &str) -> Result<Self, Error> {
@@ -135,6 +142,7 @@ fn bracket(text: &str) -> Option<Step> {
 impl Step {
     fn follow<'a>(&self, value: &'a Value) -> Vec<&'a Value> {
         match self {
+            Self::Nothing => Vec::new(),
             Self::Field(name) => value.get(name).into_iter().collect(),
             Self::Index(index) => {
                 let Some(list) = value.as_array() else { return Vec::new() };

@@ -55,6 +55,11 @@ impl Rules {
         Self { root: node(schema, true).map(Arc::new) }
     }
 
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.root.is_none()
+    }
+
     /// What is wrong with an object; with `old`, what is wrong with the change.
     pub fn validate(&self, old: Option<&Json>, new: &Json) -> Vec<FieldError> {
         let Some(root) = &self.root else { return Vec::new() };

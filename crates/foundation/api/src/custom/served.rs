@@ -31,7 +31,12 @@ impl Served {
     }
 
     /// Turns an object of any version into one of this: what this version does not know goes, its defaults come.
+    ///
+    /// What only a webhook could convert stays as it is.
     pub fn from_storage(&self, object: &mut Value) {
+        if self.definition.webhook.is_some() && object["apiVersion"] != self.api_version {
+            return;
+        }
         object["apiVersion"] = json!(self.api_version);
         self.version.settle(object);
     }
@@ -49,8 +54,12 @@ impl Served {
         Ok(unknown)
     }
 
-    /// Everything wrong with an object of this version.
+    /// Everything wrong with a new object of this version.
     pub fn validate(&self, object: &Value) -> Vec<FieldError> {
+        self.judge(self.by_schema(object), None, object)
+    }
+
+    fn by_schema(&self, object: &Value) -> Vec<FieldError> {
         let mut errors = self.version.validate(object);
         let replicas = self.version.scale.as_ref().and_then(|scale| {
             let replicas = scale.spec_replicas.first(object)?.as_i64()?;
@@ -65,8 +74,28 @@ impl Served {
 
     /// What is wrong with a changed object; a value that was wrong before and stays is let be.
     pub fn validate_update(&self, new: &Value, old: &Value) -> Vec<FieldError> {
-        let mut errors = self.validate(new);
-        errors.retain(|error| !unchanged(&error.field, error.reason == "FieldValueRequired", new, old));
+        let mut errors = self.by_schema(new);
+        errors.retain(|error| {
+            // What several schemas ask for together names its place in the text.
+            let place = error.message.strip_prefix("Invalid value: \"\": \"").filter(|_| error.field == "<nil>");
+            let place = place.and_then(|text| text.split('"').next()).unwrap_or(&error.field);
+            !unchanged(place, error.reason == "FieldValueRequired", new, old)
+        });
+        self.judge(errors, Some(old), new)
+    }
+
+    /// Adds what the schema's rules say; of an object whose form is wrong they are not asked.
+    fn judge(&self, mut errors: Vec<FieldError>, old: Option<&Value>, new: &Value) -> Vec<FieldError> {
+        const BLOCKING: [&str; 4] =
+            ["FieldValueRequired", "FieldValueTooLong", "FieldValueTooMany", "FieldValueTypeInvalid"];
+        let blocked = errors.iter().any(|error| BLOCKING.contains(&error.reason));
+        if !blocked {
+            errors.extend(self.version.rules().validate(old, new));
+        } else if !self.version.rules().is_empty() {
+            let why = "some validation rules were not checked because the object was invalid; correct the existing errors to \
+                       complete validation";
+            errors.push(FieldError::new("FieldValueInvalid", "<nil>", "Invalid value: \"null\"", why));
+        }
         errors
     }
 

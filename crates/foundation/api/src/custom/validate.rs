@@ -190,43 +190,53 @@ fn identity(identity: &Identity, list: &[Value], path: &str, errors: &mut Errors
     }
 }
 
+/// What several schemas together ask for. These errors name no field; the path is in their text.
 fn junctions(limits: &Limits, value: &Value, path: &str, errors: &mut Errors) {
-    let fits = |schema: &Schema| {
+    let tried = |schema: &Schema| {
         let mut found = Errors::default();
         check(schema, value, path, &mut found);
-        found.is_empty()
+        found.into_vec()
     };
-    let whole = if path.is_empty() { "<nil>" } else { path };
-    let mut refuse = |rule: &str| {
-        errors.push(FieldError::new(
-            "FieldValueInvalid",
-            whole,
-            &format!("Invalid value: {}", shown(value)),
-            &format!("{whole} in body {rule}"),
-        ));
+    let refuse = |rule: &str, errors: &mut Errors| {
+        let why = format!("{path:?} must {rule}");
+        errors.push(FieldError::new("FieldValueInvalid", "<nil>", "Invalid value: \"\"", &why));
     };
-    if !limits.any_of.is_empty() && !limits.any_of.iter().any(fits) {
-        refuse("must validate at least one schema (anyOf)");
+    // Of what does not fit, the nearest says what is missing.
+    let nearest = |failed: Vec<Vec<FieldError>>, errors: &mut Errors| {
+        let best = failed.into_iter().min_by_key(Vec::len);
+        best.into_iter().flatten().for_each(|error| errors.push(error));
+    };
+    if !limits.any_of.is_empty() {
+        let failed: Vec<_> = limits.any_of.iter().map(tried).take_while(|found| !found.is_empty()).collect();
+        if failed.len() == limits.any_of.len() {
+            refuse("validate at least one schema (anyOf)", errors);
+            nearest(failed, errors);
+        }
     }
     if !limits.one_of.is_empty() {
-        match limits.one_of.iter().filter(|schema| fits(schema)).count() {
-            0 => refuse("must validate one and only one schema (oneOf). Found none valid"),
+        let failed: Vec<_> = limits.one_of.iter().map(tried).filter(|found| !found.is_empty()).collect();
+        match limits.one_of.len() - failed.len() {
+            0 => {
+                refuse("validate one and only one schema (oneOf). Found none valid", errors);
+                nearest(failed, errors);
+            }
             1 => {}
             count => {
-                refuse(&format!("must validate one and only one schema (oneOf). Found {count} valid alternatives"))
+                let rule = format!("validate one and only one schema (oneOf). Found {count} valid alternatives");
+                refuse(&rule, errors);
             }
         }
     }
-    if limits.not.as_ref().is_some_and(|schema| fits(schema)) {
-        refuse("must not validate the schema (not)");
+    if !limits.all_of.is_empty() {
+        let failed: Vec<_> = limits.all_of.iter().map(tried).filter(|found| !found.is_empty()).collect();
+        if !failed.is_empty() {
+            let none = if failed.len() == limits.all_of.len() { ". None validated" } else { "" };
+            failed.into_iter().flatten().for_each(|error| errors.push(error));
+            refuse(&format!("validate all the schemas (allOf){none}"), errors);
+        }
     }
-    let failed = !limits.all_of.iter().all(fits);
-    for schema in &limits.all_of {
-        check(schema, value, path, errors);
-    }
-    if failed {
-        let why = format!("{whole} in body must validate all the schemas (allOf)");
-        errors.push(FieldError::new("FieldValueInvalid", whole, &format!("Invalid value: {}", shown(value)), &why));
+    if limits.not.as_ref().is_some_and(|schema| tried(schema).is_empty()) {
+        refuse("not validate the schema (not)", errors);
     }
 }
 
@@ -302,7 +312,12 @@ mod tests {
             (json!({"name": "ab", "parts": [{"k": "1"}, {"k": "1"}]}), "spec.parts[1]: Duplicate value: {\"k\":\"1\"}"),
             (
                 json!({"name": "ab", "either": {}}),
-                "spec.either: Invalid value: {}: spec.either in body must validate one and only one schema (oneOf). Found none valid",
+                "<nil>: Invalid value: \"\": \"spec.either\" must validate one and only one schema (oneOf). Found none valid",
+            ),
+            (json!({"name": "ab", "either": {}}), "spec.either.a: Required value"),
+            (
+                json!({"name": "ab", "either": {"a": "", "b": ""}}),
+                "<nil>: Invalid value: \"\": \"spec.either\" must validate one and only one schema (oneOf). Found 2 valid alternatives",
             ),
             (
                 json!({"name": "ab", "size": null}),

@@ -2,11 +2,11 @@
 
 use serde_json::Value;
 
-use super::Errors;
 use super::admission::{mixed_case, review_versions};
 use super::common::webhook;
 use super::field::Field;
-use crate::custom::{Schema, rules};
+use super::{Errors, FieldError};
+use crate::custom::{Definition, Schema, rules};
 use crate::meta::{self, items, text};
 use crate::names;
 
@@ -54,6 +54,11 @@ pub fn definition(value: &Value, errors: &mut Errors) {
     self::names(&spec.at("names"), errors);
     conversion(&spec.at("conversion"), errors);
     stored_versions(value, errors);
+    if errors.is_empty()
+        && let Err(error) = Definition::parse(value)
+    {
+        errors.push(FieldError::invalid("spec.versions", "", &error.to_string()));
+    }
 }
 
 /// Groups of the project itself need a word about their review.

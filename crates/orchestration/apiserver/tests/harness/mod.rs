@@ -39,8 +39,8 @@ pub fn kubectls() -> Vec<PathBuf> {
 /// An API server on a port of its own, with a memory store.
 pub struct Cluster {
     pub folder: tempfile::TempDir,
-    server: Arc<ApiServer>,
-    shutdown: CancellationToken,
+    pub server: Arc<ApiServer>,
+    pub shutdown: CancellationToken,
     pub ca: ClusterCa,
     pub url: String,
 }
