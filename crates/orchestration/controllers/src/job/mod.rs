@@ -49,6 +49,7 @@ impl Jobs {
     async fn release(&self, pods: &[Arc<Pod>]) -> Result<(), Error> {
         let results = join_all(pods.iter().map(|pod| async {
             let finalizers: Vec<_> = pod.metadata.finalizers.iter().flatten().filter(|one| *one != FINALIZER).collect();
+            let finalizers = (!finalizers.is_empty()).then_some(finalizers);
             let patch = json!({"metadata": {
                 "uid": pod.metadata.uid, "resourceVersion": pod.metadata.resource_version, "finalizers": finalizers,
             }});
@@ -82,8 +83,7 @@ impl Jobs {
         // The copy may be behind; the server knows.
         match self.control.client.get::<Job>(key.namespace(), &key.name).await {
             Ok(job) => {
-                let lost: Vec<_> =
-                    orphans.into_iter().filter(|pod| !is_controlled_by(&pod.metadata, &job)).collect();
+                let lost: Vec<_> = orphans.into_iter().filter(|pod| !is_controlled_by(&pod.metadata, &job)).collect();
                 self.release(&lost).await
             }
             Err(error) if error.is_not_found() => self.release(&orphans).await,
