@@ -235,3 +235,28 @@ async fn an_aggregated_role_has_the_rules_of_those_it_selects() {
     cloud.kubectl(&["delete", "clusterrole/part"]).await;
     cloud.until(&["get", "clusterrole/sum", "-o", "jsonpath={.rules[*].resources[*]}"], "").await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn endpoints_are_mirrored_or_made() {
+    let cloud = Cloud::start().await;
+    cloud.apply(json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "far"}, "spec": {"ports": [{"port": 80}]}})).await;
+    let endpoints = |ip: &str| {
+        json!({"apiVersion": "v1", "kind": "Endpoints", "metadata": {"name": "far"},
+            "subsets": [{"addresses": [{"ip": ip}], "ports": [{"port": 8080}]}]})
+    };
+    cloud.apply(endpoints("192.0.2.7")).await;
+    let slices = ["get", "endpointslices", "-l", "kubernetes.io/service-name=far", "-o"];
+    let addresses = "jsonpath={.items[*].endpoints[*].addresses[*]}:{.items[*].ports[*].port}";
+    cloud.until(&[&slices[..], &[addresses]].concat(), "192.0.2.7:8080").await;
+    cloud.apply(endpoints("192.0.2.8")).await;
+    cloud.until(&[&slices[..], &[addresses]].concat(), "192.0.2.8:8080").await;
+    cloud.kubectl(&["delete", "endpoints", "far"]).await;
+    cloud.until(&[&slices[..], &["name"]].concat(), "").await;
+
+    // A selector makes them, and takes them along.
+    cloud.kubectl(&["create", "service", "clusterip", "near", "--tcp=80:8080"]).await;
+    let subsets = ["get", "endpoints", "near", "--ignore-not-found", "-o", "name"];
+    cloud.until(&subsets, "endpoints/near").await;
+    cloud.kubectl(&["delete", "service", "near"]).await;
+    cloud.until(&subsets, "").await;
+}
