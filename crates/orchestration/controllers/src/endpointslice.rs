@@ -26,7 +26,7 @@ pub enum Action {
     Delete(Arc<EndpointSlice>),
 }
 
-type Ports = Vec<EndpointPort>;
+pub type Ports = Vec<EndpointPort>;
 
 /// Decides from a service, the pods it selects and its present slices. Touches as few slices as it can.
 pub fn plan(service: &Service, pods: &[Arc<Pod>], slices: &[Arc<EndpointSlice>]) -> Vec<Action> {
@@ -122,7 +122,7 @@ fn labels(service: &Service) -> Labels {
     labels
 }
 
-fn families(service: &Service) -> Vec<String> {
+pub fn families(service: &Service) -> Vec<String> {
     let families = service.spec.as_ref().and_then(|spec| spec.ip_families.clone()).unwrap_or_default();
     if families.is_empty() { vec!["IPv4".into()] } else { families }
 }
@@ -132,7 +132,8 @@ fn identity(endpoint: &Endpoint) -> String {
     format!("{target} {}", endpoint.addresses.join(","))
 }
 
-fn endpoint(service: &Service, pod: &Pod, family: &str) -> Option<(Ports, Endpoint)> {
+/// A pod as an endpoint of a service, in one address family, and the ports it has there.
+pub fn endpoint(service: &Service, pod: &Pod, family: &str) -> Option<(Ports, Endpoint)> {
     let spec = service.spec.as_ref()?;
     if is_finished(pod) {
         return None;
@@ -193,7 +194,7 @@ fn target(port: &ServicePort, pod: &Pod) -> Option<i32> {
     }
 }
 
-fn selected(service: &Service, labels: Option<&Labels>) -> bool {
+pub fn selected(service: &Service, labels: Option<&Labels>) -> bool {
     let selector = service.spec.as_ref().and_then(|spec| spec.selector.as_ref()).filter(|all| !all.is_empty());
     selector.is_some_and(|all| all.iter().all(|(key, value)| labels.and_then(|own| own.get(key)) == Some(value)))
 }

@@ -5,7 +5,7 @@ use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, Deployment, Repl
 use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
-    ConfigMap, Namespace, Node, PersistentVolumeClaim, Pod, ReplicationController, Service, ServiceAccount,
+    ConfigMap, Endpoints, Namespace, Node, PersistentVolumeClaim, Pod, ReplicationController, Service, ServiceAccount,
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
@@ -43,6 +43,7 @@ informers! {
     services: Service = all,
     accounts: ServiceAccount = all,
     slices: EndpointSlice = all,
+    endpoints: Endpoints = all,
     claims: PersistentVolumeClaim = all,
     deployments: Deployment = all,
     sets: ReplicaSet = all,

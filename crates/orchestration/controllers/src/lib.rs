@@ -4,12 +4,15 @@
 //! - A reconciler takes a key and decides from local copies; what it does is idempotent.
 //! - A status that would not change is not written.
 
+pub mod autoscale;
 mod cluster_role;
 mod common;
 mod cronjob;
 mod daemonset;
 mod deployment;
 mod disruption;
+mod endpoint_mirror;
+mod endpoints;
 mod endpointslice;
 mod garbage;
 mod history;
@@ -113,6 +116,14 @@ fn services_and_budgets(client: &Client, all: &Informers, run: Run<'_>) {
     let (services, pods, slices) = (all.services.clone(), all.pods.clone(), all.slices.clone());
     let reconciler = endpointslice::EndpointSlices::new(client.clone(), services, pods, slices, &queue);
     run(queue, 8, reconciler);
+    let queue = Queue::new("endpoints");
+    let (services, pods, endpoints) = (all.services.clone(), all.pods.clone(), all.endpoints.clone());
+    let reconciler = endpoints::EndpointsOfServices::new(client.clone(), services, pods, endpoints, &queue);
+    run(queue, 4, reconciler);
+    let queue = Queue::new("endpointslice-mirroring");
+    let (endpoints, services, slices) = (all.endpoints.clone(), all.services.clone(), all.slices.clone());
+    let reconciler = endpoint_mirror::EndpointMirror::new(client.clone(), endpoints, services, slices, &queue);
+    run(queue, 2, reconciler);
     let queue = Queue::new("disruption");
     let scales = disruption::Scales {
         deployments: all.deployments.clone(),

@@ -141,7 +141,7 @@ mod tests {
             (at("2027-06-01T05:30:00Z"), true, false, 1),
             "a long time away"
         );
-        assert_eq!(decide(&ran, "@every 7s", "2027-06-01T00:00:00Z").1, true);
+        assert!(decide(&ran, "@every 7s", "2027-06-01T00:00:00Z").1);
     }
 
     #[test]

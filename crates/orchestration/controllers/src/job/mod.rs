@@ -49,6 +49,7 @@ impl Jobs {
     async fn release(&self, pods: &[Arc<Pod>]) -> Result<(), Error> {
         let results = join_all(pods.iter().map(|pod| async {
             let finalizers: Vec<_> = pod.metadata.finalizers.iter().flatten().filter(|one| *one != FINALIZER).collect();
+            let finalizers = (!finalizers.is_empty()).then_some(finalizers);
             let patch = json!({"metadata": {
                 "uid": pod.metadata.uid, "resourceVersion": pod.metadata.resource_version, "finalizers": finalizers,
             }});

@@ -46,7 +46,6 @@ impl StatefulSets {
         Arc::new(Self { control, history: History::new(client, revisions), sets, pods, claims })
     }
 
-    /// Does one thing; `false` if the pod has to wait for another event.
     async fn act(
         &self,
         set: &StatefulSet,
@@ -230,9 +229,10 @@ impl Reconcile for StatefulSets {
         let plan = plan::plan(&snapshot);
         let mut result = Ok(());
         for action in &plan.actions {
-            // A pod that cannot be made stops those after it only where order counts; the others are tried again soon.
-            if let Err(error) = self.act(&set, &revisions, action).await {
-                result = Err(error);
+            let done = self.act(&set, &revisions, action).await;
+            // One that fails stops those after it only where order counts.
+            result = result.and(done);
+            if result.is_err() && plan::ordered(&set) {
                 break;
             }
         }

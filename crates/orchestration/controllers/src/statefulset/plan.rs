@@ -72,6 +72,11 @@ pub fn replicas(set: &StatefulSet) -> i32 {
     set.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1)
 }
 
+/// Whether each pod waits for those before it.
+pub fn ordered(set: &StatefulSet) -> bool {
+    set.spec.as_ref().and_then(|spec| spec.pod_management_policy.as_deref()) != Some("Parallel")
+}
+
 fn rolls(set: &StatefulSet) -> bool {
     let strategy = set.spec.as_ref().and_then(|spec| spec.update_strategy.as_ref());
     strategy.and_then(|strategy| strategy.type_.as_deref()) != Some("OnDelete")
@@ -144,7 +149,7 @@ fn revision_for<'a>(snapshot: &Snapshot<'a>, ordinal: i32) -> &'a str {
 
 fn actions(snapshot: &Snapshot<'_>) -> Vec<Action> {
     let set = snapshot.set;
-    let ordered = set.spec.as_ref().and_then(|spec| spec.pod_management_policy.as_deref()) != Some("Parallel");
+    let ordered = ordered(set);
     let begin = first(set);
     let end = begin.saturating_add(replicas(set));
     let at = |wanted: i32| snapshot.pods.iter().find(|pod| ordinal(set, pod) == Some(wanted));

@@ -1,0 +1,262 @@
+//! Workload controllers against a real API server and scheduler, seen through kubectl.
+#![allow(clippy::unwrap_used)]
+
+mod fake;
+#[path = "../../apiserver/tests/harness/mod.rs"]
+mod harness;
+
+use fake::Cloud;
+use serde_json::{Value, json};
+
+fn template(app: &str, more: Value) -> Value {
+    let mut spec = json!({"containers": [{"name": "c", "image": "example/app:1"}]});
+    for (key, value) in more.as_object().unwrap() {
+        spec[key] = value.clone();
+    }
+    json!({"metadata": {"labels": {"app": app}}, "spec": spec})
+}
+
+fn job(name: &str, play: &str, spec: Value) -> Value {
+    let mut template = template(name, json!({"restartPolicy": "Never"}));
+    template["metadata"]["annotations"] = json!({"play": play});
+    let mut whole = json!({"template": template});
+    for (key, value) in spec.as_object().unwrap() {
+        whole[key] = value.clone();
+    }
+    json!({"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": name}, "spec": whole})
+}
+
+const NAMES: &str = "{.items[*].metadata.name}";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stateful_set_rolls_out_and_back_and_keeps_its_claims() {
+    let cloud = Cloud::start().await;
+    cloud.node("n1", json!([])).await;
+    cloud
+        .apply(json!({
+            "apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": {"name": "db"},
+            "spec": {
+                "replicas": 3, "serviceName": "db", "selector": {"matchLabels": {"app": "db"}},
+                "template": template("db", json!({})),
+                "volumeClaimTemplates": [{"metadata": {"name": "data"}, "spec": {
+                    "accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}}]
+            }
+        }))
+        .await;
+    cloud.kubectl(&["rollout", "status", "sts/db", "--timeout=60s"]).await;
+    assert_eq!(cloud.get("pods", NAMES).await, "db-0 db-1 db-2");
+    assert_eq!(cloud.get("pvc", NAMES).await, "data-db-0 data-db-1 data-db-2");
+    let pod = "{.spec.hostname} {.spec.subdomain} {.metadata.labels.apps\\.kubernetes\\.io/pod-index}";
+    assert_eq!(cloud.get("pod/db-1", pod).await, "db-1 db 1");
+
+    cloud.kubectl(&["set", "image", "sts/db", "c=example/app:2"]).await;
+    cloud.kubectl(&["rollout", "status", "sts/db", "--timeout=60s"]).await;
+    let images = "{.items[*].spec.containers[0].image}";
+    assert_eq!(cloud.get("pods", images).await, "example/app:2 example/app:2 example/app:2");
+    let history = cloud.kubectl(&["rollout", "history", "sts/db"]).await;
+    assert!(history.contains("\n1 ") && history.contains("\n2 "), "{history}");
+    let first = cloud.kubectl(&["rollout", "history", "sts/db", "--revision=1"]).await;
+    assert!(first.contains("example/app:1"), "{first}");
+
+    cloud.kubectl(&["rollout", "undo", "sts/db"]).await;
+    cloud.kubectl(&["rollout", "status", "sts/db", "--timeout=60s"]).await;
+    assert_eq!(cloud.get("pods", images).await, "example/app:1 example/app:1 example/app:1");
+    assert_eq!(cloud.get("controllerrevisions", "{.items[*].revision}").await.split(' ').max(), Some("3"));
+    assert_eq!(cloud.get("controllerrevisions", NAMES).await.split(' ').count(), 2, "the old revision came back");
+
+    cloud
+        .kubectl(&[
+            "patch",
+            "sts/db",
+            "-p",
+            r#"{"spec":{"persistentVolumeClaimRetentionPolicy":{"whenScaled":"Delete"}}}"#,
+        ])
+        .await;
+    cloud.kubectl(&["scale", "sts/db", "--replicas=1"]).await;
+    cloud.until(&["get", "pods", "-o", "name"], "pod/db-0").await;
+    cloud.until(&["get", "pvc", "-o", "name"], "persistentvolumeclaim/data-db-0").await;
+    cloud.until(&["get", "sts/db", "-o", "jsonpath={.status.replicas} {.status.availableReplicas}"], "1 1").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_set_follows_nodes_and_rolls_out_and_back() {
+    let cloud = Cloud::start().await;
+    for name in ["n1", "n2"] {
+        cloud.node(name, json!([])).await;
+    }
+    cloud.node("kept", json!([{"key": "mine", "effect": "NoSchedule"}])).await;
+    cloud
+        .apply(json!({
+            "apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": {"name": "agent"},
+            "spec": {"selector": {"matchLabels": {"app": "agent"}}, "template": template("agent", json!({}))}
+        }))
+        .await;
+    cloud.kubectl(&["rollout", "status", "ds/agent", "--timeout=60s"]).await;
+    let nodes = async || {
+        let mut nodes: Vec<_> =
+            cloud.get("pods", "{.items[*].spec.nodeName}").await.split(' ').map(str::to_owned).collect();
+        nodes.sort();
+        nodes
+    };
+    assert_eq!(nodes().await, ["n1", "n2"]);
+    cloud.kubectl(&["set", "image", "ds/agent", "c=example/app:2"]).await;
+    cloud.kubectl(&["rollout", "status", "ds/agent", "--timeout=60s"]).await;
+    let images = "{.items[*].spec.containers[0].image}";
+    cloud.until(&["get", "pods", "-o", &format!("jsonpath={images}")], "example/app:2 example/app:2").await;
+    cloud.kubectl(&["rollout", "undo", "ds/agent", "--to-revision=1"]).await;
+    cloud.kubectl(&["rollout", "status", "ds/agent", "--timeout=60s"]).await;
+    cloud.until(&["get", "pods", "-o", &format!("jsonpath={images}")], "example/app:1 example/app:1").await;
+    let history = cloud.kubectl(&["rollout", "history", "ds/agent"]).await;
+    assert!(history.contains("\n2 ") && history.contains("\n3 "), "{history}");
+
+    cloud.kubectl(&["taint", "node", "kept", "mine-"]).await;
+    let counts = "jsonpath={.status.desiredNumberScheduled} {.status.numberAvailable} {.status.updatedNumberScheduled}";
+    cloud.until(&["get", "ds/agent", "-o", counts], "3 3 3").await;
+    cloud.kubectl(&["delete", "node", "n1"]).await;
+    cloud.until(&["get", "ds/agent", "-o", counts], "2 2 2").await;
+    cloud.until(&["get", "pods", "--no-headers", "--field-selector=spec.nodeName=n1", "-o", "name"], "").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn jobs_complete_fail_and_leave() {
+    let cloud = Cloud::start().await;
+    cloud.node("n1", json!([])).await;
+    cloud.apply(job("good", "succeed", json!({"completions": 3, "parallelism": 2}))).await;
+    cloud.kubectl(&["wait", "--for=condition=complete", "job/good", "--timeout=60s"]).await;
+    let counters = "{.status.succeeded} {.status.failed} {.status.uncountedTerminatedPods}";
+    assert_eq!(cloud.get("job/good", counters).await, "3  {}");
+    cloud.until(&["get", "pods", "-l", "job-name=good", "-o", "jsonpath={.items[*].metadata.finalizers}"], "").await;
+    let conditions = "{range .status.conditions[*]}{.type}={.reason} {end}";
+    assert_eq!(
+        cloud.get("job/good", conditions).await,
+        "SuccessCriteriaMet=CompletionsReached Complete=CompletionsReached"
+    );
+
+    cloud.apply(job("bad", "fail", json!({"backoffLimit": 0}))).await;
+    cloud.kubectl(&["wait", "--for=condition=failed", "job/bad", "--timeout=60s"]).await;
+    assert_eq!(
+        cloud.get("job/bad", conditions).await,
+        "FailureTarget=BackoffLimitExceeded Failed=BackoffLimitExceeded"
+    );
+
+    let spec = json!({"completions": 4, "parallelism": 4, "completionMode": "Indexed", "backoffLimitPerIndex": 0});
+    cloud.apply(job("each", "fail-0", spec)).await;
+    cloud.kubectl(&["wait", "--for=condition=failed", "job/each", "--timeout=60s"]).await;
+    let indexes = "{.status.completedIndexes} {.status.failedIndexes} {.status.succeeded} {.status.failed}";
+    assert_eq!(cloud.get("job/each", indexes).await, "1-3 0 3 1");
+
+    cloud.apply(job("brief", "succeed", json!({"ttlSecondsAfterFinished": 0}))).await;
+    cloud.kubectl(&["wait", "--for=delete", "job/brief", "--timeout=60s"]).await;
+    cloud.until(&["get", "pods", "-l", "app=brief", "-o", "name"], "").await;
+
+    cloud.apply(job("long", "run", json!({"parallelism": 2, "completions": 2}))).await;
+    cloud.until(&["get", "job/long", "-o", "jsonpath={.status.active} {.status.ready}"], "2 2").await;
+    cloud.kubectl(&["patch", "job/long", "-p", r#"{"spec":{"suspend":true}}"#]).await;
+    cloud.kubectl(&["wait", "--for=condition=suspended", "job/long", "--timeout=60s"]).await;
+    cloud.until(&["get", "pods", "-l", "app=long", "-o", "name"], "").await;
+    cloud.kubectl(&["patch", "job/long", "-p", r#"{"spec":{"suspend":false}}"#]).await;
+    cloud.until(&["get", "job/long", "-o", "jsonpath={.status.active}"], "2").await;
+    assert_eq!(cloud.get("job/long", "{.status.failed}").await, "", "withdrawn pods have not failed");
+    cloud.kubectl(&["delete", "job/long", "--timeout=60s"]).await;
+    cloud.until(&["get", "pods", "-l", "app=long", "-o", "name"], "").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cron_job_starts_jobs_and_keeps_a_short_history() {
+    let cloud = Cloud::start().await;
+    cloud.node("n1", json!([])).await;
+    let spec = job("x", "succeed", json!({}))["spec"].clone();
+    cloud
+        .apply(json!({
+            "apiVersion": "batch/v1", "kind": "CronJob", "metadata": {"name": "tick"},
+            "spec": {"schedule": "@every 1s", "successfulJobsHistoryLimit": 1, "concurrencyPolicy": "Forbid",
+                "jobTemplate": {"spec": spec}}
+        }))
+        .await;
+    cloud.until(&["get", "cronjob/tick", "-o", "go-template={{if .status.lastSuccessfulTime}}ran{{end}}"], "ran").await;
+    let owner = cloud.get("jobs", "{.items[0].metadata.ownerReferences[0].kind}").await;
+    assert_eq!(owner, "CronJob");
+    cloud.kubectl(&["patch", "cronjob/tick", "-p", r#"{"spec":{"suspend":true}}"#]).await;
+    cloud.until(&["get", "cronjob/tick", "-o", "jsonpath={.status.active}"], "").await;
+    cloud.kubectl(&["create", "job", "manual", "--from=cronjob/tick"]).await;
+    cloud.kubectl(&["wait", "--for=condition=complete", "job/manual", "--timeout=60s"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_budget_refuses_what_would_be_too_much() {
+    let cloud = Cloud::start().await;
+    cloud.node("n1", json!([])).await;
+    cloud
+        .apply(json!({
+            "apiVersion": "v1", "kind": "ReplicationController", "metadata": {"name": "old"},
+            "spec": {"replicas": 2, "selector": {"app": "old"}, "template": template("old", json!({}))}
+        }))
+        .await;
+    cloud
+        .apply(json!({
+            "apiVersion": "policy/v1", "kind": "PodDisruptionBudget", "metadata": {"name": "old"},
+            "spec": {"maxUnavailable": 1, "selector": {"matchLabels": {"app": "old"}}}
+        }))
+        .await;
+    cloud.until(&["get", "rc/old", "-o", "jsonpath={.status.availableReplicas}"], "2").await;
+    let numbers = "jsonpath={.status.disruptionsAllowed} {.status.currentHealthy} {.status.desiredHealthy} {.status.expectedPods}";
+    cloud.until(&["get", "pdb/old", "-o", numbers], "1 2 1 2").await;
+    // With another demand on it the budget is used up.
+    cloud.kubectl(&["patch", "pdb/old", "-p", r#"{"spec":{"maxUnavailable":0}}"#]).await;
+    cloud.until(&["get", "pdb/old", "-o", numbers], "0 2 2 2").await;
+    let pod = cloud.get("pods", "{.items[0].metadata.name}").await;
+    let evict = async || {
+        let body = json!({"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod}});
+        let path = format!("/api/v1/namespaces/default/pods/{pod}/eviction");
+        cloud.cluster.json("POST", &path, "application/json", &body).await.0
+    };
+    assert_eq!(evict().await, 429);
+    cloud.kubectl(&["patch", "pdb/old", "-p", r#"{"spec":{"maxUnavailable":1}}"#]).await;
+    cloud.until(&["get", "pdb/old", "-o", numbers], "1 2 1 2").await;
+    assert_eq!(evict().await, 201);
+    cloud.until(&["get", "pods", &pod, "-o", "name", "--ignore-not-found"], "").await;
+    cloud.until(&["get", "pdb/old", "-o", numbers], "1 2 1 2").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_aggregated_role_has_the_rules_of_those_it_selects() {
+    let cloud = Cloud::start().await;
+    let role = |name: &str, extra: Value| {
+        let mut role =
+            json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": {"name": name}});
+        role.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+        role
+    };
+    let selector = json!({"clusterRoleSelectors": [{"matchLabels": {"to": "sum"}}]});
+    cloud.apply(role("sum", json!({"aggregationRule": selector, "rules": []}))).await;
+    let rules = json!([{"apiGroups": [""], "resources": ["pods"], "verbs": ["get"]}]);
+    cloud.apply(role("part", json!({"metadata": {"name": "part", "labels": {"to": "sum"}}, "rules": rules}))).await;
+    cloud.until(&["get", "clusterrole/sum", "-o", "jsonpath={.rules[*].resources[*]}"], "pods").await;
+    cloud.kubectl(&["delete", "clusterrole/part"]).await;
+    cloud.until(&["get", "clusterrole/sum", "-o", "jsonpath={.rules[*].resources[*]}"], "").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn endpoints_are_mirrored_or_made() {
+    let cloud = Cloud::start().await;
+    cloud.apply(json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "far"}, "spec": {"ports": [{"port": 80}]}})).await;
+    let endpoints = |ip: &str| {
+        json!({"apiVersion": "v1", "kind": "Endpoints", "metadata": {"name": "far"},
+            "subsets": [{"addresses": [{"ip": ip}], "ports": [{"port": 8080}]}]})
+    };
+    cloud.apply(endpoints("192.0.2.7")).await;
+    let slices = ["get", "endpointslices", "-l", "kubernetes.io/service-name=far", "-o"];
+    let addresses = "jsonpath={.items[*].endpoints[*].addresses[*]}:{.items[*].ports[*].port}";
+    cloud.until(&[&slices[..], &[addresses]].concat(), "192.0.2.7:8080").await;
+    cloud.apply(endpoints("192.0.2.8")).await;
+    cloud.until(&[&slices[..], &[addresses]].concat(), "192.0.2.8:8080").await;
+    cloud.kubectl(&["delete", "endpoints", "far"]).await;
+    cloud.until(&[&slices[..], &["name"]].concat(), "").await;
+
+    // A selector makes them, and takes them along.
+    cloud.kubectl(&["create", "service", "clusterip", "near", "--tcp=80:8080"]).await;
+    let subsets = ["get", "endpoints", "near", "--ignore-not-found", "-o", "name"];
+    cloud.until(&subsets, "endpoints/near").await;
+    cloud.kubectl(&["delete", "service", "near"]).await;
+    cloud.until(&subsets, "").await;
+}
