@@ -23,15 +23,16 @@ use std::sync::Arc;
 use dhow_api::{Status, meta, registry};
 use serde_json::Value;
 
-use crate::ApiServer;
 use crate::object::Stored;
+use crate::{ApiServer, policy};
 
 pub use attributes::{Attributes, Operation};
 
 /// The first phase: refuses early and fills in. May change `attributes.object`.
 pub async fn mutate(server: &ApiServer, attributes: &mut Attributes<'_>) -> Result<(), Status> {
     built_in(server, attributes)?;
-    // Mutating policies, then mutating webhooks.
+    policy::mutate(server, attributes)?;
+    // Then mutating webhooks.
     Ok(())
 }
 
@@ -64,7 +65,8 @@ pub async fn validate(server: &ApiServer, attributes: &Attributes<'_>) -> Result
     storage::validate(server, attributes)?;
     runtime_class::validate(server, attributes)?;
     certificates::validate(server, attributes)?;
-    // Validating policies, then validating webhooks.
+    policy::validate(server, attributes)?;
+    // Then validating webhooks.
     Ok(Admitted { _quota: quota::reserve(server, attributes).await? })
 }
 
@@ -75,7 +77,13 @@ pub async fn admit(server: &ApiServer, attributes: &mut Attributes<'_>) -> Resul
 }
 
 /// An object as the server's cache has it.
-fn cached(server: &ApiServer, group: &str, plural: &str, namespace: Option<&str>, name: &str) -> Option<Arc<Stored>> {
+pub fn cached(
+    server: &ApiServer,
+    group: &str,
+    plural: &str,
+    namespace: Option<&str>,
+    name: &str,
+) -> Option<Arc<Stored>> {
     let kind = registry::builtin().get(group, "v1", plural)?;
     server.store.cache.get(kind, &kind.storage_key(namespace, name))
 }
