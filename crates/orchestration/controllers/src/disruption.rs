@@ -53,7 +53,13 @@ impl Scales {
                 .replication_controllers
                 .get(&key)
                 .map(|set| (set.metadata.uid.clone(), set.spec.as_ref().and_then(|spec| spec.replicas))),
-            kind => return Err(format!("{}.{} does not implement the scale subresource", kind.to_lowercase(), owner.api_version)),
+            kind => {
+                return Err(format!(
+                    "{}.{} does not implement the scale subresource",
+                    kind.to_lowercase(),
+                    owner.api_version
+                ));
+            }
         };
         let (uid, size) =
             found.ok_or_else(|| format!("the {} \"{}\" of pod \"{name}\" is gone", owner.kind, owner.name))?;

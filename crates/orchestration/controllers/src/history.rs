@@ -137,10 +137,7 @@ impl History {
     pub async fn prune(&self, surplus: &[Arc<ControllerRevision>]) -> Result<(), Error> {
         for one in surplus {
             let params = DeleteParams { uid: one.metadata.uid.clone(), ..DeleteParams::default() };
-            match self
-                .client
-                .delete::<ControllerRevision>(one.metadata.namespace.as_deref(), name(one), &params)
-                .await
+            match self.client.delete::<ControllerRevision>(one.metadata.namespace.as_deref(), name(one), &params).await
             {
                 Err(error) if error.is_not_found() => {}
                 other => other?,

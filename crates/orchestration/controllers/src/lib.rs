@@ -120,8 +120,7 @@ fn services_and_budgets(client: &Client, all: &Informers, run: Run<'_>) {
         stateful_sets: all.stateful_sets.clone(),
         replication_controllers: all.replication_controllers.clone(),
     };
-    let reconciler =
-        disruption::Disruption::new(client.clone(), all.budgets.clone(), all.pods.clone(), scales, &queue);
+    let reconciler = disruption::Disruption::new(client.clone(), all.budgets.clone(), all.pods.clone(), scales, &queue);
     run(queue, 2, reconciler);
 }
 

@@ -63,12 +63,7 @@ async fn is_current<K: Object>(client: &Client, owner: &K) -> Result<bool, Error
 }
 
 /// Adopts or releases an object. One that is gone meanwhile is no error.
-async fn own<K: Object, C: Object>(
-    client: &Client,
-    object: &C,
-    owner: &K,
-    adopt: bool,
-) -> Result<Option<C>, Error> {
+async fn own<K: Object, C: Object>(client: &Client, object: &C, owner: &K, adopt: bool) -> Result<Option<C>, Error> {
     let metadata = object.metadata();
     let mut owners = metadata.owner_references.clone().unwrap_or_default();
     owners.retain(|known| Some(&known.uid) != owner.metadata().uid.as_ref());

@@ -213,12 +213,6 @@ impl Version {
         self.schema.validate(object)
     }
 
-    /// What is wrong with a write: a create, or a change of `old`. The schema's rules judge only what it accepts.
-    pub fn validate_write(&self, old: Option<&Value>, object: &Value) -> Vec<FieldError> {
-        let errors = self.validate(object);
-        if errors.is_empty() { self.rules.validate(old, object) } else { errors }
-    }
-
     /// Titles, and whether each is for `-o wide`: the name, the definition's own, or the age when it has none.
     pub fn table_columns(&self) -> Vec<Value> {
         let mut columns =
@@ -296,7 +290,7 @@ mod tests {
             "status": {"conditions": [{"type": "Ready", "status": "True"}]}});
         assert_eq!(version.settle(&mut object), ["spec.odd"]);
         assert_eq!(object["spec"], json!({"replicas": 1}));
-        assert!(version.validate_write(None, &object).is_empty());
+        assert!(version.validate(&object).is_empty());
         let cells = version.cells(&object, "2026-01-01T01:00:00Z".parse().unwrap());
         assert_eq!(cells, [json!("x"), json!(1), json!("True"), json!("60m")]);
         assert_eq!(version.scale.as_ref().unwrap().spec_replicas.first(&object), Some(&json!(1)));

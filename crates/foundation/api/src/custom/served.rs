@@ -63,11 +63,17 @@ impl Served {
         errors
     }
 
+    /// What is wrong with a new object. The schema's rules judge only what the schema accepts.
+    pub fn validate_create(&self, object: &Value) -> Vec<FieldError> {
+        let errors = self.validate(object);
+        if errors.is_empty() { self.version.rules.validate(None, object) } else { errors }
+    }
+
     /// What is wrong with a changed object; a value that was wrong before and stays is let be.
     pub fn validate_update(&self, new: &Value, old: &Value) -> Vec<FieldError> {
         let mut errors = self.validate(new);
         errors.retain(|error| !unchanged(&error.field, error.reason == "FieldValueRequired", new, old));
-        errors
+        if errors.is_empty() { self.version.rules.validate(Some(old), new) } else { errors }
     }
 
     /// An object's scale: how many it wants, how many there are, and the selector of what is counted.

@@ -136,7 +136,7 @@ pub fn validate_create(kind: &Kind, object: &Value) -> Vec<FieldError> {
     (kind.validate)(object, &mut errors);
     (kind.validate_create)(object, &mut errors);
     if let Some(served) = &kind.custom {
-        errors.0.extend(served.validate(object));
+        errors.0.extend(served.validate_create(object));
     }
     errors.0
 }

@@ -58,7 +58,8 @@ impl CronJobs {
             match (finished(job), listed) {
                 (None, None) => {
                     // The copy may be behind; the server knows.
-                    let now: CronJob = match self.client.get(cron.metadata.namespace.as_deref(), &cron_name(cron)).await {
+                    let now: CronJob = match self.client.get(cron.metadata.namespace.as_deref(), &cron_name(cron)).await
+                    {
                         Err(error) if error.is_not_found() => return Ok(()),
                         other => other?,
                     };
@@ -103,7 +104,13 @@ impl CronJobs {
         Ok(())
     }
 
-    async fn delete(&self, cron: &CronJob, namespace: Option<&str>, name: &str, uid: &Option<String>) -> Result<(), Error> {
+    async fn delete(
+        &self,
+        cron: &CronJob,
+        namespace: Option<&str>,
+        name: &str,
+        uid: &Option<String>,
+    ) -> Result<(), Error> {
         let params =
             DeleteParams { uid: uid.clone(), propagation: Some("Background".into()), ..DeleteParams::default() };
         match self.client.delete::<Job>(namespace, name, &params).await {
@@ -134,7 +141,9 @@ impl CronJobs {
                 let ours = is_controlled_by(&there.metadata, cron) && finished(&there).is_none();
                 Ok(ours.then(|| reference(&there)))
             }
-            Err(error) if in_ending_namespace(&self.client, &error, cron.metadata.namespace.as_deref()).await => Ok(None),
+            Err(error) if in_ending_namespace(&self.client, &error, cron.metadata.namespace.as_deref()).await => {
+                Ok(None)
+            }
             Err(error) => {
                 self.tell(cron, EventType::Warning, "FailedCreate", &format!("Error creating job: {error}"));
                 Err(error)
@@ -250,7 +259,8 @@ fn new_job(cron: &CronJob, at: Timestamp, zone: &TimeZone) -> Job {
     let given = template.metadata.unwrap_or_default();
     let mut annotations = given.annotations.unwrap_or_default();
     let stamp = at.to_zoned(zone.clone()).strftime("%Y-%m-%dT%H:%M:%S%:z").to_string();
-    annotations.insert(SCHEDULED.into(), stamp.strip_suffix("+00:00").map_or_else(|| stamp.clone(), |utc| format!("{utc}Z")));
+    annotations
+        .insert(SCHEDULED.into(), stamp.strip_suffix("+00:00").map_or_else(|| stamp.clone(), |utc| format!("{utc}Z")));
     Job {
         metadata: ObjectMeta {
             name: Some(job_name(cron, at)),

@@ -46,9 +46,9 @@ pub fn due(cron: &CronJob, schedule: &Schedule, zone: &TimeZone, now: Timestamp)
         _ if missed <= MANY => Some(at),
         _ => latest(schedule, zone, at, now),
     };
-    let wait = schedule.next(now, zone).map(|next| {
-        Duration::from_millis(u64::try_from(next.as_millisecond() - now.as_millisecond()).unwrap_or(0))
-    });
+    let wait = schedule
+        .next(now, zone)
+        .map(|next| Duration::from_millis(u64::try_from(next.as_millisecond() - now.as_millisecond()).unwrap_or(0)));
     Due {
         too_late: latest.is_some_and(|at| {
             deadline.is_some_and(|seconds| now.as_millisecond() - at.as_millisecond() > seconds.saturating_mul(1000))
@@ -93,7 +93,10 @@ pub fn surplus(cron: &CronJob, jobs: &[Arc<Job>]) -> Vec<Arc<Job>> {
         let ended = |job: &Job| crate::job::finished(job).is_some_and(|end| end.type_ == kind);
         let mut ended: Vec<_> = jobs.iter().filter(|job| ended(job)).cloned().collect();
         ended.sort_by_key(|job| {
-            (job.status.as_ref().and_then(|status| status.start_time.as_ref()).map(|time| time.0), job.metadata.name.clone())
+            (
+                job.status.as_ref().and_then(|status| status.start_time.as_ref()).map(|time| time.0),
+                job.metadata.name.clone(),
+            )
         });
         let excess = ended.len().saturating_sub(usize::try_from(limit).unwrap_or(0));
         surplus.extend(ended.into_iter().take(excess));

@@ -121,9 +121,7 @@ impl Schedule {
     /// The first time after `after`.
     pub fn next(&self, after: Timestamp, zone: &TimeZone) -> Option<Timestamp> {
         match self {
-            Self::Every(every) => {
-                Timestamp::from_second(after.as_second()).ok()?.checked_add(*every).ok()
-            }
+            Self::Every(every) => Timestamp::from_second(after.as_second()).ok()?.checked_add(*every).ok(),
             Self::Fields(fields) => fields.next(after, zone),
         }
     }

@@ -103,7 +103,8 @@ impl DaemonSets {
             };
             let node = placement::target(pod).unwrap_or_default();
             let act = if word == "failed" { "kill" } else { "delete" };
-            let text = format!("Found {word} daemon pod {} on node {node}, will try to {act} it", Key::of(&pod.metadata));
+            let text =
+                format!("Found {word} daemon pod {} on node {node}, will try to {act} it", Key::of(&pod.metadata));
             self.control.recorder.event(reference(set), kind, reason, &text);
         }
         let doomed: Vec<_> = plan.delete.iter().chain(ended).cloned().collect();
@@ -160,10 +161,8 @@ impl Reconcile for DaemonSets {
             }
         }
         result?;
-        let mut live: HashSet<String> = pods
-            .iter()
-            .filter_map(|pod| pod.metadata.labels.as_ref()?.get(POD_REVISION).cloned())
-            .collect();
+        let mut live: HashSet<String> =
+            pods.iter().filter_map(|pod| pod.metadata.labels.as_ref()?.get(POD_REVISION).cloned()).collect();
         live.insert(hash);
         self.history.prune(&history::surplus(&revisions, &live, spec.revision_history_limit)).await?;
         Ok(wait.map_or(Outcome::Done, Outcome::RequeueAfter))

@@ -77,7 +77,10 @@ fn nodes_fit_by_name_label_and_taint() {
     let network = node("a", taint("node.kubernetes.io/network-unavailable", "NoSchedule"));
     assert_eq!(fit(&plain, &network), both(false, true));
     assert_eq!(fit(&set(json!({}), json!({"hostNetwork": true})), &network), both(true, true));
-    assert_eq!(fit(&set(json!({}), json!({"nodeSelector": {"disk": "hdd"}})), &node("a", json!({}))), both(false, false));
+    assert_eq!(
+        fit(&set(json!({}), json!({"nodeSelector": {"disk": "hdd"}})), &node("a", json!({}))),
+        both(false, false)
+    );
     assert_eq!(fit(&set(json!({}), json!({"nodeName": "b"})), &node("a", json!({}))), both(false, false));
 }
 

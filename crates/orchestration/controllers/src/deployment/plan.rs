@@ -465,8 +465,7 @@ pub fn bounds(deployment: &Deployment) -> (i32, i32) {
     let rolling = strategy.and_then(|strategy| strategy.rolling_update.as_ref());
     let wanted = replicas(deployment);
     let surge = portion(rolling.and_then(|rolling| rolling.max_surge.as_ref()), "25%", wanted, true);
-    let unavailable =
-        portion(rolling.and_then(|rolling| rolling.max_unavailable.as_ref()), "25%", wanted, false);
+    let unavailable = portion(rolling.and_then(|rolling| rolling.max_unavailable.as_ref()), "25%", wanted, false);
     (surge, if surge == 0 && unavailable == 0 { 1 } else { unavailable.min(wanted) })
 }
 

@@ -53,12 +53,8 @@ pub fn count(snapshot: &Snapshot<'_>, release: &mut Vec<Arc<Pod>>) -> Counts {
     let per_index = spec.is_some_and(|spec| spec.backoff_limit_per_index.is_some());
     let uncounted = status.uncounted_terminated_pods.clone().unwrap_or_default();
     let (was_succeeded, was_failed) = (uids(uncounted.succeeded.as_ref()), uids(uncounted.failed.as_ref()));
-    let held: HashSet<&str> = snapshot
-        .pods
-        .iter()
-        .filter(|pod| tracked(pod))
-        .filter_map(|pod| pod.metadata.uid.as_deref())
-        .collect();
+    let held: HashSet<&str> =
+        snapshot.pods.iter().filter(|pod| tracked(pod)).filter_map(|pod| pod.metadata.uid.as_deref()).collect();
     let mut counts = Counts {
         completed: indexes::parse(status.completed_indexes.as_deref(), completions),
         failed_indexes: indexes::parse(status.failed_indexes.as_deref(), completions),

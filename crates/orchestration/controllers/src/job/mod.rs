@@ -82,8 +82,7 @@ impl Jobs {
         // The copy may be behind; the server knows.
         match self.control.client.get::<Job>(key.namespace(), &key.name).await {
             Ok(job) => {
-                let lost: Vec<_> =
-                    orphans.into_iter().filter(|pod| !is_controlled_by(&pod.metadata, &job)).collect();
+                let lost: Vec<_> = orphans.into_iter().filter(|pod| !is_controlled_by(&pod.metadata, &job)).collect();
                 self.release(&lost).await
             }
             Err(error) if error.is_not_found() => self.release(&orphans).await,

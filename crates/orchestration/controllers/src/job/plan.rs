@@ -100,9 +100,8 @@ pub fn plan(snapshot: &Snapshot<'_>) -> Plan {
     status.ready = Some(int(if alive == 0 { 0 } else { ready.min(alive) }));
     let now_terminating = terminating + plan.kill.len() + plan.withdraw.len();
     status.terminating = Some(int(now_terminating));
-    let open = !counts.uncounted_succeeded.is_empty()
-        || !counts.uncounted_failed.is_empty()
-        || !counts.last_failed.is_empty();
+    let open =
+        !counts.uncounted_succeeded.is_empty() || !counts.uncounted_failed.is_empty() || !counts.last_failed.is_empty();
     counts.write(status);
     if let Some(result) = result {
         conclude(snapshot.now, &result, open || now_terminating > 0, &mut plan);

@@ -142,7 +142,8 @@ fn failures_back_off_and_end_the_job() {
 
 #[test]
 fn a_deadline_kills_and_waits_for_the_end_of_pods() {
-    let mut world = World::new(json!({"completions": 1, "activeDeadlineSeconds": 30, "podReplacementPolicy": "Failed"}));
+    let mut world =
+        World::new(json!({"completions": 1, "activeDeadlineSeconds": 30, "podReplacementPolicy": "Failed"}));
     assert_eq!(world.step().wait.unwrap().as_secs(), 30);
     world.pass(31);
     let plan = world.step();

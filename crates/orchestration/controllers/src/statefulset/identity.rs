@@ -104,7 +104,12 @@ pub fn claims(set: &StatefulSet, ordinal: i32) -> Vec<PersistentVolumeClaim> {
 
 /// The owners a claim is to have under the set's retention policy, others kept. `pod` is the claim's pod, and whether
 /// the set is scaled down below it.
-pub fn claim_owners(set: &StatefulSet, claim: &PersistentVolumeClaim, pod: &Pod, condemned: bool) -> Vec<OwnerReference> {
+pub fn claim_owners(
+    set: &StatefulSet,
+    claim: &PersistentVolumeClaim,
+    pod: &Pod,
+    condemned: bool,
+) -> Vec<OwnerReference> {
     let policy = set.spec.as_ref().and_then(|spec| spec.persistent_volume_claim_retention_policy.as_ref());
     let deletes = |when: Option<&String>| when.is_some_and(|when| when == "Delete");
     let scaled = deletes(policy.and_then(|policy| policy.when_scaled.as_ref()));

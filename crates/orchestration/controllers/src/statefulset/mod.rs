@@ -9,7 +9,8 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use dhow_client::{
-    Client, DeleteParams, Error, EventType, Informer, Key, Outcome, Patch, Queue, Reconcile, is_controlled_by, reference,
+    Client, DeleteParams, Error, EventType, Informer, Key, Outcome, Patch, Queue, Reconcile, is_controlled_by,
+    reference,
 };
 use k8s_openapi::api::apps::v1::{ControllerRevision, StatefulSet};
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
@@ -46,7 +47,12 @@ impl StatefulSets {
     }
 
     /// Does one thing; `false` if the pod has to wait for another event.
-    async fn act(&self, set: &StatefulSet, revisions: &[Arc<ControllerRevision>], action: &Action) -> Result<(), Error> {
+    async fn act(
+        &self,
+        set: &StatefulSet,
+        revisions: &[Arc<ControllerRevision>],
+        action: &Action,
+    ) -> Result<(), Error> {
         match action {
             Action::Create { ordinal, revision } => {
                 let template = revisions.iter().find(|one| history::name(one) == revision);
@@ -60,7 +66,8 @@ impl StatefulSets {
                 };
                 match result {
                     Err(error)
-                        if in_ending_namespace(&self.control.client, &error, set.metadata.namespace.as_deref()).await =>
+                        if in_ending_namespace(&self.control.client, &error, set.metadata.namespace.as_deref())
+                            .await =>
                     {
                         Ok(())
                     }
@@ -154,7 +161,12 @@ impl StatefulSets {
             let done = self
                 .control
                 .client
-                .patch::<PersistentVolumeClaim>(claim.metadata.namespace.as_deref(), claim_name, Patch::Merge(patch), None)
+                .patch::<PersistentVolumeClaim>(
+                    claim.metadata.namespace.as_deref(),
+                    claim_name,
+                    Patch::Merge(patch),
+                    None,
+                )
                 .await;
             match done {
                 Err(error) if error.is_not_found() => {}

@@ -25,12 +25,24 @@ pub struct Snapshot<'a> {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Action {
     /// Make the pod of this ordinal, of this revision, after its claims.
-    Create { ordinal: i32, revision: String },
-    Delete { pod: Arc<Pod>, why: Why },
+    Create {
+        ordinal: i32,
+        revision: String,
+    },
+    Delete {
+        pod: Arc<Pod>,
+        why: Why,
+    },
     /// See that labels and claims of a running pod are right.
-    Keep { pod: Arc<Pod>, ordinal: i32 },
+    Keep {
+        pod: Arc<Pod>,
+        ordinal: i32,
+    },
     /// See that claims of a pod beyond the size are owned as the retention policy says.
-    Release { pod: Arc<Pod>, ordinal: i32 },
+    Release {
+        pod: Arc<Pod>,
+        ordinal: i32,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -116,11 +128,7 @@ fn status(snapshot: &Snapshot<'_>) -> (StatefulSetStatus, Option<Duration>) {
         status.current_revision = status.update_revision.clone();
     }
     // A zero is left out, as upstream's JSON has it.
-    for number in [
-        &mut status.ready_replicas,
-        &mut status.current_replicas,
-        &mut status.updated_replicas,
-    ] {
+    for number in [&mut status.ready_replicas, &mut status.current_replicas, &mut status.updated_replicas] {
         *number = number.filter(|number| *number > 0);
     }
     let waits = snapshot.pods.iter().filter(|pod| running_and_ready(pod));

@@ -129,7 +129,8 @@ fn a_rollout_ends_when_all_are_new_and_ready() {
     let two = set(2, json!({}));
     let pods = [pod(&two, 0, "new", true), pod(&two, 1, "new", true)];
     let now = "2026-01-01T00:00:05Z".parse().unwrap();
-    let status = plan(&Snapshot { set: &two, pods: &pods, current: "old", update: "new", collisions: None, now }).status;
+    let status =
+        plan(&Snapshot { set: &two, pods: &pods, current: "old", update: "new", collisions: None, now }).status;
     assert_eq!(status.current_revision.as_deref(), Some("new"));
     assert_eq!((status.current_replicas, status.updated_replicas), (Some(2), Some(2)));
 }
