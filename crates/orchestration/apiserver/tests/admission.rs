@@ -2,14 +2,16 @@
 #![allow(clippy::unwrap_used)]
 
 mod harness;
+#[path = "harness/webhook.rs"]
+mod webhook;
 
 use std::time::Duration;
 
 use bytes::Bytes;
 use dhow_apiserver::UserInfo;
 use harness::Cluster;
-use harness::webhook::{Hook, Say, ca_bundle, patching};
 use serde_json::{Value, json};
+use webhook::{Hook, Say, ca_bundle, patching};
 
 /// A cluster whose default namespace has its service account.
 async fn start() -> Cluster {

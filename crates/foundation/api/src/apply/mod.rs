@@ -72,6 +72,12 @@ impl Writer<'_> {
     }
 }
 
+/// `live` with everything of a configuration laid over it, as the kind's lists and maps merge; without a kind lists are
+/// replaced. Nobody's fields are recorded, and none is removed.
+pub fn overlay(kind: Option<&Kind>, live: &Value, config: &Value) -> Value {
+    tree::merge(live, config, kind.map_or(Shape::Free, Shape::of_kind))
+}
+
 /// Records in `new` what a create or an update of `live` changed. `live` is `None` for a create.
 pub fn update(writer: &Writer<'_>, live: Option<&Value>, new: &mut Value) {
     let given = new["metadata"].as_object_mut().and_then(|metadata| metadata.remove("managedFields"));

@@ -15,7 +15,7 @@ use hyper_util::server::conn::auto;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 
-use super::Cluster;
+use crate::harness::Cluster;
 
 /// What a hook does with a review's request.
 pub enum Say {
