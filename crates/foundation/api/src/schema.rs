@@ -116,6 +116,7 @@ pub(crate) fn definitions(path: &'static str) -> Map<String, Value> {
         certificates::v1 { CertificateSigningRequest }
         admissionregistration::v1 { MutatingWebhookConfiguration, ValidatingAdmissionPolicy,
             ValidatingAdmissionPolicyBinding, ValidatingWebhookConfiguration }
+        admissionregistration::v1beta1 { MutatingAdmissionPolicy, MutatingAdmissionPolicyBinding }
         flowcontrol::v1 { FlowSchema, PriorityLevelConfiguration }
         resource::v1 { DeviceClass, ResourceClaim, ResourceClaimTemplate, ResourceSlice }
     }

@@ -163,6 +163,16 @@ impl Status {
         Self::failure(403, "Forbidden", message).about(group, plural, name)
     }
 
+    /// A refusal for another reason than the usual one, with its code, and its whole message as the cause.
+    #[must_use]
+    pub fn because(mut self, reason: &str, code: u16, message: &str) -> Self {
+        self.reason = reason.into();
+        self.code = code;
+        let details = self.details.get_or_insert_with(Box::default);
+        details.causes.push(Cause { message: message.into(), ..Cause::default() });
+        self
+    }
+
     /// The authoriser's refusal, for a resource request. An empty namespace means cluster scope.
     #[allow(clippy::too_many_arguments)]
     pub fn forbidden_user(

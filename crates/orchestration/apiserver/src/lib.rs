@@ -32,6 +32,7 @@ mod oidc;
 mod options;
 mod paths;
 mod pipeline;
+mod policy;
 mod rbac;
 mod read;
 mod review;
@@ -87,7 +88,8 @@ pub type BackupSource = Arc<dyn Fn(&mut dyn io::Write) -> io::Result<()> + Send 
 pub struct ApiServer {
     store: store::ObjectStore,
     definitions: definitions::Definitions,
-    authorizer: rbac::Authorizer,
+    authorizer: Arc<rbac::Authorizer>,
+    policies: policy::Policies,
     allocator: allocate::Allocator,
     tokens: tokens::Tokens,
     access: AccessConfig,
@@ -114,7 +116,8 @@ impl ApiServer {
         let server = Arc::new(Self {
             definitions: definitions::Definitions::load(&cache),
             store: store::ObjectStore::new(kv, cache.clone()),
-            authorizer: rbac::Authorizer::new(cache.clone()),
+            authorizer: Arc::new(rbac::Authorizer::new(cache.clone())),
+            policies: policy::Policies::new(cache.clone()),
             allocator,
             tokens: tokens::Tokens::new(&config.sa_key, access.issuer.as_deref(), &access.verification_keys)?,
             issuers: access.issuers()?,

@@ -72,6 +72,12 @@ impl Writer<'_> {
     }
 }
 
+/// `live` with everything of a configuration laid over it, as the definition's lists and maps merge. Nobody's fields
+/// are recorded, and none is removed.
+pub fn overlay(definition: &str, live: &Value, config: &Value) -> Value {
+    tree::merge(live, config, Shape::of(definition))
+}
+
 /// Records in `new` what a create or an update of `live` changed. `live` is `None` for a create.
 pub fn update(writer: &Writer<'_>, live: Option<&Value>, new: &mut Value) {
     let given = new["metadata"].as_object_mut().and_then(|metadata| metadata.remove("managedFields"));

@@ -15,6 +15,7 @@ use super::{CompileError, Environment};
 pub struct Checked {
     pub result: Type,
     pub variables: BTreeSet<Arc<str>>,
+    pub members: BTreeSet<String>,
     pub patterns: HashMap<String, Regex>,
 }
 
@@ -27,12 +28,14 @@ pub fn check(source: &str, root: &Node, environment: &Environment) -> Result<Che
         environment,
         scope: Vec::new(),
         variables: BTreeSet::new(),
+        members: BTreeSet::new(),
         patterns: HashMap::new(),
         problems: Vec::new(),
     };
     let result = checker.node(root);
     if checker.problems.is_empty() {
-        return Ok(Checked { result, variables: checker.variables, patterns: checker.patterns });
+        let Checker { variables, members, patterns, .. } = checker;
+        return Ok(Checked { result, variables, members, patterns });
     }
     Err(CompileError::new(checker.problems.join("\n")))
 }
@@ -42,6 +45,7 @@ struct Checker<'a> {
     environment: &'a Environment,
     scope: Vec<(Arc<str>, Type)>,
     variables: BTreeSet<Arc<str>>,
+    members: BTreeSet<String>,
     patterns: HashMap<String, Regex>,
     problems: Vec<String>,
 }
@@ -72,6 +76,9 @@ impl Checker<'_> {
             Expr::Literal(value) => type_of(value),
             Expr::Ident(name) => self.ident(at, name),
             Expr::Select { of, field, optional, test } => {
+                if let Expr::Ident(variable) = &of.expr {
+                    self.members.insert(format!("{variable}.{field}"));
+                }
                 let of = self.node(of);
                 self.select(at, &of, field, *optional, *test)
             }

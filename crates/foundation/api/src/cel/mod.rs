@@ -3,10 +3,12 @@
 //! - [`Program::compile`]: text to a checked tree ([`lexer`], [`parser`], [`check`]).
 //! - [`Program::evaluate`]: the tree to a value ([`eval`]); every step is charged to a [`Meter`], in units close to
 //!   upstream's, so that no expression runs long or grows large.
+//! - [`admission`]: what expressions in policies and webhooks may name.
 //! - [`functions`]: the libraries: the language's own, and Kubernetes'.
 //!
 //! Nothing here panics or recurses without bound, whatever the text: trees and values have a greatest depth.
 
+pub mod admission;
 mod ast;
 mod check;
 mod eval;
@@ -100,6 +102,8 @@ pub struct Program {
     /// What it gives, as far as that is known.
     result: Type,
     variables: BTreeSet<Arc<str>>,
+    /// Fields of variables that it reads, as `variable.field`.
+    members: BTreeSet<String>,
     /// Patterns written in the expression, compiled.
     patterns: Arc<HashMap<String, Regex>>,
 }
@@ -114,6 +118,7 @@ impl Program {
             root: Arc::new(root),
             result: checked.result,
             variables: checked.variables,
+            members: checked.members,
             patterns: Arc::new(checked.patterns),
         })
     }
@@ -139,6 +144,11 @@ impl Program {
     /// Whether it names this variable.
     pub fn uses(&self, variable: &str) -> bool {
         self.variables.contains(variable)
+    }
+
+    /// Whether it reads this field of this variable by name.
+    pub fn reads(&self, variable: &str, field: &str) -> bool {
+        self.members.contains(&format!("{variable}.{field}"))
     }
 
     /// Evaluates; the cost goes to the meter, which ends what costs too much.

@@ -110,6 +110,39 @@ fn hostile_expressions_end_soon() {
     assert!(matches!(run(&many), Ok(Value::Bool(true))));
 }
 
+/// Half of the stack that a server's thread has: an evaluation may begin another one, of a variable.
+#[test]
+fn the_deepest_expressions_need_little_stack() {
+    let on_a_small_stack = || {
+        let wrap =
+            |open: &str, close: &str, times: usize, inner: &str| open.repeat(times) + inner + &close.repeat(times);
+        for times in 1..130 {
+            for (open, close) in [
+                ("(", ")"),
+                ("[", "]"),
+                ("[1].all(x, ", ")"),
+                ("size([", "])"),
+                ("true ? ", " : 1"),
+                ("{'a': ", "}"),
+                ("cel.bind(x, 1, ", ")"),
+                ("1 + (", ")"),
+                ("dyn(", ")"),
+                ("", " + 1"),
+                ("", "[0]"),
+                ("optional.of(", ")"),
+                ("[1].map(x, ", ")"),
+                ("true && (false || ", ")"),
+                ("[1, 2].sortBy(x, ", ")"),
+                ("", ".map(x, x)"),
+            ] {
+                let _ = run(&wrap(open, close, times, "1"));
+                let _ = run(&wrap(open, close, times, "true"));
+            }
+        }
+    };
+    std::thread::Builder::new().stack_size(1 << 20).spawn(on_a_small_stack).unwrap().join().unwrap();
+}
+
 #[test]
 fn a_budget_is_shared() {
     let program = Program::compile("lists.range(90000).all(x, x >= 0)", &Environment::default()).unwrap();

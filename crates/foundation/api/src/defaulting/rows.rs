@@ -59,6 +59,15 @@ defaults! {
         ("spec.matchConstraints.resourceRules[].scope", Text("*")),
         ("spec.matchConstraints.excludeResourceRules[].scope", Text("*")),
     ];
+    mutating_policy: &[
+        ("spec!.failurePolicy", Text("Fail")),
+        ("spec.reinvocationPolicy", Text("Never")),
+        ("spec.matchConstraints.matchPolicy", Text("Equivalent")),
+        ("spec.matchConstraints.namespaceSelector", Empty),
+        ("spec.matchConstraints.objectSelector", Empty),
+        ("spec.matchConstraints.resourceRules[].scope", Text("*")),
+        ("spec.matchConstraints.excludeResourceRules[].scope", Text("*")),
+    ];
     admission_policy_binding: &[
         ("spec.matchResources.matchPolicy", Text("Equivalent")),
         ("spec.matchResources.namespaceSelector", Empty),

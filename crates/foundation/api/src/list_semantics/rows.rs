@@ -69,6 +69,11 @@ const ATOMIC_TYPES: &[&str] = &[
     "admissionregistration.v1.ParamKind",
     "admissionregistration.v1.ParamRef",
     "admissionregistration.v1.Variable",
+    "admissionregistration.v1beta1.MatchResources",
+    "admissionregistration.v1beta1.NamedRuleWithOperations",
+    "admissionregistration.v1beta1.ParamKind",
+    "admissionregistration.v1beta1.ParamRef",
+    "admissionregistration.v1beta1.Variable",
     "autoscaling.v1.CrossVersionObjectReference",
 ];
 
@@ -188,6 +193,12 @@ const ATOMIC_LISTS: &[(&str, &[&str])] = &[
     ("admissionregistration.v1.TypeChecking", &["expressionWarnings"]),
     ("admissionregistration.v1.ValidatingAdmissionPolicySpec", &["auditAnnotations", "validations"]),
     ("admissionregistration.v1.ValidatingWebhook", &["admissionReviewVersions", "rules"]),
+    ("admissionregistration.v1beta1.MatchResources", &["excludeResourceRules", "resourceRules"]),
+    ("admissionregistration.v1beta1.MutatingAdmissionPolicySpec", &["mutations"]),
+    (
+        "admissionregistration.v1beta1.NamedRuleWithOperations",
+        &["apiGroups", "apiVersions", "operations", "resourceNames", "resources"],
+    ),
     ("flowcontrol.v1.FlowSchemaSpec", &["rules"]),
     ("flowcontrol.v1.PolicyRulesWithSubjects", &["nonResourceRules", "resourceRules", "subjects"]),
     ("networking.v1.ServiceCIDRSpec", &["cidrs"]),
@@ -291,6 +302,8 @@ const OTHERS: &[Row] = &[
     ("admissionregistration.v1.ValidatingAdmissionPolicySpec", "variables", keyed(NAME)),
     ("admissionregistration.v1.ValidatingAdmissionPolicyStatus", "conditions", list(Map(KIND))),
     ("admissionregistration.v1.ValidatingWebhook", "matchConditions", keyed(NAME)),
+    ("admissionregistration.v1beta1.MutatingAdmissionPolicySpec", "matchConditions", keyed(NAME)),
+    ("admissionregistration.v1beta1.MutatingAdmissionPolicySpec", "variables", keyed(NAME)),
     ("admissionregistration.v1.ValidatingWebhookConfiguration", "webhooks", keyed(NAME)),
     ("core.v1.ComponentStatus", "conditions", keyed(KIND)),
     ("flowcontrol.v1.FlowSchemaStatus", "conditions", keyed(KIND)),

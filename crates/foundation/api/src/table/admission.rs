@@ -12,15 +12,23 @@ pub(crate) const WEBHOOKS: &[Column] =
 pub(crate) const POLICY: &[Column] = &[
     column("Name", Name),
     column("Validations", Len(&["spec", "validations"])),
-    column(
-        "ParamKind",
-        Of(|p| match at(p, &["spec", "paramKind"]) {
-            Some(kind) => json!(format!("{}/{}", text(kind, &["apiVersion"]), text(kind, &["kind"]))),
-            None => json!("<unset>"),
-        }),
-    ),
+    column("ParamKind", Of(param_kind)),
     column("Age", Age),
 ];
+
+pub(crate) const MUTATING_POLICY: &[Column] = &[
+    column("Name", Name),
+    column("Mutations", Len(&["spec", "mutations"])),
+    column("ParamKind", Of(param_kind)),
+    column("Age", Age),
+];
+
+fn param_kind(policy: &Value) -> Value {
+    match at(policy, &["spec", "paramKind"]) {
+        Some(kind) => json!(format!("{}/{}", text(kind, &["apiVersion"]), text(kind, &["kind"]))),
+        None => json!("<unset>"),
+    }
+}
 
 pub(crate) const POLICY_BINDING: &[Column] = &[
     column("Name", Name),

@@ -232,6 +232,13 @@ const OBJECTS: &[(&str, &str, &str, &str)] = &[
         "validatingadmissionpolicybindings",
         r#"{"spec": {"policyName": "p", "paramRef": {"name": "x"}}}"#,
     ),
+    ("admissionregistration.k8s.io", "v1beta1", "mutatingadmissionpolicies", r#"{"spec": {"mutations": [{}]}}"#),
+    (
+        "admissionregistration.k8s.io",
+        "v1beta1",
+        "mutatingadmissionpolicybindings",
+        r#"{"spec": {"policyName": "p", "paramRef": {"name": "x"}}}"#,
+    ),
     ("apiextensions.k8s.io", "v1", "customresourcedefinitions", "{}"),
     (
         "apiregistration.k8s.io",

@@ -1,10 +1,14 @@
-//! The group admissionregistration.k8s.io. Expressions are compiled where they are evaluated, not here.
+//! The group admissionregistration.k8s.io.
+
+use std::sync::Arc;
 
 use serde_json::Value;
 
 use super::Errors;
 use super::common::{lonely_wildcard, qualified, selector, webhook};
 use super::field::Field;
+use crate::cel::Type;
+use crate::cel::admission::Names;
 use crate::names;
 
 const FAILURE: &[&str] = &["Fail", "Ignore"];
@@ -43,7 +47,7 @@ fn webhooks(value: &Value, errors: &mut Errors) {
         selector(&hook.at("namespaceSelector"), errors);
         selector(&hook.at("objectSelector"), errors);
         webhook(&hook.at("clientConfig"), errors);
-        match_conditions(&hook.at("matchConditions"), errors);
+        match_conditions(&hook.at("matchConditions"), false, errors);
         review_versions(&hook.at("admissionReviewVersions"), "must specify one of v1, v1beta1", errors);
     }
     errors.distinct(&hooks, "name");
@@ -68,15 +72,29 @@ pub(super) fn review_versions(versions: &Field, absent: &str, errors: &mut Error
     }
 }
 
-fn match_conditions(conditions: &Field, errors: &mut Errors) {
+fn match_conditions(conditions: &Field, params: bool, errors: &mut Errors) {
+    let names = Names { params, authorizer: true, ..Names::default() };
     errors.at_most(conditions, 64);
     for condition in conditions.items() {
         if condition.at("expression").text().trim().is_empty() {
             errors.missing(&condition.at("expression"), "");
+        } else {
+            compile(&condition.at("expression"), &names, &[Type::Bool], errors);
         }
         errors.need_name(&condition.at("name"), names::qualified_name);
     }
     errors.distinct(conditions, "name");
+}
+
+/// Compiles what is there; gives what it would give.
+fn compile(expression: &Field, names: &Names, gives: &[Type], errors: &mut Errors) -> Type {
+    match names.compile(expression.text(), gives) {
+        Ok(program) => program.result().clone(),
+        Err(why) => {
+            errors.bad(expression, &why);
+            Type::Any
+        }
+    }
 }
 
 /// What requests a webhook or policy is about.
@@ -154,8 +172,8 @@ fn match_resources(resources: &Field, errors: &mut Errors) {
     }
 }
 
-pub fn policy(value: &Value, errors: &mut Errors) {
-    let spec = Field::spec(value);
+/// What both sorts of policies have. Returns the names that its expressions may use.
+fn policy_header(spec: &Field, errors: &mut Errors) -> Names {
     errors.need_known(&spec.at("failurePolicy"), FAILURE);
     let kind = spec.at("paramKind");
     if kind.present() {
@@ -170,7 +188,8 @@ pub fn policy(value: &Value, errors: &mut Errors) {
     } else {
         errors.missing(&constraints, "");
     }
-    match_conditions(&spec.at("matchConditions"), errors);
+    match_conditions(&spec.at("matchConditions"), kind.present(), errors);
+    let mut known = Vec::new();
     for variable in spec.at("variables").items() {
         let name = variable.at("name");
         if name.text().trim().is_empty() {
@@ -178,16 +197,31 @@ pub fn policy(value: &Value, errors: &mut Errors) {
         } else if !identifier(name.text()) {
             errors.bad(&name, "name is not a valid CEL identifier");
         }
+        let mut of = Type::Any;
         if variable.at("expression").text().trim().is_empty() {
             errors.missing(&variable.at("expression"), "expression is not specified");
+        } else {
+            let names = names(kind.present(), true, &known);
+            of = compile(&variable.at("expression"), &names, &[], errors);
         }
+        known.push((name.text().into(), of));
     }
+    names(kind.present(), true, &known)
+}
+
+fn names(params: bool, authorizer: bool, variables: &[(Arc<str>, Type)]) -> Names {
+    Names { params, authorizer, variables: Some(variables.to_vec()), ..Names::default() }
+}
+
+pub fn policy(value: &Value, errors: &mut Errors) {
+    let spec = Field::spec(value);
+    let names = policy_header(&spec, errors);
     let (validations, annotations) = (spec.at("validations"), spec.at("auditAnnotations"));
     if validations.len() == 0 && annotations.len() == 0 {
         errors.missing(&validations, MESSAGE);
         errors.missing(&annotations, MESSAGE);
     }
-    validations.items().for_each(|validation| self::validation(&validation, errors));
+    validations.items().for_each(|validation| self::validation(&validation, &names, errors));
     if annotations.len() > 20 {
         errors.bad(&annotations, "must not have more than 20 auditAnnotations");
     }
@@ -198,18 +232,56 @@ pub fn policy(value: &Value, errors: &mut Errors) {
             errors.missing(&expression, "valueExpression is not specified");
         } else if expression.text().len() > 5 << 10 {
             errors.bad(&expression, "must not exceed 5kb in length");
+        } else {
+            compile(&expression, &names, &[Type::String, Type::Null], errors);
         }
     }
     errors.distinct(&annotations, "key");
 }
 
-fn validation(validation: &Field, errors: &mut Errors) {
+pub fn mutating_policy(value: &Value, errors: &mut Errors) {
+    let spec = Field::spec(value);
+    let names = Names { mutation: true, ..policy_header(&spec, errors) };
+    errors.need_known(&spec.at("reinvocationPolicy"), &["IfNeeded", "Never"]);
+    let mutations = spec.at("mutations");
+    if mutations.len() == 0 {
+        errors.missing(&mutations, "mutations must contain at least one item");
+    }
+    for mutation in mutations.items() {
+        let kind = mutation.at("patchType");
+        errors.need_known(&kind, &["ApplyConfiguration", "JSONPatch"]);
+        let (wanted, other) = match kind.text() {
+            "JSONPatch" => ("jsonPatch", "applyConfiguration"),
+            "ApplyConfiguration" => ("applyConfiguration", "jsonPatch"),
+            _ => continue,
+        };
+        if mutation.at(other).present() {
+            let why = format!("must not be specified when patchType is {}", kind.text());
+            errors.bad(&mutation.at(other), &why);
+        }
+        let expression = mutation.at(wanted).at("expression");
+        if !mutation.at(wanted).present() {
+            errors.missing(&mutation.at(wanted), &format!("must be specified when patchType is {}", kind.text()));
+        } else if expression.text().trim().is_empty() {
+            errors.missing(&expression, "expression is not specified");
+        } else {
+            let gives = if wanted == "jsonPatch" { Type::List(Type::Any.into()) } else { Type::Map(Type::Any.into()) };
+            compile(&expression, &names, &[gives], errors);
+        }
+    }
+}
+
+fn validation(validation: &Field, names: &Names, errors: &mut Errors) {
     if validation.at("expression").text().trim().is_empty() {
         errors.missing(&validation.at("expression"), "expression is not specified");
+    } else {
+        compile(&validation.at("expression"), names, &[Type::Bool], errors);
     }
     let (message, computed) = (validation.at("message"), validation.at("messageExpression"));
     if !computed.text().is_empty() && computed.text().trim().is_empty() {
         errors.bad(&computed, "must be non-empty if specified");
+    } else if !computed.text().is_empty() {
+        compile(&computed, &Names { authorizer: false, ..names.clone() }, &[Type::String], errors);
     }
     if !message.text().is_empty() && message.text().trim().is_empty() {
         errors.bad(&message, "message must be non-empty if specified");
@@ -271,7 +343,8 @@ pub(super) fn mixed_case(name: &Field, errors: &mut Errors) {
     }
 }
 
-pub fn policy_binding(value: &Value, errors: &mut Errors) {
+/// What both sorts of bindings have.
+pub fn mutating_policy_binding(value: &Value, errors: &mut Errors) {
     let spec = Field::spec(value);
     errors.need_name(&spec.at("policyName"), names::dns1123_subdomain);
     let parameter = spec.at("paramRef");
@@ -290,6 +363,11 @@ pub fn policy_binding(value: &Value, errors: &mut Errors) {
         }
     }
     match_resources(&spec.at("matchResources"), errors);
+}
+
+pub fn policy_binding(value: &Value, errors: &mut Errors) {
+    mutating_policy_binding(value, errors);
+    let spec = Field::spec(value);
     let actions = spec.at("validationActions");
     let mut seen = Vec::new();
     for action in actions.items() {

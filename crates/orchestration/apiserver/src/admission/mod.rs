@@ -24,20 +24,21 @@ use std::sync::Arc;
 use dhow_api::{Status, meta, registry};
 use serde_json::Value;
 
-use crate::ApiServer;
 use crate::object::Stored;
+use crate::{ApiServer, policy};
 
 pub use attributes::{Attributes, Operation};
 
 /// The first phase: refuses early and fills in. May change `attributes.object`.
 pub async fn mutate(server: &ApiServer, attributes: &mut Attributes<'_>) -> Result<(), Status> {
     built_in(server, attributes)?;
-    // Mutating policies come here, and below again.
+    policy::mutate(server, attributes)?;
     let mut webhooks = webhooks::Mutating::new(server, attributes.user);
     if webhooks.ask(server, attributes).await? {
         // What a webhook made is to be filled in too, and others may have to look again.
         let before = attributes.object.clone();
         built_in(server, attributes)?;
+        policy::mutate_again(server, attributes)?;
         if attributes.object != before {
             webhooks.changed();
         }
@@ -75,7 +76,7 @@ pub async fn validate(server: &ApiServer, attributes: &Attributes<'_>) -> Result
     storage::validate(server, attributes)?;
     runtime_class::validate(server, attributes)?;
     certificates::validate(server, attributes)?;
-    // Validating policies come here.
+    policy::validate(server, attributes)?;
     webhooks::validate(server, attributes).await?;
     Ok(Admitted { _quota: quota::reserve(server, attributes).await? })
 }
@@ -87,7 +88,13 @@ pub async fn admit(server: &ApiServer, attributes: &mut Attributes<'_>) -> Resul
 }
 
 /// An object as the server's cache has it.
-fn cached(server: &ApiServer, group: &str, plural: &str, namespace: Option<&str>, name: &str) -> Option<Arc<Stored>> {
+pub fn cached(
+    server: &ApiServer,
+    group: &str,
+    plural: &str,
+    namespace: Option<&str>,
+    name: &str,
+) -> Option<Arc<Stored>> {
     let kind = registry::builtin().get(group, "v1", plural)?;
     server.store.cache.get(kind, &kind.storage_key(namespace, name))
 }

@@ -15,6 +15,16 @@ macro_rules! admission {
     };
 }
 
+macro_rules! mutating {
+    ($kind:literal, $plural:literal, $name:literal) => {
+        kind!("admissionregistration.k8s.io", "v1beta1", $kind, $plural, $name, "admissionregistration")
+            .cluster()
+            .category(&["api-extensions"])
+            .counted()
+            .conditional()
+    };
+}
+
 pub(super) const KINDS: &[Kind] = &[
     admission!("MutatingWebhookConfiguration", "mutatingwebhookconfigurations", "mutatingwebhookconfiguration")
         .columns(t::WEBHOOKS)
@@ -37,4 +47,12 @@ pub(super) const KINDS: &[Kind] = &[
         .columns(t::WEBHOOKS)
         .defaults(rows::validating_webhooks)
         .rules(rules::validating_webhooks),
+    mutating!("MutatingAdmissionPolicy", "mutatingadmissionpolicies", "mutatingadmissionpolicy")
+        .columns(t::MUTATING_POLICY)
+        .defaults(rows::mutating_policy)
+        .rules(rules::mutating_policy),
+    mutating!("MutatingAdmissionPolicyBinding", "mutatingadmissionpolicybindings", "mutatingadmissionpolicybinding")
+        .columns(t::POLICY_BINDING)
+        .defaults(rows::admission_policy_binding)
+        .rules(rules::mutating_policy_binding),
 ];

@@ -153,11 +153,57 @@ fn admission() {
                 "spec.validations[0].reason: Unsupported value: \"Why\": supported values: \"Forbidden\", \"Invalid\", \"RequestEntityTooLarge\", \"Unauthorized\"",
             ),
             (
+                "/spec/validations/0/expression",
+                "\"object.x +\"",
+                "spec.validations[0].expression: Invalid value: \"object.x +\": compilation failed: ERROR: <input>:1:11: Syntax error: mismatched input '<EOF>'",
+            ),
+            (
+                "/spec/validations/0/expression",
+                "\"params.x\"",
+                "spec.validations[0].expression: Invalid value: \"params.x\": compilation failed: ERROR: <input>:1:1: undeclared reference to 'params' (in container '')",
+            ),
+            (
+                "/spec/validations/0/expression",
+                "\"1\"",
+                "spec.validations[0].expression: Invalid value: \"1\": must evaluate to bool",
+            ),
+            (
                 "/spec/variables",
                 "[{\"name\": \"1x\", \"expression\": \"1\"}]",
                 "spec.variables[0].name: Invalid value: \"1x\": name is not a valid CEL identifier",
             ),
         ],
+        &[],
+    );
+    check(
+        "admissionregistration.k8s.io/v1beta1/mutatingadmissionpolicies",
+        r#"{"metadata": {"name": "p"}, "spec": {"matchConstraints": {"resourceRules": [{"operations": ["CREATE"], "apiGroups": [""],
+            "apiVersions": ["v1"], "resources": ["pods"]}]}, "reinvocationPolicy": "Never", "mutations": [{"patchType": "ApplyConfiguration",
+            "applyConfiguration": {"expression": "Object{metadata: Object.metadata{labels: {'a': 'b'}}}"}}]}}"#,
+        &[
+            ("/spec/mutations", "[]", "spec.mutations: Required value: mutations must contain at least one item"),
+            (
+                "/spec/mutations/0/patchType",
+                "\"JSONPatch\"",
+                "spec.mutations[0].jsonPatch: Required value: must be specified when patchType is JSONPatch",
+            ),
+            (
+                "/spec/mutations/0/applyConfiguration/expression",
+                "\"nope\"",
+                "spec.mutations[0].applyConfiguration.expression: Invalid value: \"nope\": compilation failed: ERROR: <input>:1:1: undeclared",
+            ),
+            (
+                "/spec/reinvocationPolicy",
+                "\"Odd\"",
+                "spec.reinvocationPolicy: Unsupported value: \"Odd\": supported values: \"IfNeeded\", \"Never\"",
+            ),
+        ],
+        &[],
+    );
+    check(
+        "admissionregistration.k8s.io/v1beta1/mutatingadmissionpolicybindings",
+        r#"{"metadata": {"name": "p"}, "spec": {"policyName": "p"}}"#,
+        &[("/spec/paramRef", "{\"name\": \"x\"}", "spec.paramRef.parameterNotFoundAction: Required value")],
         &[],
     );
     check(

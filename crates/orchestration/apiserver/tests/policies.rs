@@ -1,0 +1,266 @@
+//! Admission policies, with kubectl.
+#![allow(clippy::unwrap_used)]
+
+mod harness;
+
+use harness::Cluster;
+
+impl Cluster {
+    async fn apply(&self, manifest: &str) -> Result<String, String> {
+        self.run("admin", &["apply", "-f", "-"], manifest).await
+    }
+}
+
+/// A validating policy about deployments, with a binding of the same name.
+fn validating(name: &str, spec: &str, binding: &str) -> String {
+    format!(
+        "
+apiVersion: admissionregistration.k8s.io/v1
+kind: ValidatingAdmissionPolicy
+metadata: {{name: {name}}}
+spec:
+  matchConstraints:
+    resourceRules: [{{operations: [CREATE, UPDATE], apiGroups: [apps], apiVersions: [v1], resources: [deployments]}}]
+{spec}
+---
+apiVersion: admissionregistration.k8s.io/v1
+kind: ValidatingAdmissionPolicyBinding
+metadata: {{name: {name}}}
+spec: {{policyName: {name}, {binding}}}
+"
+    )
+}
+
+fn deployment(name: &str, namespace: &str, replicas: u32) -> String {
+    format!(
+        "
+apiVersion: apps/v1
+kind: Deployment
+metadata: {{name: {name}, namespace: {namespace}}}
+spec:
+  replicas: {replicas}
+  selector: {{matchLabels: {{app: {name}}}}}
+  template: {{metadata: {{labels: {{app: {name}}}}}, spec: {{containers: [{{name: c, image: i}}]}}}}
+"
+    )
+}
+
+/// Limits come from a ConfigMap; the policy changes while the server runs.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_policy_with_parameters_refuses() {
+    let cluster = Cluster::start().await;
+    let limit = |most: u32| {
+        format!(
+            "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: limits, namespace: default}}\ndata: {{most: '{most}'}}\n"
+        )
+    };
+    cluster.apply(&limit(5)).await.unwrap();
+    let spec = "  paramKind: {apiVersion: v1, kind: ConfigMap}
+  variables:
+    - {name: most, expression: 'int(params.data.most)'}
+    - {name: broken, expression: 'object.nothing.at.all'}
+  validations:
+    - expression: object.spec.replicas <= variables.most
+      messageExpression: \"'%d replicas are more than %d'.format([object.spec.replicas, variables.most])\"
+    - {expression: \"object.metadata.name != 'secret'\", reason: Forbidden, message: that name is taken}
+    - {expression: \"request.operation in ['CREATE', 'UPDATE'] && request.userInfo.username == 'system:admin'\"}
+    - {expression: \"authorizer.group('apps').resource('deployments').namespace('default').check('create').allowed()\"}
+    - {expression: \"namespaceObject.metadata.name == 'default' && oldObject == null || request.operation == 'UPDATE'\"}";
+    let reference =
+        "paramRef: {name: limits, namespace: default, parameterNotFoundAction: Deny}, validationActions: [Deny]";
+    cluster.apply(&validating("replicas", spec, reference)).await.unwrap();
+
+    let refused = cluster.apply(&deployment("web", "default", 6)).await.unwrap_err();
+    let expected = "The deployments \"web\" is invalid: : ValidatingAdmissionPolicy 'replicas' with binding 'replicas' denied \
+                    request: 6 replicas are more than 5";
+    assert!(refused.contains(expected), "{refused}");
+    cluster.apply(&deployment("web", "default", 5)).await.unwrap();
+    let refused = cluster.apply(&deployment("secret", "default", 1)).await.unwrap_err();
+    assert!(refused.contains("denied request: that name is taken"), "{refused}");
+    // Every way to write goes through, also a dry run.
+    for args in [
+        &["patch", "deployment", "web", "-p", "{\"spec\": {\"replicas\": 7}}"][..],
+        &["patch", "deployment", "web", "-p", "{\"spec\": {\"replicas\": 7}}", "--dry-run=server"],
+    ] {
+        let refused = cluster.run("admin", args, "").await.unwrap_err();
+        assert!(refused.contains("7 replicas are more than 5"), "{refused}");
+    }
+    let refused = cluster.run("admin", &["apply", "--server-side", "-f", "-"], &deployment("web", "default", 8)).await;
+    assert!(refused.unwrap_err().contains("8 replicas are more than 5"));
+    let object = serde_json::json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "raw"}, "spec": {
+        "replicas": 9, "selector": {"matchLabels": {"a": "b"}},
+        "template": {"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "c", "image": "i"}]}}}});
+    let path = "/apis/apps/v1/namespaces/default/deployments";
+    let (code, status) = cluster.json("POST", path, "application/json", &object).await;
+    assert_eq!((code, status["reason"].as_str()), (422, Some("Invalid")), "{status}");
+    assert!(status["details"]["causes"][0]["message"].as_str().unwrap().contains("9 replicas"), "{status}");
+
+    // The parameters change, then go away.
+    cluster.apply(&limit(10)).await.unwrap();
+    cluster.apply(&deployment("web", "default", 6)).await.unwrap();
+    cluster.kubectl(&["delete", "configmap", "limits"]).await;
+    let refused = cluster.apply(&deployment("web", "default", 1)).await.unwrap_err();
+    let expected =
+        "failed to configure binding: no params found for policy binding with `Deny` parameterNotFoundAction";
+    assert!(refused.contains(expected), "{refused}");
+
+    // The policy changes, then goes away.
+    let spec = "  validations: [{expression: \"object.spec.replicas == 2\", message: exactly two}]";
+    cluster.apply(&validating("replicas", spec, "validationActions: [Deny]")).await.unwrap();
+    assert!(cluster.apply(&deployment("web", "default", 3)).await.unwrap_err().contains("exactly two"));
+    cluster.kubectl(&["delete", "validatingadmissionpolicy", "replicas"]).await;
+    cluster.apply(&deployment("web", "default", 3)).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn policies_warn_select_and_fail_as_they_say() {
+    let cluster = Cluster::start().await;
+    cluster
+        .apply("apiVersion: v1\nkind: Namespace\nmetadata: {name: strict, labels: {policy: strict}}\n")
+        .await
+        .unwrap();
+    let spec = "  validations: [{expression: \"object.spec.replicas < 3\", message: few are enough}]";
+    cluster.apply(&validating("warns", spec, "validationActions: [Warn, Audit]")).await.unwrap();
+    let create = object_file(&cluster, &deployment("many", "default", 4));
+    let output = std::process::Command::new("kubectl")
+        .arg("--kubeconfig")
+        .arg(cluster.folder.path().join("admin.kubeconfig"))
+        .args(["create", "-f", &create])
+        .env("NO_PROXY", "*")
+        .output();
+    let output = output.unwrap();
+    assert!(output.status.success());
+    let warned = String::from_utf8(output.stderr).unwrap();
+    let expected =
+        "Warning: Validation failed for ValidatingAdmissionPolicy 'warns' with binding 'warns': few are enough";
+    assert!(warned.contains(expected), "{warned}");
+
+    // Only namespaces with the label, not the excluded, not where a condition says no.
+    let binding = "validationActions: [Deny], matchResources: {namespaceSelector: {matchLabels: {policy: strict}}}";
+    let spec = "  matchConditions: [{name: web, expression: \"object.metadata.name.startsWith('web')\"}]
+  validations: [{expression: \"object.spec.replicas < 3\", message: strict}]";
+    cluster.apply(&validating("strict", spec, binding)).await.unwrap();
+    cluster.apply(&deployment("web", "default", 4)).await.unwrap();
+    cluster.apply(&deployment("other", "strict", 4)).await.unwrap();
+    assert!(cluster.apply(&deployment("web", "strict", 4)).await.unwrap_err().contains("denied request: strict"));
+
+    // An expression that fails: the failure policy decides.
+    let spec =
+        |policy: &str| format!("  failurePolicy: {policy}\n  validations: [{{expression: 'object.spec.nothing > 1'}}]");
+    cluster.apply(&validating("fails", &spec("Fail"), "validationActions: [Deny]")).await.unwrap();
+    let refused = cluster.apply(&deployment("x", "default", 1)).await.unwrap_err();
+    let expected = "ValidatingAdmissionPolicy 'fails' with binding 'fails' denied request: expression 'object.spec.nothing > 1' \
+                    resulted in error: no such key: nothing";
+    assert!(refused.contains(expected), "{refused}");
+    cluster.apply(&validating("fails", &spec("Ignore"), "validationActions: [Deny]")).await.unwrap();
+    cluster.apply(&deployment("x", "default", 1)).await.unwrap();
+
+    // What does not compile is refused at once.
+    let broken = validating("broken", "  validations: [{expression: 'object.spec >'}]", "validationActions: [Deny]");
+    let refused = cluster.apply(&broken).await.unwrap_err();
+    assert!(
+        refused.contains("spec.validations[0].expression: Invalid value: \"object.spec >\": compilation failed"),
+        "{refused}"
+    );
+}
+
+fn object_file(cluster: &Cluster, manifest: &str) -> String {
+    let path = cluster.folder.path().join("object.yaml");
+    std::fs::write(&path, manifest).unwrap();
+    path.display().to_string()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn deletes_are_judged_and_hostile_expressions_bounded() {
+    let cluster = Cluster::start().await;
+    let policy = "
+apiVersion: admissionregistration.k8s.io/v1
+kind: ValidatingAdmissionPolicy
+metadata: {name: keep}
+spec:
+  matchConstraints:
+    resourceRules: [{operations: [DELETE], apiGroups: [''], apiVersions: ['*'], resources: [configmaps]}]
+  validations: [{expression: \"object == null && !has(oldObject.metadata.labels)\", message: labelled things stay}]
+---
+apiVersion: admissionregistration.k8s.io/v1
+kind: ValidatingAdmissionPolicyBinding
+metadata: {name: keep}
+spec: {policyName: keep, validationActions: [Deny]}
+";
+    cluster.apply(policy).await.unwrap();
+    cluster.kubectl(&["create", "configmap", "a"]).await;
+    cluster.kubectl(&["create", "configmap", "b"]).await;
+    cluster.kubectl(&["label", "configmap", "b", "x=y"]).await;
+    cluster.kubectl(&["delete", "configmap", "a"]).await;
+    let refused = cluster.run("admin", &["delete", "configmap", "b"], "").await.unwrap_err();
+    assert!(
+        refused.contains("The configmaps \"b\" is invalid") && refused.contains("labelled things stay"),
+        "{refused}"
+    );
+
+    let all = "[1,2,3,4,5,6,7,8,9,0]";
+    let nested = (0..10).fold("true".to_owned(), |inner, depth| format!("{all}.all(x{depth}, {inner})"));
+    let spec = format!("  validations: [{{expression: '{nested}'}}, {{expression: '{nested}'}}]");
+    cluster.apply(&validating("hostile", &spec, "validationActions: [Deny]")).await.unwrap();
+    let begun = std::time::Instant::now();
+    let refused = cluster.apply(&deployment("x", "default", 1)).await.unwrap_err();
+    assert!(begun.elapsed().as_secs() < 60, "{:?}", begun.elapsed());
+    assert!(refused.contains("operation cancelled: actual cost limit exceeded"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mutating_policies_change_what_is_written() {
+    let cluster = Cluster::start().await;
+    let policy = |name: &str, again: &str, mutation: &str| {
+        format!(
+            "
+apiVersion: admissionregistration.k8s.io/v1beta1
+kind: MutatingAdmissionPolicy
+metadata: {{name: {name}}}
+spec:
+  reinvocationPolicy: {again}
+  matchConstraints:
+    resourceRules: [{{operations: [CREATE], apiGroups: [''], apiVersions: [v1], resources: [pods]}}]
+{mutation}
+---
+apiVersion: admissionregistration.k8s.io/v1beta1
+kind: MutatingAdmissionPolicyBinding
+metadata: {{name: {name}}}
+spec: {{policyName: {name}}}
+"
+        )
+    };
+    let label = "  mutations:
+    - patchType: ApplyConfiguration
+      applyConfiguration:
+        expression: >
+          Object{metadata: Object.metadata{labels: {'containers': string(object.spec.containers.size())}},
+            spec: Object.spec{containers: object.spec.containers.map(c,
+              Object.spec.containers{name: c.name, env: [Object.spec.containers.env{name: 'OWNER', value: request.userInfo.username}]})}}";
+    let sidecar = "  matchConditions: [{name: once, expression: \"!object.spec.containers.exists(c, c.name == 'side')\"}]
+  mutations:
+    - patchType: JSONPatch
+      jsonPatch:
+        expression: >
+          [JSONPatch{op: 'add', path: '/spec/containers/-', value: Object.spec.containers{name: 'side', image: 'side:1'}},
+           JSONPatch{op: 'add', path: '/metadata/labels/' + jsonpatch.escapeKey('a.io/b'), value: 'c'}]";
+    // The first by name runs first, and once more after the second.
+    cluster.apply(&policy("a-label", "IfNeeded", label)).await.unwrap();
+    cluster.apply(&policy("b-sidecar", "Never", sidecar)).await.unwrap();
+    cluster.kubectl(&["create", "serviceaccount", "default"]).await;
+    let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: p, namespace: default}\nspec: {containers: [{name: c, image: i, env: [{name: X, value: z}]}]}\n";
+    cluster.apply(pod).await.unwrap();
+    let shown = "jsonpath={.metadata.labels.containers} {.metadata.labels.a\\.io/b} {range .spec.containers[*]}{.name}:{.image}:\
+                 {.imagePullPolicy}:{.env[*].name} {end}";
+    let shown = cluster.kubectl(&["get", "pod", "p", "-o", shown]).await;
+    assert_eq!(shown.trim(), "2 c.io c:i:Always:X OWNER side:side:1:IfNotPresent:OWNER".replace("c.io", "c"));
+
+    let broken = "  mutations: [{patchType: JSONPatch, jsonPatch: {expression: \"[JSONPatch{op: 'remove', path: '/spec/none'}]\"}}]";
+    cluster.apply(&policy("c-broken", "Never", broken)).await.unwrap();
+    let refused = cluster.apply(&pod.replace("name: p,", "name: q,")).await.unwrap_err();
+    assert!(refused.contains("policy 'c-broken' with binding 'c-broken' denied request: "), "{refused}");
+    let ignoring = format!("  failurePolicy: Ignore\n{broken}");
+    cluster.apply(&policy("c-broken", "Never", &ignoring)).await.unwrap();
+    cluster.apply(&pod.replace("name: p,", "name: q,")).await.unwrap();
+    assert!(cluster.kubectl(&["get", "mutatingadmissionpolicies"]).await.contains("MUTATIONS"));
+}
