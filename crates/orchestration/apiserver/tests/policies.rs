@@ -264,3 +264,63 @@ spec: {{policyName: {name}}}
     cluster.apply(&pod.replace("name: p,", "name: q,")).await.unwrap();
     assert!(cluster.kubectl(&["get", "mutatingadmissionpolicies"]).await.contains("MUTATIONS"));
 }
+
+/// Rules in a definition's schema, and a policy whose parameters are of that kind.
+#[tokio::test(flavor = "multi_thread")]
+async fn custom_kinds_have_rules_and_are_parameters() {
+    let cluster = Cluster::start().await;
+    let definition = |rule: &str| {
+        format!(
+            "
+apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata: {{name: limits.x.io}}
+spec:
+  group: x.io
+  scope: Namespaced
+  names: {{plural: limits, singular: limit, kind: Limit}}
+  versions:
+  - name: v1
+    served: true
+    storage: true
+    schema:
+      openAPIV3Schema:
+        type: object
+        properties:
+          spec:
+            type: object
+            x-kubernetes-validations:
+            - {{rule: '{rule}', messageExpression: \"'least %d is over most %d'.format([self.least, self.most])\"}}
+            - {{rule: 'self.most >= oldSelf.most', message: may only grow, fieldPath: .most, reason: FieldValueForbidden}}
+            properties: {{least: {{type: integer, default: 0}}, most: {{type: integer}}}}
+"
+        )
+    };
+    let refused = cluster.apply(&definition("self.least <= self.moist")).await.unwrap_err();
+    let expected =
+        "spec.versions[0].schema.openAPIV3Schema.properties[spec].x-kubernetes-validations[0].rule: Invalid value: ";
+    assert!(refused.contains(expected) && refused.contains("undefined field 'moist'"), "{refused}");
+    cluster.apply(&definition("self.least <= self.most")).await.unwrap();
+    cluster.kubectl(&["wait", "--for=condition=Established", "crd/limits.x.io"]).await;
+    let limit = |least: u32, most: u32| {
+        format!(
+            "apiVersion: x.io/v1\nkind: Limit\nmetadata: {{name: one, namespace: default}}\nspec: {{least: {least}, most: {most}}}\n"
+        )
+    };
+    let refused = cluster.apply(&limit(5, 3)).await.unwrap_err();
+    assert!(
+        refused.contains("The Limit \"one\" is invalid: spec: Invalid value: \"object\": least 5 is over most 3"),
+        "{refused}"
+    );
+    cluster.apply(&limit(1, 3)).await.unwrap();
+    let refused = cluster.apply(&limit(1, 2)).await.unwrap_err();
+    assert!(refused.contains("spec.most: Forbidden: may only grow"), "{refused}");
+
+    let spec = "  paramKind: {apiVersion: x.io/v1, kind: Limit}
+  validations: [{expression: 'object.spec.replicas <= params.spec.most', message: over the limit}]";
+    let reference = "paramRef: {selector: {}, parameterNotFoundAction: Allow}, validationActions: [Deny]";
+    cluster.apply(&validating("limited", spec, reference)).await.unwrap();
+    assert!(cluster.apply(&deployment("web", "default", 4)).await.unwrap_err().contains("over the limit"));
+    cluster.apply(&limit(1, 4)).await.unwrap();
+    cluster.apply(&deployment("web", "default", 4)).await.unwrap();
+}

@@ -72,10 +72,10 @@ impl Writer<'_> {
     }
 }
 
-/// `live` with everything of a configuration laid over it, as the definition's lists and maps merge. Nobody's fields
-/// are recorded, and none is removed.
-pub fn overlay(definition: &str, live: &Value, config: &Value) -> Value {
-    tree::merge(live, config, Shape::of(definition))
+/// `live` with everything of a configuration laid over it, as the kind's lists and maps merge; without a kind lists are
+/// replaced. Nobody's fields are recorded, and none is removed.
+pub fn overlay(kind: Option<&Kind>, live: &Value, config: &Value) -> Value {
+    tree::merge(live, config, kind.map_or(Shape::Free, Shape::of_kind))
 }
 
 /// Records in `new` what a create or an update of `live` changed. `live` is `None` for a create.

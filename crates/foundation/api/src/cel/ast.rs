@@ -5,9 +5,9 @@ use std::sync::Arc;
 use super::value::Value;
 
 /// Deepest nesting of an expression: deeper ones are refused, so that recursion over a tree always ends well.
-pub(super) const DEEPEST: u16 = 120;
+pub(super) const DEEPEST: u16 = 80;
 /// Most brackets, calls and conditionals within each other: reading them takes more of the stack.
-pub(super) const NESTED: u16 = 60;
+pub(super) const NESTED: u16 = 40;
 
 #[derive(Debug, Clone)]
 pub struct Node {

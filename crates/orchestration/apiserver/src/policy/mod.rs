@@ -129,7 +129,7 @@ fn select<'a>(
     let (mut invocations, mut failures) = (Vec::new(), Vec::new());
     for policy in policies {
         let Some(row) = policy.constraints.matches(server, attributes) else { continue };
-        if let Some(why) = policy.param_kind.as_ref().and_then(params::unknown) {
+        if let Some(why) = policy.param_kind.as_ref().and_then(|kind| params::unknown(server, kind)) {
             failures.push((policy, Failure::policy(&why)));
             continue;
         }

@@ -100,8 +100,8 @@ fn mutated(
         row.from_storage(&mut object);
     }
     // The objects of some subresources are of a kind without a row: nothing is known of their lists, nor of defaults.
-    let definition = if attributes.speaks_otherwise() { "" } else { row.kind().definition };
-    let mut object = if mutation.patch { patched(object, made)? } else { applied(definition, &object, made)? };
+    let kind = Some(row.kind()).filter(|_| !attributes.speaks_otherwise());
+    let mut object = if mutation.patch { patched(object, made)? } else { applied(kind, &object, made)? };
     if let matching::Row::Other(row) = row {
         row.to_storage(&mut object);
         own.from_storage(&mut object);
@@ -116,7 +116,7 @@ fn mutated(
     Ok(object)
 }
 
-fn applied(definition: &str, object: &Value, made: &Cel) -> Result<Value, String> {
+fn applied(kind: Option<&Kind>, object: &Value, made: &Cel) -> Result<Value, String> {
     let Cel::Map(map) = made else {
         return Err(format!("unexpected type {} of apply configuration", made.type_name()));
     };
@@ -127,7 +127,7 @@ fn applied(definition: &str, object: &Value, made: &Cel) -> Result<Value, String
     if ["apiVersion", "kind"].iter().any(|field| config.get(field).is_some_and(|value| *value != object[field])) {
         return Err("apply configuration must not set apiVersion or kind to another one".into());
     }
-    Ok(apply::overlay(definition, object, &config))
+    Ok(apply::overlay(kind, object, &config))
 }
 
 fn patched(mut object: Value, made: &Cel) -> Result<Value, String> {

@@ -2,20 +2,20 @@
 
 use dhow_api::header::split_api_version;
 use dhow_api::meta::text;
-use dhow_api::registry::{self, Kind};
+use dhow_api::registry::KindRef;
 use dhow_api::selectors::LabelSelector;
 use serde_json::Value;
 
 use super::compile::{Binding, Policy};
 use crate::ApiServer;
 
-fn row((api_version, kind): &(String, String)) -> Option<&'static Kind> {
-    registry::builtin().by_api_version(api_version, kind).filter(|row| row.stored)
+fn row(server: &ApiServer, (api_version, kind): &(String, String)) -> Option<KindRef> {
+    server.definitions.catalog().by_api_version(api_version, kind).filter(|row| row.stored)
 }
 
 /// Why a kind cannot be a parameter, if it cannot.
-pub fn unknown(kind: &(String, String)) -> Option<String> {
-    if row(kind).is_some() {
+pub fn unknown(server: &ApiServer, kind: &(String, String)) -> Option<String> {
+    if row(server, kind).is_some() {
         return None;
     }
     let (group, version) = split_api_version(&kind.0);
@@ -30,7 +30,8 @@ pub fn collect(
     binding: &Binding,
     namespace: Option<&str>,
 ) -> Result<Vec<Option<Value>>, String> {
-    let (Some(kind), Some(reference)) = (policy.param_kind.as_ref().and_then(row), &binding.param) else {
+    let (Some(kind), Some(reference)) = (policy.param_kind.as_ref().and_then(|kind| row(server, kind)), &binding.param)
+    else {
         return Ok(vec![None]);
     };
     let given = Some(text(reference, &["namespace"])).filter(|given| !given.is_empty());
@@ -48,12 +49,12 @@ pub fn collect(
     let found: Vec<Value> = match text(reference, &["name"]) {
         "" => {
             let selector = LabelSelector::from_object(reference.get("selector")).map_err(|error| error.to_string())?;
-            let objects = server.store.cache.objects(kind).map_err(|status| status.message)?;
+            let objects = server.store.cache.objects(&kind).map_err(|status| status.message)?;
             let within = objects.values().filter(|object| namespace.is_none_or(|name| object.header.namespace == name));
             within.filter_map(|object| object.value().ok()).filter(|object| selector.matches_value(object)).collect()
         }
         name => {
-            let found = server.store.cache.get(kind, &kind.storage_key(namespace, name));
+            let found = server.store.cache.get(&kind, &kind.storage_key(namespace, name));
             found.and_then(|object| object.value().ok()).into_iter().collect()
         }
     };
