@@ -105,7 +105,8 @@ impl std::ops::Sub for Quantity {
     type Output = Self;
 
     fn sub(self, other: Self) -> Self {
-        self + Self { nano: other.nano.saturating_neg(), format: other.format }
+        let format = if self.nano == 0 { other.format } else { self.format };
+        Self { nano: self.nano.saturating_sub(other.nano), format }
     }
 }
 

@@ -1,5 +1,5 @@
-#![allow(clippy::unwrap_used)]
 //! Expressions and what they give, as Kubernetes has it.
+#![allow(clippy::unwrap_used)]
 
 use std::collections::HashMap;
 

@@ -38,7 +38,7 @@ pub async fn mutate(server: &ApiServer, attributes: &mut Attributes<'_>) -> Resu
         // What a webhook made is to be filled in too, and others may have to look again.
         let before = attributes.object.clone();
         built_in(server, attributes)?;
-        policy::mutate(server, attributes)?;
+        policy::mutate_again(server, attributes)?;
         if attributes.object != before {
             webhooks.changed();
         }

@@ -39,7 +39,7 @@ pub fn validate(on: &mut Evaluation, format: &str, args: &[Value]) -> Result1 {
     on.meter.text(text.len() * 4)?;
     let says = |good: bool, why: &str| if good { Vec::new() } else { vec![why.to_owned()] };
     // The prefix of a name may end with a dash: as if something followed.
-    let whole = || if text.ends_with('-') { format!("{}a", &text[..text.len() - 1]) } else { text.to_string() };
+    let whole = || text.strip_suffix('-').map_or_else(|| text.to_string(), |text| format!("{text}a"));
     let problems = match format {
         "dns1123Label" => names::dns1123_label(text),
         "dns1123Subdomain" => names::dns1123_subdomain(text),
