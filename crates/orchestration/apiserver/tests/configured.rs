@@ -77,7 +77,8 @@ impl Issuer {
             "apiVersion: apiserver.config.k8s.io/v1\nkind: AuthenticationConfiguration\njwt:\n- issuer:\n    url: {}\n    audiences: \
              [cloud]\n    certificateAuthority: |\n        {ca}\n  claimValidationRules: [{{claim: hd, requiredValue: \
              example.com}}]\n  claimMappings:\n    username: {{claim: sub, prefix: 'sso:'}}\n    groups: {{expression: \
-             claims.realm.groups}}\n    uid: {{claim: oid}}\n    extra: [{{key: example.com/team, valueExpression: claims.team}}]\n{more}",
+             claims.realm.groups}}\n    uid: {{claim: oid}}\n    extra: [{{key: example.com/team, valueExpression: \"has(claims.team) ? 'team-' + claims.team : ''\"}}]\n  userValidationRules: [{{expression: \"!user.groups.exists(g, g.startsWith('system:') && g != 'system:authenticated')\", \
+             message: no system groups}}]\n{more}",
             self.url
         )
     }
@@ -120,7 +121,7 @@ async fn tokens_of_other_issuers_are_believed() {
         "- system:authenticated",
         "uid: \"42\"",
         "example.com/team:",
-        "- blue",
+        "- team-blue",
     ] {
         assert!(who.contains(part), "{part} is not in {who}");
     }
@@ -148,6 +149,7 @@ async fn tokens_of_other_issuers_are_believed() {
         ("rule", es256(&with("hd", json!("example.org")), &first)),
         ("no name", es256(&with("sub", json!("")), &first)),
         ("groups", es256(&with("realm", json!({"groups": [1]})), &first)),
+        ("a rule about the user", es256(&with("realm", json!({"groups": ["system:masters"]})), &first)),
         ("another issuer", es256(&with("iss", json!("https://elsewhere")), &first)),
         ("public key as secret", confused),
         ("another's signature", forged),
@@ -177,7 +179,12 @@ async fn tokens_of_other_issuers_are_believed() {
     assert_eq!(status["status"]["user"]["username"], "sso:ann");
 
     for (change, with, why) in [
-        ("claims.realm.groups", "claims.groups + claims.roles", "of CEL only a claim's path"),
+        ("claims.realm.groups", "claims.(", "Syntax error"),
+        (
+            "username: {claim: sub, prefix: 'sso:'}",
+            "username: {expression: claims.email}",
+            "claims.email_verified must be used",
+        ),
         ("prefix: 'sso:'", "", "claimMappings.username.prefix: required"),
         ("https://", "http://", "issuer.url: must be an https URL"),
         ("[cloud]", "[cloud, more]", "audienceMatchPolicy: must be MatchAny"),
@@ -450,7 +457,7 @@ async fn requests_are_classified() {
     cluster.kubeconfig("jane", "jane", &[]);
     let mut watches = Vec::new();
     for _ in 0..5 {
-        watches.push(cluster.open(UserInfo::new("jane", &[]), get(&format!("{pods}?watch=true"))).await);
+        watches.push(cluster.begin(UserInfo::new("jane", &[]), get(&format!("{pods}?watch=true"))).await);
     }
     assert!(watches.iter().all(|watch| watch.status() == 200));
     cluster.run("jane", &["get", "pods"], "").await.unwrap();

@@ -171,7 +171,7 @@ impl Cluster {
     }
 
     /// The answer to a request as a user, in process, its body still to come.
-    pub async fn open(&self, user: UserInfo, request: http::Request<Bytes>) -> http::Response<dhow_client::Body> {
+    pub async fn begin(&self, user: UserInfo, request: http::Request<Bytes>) -> http::Response<dhow_client::Body> {
         self.server.client(user).request(request).await.unwrap()
     }
 
