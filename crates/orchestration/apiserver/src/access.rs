@@ -22,6 +22,8 @@ pub struct AccessConfig {
     pub authentication: Option<AuthenticationConfig>,
     /// What is recorded of requests, and where.
     pub audit: Option<AuditConfig>,
+    /// Requests that run at once, shared out among the priority levels; 600 if `None`, no limits at all if 0.
+    pub seats: Option<usize>,
 }
 
 impl AccessConfig {

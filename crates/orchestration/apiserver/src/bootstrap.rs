@@ -11,7 +11,7 @@ use http_body_util::BodyExt;
 use serde_json::{Value, json};
 
 use crate::identity::{MASTERS, UserInfo};
-use crate::{ApiServer, Config};
+use crate::{ApiServer, Config, flow};
 
 /// The server itself, as a user.
 pub const SERVER: &str = "system:apiserver";
@@ -30,8 +30,14 @@ pub async fn ensure(server: &Arc<ApiServer>, config: &Config) -> Result<(), Stat
     let binding = |binding| ("/apis/rbac.authorization.k8s.io/v1/clusterrolebindings", binding);
     let others = classes.map(class).into_iter().chain(roles().into_iter().map(role));
     create_all(&client, others.chain(bindings().into_iter().map(binding))).await?;
+    let of_group = |plural: &'static str| move |object| (plural, object);
+    let levels = flow::objects::levels().into_iter().map(of_group(LEVELS));
+    create_all(&client, levels.chain(flow::objects::schemas().into_iter().map(of_group(SCHEMAS)))).await?;
     api_service(&client, config).await
 }
+
+const LEVELS: &str = "/apis/flowcontrol.apiserver.k8s.io/v1/prioritylevelconfigurations";
+const SCHEMAS: &str = "/apis/flowcontrol.apiserver.k8s.io/v1/flowschemas";
 
 /// All at once: the store makes them durable together.
 async fn create_all(client: &Client, objects: impl IntoIterator<Item = (&'static str, Value)>) -> Result<(), Status> {

@@ -19,6 +19,7 @@ mod encode;
 mod error;
 mod escalation;
 mod eviction;
+mod flow;
 mod graft;
 mod health;
 mod identity;
@@ -95,6 +96,7 @@ pub struct ApiServer {
     access: AccessConfig,
     issuers: Option<oidc::Issuers>,
     audit: Option<Arc<audit::Log>>,
+    flow: Option<Arc<flow::Flow>>,
     /// Where clients inside the cluster find this server.
     advertise: SocketAddr,
     node_tls: TlsConnector,
@@ -112,6 +114,8 @@ impl ApiServer {
         let metrics = metrics::Metrics::new();
         let audit = access.audit.take().map(|audit| audit::Log::open(audit, &metrics)).transpose()?;
         let cache = cache::Cache::start(kv.clone(), shutdown.clone()).await?;
+        let seats = access.seats.unwrap_or(flow::SEATS);
+        let flow = (seats > 0).then(|| flow::Flow::new(cache.clone(), seats, metrics.registry()));
         let allocator = allocate::Allocator::new(cache.clone(), config.service_range, config.node_ports.clone());
         let server = Arc::new(Self {
             definitions: definitions::Definitions::load(&cache),
@@ -122,6 +126,7 @@ impl ApiServer {
             tokens: tokens::Tokens::new(&config.sa_key, access.issuer.as_deref(), &access.verification_keys)?,
             issuers: access.issuers()?,
             audit,
+            flow,
             access,
             advertise: config.advertise,
             node_tls: TlsConnector::from(config.node_tls.clone()),

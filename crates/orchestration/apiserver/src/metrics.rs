@@ -131,6 +131,11 @@ impl Metrics {
         }
     }
 
+    /// For parts that have metrics of their own.
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
     /// Counts a request that is being answered.
     pub fn begin(&self, labels: &Labels) -> Running {
         let kind = if labels.mutating() { "mutating" } else { "readOnly" };

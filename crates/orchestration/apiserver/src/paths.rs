@@ -54,6 +54,7 @@ pub async fn answer(
         "/version" => encode::json(200, version().to_string()),
         "/backup" => crate::backup::stream(server),
         "/metrics" => {
+            server.flow.iter().for_each(|flow| flow.measure());
             let text = server.metrics.encode(&server.store.cache, &catalog);
             encode::build(200, "text/plain; version=0.0.4; charset=utf-8", text.into())
         }

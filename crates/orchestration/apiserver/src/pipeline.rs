@@ -2,12 +2,13 @@
 //!
 //! 1. parse        what is asked, from method and URI (`info`)
 //! 2. authenticate who asks, and as whom (`authenticate`, `impersonate`); the audit trail begins (`audit`)
-//! 3. authorise    may they (`node_authorizer`, then `rbac`); only then does a `Request<Authorized>` exist
-//! 4. dispatch     streams branch off here (`stream`), non-resource paths too (`paths`)
-//! 5. decode       options and body to a tree (`options`, `body`)
-//! 6. default, mutating admission, validate, validating admission, store: per verb (`read`, `watch`, `write`, `delete`,
+//! 3. queue        is it their turn (`flow`)
+//! 4. authorise    may they (`node_authorizer`, then `rbac`); only then does a `Request<Authorized>` exist
+//! 5. dispatch     streams branch off here (`stream`), non-resource paths too (`paths`)
+//! 6. decode       options and body to a tree (`options`, `body`)
+//! 7. default, mutating admission, validate, validating admission, store: per verb (`read`, `watch`, `write`, `delete`,
 //!    `subresource`; `admission`)
-//! 7. encode       whole, Table or metadata, in JSON, YAML or protobuf (`encode`), packed if large (`compress`)
+//! 8. encode       whole, Table or metadata, in JSON, YAML or protobuf (`encode`), packed if large (`compress`)
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -23,6 +24,7 @@ use tracing::Instrument;
 use crate::audit::{Source, Trail};
 use crate::authenticate::Caller;
 use crate::encode::Warnings;
+use crate::flow::Class;
 use crate::identity::{Peer, UserInfo};
 use crate::info::{RequestInfo, ResourceTarget, Target};
 use crate::metrics::Labels;
@@ -70,8 +72,9 @@ pub async fn handle(server: &Arc<ApiServer>, peer: Peer, request: HttpRequest<By
     let (labels, begun) = (Labels::of(&info), Instant::now());
     let _running = server.metrics.begin(&labels);
     let warnings = Warnings::default();
-    let mut trail = None;
-    let running = run(server, peer, request, info, &accept, warnings.clone(), &mut trail).instrument(span);
+    let (mut trail, mut class) = (None, None);
+    let running =
+        run(server, peer, request, info, &accept, warnings.clone(), (&mut trail, &mut class)).instrument(span);
     // What breaks one request is not to take the connection of others with it.
     let result = AssertUnwindSafe(running).catch_unwind().await.unwrap_or_else(|_| {
         if let Some(trail) = &trail {
@@ -81,6 +84,9 @@ pub async fn handle(server: &Arc<ApiServer>, peer: Peer, request: HttpRequest<By
     });
     let mut response = result.unwrap_or_else(|status| encode::status(&status, &accept));
     warnings.write(&mut response);
+    if let Some(class) = class {
+        class.write(&mut response);
+    }
     if let Some(trail) = trail {
         response = trail.answered(response).await;
     }
@@ -137,11 +143,16 @@ async fn run(
     info: RequestInfo,
     accept: &encode::Accept,
     warnings: Warnings,
-    trail: &mut Option<Trail>,
+    (trail, class): (&mut Option<Trail>, &mut Option<Class>),
 ) -> Result<Response<Body>, Status> {
     let (parts, body) = request.into_parts();
     let attributes = Attributes::of(&info);
     let user = identify(server, &peer, &parts, &body, (&info, &attributes), trail).await?.acting;
+    // Held until there is an answer, or for a watch its beginning.
+    let _seat = match &server.flow {
+        Some(flow) => Some(flow.enter(&user, &attributes, class).await?),
+        None => None,
+    };
     authorize(server, &user, (&info, &attributes), trail.as_ref())?;
     let target = match &info.target {
         Target::Path(path) => return paths::answer(server, path, &info.query, &parts.headers, accept).await,

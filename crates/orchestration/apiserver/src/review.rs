@@ -11,7 +11,7 @@ use crate::encode::{self, Accept};
 use crate::identity::UserInfo;
 use crate::pipeline::{Authorized, Request};
 use crate::rbac::Attributes;
-use crate::{ApiServer, authenticate};
+use crate::{ApiServer, authenticate, node_authorizer};
 
 pub async fn answer(
     server: &Arc<ApiServer>,
@@ -79,7 +79,12 @@ fn rules(server: &ApiServer, user: &UserInfo, namespace: &str) -> Value {
             "resourceNames": rule.resource_names,
         })),
     });
-    json!({"resourceRules": resources, "nonResourceRules": paths, "incomplete": false})
+    let mut status = json!({"resourceRules": resources, "nonResourceRules": paths, "incomplete": false});
+    if node_authorizer::node_of(user).is_some() {
+        status["incomplete"] = json!(true);
+        status["evaluationError"] = json!("node authorizer does not support user rule resolution");
+    }
+    status
 }
 
 async fn token(server: &ApiServer, spec: &Value) -> Result<Value, Status> {

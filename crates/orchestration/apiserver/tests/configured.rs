@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
-use dhow_apiserver::{AccessConfig, AuditConfig, AuditFile, AuditPolicy, AuthenticationConfig};
+use dhow_apiserver::{AccessConfig, AuditConfig, AuditFile, AuditPolicy, AuthenticationConfig, UserInfo};
 use dhow_base::pki::{ClusterCa, SaKey};
 use dhow_base::tls;
 use harness::Cluster;
@@ -77,7 +77,8 @@ impl Issuer {
             "apiVersion: apiserver.config.k8s.io/v1\nkind: AuthenticationConfiguration\njwt:\n- issuer:\n    url: {}\n    audiences: \
              [cloud]\n    certificateAuthority: |\n        {ca}\n  claimValidationRules: [{{claim: hd, requiredValue: \
              example.com}}]\n  claimMappings:\n    username: {{claim: sub, prefix: 'sso:'}}\n    groups: {{expression: \
-             claims.realm.groups}}\n    uid: {{claim: oid}}\n    extra: [{{key: example.com/team, valueExpression: claims.team}}]\n{more}",
+             claims.realm.groups}}\n    uid: {{claim: oid}}\n    extra: [{{key: example.com/team, valueExpression: \"has(claims.team) ? 'team-' + claims.team : ''\"}}]\n  userValidationRules: [{{expression: \"!user.groups.exists(g, g.startsWith('system:') && g != 'system:authenticated')\", \
+             message: no system groups}}]\n{more}",
             self.url
         )
     }
@@ -120,7 +121,7 @@ async fn tokens_of_other_issuers_are_believed() {
         "- system:authenticated",
         "uid: \"42\"",
         "example.com/team:",
-        "- blue",
+        "- team-blue",
     ] {
         assert!(who.contains(part), "{part} is not in {who}");
     }
@@ -148,6 +149,7 @@ async fn tokens_of_other_issuers_are_believed() {
         ("rule", es256(&with("hd", json!("example.org")), &first)),
         ("no name", es256(&with("sub", json!("")), &first)),
         ("groups", es256(&with("realm", json!({"groups": [1]})), &first)),
+        ("a rule about the user", es256(&with("realm", json!({"groups": ["system:masters"]})), &first)),
         ("another issuer", es256(&with("iss", json!("https://elsewhere")), &first)),
         ("public key as secret", confused),
         ("another's signature", forged),
@@ -177,7 +179,12 @@ async fn tokens_of_other_issuers_are_believed() {
     assert_eq!(status["status"]["user"]["username"], "sso:ann");
 
     for (change, with, why) in [
-        ("claims.realm.groups", "claims.groups + claims.roles", "of CEL only a claim's path"),
+        ("claims.realm.groups", "claims.(", "Syntax error"),
+        (
+            "username: {claim: sub, prefix: 'sso:'}",
+            "username: {expression: claims.email}",
+            "claims.email_verified must be used",
+        ),
         ("prefix: 'sso:'", "", "claimMappings.username.prefix: required"),
         ("https://", "http://", "issuer.url: must be an https URL"),
         ("[cloud]", "[cloud, more]", "audienceMatchPolicy: must be MatchAny"),
@@ -331,4 +338,127 @@ async fn the_audit_log_is_rotated() {
         assert!(text.len() <= 2000, "{name}: {}", text.len());
         text.lines().for_each(|line| drop(serde_json::from_str::<Value>(line).unwrap()));
     }
+}
+
+fn get(path: &str) -> http::Request<Bytes> {
+    http::Request::builder().uri(path).body(Bytes::new()).unwrap()
+}
+
+/// With so few seats, `global-default` has one.
+fn one_seat() -> AccessConfig {
+    AccessConfig { seats: Some(10), ..AccessConfig::default() }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flood_keeps_nobody_out() {
+    const FLOOD: usize = 400;
+    const CALM: usize = 20;
+    let cluster = Arc::new(Cluster::start_with(one_seat()).await);
+    for user in ["flood", "calm"] {
+        cluster.kubectl(&["create", "clusterrolebinding", user, "--clusterrole=view", &format!("--user={user}")]).await;
+    }
+    let path = "/api/v1/namespaces/default/configmaps";
+    for i in 0..100 {
+        let body = json!({"metadata": {"name": format!("c{i}")}, "data": {"k": "x".repeat(1000)}});
+        cluster.json("POST", path, "application/json", &body).await;
+    }
+    let stop = tokio_util::sync::CancellationToken::new();
+    let (answered, refused) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let mut flood = tokio::task::JoinSet::new();
+    for _ in 0..FLOOD {
+        let (cluster, stop, answered, refused) = (cluster.clone(), stop.clone(), answered.clone(), refused.clone());
+        flood.spawn(async move {
+            while !stop.is_cancelled() {
+                let (code, headers, _) = cluster.send(UserInfo::new("flood", &[]), get(path)).await;
+                match code {
+                    200 => drop(answered.fetch_add(1, Ordering::SeqCst)),
+                    code => {
+                        assert_eq!((code, headers["retry-after"].to_str().unwrap()), (429, "1"));
+                        refused.fetch_add(1, Ordering::SeqCst);
+                        tokio::task::yield_now().await;
+                    }
+                }
+            }
+        });
+    }
+    // Until the flood has filled all places of its own.
+    while refused.load(Ordering::SeqCst) == 0 {
+        tokio::task::yield_now().await;
+    }
+    let before = answered.load(Ordering::SeqCst);
+    for _ in 0..CALM {
+        let (code, _, _) = cluster.send(UserInfo::new("calm", &[]), get(path)).await;
+        assert_eq!(code, 200);
+    }
+    let meanwhile = answered.load(Ordering::SeqCst) - before;
+    stop.cancel();
+    while let Some(ended) = flood.join_next().await {
+        ended.unwrap();
+    }
+    // Each time it came after those few that had had as little, not after the hundreds that waited.
+    assert!(meanwhile < CALM * 20, "{meanwhile} of the flood were answered meanwhile");
+    let metrics = cluster.kubectl(&["get", "--raw", "/metrics"]).await;
+    for line in [
+        "apiserver_flowcontrol_rejected_requests_total{priority_level=\"global-default\",flow_schema=\"global-default\",reason=\"queue-full\"}",
+        "apiserver_flowcontrol_dispatched_requests_total{priority_level=\"exempt\",flow_schema=\"exempt\"}",
+        "apiserver_flowcontrol_current_inqueue_requests{priority_level=\"global-default\"} 0",
+        "apiserver_flowcontrol_current_executing_requests{priority_level=\"global-default\"} 0",
+        "apiserver_flowcontrol_nominal_limit_seats{priority_level=\"global-default\"} 1",
+    ] {
+        assert!(metrics.contains(line), "{line} is not in\n{metrics}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_are_classified() {
+    let cluster = Cluster::start_with(one_seat()).await;
+    let listed = cluster.kubectl(&["get", "flowschemas"]).await;
+    assert_eq!(listed.lines().count(), 14, "{listed}");
+    assert!(cluster.kubectl(&["get", "prioritylevelconfigurations"]).await.contains("workload-low"));
+    let class = async |user: UserInfo, path: &str| {
+        let (_, headers, _) = cluster.send(user, get(path)).await;
+        let uid = headers["x-kubernetes-pf-flowschema-uid"].to_str().unwrap().to_owned();
+        assert!(headers.contains_key("x-kubernetes-pf-prioritylevel-uid"));
+        let names = "jsonpath={range .items[*]}{.metadata.uid} {.metadata.name}{\"\\n\"}{end}";
+        let names = cluster.kubectl(&["get", "flowschemas", "-o", names]).await;
+        names.lines().find_map(|line| line.strip_prefix(&format!("{uid} "))).unwrap().to_owned()
+    };
+    let pods = "/api/v1/namespaces/default/pods";
+    let account = "system:serviceaccount:default:x";
+    assert_eq!(class(UserInfo::new("admin", &["system:masters"]), pods).await, "exempt");
+    assert_eq!(class(UserInfo::new("jane", &[]), pods).await, "global-default");
+    assert_eq!(class(UserInfo::new("jane", &[]), "/livez").await, "probes");
+    assert_eq!(class(UserInfo::new(account, &["system:serviceaccounts"]), pods).await, "service-accounts");
+    let account = "system:serviceaccount:kube-system:x";
+    assert_eq!(class(UserInfo::new(account, &["system:serviceaccounts"]), pods).await, "kube-system-service-accounts");
+    assert_eq!(class(UserInfo::new("system:kube-scheduler", &[]), pods).await, "kube-scheduler");
+    let node = || UserInfo::new("system:node:n1", &["system:nodes"]);
+    assert_eq!(class(node(), "/api/v1/nodes/n1").await, "system-node-high");
+    assert_eq!(class(node(), pods).await, "system-nodes");
+    // A schema of one's own, and its removal, take effect at once.
+    let own = json!({
+        "apiVersion": "flowcontrol.apiserver.k8s.io/v1", "kind": "FlowSchema", "metadata": {"name": "own"},
+        "spec": {
+            "priorityLevelConfiguration": {"name": "workload-high"}, "matchingPrecedence": 500,
+            "rules": [{
+                "subjects": [{"kind": "User", "user": {"name": "jane"}}],
+                "resourceRules": [{"verbs": ["list"], "apiGroups": [""], "resources": ["pods"], "namespaces": ["default"]}],
+            }],
+        },
+    });
+    cluster.run("admin", &["apply", "-f", "-"], &own.to_string()).await.unwrap();
+    assert_eq!(class(UserInfo::new("jane", &[]), pods).await, "own");
+    assert_eq!(class(UserInfo::new("jane", &[]), "/api/v1/pods").await, "global-default");
+    cluster.kubectl(&["delete", "flowschema", "own"]).await;
+    assert_eq!(class(UserInfo::new("jane", &[]), pods).await, "global-default");
+
+    // Open watches hold no seats.
+    cluster.kubectl(&["create", "clusterrolebinding", "jane", "--clusterrole=view", "--user=jane"]).await;
+    cluster.kubeconfig("jane", "jane", &[]);
+    let mut watches = Vec::new();
+    for _ in 0..5 {
+        watches.push(cluster.begin(UserInfo::new("jane", &[]), get(&format!("{pods}?watch=true"))).await);
+    }
+    assert!(watches.iter().all(|watch| watch.status() == 200));
+    cluster.run("jane", &["get", "pods"], "").await.unwrap();
 }

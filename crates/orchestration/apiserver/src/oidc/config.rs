@@ -1,7 +1,8 @@
 //! The `AuthenticationConfiguration` file (`apiserver.config.k8s.io/v1`): whose JWTs are believed, and who is anonymous.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
+use dhow_api::cel::{self, CompileError, Environment, Meter, Program};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -26,7 +27,7 @@ pub struct Issuer {
     pub claim_validation_rules: Vec<ClaimRule>,
     pub claim_mappings: Mappings,
     #[serde(default)]
-    user_validation_rules: Vec<Value>,
+    pub user_validation_rules: Vec<UserRule>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -42,7 +43,7 @@ pub struct Source {
     audience_match_policy: String,
 }
 
-/// A claim that has to be there, with a value if one is named.
+/// A claim that has to have a value, or an expression that has to hold.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ClaimRule {
@@ -51,10 +52,66 @@ pub struct ClaimRule {
     #[serde(default)]
     pub required_value: String,
     #[serde(default)]
-    expression: String,
+    pub expression: Option<OfClaims>,
     #[serde(default)]
-    #[allow(dead_code, reason = "the message of an expression, which is refused")]
-    message: String,
+    pub message: String,
+}
+
+/// An expression that has to hold for the user that was made of the claims.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UserRule {
+    pub expression: OfUser,
+    #[serde(default)]
+    pub message: String,
+}
+
+/// A CEL expression that may name `claims`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(try_from = "String")]
+pub struct OfClaims(Program);
+
+/// A CEL expression that may name `user`, with its `username`, `uid`, `groups` and `extra`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(try_from = "String")]
+pub struct OfUser(Program);
+
+impl TryFrom<String> for OfClaims {
+    type Error = CompileError;
+
+    fn try_from(source: String) -> Result<Self, CompileError> {
+        Program::compile(&source, &Environment::of(&["claims"])).map(Self)
+    }
+}
+
+impl TryFrom<String> for OfUser {
+    type Error = CompileError;
+
+    fn try_from(source: String) -> Result<Self, CompileError> {
+        Program::compile(&source, &Environment::of(&["user"])).map(Self)
+    }
+}
+
+impl OfClaims {
+    pub fn evaluate(&self, claims: &Value) -> Result<Value, String> {
+        evaluate(&self.0, "claims", claims)
+    }
+
+    fn names(&self, claim: &str) -> bool {
+        self.0.source().contains(claim)
+    }
+}
+
+impl OfUser {
+    pub fn evaluate(&self, user: &Value) -> Result<Value, String> {
+        evaluate(&self.0, "user", user)
+    }
+}
+
+fn evaluate(program: &Program, name: &'static str, value: &Value) -> Result<Value, String> {
+    let variables = HashMap::from([(name, cel::Value::from_json(value))]);
+    let failed = |error: cel::EvalError| format!("{:?}: {error}", program.source());
+    program.evaluate(&variables, &mut Meter::new(cel::CALL_LIMIT)).and_then(|value| value.to_json()).map_err(failed)
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -78,14 +135,14 @@ pub struct Mapping {
     #[serde(default)]
     pub prefix: Option<String>,
     #[serde(default)]
-    pub expression: String,
+    pub expression: Option<OfClaims>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Extra {
     pub key: String,
-    pub value_expression: String,
+    pub value_expression: OfClaims,
 }
 
 /// Who proves nothing is let on as `system:anonymous`, everywhere or on some paths only.
@@ -177,65 +234,51 @@ impl Issuer {
             if !extra.key.contains('/') || extra.key != extra.key.to_lowercase() {
                 return Err(format!("{field}.key: must be a lower-case path with a domain, such as example.com/x"));
             }
-            path(&extra.value_expression).map_err(|why| format!("{field}.valueExpression: {why}"))?;
         }
         for (at, rule) in self.claim_validation_rules.iter().enumerate() {
-            if !rule.expression.is_empty() {
-                return Err(format!("claimValidationRules[{at}].expression: {}", no_cel(&rule.expression)));
-            }
-            if rule.claim.is_empty() {
-                return Err(format!("claimValidationRules[{at}].claim: required"));
+            if rule.claim.is_empty() == rule.expression.is_none() {
+                return Err(format!("claimValidationRules[{at}]: either claim or expression is required"));
             }
         }
-        if !self.user_validation_rules.is_empty() {
-            return Err("userValidationRules: CEL expressions are not supported here yet; remove them".into());
+        self.check_mail()
+    }
+
+    /// Whoever makes a name of an address has to ask whether it was verified.
+    fn check_mail(&self) -> Result<(), String> {
+        let mappings = &self.claim_mappings;
+        let name = mappings.username.expression.as_ref().filter(|name| name.names("claims.email"));
+        let rules = self.claim_validation_rules.iter().filter_map(|rule| rule.expression.as_ref());
+        let mut all = name.into_iter().chain(mappings.extra.iter().map(|extra| &extra.value_expression)).chain(rules);
+        if name.is_none() || all.any(|expression| expression.names("email_verified")) {
+            return Ok(());
         }
-        Ok(())
+        Err("claimMappings.username.expression: claims.email_verified must be used in it, in an extra's \
+             valueExpression or in claimValidationRules when claims.email is"
+            .into())
     }
 }
 
 impl Mapping {
     pub fn is_unset(&self) -> bool {
-        self.claim.is_empty() && self.expression.is_empty()
+        self.claim.is_empty() && self.expression.is_none()
     }
 
     fn check(&self) -> Result<(), String> {
-        if !self.claim.is_empty() && !self.expression.is_empty() {
+        if !self.claim.is_empty() && self.expression.is_some() {
             return Err("claim and expression exclude each other".into());
-        }
-        if !self.expression.is_empty() {
-            path(&self.expression)?;
         }
         Ok(())
     }
 
-    /// The value in the claims that is meant.
-    pub fn of<'a>(&self, claims: &'a Value) -> Option<&'a Value> {
-        if self.expression.is_empty() { claims.get(&self.claim) } else { value_at(claims, &self.expression) }
+    /// What the claims say; null is nothing.
+    pub fn of(&self, claims: &Value) -> Result<Value, String> {
+        match &self.expression {
+            Some(expression) => expression.evaluate(claims),
+            None => Ok(claims.get(&self.claim).cloned().unwrap_or_default()),
+        }
     }
 
     pub fn prefixed(&self, value: &str) -> String {
         format!("{}{value}", self.prefix.as_deref().unwrap_or_default())
     }
-}
-
-/// The claim at the end of `claims.a.b`.
-pub fn value_at<'a>(claims: &'a Value, expression: &str) -> Option<&'a Value> {
-    path(expression).ok()?.into_iter().try_fold(claims, |value, part| value.get(part))
-}
-
-/// The one kind of expression that is understood: `claims.a.b`.
-fn path(expression: &str) -> Result<Vec<&str>, String> {
-    let plain = |part: &&str| {
-        !part.is_empty()
-            && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
-            && !part.as_bytes()[0].is_ascii_digit()
-    };
-    let rest = expression.trim().strip_prefix("claims.").ok_or_else(|| no_cel(expression))?;
-    let parts: Vec<&str> = rest.split('.').collect();
-    if parts.iter().all(plain) { Ok(parts) } else { Err(no_cel(expression)) }
-}
-
-fn no_cel(expression: &str) -> String {
-    format!("{expression:?}: of CEL only a claim's path such as claims.sub is supported here yet")
 }

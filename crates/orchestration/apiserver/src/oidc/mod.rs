@@ -3,11 +3,9 @@
 mod config;
 mod keys;
 
-use std::collections::BTreeMap;
-
 use dhow_api::Status;
 use jsonwebtoken::{Algorithm, Validation};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 pub use config::{Anonymous, AuthenticationConfig};
 
@@ -65,47 +63,59 @@ async fn verified(issuer: &Issuer, keys: &Keys, token: &str) -> Result<Value, St
 
 fn mapped(issuer: &Issuer, claims: &Value) -> Result<UserInfo, String> {
     for rule in &issuer.claim_validation_rules {
-        if claims[&rule.claim].as_str() != Some(&rule.required_value) {
-            return Err(format!("its claim {} is not {:?}", rule.claim, rule.required_value));
+        match &rule.expression {
+            Some(expression) if expression.evaluate(claims)? != true => return Err(unmet(&rule.message)),
+            None if claims[&rule.claim].as_str() != Some(&rule.required_value) => {
+                return Err(format!("its claim {} is not {:?}", rule.claim, rule.required_value));
+            }
+            _ => {}
         }
     }
     let mappings = &issuer.claim_mappings;
-    let text = |value: Option<&Value>| value.and_then(Value::as_str).unwrap_or_default().to_owned();
-    let username = text(mappings.username.of(claims));
+    let text = |value: Value| value.as_str().unwrap_or_default().to_owned();
+    let username = text(mappings.username.of(claims)?);
     if username.is_empty() {
         return Err("it has no user name".into());
     }
     let unverified = claims.get("email_verified").is_some_and(|verified| *verified != Value::Bool(true));
-    let by_mail = mappings.username.claim == "email" || mappings.username.expression == "claims.email";
-    if by_mail && unverified {
+    if mappings.username.claim == "email" && unverified {
         return Err("its e-mail address is not verified".into());
     }
-    let mut groups = Vec::new();
+    let mut user = UserInfo::new(&mappings.username.prefixed(&username), &[]);
     if !mappings.groups.is_unset() {
-        let named = strings(mappings.groups.of(claims)).ok_or("its groups are not strings")?;
-        groups.extend(named.iter().map(|group| mappings.groups.prefixed(group)));
+        let named = strings(&mappings.groups.of(claims)?).ok_or("its groups are not strings")?;
+        let groups = named.iter().filter(|group| !group.is_empty()).map(|group| mappings.groups.prefixed(group));
+        user.groups.splice(0..0, groups);
     }
-    let mut extra = BTreeMap::new();
+    if !mappings.uid.is_unset() {
+        user.uid = text(mappings.uid.of(claims)?);
+    }
     for mapping in &mappings.extra {
-        let values = strings(config::value_at(claims, &mapping.value_expression)).ok_or("an extra is not a string")?;
+        let values = strings(&mapping.value_expression.evaluate(claims)?).ok_or("an extra is not a string")?;
         let values: Vec<String> = values.into_iter().filter(|value| !value.is_empty()).collect();
         if !values.is_empty() {
-            extra.insert(mapping.key.clone(), values);
+            user.extra.insert(mapping.key.clone(), values);
         }
     }
-    let groups: Vec<&str> = groups.iter().map(String::as_str).collect();
-    let mut user = UserInfo::new(&mappings.username.prefixed(&username), &groups);
-    user.uid = text(mappings.uid.of(claims).filter(|_| !mappings.uid.is_unset()));
-    user.extra = extra;
+    let shown = json!({"username": user.name, "uid": user.uid, "groups": user.groups, "extra": user.extra});
+    for rule in &issuer.user_validation_rules {
+        if rule.expression.evaluate(&shown)? != true {
+            return Err(unmet(&rule.message));
+        }
+    }
     Ok(user)
 }
 
+fn unmet(message: &str) -> String {
+    format!("a rule does not hold: {message}")
+}
+
 /// A string or a list of them; nothing is none.
-fn strings(value: Option<&Value>) -> Option<Vec<String>> {
+fn strings(value: &Value) -> Option<Vec<String>> {
     match value {
-        None | Some(Value::Null) => Some(Vec::new()),
-        Some(Value::String(one)) => Some(vec![one.clone()]),
-        Some(Value::Array(all)) => all.iter().map(|one| one.as_str().map(str::to_owned)).collect(),
-        Some(_) => None,
+        Value::Null => Some(Vec::new()),
+        Value::String(one) => Some(vec![one.clone()]),
+        Value::Array(all) => all.iter().map(|one| one.as_str().map(str::to_owned)).collect(),
+        _ => None,
     }
 }

@@ -169,6 +169,11 @@ impl Cluster {
         (parts.status.as_u16(), parts.headers, body)
     }
 
+    /// The answer to a request as a user, in process, its body still to come.
+    pub async fn begin(&self, user: UserInfo, request: http::Request<Bytes>) -> http::Response<dhow_client::Body> {
+        self.server.client(user).request(request).await.unwrap()
+    }
+
     /// A request with a JSON body as the administrator, and the answer's tree.
     pub async fn json(&self, method: &str, path: &str, media_type: &str, body: &Value) -> (u16, Value) {
         let request = http::Request::builder()
