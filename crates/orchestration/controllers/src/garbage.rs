@@ -240,7 +240,7 @@ impl Garbage {
 
     async fn unfinalize(&self, entry: &Entry, finalizer: &str) -> Result<(), Error> {
         let left: Vec<_> = entry.metadata.finalizers.iter().flatten().filter(|one| *one != finalizer).collect();
-        self.patch(entry, json!({"finalizers": left})).await
+        self.patch(entry, json!({"finalizers": some(left)})).await
     }
 
     /// Whether the owner is there. The copy may be behind or not see a kind, so absence is asked of the server.
@@ -299,7 +299,7 @@ impl Reconcile for Garbage {
                 for (_, dependent) in &dependents {
                     let owners = dependent.metadata.owner_references.iter().flatten();
                     let left: Vec<_> = owners.filter(|owner| owner.uid != uid).collect();
-                    self.patch(dependent, json!({"ownerReferences": left})).await?;
+                    self.patch(dependent, json!({"ownerReferences": some(left)})).await?;
                 }
                 self.unfinalize(&entry, ORPHAN).await?;
             } else if has(FOREGROUND) {
@@ -327,8 +327,13 @@ impl Reconcile for Garbage {
         if !owners.is_empty() && solid.is_empty() {
             self.delete(uid, &entry, "Background").await?;
         } else if solid.len() < owners.len() {
-            self.patch(&entry, json!({"ownerReferences": solid})).await?;
+            self.patch(&entry, json!({"ownerReferences": some(solid)})).await?;
         }
         Ok(Outcome::Done)
     }
+}
+
+/// An empty list is left out of an object, as upstream's JSON has it.
+fn some<T>(list: Vec<T>) -> Option<Vec<T>> {
+    (!list.is_empty()).then_some(list)
 }

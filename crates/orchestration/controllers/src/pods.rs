@@ -70,6 +70,7 @@ async fn own<K: Object, C: Object>(client: &Client, object: &C, owner: &K, adopt
     if adopt {
         owners.push(controller_reference(owner));
     }
+    let owners = (!owners.is_empty()).then_some(owners);
     let patch = json!({"metadata": {
         "uid": metadata.uid, "resourceVersion": metadata.resource_version, "ownerReferences": owners,
     }});

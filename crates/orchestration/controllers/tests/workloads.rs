@@ -219,6 +219,29 @@ async fn a_budget_refuses_what_would_be_too_much() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn orphans_are_adopted_by_whoever_selects_them() {
+    let cloud = Cloud::start().await;
+    cloud.node("n1", json!([])).await;
+    let old = json!({
+        "apiVersion": "v1", "kind": "ReplicationController", "metadata": {"name": "old"},
+        "spec": {"replicas": 2, "selector": {"app": "old"}, "template": template("old", json!({}))}
+    });
+    cloud.apply(old.clone()).await;
+    let ready = ["get", "rc/old", "-o", "jsonpath={.status.readyReplicas}"];
+    cloud.until(&ready, "2").await;
+    let names = cloud.get("pods", NAMES).await;
+    cloud.kubectl(&["delete", "rc/old", "--cascade=orphan"]).await;
+    cloud.until(&["get", "pods", "-o", "jsonpath={.items[*].metadata.ownerReferences}"], "").await;
+    cloud.apply(old).await;
+    cloud.until(&ready, "2").await;
+    assert_eq!(cloud.get("pods", NAMES).await, names);
+    cloud.kubectl(&["label", "pods", names.split(' ').next().unwrap(), "app=other", "--overwrite"]).await;
+    cloud.until(&["get", "pods", "-l", "app=other", "-o", "jsonpath={.items[*].metadata.ownerReferences}"], "").await;
+    cloud.until(&ready, "2").await;
+    assert_eq!(cloud.get("pods", NAMES).await.split(' ').count(), 3, "one was let go, one made");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_aggregated_role_has_the_rules_of_those_it_selects() {
     let cloud = Cloud::start().await;
     let role = |name: &str, extra: Value| {
