@@ -1,7 +1,6 @@
 //! What the API server's tests share: a server, kubectl with credentials, raw requests.
 #![allow(clippy::unwrap_used, dead_code)]
 
-
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
