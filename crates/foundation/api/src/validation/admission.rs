@@ -47,7 +47,7 @@ fn webhooks(value: &Value, errors: &mut Errors) {
         selector(&hook.at("namespaceSelector"), errors);
         selector(&hook.at("objectSelector"), errors);
         webhook(&hook.at("clientConfig"), errors);
-        match_conditions(&hook.at("matchConditions"), false, errors);
+        match_conditions(&hook.at("matchConditions"), &Names::default(), errors);
         review_versions(&hook.at("admissionReviewVersions"), "must specify one of v1, v1beta1", errors);
     }
     errors.distinct(&hooks, "name");
@@ -72,14 +72,13 @@ pub(super) fn review_versions(versions: &Field, absent: &str, errors: &mut Error
     }
 }
 
-fn match_conditions(conditions: &Field, params: bool, errors: &mut Errors) {
-    let names = Names { params, authorizer: true, ..Names::default() };
+fn match_conditions(conditions: &Field, names: &Names, errors: &mut Errors) {
     errors.at_most(conditions, 64);
     for condition in conditions.items() {
         if condition.at("expression").text().trim().is_empty() {
             errors.missing(&condition.at("expression"), "");
         } else {
-            compile(&condition.at("expression"), &names, &[Type::Bool], errors);
+            compile(&condition.at("expression"), names, &[Type::Bool], errors);
         }
         errors.need_name(&condition.at("name"), names::qualified_name);
     }
@@ -188,7 +187,8 @@ fn policy_header(spec: &Field, errors: &mut Errors) -> Names {
     } else {
         errors.missing(&constraints, "");
     }
-    match_conditions(&spec.at("matchConditions"), kind.present(), errors);
+    let conditions = Names { params: kind.present(), authorizer: true, ..Names::default() };
+    match_conditions(&spec.at("matchConditions"), &conditions, errors);
     let mut known = Vec::new();
     for variable in spec.at("variables").items() {
         let name = variable.at("name");

@@ -73,11 +73,20 @@ impl Policies {
 
 /// The mutating policies of the first phase. May change `attributes.object`.
 pub fn mutate(server: &ApiServer, attributes: &mut Attributes<'_>) -> Result<(), Status> {
+    run_mutating(server, attributes, false)
+}
+
+/// Those of them that want to see again what others have changed since.
+pub fn mutate_again(server: &ApiServer, attributes: &mut Attributes<'_>) -> Result<(), Status> {
+    run_mutating(server, attributes, true)
+}
+
+fn run_mutating(server: &ApiServer, attributes: &mut Attributes<'_>, again: bool) -> Result<(), Status> {
     let compiled = server.policies.current();
     if compiled.mutating.is_empty() || exempt(attributes) || attributes.object.is_null() {
         return Ok(());
     }
-    mutating::run(server, &compiled.mutating, attributes)
+    mutating::run(server, &compiled.mutating, attributes, again)
 }
 
 /// The validating policies of the second phase.

@@ -11,8 +11,18 @@ use super::{Invocation, matching, select};
 use crate::ApiServer;
 use crate::admission::Attributes;
 
-pub fn run(server: &ApiServer, policies: &[Policy], attributes: &mut Attributes<'_>) -> Result<(), Status> {
-    let (invocations, failures) = select(server, policies, attributes);
+/// Runs the policies that are about the request; with `again` only those that ask to run once more.
+pub fn run(
+    server: &ApiServer,
+    policies: &[Policy],
+    attributes: &mut Attributes<'_>,
+    again: bool,
+) -> Result<(), Status> {
+    let (mut invocations, mut failures) = select(server, policies, attributes);
+    if again {
+        invocations.retain(|invocation| invocation.policy.again);
+        failures.clear();
+    }
     let mut refusals: Vec<String> = Vec::new();
     for (policy, failure) in failures.into_iter().filter(|(policy, _)| policy.fail) {
         refusals.push(refusal(&policy.name, failure.binding.as_deref(), &failure.message));
