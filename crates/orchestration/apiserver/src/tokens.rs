@@ -83,7 +83,7 @@ pub struct LegacyClaims {
 /// A token that was signed by us and whose time has come and not passed.
 pub enum Presented {
     /// With the audiences that were asked for and that the token is for.
-    Bound(Claims, Vec<String>),
+    Bound(Box<Claims>, Vec<String>),
     Legacy(LegacyClaims),
 }
 
@@ -186,7 +186,7 @@ impl Tokens {
         let mut found = keys.filter_map(|(_, key)| jsonwebtoken::decode::<Claims>(token, key, &validation).ok());
         let claims = found.next().ok_or_else(Status::unauthorized)?.claims;
         let common = audiences.iter().filter(|wanted| claims.aud.contains(wanted)).cloned().collect();
-        Ok(Presented::Bound(claims, common))
+        Ok(Presented::Bound(Box::new(claims), common))
     }
 }
 
