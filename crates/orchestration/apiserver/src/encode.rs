@@ -58,6 +58,8 @@ pub enum Shape {
 pub struct Accept {
     pub wire: Wire,
     pub shape: Shape,
+    /// What the rows of a Table carry beside their cells.
+    pub include: table::Include,
     /// Whether the client takes anything of what we have.
     pub satisfied: bool,
     /// The header as it came, for documents with forms of their own.
@@ -71,7 +73,20 @@ impl Accept {
         let found = raw.split(',').find_map(range);
         let satisfied = found.is_some() || raw.trim().is_empty();
         let (wire, shape) = found.unwrap_or_default();
-        Self { wire, shape, satisfied, raw }
+        Self { wire, shape, include: table::Include::default(), satisfied, raw }
+    }
+
+    /// With what the request's `includeObject` says.
+    pub fn including(mut self, include: Option<&str>) -> Result<Self, Status> {
+        self.include = match include {
+            None | Some("Metadata") => table::Include::Metadata,
+            Some("Object") => table::Include::Object,
+            Some("None") => table::Include::Nothing,
+            Some(other) => {
+                return Err(Status::bad_request(format!("unrecognized includeObject value: {other:?}")));
+            }
+        };
+        Ok(self)
     }
 
     /// Refuses a client that takes nothing we can write.
@@ -169,7 +184,9 @@ pub fn document(kind: &Kind, stored: &Stored, accept: &Accept) -> Result<(Wire, 
             None => Ok((Wire::Json, stored.bytes.clone())),
         },
         (Shape::Whole, wire @ (Wire::Yaml | Wire::Cbor)) => written(&stored.value()?, wire),
-        (Shape::Table, wire) => written(&table(kind, &[stored.value()?], &stored.header.resource_version), wire),
+        (Shape::Table, wire) => {
+            written(&table(kind, &[stored.value()?], accept.include, &stored.header.resource_version), wire)
+        }
         (Shape::Metadata, wire) => written(&metadata_only(stored)?, wire),
     }
 }
@@ -179,7 +196,7 @@ pub fn list(kind: &Kind, page: &Page, accept: &Accept) -> Result<Response<Body>,
     match (accept.shape, accept.wire) {
         (Shape::Table, wire) => {
             let objects = page.items.iter().map(|item| item.value()).collect::<Result<Vec<_>, _>>()?;
-            let mut document = table(kind, &objects, &page.revision.to_string());
+            let mut document = table(kind, &objects, accept.include, &page.revision.to_string());
             document["metadata"] = list_metadata(page);
             let (wire, bytes) = written(&document, wire)?;
             build(200, wire.media_type(), bytes)
@@ -261,8 +278,8 @@ fn list_metadata(page: &Page) -> Value {
 }
 
 /// A `metav1.Table` of these objects.
-fn table(kind: &Kind, objects: &[Value], revision: &str) -> Value {
-    table::render(kind, objects, revision, Timestamp::now())
+fn table(kind: &Kind, objects: &[Value], include: table::Include, revision: &str) -> Value {
+    table::render(kind, objects, include, revision, Timestamp::now())
 }
 
 fn metadata_only(stored: &Stored) -> Result<Value, Status> {
@@ -305,7 +322,7 @@ pub fn frame(wire: Wire, event: &str, document: &[u8]) -> Bytes {
 /// YAML has no frames: such a watcher gets JSON.
 fn streamed(accept: &Accept) -> Accept {
     let wire = if accept.wire == Wire::Yaml { Wire::Json } else { accept.wire };
-    Accept { wire, shape: accept.shape, satisfied: accept.satisfied, raw: String::new() }
+    Accept { wire, shape: accept.shape, include: accept.include, satisfied: accept.satisfied, raw: String::new() }
 }
 
 /// A body without end.

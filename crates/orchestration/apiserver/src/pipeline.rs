@@ -69,6 +69,10 @@ pub async fn handle(server: &Arc<ApiServer>, peer: Peer, request: HttpRequest<By
         Ok(info) => info,
         Err(status) => return encode::status(&status, &accept),
     };
+    let accept = match accept.clone().including(info.query.get("includeObject")) {
+        Ok(accept) => accept,
+        Err(status) => return encode::status(&status, &accept),
+    };
     let (labels, begun) = (Labels::of(&info), Instant::now());
     let _running = server.metrics.begin(&labels);
     let warnings = Warnings::default();

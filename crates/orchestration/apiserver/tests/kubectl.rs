@@ -25,6 +25,11 @@ async fn objects_live_and_die() {
     cluster.kubectl(&["label", "cm", "a", "z=1"]).await;
     cluster.kubectl(&["patch", "cm", "a", "--type=json", "-p", r#"[{"op":"add","path":"/data/n","value":"1"}]"#]).await;
     assert_eq!(cluster.kubectl(&["get", "cm", "a", "-o", "jsonpath={.data.n}{.metadata.labels.z}"]).await, "11");
+    // Sorted by what no column shows: the rows have to carry the objects.
+    cluster.kubectl(&["create", "cm", "b", "--from-literal=k=a"]).await;
+    let sorted = cluster.kubectl(&["get", "cm", "--sort-by=.data.k", "--no-headers"]).await;
+    let names: Vec<&str> = sorted.lines().filter_map(|line| line.split(' ').next()).collect();
+    assert!(names.ends_with(&["b", "a"]), "{sorted}");
     cluster.kubectl(&["delete", "cm", "a"]).await;
     let missing = cluster.run("admin", &["get", "cm", "a"], "").await.unwrap_err();
     assert_eq!(missing, "Error from server (NotFound): configmaps \"a\" not found\n");

@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 
-use super::render;
+use super::{Include, render};
 use crate::registry::builtin;
 
 const POD: &str = r#"{"spec": {"nodeSelector": {"disk": "ssd"}, "containers": [{"name": "a", "image": "x"}, {"name": "b", "image": "y"}]}}"#;
@@ -275,7 +275,7 @@ fn every_kind_prints_upstreams_columns() {
         let mut object: Value = serde_json::from_str(&text.replace("POD", POD)).unwrap();
         object["metadata"]["name"] = json!("x");
         object["metadata"]["creationTimestamp"] = json!("2026-01-01T00:00:00Z");
-        let table = render(kind, &[object], "1", now);
+        let table = render(kind, &[object], Include::default(), "1", now);
         let columns = table["columnDefinitions"].as_array().unwrap();
         let cells = table["rows"][0]["cells"].as_array().unwrap();
         assert_eq!(columns.len(), cells.len());

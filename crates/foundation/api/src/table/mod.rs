@@ -35,12 +35,21 @@ pub(crate) const fn wide(name: &'static str, cell: Cell) -> Column {
     Column { name, wide: true, cell }
 }
 
+/// What a row carries of its object beside the cells (`includeObject`).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Include {
+    Nothing,
+    #[default]
+    Metadata,
+    Object,
+}
+
 /// The Table of these objects.
-pub fn render(kind: &Kind, objects: &[Value], resource_version: &str, now: Timestamp) -> Value {
+pub fn render(kind: &Kind, objects: &[Value], include: Include, resource_version: &str, now: Timestamp) -> Value {
     let columns = kind.columns;
     if let Some(served) = &kind.custom {
         let version = &served.version;
-        let rows = objects.iter().map(|object| with_metadata(version.cells(object, now), object)).collect();
+        let rows = objects.iter().map(|object| row(version.cells(object, now), object, include)).collect();
         return table(version.table_columns(), rows, resource_version);
     }
     let definitions: Vec<Value> = columns
@@ -55,7 +64,8 @@ pub fn render(kind: &Kind, objects: &[Value], resource_version: &str, now: Times
             })
         })
         .collect();
-    table(definitions, objects.iter().map(|object| row(columns, object, now)).collect(), resource_version)
+    let cells = |object| columns.iter().map(|column| column.cell.render(object, now)).collect();
+    table(definitions, objects.iter().map(|object| row(cells(object), object, include)).collect(), resource_version)
 }
 
 fn table(definitions: Vec<Value>, rows: Vec<Value>, resource_version: &str) -> Value {
@@ -68,19 +78,17 @@ fn table(definitions: Vec<Value>, rows: Vec<Value>, resource_version: &str) -> V
     })
 }
 
-fn row(columns: &[Column], object: &Value, now: Timestamp) -> Value {
-    with_metadata(columns.iter().map(|column| column.cell.render(object, now)).collect(), object)
-}
-
-fn with_metadata(cells: Vec<Value>, object: &Value) -> Value {
-    json!({
-        "cells": cells,
-        "object": {
+fn row(cells: Vec<Value>, object: &Value, include: Include) -> Value {
+    let object = match include {
+        Include::Nothing => return json!({"cells": cells}),
+        Include::Object => object.clone(),
+        Include::Metadata => json!({
             "kind": "PartialObjectMetadata",
             "apiVersion": "meta.k8s.io/v1",
             "metadata": object["metadata"],
-        },
-    })
+        }),
+    };
+    json!({"cells": cells, "object": object})
 }
 
 /// What upstream prints of a kind that has no columns of its own.
@@ -100,7 +108,7 @@ mod tests {
     fn cells(group: &str, plural: &str, object: &Value) -> Vec<Value> {
         let kind = builtin().get(group, "v1", plural).unwrap();
         let now = "2026-01-01T01:00:00Z".parse().unwrap();
-        let table = render(kind, std::slice::from_ref(object), "1", now);
+        let table = render(kind, std::slice::from_ref(object), Include::default(), "1", now);
         assert_eq!(
             table["columnDefinitions"].as_array().unwrap().len(),
             table["rows"][0]["cells"].as_array().unwrap().len()

@@ -57,7 +57,7 @@ impl Cluster {
         Self::open(kv, AccessConfig::default()).await
     }
 
-    async fn open(kv: Arc<dyn Kv>, mut access: AccessConfig) -> Self {
+    pub async fn open(kv: Arc<dyn Kv>, mut access: AccessConfig) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let folder = tempfile::tempdir().unwrap();
         let ca = ClusterCa::load_or_create(&folder.path().join("pki")).unwrap();
