@@ -132,6 +132,33 @@ fn backup_and_restore() {
 }
 
 #[test]
+fn requests_are_recorded_as_the_policy_says() {
+    let host = Host::new().unwrap();
+    let data = host.data_dir();
+    let policy = host.folder().join("policy.yaml");
+    let text =
+        "{apiVersion: audit.k8s.io/v1, kind: Policy, rules: [{level: Metadata, resources: [{resources: [secrets]}]}]}";
+    std::fs::write(&policy, text).unwrap();
+    let flags = ["--audit-policy", policy.to_str().unwrap()];
+    let first = server(&host, &data, &flags).unwrap();
+    ask(&host, &data, &["create", "secret", "generic", "s", "--from-literal=word=unspoken"]).unwrap();
+    ask(&host, &data, &["create", "configmap", "c"]).unwrap();
+    terminate(first).unwrap();
+    let log = std::fs::read_to_string(data.join("audit.log")).unwrap();
+    let events: Vec<serde_json::Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let created = |event: &&serde_json::Value| event["verb"] == "create" && event["user"]["username"] == "dhow-admin";
+    let named: Vec<&str> = events.iter().filter(created).filter_map(|e| e["objectRef"]["resource"].as_str()).collect();
+    assert!(!named.is_empty() && named.iter().all(|resource| *resource == "secrets"), "{log}");
+    assert!(!log.contains("unspoken"));
+
+    std::fs::write(&policy, text.replace("Metadata", "Everything")).unwrap();
+    let mut command = host.dhow_command(&["server"]);
+    let output = command.args(flags).output().unwrap();
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.code() == Some(1) && message.contains("policy.yaml"), "{message}");
+}
+
+#[test]
 fn state_in_etcd() {
     let host = Host::new().unwrap();
     let data = host.data_dir();

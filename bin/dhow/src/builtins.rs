@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow};
-use dhow_apiserver::{AccessConfig, ApiServer, ServiceRange, UserInfo};
+use dhow_apiserver::{ApiServer, ServiceRange, UserInfo};
 use dhow_base::pki::SaKey;
 use dhow_client::Client;
 use dhow_controllers::ControllersConfig;
@@ -23,6 +23,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::access;
 use crate::keys::{self, Keys, NodeKeys};
 use crate::place::{self, Place};
 use crate::store::{self, Store};
@@ -220,7 +221,7 @@ async fn start_api(
         sa_key,
         node_tls: Arc::clone(&keys.to_nodes),
         backup: store.backup,
-        access: AccessConfig { root_ca_pem: keys.ca.cert_pem().to_owned(), ..AccessConfig::default() },
+        access: access::config(place, keys.ca.cert_pem())?,
     };
     let server = ApiServer::new(store.kv, config, shutdown.clone()).await.context("start the API server")?;
     let serving = Arc::clone(&server).serve(listener, Arc::clone(&keys.api_tls), shutdown.clone());

@@ -88,6 +88,15 @@ pub struct PlaceArgs {
     /// Its private key.
     #[arg(long, env = "DHOW_STORE_KEY", requires = "store_cert", value_name = "FILE")]
     pub store_key: Option<PathBuf>,
+    /// Whose tokens are believed beside the cluster's own, and who is anonymous: an AuthenticationConfiguration.
+    #[arg(long, env = "DHOW_AUTHENTICATION_CONFIG", value_name = "FILE")]
+    pub authentication_config: Option<PathBuf>,
+    /// What is recorded of requests: an audit Policy [default: nothing].
+    #[arg(long, env = "DHOW_AUDIT_POLICY", value_name = "FILE")]
+    pub audit_policy: Option<PathBuf>,
+    /// Where it is recorded [default: audit.log in the data folder].
+    #[arg(long, env = "DHOW_AUDIT_LOG", requires = "audit_policy", value_name = "FILE")]
+    pub audit_log: Option<PathBuf>,
     /// Log format.
     #[arg(long, env = "DHOW_LOG_FORMAT", value_enum, default_value_t = LogFormat::Auto)]
     pub log_format: LogFormat,

@@ -1,5 +1,6 @@
 //! `dhow`: command line and wiring. See `ARCHITECTURE.md` for where everything else lives.
 
+mod access;
 mod backup;
 mod builtins;
 mod cli;

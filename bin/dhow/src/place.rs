@@ -20,6 +20,9 @@ pub struct Place {
     pub node_port: u16,
     /// The etcd servers that keep the state; `None` when the data folder does.
     pub etcd: Option<EtcdPlace>,
+    pub authentication_config: Option<PathBuf>,
+    pub audit_policy: Option<PathBuf>,
+    pub audit_log: Option<PathBuf>,
     pub log_format: LogFormat,
 }
 
@@ -53,7 +56,7 @@ impl Place {
             Some(name) => name.clone(),
             None => host_name()?,
         };
-        let file = |path: &PathBuf| std::path::absolute(path).context("resolve the path of a certificate");
+        let file = |path: &PathBuf| std::path::absolute(path).with_context(|| format!("resolve {}", path.display()));
         let etcd = match &args.store {
             None => None,
             Some(endpoints) => Some(EtcdPlace {
@@ -73,6 +76,9 @@ impl Place {
             api_port: args.api_port,
             node_port: args.node_port,
             etcd,
+            authentication_config: args.authentication_config.as_ref().map(file).transpose()?,
+            audit_policy: args.audit_policy.as_ref().map(file).transpose()?,
+            audit_log: args.audit_log.as_ref().map(file).transpose()?,
             log_format: args.log_format,
         })
     }
@@ -127,6 +133,12 @@ impl Place {
                 flags.extend([("--store-cert", cert.into()), ("--store-key", key.into())]);
             }
         }
+        let files = [
+            ("--authentication-config", &self.authentication_config),
+            ("--audit-policy", &self.audit_policy),
+            ("--audit-log", &self.audit_log),
+        ];
+        flags.extend(files.into_iter().filter_map(|(flag, path)| Some((flag, path.as_ref()?.into()))));
         flags.into_iter().flat_map(|(flag, value)| [flag.into(), value]).collect()
     }
 
