@@ -288,7 +288,7 @@ impl Cache {
         Ok(kept.map(|(revision, objects)| Snapshot { objects: in_form(kind, objects.clone()), revision: *revision }))
     }
 
-    /// All changes after `revision`, and those to come.
+    /// All changes after `revision`, and those to come, in the stored form.
     pub fn subscribe(&self, kind: &Kind, revision: u64) -> Result<Subscription, Status> {
         let cache = self.cache(kind)?;
         let state = cache.state.read();
@@ -296,7 +296,7 @@ impl Cache {
             return Err(Status::watch_expired(revision, state.compacted));
         }
         let begin = state.history.partition_point(|change| change.revision <= revision);
-        let past = state.history.iter().skip(begin).map(|change| change.in_form(kind)).collect();
+        let past = state.history.iter().skip(begin).cloned().collect();
         Ok(Subscription { past, future: state.changes.subscribe() })
     }
 

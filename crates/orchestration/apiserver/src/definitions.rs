@@ -131,19 +131,6 @@ impl Definitions {
     }
 }
 
-/// Refuses versions into which only a webhook could convert: none is asked yet.
-pub fn check_conversion(kind: &Kind) -> Result<(), Status> {
-    let Some(served) = &kind.custom else { return Ok(()) };
-    if served.definition.webhook.is_none() || kind.is_storage() {
-        return Ok(());
-    }
-    let stored = served.definition.storage().map_or("", |version| &version.name);
-    Err(Status::internal(format!(
-        "conversion webhook for {}/{stored}, Kind={} failed: conversion webhooks are not supported",
-        kind.group, kind.kind
-    )))
-}
-
 /// Follows the definitions until the server ends.
 pub async fn follow(server: Arc<ApiServer>) {
     let Ok(kind) = row() else { return };

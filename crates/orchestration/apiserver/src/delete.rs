@@ -139,6 +139,7 @@ pub async fn collection(
     let options = DeleteOptions::of(&request)?;
     let selection = read::selection(&request.target, &request.info.query)?;
     let snapshot = server.store.snapshot(&request.target.kind).await?;
+    read::convert(server, &snapshot, &request.target, &selection, None, 0).await?;
     let found: Vec<Arc<Stored>> = read::select(&snapshot, &request.target, &selection, None).collect();
     let mut items = Vec::with_capacity(found.len());
     for object in found {

@@ -13,6 +13,7 @@ mod bootstrap;
 mod bootstrap_token;
 mod cache;
 mod compress;
+mod convert;
 mod definitions;
 mod delete;
 mod encode;
@@ -44,6 +45,7 @@ mod subresource;
 mod token_request;
 mod tokens;
 mod watch;
+mod webhook;
 mod write;
 
 use std::io;

@@ -78,6 +78,10 @@ impl Stored {
         if let Some((_, form)) = forms.iter().find(|(definition, _)| *definition == kind.definition) {
             return form.clone();
         }
+        if by_webhook(kind) {
+            // Only `convert` can make it.
+            return self.clone();
+        }
         let form = match self.convert(kind) {
             Ok(form) => Arc::new(form),
             Err(status) => {
@@ -87,6 +91,24 @@ impl Stored {
         };
         forms.push((kind.definition, form.clone()));
         form
+    }
+
+    /// Whether a webhook has yet to be asked for this form.
+    pub fn lacks_form(&self, kind: &Kind) -> bool {
+        by_webhook(kind)
+            && self.differs(kind)
+            && !self.forms.lock().iter().any(|(definition, _)| *definition == kind.definition)
+    }
+
+    /// Keeps what a webhook made of the object.
+    pub fn keep_form(&self, kind: &Kind, converted: &Value) -> Result<(), Status> {
+        let bytes = serde_json::to_vec(converted).map_err(|error| Status::internal(error.to_string()))?;
+        let form = Self::decode(Some(kind), self.key.as_bytes(), &bytes, self.revision)?;
+        let mut forms = self.forms.lock();
+        if !forms.iter().any(|(definition, _)| *definition == kind.definition) {
+            forms.push((kind.definition, Arc::new(form)));
+        }
+        Ok(())
     }
 
     fn differs(&self, kind: &Kind) -> bool {
@@ -140,6 +162,10 @@ impl Stored {
             _ => self.fields.iter().find(|(name, _)| *name == path).map_or("", |(_, value)| value),
         }
     }
+}
+
+fn by_webhook(kind: &Kind) -> bool {
+    kind.custom.as_ref().is_some_and(|served| served.definition.webhook.is_some())
 }
 
 /// Which objects of a kind a request is about.
@@ -201,9 +227,9 @@ impl Change {
         }
     }
 
-    /// The change as a row of the registry shows it.
+    /// The change as a row of the registry shows it. What only a webhook converts was converted before.
     pub fn in_form(self: &Arc<Self>, kind: &Kind) -> Arc<Self> {
-        if !self.object.differs(kind) {
+        if !self.states().any(|stored| stored.differs(kind)) {
             return self.clone();
         }
         let mut forms = self.forms.lock();
@@ -214,6 +240,11 @@ impl Change {
         let form = Arc::new(Self::new(self.revision, self.object.in_form(kind), previous, self.deleted));
         forms.push((kind.definition, form.clone()));
         form
+    }
+
+    /// The object now, and as it was before.
+    pub fn states(&self) -> impl Iterator<Item = &Arc<Stored>> {
+        std::iter::once(&self.object).chain(&self.previous)
     }
 
     /// What this change is to someone who sees only a selection: an object whose labels move into it is added,

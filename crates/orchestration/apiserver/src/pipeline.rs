@@ -30,8 +30,8 @@ use crate::info::{RequestInfo, ResourceTarget, Target};
 use crate::metrics::Labels;
 use crate::rbac::{Attributes, Selected};
 use crate::{
-    ApiServer, admission, authenticate, compress, definitions, delete, encode, options, paths, read, stream,
-    subresource, watch, write,
+    ApiServer, admission, authenticate, compress, delete, encode, options, paths, read, stream, subresource, watch,
+    write,
 };
 
 /// A request whose caller was allowed to make it. Made here only.
@@ -166,7 +166,6 @@ async fn run(
     let request = Request { info, target, headers: parts.headers, body, warnings, state };
     accept.check()?;
     options::check(&request)?;
-    definitions::check_conversion(&request.target.kind)?;
     if let Some(warning) = request.target.kind.custom.as_ref().and_then(|served| served.version.deprecation.as_ref()) {
         request.warnings.add(warning);
     }

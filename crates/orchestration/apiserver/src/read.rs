@@ -81,6 +81,7 @@ pub async fn list(
     let selection = selection(&request.target, query)?;
     let (snapshot, after) = view(server, &request.target, query).await?;
     let limit = query.number("limit")?.unwrap_or(0);
+    convert(server, &snapshot, &request.target, &selection, after.as_deref(), limit).await?;
     let page = page(&snapshot, &request.target, &selection, after.as_deref(), limit);
     encode::list(&request.target.kind, &page, accept)
 }
@@ -151,6 +152,25 @@ async fn view(
     Ok((snapshot, None))
 }
 
+/// Has webhooks convert what [`select`] will look at: of a page of everything, no more than the page.
+pub async fn convert(
+    server: &ApiServer,
+    snapshot: &Snapshot,
+    target: &ResourceTarget,
+    selection: &Selection,
+    after: Option<&str>,
+    limit: u64,
+) -> Result<(), Status> {
+    let within = within(snapshot, target, after);
+    match usize::try_from(limit) {
+        Ok(limit) if limit > 0 && selection.is_empty() => server.store.convert(&target.kind, within.take(limit)).await,
+        _ => match &target.name {
+            Some(name) => server.store.convert(&target.kind, within.filter(|object| object.header.name == *name)).await,
+            None => server.store.convert(&target.kind, within).await,
+        },
+    }
+}
+
 /// The objects of a target, in key order and in its kind's form.
 pub fn select<'a>(
     snapshot: &'a Snapshot,
@@ -158,20 +178,35 @@ pub fn select<'a>(
     selection: &Selection,
     after: Option<&str>,
 ) -> impl Iterator<Item = Arc<Stored>> + use<'a> {
+    let (kind, selection) = (target.kind.clone(), selection.clone());
+    within(snapshot, target, after)
+        .map(move |object| match &kind.custom {
+            // Others are in that form already.
+            None => object.clone(),
+            Some(_) => object.in_form(&kind),
+        })
+        .filter(move |object| object.matches(&selection))
+}
+
+/// The objects under a target's keys, as they come out of the snapshot.
+fn within<'a>(
+    snapshot: &'a Snapshot,
+    target: &ResourceTarget,
+    after: Option<&str>,
+) -> impl Iterator<Item = &'a Arc<Stored>> + use<'a> {
     let kind = &target.kind;
     let prefix = match &target.namespace {
         Some(namespace) if kind.namespaced => format!("{}{namespace}/", kind.storage_prefix()),
         _ => kind.storage_prefix(),
     };
-    let (skip, selection) = (after.map(str::to_owned), selection.clone());
+    let skip = after.map(str::to_owned);
     let begin: Arc<str> = Arc::from(skip.as_deref().unwrap_or(&prefix));
     snapshot
         .objects
         .range(begin..)
         .skip_while(move |(key, _)| skip.as_deref() == Some(key.as_ref()))
         .take_while(move |(key, _)| key.starts_with(&prefix))
-        .map(|(_, object)| object.clone())
-        .filter(move |object| object.matches(&selection))
+        .map(|(_, object)| object)
 }
 
 fn page(snapshot: &Snapshot, target: &ResourceTarget, selection: &Selection, after: Option<&str>, limit: u64) -> Page {

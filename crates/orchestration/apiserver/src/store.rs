@@ -9,7 +9,8 @@ use dhow_store::{Compare, KeyRange, Kv, Op, OpResult, RangeRequest, Txn};
 use serde_json::Value;
 
 use crate::cache::{Cache, Objects, Snapshot};
-use crate::object::Stored;
+use crate::convert::Converter;
+use crate::object::{Change, Stored};
 
 /// Where objects are stored that should be encrypted at rest.
 pub const SENSITIVE: &[&str] = &["/registry/core/secrets/"];
@@ -23,6 +24,7 @@ pub const RETRIES: usize = 16;
 pub struct ObjectStore {
     kv: Arc<dyn Kv>,
     pub cache: Arc<Cache>,
+    converter: Converter,
 }
 
 /// The outcome of a compare-and-swap.
@@ -34,7 +36,7 @@ pub enum Written {
 
 impl ObjectStore {
     pub fn new(kv: Arc<dyn Kv>, cache: Arc<Cache>) -> Self {
-        Self { kv, cache }
+        Self { kv, converter: Converter::new(cache.clone()), cache }
     }
 
     /// The store's newest revision.
@@ -52,9 +54,22 @@ impl ObjectStore {
     pub async fn get(&self, kind: &Kind, namespace: Option<&str>, name: &str) -> Result<Arc<Stored>, Status> {
         self.catch_up().await?;
         let found = self.cache.get(kind, &kind.storage_key(namespace, name));
-        found.ok_or_else(|| Status::not_found(kind.group, kind.plural, name))
+        let found = found.ok_or_else(|| Status::not_found(kind.group, kind.plural, name))?;
+        self.converter.one(kind, &found).await
     }
 
+    /// Has webhooks convert those of the objects that nothing else can; [`Stored::in_form`] shows them from then on.
+    pub async fn convert(&self, kind: &Kind, objects: impl Iterator<Item = &Arc<Stored>>) -> Result<(), Status> {
+        self.converter.all(kind, objects).await
+    }
+
+    /// Changes as a row of the registry shows them.
+    pub async fn in_form(&self, kind: &Kind, changes: &[Arc<Change>]) -> Result<Vec<Arc<Change>>, Status> {
+        self.converter.shared(kind, changes.iter().flat_map(|change| change.states())).await?;
+        Ok(changes.iter().map(|change| change.in_form(kind)).collect())
+    }
+
+    /// The kind's objects; what a webhook converts is still to be converted.
     pub async fn snapshot(&self, kind: &Kind) -> Result<Snapshot, Status> {
         self.catch_up().await?;
         self.cache.snapshot(kind)
@@ -106,9 +121,9 @@ impl ObjectStore {
         self.swap(kind, &old.key, old.revision, object).await
     }
 
-    async fn swap(&self, kind: &Kind, key: &str, revision: u64, object: &Value) -> Result<Written, Status> {
-        let value = encode(kind, object)?;
-        let key = Bytes::copy_from_slice(key.as_bytes());
+    async fn swap(&self, kind: &Kind, name: &str, revision: u64, object: &Value) -> Result<Written, Status> {
+        let value = encode(kind, self.converter.to_storage(kind, object).await?)?;
+        let key = Bytes::copy_from_slice(name.as_bytes());
         let lease = match kind.kind {
             "Event" => self.kv.lease_grant(EVENT_TTL).await.map_err(|error| store_error(&error))?,
             _ => 0,
@@ -125,7 +140,13 @@ impl ObjectStore {
         if !answer.succeeded {
             return Ok(Written::Changed);
         }
-        decode(kind, &key, &value, answer.revision).map(Written::Done)
+        // What the cache has is shared with those who watch.
+        let cached = self.cache.get(kind, name).filter(|stored| stored.revision == answer.revision);
+        let stored = match cached {
+            Some(stored) => stored,
+            None => decode(kind, &key, &value, answer.revision)?,
+        };
+        self.converter.one(kind, &stored).await.map(Written::Done)
     }
 
     /// Removes the object if it is still at `revision`; returns it as it was last, at the revision of the delete.
@@ -141,7 +162,8 @@ impl ObjectStore {
         match answer.results.into_iter().next() {
             Some(OpResult::Delete { previous }) if answer.succeeded => {
                 let last = previous.into_iter().next().map(|last| last.value).unwrap_or_default();
-                decode(kind, &key, &last, answer.revision).map(Written::Done)
+                let stored = decode(kind, &key, &last, answer.revision)?;
+                self.converter.one(kind, &stored).await.map(Written::Done)
             }
             _ => Ok(Written::Changed),
         }
@@ -155,8 +177,7 @@ fn decode(kind: &Kind, key: &[u8], value: &[u8], revision: u64) -> Result<Arc<St
 }
 
 /// The bytes to keep: in the form that is stored, and without the resource version, which is the store's own.
-fn encode(kind: &Kind, object: &Value) -> Result<Bytes, Status> {
-    let mut kept = object.clone();
+fn encode(kind: &Kind, mut kept: Value) -> Result<Bytes, Status> {
     kind.to_storage(&mut kept);
     if let Some(metadata) = kept.get_mut("metadata").and_then(Value::as_object_mut) {
         metadata.remove("resourceVersion");

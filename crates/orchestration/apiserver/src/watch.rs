@@ -74,6 +74,7 @@ pub async fn open(
         if let Some(wanted) = version.filter(|wanted| *wanted > snapshot.revision) {
             return Err(Status::too_large_resource_version(wanted, snapshot.revision));
         }
+        read::convert(server, &snapshot, target, &selection, None, 0).await?;
         for object in read::select(&snapshot, target, &selection, None) {
             first.push(encode::watch_frame(kind, Verdict::Added.as_str(), &object, accept)?);
         }
@@ -85,12 +86,11 @@ pub async fn open(
         // Without a revision it is "from now on"; one that is yet to come is waited for by passing over what is before.
         let version = version.filter(|version| *version > 0).unwrap_or_else(|| server.store.cache.revision());
         let subscription = server.store.cache.subscribe(kind, version)?;
-        let mut last = version;
-        for change in subscription.past {
-            last = change.revision;
-            if change.object.key.starts_with(&prefix)
-                && let Some(verdict) = change.verdict(&selection)
-            {
+        let mut past = subscription.past;
+        let last = past.last().map_or(version, |change| change.revision);
+        past.retain(|change| change.object.key.starts_with(&prefix));
+        for change in server.store.in_form(kind, &past).await? {
+            if let Some(verdict) = change.verdict(&selection) {
                 first.push(change.frame(kind, verdict, accept)?);
             }
         }
@@ -141,7 +141,7 @@ impl Watcher {
             match received {
                 Ok(change) if change.revision <= self.seen => {}
                 Ok(change) => {
-                    if let Some(bytes) = self.frame_of(&change) {
+                    if let Some(bytes) = self.frame_of(change).await {
                         return Some(bytes);
                     }
                 }
@@ -156,11 +156,18 @@ impl Watcher {
         None
     }
 
-    fn frame_of(&self, change: &Arc<Change>) -> Option<Bytes> {
+    async fn frame_of(&mut self, change: Arc<Change>) -> Option<Bytes> {
         if !change.object.key.starts_with(&self.prefix) {
             return None;
         }
-        let change = change.in_form(&self.kind);
+        let change = match self.server.store.in_form(&self.kind, &[change]).await {
+            Ok(changes) => changes.into_iter().next()?,
+            Err(status) => {
+                // Going on would be to pass over a change.
+                self.ended = true;
+                return encode::value_frame("ERROR", &status.to_value(), &self.accept).ok();
+            }
+        };
         let verdict = change.verdict(&self.selection)?;
         change.frame(&self.kind, verdict, &self.accept).ok()
     }

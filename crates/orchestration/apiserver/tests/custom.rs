@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used)]
 
 mod harness;
+#[path = "harness/webhook.rs"]
+mod webhook;
 
 use std::sync::Arc;
 
@@ -9,7 +11,9 @@ use dhow_apiserver::UserInfo;
 use dhow_controllers::ControllersConfig;
 use dhow_store::{Kv, MemoryKv};
 use harness::Cluster;
+use parking_lot::Mutex;
 use serde_json::{Value, json};
+use webhook::{Hook, Say};
 
 /// The one of the documentation.
 const CRON_TAB: &str = "
@@ -297,6 +301,162 @@ async fn versions_show_the_same_objects() {
     assert_eq!(cluster.json("GET", "/apis/example.com/v1/crates", "application/json", &json!({})).await.0, 404);
     cluster.kubectl(&["delete", "crd", "boxes.example.com"]).await;
     cluster.kubectl(&["wait", "--for=condition=Established", "--timeout=30s", "crd/crates.example.com"]).await;
+}
+
+/// Converts gadgets: what v1 calls `host` is `address` in v2. Spoils its answer as it is told.
+fn convert(request: &Value, mode: &str) -> Say {
+    if mode == "down" {
+        return Say::Fail(503);
+    }
+    let mut objects = request["objects"].as_array().unwrap().clone();
+    for object in &mut objects {
+        object["apiVersion"] = request["desiredAPIVersion"].clone();
+        let (old, new) =
+            if object["apiVersion"] == "example.com/v2" { ("host", "address") } else { ("address", "host") };
+        let spec = object["spec"].as_object_mut().unwrap();
+        if let Some(value) = spec.remove(old) {
+            spec.insert(new.into(), value);
+        }
+        object["metadata"]["labels"]["converted"] = json!("yes");
+        object["metadata"]["generation"] = json!(99);
+        if mode == "rename" {
+            object["metadata"]["name"] = json!("other");
+        }
+    }
+    let result = match mode {
+        "refuse" => json!({"status": "Failure", "message": "no such gadget"}),
+        _ => json!({"status": "Success"}),
+    };
+    Say::Document(json!({"kind": "ConversionReview", "apiVersion": "apiextensions.k8s.io/v1",
+        "response": {"uid": request["uid"], "result": result, "convertedObjects": objects}}))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_webhook_converts_between_versions() {
+    let cluster = Cluster::start().await;
+    let mode = Arc::new(Mutex::new("right"));
+    let told = mode.clone();
+    let hook = Hook::serve(&cluster, move |_, request| convert(request, *told.lock())).await;
+    let version = |name: &str, stored: &str, field: &str| {
+        json!({"name": name, "served": true, "storage": name == stored,
+            "selectableFields": [{"jsonPath": format!(".spec.{field}")}],
+            "schema": {"openAPIV3Schema": {"type": "object", "properties": {"spec": {"type": "object",
+                "required": [field], "properties": {field: {"type": "string"}}}}}}})
+    };
+    let definition = |stored: &str| {
+        json!({"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+            "metadata": {"name": "gadgets.example.com"}, "spec": {"group": "example.com", "scope": "Namespaced",
+            "names": {"plural": "gadgets", "singular": "gadget", "kind": "Gadget", "listKind": "GadgetList"},
+            "versions": [version("v1", stored, "host"), version("v2", stored, "address")],
+            "conversion": {"strategy": "Webhook", "webhook": {"conversionReviewVersions": ["v1"],
+                "clientConfig": hook.client_config(&cluster, "/convert")}}}})
+        .to_string()
+    };
+    let apply = async |stored: &str| {
+        cluster.run("admin", &["apply", "-f", "-"], &definition(stored)).await.unwrap();
+        cluster.kubectl(&["wait", "--for=condition=Established", "--timeout=30s", "crd/gadgets.example.com"]).await;
+    };
+    apply("v1").await;
+    let path = |version: &str| format!("/apis/example.com/{version}/namespaces/default/gadgets");
+    let call = async |method: &str, path: String, body: Value| {
+        let media_type = if method == "PATCH" { "application/merge-patch+json" } else { "application/json" };
+        cluster.json(method, &path, media_type, &body).await
+    };
+    let gadget = |version: &str, name: &str, spec: Value| json!({"apiVersion": format!("example.com/{version}"), "kind": "Gadget", "metadata": {"name": name}, "spec": spec});
+    for name in ["a", "b"] {
+        let (code, made) = call("POST", path("v1"), gadget("v1", name, json!({"host": name}))).await;
+        assert_eq!(code, 201, "{made}");
+    }
+    assert!(hook.paths().is_empty(), "nothing to convert yet");
+
+    // A list is one question, and what was answered once is not asked again.
+    let (code, list) = call("GET", path("v2"), Value::Null).await;
+    assert_eq!(code, 200, "{list}");
+    let addresses: Vec<&Value> = list["items"].as_array().unwrap().iter().map(|item| &item["spec"]).collect();
+    assert_eq!(addresses, [&json!({"address": "a"}), &json!({"address": "b"})]);
+    let (_, one) = call("GET", format!("{}/a", path("v2")), Value::Null).await;
+    assert_eq!((&one["apiVersion"], &one["spec"]), (&json!("example.com/v2"), &json!({"address": "a"})));
+    // Labels are the webhook's to change, the rest of the metadata is not.
+    assert_eq!((&one["metadata"]["labels"]["converted"], &one["metadata"]["generation"]), (&json!("yes"), &json!(1)));
+    let asked = hook.asked.lock().clone();
+    assert_eq!(asked.len(), 1, "{asked:?}");
+    assert_eq!(asked[0].1["desiredAPIVersion"], "example.com/v2");
+    assert_eq!(asked[0].1["objects"].as_array().unwrap().len(), 2);
+    let (_, chosen) = call("GET", format!("{}?fieldSelector=spec.address%3Db", path("v2")), Value::Null).await;
+    assert_eq!(chosen["items"].as_array().unwrap().len(), 1, "{chosen}");
+
+    // Writes are judged in the version they are made in, and stored in the other.
+    let (code, patched) = call("PATCH", format!("{}/a", path("v2")), json!({"spec": {"address": "z"}})).await;
+    assert_eq!(
+        (code, &patched["spec"], &patched["metadata"]["generation"]),
+        (200, &json!({"address": "z"}), &json!(2))
+    );
+    let (code, refused) = call("POST", path("v2"), gadget("v2", "c", json!({}))).await;
+    assert_eq!(code, 422);
+    assert!(refused["message"].as_str().unwrap().contains("spec.address: Required value"), "{refused}");
+    let (code, made) = call("POST", path("v2"), gadget("v2", "c", json!({"address": "c"}))).await;
+    assert_eq!((code, &made["spec"]), (201, &json!({"address": "c"})), "{made}");
+    let shown = cluster.kubectl(&["get", "gadgets.v1.example.com", "-o", "jsonpath={.items[*].spec.host}"]).await;
+    assert_eq!(shown, "z b c");
+
+    // Watches, of what is there and of what happened since.
+    let since = list["metadata"]["resourceVersion"].as_str().unwrap();
+    for (query, wanted) in
+        [("watch=1".to_owned(), ["z", "b", "c"]), (format!("watch=1&resourceVersion={since}"), ["z", "c", "y"])]
+    {
+        let (server, more) = (&cluster, query.contains("resourceVersion"));
+        let lines = |seen: &[u8]| seen.iter().filter(|byte| **byte == b'\n').count();
+        let url = format!("{}?{query}", path("v2"));
+        let watching = server.stream(&url, "application/json", |seen| lines(seen) == 3);
+        let change = async {
+            if more {
+                let body = json!({"spec": {"host": "y"}});
+                assert_eq!(call("PATCH", format!("{}/b", path("v1")), body).await.0, 200);
+            }
+        };
+        let (seen, ()) = tokio::join!(watching, change);
+        let seen: Vec<Value> = serde_json::Deserializer::from_slice(&seen).into_iter().map(Result::unwrap).collect();
+        let got: Vec<&str> = seen.iter().map(|event| event["object"]["spec"]["address"].as_str().unwrap()).collect();
+        assert_eq!(got, wanted, "{seen:?}");
+    }
+
+    // What was stored in the version of then converts too.
+    apply("v2").await;
+    cluster
+        .kubectl(&["wait", "--for=jsonpath={.status.storedVersions[1]}=v2", "--timeout=30s", "crd/gadgets.example.com"])
+        .await;
+    let shown = cluster.kubectl(&["get", "gadgets.v2.example.com", "-o", "jsonpath={.items[*].spec.address}"]).await;
+    assert_eq!(shown, "z y c");
+    let (code, patched) = call("PATCH", format!("{}/a", path("v1")), json!({"spec": {"host": "w"}})).await;
+    assert_eq!((code, &patched["spec"]), (200, &json!({"host": "w"})), "{patched}");
+    let (_, one) = call("GET", format!("{}/a", path("v2")), Value::Null).await;
+    assert_eq!(one["spec"], json!({"address": "w"}));
+
+    let head = "conversion webhook for example.com/v1, Kind=Gadget";
+    let renamed = format!("{head} returned invalid object: must have the same name: d != other");
+    for (say, wanted) in [
+        (
+            "down",
+            format!(
+                "{head} failed: an error on the server (\"\\\"out of order\\\"\") has prevented the request from succeeding"
+            ),
+        ),
+        ("refuse", format!("{head} failed: no such gadget")),
+        ("rename", renamed),
+    ] {
+        *mode.lock() = say;
+        let (code, answer) = call("POST", path("v1"), gadget("v1", "d", json!({"host": "d"}))).await;
+        assert_eq!((code, answer["message"].as_str().unwrap()), (500, wanted.as_str()));
+    }
+    // What is in the stored version needs no webhook.
+    let (code, one) = call("POST", path("v2"), gadget("v2", "d", json!({"address": "d"}))).await;
+    assert_eq!((code, &one["spec"]), (201, &json!({"address": "d"})), "{one}");
+    let failed = cluster.run("admin", &["get", "gadgets.v1.example.com"], "").await.unwrap_err();
+    let list = "conversion webhook for example.com/v2, Kind=GadgetList returned invalid converted object at index 0: must have the same name: d != other";
+    assert!(failed.contains(list), "{failed}");
+    *mode.lock() = "right";
+    assert_eq!(cluster.kubectl(&["get", "gadgets.v1.example.com", "d", "-o", "jsonpath={.spec.host}"]).await, "d");
+    cluster.kubectl(&["delete", "crd", "gadgets.example.com", "--timeout=30s"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -23,9 +23,9 @@ pub struct Served {
 }
 
 impl Served {
-    /// Turns an object of this version into the form that is stored.
+    /// Turns an object of this version into the form that is stored. What only a webhook could convert stays as it is.
     pub fn to_storage(&self, object: &mut Value) {
-        if let Some(version) = self.definition.storage() {
+        if let Some(version) = self.definition.storage().filter(|_| self.definition.webhook.is_none()) {
             self.definition.relabel(object, &version.name);
         }
     }

@@ -1,9 +1,8 @@
 //! Webhooks: admission by servers of others, as `admissionregistration.k8s.io` configures them.
 //!
 //! [`hook`] is what a configuration says, [`rules`] and [`conditions`] whether it is about a write, [`review`] the
-//! documents that go to and fro, [`call`] the way there. Without configurations, a write pays for comparing two numbers.
+//! documents that go to and fro; the way there is [`crate::webhook`]. Without configurations, a write pays for comparing two numbers.
 
-mod call;
 mod conditions;
 mod hook;
 mod review;
@@ -23,6 +22,9 @@ use crate::cache::Cache;
 use crate::identity::UserInfo;
 use hook::Hook;
 use review::Review;
+
+/// Largest answer that is read: an object's worth of patches.
+const MAX_ANSWER: usize = 3 << 20;
 
 /// All configurations, read when one of them changes.
 pub struct Webhooks {
@@ -171,7 +173,8 @@ async fn ask(hook: &Hook, review: &Review, attributes: &Attributes<'_>) -> Resul
         let why = format!("admission webhook {:?} does not support dry run", hook.name);
         return Err(Failure::Refused(Box::new(Status::bad_request(why))));
     }
-    let bytes = call::post(hook, &review.document).await?;
+    let bytes = hook.endpoint.post(&review.document, MAX_ANSWER).await;
+    let bytes = bytes.map_err(|why| Failure::Call(format!("failed to call webhook: {why}")))?;
     let answer = review.read(hook, &bytes)?;
     for text in &answer.warnings {
         attributes.warnings.add(text);

@@ -80,6 +80,10 @@ pub fn row_for(server: &ApiServer, hook: &Hook, attributes: &Attributes<'_>) -> 
     let others = KINDS.iter().chain(catalog.custom());
     let mut others = others.filter(|row| row.stored && row.storage == kind.storage);
     let other = others.find(|row| (row.group, row.version) != (kind.group, kind.version) && covered(row))?;
+    if kind.custom.as_ref().is_some_and(|served| served.definition.webhook.is_some()) {
+        // Better asked in the write's form than not at all.
+        return Some(Row::Own);
+    }
     catalog.get(other.group, other.version, other.plural).map(Row::Other)
 }
 

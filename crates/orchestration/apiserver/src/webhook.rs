@@ -3,7 +3,9 @@
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
+use base64::Engine as _;
 use bytes::Bytes;
 use dhow_api::{meta, registry};
 use dhow_base::tls;
@@ -20,33 +22,45 @@ use tokio_rustls::TlsConnector;
 use tower::util::BoxCloneSyncService;
 use tower::{BoxError, ServiceExt};
 
-use super::Failure;
-use super::hook::{Hook, Place, Service};
 use crate::cache::Cache;
 
-/// Largest answer that is read: an object's worth of patches.
-const MAX_ANSWER: usize = 3 << 20;
 /// Seconds a connection waits for the next write.
 const IDLE: u64 = 90;
 
 type Connector = BoxCloneSyncService<Uri, TlsConnection, BoxError>;
 
+/// A webhook as its `clientConfig` says.
+pub struct Endpoint {
+    timeout: Duration,
+    /// Where to post, with the timeout as a parameter.
+    uri: Result<Uri, String>,
+    client: Arc<Client>,
+}
+
+/// Where a webhook is and whom it has to be: hooks that agree on it share connections.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Place {
+    host: String,
+    port: u16,
+    service: Option<Service>,
+    /// Authorities in PEM; the system's when there are none.
+    ca: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Service {
+    namespace: String,
+    name: String,
+}
+
 /// Connections to one place, made when first needed.
-pub struct Client {
+struct Client {
     place: Place,
     cache: Arc<Cache>,
     pool: Mutex<Option<Pool<Connector, Full<Bytes>>>>,
 }
 
 impl Client {
-    pub fn new(place: Place, cache: Arc<Cache>) -> Self {
-        Self { place, cache, pool: Mutex::new(None) }
-    }
-
-    pub fn place(&self) -> &Place {
-        &self.place
-    }
-
     fn pool(&self) -> Result<Pool<Connector, Full<Bytes>>, String> {
         let mut pool = self.pool.lock();
         if let Some(pool) = &*pool {
@@ -65,7 +79,7 @@ impl Client {
         });
         let made = Pool::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(std::time::Duration::from_secs(IDLE))
+            .pool_idle_timeout(Duration::from_secs(IDLE))
             .build(BoxCloneSyncService::new(connect.map_err(BoxError::from)));
         Ok(pool.insert(made).clone())
     }
@@ -85,35 +99,49 @@ fn authorities(place: &Place) -> Result<String, String> {
     Ok(found.certs.iter().map(|certificate| pem(certificate)).collect())
 }
 
-/// Posts a review and reads the answer whole.
-pub async fn post(hook: &Hook, review: &Value) -> Result<Bytes, Failure> {
-    let failed = |why: String| Failure::Call(format!("failed to call webhook: {why}"));
-    let uri = hook.uri.as_ref().map_err(|why| failed(why.clone()))?;
-    let posted = |why: String| failed(format!("Post \"{uri}\": {why}"));
-    let request = Request::post(uri.clone())
-        .header(header::CONTENT_TYPE, "application/json")
-        .header(header::ACCEPT, "application/json, */*")
-        .header(header::USER_AGENT, "kube-apiserver-admission")
-        .body(Full::new(Bytes::from(review.to_string())))
-        .map_err(|error| failed(error.to_string()))?;
-    let pool = hook.client.pool().map_err(failed)?;
-    let exchange = async {
-        let answer = pool.request(request).await.map_err(|error| posted(chain(&error)))?;
-        let code = answer.status();
-        let body = Limited::new(answer.into_body(), MAX_ANSWER).collect().await;
-        let body = body.map_err(|error| posted(error.to_string()))?.to_bytes();
-        if code.is_success() {
-            return Ok(body);
+impl Endpoint {
+    /// Reads a `clientConfig`. Who is known at the same place lends its connections.
+    pub fn read(config: &Value, seconds: u64, cache: &Arc<Cache>, known: &[&Self]) -> Self {
+        let ca = config["caBundle"].as_str().unwrap_or_default();
+        let ca = base64::engine::general_purpose::STANDARD.decode(ca).unwrap_or_default();
+        let (place, uri) = place(config, String::from_utf8_lossy(&ca).into_owned(), seconds);
+        let shared = known.iter().map(|endpoint| &endpoint.client).find(|client| client.place == place);
+        let client = match shared {
+            Some(client) => client.clone(),
+            None => Arc::new(Client { place, cache: cache.clone(), pool: Mutex::new(None) }),
+        };
+        Self { timeout: Duration::from_secs(seconds), uri, client }
+    }
+
+    /// Posts a review and reads the answer whole, if it has at most `limit` bytes.
+    pub async fn post(&self, review: &Value, limit: usize) -> Result<Bytes, String> {
+        let uri = self.uri.clone()?;
+        let posted = |why: String| format!("Post \"{uri}\": {why}");
+        let request = Request::post(uri.clone())
+            .header(header::CONTENT_TYPE, "application/json")
+            .header(header::ACCEPT, "application/json, */*")
+            .header(header::USER_AGENT, "kube-apiserver-admission")
+            .body(Full::new(Bytes::from(review.to_string())))
+            .map_err(|error| error.to_string())?;
+        let pool = self.client.pool()?;
+        let exchange = async {
+            let answer = pool.request(request).await.map_err(|error| posted(chain(&error)))?;
+            let code = answer.status();
+            let body = Limited::new(answer.into_body(), limit).collect().await;
+            let body = body.map_err(|error| posted(error.to_string()))?.to_bytes();
+            if code.is_success() {
+                return Ok(body);
+            }
+            if code.as_u16() == 404 {
+                return Err("the server could not find the requested resource".into());
+            }
+            let said = String::from_utf8_lossy(&body[..body.len().min(1024)]).trim().to_owned();
+            Err(format!("an error on the server ({said:?}) has prevented the request from succeeding"))
+        };
+        match tokio::time::timeout(self.timeout, exchange).await {
+            Ok(result) => result,
+            Err(_) => Err(posted("context deadline exceeded".into())),
         }
-        if code.as_u16() == 404 {
-            return Err(failed("the server could not find the requested resource".into()));
-        }
-        let said = String::from_utf8_lossy(&body[..body.len().min(1024)]).trim().to_owned();
-        Err(failed(format!("an error on the server ({said:?}) has prevented the request from succeeding")))
-    };
-    match tokio::time::timeout(hook.timeout, exchange).await {
-        Ok(result) => result,
-        Err(_) => Err(posted("context deadline exceeded".into())),
     }
 }
 
@@ -186,4 +214,33 @@ fn endpoints(wanted: &Service, port: u16, cache: &Cache) -> Result<Vec<(String, 
     let turn = usize::try_from(uuid::Uuid::new_v4().as_u128() % targets.len() as u128).unwrap_or(0);
     targets.rotate_left(turn);
     Ok(targets)
+}
+
+fn place(config: &Value, ca: String, seconds: u64) -> (Place, Result<Uri, String>) {
+    let service = &config["service"];
+    if service.is_object() {
+        let text = |field: &str| service[field].as_str().unwrap_or_default().to_owned();
+        let (namespace, name) = (text("namespace"), text("name"));
+        let port = service["port"].as_u64().and_then(|port| u16::try_from(port).ok()).unwrap_or(443);
+        let host = format!("{name}.{namespace}.svc");
+        let path = text("path");
+        let uri = with_timeout(&format!("https://{host}:{port}/{}", path.trim_start_matches('/')), seconds);
+        return (Place { host, port, service: Some(Service { namespace, name }), ca }, uri);
+    }
+    let uri = with_timeout(config["url"].as_str().unwrap_or_default(), seconds);
+    let host = uri.as_ref().ok().and_then(Uri::host).unwrap_or_default();
+    let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+    let port = uri.as_ref().ok().and_then(Uri::port_u16).unwrap_or(443);
+    (Place { host, port, service: None, ca }, uri)
+}
+
+fn with_timeout(url: &str, seconds: u64) -> Result<Uri, String> {
+    let separator = if url.contains('?') { '&' } else { '?' };
+    let uri: Uri =
+        format!("{url}{separator}timeout={seconds}s").parse().map_err(|error| format!("{url:?}: {error}"))?;
+    if uri.scheme_str() == Some("https") && uri.host().is_some() {
+        Ok(uri)
+    } else {
+        Err(format!("{url:?} is not https"))
+    }
 }
