@@ -220,7 +220,14 @@ async fn start_api(
         sa_key,
         node_tls: Arc::clone(&keys.to_nodes),
         backup: store.backup,
-        access: AccessConfig { root_ca_pem: keys.ca.cert_pem().to_owned(), ..AccessConfig::default() },
+        access: AccessConfig {
+            root_ca_pem: keys.ca.cert_pem().to_owned(),
+            front_proxy: Some(dhow_apiserver::FrontProxy {
+                ca_pem: keys.front_proxy_ca.cert_pem().to_owned(),
+                client: Arc::clone(&keys.front_proxy),
+            }),
+            ..AccessConfig::default()
+        },
     };
     let server = ApiServer::new(store.kv, config, shutdown.clone()).await.context("start the API server")?;
     let serving = Arc::clone(&server).serve(listener, Arc::clone(&keys.api_tls), shutdown.clone());

@@ -72,7 +72,7 @@ impl Client {
 }
 
 /// Whom to believe: the bundle, else whom the system believes.
-fn authorities(place: &Place) -> Result<String, String> {
+pub fn authorities(place: &Place) -> Result<String, String> {
     if !place.ca.trim().is_empty() {
         return Ok(place.ca.clone());
     }
@@ -118,7 +118,7 @@ pub async fn post(hook: &Hook, review: &Value) -> Result<Bytes, Failure> {
 }
 
 /// An error with what caused it: the outermost alone says nothing.
-fn chain(error: &dyn std::error::Error) -> String {
+pub fn chain(error: &dyn std::error::Error) -> String {
     let mut texts = vec![error.to_string()];
     let mut source = error.source();
     while let Some(inner) = source {
@@ -131,7 +131,7 @@ fn chain(error: &dyn std::error::Error) -> String {
     texts.join(": ")
 }
 
-async fn dial(place: &Place, cache: &Cache) -> Result<TcpStream, BoxError> {
+pub async fn dial(place: &Place, cache: &Cache) -> Result<TcpStream, BoxError> {
     let targets = match &place.service {
         Some(service) => endpoints(service, place.port, cache)?,
         None => vec![(place.host.clone(), place.port)],
@@ -147,7 +147,7 @@ async fn dial(place: &Place, cache: &Cache) -> Result<TcpStream, BoxError> {
 }
 
 /// Addresses behind a port of a Service: ready endpoints, each its turn first.
-fn endpoints(wanted: &Service, port: u16, cache: &Cache) -> Result<Vec<(String, u16)>, BoxError> {
+pub fn endpoints(wanted: &Service, port: u16, cache: &Cache) -> Result<Vec<(String, u16)>, BoxError> {
     let Service { namespace, name } = wanted;
     let missing = || BoxError::from(format!("service \"{name}\" not found"));
     let services = registry::builtin().get("", "v1", "services").ok_or_else(missing)?;

@@ -3,9 +3,9 @@
 //! [`hook`] is what a configuration says, [`rules`] and [`conditions`] whether it is about a write, [`review`] the
 //! documents that go to and fro, [`call`] the way there. Without configurations, a write pays for comparing two numbers.
 
-mod call;
+pub mod call;
 mod conditions;
-mod hook;
+pub mod hook;
 mod review;
 mod rules;
 
@@ -66,7 +66,7 @@ impl Webhooks {
 }
 
 /// Why a webhook does not let a write pass.
-enum Failure {
+pub enum Failure {
     /// It could not be asked, or said nothing that makes sense: its failure policy decides.
     Call(String),
     Refused(Box<Status>),
