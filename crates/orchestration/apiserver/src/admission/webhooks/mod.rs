@@ -68,7 +68,7 @@ impl Webhooks {
 }
 
 /// Why a webhook does not let a write pass.
-enum Failure {
+pub enum Failure {
     /// It could not be asked, or said nothing that makes sense: its failure policy decides.
     Call(String),
     Refused(Box<Status>),
