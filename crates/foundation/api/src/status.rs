@@ -230,12 +230,12 @@ impl Status {
         )
     }
 
-    pub fn unsupported_media_type(given: &str, accepted: &[&str]) -> Self {
+    pub fn unsupported_media_type(accepted: &[&str]) -> Self {
         Self::failure(
             415,
             "UnsupportedMediaType",
             format!(
-                "the body of the request was in an unknown format - accepted media types include: {} (given {given:?})",
+                "the body of the request was in an unknown format - accepted media types include: {}",
                 accepted.join(", ")
             ),
         )

@@ -49,7 +49,7 @@ fn parse(headers: &HeaderMap, body: &[u8], expected: &str) -> Result<Parsed, Sta
             Err(error @ protobuf::Error::Object { .. }) => Err(Status::bad_request(error.to_string())),
             Err(error) => Err(unrecognized(&error)),
         },
-        other => Err(Status::unsupported_media_type(other, &MEDIA_TYPES)),
+        _ => Err(Status::unsupported_media_type(&MEDIA_TYPES)),
     }
 }
 

@@ -79,10 +79,24 @@ impl Query {
         matches!(self.get(name), Some("true" | "1" | "True" | "t"))
     }
 
-    /// A number, or an error that names the parameter.
+    /// A number; a negative one counts as none, as upstream treats limits and timeouts.
     pub fn number(&self, name: &str) -> Result<Option<u64>, Status> {
-        let bad = |text: &str| Status::bad_request(format!("invalid value for {name}: {text:?}"));
-        self.get(name).map(|text| text.parse().map_err(|_| bad(text))).transpose()
+        let bad =
+            |text: &str| Status::bad_request(format!("{name}: strconv.ParseInt: parsing {text:?}: invalid syntax"));
+        let Some(text) = self.get(name) else { return Ok(None) };
+        let number: i64 = text.parse().map_err(|_| bad(text))?;
+        Ok(u64::try_from(number).ok())
+    }
+
+    /// `resourceVersion`, which is never negative.
+    pub fn resource_version(&self) -> Result<Option<u64>, Status> {
+        let bad = |text: &str| {
+            Status::bad_request(format!(
+                "invalid resource version: resourceVersion: Invalid value: {text:?}: strconv.ParseUint: parsing \
+                 {text:?}: invalid syntax"
+            ))
+        };
+        self.get("resourceVersion").map(|text| text.parse().map_err(|_| bad(text))).transpose()
     }
 }
 

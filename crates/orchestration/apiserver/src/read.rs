@@ -58,7 +58,7 @@ impl Continue {
             .decode(token)
             .ok()
             .and_then(|json| serde_json::from_slice(&json).ok())
-            .ok_or_else(|| Status::bad_request("continue key is not valid"))
+            .ok_or_else(|| Status::bad_request("invalid continue token: continue key is not valid"))
     }
 }
 
@@ -125,7 +125,7 @@ async fn view(
     target: &ResourceTarget,
     query: &Query,
 ) -> Result<(Snapshot, Option<String>), Status> {
-    let wanted = query.number("resourceVersion")?.unwrap_or(0);
+    let wanted = query.resource_version()?.unwrap_or(0);
     if let Some(token) = query.get("continue") {
         if wanted > 0 {
             return Err(Status::bad_request("specifying resource version is not allowed when using continue"));

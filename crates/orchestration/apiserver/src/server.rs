@@ -26,6 +26,8 @@ use crate::{ApiServer, encode, pipeline, stream};
 /// Largest body of a request, as upstream's: an etcd value and some room.
 const MAX_BODY: usize = 3 << 20;
 const HANDSHAKE: Duration = Duration::from_secs(10);
+/// All headers of a request: tokens that carry many groups are long.
+const MAX_HEADERS: u32 = 256 << 10;
 /// What open connections get to finish at shutdown.
 const FAREWELL: Duration = Duration::from_secs(5);
 
@@ -79,6 +81,7 @@ impl ApiServer {
             .initial_stream_window_size(256 << 10)
             .initial_connection_window_size(25 << 20)
             .max_concurrent_streams(1000)
+            .max_header_list_size(MAX_HEADERS)
             .keep_alive_interval(Duration::from_secs(30));
         builder.http1().timer(TokioTimer::new());
         let connection = builder.serve_connection_with_upgrades(TokioIo::new(tls), service);
@@ -109,6 +112,10 @@ impl ApiServer {
             }
             Ok(None) => {}
             Err(status) => return encode::status(&status, &encode::Accept::default()),
+        }
+        // What announces itself as too large is not read at all.
+        if http_body::Body::size_hint(&body).lower() > MAX_BODY as u64 {
+            return encode::status(&Status::too_large(MAX_BODY), &encode::Accept::default());
         }
         match Limited::new(body, MAX_BODY).collect().await {
             Ok(body) => pipeline::handle(self, peer, Request::from_parts(parts, body.to_bytes())).await,

@@ -98,7 +98,7 @@ async fn scale(
                     "application/merge-patch+json" | "application/strategic-merge-patch+json" => {
                         patches::merge(&mut scale, &patch)?;
                     }
-                    other => return Err(Status::unsupported_media_type(other, SCALE_PATCHES)),
+                    _ => return Err(Status::unsupported_media_type(SCALE_PATCHES)),
                 }
                 with_scale(kind, old, &scale)
             })

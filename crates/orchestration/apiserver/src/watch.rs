@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use dhow_api::Status;
 use dhow_api::registry::{Kind, KindRef};
-use dhow_client::Body;
+use dhow_client::{Body, full};
 use futures::stream::{self, Stream, StreamExt};
 use http::Response;
 use http_body::Frame;
@@ -53,7 +53,7 @@ pub async fn open(
     read::check_options(query, true)?;
     let selection = read::selection(target, query)?;
     let kind = &target.kind;
-    let version = query.number("resourceVersion")?;
+    let version = query.resource_version()?;
     let bookmarks = query.flag("allowWatchBookmarks");
     // Told explicitly that it wants none, a client gets changes only.
     let streaming = query.get("sendInitialEvents").map(|_| query.flag("sendInitialEvents"));
@@ -62,7 +62,10 @@ pub async fn open(
         Some(namespace) if kind.namespaced => format!("{}{namespace}/", kind.storage_prefix()),
         _ => kind.storage_prefix(),
     };
-    let timeout = query.number("timeoutSeconds")?.map_or(TIMEOUT, Duration::from_secs);
+    let timeout = match query.number("timeoutSeconds")? {
+        None | Some(0) => TIMEOUT,
+        Some(seconds) => Duration::from_secs(seconds.min(u32::MAX.into())),
+    };
     let mut first: Vec<Bytes> = Vec::new();
     let changes;
     let seen;
@@ -85,7 +88,14 @@ pub async fn open(
     } else {
         // Without a revision it is "from now on"; one that is yet to come is waited for by passing over what is before.
         let version = version.filter(|version| *version > 0).unwrap_or_else(|| server.store.cache.revision());
-        let subscription = server.store.cache.subscribe(kind, version)?;
+        let subscription = match server.store.cache.subscribe(kind, version) {
+            Ok(subscription) => subscription,
+            // As upstream, a watch that cannot go on says so in its stream.
+            Err(status) if status.code == 410 => {
+                return encode::stream(full(encode::value_frame("ERROR", &status.to_value(), accept)?), accept);
+            }
+            Err(status) => return Err(status),
+        };
         let mut past = subscription.past;
         let last = past.last().map_or(version, |change| change.revision);
         past.retain(|change| change.object.key.starts_with(&prefix));

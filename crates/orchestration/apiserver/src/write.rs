@@ -168,6 +168,7 @@ pub async fn patch(
     if is_apply(&request) {
         return server_side_apply(server, &request, accept).await;
     }
+    check_patch_type(&request)?;
     let stored = change(server, &request, Part::Main, |old| patched(&request, Part::Main, old)).await?;
     encode::object(&request.target.kind, &stored, accept, 200)
 }
@@ -226,6 +227,14 @@ async fn server_side_apply(
     Err(Status::conflict(kind.group, kind.plural, request.target.name.as_deref().unwrap_or_default()))
 }
 
+/// Refuses a patch of a type that the kind does not take.
+fn check_patch_type(request: &Request<Authorized>) -> Result<(), Status> {
+    let custom = request.target.kind.custom.is_some();
+    let accepted: &[&str] = if custom { &CUSTOM_PATCHES } else { &PATCHES };
+    let media_type = body::media_type(&request.headers);
+    if accepted.contains(&media_type) { Ok(()) } else { Err(Status::unsupported_media_type(accepted)) }
+}
+
 /// The object with the request's patch applied.
 pub fn patched(request: &Request<Authorized>, part: Part, old: &Value) -> Result<Value, Status> {
     if is_apply(request) {
@@ -235,20 +244,14 @@ pub fn patched(request: &Request<Authorized>, part: Part, old: &Value) -> Result
         body::settle_patched(request, &mut object, Vec::new(), &config.to_string())?;
         return Ok(object);
     }
-    let media_type = body::media_type(&request.headers);
+    check_patch_type(request)?;
     let (patch, duplicates) = dhow_api::strict_json::parse(&request.body)
         .map_err(|error| Status::bad_request(format!("error decoding patch: {error}")))?;
     let mut object = old.clone();
-    match media_type {
+    match body::media_type(&request.headers) {
         "application/json-patch+json" => patches::json(&mut object, &patch)?,
         "application/merge-patch+json" => patches::merge(&mut object, &patch)?,
-        "application/strategic-merge-patch+json" if request.target.kind.custom.is_none() => {
-            patches::strategic(&mut object, &patch, request.target.kind.definition)?;
-        }
-        other => {
-            let custom = request.target.kind.custom.is_some();
-            return Err(Status::unsupported_media_type(other, if custom { &CUSTOM_PATCHES } else { &PATCHES }));
-        }
+        _ => patches::strategic(&mut object, &patch, request.target.kind.definition)?,
     }
     body::check_type(&request.target.kind, &object)?;
     body::settle_patched(request, &mut object, duplicates, &String::from_utf8_lossy(&request.body))?;

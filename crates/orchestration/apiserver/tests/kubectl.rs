@@ -198,3 +198,155 @@ async fn shared_storage_shows_each_form() {
     let selected = "/apis/events.k8s.io/v1/namespaces/default/events?fieldSelector=regarding.name%3Dp";
     assert!(get(selected).await.contains("\"note\":\"it ran\""));
 }
+
+const DEPLOYMENT: &str = "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: d, namespace: default}\nspec:\n  selector: \
+                          {matchLabels: {app: d}}\n  template:\n    metadata: {labels: {app: d}}\n    spec: {containers: \
+                          [{name: c, image: a}]}\n";
+
+/// Every other verb and flag, with the oldest and the newest client; what each says, or at least that it works.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_verb_works_with_old_and_new_clients() {
+    for kubectl in harness::kubectls() {
+        let cluster = Cluster::start().await;
+        let run = async |line: &str, input: &str| {
+            let args: Vec<&str> = line.split(' ').collect();
+            cluster.run_with(&kubectl, "admin", &args, input).await
+        };
+        let csr = rcgen::CertificateParams::new(vec!["jane".into()])
+            .unwrap()
+            .serialize_request(&rcgen::KeyPair::generate().unwrap())
+            .unwrap();
+        let csr = |name: &str| {
+            use base64::Engine as _;
+            let pem = base64::engine::general_purpose::STANDARD.encode(csr.pem().unwrap());
+            format!(
+                "apiVersion: certificates.k8s.io/v1\nkind: CertificateSigningRequest\nmetadata: {{name: {name}}}\nspec: \
+                 {{request: {pem}, signerName: example.com/own, usages: [client auth]}}\n"
+            )
+        };
+        let mut wrong = Vec::new();
+        let node = "apiVersion: v1\nkind: Node\nmetadata: {name: node-a}\n";
+        let role = "apiVersion: rbac.authorization.k8s.io/v1\nkind: Role\nmetadata: {name: reconciled, namespace: default}\n\
+                    rules: [{apiGroups: [''], resources: [pods], verbs: [get]}]\n";
+        let changed = DEPLOYMENT.replace("image: a", "image: b");
+        let status = r#"{"status":{"observedGeneration":7}}"#;
+        let csrs = format!("{}---\n{}", csr("csr-a"), csr("csr-b"));
+        for (line, input, words) in [
+            ("create serviceaccount default", "", "serviceaccount/default created"),
+            ("create -f -", DEPLOYMENT, "deployment.apps/d created"),
+            ("patch deploy d --type=strategic -p {\"metadata\":{\"labels\":{\"s\":\"1\"}}}", "", "patched"),
+            ("patch deploy d --type=merge -p {\"metadata\":{\"labels\":{\"m\":\"1\"}}}", "", "patched"),
+            (
+                "patch deploy d --type=json -p [{\"op\":\"add\",\"path\":\"/metadata/labels/j\",\"value\":\"1\"}]",
+                "",
+                "patched",
+            ),
+            (&format!("patch deploy d --subresource=status --type=merge -p {status}"), "", "patched"),
+            (
+                "get deploy d -o jsonpath={.status.observedGeneration}{.metadata.labels}",
+                "",
+                r#"7{"j":"1","m":"1","s":"1"}"#,
+            ),
+            ("get deploy d --subresource=status -o name", "", "deployment.apps/d"),
+            ("patch deploy d --subresource=scale --type=merge -p {\"spec\":{\"replicas\":2}}", "", "patched"),
+            ("get deploy d -o custom-columns=R:.spec.replicas --no-headers", "", "2"),
+            ("get deploy d -o json", "", "\"kind\": \"Deployment\""),
+            ("get deploy d -o yaml --show-managed-fields", "", "managedFields"),
+            ("get deploy d -o go-template={{.metadata.name}}", "", "d"),
+            ("get deploy -A --sort-by=.metadata.name --show-labels", "", "j=1"),
+            ("scale deploy d --replicas=3 --current-replicas=2", "", "scaled"),
+            ("set image deploy/d c=x", "", "image updated"),
+            ("set env deploy/d A=b", "", "env updated"),
+            ("set resources deploy/d --limits=cpu=1", "", "resource requirements updated"),
+            ("set serviceaccount deploy/d default", "", "serviceaccount updated"),
+            ("rollout restart deploy/d", "", "restarted"),
+            ("rollout pause deploy/d", "", "paused"),
+            ("rollout resume deploy/d", "", "resumed"),
+            ("rollout history deploy/d", "", "d"),
+            ("wait --for=jsonpath={.spec.replicas}=3 deploy/d --timeout=20s", "", "condition met"),
+            ("expose deploy d --port=80", "", "service/d exposed"),
+            ("set selector svc/d app=other", "", "selector updated"),
+            ("autoscale deploy d --max=3", "", "autoscaled"),
+            ("run p --image=i --restart=Never --port=80", "", "pod/p created"),
+            ("label pod p a=b", "", "labeled"),
+            ("label pod p a-", "", "unlabeled"),
+            ("annotate pod p a=b", "", "pod/p annotate"),
+            ("events", "", ""),
+            ("create -f -", node, "node/node-a created"),
+            ("taint node node-a a=b:NoSchedule", "", "tainted"),
+            ("taint node node-a a-", "", "untainted"),
+            ("cordon node-a", "", "cordoned"),
+            ("uncordon node-a", "", "uncordoned"),
+            ("drain node-a --force --ignore-daemonsets", "", "drained"),
+            ("create role r --verb=get --resource=pods", "", "created"),
+            ("create rolebinding r --role=r --user=jane", "", "created"),
+            ("set subject rolebinding r --group=dev", "", "subjects updated"),
+            ("create service loadbalancer l --tcp=80", "", "service/l created"),
+            ("auth can-i create pods", "", "yes"),
+            ("auth can-i --list --as=jane", "", "selfsubjectaccessreviews"),
+            ("auth reconcile -f -", role, "reconciled"),
+            ("create -f -", &csrs, "certificatesigningrequest.certificates.k8s.io/csr-a created"),
+            ("certificate approve csr-a", "", "approved"),
+            ("certificate deny csr-b", "", "denied"),
+            ("get csr", "", "Denied"),
+            ("api-resources --api-group=apps -o name", "", "deployments.apps"),
+            ("api-versions", "", "apps/v1"),
+            ("cluster-info", "", "Kubernetes control plane"),
+            ("replace -f -", &changed, "replaced"),
+            ("replace --force -f -", &changed, "replaced"),
+            ("delete deploy d --cascade=foreground --wait=false", "", "deleted"),
+            ("delete svc d --cascade=background", "", "deleted"),
+            ("delete svc l --cascade=orphan --wait=false", "", "deleted"),
+            ("delete pod p --force --grace-period=0", "", "deleted"),
+        ] {
+            match run(line, input).await {
+                Ok(said) if said.contains(words) => {}
+                other => wrong.push(format!("{kubectl:?} {line}: {other:?}")),
+            }
+        }
+        for (line, input, words) in [
+            ("diff -f -", DEPLOYMENT, ""),
+            ("top nodes", "", "Metrics API not available"),
+            ("top pods", "", "Metrics API not available"),
+            ("rollout undo deploy/none", "", "not found"),
+            ("auth can-i create pods --as=jane", "", ""),
+            ("get nonsense", "", "the server doesn't have a resource type \"nonsense\""),
+            ("wait --for=delete node/node-a --timeout=1s", "", "timed out"),
+        ] {
+            match run(line, input).await {
+                Err(said) if said.contains(words) => {}
+                other => wrong.push(format!("{kubectl:?} {line}: {other:?}")),
+            }
+        }
+        assert!(wrong.is_empty(), "{wrong:#?}");
+    }
+    // The oldest asks for a version of this API that is no more.
+    let cluster = Cluster::start().await;
+    let newest = harness::kubectls().pop().unwrap();
+    let who = cluster.run_with(&newest, "admin", &["auth", "whoami"], "").await.unwrap();
+    assert!(who.contains("system:admin"), "{who}");
+}
+
+/// `kubectl edit` with an editor that changes one word, and `kubectl diff` that shows what an apply would do.
+#[tokio::test(flavor = "multi_thread")]
+async fn edit_and_diff_see_the_object() {
+    for kubectl in harness::kubectls() {
+        let cluster = Cluster::start().await;
+        let manifest = format!("{CONFIG_MAP}data: {{k: before}}\n");
+        cluster.run_with(&kubectl, "admin", &["apply", "-f", "-"], &manifest).await.unwrap();
+        let command = |args: &[&str]| {
+            let mut command = tokio::process::Command::new(&kubectl);
+            command.arg("--kubeconfig").arg(cluster.folder.path().join("admin.kubeconfig")).args(args);
+            command.env("NO_PROXY", "*").env("KUBE_EDITOR", "sed -i s/before/after/").kill_on_drop(true);
+            command
+        };
+        let edited = command(&["edit", "cm", "a"]).output().await.unwrap();
+        assert!(edited.status.success(), "{edited:?}");
+        assert_eq!(cluster.kubectl(&["get", "cm", "a", "-o", "jsonpath={.data.k}"]).await, "after");
+        let file = cluster.folder.path().join("manifest.yaml");
+        std::fs::write(&file, &manifest).unwrap();
+        let diff = command(&["diff", "-f", file.to_str().unwrap()]).output().await.unwrap();
+        let shown = String::from_utf8(diff.stdout).unwrap();
+        assert!(diff.status.code() == Some(1) && shown.contains("-  k: after\n+  k: before\n"), "{shown}");
+    }
+}

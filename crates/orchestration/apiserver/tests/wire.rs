@@ -186,6 +186,7 @@ async fn kubectl_creates() {
         "service externalname e --external-name=example.com",
         "configmap cm --from-literal=a=b",
         "secret generic s --from-literal=a=b",
+        "secret tls t --cert=CERT --key=KEY",
         "secret docker-registry r --docker-username=u --docker-password=p",
         "job j --image=busybox -- true",
         "cronjob cj --image=busybox --schedule=@daily -- true",
@@ -200,6 +201,8 @@ async fn kubectl_creates() {
         "ingress i --rule=example.com/*=c:80",
         "namespace ns",
     ] {
+        let file = |name: &str| cluster.folder.path().join(name).display().to_string();
+        let line = line.replace("CERT", &file("admin.pem")).replace("KEY", &file("admin.key"));
         let args: Vec<&str> = std::iter::once("create").chain(line.split(' ')).collect();
         cluster.kubectl(&args).await;
     }
