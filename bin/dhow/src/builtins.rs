@@ -221,7 +221,13 @@ async fn start_api(
         sa_key,
         node_tls: Arc::clone(&keys.to_nodes),
         backup: store.backup,
-        access: access::config(place, keys.ca.cert_pem())?,
+        access: dhow_apiserver::AccessConfig {
+            front_proxy: Some(dhow_apiserver::FrontProxy {
+                ca_pem: keys.front_proxy_ca.cert_pem().to_owned(),
+                client: Arc::clone(&keys.front_proxy),
+            }),
+            ..access::config(place, keys.ca.cert_pem())?
+        },
     };
     let server = ApiServer::new(store.kv, config, shutdown.clone()).await.context("start the API server")?;
     let serving = Arc::clone(&server).serve(listener, Arc::clone(&keys.api_tls), shutdown.clone());

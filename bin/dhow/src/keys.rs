@@ -27,6 +27,9 @@ pub struct Keys {
     pub api_tls: Arc<ServerConfig>,
     /// The API server as a client of nodes.
     pub to_nodes: Arc<ClientConfig>,
+    /// The authority that extension servers believe, whose one certificate is the API server's.
+    pub front_proxy_ca: Arc<ClusterCa>,
+    pub front_proxy: Arc<LiveCert>,
     kept: Vec<Kept>,
 }
 
@@ -45,6 +48,8 @@ struct Kept {
     name: &'static str,
     spec: CertSpec,
     pair: CertPair,
+    /// The authority, where that is not the cluster's.
+    other_ca: Option<Arc<ClusterCa>>,
     renewed: Renewed,
 }
 
@@ -57,13 +62,22 @@ impl Keys {
         let sa_key = SaKey::load_or_create(&folder.join("sa.key")).context("open the key of service accounts")?;
         let (api, kept_api) = live(place, &ca, "apiserver", CertSpec::server(API_SERVER, &api_names(place)))?;
         let (caller, kept_caller) = live(place, &ca, "apiserver-to-node", CertSpec::client(API_SERVER, &[]))?;
+        // An authority of its own: whoever gets a certificate of the cluster's cannot speak for others with it.
+        let proxy_folder = place.pki_dir().join("front-proxy");
+        let front_proxy_ca = ClusterCa::load_or_create(&proxy_folder).context("open the front proxy's authority")?;
+        let front_proxy_ca = Arc::new(front_proxy_ca);
+        let spec = CertSpec::client(dhow_apiserver::FRONT_PROXY_CLIENT, &[]);
+        let (front_proxy, mut kept_proxy) = live(place, &front_proxy_ca, "front-proxy-client", spec)?;
+        kept_proxy.other_ca = Some(Arc::clone(&front_proxy_ca));
         let admin = CertSpec::client("dhow-admin", &[MASTERS]);
         let kept_admin = in_kubeconfig(place, &ca, "admin", admin, place.admin_kubeconfig(), Arc::default())?;
         let keys = Self {
             api_tls: tls::server_config_with(api, Some(ca.cert_pem()))?,
             to_nodes: tls::client_config_with(ca.cert_pem(), Some(caller))?,
             ca,
-            kept: vec![kept_api, kept_caller, kept_admin],
+            front_proxy_ca,
+            front_proxy,
+            kept: vec![kept_api, kept_caller, kept_admin, kept_proxy],
         };
         Ok((keys, sa_key))
     }
@@ -85,7 +99,8 @@ impl Keys {
     /// Renews every certificate for as long as the process runs; new connections see the new ones.
     pub fn keep_renewed(&mut self, place: &Place, shutdown: &CancellationToken) -> impl Future<Output = ()> + 'static {
         let renewals = self.kept.drain(..).map(|kept| {
-            let (ca, folder, shutdown) = (Arc::clone(&self.ca), place.pki_dir(), shutdown.clone());
+            let ca = kept.other_ca.clone().unwrap_or_else(|| Arc::clone(&self.ca));
+            let (folder, shutdown) = (place.pki_dir(), shutdown.clone());
             async move {
                 let renewed = |pair: &CertPair| {
                     if let Err(error) = (kept.renewed)(pair) {
@@ -144,7 +159,7 @@ fn live(place: &Place, ca: &ClusterCa, name: &'static str, spec: CertSpec) -> Re
     let shown = Arc::new(LiveCert::new(&pair)?);
     let live = Arc::clone(&shown);
     let renewed = Box::new(move |pair: &CertPair| Ok(live.replace(pair)?));
-    Ok((shown, Kept { name, spec, pair, renewed }))
+    Ok((shown, Kept { name, spec, pair, other_ca: None, renewed }))
 }
 
 /// A client's certificate that lives in a kubeconfig; `told` hears of a new one.
@@ -168,7 +183,7 @@ fn in_kubeconfig(
         told.notify_one();
         Ok(())
     };
-    Ok(Kept { name, spec, pair, renewed: Box::new(renewed) })
+    Ok(Kept { name, spec, pair, other_ca: None, renewed: Box::new(renewed) })
 }
 
 /// Every name and address under which the API server is reached.

@@ -1,5 +1,6 @@
 //! What is configured about identity and access; the defaults need no configuration.
 
+use crate::aggregate::FrontProxy;
 use crate::audit::AuditConfig;
 use crate::oidc::{Anonymous, AuthenticationConfig, Issuers};
 use crate::tokens::AUDIENCE;
@@ -24,6 +25,8 @@ pub struct AccessConfig {
     pub audit: Option<AuditConfig>,
     /// Requests that run at once, shared out among the priority levels; 600 if `None`, no limits at all if 0.
     pub seats: Option<usize>,
+    /// How extension servers know this server; without, they get no certificate.
+    pub front_proxy: Option<FrontProxy>,
 }
 
 impl AccessConfig {

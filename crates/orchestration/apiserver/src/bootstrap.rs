@@ -47,7 +47,7 @@ async fn create_all(client: &Client, objects: impl IntoIterator<Item = (&'static
 
 /// Posts an object; one that is there already stays as it is. Asked for first, because a Service that is there makes
 /// its own address a taken one.
-async fn create(client: &Client, collection: &str, object: Value) -> Result<(), Status> {
+pub async fn create(client: &Client, collection: &str, object: Value) -> Result<(), Status> {
     let name = object["metadata"]["name"].as_str().unwrap_or_default();
     let (code, _) = send(client, Method::GET, &format!("{collection}/{name}"), "", &Value::Null).await?;
     if code < 300 {
@@ -198,6 +198,14 @@ fn roles() -> Vec<Value> {
                 "nonResourceURLs": ["/.well-known/openid-configuration", "/.well-known/openid-configuration/", "/openid/v1/jwks", "/openid/v1/jwks/"],
                 "verbs": ["get"],
             })],
+        ),
+        // What an extension server asks about its own callers.
+        role(
+            "system:auth-delegator",
+            vec![
+                rule(&["authentication.k8s.io"], &["tokenreviews"], &["create"]),
+                rule(&["authorization.k8s.io"], &["subjectaccessreviews"], &["create"]),
+            ],
         ),
         // Controllers act on all kinds, also on those that are yet to come.
         role("system:kube-controller-manager", everything),

@@ -14,6 +14,7 @@ use dhow_api::{Kind, Status, meta, time};
 use k8s_openapi::jiff::Timestamp;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
+use tokio::sync::Notify;
 use tokio::sync::broadcast::error::RecvError;
 
 use crate::ApiServer;
@@ -36,6 +37,8 @@ pub struct Definitions {
     served: Mutex<HashMap<String, Served>>,
     /// Names of definitions whose objects are being deleted.
     ending: Mutex<HashSet<String>>,
+    /// Told of a new catalog.
+    pub changed: Notify,
 }
 
 /// One definition as it is served.
@@ -72,6 +75,7 @@ impl Definitions {
             catalog: ArcSwap::from_pointee(Catalog::default()),
             served: Mutex::default(),
             ending: Mutex::default(),
+            changed: Notify::new(),
         };
         if let Ok(objects) = row().and_then(|row| cache.objects(row)) {
             let objects: Vec<Value> = objects.values().filter_map(|stored| stored.value().ok()).collect();
@@ -127,6 +131,7 @@ impl Definitions {
         });
         if changed {
             self.catalog.store(Arc::new(Catalog::new(served.values().flat_map(|one| one.rows.iter().cloned()))));
+            self.changed.notify_one();
         }
     }
 }

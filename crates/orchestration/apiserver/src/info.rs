@@ -11,6 +11,8 @@ use http::{Method, Uri};
 #[derive(Debug, Clone)]
 pub enum Target {
     Resource(ResourceTarget),
+    /// Objects of an extension server.
+    Extension(ExtensionTarget),
     /// The path, without its query.
     Path(String),
 }
@@ -25,6 +27,17 @@ pub struct ResourceTarget {
     pub rest: String,
     /// Whether the path itself asks for a watch, in the old way: `/api/v1/watch/pods`.
     pub watch: bool,
+}
+
+/// What is asked of an extension server, as far as its path says.
+#[derive(Debug, Clone, Default)]
+pub struct ExtensionTarget {
+    pub group: String,
+    pub version: String,
+    pub resource: String,
+    pub subresource: String,
+    pub namespace: String,
+    pub name: String,
 }
 
 /// Who wants to do what: the attributes that authorisation and audit see.
@@ -102,6 +115,58 @@ impl RequestInfo {
         let verb = resource_verb(method, &target, &query)?;
         Ok(Self { verb, target: Target::Resource(target), query })
     }
+}
+
+impl RequestInfo {
+    /// Reads a request for an extension server, whose kinds are not known here. Paths that two servers could read
+    /// differently are refused.
+    pub fn of_extension(method: &Method, uri: &Uri) -> Result<Self, Status> {
+        let query = Query::parse(uri.query().unwrap_or_default());
+        let decoded: Vec<String> = uri.path()[1..].trim_end_matches('/').split('/').map(unescape_path).collect();
+        if decoded.iter().any(|part| matches!(part.as_str(), "" | "." | "..") || part.contains('/')) {
+            return Err(Status::no_such_resource());
+        }
+        let parts: Vec<&str> = decoded.iter().map(String::as_str).collect();
+        let ["apis", group, version, rest @ ..] = parts.as_slice() else {
+            return Ok(Self { verb: path_verb(method), target: Target::Path(uri.path().to_owned()), query });
+        };
+        let (watch, rest) = match rest {
+            ["watch", tail @ ..] if !tail.is_empty() => (true, tail),
+            _ => (false, rest),
+        };
+        let mut target = ExtensionTarget { group: (*group).into(), version: (*version).into(), ..Default::default() };
+        let rest = match rest {
+            ["namespaces", namespace, tail @ ..] => {
+                (*namespace).clone_into(&mut target.namespace);
+                if matches!(tail, [] | ["status" | "finalize", ..]) { rest } else { tail }
+            }
+            _ => rest,
+        };
+        let Some(resource) = rest.first() else {
+            return Ok(Self { verb: path_verb(method), target: Target::Path(uri.path().to_owned()), query });
+        };
+        (*resource).clone_into(&mut target.resource);
+        target.name = rest.get(1).map_or_else(String::new, |part| (*part).into());
+        target.subresource = rest.get(2).map_or_else(String::new, |part| (*part).into());
+        let one = !target.name.is_empty();
+        let verb = match *method {
+            Method::GET | Method::HEAD if query.flag("watch") || watch => "watch",
+            Method::GET | Method::HEAD if one => "get",
+            Method::GET | Method::HEAD => "list",
+            Method::POST => "create",
+            Method::PUT => "update",
+            Method::PATCH => "patch",
+            Method::DELETE if one => "delete",
+            Method::DELETE => "deletecollection",
+            _ => return Err(Status::method_not_allowed()),
+        };
+        Ok(Self { verb, target: Target::Extension(target), query })
+    }
+}
+
+/// Percent decoding of a path's segment, where a plus is a plus.
+fn unescape_path(text: &str) -> String {
+    unescape(&text.replace('+', "%2B"))
 }
 
 fn path_verb(method: &Method) -> &'static str {

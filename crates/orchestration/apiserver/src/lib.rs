@@ -4,6 +4,7 @@
 
 mod access;
 mod admission;
+mod aggregate;
 mod allocate;
 mod audit;
 mod authenticate;
@@ -60,6 +61,7 @@ use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;
 
 pub use access::AccessConfig;
+pub use aggregate::{FRONT_PROXY_CLIENT, FrontProxy};
 pub use allocate::ServiceRange;
 pub use audit::{AuditConfig, AuditFile, Policy as AuditPolicy};
 pub use error::Error;
@@ -106,6 +108,7 @@ pub struct ApiServer {
     metrics: metrics::Metrics,
     quotas: admission::quota::Quotas,
     webhooks: admission::webhooks::Webhooks,
+    aggregator: aggregate::Aggregator,
     shutdown: CancellationToken,
 }
 
@@ -129,6 +132,7 @@ impl ApiServer {
             issuers: access.issuers()?,
             audit,
             flow,
+            aggregator: aggregate::Aggregator::new(cache.clone(), access.front_proxy.as_ref()),
             access,
             advertise: config.advertise,
             node_tls: TlsConnector::from(config.node_tls.clone()),
@@ -139,9 +143,12 @@ impl ApiServer {
             shutdown,
         });
         bootstrap::ensure(&server, &config).await.map_err(Error::Bootstrap)?;
+        aggregate::publish(&server).await.map_err(Error::Bootstrap)?;
+        aggregate::ensure_local(&server).await.map_err(Error::Bootstrap)?;
         legacy_tokens::start(&server).map_err(Error::Bootstrap)?;
         tokio::spawn(admission::quota::follow(server.clone()));
         tokio::spawn(definitions::follow(server.clone()));
+        tokio::spawn(aggregate::follow(server.clone()));
         Ok(server)
     }
 }

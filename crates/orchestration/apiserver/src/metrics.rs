@@ -61,7 +61,10 @@ impl Labels {
             _ => "other",
         };
         match &info.target {
-            Target::Path(_) => Self { verb, dry_run, group: "", version: "", resource: "", subresource: "", scope: "" },
+            // Names that clients make up are no labels.
+            Target::Path(_) | Target::Extension(_) => {
+                Self { verb, dry_run, group: "", version: "", resource: "", subresource: "", scope: "" }
+            }
             Target::Resource(target) => Self {
                 verb,
                 dry_run,

@@ -10,10 +10,10 @@ use dhow_client::Body;
 use http::{HeaderMap, Response, StatusCode, header};
 use serde_json::{Value, json};
 
-use crate::ApiServer;
 use crate::encode::{self, Accept};
 use crate::health;
 use crate::info::Query;
+use crate::{ApiServer, aggregate};
 
 /// The Kubernetes version whose API this server serves.
 const MAJOR: &str = "1";
@@ -33,18 +33,25 @@ pub async fn answer(
     let trimmed = path.trim_end_matches('/');
     let catalog = server.definitions.catalog();
     if let Some(path) = trimmed.strip_prefix("/openapi/v3") {
-        return openapi_v3(&catalog, path.trim_start_matches('/'), headers);
+        return openapi_v3(server, &catalog, path.trim_start_matches('/'), headers);
     }
     match trimmed {
         "/api" | "/apis" if wants_aggregated(accept) => {
-            let Some(document) = discovery::aggregated(&catalog, trimmed) else {
+            let Some(mut document) = discovery::aggregated(&catalog, trimmed) else {
                 return Err(Status::no_such_resource());
             };
+            if trimmed == "/apis" {
+                aggregate::aggregated(&mut document, &server.aggregator.remotes());
+            }
             let form = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
             tagged(form, document.to_string().into(), headers)
         }
         "/api" => encode::json(200, discovery::api_versions().to_string()),
-        "/apis" => encode::json(200, discovery::group_list(&catalog).to_string()),
+        "/apis" => {
+            let mut document = discovery::group_list(&catalog);
+            aggregate::add_groups(&mut document, &server.aggregator.remotes());
+            encode::json(200, document.to_string())
+        }
         "/openapi/v2" if accept.raw.contains(GNOSTIC) || accept.raw.contains(OLD_GNOSTIC) => {
             tagged(GNOSTIC, Bytes::copy_from_slice(openapi::v2_protobuf(&catalog)), headers)
         }
@@ -60,17 +67,17 @@ pub async fn answer(
         }
         other => match health::answer(server, other, query).await {
             Some(answer) => answer,
-            None => group(&catalog, other),
+            None => group(server, &catalog, other),
         },
     }
 }
 
 /// `/apis/<group>` and `/api/v1`, `/apis/<group>/<version>`.
-fn group(catalog: &Catalog, path: &str) -> Result<Response<Body>, Status> {
+fn group(server: &ApiServer, catalog: &Catalog, path: &str) -> Result<Response<Body>, Status> {
     let parts: Vec<&str> = path.trim_start_matches('/').split('/').collect();
     let document = match parts.as_slice() {
         ["api", version] => discovery::resource_list(catalog, "", version),
-        ["apis", name] => discovery::group(catalog, name),
+        ["apis", name] => aggregate::group(discovery::group(catalog, name), &server.aggregator.remotes(), name),
         ["apis", group, version] => discovery::resource_list(catalog, group, version),
         _ => None,
     };
@@ -81,9 +88,18 @@ fn wants_aggregated(accept: &Accept) -> bool {
     accept.raw.contains("g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList")
 }
 
-fn openapi_v3(catalog: &Catalog, path: &str, headers: &HeaderMap) -> Result<Response<Body>, Status> {
+fn openapi_v3(
+    server: &ApiServer,
+    catalog: &Catalog,
+    path: &str,
+    headers: &HeaderMap,
+) -> Result<Response<Body>, Status> {
     let document = match path {
-        "" => openapi::v3_root(catalog).to_string(),
+        "" => {
+            let mut root = openapi::v3_root(catalog);
+            aggregate::add_documents(&mut root, &server.aggregator.remotes());
+            root.to_string()
+        }
         path => openapi::v3(catalog, path).ok_or_else(Status::no_such_resource)?.to_owned(),
     };
     tagged("application/json", document.into(), headers)

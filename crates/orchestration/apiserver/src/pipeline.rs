@@ -5,6 +5,7 @@
 //! 3. queue        is it their turn (`flow`)
 //! 4. authorise    may they (`node_authorizer`, then `rbac`); only then does a `Request<Authorized>` exist
 //! 5. dispatch     streams branch off here (`stream`), non-resource paths too (`paths`)
+//!    and what extension servers answer (`aggregate`), which takes the road up to here
 //! 6. decode       options and body to a tree (`options`, `body`)
 //! 7. default, mutating admission, validate, validating admission, store: per verb (`read`, `watch`, `write`, `delete`,
 //!    `subresource`; `admission`)
@@ -30,8 +31,8 @@ use crate::info::{RequestInfo, ResourceTarget, Target};
 use crate::metrics::Labels;
 use crate::rbac::{Attributes, Selected};
 use crate::{
-    ApiServer, admission, authenticate, compress, delete, encode, options, paths, read, stream, subresource, watch,
-    write,
+    ApiServer, admission, aggregate, authenticate, compress, delete, encode, options, paths, read, stream, subresource,
+    watch, write,
 };
 
 /// A request whose caller was allowed to make it. Made here only.
@@ -62,6 +63,9 @@ impl Request<Authorized> {
 
 /// Answers a request whose body has been read. Never fails: an error is an answer too.
 pub async fn handle(server: &Arc<ApiServer>, peer: Peer, request: HttpRequest<Bytes>) -> Response<Body> {
+    if let Some(remote) = server.aggregator.claim(request.uri().path()) {
+        return relay(server, peer, &remote, request.map(dhow_client::full)).await;
+    }
     let span = tracing::debug_span!("request", method = %request.method(), path = request.uri().path());
     let accept = encode::Accept::of(request.headers());
     let gzip = compress::accepted(request.headers());
@@ -96,6 +100,45 @@ pub async fn handle(server: &Arc<ApiServer>, peer: Peer, request: HttpRequest<By
     }
     server.metrics.end(&labels, begun, response.status().as_u16());
     if gzip { compress::compress(response).await } else { response }
+}
+
+/// Answers a request that is an extension server's to answer: the same road up to where that server takes over. Bodies
+/// stream both ways, and the audit trail does not hold them.
+pub async fn relay(
+    server: &Arc<ApiServer>,
+    peer: Peer,
+    remote: &aggregate::Remote,
+    request: HttpRequest<Body>,
+) -> Response<Body> {
+    let accept = encode::Accept::of(request.headers());
+    let info = match RequestInfo::of_extension(request.method(), request.uri()) {
+        Ok(info) => info,
+        Err(status) => return encode::status(&status, &accept),
+    };
+    let (labels, begun) = (Labels::of(&info), Instant::now());
+    let _running = server.metrics.begin(&labels);
+    let (mut trail, mut class) = (None, None);
+    let (parts, body) = request.into_parts();
+    let attributes = Attributes::of(&info);
+    let result = async {
+        let user = identify(server, &peer, &parts, &[], (&info, &attributes), &mut trail).await?.acting;
+        let _seat = match &server.flow {
+            Some(flow) => Some(flow.enter(&user, &attributes, &mut class).await?),
+            None => None,
+        };
+        authorize(server, &user, (&info, &attributes), trail.as_ref())?;
+        aggregate::pass_on(server, remote, &user, &parts, body).await
+    }
+    .await;
+    let mut response = result.unwrap_or_else(|status| encode::status(&status, &accept));
+    if let Some(class) = class {
+        class.write(&mut response);
+    }
+    if let Some(trail) = trail {
+        response = trail.answered(response).await;
+    }
+    server.metrics.end(&labels, begun, response.status().as_u16());
+    response
 }
 
 /// Finds out who asks, and begins the audit trail, which is there even if they may not act as they want.
@@ -161,6 +204,7 @@ async fn run(
     let target = match &info.target {
         Target::Path(path) => return paths::answer(server, path, &info.query, &parts.headers, accept).await,
         Target::Resource(target) => target.clone(),
+        Target::Extension(_) => return Err(Status::no_such_resource()),
     };
     let state = Authorized { user, _made_here: () };
     let request = Request { info, target, headers: parts.headers, body, warnings, state };

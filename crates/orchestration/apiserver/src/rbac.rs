@@ -26,6 +26,17 @@ impl Attributes {
     pub fn of(info: &RequestInfo) -> Self {
         match &info.target {
             Target::Path(path) => Self::Path { verb: info.verb.into(), path: path.clone() },
+            Target::Extension(target) => Self::Resource {
+                verb: info.verb.into(),
+                group: target.group.clone(),
+                resource: target.resource.clone(),
+                subresource: target.subresource.clone(),
+                namespace: target.namespace.clone(),
+                name: match target.name.as_str() {
+                    "" => selected(info, "metadata.name").unwrap_or_default(),
+                    name => name.to_owned(),
+                },
+            },
             Target::Resource(target) => Self::Resource {
                 verb: info.verb.into(),
                 group: target.kind.group.into(),

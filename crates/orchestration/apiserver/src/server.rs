@@ -97,6 +97,10 @@ impl ApiServer {
 
     async fn answer(self: &Arc<Self>, peer: Peer, request: Request<Incoming>) -> Response<Body> {
         let (parts, body) = request.into_parts();
+        if let Some(remote) = self.aggregator.claim(parts.uri.path()) {
+            let body = body.map_err(|error| dhow_client::Error::connection("the client's body broke off", error));
+            return pipeline::relay(self, peer, &remote, Request::from_parts(parts, body.boxed_unsync())).await;
+        }
         match pipeline::authorize_stream(self, &peer, &parts).await {
             Ok(Some((destination, trail))) => {
                 return stream::forward(self, destination, Request::from_parts(parts, body), trail)

@@ -39,18 +39,18 @@ pub struct Endpoint {
 
 /// Where a webhook is and whom it has to be: hooks that agree on it share connections.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Place {
-    host: String,
-    port: u16,
-    service: Option<Service>,
+pub struct Place {
+    pub host: String,
+    pub port: u16,
+    pub service: Option<Service>,
     /// Authorities in PEM; the system's when there are none.
-    ca: String,
+    pub ca: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Service {
-    namespace: String,
-    name: String,
+pub struct Service {
+    pub namespace: String,
+    pub name: String,
 }
 
 /// Connections to one place, made when first needed.
@@ -86,7 +86,7 @@ impl Client {
 }
 
 /// Whom to believe: the bundle, else whom the system believes.
-fn authorities(place: &Place) -> Result<String, String> {
+pub fn authorities(place: &Place) -> Result<String, String> {
     if !place.ca.trim().is_empty() {
         return Ok(place.ca.clone());
     }
@@ -146,7 +146,7 @@ impl Endpoint {
 }
 
 /// An error with what caused it: the outermost alone says nothing.
-fn chain(error: &dyn std::error::Error) -> String {
+pub fn chain(error: &dyn std::error::Error) -> String {
     let mut texts = vec![error.to_string()];
     let mut source = error.source();
     while let Some(inner) = source {
@@ -159,7 +159,7 @@ fn chain(error: &dyn std::error::Error) -> String {
     texts.join(": ")
 }
 
-async fn dial(place: &Place, cache: &Cache) -> Result<TcpStream, BoxError> {
+pub async fn dial(place: &Place, cache: &Cache) -> Result<TcpStream, BoxError> {
     let targets = match &place.service {
         Some(service) => endpoints(service, place.port, cache)?,
         None => vec![(place.host.clone(), place.port)],
@@ -175,7 +175,7 @@ async fn dial(place: &Place, cache: &Cache) -> Result<TcpStream, BoxError> {
 }
 
 /// Addresses behind a port of a Service: ready endpoints, each its turn first.
-fn endpoints(wanted: &Service, port: u16, cache: &Cache) -> Result<Vec<(String, u16)>, BoxError> {
+pub fn endpoints(wanted: &Service, port: u16, cache: &Cache) -> Result<Vec<(String, u16)>, BoxError> {
     let Service { namespace, name } = wanted;
     let missing = || BoxError::from(format!("service \"{name}\" not found"));
     let services = registry::builtin().get("", "v1", "services").ok_or_else(missing)?;

@@ -66,6 +66,8 @@ pub async fn discover(client: &Client) -> Result<Vec<Resource>, Error> {
         let answer = match call(client, Method::GET, &path, "", Vec::new()).await {
             // The definition of its last kind went meanwhile.
             Err(error) if error.is_not_found() => continue,
+            // An extension server is away; what others have goes on.
+            Err(Error::Api { code: 503, .. }) => continue,
             other => other?,
         };
         let list: Versions = serde_json::from_value(answer)

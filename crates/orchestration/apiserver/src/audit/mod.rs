@@ -107,8 +107,13 @@ impl Log {
         if let Some(agent) = header("user-agent") {
             event.insert("userAgent".into(), json!(agent));
         }
-        if let Target::Resource(target) = &info.target {
-            event.insert("objectRef".into(), reference(attributes, target.kind.version));
+        let version = match &info.target {
+            Target::Resource(target) => Some(target.kind.version),
+            Target::Extension(target) => Some(target.version.as_str()),
+            Target::Path(_) => None,
+        };
+        if let Some(version) = version {
+            event.insert("objectRef".into(), reference(attributes, version));
         }
         event.insert("requestReceivedTimestamp".into(), now());
         let watch = info.verb == "watch";

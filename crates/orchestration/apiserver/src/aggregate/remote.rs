@@ -1,0 +1,280 @@
+//! One group version that another server answers: the way there, and whether it can be taken.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use base64::Engine as _;
+use bytes::Bytes;
+use dhow_api::{meta, registry};
+use dhow_base::tls::{self, LiveCert};
+use dhow_client::{Body, TlsConnection, full};
+use http::{HeaderValue, Request, Response, header};
+use http_body_util::{BodyExt, Limited};
+use hyper::body::Incoming;
+use hyper_util::client::legacy::Client as Pool;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use parking_lot::Mutex;
+use rustls_pki_types::ServerName;
+use serde_json::Value;
+use tokio_rustls::TlsConnector;
+use tower::util::BoxCloneSyncService;
+use tower::{BoxError, ServiceExt};
+
+use crate::cache::Cache;
+use crate::webhook::{Place, Service, authorities, chain, dial, endpoints};
+
+/// What an extension server gets to answer a check.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Before one that failed is checked again although nothing changed.
+pub const AGAIN: Duration = Duration::from_secs(30);
+/// Largest list of resources that is read.
+const MAX_DISCOVERY: usize = 4 << 20;
+/// How long a connection waits for the next request.
+const IDLE: Duration = Duration::from_secs(90);
+
+type Connector = BoxCloneSyncService<http::Uri, TlsConnection, BoxError>;
+
+pub struct Remote {
+    pub group: String,
+    pub version: String,
+    pub version_priority: i64,
+    pub service: Service,
+    port: u16,
+    /// The object's uid and specification.
+    made_of: (String, Value),
+    pool: Result<Pool<Connector, Body>, String>,
+    state: Mutex<State>,
+}
+
+/// What is known of an extension server.
+#[derive(Clone, Default)]
+pub struct State {
+    pub available: bool,
+    pub reason: &'static str,
+    pub message: String,
+    /// Its `APIResourceList`, as it was last.
+    pub resources: Option<Arc<Value>>,
+    /// Where its OpenAPI document is, if it has one.
+    pub openapi: Option<String>,
+    /// Revisions of the service and its endpoints.
+    basis: String,
+    checked: Option<Instant>,
+    suspect: bool,
+}
+
+type Problem = (&'static str, String);
+
+impl Remote {
+    /// From an APIService; `None` if that is a local one.
+    pub fn of(object: &Value, cache: &Arc<Cache>, client: Option<&Arc<LiveCert>>) -> Option<Self> {
+        let spec = object.get("spec")?;
+        let service = spec.get("service").filter(|service| !service.is_null())?;
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let service = Service { namespace: text(&service["namespace"]), name: text(&service["name"]) };
+        let port = u16::try_from(meta::int(object, &["spec", "service", "port"])).ok().filter(|port| *port > 0);
+        let port = port.unwrap_or(443);
+        let bundle = base64::engine::general_purpose::STANDARD.decode(text(&spec["caBundle"])).unwrap_or_default();
+        let place = Place {
+            host: format!("{}.{}.svc", service.name, service.namespace),
+            port,
+            service: Some(service.clone()),
+            ca: String::from_utf8_lossy(&bundle).into_owned(),
+        };
+        let careless = spec["insecureSkipTLSVerify"] == true;
+        Some(Self {
+            group: text(&spec["group"]),
+            version: text(&spec["version"]),
+            version_priority: meta::int(object, &["spec", "versionPriority"]),
+            service,
+            port,
+            made_of: made_of(object),
+            pool: pool(place, careless, cache.clone(), client.cloned()),
+            state: Mutex::default(),
+        })
+    }
+
+    /// Whether it is what the object says.
+    pub fn is_of(&self, object: &Value) -> bool {
+        self.made_of == made_of(object)
+    }
+
+    pub fn state(&self) -> State {
+        self.state.lock().clone()
+    }
+
+    /// It did not answer: the next check is not to wait for a change.
+    pub fn suspect(&self) {
+        self.state.lock().suspect = true;
+    }
+
+    /// How long until it is checked again without a change; `None` if it is available.
+    pub fn due_in(&self) -> Option<Duration> {
+        let state = self.state.lock();
+        let waited = state.checked.map_or(AGAIN, |checked| checked.elapsed());
+        (!state.available).then(|| AGAIN.saturating_sub(waited))
+    }
+
+    /// Checks it, if something changed or it failed a while ago.
+    pub async fn check(&self, cache: &Cache) {
+        let basis = self.basis(cache);
+        {
+            let mut state = self.state.lock();
+            let fresh = state.checked.is_some_and(|checked| state.available || checked.elapsed() < AGAIN);
+            if fresh && state.basis == basis && !state.suspect {
+                return;
+            }
+            state.suspect = false;
+        }
+        let found = match self.backend(cache) {
+            Ok(()) => self.discover().await,
+            Err(problem) => Err(problem),
+        };
+        let openapi = match &found {
+            Ok(_) => self.openapi().await,
+            Err(_) => None,
+        };
+        let mut state = self.state.lock();
+        (state.basis, state.checked) = (basis, Some(Instant::now()));
+        match found {
+            Ok(resources) => {
+                (state.available, state.reason, state.message) = (true, "Passed", "all checks passed".into());
+                (state.resources, state.openapi) = (Some(Arc::new(resources)), openapi);
+            }
+            Err((reason, message)) => (state.available, state.reason, state.message) = (false, reason, message),
+        }
+    }
+
+    /// What a check depends on.
+    fn basis(&self, cache: &Cache) -> String {
+        let mut all = Vec::new();
+        if let Some(services) = registry::builtin().get("", "v1", "services") {
+            let key = services.storage_key(Some(&self.service.namespace), &self.service.name);
+            all.extend(cache.get(services, &key).map(|stored| stored.revision));
+        }
+        if let Some(slices) = registry::builtin().get("discovery.k8s.io", "v1", "endpointslices") {
+            let objects = cache.objects(slices).unwrap_or_default();
+            let own = objects.values().filter(|slice| self.has(&slice.header));
+            all.extend(own.map(|slice| slice.revision));
+        }
+        format!("{all:?}")
+    }
+
+    /// Whether an EndpointSlice is of its service.
+    pub fn has(&self, slice: &dhow_api::ObjectHeader) -> bool {
+        slice.namespace == self.service.namespace
+            && slice.labels.get("kubernetes.io/service-name") == Some(&self.service.name)
+    }
+
+    /// Looks for the service and for somebody behind it.
+    fn backend(&self, cache: &Cache) -> Result<(), Problem> {
+        let Service { namespace, name } = &self.service;
+        let missing = || ("ServiceNotFound", format!("service/{name} in {namespace:?} is not present"));
+        let services = registry::builtin().get("", "v1", "services").ok_or_else(missing)?;
+        let service = cache.get(services, &services.storage_key(Some(namespace), name)).ok_or_else(missing)?;
+        let service = service.value().map_err(|status| ("ServiceAccessError", status.message))?;
+        if meta::text(&service, &["spec", "type"]) == "ExternalName" {
+            return Ok(());
+        }
+        let ports = meta::items(&service, &["spec", "ports"]);
+        let Some(port) = ports.iter().find(|entry| entry["port"] == self.port) else {
+            let message = format!("service/{name} in {namespace:?} is not listening on port {}", self.port);
+            return Err(("ServicePortError", message));
+        };
+        let none = || ("EndpointsNotFound", format!("cannot find endpoints for service/{name} in {namespace:?}"));
+        let slices = registry::builtin().get("discovery.k8s.io", "v1", "endpointslices").ok_or_else(none)?;
+        let objects = cache.objects(slices).map_err(|_| none())?;
+        if !objects.values().any(|slice| self.has(&slice.header)) {
+            return Err(none());
+        }
+        endpoints(&self.service, self.port, cache).map(drop).map_err(|_| {
+            let title = port["name"].as_str().unwrap_or_default();
+            let text =
+                format!("endpoints for service/{name} in {namespace:?} have no addresses with port name {title:?}");
+            ("MissingEndpoints", text)
+        })
+    }
+
+    /// Asks for its resources, which shows that it works.
+    async fn discover(&self) -> Result<Value, Problem> {
+        let path = format!("/apis/{}/{}", self.group, self.version);
+        let url = format!("https://{}{path}", self.authority());
+        let failed = |why: String| ("FailedDiscoveryCheck", format!("failing or missing response from {url}: {why}"));
+        let (code, body) = self.ask(&path).await.map_err(|why| failed(format!("Get \"{url}\": {why}")))?;
+        if !(200..300).contains(&code) {
+            return Err(failed(format!("bad status from {url}: {code}")));
+        }
+        serde_json::from_slice(&body).map_err(|error| failed(error.to_string()))
+    }
+
+    /// Where its server says that the OpenAPI document of the group version is.
+    async fn openapi(&self) -> Option<String> {
+        let (code, body) = self.ask("/openapi/v3").await.ok()?;
+        let root: Value = serde_json::from_slice(&body).ok().filter(|_| code == 200)?;
+        let own = format!("apis/{}/{}", self.group, self.version);
+        let url = root["paths"][own.as_str()]["serverRelativeURL"].as_str()?;
+        url.starts_with(&format!("/openapi/v3/{own}")).then(|| url.to_owned())
+    }
+
+    /// One GET by this server itself.
+    async fn ask(&self, path: &str) -> Result<(u16, Bytes), String> {
+        let mut request = Request::get(path).body(full(Bytes::new())).map_err(|error| error.to_string())?;
+        let headers = request.headers_mut();
+        headers.insert("x-remote-user", HeaderValue::from_static("system:kube-aggregator"));
+        headers.insert("x-remote-group", HeaderValue::from_static(crate::identity::MASTERS));
+        headers.insert(header::ACCEPT, HeaderValue::from_static("application/json"));
+        let exchange = async {
+            let answer = self.send(request).await?;
+            let code = answer.status().as_u16();
+            let body = Limited::new(answer.into_body(), MAX_DISCOVERY).collect().await;
+            Ok((code, body.map_err(|error| error.to_string())?.to_bytes()))
+        };
+        match tokio::time::timeout(PATIENCE, exchange).await {
+            Ok(answer) => answer,
+            Err(_) => Err("context deadline exceeded".into()),
+        }
+    }
+
+    fn authority(&self) -> String {
+        format!("{}.{}.svc:{}", self.service.name, self.service.namespace, self.port)
+    }
+
+    /// Sends a request whose URI is a path.
+    pub async fn send(&self, mut request: Request<Body>) -> Result<Response<Incoming>, String> {
+        let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
+        let uri = format!("https://{}{path}", self.authority()).parse();
+        *request.uri_mut() = uri.map_err(|error: http::uri::InvalidUri| error.to_string())?;
+        *request.version_mut() = http::Version::HTTP_11;
+        let pool = self.pool.as_ref().map_err(Clone::clone)?;
+        pool.request(request).await.map_err(|error| chain(&error))
+    }
+}
+
+fn made_of(object: &Value) -> (String, Value) {
+    (meta::uid(object).to_owned(), object["spec"].clone())
+}
+
+fn pool(
+    place: Place,
+    careless: bool,
+    cache: Arc<Cache>,
+    client: Option<Arc<LiveCert>>,
+) -> Result<Pool<Connector, Body>, String> {
+    let config = match careless {
+        true => tls::client_config_unverified(client),
+        false => tls::client_config_with(&authorities(&place)?, client),
+    };
+    let (tls, place) = (TlsConnector::from(config.map_err(|error| error.to_string())?), Arc::new(place));
+    let connect = tower::service_fn(move |_: http::Uri| {
+        let (tls, place, cache) = (tls.clone(), place.clone(), cache.clone());
+        async move {
+            let name = ServerName::try_from(place.host.clone())?;
+            let tcp = dial(&place, &cache).await?;
+            tcp.set_nodelay(true)?;
+            Ok::<_, BoxError>(TlsConnection::new(tls.connect(name, tcp).await?))
+        }
+    });
+    Ok(Pool::builder(TokioExecutor::new())
+        .pool_timer(TokioTimer::new())
+        .pool_idle_timeout(IDLE)
+        .build(BoxCloneSyncService::new(connect.map_err(BoxError::from))))
+}
