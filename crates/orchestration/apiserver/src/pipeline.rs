@@ -5,7 +5,7 @@
 //! 3. queue        is it their turn (`flow`)
 //! 4. authorise    may they (`node_authorizer`, then `rbac`); only then does a `Request<Authorized>` exist
 //! 5. dispatch     streams branch off here (`stream`), non-resource paths too (`paths`)
-//!                 and what an extension server answers (`aggregate`), which takes the road up to here
+//!    and what extension servers answer (`aggregate`), which takes the road up to here
 //! 6. decode       options and body to a tree (`options`, `body`)
 //! 7. default, mutating admission, validate, validating admission, store: per verb (`read`, `watch`, `write`, `delete`,
 //!    `subresource`; `admission`)

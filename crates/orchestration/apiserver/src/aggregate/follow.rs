@@ -18,6 +18,8 @@ use crate::object::{Change, Stored};
 /// Before what failed is tried again.
 const PAUSE: Duration = Duration::from_secs(1);
 
+type Changes = Receiver<Arc<Change>>;
+
 /// Runs until the server ends. Sleeps while nothing changes that extension servers depend on.
 pub async fn follow(server: Arc<ApiServer>) {
     let Ok(kind) = row() else { return };
@@ -46,7 +48,7 @@ pub async fn follow(server: Arc<ApiServer>) {
 }
 
 /// Returns when a service of an extension server or its endpoints change.
-async fn changed(backends: Option<(Receiver<Arc<Change>>, Receiver<Arc<Change>>)>, remotes: &[Arc<Remote>]) {
+async fn changed(backends: Option<(Changes, Changes)>, remotes: &[Arc<Remote>]) {
     let Some((mut services, mut slices)) = backends else { return std::future::pending().await };
     loop {
         let (change, is_service) = tokio::select! {
