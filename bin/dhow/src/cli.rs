@@ -34,13 +34,7 @@ pub enum Command {
     /// Print a completion script.
     Completion { shell: clap_complete::Shell },
     /// Run the control plane alone in the foreground, or look after its store.
-    #[command(args_conflicts_with_subcommands = true)]
-    Server {
-        #[command(flatten)]
-        place: PlaceArgs,
-        #[command(subcommand)]
-        command: Option<ServerCommand>,
-    },
+    Server(Box<ServerArgs>),
     /// Run server and node in the foreground (what `dhow up` starts, and a service manager may).
     #[command(name = "serve")]
     Serve(PlaceArgs),
@@ -135,6 +129,15 @@ impl std::str::FromStr for EtcdEndpoints {
         }
         Ok(Self { text: text.to_owned(), urls })
     }
+}
+
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct ServerArgs {
+    #[command(flatten)]
+    pub place: PlaceArgs,
+    #[command(subcommand)]
+    pub command: Option<ServerCommand>,
 }
 
 #[derive(Debug, Subcommand)]

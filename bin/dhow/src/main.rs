@@ -58,10 +58,10 @@ fn run(command: Command) -> anyhow::Result<()> {
             Command::Deploy(args) => commands::deploy::run(args).await,
             Command::Image(command) => commands::image::run(command).await,
             Command::Kubeconfig(args) => commands::print_kubeconfig(&args),
-            Command::Server { command: Some(command), .. } => commands::server::run(command).await,
-            Command::Server { place, command: None } => {
-                daemon::serve(&place::Place::resolve(&place)?, daemon::Role::Server).await
-            }
+            Command::Server(args) => match args.command {
+                Some(command) => commands::server::run(command).await,
+                None => daemon::serve(&place::Place::resolve(&args.place)?, daemon::Role::Server).await,
+            },
             Command::Serve(args) => daemon::serve(&place::Place::resolve(&args)?, daemon::Role::All).await,
             Command::ServeDns { place, gateway } => {
                 let place = place::Place::resolve(&place)?;
