@@ -32,6 +32,11 @@ pub use functions::time::parse_duration;
 pub use types::{ObjectType, Type};
 pub use value::{Key, List, Map, Value};
 
+/// Whether the language keeps the name for itself; a field may have it all the same, see [`escaped`].
+pub fn is_keyword(name: &str) -> bool {
+    ["true", "false", "null", "in"].contains(&name) || parser::RESERVED.contains(&name)
+}
+
 /// Cost that one evaluation may have.
 pub const CALL_LIMIT: u64 = 1_000_000;
 /// Cost that all expressions about one object may have together.

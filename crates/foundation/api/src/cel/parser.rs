@@ -11,7 +11,7 @@ use super::{CompileError, functions};
 const LONGEST: usize = 100_000;
 
 /// Words that name nothing.
-const RESERVED: [&str; 17] = [
+pub(super) const RESERVED: [&str; 17] = [
     "as",
     "break",
     "const",

@@ -7,8 +7,8 @@ use serde_json::Value;
 use super::Errors;
 use super::common::{lonely_wildcard, qualified, selector, webhook};
 use super::field::Field;
-use crate::cel::Type;
 use crate::cel::admission::Names;
+use crate::cel::{self, Type};
 use crate::names;
 
 const FAILURE: &[&str] = &["Fail", "Ignore"];
@@ -292,32 +292,8 @@ fn validation(validation: &Field, names: &Names, errors: &mut Errors) {
 }
 
 fn identifier(text: &str) -> bool {
-    const RESERVED: [&str; 22] = [
-        "true",
-        "false",
-        "null",
-        "in",
-        "as",
-        "break",
-        "const",
-        "continue",
-        "else",
-        "for",
-        "function",
-        "if",
-        "import",
-        "let",
-        "loop",
-        "package",
-        "namespace",
-        "return",
-        "var",
-        "void",
-        "while",
-        "__",
-    ];
     let word = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
-    !text.starts_with(|c: char| c.is_ascii_digit()) && text.bytes().all(word) && !RESERVED.contains(&text)
+    !text.starts_with(|c: char| c.is_ascii_digit()) && text.bytes().all(word) && text != "__" && !cel::is_keyword(text)
 }
 
 fn param_kind(kind: &Field, errors: &mut Errors) {

@@ -19,6 +19,7 @@ pub use strings::compile as strings_compile;
 pub use table::{is_qualified, signatures};
 
 use super::eval::{EvalError, Evaluation};
+use super::is_keyword;
 use super::value::Value;
 
 pub(super) type Result1 = Result<Value, EvalError>;
@@ -198,34 +199,9 @@ pub fn type_named(name: &str) -> Option<Value> {
 
 const ESCAPES: [(&str, char); 4] = [("__dot__", '.'), ("__dash__", '-'), ("__slash__", '/'), ("__underscores__", '\0')];
 
-/// Names that the language keeps for itself, and that a field may have.
-const KEYWORDS: [&str; 21] = [
-    "true",
-    "false",
-    "null",
-    "in",
-    "as",
-    "break",
-    "const",
-    "continue",
-    "else",
-    "for",
-    "function",
-    "if",
-    "import",
-    "let",
-    "loop",
-    "package",
-    "namespace",
-    "return",
-    "var",
-    "void",
-    "while",
-];
-
 /// How an expression names a field; `None` when it cannot.
 pub fn escaped(name: &str) -> Option<String> {
-    if KEYWORDS.contains(&name) {
+    if is_keyword(name) {
         return Some(format!("__{name}__"));
     }
     let first = name.chars().next()?;
@@ -258,7 +234,7 @@ pub fn unescaped(name: &str) -> Cow<'_, str> {
         return name.into();
     }
     let inner = name.strip_prefix("__").and_then(|name| name.strip_suffix("__"));
-    if let Some(inner) = inner.filter(|inner| KEYWORDS.contains(inner)) {
+    if let Some(inner) = inner.filter(|inner| is_keyword(inner)) {
         return inner.to_owned().into();
     }
     let mut out = String::new();
