@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::{EndpointAddress, EndpointPort, EndpointSubset, 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use crate::common::{Labels, in_ending_namespace};
-use crate::endpointslice::{Ports, endpoint, families, selected};
+use crate::endpointslice::{Ports, endpoint, families, follow_backends, selected};
 
 const MANAGED_BY: (&str, &str) = ("endpoints.kubernetes.io/managed-by", "endpoint-controller");
 const HEADLESS: &str = "service.kubernetes.io/headless";
@@ -101,20 +101,7 @@ impl EndpointsOfServices {
         endpoints: Informer<Endpoints>,
         queue: &Queue,
     ) -> Arc<Self> {
-        let to = queue.clone();
-        services.on_change(move |change| to.add(Key::of(&change.object().metadata)));
-        let (to, all) = (queue.clone(), services.clone());
-        pods.on_change(move |change| {
-            let pod = change.object();
-            let before = if let dhow_client::Change::Updated { old, .. } = change { Some(old) } else { None };
-            for service in all.by_index("namespace", pod.metadata.namespace.as_deref().unwrap_or_default()) {
-                if selected(&service, pod.metadata.labels.as_ref())
-                    || before.is_some_and(|old| selected(&service, old.metadata.labels.as_ref()))
-                {
-                    to.add(Key::of(&service.metadata));
-                }
-            }
-        });
+        follow_backends(&services, &pods, queue);
         let to = queue.clone();
         endpoints.on_change(move |change| {
             if managed(change.object()) {

@@ -199,6 +199,24 @@ pub fn selected(service: &Service, labels: Option<&Labels>) -> bool {
     selector.is_some_and(|all| all.iter().all(|(key, value)| labels.and_then(|own| own.get(key)) == Some(value)))
 }
 
+/// Queues a service when it changes, or when a pod does that it selects or did select.
+pub fn follow_backends(services: &Informer<Service>, pods: &Informer<Pod>, queue: &Queue) {
+    let to = queue.clone();
+    services.on_change(move |change| to.add(Key::of(&change.object().metadata)));
+    let (to, all) = (queue.clone(), services.clone());
+    pods.on_change(move |change| {
+        let pod = change.object();
+        let before = if let dhow_client::Change::Updated { old, .. } = change { Some(old) } else { None };
+        for service in all.by_index("namespace", pod.metadata.namespace.as_deref().unwrap_or_default()) {
+            if selected(&service, pod.metadata.labels.as_ref())
+                || before.is_some_and(|old| selected(&service, old.metadata.labels.as_ref()))
+            {
+                to.add(Key::of(&service.metadata));
+            }
+        }
+    });
+}
+
 pub struct EndpointSlices {
     client: Client,
     services: Informer<Service>,
@@ -214,21 +232,7 @@ impl EndpointSlices {
         slices: Informer<EndpointSlice>,
         queue: &Queue,
     ) -> Arc<Self> {
-        let to = queue.clone();
-        services.on_change(move |change| to.add(Key::of(&change.object().metadata)));
-        let (to, all) = (queue.clone(), services.clone());
-        pods.on_change(move |change| {
-            let pod = change.object();
-            let before = if let dhow_client::Change::Updated { old, .. } = change { Some(old) } else { None };
-            for service in all.by_index("namespace", pod.metadata.namespace.as_deref().unwrap_or_default()) {
-                let labels = pod.metadata.labels.as_ref();
-                if selected(&service, labels)
-                    || before.is_some_and(|old| selected(&service, old.metadata.labels.as_ref()))
-                {
-                    to.add(Key::of(&service.metadata));
-                }
-            }
-        });
+        follow_backends(&services, &pods, queue);
         let to = queue.clone();
         slices.on_change(move |change| {
             let metadata = &change.object().metadata;
