@@ -4,12 +4,12 @@
 
 use std::sync::{Arc, PoisonError, RwLock};
 
-use rustls::client::ResolvesClientCert;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{ResolvesClientCert, WantsClientCert};
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
+use rustls::{ClientConfig, ConfigBuilder, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 
@@ -60,12 +60,7 @@ pub fn client_config_with(ca_pem: &str, client: Option<Arc<LiveCert>>) -> Result
         .with_safe_default_protocol_versions()
         .map_err(|source| Error::Tls { context: "protocol versions", source })?
         .with_root_certificates(roots(ca_pem)?);
-    let mut config = match client {
-        Some(cert) => builder.with_client_cert_resolver(cert),
-        None => builder.with_no_client_auth(),
-    };
-    config.alpn_protocols = ALPN.iter().map(|p| p.to_vec()).collect();
-    Ok(Arc::new(config))
+    Ok(presenting(builder, client))
 }
 
 /// A client that takes any server's certificate, for those who ask for that by name.
@@ -75,12 +70,19 @@ pub fn client_config_unverified(client: Option<Arc<LiveCert>>) -> Result<Arc<Cli
         .map_err(|source| Error::Tls { context: "protocol versions", source })?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(Unverified(provider())));
+    Ok(presenting(builder, client))
+}
+
+fn presenting(
+    builder: ConfigBuilder<ClientConfig, WantsClientCert>,
+    client: Option<Arc<LiveCert>>,
+) -> Arc<ClientConfig> {
     let mut config = match client {
         Some(cert) => builder.with_client_cert_resolver(cert),
         None => builder.with_no_client_auth(),
     };
     config.alpn_protocols = ALPN.iter().map(|p| p.to_vec()).collect();
-    Ok(Arc::new(config))
+    Arc::new(config)
 }
 
 /// Believes every certificate whose key the server has.

@@ -15,6 +15,7 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::client::legacy::Client as Pool;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use parking_lot::Mutex;
+use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
 use serde_json::Value;
 use tokio::net::TcpStream;
@@ -24,10 +25,10 @@ use tower::{BoxError, ServiceExt};
 
 use crate::cache::Cache;
 
-/// Seconds a connection waits for the next write.
-const IDLE: u64 = 90;
+/// How long a connection waits for the next request.
+const IDLE: Duration = Duration::from_secs(90);
 
-type Connector = BoxCloneSyncService<Uri, TlsConnection, BoxError>;
+pub type Connector = BoxCloneSyncService<Uri, TlsConnection, BoxError>;
 
 /// A webhook as its `clientConfig` says.
 pub struct Endpoint {
@@ -67,22 +68,30 @@ impl Client {
             return Ok(pool.clone());
         }
         let config = tls::client_config(&authorities(&self.place)?, None).map_err(|error| error.to_string())?;
-        let (tls, place, cache) = (TlsConnector::from(config), Arc::new(self.place.clone()), self.cache.clone());
-        let connect = tower::service_fn(move |_: Uri| {
-            let (tls, place, cache) = (tls.clone(), place.clone(), cache.clone());
-            async move {
-                let name = ServerName::try_from(place.host.clone())?;
-                let tcp = dial(&place, &cache).await?;
-                tcp.set_nodelay(true)?;
-                Ok::<_, BoxError>(TlsConnection::new(tls.connect(name, tcp).await?))
-            }
-        });
-        let made = Pool::builder(TokioExecutor::new())
-            .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(Duration::from_secs(IDLE))
-            .build(BoxCloneSyncService::new(connect.map_err(BoxError::from)));
+        let made = connections(self.place.clone(), config, self.cache.clone());
         Ok(pool.insert(made).clone())
     }
+}
+
+/// Connections over TLS to one place, made when needed and kept for a while.
+pub fn connections<B>(place: Place, config: Arc<ClientConfig>, cache: Arc<Cache>) -> Pool<Connector, B>
+where
+    B: http_body::Body<Data: Send> + Send,
+{
+    let (tls, place) = (TlsConnector::from(config), Arc::new(place));
+    let connect = tower::service_fn(move |_: Uri| {
+        let (tls, place, cache) = (tls.clone(), place.clone(), cache.clone());
+        async move {
+            let name = ServerName::try_from(place.host.clone())?;
+            let tcp = dial(&place, &cache).await?;
+            tcp.set_nodelay(true)?;
+            Ok::<_, BoxError>(TlsConnection::new(tls.connect(name, tcp).await?))
+        }
+    });
+    Pool::builder(TokioExecutor::new())
+        .pool_timer(TokioTimer::new())
+        .pool_idle_timeout(IDLE)
+        .build(BoxCloneSyncService::new(connect.map_err(BoxError::from)))
 }
 
 /// Whom to believe: the bundle, else whom the system believes.
@@ -90,13 +99,20 @@ pub fn authorities(place: &Place) -> Result<String, String> {
     if !place.ca.trim().is_empty() {
         return Ok(place.ca.clone());
     }
-    let found = rustls_native_certs::load_native_certs();
-    if found.certs.is_empty() {
-        return Err("there is no caBundle, and the system has no authorities".into());
+    match system_authorities() {
+        none if none.is_empty() => Err("there is no caBundle, and the system has no authorities".into()),
+        pem => Ok(pem),
     }
-    let encode = |der: &[u8]| base64::Engine::encode(&base64::engine::general_purpose::STANDARD, der);
-    let pem = |der: &[u8]| format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", encode(der));
-    Ok(found.certs.iter().map(|certificate| pem(certificate)).collect())
+}
+
+/// The authorities that the system trusts, as PEM.
+pub fn system_authorities() -> String {
+    let encode = |der: &[u8]| base64::engine::general_purpose::STANDARD.encode(der);
+    rustls_native_certs::load_native_certs()
+        .certs
+        .iter()
+        .map(|der| format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", encode(der)))
+        .collect()
 }
 
 impl Endpoint {

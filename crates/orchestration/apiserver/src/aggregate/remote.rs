@@ -7,21 +7,16 @@ use base64::Engine as _;
 use bytes::Bytes;
 use dhow_api::{meta, registry};
 use dhow_base::tls::{self, LiveCert};
-use dhow_client::{Body, TlsConnection, full};
+use dhow_client::{Body, full};
 use http::{HeaderValue, Request, Response, header};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use hyper_util::client::legacy::Client as Pool;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
 use parking_lot::Mutex;
-use rustls_pki_types::ServerName;
 use serde_json::Value;
-use tokio_rustls::TlsConnector;
-use tower::util::BoxCloneSyncService;
-use tower::{BoxError, ServiceExt};
 
 use crate::cache::Cache;
-use crate::webhook::{Place, Service, authorities, chain, dial, endpoints};
+use crate::webhook::{Connector, Place, Service, authorities, chain, connections, endpoints};
 
 /// What an extension server gets to answer a check.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -29,10 +24,6 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub const AGAIN: Duration = Duration::from_secs(30);
 /// Largest list of resources that is read.
 const MAX_DISCOVERY: usize = 4 << 20;
-/// How long a connection waits for the next request.
-const IDLE: Duration = Duration::from_secs(90);
-
-type Connector = BoxCloneSyncService<http::Uri, TlsConnection, BoxError>;
 
 pub struct Remote {
     pub group: String,
@@ -263,18 +254,5 @@ fn pool(
         true => tls::client_config_unverified(client),
         false => tls::client_config_with(&authorities(&place)?, client),
     };
-    let (tls, place) = (TlsConnector::from(config.map_err(|error| error.to_string())?), Arc::new(place));
-    let connect = tower::service_fn(move |_: http::Uri| {
-        let (tls, place, cache) = (tls.clone(), place.clone(), cache.clone());
-        async move {
-            let name = ServerName::try_from(place.host.clone())?;
-            let tcp = dial(&place, &cache).await?;
-            tcp.set_nodelay(true)?;
-            Ok::<_, BoxError>(TlsConnection::new(tls.connect(name, tcp).await?))
-        }
-    });
-    Ok(Pool::builder(TokioExecutor::new())
-        .pool_timer(TokioTimer::new())
-        .pool_idle_timeout(IDLE)
-        .build(BoxCloneSyncService::new(connect.map_err(BoxError::from))))
+    Ok(connections(place, config.map_err(|error| error.to_string())?, cache))
 }

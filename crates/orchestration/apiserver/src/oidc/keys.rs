@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use base64::Engine as _;
 use bytes::Bytes;
 use dhow_client::{Auth, Client, HttpsConfig};
 use http::{Request, Uri};
@@ -16,6 +15,7 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use super::config::Source;
+use crate::webhook::system_authorities;
 
 /// Unknown keys, which anyone can name, make the issuer be asked this often at most, after a few times at once.
 const PAUSE: Duration = Duration::from_secs(10);
@@ -92,7 +92,7 @@ impl Keys {
             return Err(format!("{url} is not an https URL"));
         };
         let ca_pem = match self.source.certificate_authority.as_str() {
-            "" => system_roots(),
+            "" => system_authorities(),
             pem => pem.to_owned(),
         };
         let config = HttpsConfig { server: format!("https://{authority}"), ca_pem, auth: Auth::None };
@@ -128,14 +128,4 @@ fn said(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     text
-}
-
-/// The authorities that the system trusts, as PEM.
-fn system_roots() -> String {
-    let encode = |der: &[u8]| base64::engine::general_purpose::STANDARD.encode(der);
-    rustls_native_certs::load_native_certs()
-        .certs
-        .iter()
-        .map(|der| format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", encode(der)))
-        .collect()
 }
