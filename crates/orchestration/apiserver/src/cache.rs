@@ -116,7 +116,7 @@ impl Cache {
         let range = KeyRange { start: Bytes::from_static(ROOT.as_bytes()), end: Some(after_prefix(ROOT)) };
         let request = RangeRequest::new(range.clone());
         let all = kv.range(request).await.map_err(Error::Store)?;
-        let mut loaded: HashMap<String, Objects> = HashMap::new();
+        let mut loaded: HashMap<&str, Objects> = HashMap::new();
         for entry in &all.kvs {
             let Some((prefix, cache)) = self.kind_of(&entry.key) else { continue };
             let row = cache.state.read().row.clone();
@@ -126,7 +126,7 @@ impl Cache {
         }
         for (prefix, cache) in self.kinds.read().iter() {
             let mut state = cache.state.write();
-            state.objects = loaded.remove(prefix).unwrap_or_default();
+            state.objects = loaded.remove(prefix.as_str()).unwrap_or_default();
             state.history.clear();
             state.snapshots.clear();
             state.compacted = all.revision;
@@ -200,15 +200,13 @@ impl Cache {
     }
 
     /// The place of a key's kind, made if nobody serves the kind yet.
-    fn kind_of(&self, key: &[u8]) -> Option<(String, Arc<KindCache>)> {
+    fn kind_of<'a>(&self, key: &'a [u8]) -> Option<(&'a str, Arc<KindCache>)> {
         // `/registry/<group>/<plural>/…`
         let key = std::str::from_utf8(key).ok()?;
         let end = key.match_indices('/').nth(3)?.0;
         let prefix = &key[..=end];
-        if let Some(found) = self.kinds.read().get(prefix) {
-            return Some((prefix.to_owned(), found.clone()));
-        }
-        Some((prefix.to_owned(), self.place(prefix)))
+        let known = self.kinds.read().get(prefix).cloned();
+        Some((prefix, known.unwrap_or_else(|| self.place(prefix))))
     }
 
     fn place(&self, prefix: &str) -> Arc<KindCache> {
