@@ -34,6 +34,15 @@ fn ask(host: &Host, data_dir: &Path, args: &[&str]) -> Result<String> {
     run(host.command("kubectl").args(args).env("KUBECONFIG", data_dir.join("admin.kubeconfig")))
 }
 
+/// Waits until the Deployment `web` has so many pods.
+fn has_pods(host: &Host, data_dir: &Path, count: usize) -> Result<()> {
+    eventually(SOON, || {
+        let pods = ask(host, data_dir, &["get", "pods", "-l", "app=web", "-o", "name"])?;
+        ensure!(pods.lines().count() == count, "{pods}");
+        Ok(())
+    })
+}
+
 fn terminate(mut server: Running) -> Result<()> {
     run(Command::new("kill").arg(server.0.id().to_string()))?;
     let status = server.0.wait()?;
@@ -49,12 +58,7 @@ fn backup_and_restore() {
     let kubectl = |args: &[&str]| ask(&host, &data, args);
     // Controllers run, nodes do not.
     kubectl(&["create", "deployment", "web", "--image=image.invalid/web:1"]).unwrap();
-    eventually(SOON, || {
-        let pods = kubectl(&["get", "pods", "-l", "app=web", "-o", "name"])?;
-        ensure!(pods.lines().count() == 1, "{pods}");
-        Ok(())
-    })
-    .unwrap();
+    has_pods(&host, &data, 1).unwrap();
     assert_eq!(kubectl(&["get", "nodes", "-o", "name"]).unwrap(), "");
     kubectl(&["create", "secret", "generic", "kept", "--from-literal=word=hidden-in-the-store"]).unwrap();
 
@@ -110,12 +114,7 @@ fn backup_and_restore() {
     ask(&host, &data, &["auth", "can-i", "*", "*"]).unwrap();
     // It goes on as a cluster.
     kubectl(&["scale", "deployment", "web", "--replicas=2"]).unwrap();
-    eventually(SOON, || {
-        let pods = kubectl(&["get", "pods", "-l", "app=web", "-o", "name"])?;
-        ensure!(pods.lines().count() == 2, "{pods}");
-        Ok(())
-    })
-    .unwrap();
+    has_pods(&host, &elsewhere, 2).unwrap();
     terminate(second).unwrap();
 
     // Without a daemon the store is read where it lies; what was there is put aside, and nothing is lost.

@@ -25,14 +25,14 @@ pub struct Contents {
     pub keys: usize,
 }
 
-/// Makes the archive `path`, readable by its owner only, from a store's backup that `store` holds. It appears when it
-/// is whole and on disk.
-pub fn write(path: &Path, store: &mut File, store_path: &Path, keys: Option<&Path>) -> Result<Contents> {
+/// Makes the archive `path`, readable by its owner only, from the backup file of a store. It appears when it is whole
+/// and on disk.
+pub fn write(path: &Path, store: &Path, keys: Option<&Path>) -> Result<Contents> {
     // What came over the network may have been cut off.
-    let backup = verify_backup(store_path)?;
+    let backup = verify_backup(store)?;
     let temporary = beside(path)?;
     let mut archive = tar::Builder::new(BufWriter::new(temporary.as_file()));
-    archive.append_file(STORE, store).context("write the archive")?;
+    archive.append_path_with_name(store, STORE).context("write the archive")?;
     let mut count = 0;
     for key in keys.map(key_files).transpose()?.unwrap_or_default() {
         let name = key.file_name().context("a key without a name")?;
@@ -178,7 +178,7 @@ fn key_files(dir: &Path) -> Result<Vec<PathBuf>> {
 }
 
 /// A temporary file in the folder where `path` will be.
-pub fn beside(path: &Path) -> Result<NamedTempFile> {
+fn beside(path: &Path) -> Result<NamedTempFile> {
     let folder = folder_of(path);
     NamedTempFile::new_in(folder).with_context(|| format!("write into {}", folder.display()))
 }
@@ -211,7 +211,7 @@ mod tests {
         let file = folder.join("only-store");
         kv.backup_file(&file).unwrap();
         let archive = folder.join("archive");
-        write(&archive, &mut File::open(&file).unwrap(), &file, Some(&data.join("pki"))).unwrap();
+        write(&archive, &file, Some(&data.join("pki"))).unwrap();
         (data, archive)
     }
 

@@ -63,11 +63,9 @@ async fn make_backup(args: BackupArgs) -> Result<()> {
         download(&connect(&args.connect)?, &store_path).await?;
     }
     let file = args.file.clone();
-    let contents = tokio::task::spawn_blocking(move || {
-        let mut store = File::open(&store_path).context("read the store's backup")?;
-        backup::write(&file, &mut store, &store_path, with_keys.then_some(keys.as_path()))
-    })
-    .await??;
+    let contents =
+        tokio::task::spawn_blocking(move || backup::write(&file, &store_path, with_keys.then_some(keys.as_path())))
+            .await??;
     eprintln!("{} holds {}.", args.file.display(), summary(&contents));
     if with_keys {
         eprintln!("It holds the cluster's keys too: whoever has it can be anyone in the cluster.");
