@@ -120,7 +120,7 @@ impl Place {
 
     /// Says that the embedded store is history, and where the state is now.
     pub fn moved_file(&self) -> PathBuf {
-        self.data_dir.join("store.moved")
+        moved_file(&self.data_dir)
     }
 
     pub fn log_file(&self) -> PathBuf {
@@ -185,6 +185,11 @@ impl Place {
     pub fn api_url(&self) -> String {
         format!("https://{}", std::net::SocketAddr::new(self.node_ip, self.api_port))
     }
+}
+
+/// The file in a data folder that says that its store is history.
+pub fn moved_file(data_dir: &Path) -> PathBuf {
+    data_dir.join("store.moved")
 }
 
 /// The file of the server token in a data folder.

@@ -51,6 +51,7 @@ async fn make_backup(args: BackupArgs) -> Result<()> {
     let own_store = args.connect.data_dir.join("store");
     if args.connect.kubeconfig.is_none()
         && own_store.is_dir()
+        && !place::moved_file(&args.connect.data_dir).exists()
         && pidfile::holder(&args.connect.run_dir.join("dhow.pid")).is_none()
     {
         // No daemon has the store: it is read here.
@@ -99,6 +100,11 @@ fn restore(args: &RestoreArgs) -> Result<()> {
     let _lock = daemon::lock(data_dir).context(STOP_FIRST)?;
     let present = if args.replace { Present::PutAside } else { Present::Refuse };
     let contents = backup::restore(&args.file, data_dir, present)?;
+    // What is restored is the state, wherever it was before.
+    match std::fs::remove_file(place::moved_file(data_dir)) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error).context("use the restored store"),
+        _ => {}
+    }
     eprintln!("{} now holds {}.", data_dir.display(), summary(&contents));
     eprintln!("Next: dhow up");
     Ok(())

@@ -4,6 +4,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,8 +12,12 @@ use dhow_apiserver::{AccessConfig, ApiServer, Config, ServiceRange, UserInfo};
 use dhow_base::pki::{ClusterCa, SaKey};
 use dhow_base::tls;
 use dhow_client::Client;
-use dhow_store::{Kv, MemoryKv};
+use dhow_store::{
+    Error, Kv, LeaseId, MemoryKv, RangeRequest, RangeResponse, Revision, Txn, TxnResponse, WatchRequest, WatchStream,
+};
+use futures::StreamExt;
 use http_body_util::BodyExt;
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
@@ -130,4 +135,79 @@ async fn what_is_scarce_is_given_once() {
     let (_, quota) =
         send(&clients[1], "GET", "/api/v1/namespaces/kube-public/resourcequotas/q", &Value::Null).await;
     assert_eq!(quota["status"]["used"]["count/configmaps"], "10");
+}
+
+/// A store whose watches break when told so, and whose lists fail while it is away.
+#[derive(Default)]
+struct Flaky {
+    inner: MemoryKv,
+    away: AtomicBool,
+    cut: Mutex<CancellationToken>,
+}
+
+#[async_trait::async_trait]
+impl Kv for Flaky {
+    async fn range(&self, request: RangeRequest) -> Result<RangeResponse, Error> {
+        if self.away.load(Ordering::Relaxed) { Err(Error::Closed) } else { self.inner.range(request).await }
+    }
+
+    async fn txn(&self, txn: Txn) -> Result<TxnResponse, Error> {
+        self.inner.txn(txn).await
+    }
+
+    async fn watch(&self, request: WatchRequest) -> Result<WatchStream, Error> {
+        let cut = self.cut.lock().clone();
+        let stream = self.inner.watch(request).await?.take_until(cut.cancelled_owned());
+        Ok(stream.chain(futures::stream::once(async { Err(Error::Closed) })).boxed())
+    }
+
+    async fn compact(&self, revision: Revision) -> Result<(), Error> {
+        self.inner.compact(revision).await
+    }
+
+    async fn current_revision(&self) -> Result<Revision, Error> {
+        self.inner.current_revision().await
+    }
+
+    async fn lease_grant(&self, ttl: u64) -> Result<LeaseId, Error> {
+        self.inner.lease_grant(ttl).await
+    }
+
+    async fn lease_keep_alive(&self, id: LeaseId) -> Result<(), Error> {
+        self.inner.lease_keep_alive(id).await
+    }
+
+    async fn lease_revoke(&self, id: LeaseId) -> Result<(), Error> {
+        self.inner.lease_revoke(id).await
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_the_store_was_away_nobody_misses_anything() {
+    let folder = tempfile::tempdir().unwrap();
+    let kv = Arc::new(Flaky::default());
+    let (client, _one) = server(kv.clone(), [192, 0, 2, 1], folder.path()).await;
+    let path = "/api/v1/namespaces/default/configmaps";
+    let before = send(&client, "GET", path, &Value::Null).await.1["metadata"]["resourceVersion"].take();
+    let watch = format!("{path}?watch=true&resourceVersion={}", before.as_str().unwrap());
+    let mut open = client.open(&watch).await.unwrap();
+    kv.away.store(true, Ordering::Relaxed);
+    std::mem::take(&mut *kv.cut.lock()).cancel();
+    // Written while nobody follows; acknowledged once somebody does.
+    let writer = client.clone();
+    let write = tokio::spawn(async move { send(&writer, "POST", path, &json!({"metadata": {"name": "meanwhile"}})).await.0 });
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(!write.is_finished());
+    kv.away.store(false, Ordering::Relaxed);
+    assert_eq!(write.await.unwrap(), 201);
+    // The open watch ends, and cannot be resumed from before.
+    let ended = tokio::time::timeout(Duration::from_secs(10), open.frame()).await.unwrap();
+    assert!(ended.is_none(), "{ended:?}");
+    let mut again = client.open(&watch).await.unwrap();
+    let frame = again.frame().await.unwrap().unwrap().into_data().unwrap();
+    assert!(String::from_utf8_lossy(&frame).contains("\"code\":410"), "{frame:?}");
+    let (_, list) = send(&client, "GET", path, &Value::Null).await;
+    assert!(list["items"].as_array().unwrap().iter().any(|item| item["metadata"]["name"] == "meanwhile"));
+    let (code, _) = send(&client, "POST", path, &json!({"metadata": {"name": "after"}})).await;
+    assert_eq!(code, 201);
 }
