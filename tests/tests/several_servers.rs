@@ -8,7 +8,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use dhow_client::{Client, Error, Informer, ListParams, Object, Patch};
 use dhow_e2e::kubelets;
 use dhow_e2e::servers::{Etcd, Server};
@@ -103,32 +103,40 @@ async fn eventually<T>(mut attempt: impl AsyncFnMut() -> Result<T>) -> Result<T>
     }
 }
 
-/// Creates, whatever happens to servers meanwhile: an answer that got lost is asked for again.
-async fn create_surely<K: Object>(clients: &[Client], object: &K) -> Result<()> {
-    eventually(async || {
+/// Asks one server after the other until one takes it, whatever happens to them meanwhile.
+async fn surely<F>(clients: &[Client], attempt: impl Fn(Client) -> F) -> Result<()>
+where
+    F: Future<Output = Result<(), Error>>,
+{
+    let deadline = Instant::now() + SOON;
+    loop {
         let mut last = None;
         for client in clients {
-            match client.create(object).await {
-                Ok(_) | Err(Error::Api { code: 409, .. }) => return Ok(()),
+            match attempt(client.clone()).await {
+                Ok(()) => return Ok(()),
                 Err(error) => last = Some(error),
             }
         }
-        bail!("nobody takes it: {last:?}")
+        ensure!(Instant::now() < deadline, "nobody takes it: {last:?}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+async fn create_surely<K: Object>(clients: &[Client], object: &K) -> Result<()> {
+    surely(clients, |client| async move {
+        match client.create(object).await {
+            // An answer got lost: it is there.
+            Ok(_) | Err(Error::Api { code: 409, .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
     })
     .await
 }
 
 async fn scale(clients: &[Client], name: &str, replicas: u32) -> Result<()> {
-    eventually(async || {
-        let mut last = None;
-        for client in clients {
-            let patch = Patch::Merge(json!({"spec": {"replicas": replicas}}));
-            match client.patch::<Deployment>(Some("default"), name, patch, None).await {
-                Ok(_) => return Ok(()),
-                Err(error) => last = Some(error),
-            }
-        }
-        bail!("nobody takes it: {last:?}")
+    surely(clients, |client| async move {
+        let patch = Patch::Merge(json!({"spec": {"replicas": replicas}}));
+        client.patch::<Deployment>(Some("default"), name, patch, None).await.map(drop)
     })
     .await
 }

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 use dhow_base::files;
-use dhow_store::{Compare, KeyRange, Kv, Op, RangeRequest, SealedKv, SealingKeys, Txn};
+use dhow_store::{Compare, KeyRange, Kv, Op, RangeRequest, SealingKeys, Txn};
 use serde::{Deserialize, Serialize};
 
 use crate::builtins::blocking;
@@ -22,6 +22,8 @@ use crate::place::Place;
 
 /// Where the files are in etcd. No kind's key: the API server's cache passes over it.
 const KEY: &str = "/registry/dhow/keys";
+/// Before the sealed bytes, so that a store which seals for itself does not take them for its own.
+const MARK: &[u8] = b"dhow:keys:v1:";
 /// The authority's certificate tells clusters apart.
 const CA: &str = "ca.crt";
 /// Below the folder of keys. Every other certificate is each server's own, issued by these authorities.
@@ -157,17 +159,14 @@ async fn is_stored(etcd: &Arc<dyn Kv>) -> Result<bool> {
 
 /// The cluster's keys from etcd.
 async fn take(place: &Place, etcd: &Arc<dyn Kv>, token: ServerToken) -> Result<()> {
-    let sealed = SealedKv::new(Arc::clone(etcd), token.keys()?, &[KEY]);
-    let found = sealed.range(RangeRequest::new(KeyRange::key(KEY))).await;
-    let found = found.map_err(|error| match error {
-        dhow_store::Error::Sealed { .. } => anyhow::anyhow!(
-            "the server token is not that of the cluster in the etcd servers (`dhow server token` on one of its \
-             servers prints it)"
-        ),
-        other => anyhow::Error::new(other).context("read the cluster's keys from etcd"),
-    })?;
+    let found = etcd.range(RangeRequest::new(KeyRange::key(KEY))).await.context("read the cluster's keys from etcd")?;
     let value = found.kvs.into_iter().next().context("the cluster's keys are gone from etcd")?.value;
-    let bundle: Bundle = serde_json::from_slice(&value).context("read the cluster's keys")?;
+    let sealed = value.strip_prefix(MARK).with_context(|| format!("{KEY} in etcd is not of this version"))?;
+    let opened = token.keys()?.open(KEY.as_bytes(), &value.slice_ref(sealed)).context(
+        "the server token is not that of the cluster in the etcd servers (`dhow server token` on one of its servers \
+         prints it)",
+    )?;
+    let bundle: Bundle = serde_json::from_slice(&opened).context("read the cluster's keys")?;
     blocking(place, "write the cluster's keys", move |place| {
         bundle.install(place)?;
         token.write(place)
@@ -206,11 +205,11 @@ async fn offer(place: &Place, etcd: &Arc<dyn Kv>, token: &ServerToken) -> Result
 }
 
 async fn store(etcd: &Arc<dyn Kv>, token: &ServerToken, bundle: &Bundle, compare: Vec<Compare>) -> Result<bool> {
-    let sealed = SealedKv::new(Arc::clone(etcd), token.keys()?, &[KEY]);
     let value = serde_json::to_vec(bundle).context("encode the cluster's keys")?;
-    let op = Op::Put { key: Bytes::from_static(KEY.as_bytes()), value: value.into(), lease: 0 };
+    let sealed = token.keys()?.seal(KEY.as_bytes(), &value).context("seal the cluster's keys")?;
+    let op = Op::Put { key: Bytes::from_static(KEY.as_bytes()), value: [MARK, &sealed].concat().into(), lease: 0 };
     let txn = Txn { compare, success: vec![op], ..Txn::default() };
-    Ok(sealed.txn(txn).await.context("write the cluster's keys to etcd")?.succeeded)
+    Ok(etcd.txn(txn).await.context("write the cluster's keys to etcd")?.succeeded)
 }
 
 #[cfg(test)]
@@ -246,7 +245,12 @@ mod tests {
         settle(&second, &etcd).await.unwrap();
         // Nothing of it can be read in the store.
         let all = etcd.range(RangeRequest::new(KeyRange::prefix(""))).await.unwrap();
-        assert!(all.kvs.iter().all(|kv| kv.value.starts_with(b"dhow:sealed:")));
+        assert!(all.kvs.iter().all(|kv| kv.value.starts_with(MARK)));
+        // A store that seals for itself passes it over.
+        let keys = SealingKeys::parse(&SealingKeys::generate().unwrap()).unwrap();
+        let sealed = dhow_store::SealedKv::new(etcd.clone(), keys, &["/registry/core/secrets/"]);
+        sealed.range(RangeRequest::new(KeyRange::prefix("/registry/"))).await.unwrap();
+        assert_eq!(sealed.rewrite().await.unwrap(), 0);
 
         let wrong = folder.path().join("wrong");
         std::fs::write(&wrong, ServerToken::generate().unwrap().to_string()).unwrap();
