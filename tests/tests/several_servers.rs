@@ -194,7 +194,8 @@ impl Cluster {
     async fn each_believes_what_the_other_issued(&mut self) -> Result<()> {
         let [a, b] = &self.servers;
         // Certificates.
-        let user = a.kubectl(&["--server", &b.url(), "auth", "whoami", "-o", "jsonpath={.status.userInfo.username}"])?;
+        let user =
+            a.kubectl(&["--server", &b.url(), "auth", "whoami", "-o", "jsonpath={.status.userInfo.username}"])?;
         ensure!(user == "dhow-admin", "{user}");
         // Tokens.
         let token = b.kubectl(&["create", "token", "default"])?;
@@ -222,7 +223,8 @@ impl Cluster {
         let mut written = Vec::new();
         for number in 0..20 {
             let name = format!("seen-{number}");
-            let made = a.create::<ConfigMap>(&object(json!({"metadata": {"name": name, "namespace": "default"}}))).await?;
+            let made =
+                a.create::<ConfigMap>(&object(json!({"metadata": {"name": name, "namespace": "default"}}))).await?;
             // At once, and as it was written.
             let found = b.get::<ConfigMap>(Some("default"), &name).await?;
             ensure!(found.metadata == made.metadata);
@@ -249,14 +251,19 @@ impl Cluster {
         let quota = json!({"metadata": {"name": "q", "namespace": "small"}, "spec": {"hard": {"pods": "10"}}});
         self.clients[0].create::<ResourceQuota>(&object(quota)).await?;
         let attempts = (0..60).map(|number| {
-            let pod: Pod = object(json!({"metadata": {"name": format!("p{number}"), "namespace": "small"}, "spec": spec()}));
+            let pod: Pod =
+                object(json!({"metadata": {"name": format!("p{number}"), "namespace": "small"}, "spec": spec()}));
             let client = self.clients[number % 2].clone();
             async move { client.create(&pod).await }
         });
         let results = join_all(attempts).await;
         let refused = |result: &Result<Pod, Error>| matches!(result, Err(Error::Api { code: 403, message, .. }) if message.contains("exceeded quota"));
         let (made, no) = (results.iter().filter(|r| r.is_ok()).count(), results.iter().filter(|r| refused(r)).count());
-        ensure!((made, no) == (10, 50), "{made} made, {no} refused: {:?}", results.iter().find(|r| r.is_err() && !refused(r)));
+        ensure!(
+            (made, no) == (10, 50),
+            "{made} made, {no} refused: {:?}",
+            results.iter().find(|r| r.is_err() && !refused(r))
+        );
         let pods = self.clients[1].list::<Pod>(Some("small"), &ListParams::default()).await?;
         ensure!(pods.items.len() == 10);
         // What is given back can be used again, once.
@@ -273,11 +280,14 @@ impl Cluster {
     async fn addresses_and_ports_are_given_once(&mut self) -> Result<()> {
         let service = |name: String, port: Option<u16>| -> Service {
             let port = json!({"port": 80, "nodePort": port});
-            object(json!({"metadata": {"name": name, "namespace": "default"}, "spec": {"type": "NodePort", "ports": [port]}}))
+            object(
+                json!({"metadata": {"name": name, "namespace": "default"}, "spec": {"type": "NodePort", "ports": [port]}}),
+            )
         };
         // Any port, and twenty that one client of each server wants.
         let any = (0..60).map(|number| (number % 2, service(format!("any-{number}"), None)));
-        let same = (0..20u16).flat_map(|n| [0, 1].map(|side| (side, service(format!("same-{n}-{side}"), Some(30100 + n)))));
+        let same =
+            (0..20u16).flat_map(|n| [0, 1].map(|side| (side, service(format!("same-{n}-{side}"), Some(30100 + n)))));
         let attempts = any.chain(same).map(|(side, service)| {
             let client = self.clients[side].clone();
             async move { client.create(&service).await }
@@ -309,7 +319,7 @@ impl Cluster {
         }
         let job: Job = object(json!({
             "metadata": {"name": "j", "namespace": "default"},
-            "spec": {"completions": 40, "parallelism": 4, "template": {
+            "spec": {"completions": 24, "parallelism": 4, "template": {
                 "metadata": {"annotations": {"ends": ""}},
                 "spec": {"restartPolicy": "Never", "containers": spec()["containers"]}}}
         }));
@@ -319,7 +329,7 @@ impl Cluster {
         // Scaling and single pods, while the leader is killed in the middle of it.
         let both = self.clients.clone();
         let load = tokio::spawn(async move {
-            for round in 0..30u32 {
+            for round in 0..20u32 {
                 for (index, name) in (0..).zip(["x", "y", "z"]) {
                     scale(&both, name, (round * 7 + index * 5) % 12).await?;
                 }
@@ -333,7 +343,7 @@ impl Cluster {
             Ok::<_, anyhow::Error>(())
         });
         eventually(async || {
-            self.clients[survivor].get::<Pod>(Some("default"), "single-10").await?;
+            self.clients[survivor].get::<Pod>(Some("default"), "single-7").await?;
             Ok(())
         })
         .await?;
@@ -348,31 +358,35 @@ impl Cluster {
         eventually(async || {
             for (replicas, name) in [(9, "x"), (4, "y"), (11, "z")] {
                 let found = client.get::<Deployment>(Some("default"), name).await?.status.unwrap_or_default();
-                ensure!(found.replicas == Some(replicas) && found.available_replicas == Some(replicas), "{name}: {found:?}");
+                ensure!(
+                    found.replicas == Some(replicas) && found.available_replicas == Some(replicas),
+                    "{name}: {found:?}"
+                );
             }
             let done = client.get::<Job>(Some("default"), "j").await?.status.unwrap_or_default();
-            ensure!(done.succeeded == Some(40) && done.completion_time.is_some(), "{done:?}");
+            ensure!(done.succeeded == Some(24) && done.completion_time.is_some(), "{done:?}");
             Ok(())
         })
         .await?;
         let pods = client.list::<Pod>(Some("default"), &ListParams::default()).await?.items;
         let labelled = |key: &str, value: &str| {
-            let has = |pod: &&Pod| pod.metadata.labels.as_ref().and_then(|all| all.get(key)).is_some_and(|v| v == value);
+            let has =
+                |pod: &&Pod| pod.metadata.labels.as_ref().and_then(|all| all.get(key)).is_some_and(|v| v == value);
             pods.iter().filter(has).count()
         };
         let counts = ["x", "y", "z"].map(|name| labelled("app", name));
         ensure!(counts == [9, 4, 11], "{counts:?}");
         let of_job = labelled("job-name", "j");
-        ensure!(of_job == 40, "{of_job} pods were made for a job of 40");
+        ensure!(of_job == 24, "{of_job} pods were made for a job of 24");
         let singles: HashSet<_> =
             pods.iter().filter_map(|pod| pod.metadata.name.as_deref()?.strip_prefix("single-")).collect();
-        ensure!(singles.len() == 30, "of the single pods there are {singles:?}");
+        ensure!(singles.len() == 20, "of the single pods there are {singles:?}");
         let idle = pods.iter().filter(|pod| pod.spec.as_ref().is_some_and(|spec| spec.node_name.is_none())).count();
         ensure!(idle == 0, "{idle} pods are on no node");
         let placed = self.placed.0.lock();
         let twice: Vec<_> = placed.iter().filter(|(_, nodes)| nodes.len() > 1).collect();
         ensure!(twice.is_empty(), "on two nodes: {twice:?}");
-        ensure!(placed.len() > 100, "only {} pods were seen", placed.len());
+        ensure!(placed.len() > 80, "only {} pods were seen", placed.len());
         Ok(())
     }
 
@@ -406,7 +420,8 @@ impl Cluster {
         let both = self.clients.clone();
         let writing = tokio::spawn(async move {
             for number in 0..200 {
-                let made: ConfigMap = object(json!({"metadata": {"name": format!("w-{number}"), "namespace": "default"}}));
+                let made: ConfigMap =
+                    object(json!({"metadata": {"name": format!("w-{number}"), "namespace": "default"}}));
                 create_surely(&both, &made).await?;
             }
             Ok::<_, anyhow::Error>(())

@@ -39,11 +39,8 @@ type Parts = JoinSet<Result<()>>;
 pub async fn run(place: &Place, shutdown: CancellationToken, ready: impl FnOnce()) -> Result<()> {
     // Before anything is made: whether we may listen at all.
     let listener = listen(place, place.api_port).await?;
-    let ((store, mut keys, sa_key), net, images) = tokio::try_join!(
-        open_state(place),
-        open_net(place),
-        blocking(place, "open the image store", open_images),
-    )?;
+    let ((store, mut keys, sa_key), net, images) =
+        tokio::try_join!(open_state(place), open_net(place), blocking(place, "open the image store", open_images),)?;
     let node_keys = keys.open_node(place)?;
     let (api_shutdown, users_shutdown) = (CancellationToken::new(), CancellationToken::new());
     let (mut api, mut users) = (Parts::new(), Parts::new());

@@ -68,10 +68,8 @@ pub async fn run(place: &Place) -> Result<Moved> {
     let moved = copy(&source, &target, ca).await?;
     shared::settle(place, &target).await.context("share the cluster's keys")?;
     let text = format!("{}\n", etcd.endpoints.text);
-    blocking(place, "note the move", move |place| {
-        Ok(files::write_private(&place.moved_file(), text.as_bytes())?)
-    })
-    .await?;
+    blocking(place, "note the move", move |place| Ok(files::write_private(&place.moved_file(), text.as_bytes())?))
+        .await?;
     finish(&target).await?;
     Ok(moved)
 }
@@ -94,7 +92,8 @@ async fn copy(source: &FjallKv, target: &Arc<dyn Kv>, ca: String) -> Result<Move
     let begin = Txn { success: [Vec::from(ops), vec![origin.write()?]].concat(), ..Txn::default() };
     target.txn(begin).await.context("begin the move in etcd")?;
 
-    let count = source.range(RangeRequest { count_only: true, ..RangeRequest::at(everything(), revision) }).await?.count;
+    let count =
+        source.range(RangeRequest { count_only: true, ..RangeRequest::at(everything(), revision) }).await?.count;
     let style = ProgressStyle::with_template("{bar:30} {pos} of {len} {msg}").context("draw the progress")?;
     let progress = ProgressBar::new(count as u64).with_style(style).with_message("copied");
     let ttls: HashMap<LeaseId, u64> = source.leases().into_iter().collect();

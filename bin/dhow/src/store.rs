@@ -79,8 +79,10 @@ async fn alone(kv: &Arc<dyn Kv>) -> Result<()> {
     let Some(first) = found.kvs.first() else { return Ok(()) };
     let name = String::from_utf8_lossy(&first.key);
     let address = name.strip_prefix(dhow_apiserver::MEMBERS).unwrap_or(&name);
-    bail!("a server of the cluster runs at {address}; all of them have to be stopped first (one that was killed is \
-           forgotten within seconds)")
+    bail!(
+        "a server of the cluster runs at {address}; all of them have to be stopped first (one that was killed is \
+           forgotten within seconds)"
+    )
 }
 
 async fn open_embedded(place: &Place) -> Result<Arc<FjallKv>> {

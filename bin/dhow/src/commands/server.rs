@@ -102,7 +102,9 @@ fn restore(args: &RestoreArgs) -> Result<()> {
     let contents = backup::restore(&args.file, data_dir, present)?;
     // What is restored is the state, wherever it was before.
     match std::fs::remove_file(place::moved_file(data_dir)) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error).context("use the restored store"),
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(error).context("use the restored store");
+        }
         _ => {}
     }
     eprintln!("{} now holds {}.", data_dir.display(), summary(&contents));

@@ -68,7 +68,7 @@ pub async fn lead<F: Future<Output = ()>>(
 ) {
     let mut election = Election { client, spec, held: None, seen: None };
     loop {
-        tokio::select! { () = election.win(&shutdown) => {}, () = shutdown.cancelled() => return }
+        let won = tokio::select! { won = election.win(&shutdown) => won, () = shutdown.cancelled() => return };
         tracing::info!(lease = election.spec.name, identity = election.spec.identity, "leading");
         let stop = shutdown.child_token();
         let end = {
@@ -76,7 +76,7 @@ pub async fn lead<F: Future<Output = ()>>(
             tokio::pin!(working);
             tokio::select! {
                 () = &mut working => if shutdown.is_cancelled() { End::Shutdown } else { End::Work },
-                () = election.keep() => End::Lost,
+                () = election.keep(won) => End::Lost,
             }
         };
         // What the work has started elsewhere ends with its token.
@@ -98,25 +98,25 @@ struct Election {
 }
 
 impl Election {
-    /// Returns once the lease is ours. While another holds it, its changes are waited for; nothing is asked.
-    async fn win(&mut self, shutdown: &CancellationToken) {
+    /// Returns once the lease is ours, with a moment before that was written. While another holds it, its changes are
+    /// waited for; nothing is asked.
+    async fn win(&mut self, shutdown: &CancellationToken) -> Instant {
         let stop = shutdown.child_token();
         let _ends = stop.clone().drop_guard();
-        let scope = ListParams {
-            field_selector: Some(format!("metadata.name={}", self.spec.name)),
-            ..ListParams::default()
-        };
+        let scope =
+            ListParams { field_selector: Some(format!("metadata.name={}", self.spec.name)), ..ListParams::default() };
         let copy = Informer::<Lease>::start(self.client.clone(), scope, Some(&self.spec.namespace), stop);
         let changed = Arc::<Notify>::default();
         let tell = changed.clone();
         copy.on_change(move |_| tell.notify_one());
         let key = Key::new(Some(&self.spec.namespace), &self.spec.name);
         loop {
+            let begun = Instant::now();
             let pause = match copy.get(&key).and_then(|lease| self.judge(&lease)) {
                 Some(left) => left,
                 // A server that hangs must not make us miss that the lease is free.
                 None => match tokio::time::timeout(self.spec.timing.renew_deadline, self.attempt()).await {
-                    Ok(Ok(true)) => return,
+                    Ok(Ok(true)) => return begun,
                     Ok(Ok(false)) | Err(_) => self.spec.timing.retry,
                     Ok(Err(error)) => {
                         tracing::debug!(%error, lease = self.spec.name, "cannot get the lease");
@@ -143,12 +143,11 @@ impl Election {
         Some(self.spec.timing.duration.saturating_sub(since.elapsed())).filter(|left| !left.is_zero())
     }
 
-    /// Renews until that is not possible any more.
-    async fn keep(&mut self) {
+    /// Renews until that is not possible any more; `renewed` is when it was done last.
+    async fn keep(&mut self, mut renewed: Instant) {
         let timing = self.spec.timing;
-        let mut renewed = Instant::now();
         loop {
-            tokio::time::sleep(timing.retry).await;
+            tokio::time::sleep_until((Instant::now() + timing.retry).min(renewed + timing.renew_deadline)).await;
             // Counted from before the attempt: others may count from the moment it was written.
             let begun = Instant::now();
             let left = (renewed + timing.renew_deadline).saturating_duration_since(begun);

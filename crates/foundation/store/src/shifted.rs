@@ -152,9 +152,7 @@ impl Kv for ShiftedKv {
         let stream = self.inner.watch(WatchRequest { start_revision, ..request }).await;
         let stream = stream.map_err(|error| offset.error(error))?;
         Ok(stream
-            .map(move |message| {
-                message.map(|message| offset.message(message)).map_err(|error| offset.error(error))
-            })
+            .map(move |message| message.map(|message| offset.message(message)).map_err(|error| offset.error(error)))
             .boxed())
     }
 

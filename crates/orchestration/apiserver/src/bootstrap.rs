@@ -111,10 +111,8 @@ async fn api_service(client: &Client, config: &Config) -> Result<(), Status> {
 pub async fn api_endpoints(client: &Client, addresses: &[SocketAddr]) -> Result<(), Status> {
     let Some(first) = addresses.first() else { return Ok(()) };
     let family = if first.is_ipv4() { "IPv4" } else { "IPv6" };
-    let endpoints: Vec<Value> = addresses
-        .iter()
-        .map(|address| json!({"addresses": [address.ip()], "conditions": {"ready": true}}))
-        .collect();
+    let endpoints: Vec<Value> =
+        addresses.iter().map(|address| json!({"addresses": [address.ip()], "conditions": {"ready": true}})).collect();
     let slice = json!({
         "metadata": {
             "name": "kubernetes",

@@ -132,8 +132,7 @@ async fn what_is_scarce_is_given_once() {
     let maps = (0..60).map(|number| json!({"metadata": {"name": format!("c{number}")}}));
     let answers = hammer(&clients, "/api/v1/namespaces/kube-public/configmaps", maps).await;
     assert_eq!((count(&answers, 201), count(&answers, 403)), (10, 50), "{answers:?}");
-    let (_, quota) =
-        send(&clients[1], "GET", "/api/v1/namespaces/kube-public/resourcequotas/q", &Value::Null).await;
+    let (_, quota) = send(&clients[1], "GET", "/api/v1/namespaces/kube-public/resourcequotas/q", &Value::Null).await;
     assert_eq!(quota["status"]["used"]["count/configmaps"], "10");
 }
 
@@ -195,7 +194,8 @@ async fn after_the_store_was_away_nobody_misses_anything() {
     std::mem::take(&mut *kv.cut.lock()).cancel();
     // Written while nobody follows; acknowledged once somebody does.
     let writer = client.clone();
-    let write = tokio::spawn(async move { send(&writer, "POST", path, &json!({"metadata": {"name": "meanwhile"}})).await.0 });
+    let write =
+        tokio::spawn(async move { send(&writer, "POST", path, &json!({"metadata": {"name": "meanwhile"}})).await.0 });
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert!(!write.is_finished());
     kv.away.store(false, Ordering::Relaxed);

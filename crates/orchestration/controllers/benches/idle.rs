@@ -129,10 +129,10 @@ async fn fill(client: &Client) {
         client.create::<Node>(&object(json!({"metadata": {"name": name}}))).await.unwrap();
         let room = json!({"cpu": "64", "memory": "256Gi", "pods": "500"});
         let conditions = json!([{"type": "Ready", "status": "True"}]);
-        let status =
-            Patch::Merge(json!({"status": {"conditions": conditions, "allocatable": room, "capacity": room}}));
+        let status = Patch::Merge(json!({"status": {"conditions": conditions, "allocatable": room, "capacity": room}}));
         client.patch::<Node>(None, &name, status, Some("status")).await.unwrap();
-        let lease = json!({"metadata": {"name": name, "namespace": "kube-node-lease"}, "spec": {"holderIdentity": name}});
+        let lease =
+            json!({"metadata": {"name": name, "namespace": "kube-node-lease"}, "spec": {"holderIdentity": name}});
         client.create::<Lease>(&object(lease)).await.unwrap();
     }
     for number in 0..DEPLOYMENTS {
@@ -181,7 +181,8 @@ async fn measure(elected: bool) {
     let cluster = harness::Cluster::open(kv, AccessConfig::default()).await;
     let stop = CancellationToken::new();
     let client = |user: &str, groups: &[&str]| cluster.server.client(UserInfo::new(user, groups));
-    let (controllers, scheduler) = (client("system:kube-controller-manager", &[]), client("system:kube-scheduler", &[]));
+    let (controllers, scheduler) =
+        (client("system:kube-controller-manager", &[]), client("system:kube-scheduler", &[]));
     let election = controllers.clone();
     let work = move |stop: CancellationToken| {
         let controllers = run_all(controllers.clone(), ControllersConfig::default(), stop.clone());

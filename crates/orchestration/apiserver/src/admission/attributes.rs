@@ -1,7 +1,7 @@
 //! What admission is told of a write.
 
-use dhow_api::registry::{Kind, Subresource};
 use dhow_api::Status;
+use dhow_api::registry::{Kind, Subresource};
 use serde_json::{Value, json};
 
 use crate::delete::DeleteOptions;

@@ -23,10 +23,16 @@ pub struct Quotas {
 
 #[derive(Default)]
 pub struct Ledger {
-    /// By key in the store: the revision and what the object was charged then.
-    charges: Mutex<HashMap<Arc<str>, (u64, Arc<Charge>)>>,
+    /// By key in the store.
+    charges: Mutex<HashMap<Arc<str>, Counted>>,
     /// Held by the write that is being charged and stored.
     pub turn: Arc<tokio::sync::Mutex<()>>,
+}
+
+/// What an object was charged at a revision.
+struct Counted {
+    revision: u64,
+    charge: Charge,
 }
 
 impl Quotas {
@@ -71,7 +77,7 @@ impl Ledger {
         let mut charges = self.charges.lock();
         let prefix = format!("{}{namespace}/", kind.storage_prefix());
         let counted_only = !matches!((kind.group, kind.kind), ("", "Pod" | "Service" | "PersistentVolumeClaim"));
-        let each = counted_only.then(|| Arc::new(quota::charge(kind, &Value::Null)));
+        let each = counted_only.then(|| quota::charge(kind, &Value::Null));
         let mut sum = Amounts::new();
         let mut count = |charge: &Charge| {
             if quota::in_scope(quota, charge) {
@@ -82,11 +88,11 @@ impl Ledger {
         for (key, object) in objects.range(begin..).take_while(|(key, _)| key.starts_with(&prefix)) {
             match (&each, charges.get(key)) {
                 (Some(each), _) => count(each),
-                (None, Some((revision, charge))) if *revision == object.revision => count(charge),
+                (None, Some(known)) if known.revision == object.revision => count(&known.charge),
                 (None, _) => {
-                    let charge = Arc::new(quota::charge(kind, &object.value()?));
+                    let charge = quota::charge(kind, &object.value()?);
                     count(&charge);
-                    charges.insert(key.clone(), (object.revision, charge));
+                    charges.insert(key.clone(), Counted { revision: object.revision, charge });
                 }
             }
         }

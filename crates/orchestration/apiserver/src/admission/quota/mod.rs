@@ -40,7 +40,10 @@ pub async fn charge(server: &ApiServer, attributes: &Attributes<'_>) -> Result<C
     let concerned = || -> Result<Vec<(Arc<Stored>, Value)>, Status> {
         let quotas = stored(server, namespace).into_iter().map(|quota| Ok((quota.value()?, quota)));
         let quotas = quotas.collect::<Result<Vec<_>, Status>>()?.into_iter();
-        Ok(quotas.filter(|(value, _)| !hard(value, attributes).is_empty()).map(|(value, quota)| (quota, value)).collect())
+        Ok(quotas
+            .filter(|(value, _)| !hard(value, attributes).is_empty())
+            .map(|(value, quota)| (quota, value))
+            .collect())
     };
     if concerned()?.is_empty() {
         return Ok(Charged::default());
