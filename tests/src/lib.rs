@@ -1,6 +1,9 @@
 //! A host of its own for an end-to-end test: a network namespace, private folders, and a cloud in it.
 #![allow(clippy::print_stderr)]
 
+pub mod kubelets;
+pub mod servers;
+
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};

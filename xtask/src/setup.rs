@@ -14,6 +14,7 @@ pub const TEST_NEEDS: &[Need] = &[
     ("ip", "iproute2"),
     ("skopeo", "skopeo"),
     ("etcd", "etcd-server"),
+    ("openssl", "openssl"),
     ("docker-registry", "docker-registry"),
     ("crun", "crun"),
     ("dig", "bind9-dnsutils"),
@@ -23,6 +24,7 @@ pub const TEST_NEEDS: &[Need] = &[
     ("curl", "curl"),
     ("script", "bsdutils"),
     ("nsenter", "util-linux"),
+    ("setpriv", "util-linux"),
 ];
 
 /// What building and showing the demo takes.

@@ -10,13 +10,12 @@ use anyhow::{Context, Result, anyhow};
 use dhow_apiserver::{AccessConfig, ApiServer, ServiceRange, UserInfo};
 use dhow_base::pki::SaKey;
 use dhow_client::Client;
-use dhow_controllers::ControllersConfig;
 use dhow_cri::embedded::{EmbeddedConfig, EmbeddedRuntime};
 use dhow_image::{ImageStore, PullOptions};
 use dhow_net::{Cidr, Net, NetConfig};
 use dhow_node::{Node, NodeConfig};
 use dhow_oci::client::Program;
-use dhow_scheduler::SchedulerConfig;
+use dhow_store::Kv;
 use rustix::mount::UnmountFlags;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
@@ -25,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::access;
 use crate::keys::{self, Keys, NodeKeys};
+use crate::leading::Leading;
 use crate::place::{self, Place};
 use crate::store::{self, Store};
 use crate::{cluster_dns, nameserver};
@@ -39,17 +39,14 @@ type Parts = JoinSet<Result<()>>;
 pub async fn run(place: &Place, shutdown: CancellationToken, ready: impl FnOnce()) -> Result<()> {
     // Before anything is made: whether we may listen at all.
     let listener = listen(place, place.api_port).await?;
-    let (store, (mut keys, sa_key), net, images) = tokio::try_join!(
-        store::open(place),
-        blocking(place, "open keys and certificates", Keys::open),
-        open_net(place),
-        blocking(place, "open the image store", open_images),
-    )?;
+    let ((store, mut keys, sa_key), net, images) =
+        tokio::try_join!(open_state(place), open_net(place), blocking(place, "open the image store", open_images),)?;
     let node_keys = keys.open_node(place)?;
     let (api_shutdown, users_shutdown) = (CancellationToken::new(), CancellationToken::new());
     let (mut api, mut users) = (Parts::new(), Parts::new());
+    let shared = store.shared.clone();
     let server = start_api(place, listener, store, &mut keys, sa_key, &api_shutdown, &mut api).await?;
-    start_controllers(&server, &keys, &users_shutdown, &mut users);
+    start_leading(place, &server, &keys, shared, &users_shutdown, &mut users);
     start_network(place, &server, &node_keys, &net, &users_shutdown, &mut users);
     let (tell_ready, is_ready) = oneshot::channel();
     let node = run_node(
@@ -80,12 +77,12 @@ pub async fn run(place: &Place, shutdown: CancellationToken, ready: impl FnOnce(
 /// Runs the control plane alone until `shutdown`; calls `ready` once the API answers.
 pub async fn run_server(place: &Place, shutdown: CancellationToken, ready: impl FnOnce()) -> Result<()> {
     let listener = listen(place, place.api_port).await?;
-    let (store, (mut keys, sa_key)) =
-        tokio::try_join!(store::open(place), blocking(place, "open keys and certificates", Keys::open))?;
+    let (store, mut keys, sa_key) = open_state(place).await?;
     let (api_shutdown, users_shutdown) = (CancellationToken::new(), CancellationToken::new());
     let (mut api, mut users) = (Parts::new(), Parts::new());
+    let shared = store.shared.clone();
     let server = start_api(place, listener, store, &mut keys, sa_key, &api_shutdown, &mut api).await?;
-    start_controllers(&server, &keys, &users_shutdown, &mut users);
+    start_leading(place, &server, &keys, shared, &users_shutdown, &mut users);
     ready();
     tracing::info!(api = place.api_url(), "ready");
     let ended = until_end(&mut api, &mut users, &shutdown).await;
@@ -121,6 +118,16 @@ fn ended_early(ended: Option<Result<Result<()>, tokio::task::JoinError>>) -> any
         Some(Err(panic)) => anyhow::Error::new(panic).context("a part panicked"),
         Some(Ok(Ok(()))) | None => anyhow!("a part ended by itself"),
     }
+}
+
+/// The store and the server's keys. Those of a cluster in etcd are there.
+async fn open_state(place: &Place) -> Result<(Store, Keys, SaKey)> {
+    let open_keys = blocking(place, "open keys and certificates", Keys::open);
+    let (store, (keys, sa_key)) = match place.etcd {
+        Some(_) => (store::open(place).await?, open_keys.await?),
+        None => tokio::try_join!(store::open(place), open_keys)?,
+    };
+    Ok((store, keys, sa_key))
 }
 
 async fn part(name: &'static str, run: impl Future<Output = ()>) -> Result<()> {
@@ -220,6 +227,7 @@ async fn start_api(
         node_ports: place::NODE_PORTS.0..=place::NODE_PORTS.1,
         sa_key,
         node_tls: Arc::clone(&keys.to_nodes),
+        member_ttl: store.shared.as_ref().map(|_| place.leader_lease.as_secs()),
         backup: store.backup,
         access: AccessConfig {
             front_proxy: Some(dhow_apiserver::FrontProxy {
@@ -236,12 +244,16 @@ async fn start_api(
     Ok(server)
 }
 
-fn start_controllers(server: &Arc<ApiServer>, keys: &Keys, shutdown: &CancellationToken, parts: &mut Parts) {
-    let client = server.client(UserInfo::new("system:kube-controller-manager", &[]));
-    let config = ControllersConfig { root_ca_pem: keys.ca.cert_pem().to_owned() };
-    parts.spawn(part("controllers", dhow_controllers::run_all(client, config, shutdown.clone())));
-    let client = server.client(UserInfo::new("system:kube-scheduler", &[]));
-    parts.spawn(part("scheduler", dhow_scheduler::run(client, SchedulerConfig::default(), shutdown.clone())));
+fn start_leading(
+    place: &Place,
+    server: &Arc<ApiServer>,
+    keys: &Keys,
+    shared: Option<Arc<dyn Kv>>,
+    shutdown: &CancellationToken,
+    parts: &mut Parts,
+) {
+    let leading = Leading { server: Arc::clone(server), root_ca_pem: keys.ca.cert_pem().to_owned(), shared };
+    parts.spawn(part("controllers and scheduler", leading.run(place.clone(), shutdown.clone())));
 }
 
 /// As whom the node's agent calls the API.

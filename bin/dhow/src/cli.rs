@@ -82,6 +82,21 @@ pub struct PlaceArgs {
     /// Its private key.
     #[arg(long, env = "DHOW_STORE_KEY", requires = "store_cert", value_name = "FILE")]
     pub store_key: Option<PathBuf>,
+    /// File with the server token of the cluster in these etcd servers, for a server that joins it.
+    #[arg(long, env = "DHOW_TOKEN_FILE", requires = "store", value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+    /// Seconds after which another server leads in place of one that went silent.
+    #[arg(
+        long,
+        env = "DHOW_LEADER_ELECT_LEASE_DURATION",
+        default_value_t = 15,
+        value_name = "SECONDS",
+        value_parser = clap::value_parser!(u64).range(3..=3600)
+    )]
+    pub leader_elect_lease_duration: u64,
+    /// Another name or address under which the API is reached, such as a load balancer's; may be repeated.
+    #[arg(long, env = "DHOW_TLS_SAN", value_delimiter = ',', value_name = "NAME")]
+    pub tls_san: Vec<String>,
     /// Whose tokens are believed beside the cluster's own, and who is anonymous: an AuthenticationConfiguration.
     #[arg(long, env = "DHOW_AUTHENTICATION_CONFIG", value_name = "FILE")]
     pub authentication_config: Option<PathBuf>,
@@ -153,6 +168,10 @@ pub enum ServerCommand {
     },
     /// Make the state, and the cluster's keys, of a stopped cloud from a backup.
     Restore(RestoreArgs),
+    /// Print the token with which a further server joins the cluster in etcd.
+    Token(ConnectArgs),
+    /// Copy a stopped cloud's state from the data folder into empty etcd servers, and use those from then on.
+    MigrateStore(PlaceArgs),
     /// Encrypt the Secrets in a stopped cloud's store under a new key, and forget the old one.
     RotateKeys(PlaceArgs),
 }

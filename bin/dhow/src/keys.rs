@@ -1,7 +1,7 @@
 //! The cluster's keys and certificates: made at the first start, kept in the data folder, renewed while running.
 
 use std::net::Ipv4Addr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
@@ -15,6 +15,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::kubeconfig;
 use crate::place::{API_SERVICE_IP, CLUSTER_DOMAIN, Place};
+
+/// Below the folder of keys: what seals Secrets in the store, one key a line.
+pub const SEALING: &str = "sealing.keys";
 
 /// As the node's server knows the API server.
 const API_SERVER: &str = "dhow-apiserver";
@@ -58,14 +61,12 @@ impl Keys {
     /// server alone.
     pub fn open(place: &Place) -> Result<(Self, SaKey)> {
         let folder = place.pki_dir();
-        let ca = Arc::new(ClusterCa::load_or_create(&folder).context("open the cluster's certificate authority")?);
-        let sa_key = SaKey::load_or_create(&folder.join("sa.key")).context("open the key of service accounts")?;
+        let ca = Arc::new(ca(&folder)?);
+        let sa_key = sa_key(&folder)?;
         let (api, kept_api) = live(place, &ca, "apiserver", CertSpec::server(API_SERVER, &api_names(place)))?;
         let (caller, kept_caller) = live(place, &ca, "apiserver-to-node", CertSpec::client(API_SERVER, &[]))?;
         // An authority of its own: whoever gets a certificate of the cluster's cannot speak for others with it.
-        let proxy_folder = place.pki_dir().join("front-proxy");
-        let front_proxy_ca = ClusterCa::load_or_create(&proxy_folder).context("open the front proxy's authority")?;
-        let front_proxy_ca = Arc::new(front_proxy_ca);
+        let front_proxy_ca = Arc::new(front_proxy_ca(&folder)?);
         let spec = CertSpec::client(dhow_apiserver::FRONT_PROXY_CLIENT, &[]);
         let (front_proxy, mut kept_proxy) = live(place, &front_proxy_ca, "front-proxy-client", spec)?;
         kept_proxy.other_ca = Some(Arc::clone(&front_proxy_ca));
@@ -117,11 +118,35 @@ impl Keys {
     }
 }
 
+fn ca(folder: &Path) -> Result<ClusterCa> {
+    ClusterCa::load_or_create(folder).context("open the cluster's certificate authority")
+}
+
+fn front_proxy_ca(folder: &Path) -> Result<ClusterCa> {
+    ClusterCa::load_or_create(&folder.join("front-proxy")).context("open the front proxy's authority")
+}
+
+fn sa_key(folder: &Path) -> Result<SaKey> {
+    SaKey::load_or_create(&folder.join("sa.key")).context("open the key of service accounts")
+}
+
+/// Makes what is missing of the keys that all servers of a cluster have, in a folder of keys.
+pub fn make_shared(folder: &Path) -> Result<()> {
+    ca(folder)?;
+    front_proxy_ca(folder)?;
+    sa_key(folder)?;
+    sealing_in(folder).map(drop)
+}
+
 /// The keys that seal Secrets in the store, one a line, the first of which seals. Returns whether they were made just
 /// now, which means that whatever is in the store is not sealed yet.
 pub fn sealing(place: &Place) -> Result<(SealingKeys, bool)> {
-    files::create_private_dir(&place.pki_dir())?;
-    let path = place.sealing_keys();
+    sealing_in(&place.pki_dir())
+}
+
+fn sealing_in(folder: &Path) -> Result<(SealingKeys, bool)> {
+    files::create_private_dir(folder)?;
+    let path = folder.join(SEALING);
     let known = files::read_optional(&path)?;
     let made = known.is_none();
     let text = match known {
@@ -192,6 +217,7 @@ fn api_names(place: &Place) -> Vec<String> {
     let mut names = vec!["localhost".to_owned(), place.node_name.clone()];
     names.extend(service);
     names.push(format!("kubernetes.default.svc.{CLUSTER_DOMAIN}"));
+    names.extend(place.tls_sans.iter().cloned());
     names.extend([place.node_ip.to_string(), Ipv4Addr::LOCALHOST.to_string(), API_SERVICE_IP.to_string()]);
     names.dedup();
     names

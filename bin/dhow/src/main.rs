@@ -10,10 +10,13 @@ mod daemon;
 mod exit;
 mod keys;
 mod kubeconfig;
+mod leading;
+mod migrate;
 mod nameserver;
 mod pidfile;
 mod place;
 mod preflight;
+mod shared;
 mod store;
 
 use std::process::ExitCode;

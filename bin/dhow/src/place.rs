@@ -4,10 +4,12 @@ use std::ffi::OsString;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 
 use crate::cli::{EtcdEndpoints, LogFormat, PlaceArgs};
+use crate::keys;
 
 /// Everything about the place that the parts need to know.
 #[derive(Debug, Clone)]
@@ -20,6 +22,12 @@ pub struct Place {
     pub node_port: u16,
     /// The etcd servers that keep the state; `None` when the data folder does.
     pub etcd: Option<EtcdPlace>,
+    /// File with the token that opens the cluster's keys in etcd, for a server that joins.
+    pub token_file: Option<PathBuf>,
+    /// After so long another server leads in place of one that went silent.
+    pub leader_lease: Duration,
+    /// Further names and addresses under which the API is reached.
+    pub tls_sans: Vec<String>,
     pub authentication_config: Option<PathBuf>,
     pub audit_policy: Option<PathBuf>,
     pub audit_log: Option<PathBuf>,
@@ -76,6 +84,9 @@ impl Place {
             api_port: args.api_port,
             node_port: args.node_port,
             etcd,
+            token_file: args.token_file.as_ref().map(file).transpose()?,
+            leader_lease: Duration::from_secs(args.leader_elect_lease_duration),
+            tls_sans: args.tls_san.clone(),
             authentication_config: args.authentication_config.as_ref().map(file).transpose()?,
             audit_policy: args.audit_policy.as_ref().map(file).transpose()?,
             audit_log: args.audit_log.as_ref().map(file).transpose()?,
@@ -99,7 +110,17 @@ impl Place {
 
     /// The keys that seal Secrets in the store.
     pub fn sealing_keys(&self) -> PathBuf {
-        self.pki_dir().join("sealing.keys")
+        self.pki_dir().join(keys::SEALING)
+    }
+
+    /// What opens the cluster's keys in etcd.
+    pub fn server_token(&self) -> PathBuf {
+        server_token(&self.data_dir)
+    }
+
+    /// Says that the embedded store is history, and where the state is now.
+    pub fn moved_file(&self) -> PathBuf {
+        moved_file(&self.data_dir)
     }
 
     pub fn log_file(&self) -> PathBuf {
@@ -117,13 +138,14 @@ impl Place {
 
     /// The flags that resolve to this place again.
     pub fn as_args(&self) -> Vec<OsString> {
-        let flags: [(&str, OsString); 6] = [
+        let flags: [(&str, OsString); 7] = [
             ("--data-dir", self.data_dir.clone().into()),
             ("--run-dir", self.run_dir.clone().into()),
             ("--node-name", self.node_name.clone().into()),
             ("--node-ip", self.node_ip.to_string().into()),
             ("--api-port", self.api_port.to_string().into()),
             ("--node-port", self.node_port.to_string().into()),
+            ("--leader-elect-lease-duration", self.leader_lease.as_secs().to_string().into()),
         ];
         let mut flags = Vec::from(flags);
         if let Some(etcd) = &self.etcd {
@@ -133,7 +155,9 @@ impl Place {
                 flags.extend([("--store-cert", cert.into()), ("--store-key", key.into())]);
             }
         }
+        flags.extend(self.tls_sans.iter().map(|name| ("--tls-san", name.into())));
         let files = [
+            ("--token-file", &self.token_file),
             ("--authentication-config", &self.authentication_config),
             ("--audit-policy", &self.audit_policy),
             ("--audit-log", &self.audit_log),
@@ -163,6 +187,16 @@ impl Place {
     }
 }
 
+/// The file in a data folder that says that its store is history.
+pub fn moved_file(data_dir: &Path) -> PathBuf {
+    data_dir.join("store.moved")
+}
+
+/// The file of the server token in a data folder.
+pub fn server_token(data_dir: &Path) -> PathBuf {
+    data_dir.join("pki/server.token")
+}
+
 /// Kubernetes wants node names in lower case.
 fn host_name() -> Result<String> {
     let name = fs::read_to_string("/proc/sys/kernel/hostname").context("read the host name")?;
@@ -178,4 +212,21 @@ fn default_address() -> IpAddr {
             socket.local_addr()
         })
         .map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), |address| address.ip())
+}
+
+#[cfg(test)]
+pub mod tests {
+    use super::*;
+
+    /// A place below a folder, with everything else as it is by default.
+    pub fn place(folder: &Path) -> Place {
+        use clap::Parser;
+        let text = folder.display().to_string();
+        let command = ["dhow", "serve", "--node-name", "n", "--data-dir", &text, "--run-dir", &text];
+        let crate::cli::Command::Serve(args) = crate::cli::Cli::parse_from(command).command else {
+            panic!("another command")
+        };
+        fs::create_dir_all(folder).unwrap();
+        Place::resolve(&args).unwrap()
+    }
 }

@@ -1,4 +1,4 @@
-//! `dhow server backup|verify|restore`.
+//! `dhow server backup|verify|restore|token|migrate-store|rotate-keys`.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 use std::fs::File;
@@ -14,9 +14,10 @@ use serde_json::json;
 
 use super::connect;
 use crate::backup::{self, Contents, Present};
-use crate::cli::{BackupArgs, Output, RestoreArgs, ServerCommand};
-use crate::place::Place;
-use crate::{daemon, pidfile, store};
+use crate::cli::{BackupArgs, ConnectArgs, Output, RestoreArgs, ServerCommand};
+use crate::place::{self, Place};
+use crate::shared::ServerToken;
+use crate::{daemon, migrate, pidfile, store};
 
 const STOP_FIRST: &str = "the cloud has to be stopped first, with `dhow down`";
 
@@ -27,6 +28,8 @@ pub async fn run(command: ServerCommand) -> Result<()> {
             let contents = tokio::task::spawn_blocking(move || backup::verify(&file)).await??;
             print_contents(&contents, output)
         }
+        ServerCommand::Token(args) => print_token(&args),
+        ServerCommand::MigrateStore(args) => migrate_store(&Place::resolve(&args)?).await,
         ServerCommand::RotateKeys(args) => rotate_keys(&Place::resolve(&args)?).await,
         ServerCommand::Restore(args) => tokio::task::spawn_blocking(move || restore(&args)).await?,
     }
@@ -48,6 +51,7 @@ async fn make_backup(args: BackupArgs) -> Result<()> {
     let own_store = args.connect.data_dir.join("store");
     if args.connect.kubeconfig.is_none()
         && own_store.is_dir()
+        && !place::moved_file(&args.connect.data_dir).exists()
         && pidfile::holder(&args.connect.run_dir.join("dhow.pid")).is_none()
     {
         // No daemon has the store: it is read here.
@@ -96,8 +100,37 @@ fn restore(args: &RestoreArgs) -> Result<()> {
     let _lock = daemon::lock(data_dir).context(STOP_FIRST)?;
     let present = if args.replace { Present::PutAside } else { Present::Refuse };
     let contents = backup::restore(&args.file, data_dir, present)?;
+    // What is restored is the state, wherever it was before.
+    match std::fs::remove_file(place::moved_file(data_dir)) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(error).context("use the restored store");
+        }
+        _ => {}
+    }
     eprintln!("{} now holds {}.", data_dir.display(), summary(&contents));
     eprintln!("Next: dhow up");
+    Ok(())
+}
+
+fn print_token(args: &ConnectArgs) -> Result<()> {
+    let path = place::server_token(&args.data_dir);
+    match ServerToken::read(&path)? {
+        Some(token) => println!("{token}"),
+        None => bail!(
+            "{} does not exist: servers join a cluster whose state is in etcd (--store, `dhow server migrate-store`)",
+            path.display()
+        ),
+    }
+    Ok(())
+}
+
+async fn migrate_store(place: &Place) -> Result<()> {
+    let _lock = daemon::lock(&place.data_dir).context(STOP_FIRST)?;
+    let moved = migrate::run(place).await?;
+    let etcd = place.etcd.as_ref().map(|etcd| etcd.endpoints.text.as_str()).unwrap_or_default();
+    eprintln!("{} keys are in {etcd}; resource versions go on from {}.", moved.keys, moved.revision);
+    eprintln!("The data folder keeps its keys and the store as it was; servers refuse to start on that.");
+    eprintln!("Next: dhow up (or dhow server) with --store {etcd}");
     Ok(())
 }
 

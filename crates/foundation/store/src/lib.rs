@@ -2,7 +2,8 @@
 //!
 //! [`MemoryKv`] and [`FjallKv`] share one revisioned core: a persistent map of live keys, a bounded history of events,
 //! watches and leases. They differ only in what happens between deciding a write and publishing it. [`EtcdKv`] is a
-//! client of real etcd servers. [`SealedKv`] encrypts what one of them keeps.
+//! client of real etcd servers. [`SealedKv`] encrypts what one of them keeps, [`ShiftedKv`] lets one go on counting where
+//! another ended.
 
 mod core;
 mod error;
@@ -11,6 +12,7 @@ mod fjall;
 mod kv;
 mod memory;
 mod sealed;
+mod shifted;
 pub mod suite;
 
 pub use core::Options;
@@ -23,3 +25,4 @@ pub use fjall::{Backup, FjallKv, SKIP_REVISIONS, restore_backup, verify_backup};
 pub use kv::*;
 pub use memory::MemoryKv;
 pub use sealed::{SealedKv, SealingKeys};
+pub use shifted::ShiftedKv;

@@ -1,5 +1,7 @@
-//! Cluster addresses and node ports of Services. The Services themselves are the record of what is taken; a
-//! reservation bridges the moment between choosing and storing.
+//! Cluster addresses and node ports of Services. The Services themselves are the record of what is taken.
+//!
+//! What a write takes is chosen before it is validated, and taken when it is stored: every such write, on whichever
+//! server, changes one guard key in its own transaction, after it has seen all that was written under the guard before.
 
 use std::collections::HashSet;
 use std::net::Ipv4Addr;
@@ -9,10 +11,14 @@ use std::sync::Arc;
 use dhow_api::registry::{self, Kind};
 use dhow_api::validation::FieldError;
 use dhow_api::{Status, meta};
-use parking_lot::Mutex;
 use serde_json::{Value, json};
+use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use crate::cache::Cache;
+use crate::store::{Guard, ObjectStore};
+
+/// Changed by every write that takes an address or a port. No kind's key: the cache passes over it.
+const GUARD: &str = "/registry/dhow/services";
 
 /// First address and number of addresses of the Service range.
 #[derive(Debug, Clone, Copy)]
@@ -41,7 +47,8 @@ pub struct Allocator {
     cache: Arc<Cache>,
     addresses: ServiceRange,
     ports: RangeInclusive<u16>,
-    pending: Arc<Mutex<Taken>>,
+    /// Held by the write that is about to take something: the next waits for it instead of failing by the guard.
+    turn: Arc<Mutex<()>>,
 }
 
 #[derive(Default)]
@@ -50,66 +57,85 @@ struct Taken {
     ports: HashSet<u16>,
 }
 
-/// What one write reserved, held until the write is in the cache or has failed.
-pub struct Reservation {
-    pending: Arc<Mutex<Taken>>,
+/// What one write is to take, chosen as the cache was at `seen`.
+pub struct Choice {
+    uid: String,
     own: Taken,
+    seen: u64,
 }
 
-impl Drop for Reservation {
-    fn drop(&mut self) {
-        let mut pending = self.pending.lock();
-        for address in &self.own.addresses {
-            pending.addresses.remove(address);
-        }
-        for port in &self.own.ports {
-            pending.ports.remove(port);
+/// What a write takes its choice by. Kept until it is stored or has failed.
+#[must_use]
+#[derive(Default)]
+pub struct Claim {
+    pub guards: Vec<Guard>,
+    _turn: Option<OwnedMutexGuard<()>>,
+}
+
+impl Taken {
+    fn is_empty(&self) -> bool {
+        self.addresses.is_empty() && self.ports.is_empty()
+    }
+
+    fn holds(&mut self, service: &Value) {
+        self.addresses.extend(meta::text(service, &["spec", "clusterIP"]).parse::<Ipv4Addr>().ok());
+        for port in meta::items(service, &["spec", "ports"]) {
+            self.ports.extend(port["nodePort"].as_u64().and_then(|port| u16::try_from(port).ok()));
         }
     }
 }
 
 impl Allocator {
     pub fn new(cache: Arc<Cache>, addresses: ServiceRange, ports: RangeInclusive<u16>) -> Self {
-        Self { cache, addresses, ports, pending: Arc::default() }
+        Self { cache, addresses, ports, turn: Arc::default() }
     }
 
     /// Gives a Service what it needs, keeps what it has, refuses what another holds. Other kinds pass.
-    pub fn reserve(&self, kind: &Kind, old: Option<&Value>, object: &mut Value) -> Result<Reservation, Status> {
-        let mut reservation = Reservation { pending: self.pending.clone(), own: Taken::default() };
+    pub fn choose(&self, kind: &Kind, old: Option<&Value>, object: &mut Value) -> Result<Choice, Status> {
+        let mut choice = Choice { uid: meta::uid(object).to_owned(), own: Taken::default(), seen: 0 };
         if kind.kind != "Service" || !kind.group.is_empty() {
-            return Ok(reservation);
+            return Ok(choice);
         }
-        let mut pending = self.pending.lock();
-        let mut taken = self.taken(meta::uid(object))?;
-        taken.addresses.extend(&pending.addresses);
-        taken.ports.extend(&pending.ports);
-        let mut chosen = Taken::default();
+        choice.seen = self.cache.changed(kind);
+        let taken = self.taken(&choice.uid)?;
         let result = self
-            .address(old, object, &taken, &mut chosen)
-            .and_then(|()| self.node_ports(old, object, &taken, &mut chosen));
+            .address(old, object, &taken, &mut choice.own)
+            .and_then(|()| self.node_ports(old, object, &taken, &mut choice.own));
         if let Err(error) = result {
             return Err(Status::invalid("", "Service", meta::name(object), &[error]));
         }
-        pending.addresses.extend(&chosen.addresses);
-        pending.ports.extend(&chosen.ports);
-        drop(pending);
-        reservation.own = chosen;
-        Ok(reservation)
+        if let Some(old) = old {
+            let mut held = Taken::default();
+            held.holds(old);
+            choice.own.addresses.retain(|address| !held.addresses.contains(address));
+            choice.own.ports.retain(|port| !held.ports.contains(port));
+        }
+        Ok(choice)
+    }
+
+    /// Makes sure that what was chosen is still free, and stays so until the write; `None` if it was taken meanwhile.
+    pub async fn claim(&self, store: &ObjectStore, choice: &Choice) -> Result<Option<Claim>, Status> {
+        if choice.own.is_empty() {
+            return Ok(Some(Claim::default()));
+        }
+        let turn = self.turn.clone().lock_owned().await;
+        let guard = store.bare_guard(GUARD).await?;
+        let kind = registry::builtin().get("", "v1", "services").ok_or_else(Status::no_such_resource)?;
+        if self.cache.changed(kind) != choice.seen {
+            let taken = self.taken(&choice.uid)?;
+            if !taken.addresses.is_disjoint(&choice.own.addresses) || !taken.ports.is_disjoint(&choice.own.ports) {
+                return Ok(None);
+            }
+        }
+        Ok(Some(Claim { guards: vec![guard], _turn: Some(turn) }))
     }
 
     /// What all other Services hold.
     fn taken(&self, own_uid: &str) -> Result<Taken, Status> {
         let mut taken = Taken::default();
         let kind = registry::builtin().get("", "v1", "services").ok_or_else(Status::no_such_resource)?;
-        for service in self.cache.snapshot(kind)?.objects.values() {
-            if service.header.uid == own_uid {
-                continue;
-            }
-            let service = service.value()?;
-            taken.addresses.extend(meta::text(&service, &["spec", "clusterIP"]).parse::<Ipv4Addr>().ok());
-            for port in meta::items(&service, &["spec", "ports"]) {
-                taken.ports.extend(port["nodePort"].as_u64().and_then(|port| u16::try_from(port).ok()));
-            }
+        for service in self.cache.objects(kind)?.values().filter(|service| service.header.uid != own_uid) {
+            taken.holds(&service.value()?);
         }
         Ok(taken)
     }

@@ -1,6 +1,6 @@
 //! Objects every cluster has from its first moment: namespaces, roles, priority classes, the API's own Service.
 
-use std::net::IpAddr;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -83,7 +83,7 @@ pub fn failed(answer: &[u8]) -> Status {
     serde_json::from_slice(answer).unwrap_or_else(|_| Status::internal(String::from_utf8_lossy(answer).into_owned()))
 }
 
-/// `default/kubernetes` and where it leads; the address follows the machine's.
+/// The Service `default/kubernetes`, and where it leads if this server is alone.
 async fn api_service(client: &Client, config: &Config) -> Result<(), Status> {
     let labels = json!({"component": "apiserver", "provider": "kubernetes"});
     let service = json!({
@@ -93,11 +93,26 @@ async fn api_service(client: &Client, config: &Config) -> Result<(), Status> {
             "ports": [{"name": "https", "port": 443, "protocol": "TCP", "targetPort": config.advertise.port()}],
         },
     });
-    create(client, "/api/v1/namespaces/default/services", service).await?;
-    let family = match config.advertise.ip() {
-        IpAddr::V4(_) => "IPv4",
-        IpAddr::V6(_) => "IPv6",
-    };
+    let services = "/api/v1/namespaces/default/services";
+    if let Err(status) = create(client, services, service.clone()).await {
+        // Another server made it at this moment: then its address is taken, and it is there now.
+        let (code, _) = send(client, Method::GET, &format!("{services}/kubernetes"), "", &Value::Null).await?;
+        if code >= 300 {
+            return Err(status);
+        }
+    }
+    match config.member_ttl {
+        None => api_endpoints(client, &[config.advertise]).await,
+        Some(_) => Ok(()),
+    }
+}
+
+/// The endpoints of `default/kubernetes`: addresses of one family and port.
+pub async fn api_endpoints(client: &Client, addresses: &[SocketAddr]) -> Result<(), Status> {
+    let Some(first) = addresses.first() else { return Ok(()) };
+    let family = if first.is_ipv4() { "IPv4" } else { "IPv6" };
+    let endpoints: Vec<Value> =
+        addresses.iter().map(|address| json!({"addresses": [address.ip()], "conditions": {"ready": true}})).collect();
     let slice = json!({
         "metadata": {
             "name": "kubernetes",
@@ -105,8 +120,8 @@ async fn api_service(client: &Client, config: &Config) -> Result<(), Status> {
             "labels": {"kubernetes.io/service-name": "kubernetes"},
         },
         "addressType": family,
-        "endpoints": [{"addresses": [config.advertise.ip()], "conditions": {"ready": true}}],
-        "ports": [{"name": "https", "port": config.advertise.port(), "protocol": "TCP"}],
+        "endpoints": endpoints,
+        "ports": [{"name": "https", "port": first.port(), "protocol": "TCP"}],
     });
     let slices = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices";
     create(client, slices, slice.clone()).await?;

@@ -6,6 +6,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use dhow_api::Status;
@@ -28,6 +29,8 @@ const HISTORY: usize = 4096;
 const LAG: usize = 4096;
 /// The same for a custom kind: there may be very many of those.
 const CUSTOM_LAG: usize = 1024;
+/// Before a store that does not answer is asked again.
+const PAUSE: Duration = Duration::from_secs(1);
 /// Snapshots kept so that later pages come from the revision of the first.
 const SNAPSHOTS: usize = 64;
 
@@ -47,6 +50,8 @@ struct KindState {
     /// Changes at or below this revision are no longer in `history`.
     compacted: u64,
     snapshots: VecDeque<(u64, Objects)>,
+    /// Changes that a watcher may lag behind.
+    lag: usize,
 }
 
 pub struct Cache {
@@ -63,6 +68,7 @@ impl KindState {
             history: VecDeque::new(),
             compacted: 0,
             snapshots: VecDeque::new(),
+            lag,
         }
     }
 
@@ -130,6 +136,8 @@ impl Cache {
             state.history.clear();
             state.snapshots.clear();
             state.compacted = all.revision;
+            // Whoever has subscribed before hears that this is another beginning.
+            state.changes = broadcast::channel(state.lag).0;
         }
         let watch = WatchRequest { range, start_revision: all.revision + 1 };
         let feed = kv.watch(watch).await.map_err(Error::Store)?;
@@ -155,13 +163,22 @@ impl Cache {
                 }
                 Some(Err(error)) => {
                     tracing::warn!(%error, "the store's watch broke; loading again");
-                    match self.load(&kv).await {
-                        Ok(fresh) => feed = fresh,
-                        Err(error) => tracing::error!(%error, "cannot load the store"),
-                    }
+                    feed = self.load_again(&kv).await;
                 }
                 None => return,
             }
+        }
+    }
+
+    /// Loads once the store answers again. What happened meanwhile nobody can tell those who watch, so they are cut off
+    /// and list again.
+    async fn load_again(&self, kv: &Arc<dyn Kv>) -> WatchStream {
+        loop {
+            match self.load(kv).await {
+                Ok(fresh) => return fresh,
+                Err(error) => tracing::error!(%error, "cannot load the store; trying again"),
+            }
+            tokio::time::sleep(PAUSE).await;
         }
     }
 

@@ -23,14 +23,23 @@ const UID: &str = "kubernetes.io/service-account.uid";
 pub fn start(server: &Arc<ApiServer>) -> Result<(), Status> {
     let row = |plural| registry::builtin().get("", "v1", plural).ok_or_else(Status::no_such_resource);
     let (secrets, accounts) = (row("secrets")?, row("serviceaccounts")?);
-    let (snapshot, mut secret_changes) = server.store.cache.snapshot_and_subscribe(secrets)?;
-    let (_, mut account_changes) = server.store.cache.snapshot_and_subscribe(accounts)?;
+    let subscribe = move |server: &ApiServer| -> Result<_, Status> {
+        let (snapshot, secret_changes) = server.store.cache.snapshot_and_subscribe(secrets)?;
+        let (_, account_changes) = server.store.cache.snapshot_and_subscribe(accounts)?;
+        let due: Vec<Arc<Stored>> = snapshot.objects.values().cloned().collect();
+        Ok((due, secret_changes, account_changes))
+    };
+    let (mut due, mut secret_changes, mut account_changes) = subscribe(server)?;
     let (weak, shutdown) = (Arc::downgrade(server), server.shutdown.clone());
     tokio::spawn(async move {
-        let mut due: Vec<Arc<Stored>> = snapshot.objects.values().cloned().collect();
-        drop(snapshot);
+        let mut broken = false;
         loop {
             let Some(server) = weak.upgrade() else { return };
+            if std::mem::take(&mut broken) {
+                // The cache has begun anew.
+                let Ok(fresh) = subscribe(&server) else { return };
+                (due, secret_changes, account_changes) = fresh;
+            }
             for secret in due.drain(..).filter(|secret| named_account(secret).is_some()) {
                 if let Err(status) = settle(&server, &secret).await {
                     tracing::warn!(secret = %secret.key, message = status.message, "cannot fill a token's secret");
@@ -43,13 +52,13 @@ pub fn start(server: &Arc<ApiServer>) -> Result<(), Status> {
                     Ok(change) if change.deleted => false,
                     Ok(change) => { due.push(change.object.clone()); false }
                     Err(RecvError::Lagged(_)) => true,
-                    Err(RecvError::Closed) => return,
+                    Err(RecvError::Closed) => { broken = true; false }
                 },
                 change = account_changes.recv() => match change {
                     // Of an account that changes nothing follows; one that comes or goes concerns its secrets.
                     Ok(change) => change.deleted || change.previous.is_none(),
                     Err(RecvError::Lagged(_)) => true,
-                    Err(RecvError::Closed) => return,
+                    Err(RecvError::Closed) => { broken = true; false }
                 },
             };
             if everything && let Some(server) = weak.upgrade() {

@@ -28,6 +28,7 @@ mod identity;
 mod impersonate;
 mod info;
 mod legacy_tokens;
+mod members;
 mod metrics;
 mod node_authorizer;
 mod object;
@@ -59,6 +60,7 @@ use dhow_store::Kv;
 use rustls::ClientConfig;
 use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 pub use access::AccessConfig;
 pub use aggregate::{FRONT_PROXY_CLIENT, FrontProxy};
@@ -66,6 +68,7 @@ pub use allocate::ServiceRange;
 pub use audit::{AuditConfig, AuditFile, Policy as AuditPolicy};
 pub use error::Error;
 pub use identity::UserInfo;
+pub use members::PREFIX as MEMBERS;
 pub use oidc::AuthenticationConfig;
 pub use store::SENSITIVE;
 
@@ -81,6 +84,9 @@ pub struct Config {
     pub sa_key: SaKey,
     /// How the server proves itself to node agents, and whom it believes.
     pub node_tls: Arc<ClientConfig>,
+    /// Seconds after which a server that went silent is no longer an endpoint of `default/kubernetes`; `None` if the
+    /// store is this server's alone.
+    pub member_ttl: Option<u64>,
     /// Writes a backup of the store, if the store's backups are ours to make.
     pub backup: Option<BackupSource>,
     pub access: AccessConfig,
@@ -109,6 +115,8 @@ pub struct ApiServer {
     quotas: admission::quota::Quotas,
     webhooks: admission::webhooks::Webhooks,
     aggregator: aggregate::Aggregator,
+    /// What has to be finished before the server has ended.
+    tasks: TaskTracker,
     shutdown: CancellationToken,
 }
 
@@ -124,7 +132,7 @@ impl ApiServer {
         let allocator = allocate::Allocator::new(cache.clone(), config.service_range, config.node_ports.clone());
         let server = Arc::new(Self {
             definitions: definitions::Definitions::load(&cache),
-            store: store::ObjectStore::new(kv, cache.clone()),
+            store: store::ObjectStore::new(kv.clone(), cache.clone()),
             authorizer: Arc::new(rbac::Authorizer::new(cache.clone())),
             policies: policy::Policies::new(cache.clone()),
             allocator,
@@ -140,12 +148,18 @@ impl ApiServer {
             metrics,
             quotas: admission::quota::Quotas::default(),
             webhooks: admission::webhooks::Webhooks::new(cache),
+            tasks: TaskTracker::new(),
             shutdown,
         });
         bootstrap::ensure(&server, &config).await.map_err(Error::Bootstrap)?;
         aggregate::publish(&server).await.map_err(Error::Bootstrap)?;
         aggregate::ensure_local(&server).await.map_err(Error::Bootstrap)?;
         legacy_tokens::start(&server).map_err(Error::Bootstrap)?;
+        if let Some(ttl) = config.member_ttl {
+            let member = members::Member::join(kv, config.advertise, ttl).await.map_err(Error::Store)?;
+            let client = server.client(UserInfo::new(bootstrap::SERVER, &[identity::MASTERS]));
+            server.tasks.spawn(member.stay(client, server.shutdown.clone()));
+        }
         tokio::spawn(admission::quota::follow(server.clone()));
         tokio::spawn(definitions::follow(server.clone()));
         tokio::spawn(aggregate::follow(server.clone()));

@@ -52,7 +52,8 @@ impl ApiServer {
             }
         }
         connections.close();
-        let _ = tokio::time::timeout(FAREWELL, connections.wait()).await;
+        self.tasks.close();
+        let _ = tokio::time::timeout(FAREWELL, async { tokio::join!(connections.wait(), self.tasks.wait()) }).await;
     }
 
     async fn connection(

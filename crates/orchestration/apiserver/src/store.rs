@@ -32,6 +32,17 @@ pub enum Written {
     Done(Arc<Stored>),
     /// The object is not what it was; read it again.
     Changed,
+    /// A guard is not what it was; decide again.
+    Moved,
+}
+
+/// Another key that a write is decided upon, and changes along with its object: the write happens only if the key is
+/// still as it was.
+#[derive(Clone)]
+pub struct Guard {
+    key: Bytes,
+    revision: u64,
+    value: Bytes,
 }
 
 impl ObjectStore {
@@ -102,6 +113,22 @@ impl ObjectStore {
         Ok(Some(Snapshot { objects, revision }))
     }
 
+    /// A guard that is an object, and what it becomes.
+    pub fn guard(&self, kind: &Kind, old: &Stored, new: &Value) -> Result<Guard, Status> {
+        let key = Bytes::copy_from_slice(old.key.as_bytes());
+        Ok(Guard { key, revision: old.revision, value: encode(kind, new.clone())? })
+    }
+
+    /// A guard that is nothing but that. Everything written under it so far is in the cache.
+    pub async fn bare_guard(&self, key: &'static str) -> Result<Guard, Status> {
+        let key = Bytes::from_static(key.as_bytes());
+        let found = self.kv.range(RangeRequest::new(KeyRange::key(key.clone()))).await;
+        let found = found.map_err(|error| store_error(&error))?;
+        self.cache.wait_for(found.revision).await;
+        let revision = found.kvs.first().map_or(0, |kept| kept.mod_revision);
+        Ok(Guard { key, revision, value: Bytes::new() })
+    }
+
     /// Writes a new object; `AlreadyExists` if there is one.
     pub async fn create(
         &self,
@@ -109,36 +136,67 @@ impl ObjectStore {
         namespace: Option<&str>,
         name: &str,
         object: &Value,
-    ) -> Result<Arc<Stored>, Status> {
-        match self.swap(kind, &kind.storage_key(namespace, name), 0, object).await? {
-            Written::Done(stored) => Ok(stored),
+        guards: &[Guard],
+    ) -> Result<Written, Status> {
+        match self.swap(kind, &kind.storage_key(namespace, name), 0, object, guards).await? {
             Written::Changed => Err(Status::already_exists(kind.group, kind.plural, name)),
+            other => Ok(other),
         }
     }
 
     /// Replaces the object if it is still at `revision`.
     pub async fn update(&self, kind: &Kind, old: &Stored, object: &Value) -> Result<Written, Status> {
-        self.swap(kind, &old.key, old.revision, object).await
+        self.update_with(kind, old, object, &[]).await
     }
 
-    async fn swap(&self, kind: &Kind, name: &str, revision: u64, object: &Value) -> Result<Written, Status> {
+    /// The same, guarded.
+    pub async fn update_with(
+        &self,
+        kind: &Kind,
+        old: &Stored,
+        object: &Value,
+        guards: &[Guard],
+    ) -> Result<Written, Status> {
+        self.swap(kind, &old.key, old.revision, object, guards).await
+    }
+
+    async fn swap(
+        &self,
+        kind: &Kind,
+        name: &str,
+        revision: u64,
+        object: &Value,
+        guards: &[Guard],
+    ) -> Result<Written, Status> {
         let value = encode(kind, self.converter.to_storage(kind, object).await?)?;
         let key = Bytes::copy_from_slice(name.as_bytes());
         let lease = match kind.kind {
             "Event" => self.kv.lease_grant(EVENT_TTL).await.map_err(|error| store_error(&error))?,
             _ => 0,
         };
-        let txn = Txn {
+        let mut txn = Txn {
             compare: vec![Compare::mod_revision(key.clone(), revision)],
             success: vec![Op::Put { key: key.clone(), value: value.clone(), lease }],
             failure: Vec::new(),
             relaxed: matches!(kind.kind, "Event" | "Lease"),
         };
+        for guard in guards {
+            txn.compare.push(Compare::mod_revision(guard.key.clone(), guard.revision));
+            txn.success.push(Op::Put { key: guard.key.clone(), value: guard.value.clone(), lease: 0 });
+        }
+        if !guards.is_empty() {
+            let ask = RangeRequest { keys_only: true, ..RangeRequest::new(KeyRange::key(key.clone())) };
+            txn.failure.push(Op::Range(ask));
+        }
         let answer = self.kv.txn(txn).await.map_err(|error| store_error(&error))?;
         // Whoever wrote reads its own write, and a loser reads what it lost to.
         self.cache.wait_for(answer.revision).await;
         if !answer.succeeded {
-            return Ok(Written::Changed);
+            let as_it_was = answer.results.first().is_some_and(|result| match result {
+                OpResult::Range(found) => found.kvs.first().map_or(0, |kept| kept.mod_revision) == revision,
+                _ => false,
+            });
+            return Ok(if as_it_was { Written::Moved } else { Written::Changed });
         }
         // What the cache has is shared with those who watch.
         let cached = self.cache.get(kind, name).filter(|stored| stored.revision == answer.revision);

@@ -47,8 +47,28 @@ pub async fn create(
 async fn create_object(
     server: &Arc<ApiServer>,
     request: &Request<Authorized>,
-    mut object: Value,
+    object: Value,
 ) -> Result<Arc<Stored>, Status> {
+    for _ in 0..RETRIES {
+        if let Some(stored) = create_once(server, request, object.clone()).await? {
+            return Ok(stored);
+        }
+    }
+    Err(busy(&request.target.kind, dhow_api::meta::name(&object)))
+}
+
+/// Others of the same namespace or range were always faster.
+fn busy(kind: &Kind, name: &str) -> Status {
+    let why = "what it is decided upon changed too often; please try again";
+    Status::conflict_because(kind.group, kind.plural, name, why)
+}
+
+/// One attempt; `None` if what was chosen for the object was taken meanwhile.
+async fn create_once(
+    server: &Arc<ApiServer>,
+    request: &Request<Authorized>,
+    mut object: Value,
+) -> Result<Option<Arc<Stored>>, Status> {
     let kind = &request.target.kind;
     let namespace = request.target.namespace.as_deref();
     let name = dhow_api::meta::name(&object).to_owned();
@@ -72,23 +92,36 @@ async fn create_object(
     if kind.kind == "CertificateSigningRequest" {
         set_requester(request.user(), object);
     }
-    let _reserved = server.allocator.reserve(kind, None, object)?;
+    let choice = server.allocator.choose(kind, None, object)?;
     let errors = validation::validate_create(kind, object);
     refuse_invalid(kind, object, &errors)?;
     escalation::check(&server.authorizer, request.user(), kind, object, None)?;
-    let _held = admission::validate(server, &admitted).await?;
-    let object = admitted.object;
-    if request.dry_run() {
-        let key = kind.storage_key(namespace, &name);
-        if server.store.cache.get(kind, &key).is_some() {
-            return Err(Status::already_exists(kind.group, kind.plural, &name));
+    admission::validate(server, &admitted).await?;
+    for _ in 0..GUARDED_TRIES {
+        let Some(claim) = server.allocator.claim(&server.store, &choice).await? else { return Ok(None) };
+        let charged = admission::quota::charge(server, &admitted).await?;
+        let object = &admitted.object;
+        if request.dry_run() {
+            let key = kind.storage_key(namespace, &name);
+            if server.store.cache.get(kind, &key).is_some() {
+                return Err(Status::already_exists(kind.group, kind.plural, &name));
+            }
+            return dry(kind, &key, object).map(Some);
         }
-        return dry(kind, &key, &object);
+        let guards = [claim.guards, charged.guards].concat();
+        match server.store.create(kind, namespace, &name, object, &guards).await? {
+            Written::Done(stored) => {
+                server.quotas.touch(server, kind, namespace);
+                return Ok(Some(stored));
+            }
+            Written::Changed | Written::Moved => {}
+        }
     }
-    let stored = server.store.create(kind, namespace, &name, &object).await?;
-    server.quotas.touch(server, kind, namespace);
-    Ok(stored)
+    Err(busy(kind, &name))
 }
+
+/// How often a new object is charged and written anew because another server was faster.
+const GUARDED_TRIES: usize = 64;
 
 /// Who asks for a certificate is for the server to say.
 fn set_requester(user: &UserInfo, request: &mut Value) {
@@ -350,21 +383,25 @@ async fn change_once(
             prepare(kind, part, &mut admitted.object, old_value)?;
         }
     }
-    let _reserved = server.allocator.reserve(kind, Some(old_value), &mut admitted.object)?;
+    let choice = server.allocator.choose(kind, Some(old_value), &mut admitted.object)?;
     if part == Part::Main || part == Part::Status && kind.custom.is_some() {
         let errors = validation::validate_update(kind, &admitted.object, old_value);
         refuse_invalid(kind, &admitted.object, &errors)?;
     }
     escalation::check(&server.authorizer, request.user(), kind, &admitted.object, Some(old_value))?;
-    let _held = match part {
-        Part::Binding => None,
-        _ => Some(admission::validate(server, &admitted).await?),
-    };
-    let new = admitted.object;
-    if same(&new, old_value) {
+    if part != Part::Binding {
+        admission::validate(server, &admitted).await?;
+    }
+    if same(&admitted.object, old_value) {
         // Nothing changes: no write, no new revision.
         return Ok(Some(old.clone()));
     }
+    let Some(claim) = server.allocator.claim(&server.store, &choice).await? else { return Ok(None) };
+    let charged = match part {
+        Part::Binding => admission::quota::Charged::default(),
+        _ => admission::quota::charge(server, &admitted).await?,
+    };
+    let new = admitted.object;
     if request.dry_run() {
         return dry(kind, &old.key, &new).map(Some);
     }
@@ -373,14 +410,17 @@ async fn change_once(
         && dhow_api::meta::items(&new, &["metadata", "finalizers"]).is_empty()
         && new["metadata"]["deletionGracePeriodSeconds"].as_i64().unwrap_or(0) == 0
         && crate::delete::namespace_is_final(kind, &new);
-    let written =
-        if ending { server.store.delete(kind, old).await? } else { server.store.update(kind, old, &new).await? };
+    let guards = [claim.guards, charged.guards].concat();
+    let written = match ending {
+        true => server.store.delete(kind, old).await?,
+        false => server.store.update_with(kind, old, &new, &guards).await?,
+    };
     match written {
         Written::Done(stored) => {
             server.quotas.touch(server, kind, request.target.namespace.as_deref());
             Ok(Some(stored))
         }
-        Written::Changed => Ok(None),
+        Written::Changed | Written::Moved => Ok(None),
     }
 }
 

@@ -60,6 +60,11 @@ impl FjallKv {
         Ok(store)
     }
 
+    /// The leases there are, and their whole time to live in seconds.
+    pub fn leases(&self) -> Vec<(LeaseId, u64)> {
+        self.hub().keyspace().leases().collect()
+    }
+
     fn hub(&self) -> &Hub {
         &self.0.hub
     }

@@ -61,7 +61,8 @@ impl SealingKeys {
         self.keys.first().map_or("", |key| &key.id)
     }
 
-    pub(super) fn seal(&self, key: &[u8], value: &[u8]) -> Result<Bytes, Error> {
+    /// Seals a value that will be below this key.
+    pub fn seal(&self, key: &[u8], value: &[u8]) -> Result<Bytes, Error> {
         let Some(first) = self.keys.first() else { return Err(Error::Invalid("there is no sealing key".into())) };
         let mut nonce = [0; NONCE_LEN];
         fill(&self.random, &mut nonce)?;
@@ -74,7 +75,7 @@ impl SealingKeys {
     }
 
     /// The value itself; one that is not sealed is returned as it is.
-    pub(super) fn open(&self, key: &[u8], value: &Bytes) -> Result<Bytes, Error> {
+    pub fn open(&self, key: &[u8], value: &Bytes) -> Result<Bytes, Error> {
         let Some(sealed) = Sealed::of(value) else { return Ok(value.clone()) };
         let failed = |message: String| Error::Sealed { key: String::from_utf8_lossy(key).into_owned(), message };
         let Some(known) = self.keys.iter().find(|known| known.id == sealed.id) else {

@@ -1,7 +1,7 @@
 //! What admission is told of a write.
 
+use dhow_api::Status;
 use dhow_api::registry::{Kind, Subresource};
-use dhow_api::{Status, meta};
 use serde_json::{Value, json};
 
 use crate::delete::DeleteOptions;
@@ -115,11 +115,6 @@ impl<'a> Attributes<'a> {
             query,
             delete_options: None,
         }
-    }
-
-    /// The revision of the object that is; 0 if there is none.
-    pub fn revision(&self) -> u64 {
-        self.old.and_then(|old| meta::resource_version(old).parse().ok()).unwrap_or(0)
     }
 
     pub fn is(&self, group: &str, kind: &str) -> bool {

@@ -61,14 +61,9 @@ fn built_in(server: &ApiServer, attributes: &mut Attributes<'_>) -> Result<(), S
     ingress_class::mutate(server, attributes)
 }
 
-/// What a write holds until it is stored or has failed.
-#[must_use]
-pub struct Admitted {
-    _quota: Option<quota::Held>,
-}
-
-/// The second phase: the object is what will be stored, and nothing changes it any more.
-pub async fn validate(server: &ApiServer, attributes: &Attributes<'_>) -> Result<Admitted, Status> {
+/// The second phase: the object is what will be stored, and nothing changes it any more. What is left is
+/// [`quota::charge`].
+pub async fn validate(server: &ApiServer, attributes: &Attributes<'_>) -> Result<(), Status> {
     limit_ranger::validate(server, attributes)?;
     service_account::validate(server, attributes)?;
     pod_security::validate(server, attributes)?;
@@ -77,14 +72,14 @@ pub async fn validate(server: &ApiServer, attributes: &Attributes<'_>) -> Result
     runtime_class::validate(server, attributes)?;
     certificates::validate(server, attributes)?;
     policy::validate(server, attributes)?;
-    webhooks::validate(server, attributes).await?;
-    Ok(Admitted { _quota: quota::reserve(server, attributes).await? })
+    webhooks::validate(server, attributes).await
 }
 
-/// Both phases, for writes that have nothing between them: deletes, streams and objects that are not stored.
+/// Both phases, for writes that have nothing between them and use no more than before: deletes, streams and objects that
+/// are not stored.
 pub async fn admit(server: &ApiServer, attributes: &mut Attributes<'_>) -> Result<(), Status> {
     mutate(server, attributes).await?;
-    validate(server, attributes).await.map(drop)
+    validate(server, attributes).await
 }
 
 /// An object as the server's cache has it.

@@ -73,6 +73,7 @@ impl Cluster {
             node_ports: 30000..=32767,
             sa_key,
             node_tls: tls::client_config(ca.cert_pem(), None).unwrap(),
+            member_ttl: None,
             backup: None,
             access,
         };

@@ -1,5 +1,4 @@
-//! What the objects of a namespace with quotas are charged: those stored, and those that are about to be. A count
-//! parses only what has changed since the last one.
+//! What the objects of a namespace with quotas are charged. A count parses only what has changed since the last one.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,45 +15,28 @@ use crate::ApiServer;
 /// What the server keeps of quotas.
 #[derive(Default)]
 pub struct Quotas {
-    ledgers: Mutex<HashMap<String, SharedLedger>>,
+    ledgers: Mutex<HashMap<String, Arc<Ledger>>>,
     /// Namespaces whose usage may have changed.
     touched: Mutex<Vec<String>>,
     wake: Notify,
 }
 
-pub type SharedLedger = Arc<Mutex<Ledger>>;
-
 #[derive(Default)]
 pub struct Ledger {
-    /// By key in the store: the revision and what the object was charged then.
-    charges: HashMap<Arc<str>, (u64, Arc<Charge>)>,
-    /// Writes that passed and are not stored yet, by number.
-    pending: HashMap<u64, Pending>,
-    next: u64,
+    /// By key in the store.
+    charges: Mutex<HashMap<Arc<str>, Counted>>,
+    /// Held by the write that is being charged and stored.
+    pub turn: Arc<tokio::sync::Mutex<()>>,
 }
 
-/// An object as it is to be.
-struct Pending {
-    key: Arc<str>,
-    /// The revision it replaces, 0 for none: once a later one is there, this is history.
+/// What an object was charged at a revision.
+struct Counted {
     revision: u64,
-    charge: Arc<Charge>,
-}
-
-/// A write's place in the ledger, held until the write is stored or has failed.
-pub struct Held {
-    ledger: SharedLedger,
-    number: u64,
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        self.ledger.lock().pending.remove(&self.number);
-    }
+    charge: Charge,
 }
 
 impl Quotas {
-    pub fn ledger(&self, namespace: &str) -> SharedLedger {
+    pub fn ledger(&self, namespace: &str) -> Arc<Ledger> {
         self.ledgers.lock().entry(namespace.to_owned()).or_default().clone()
     }
 
@@ -89,23 +71,13 @@ impl Quotas {
 }
 
 impl Ledger {
-    /// Notes a write that passed.
-    pub fn hold(&mut self, ledger: &SharedLedger, key: &str, revision: u64, charge: Charge) -> Held {
-        self.next += 1;
-        self.pending.insert(self.next, Pending { key: key.into(), revision, charge: Arc::new(charge) });
-        Held { ledger: ledger.clone(), number: self.next }
-    }
-
     /// What the objects of a kind use of a quota.
-    pub fn used(&mut self, server: &ApiServer, kind: &Kind, namespace: &str, quota: &Value) -> Result<Amounts, Status> {
+    pub fn used(&self, server: &ApiServer, kind: &Kind, namespace: &str, quota: &Value) -> Result<Amounts, Status> {
         let objects = server.store.cache.objects(kind)?;
+        let mut charges = self.charges.lock();
         let prefix = format!("{}{namespace}/", kind.storage_prefix());
-        let mut pending: HashMap<&str, &Pending> = HashMap::new();
-        for one in self.pending.values().filter(|one| one.key.starts_with(&prefix)) {
-            pending.insert(&one.key, one);
-        }
         let counted_only = !matches!((kind.group, kind.kind), ("", "Pod" | "Service" | "PersistentVolumeClaim"));
-        let each = counted_only.then(|| Arc::new(quota::charge(kind, &Value::Null)));
+        let each = counted_only.then(|| quota::charge(kind, &Value::Null));
         let mut sum = Amounts::new();
         let mut count = |charge: &Charge| {
             if quota::in_scope(quota, charge) {
@@ -114,29 +86,22 @@ impl Ledger {
         };
         let begin: Arc<str> = Arc::from(prefix.as_str());
         for (key, object) in objects.range(begin..).take_while(|(key, _)| key.starts_with(&prefix)) {
-            if let Some(one) = pending.remove(&**key)
-                && object.revision <= one.revision
-            {
-                count(&one.charge);
-                continue;
-            }
-            match (&each, self.charges.get(key)) {
+            match (&each, charges.get(key)) {
                 (Some(each), _) => count(each),
-                (None, Some((revision, charge))) if *revision == object.revision => count(charge),
+                (None, Some(known)) if known.revision == object.revision => count(&known.charge),
                 (None, _) => {
-                    let charge = Arc::new(quota::charge(kind, &object.value()?));
+                    let charge = quota::charge(kind, &object.value()?);
                     count(&charge);
-                    self.charges.insert(key.clone(), (object.revision, charge));
+                    charges.insert(key.clone(), Counted { revision: object.revision, charge });
                 }
             }
         }
-        pending.values().filter(|one| one.revision == 0).for_each(|one| count(&one.charge));
-        self.charges.retain(|key, _| !key.starts_with(&prefix) || objects.contains_key(key));
+        charges.retain(|key, _| !key.starts_with(&prefix) || objects.contains_key(key));
         Ok(sum)
     }
 
     /// What everything in the namespace uses of what a quota limits, by the limits' names.
-    pub fn total(&mut self, server: &ApiServer, namespace: &str, quota: &Value) -> Result<Amounts, Status> {
+    pub fn total(&self, server: &ApiServer, namespace: &str, quota: &Value) -> Result<Amounts, Status> {
         let hard = quota::amounts(&quota["spec"]["hard"]);
         let mut total: Amounts = hard.keys().map(|name| (name.clone(), dhow_api::quantity::Quantity::ZERO)).collect();
         let catalog = server.definitions.catalog();

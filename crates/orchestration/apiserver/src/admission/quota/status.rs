@@ -45,7 +45,7 @@ async fn refresh(server: &ApiServer, namespace: &str) -> Result<(), Status> {
             let Some(found) = server.store.cache.get(kind, &kind.storage_key(Some(namespace), &name)) else { break };
             let mut object = found.value()?;
             let ledger = server.quotas.ledger(namespace);
-            let used = ledger.lock().total(server, namespace, &object)?;
+            let used = ledger.total(server, namespace, &object)?;
             let wanted = json!({"hard": object["spec"]["hard"], "used": written(&used)});
             if object["status"] == wanted {
                 break;
