@@ -32,6 +32,7 @@ mod metrics;
 mod node_authorizer;
 mod object;
 mod oidc;
+mod offload;
 mod options;
 mod paths;
 mod pipeline;
@@ -63,7 +64,7 @@ use tokio_util::sync::CancellationToken;
 pub use access::AccessConfig;
 pub use aggregate::{FRONT_PROXY_CLIENT, FrontProxy};
 pub use allocate::ServiceRange;
-pub use audit::{AuditConfig, AuditFile, Policy as AuditPolicy};
+pub use audit::{AuditConfig, AuditFile, AuditWebhook, Policy as AuditPolicy};
 pub use error::Error;
 pub use identity::UserInfo;
 pub use oidc::AuthenticationConfig;
@@ -148,6 +149,7 @@ impl ApiServer {
         legacy_tokens::start(&server).map_err(Error::Bootstrap)?;
         tokio::spawn(admission::quota::follow(server.clone()));
         tokio::spawn(definitions::follow(server.clone()));
+        tokio::spawn(policy::follow(server.clone()));
         tokio::spawn(aggregate::follow(server.clone()));
         Ok(server)
     }

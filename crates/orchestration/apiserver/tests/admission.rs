@@ -690,3 +690,80 @@ async fn webhooks_behind_services_and_selectors() {
     assert_eq!(request["object"]["spec"]["targetCPUUtilizationPercentage"], 50);
     assert_eq!(request["object"]["apiVersion"], "autoscaling/v1");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn conditions_of_webhooks_ask_what_the_user_may_do() {
+    let cluster = start().await;
+    let hook = Hook::serve(&cluster, |_, _| Say::Answer(json!({"allowed": false}))).await;
+    let conditions = json!({"matchConditions": [
+        {"name": "not-for-breakers", "expression":
+            "!authorizer.group('admissionregistration.k8s.io').resource('validatingwebhookconfigurations').name('x').check('breakglass').allowed()"},
+        {"name": "may", "expression": "authorizer.requestResource.check('create').allowed() && namespaceObject == null"},
+    ]});
+    let client = hook.client_config(&cluster, "/deny");
+    apply(&cluster, &configuration(VALIDATING, "deny", &["configmaps"], client, conditions)).await.unwrap();
+    cluster.kubectl(&["create", "clusterrole", "writer", "--verb=*", "--resource=configmaps"]).await;
+    cluster.kubectl(&["create", "clusterrolebinding", "ann", "--clusterrole=writer", "--user=ann"]).await;
+    cluster.kubeconfig("ann", "ann", &[]);
+    let refused = cluster.run("ann", &["create", "configmap", "a"], "").await.unwrap_err();
+    assert!(refused.contains("denied the request"), "{refused}");
+    // Administrators may break glass.
+    cluster.kubectl(&["create", "configmap", "b"]).await;
+    assert_eq!(hook.asked.lock().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn storage_in_use_stays_and_pods_know_their_zone() {
+    let cluster = start().await;
+    let claim = json!({
+        "apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "v", "finalizers": ["example.com/mine"]},
+        "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}},
+    });
+    let (code, made) = cluster.json("POST", "/api/v1/namespaces/default/persistentvolumeclaims", "application/json", &claim).await;
+    assert_eq!(code, 201, "{made}");
+    assert_eq!(made["metadata"]["finalizers"], json!(["example.com/mine", "kubernetes.io/pvc-protection"]));
+    let volume = json!({
+        "apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": "v"},
+        "spec": {"accessModes": ["ReadWriteOnce"], "capacity": {"storage": "1Gi"}, "hostPath": {"path": "/tmp/v"}},
+    });
+    let (code, made) = cluster.json("POST", "/api/v1/persistentvolumes", "application/json", &volume).await;
+    assert_eq!((code, &made["metadata"]["finalizers"]), (201, &json!(["kubernetes.io/pv-protection"])), "{made}");
+
+    let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n", "labels": {
+        "topology.kubernetes.io/zone": "z1", "topology.kubernetes.io/region": "r1", "other": "x"}}});
+    apply(&cluster, &node).await.unwrap();
+    let mut waiting = pod("p", json!({}));
+    waiting["metadata"]["labels"] = json!({"topology.kubernetes.io/zone": "mine"});
+    apply(&cluster, &waiting).await.unwrap();
+    let binding = json!({"apiVersion": "v1", "kind": "Binding", "metadata": {"name": "p"}, "target": {"kind": "Node", "name": "n"}});
+    let (code, answer) = cluster.json("POST", "/api/v1/namespaces/default/pods/p/binding", "application/json", &binding).await;
+    assert_eq!(code, 201, "{answer}");
+    let labels = cluster.kubectl(&["get", "pod", "p", "-o", "jsonpath={.metadata.labels}"]).await;
+    let expected = json!({"topology.kubernetes.io/zone": "z1", "topology.kubernetes.io/region": "r1"});
+    assert_eq!(serde_json::from_str::<Value>(&labels).unwrap(), expected);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn owners_are_named_by_who_may_delete() {
+    let access = dhow_apiserver::AccessConfig { owner_references: true, ..Default::default() };
+    let cluster = Cluster::start_with(access).await;
+    cluster.kubectl(&["create", "configmap", "owner"]).await;
+    let uid = cluster.kubectl(&["get", "cm", "owner", "-o", "jsonpath={.metadata.uid}"]).await;
+    let verbs = "--verb=create,get,update,patch";
+    cluster.kubectl(&["create", "clusterrole", "writer", verbs, "--resource=configmaps"]).await;
+    cluster.kubectl(&["create", "clusterrolebinding", "ann", "--clusterrole=writer", "--user=ann"]).await;
+    cluster.kubeconfig("ann", "ann", &[]);
+    let owned = |block: bool| {
+        let owner = json!({"apiVersion": "v1", "kind": "ConfigMap", "name": "owner", "uid": uid, "blockOwnerDeletion": block});
+        json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "owned", "ownerReferences": [owner]}}).to_string()
+    };
+    let create = ["create", "-f", "-"];
+    let refused = cluster.run("ann", &create, &owned(true)).await.unwrap_err();
+    assert!(refused.contains("refers to a resource you can't set finalizers on"), "{refused}");
+    // Who makes it may say with whom it goes; later that takes the right to delete it.
+    cluster.run("ann", &create, &owned(false)).await.unwrap();
+    let patch = ["patch", "cm", "owned", "-p", r#"{"metadata": {"ownerReferences": null}}"#];
+    let refused = cluster.run("ann", &patch, "").await.unwrap_err();
+    assert!(refused.contains("cannot set an ownerRef on a resource you can't delete"), "{refused}");
+    cluster.run("admin", &patch, "").await.unwrap();
+}

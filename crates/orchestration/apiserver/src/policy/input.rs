@@ -4,7 +4,9 @@ use std::cell::{OnceCell, RefCell};
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use dhow_api::cel::{Ask, Authorizer, CONDITIONS_BUDGET, EvalError, Meter, Program, Question, Value as Cel, Variables};
+use dhow_api::cel::{
+    Answer, Ask, Authorizer, CONDITIONS_BUDGET, EvalError, Meter, Pace, Program, Question, Value as Cel, Variables,
+};
 use dhow_api::registry::Kind;
 use serde_json::{Value, json};
 
@@ -26,6 +28,7 @@ pub struct Input<'a> {
     request: OnceCell<Cel>,
     namespace: OnceCell<Cel>,
     params: Cel,
+    pace: Option<Pace>,
     variables: RefCell<HashMap<usize, Result<Cel, EvalError>>>,
 }
 
@@ -34,8 +37,14 @@ pub const OUT_OF_BUDGET: &str =
     "validation failed due to running out of cost budget, no further validation rules will be run";
 
 impl<'a> Input<'a> {
-    pub fn new(server: &'a ApiServer, attributes: &'a Attributes<'a>, invocation: &Invocation<'a>) -> Self {
+    pub fn new(
+        server: &'a ApiServer,
+        attributes: &'a Attributes<'a>,
+        invocation: &Invocation<'a>,
+        pace: Option<&Pace>,
+    ) -> Self {
         Self {
+            pace: pace.cloned(),
             server,
             attributes,
             policy: invocation.policy,
@@ -47,6 +56,10 @@ impl<'a> Input<'a> {
             params: invocation.params.as_ref().map_or(Cel::Null, Cel::from_json),
             variables: RefCell::default(),
         }
+    }
+
+    pub fn meter(&self, budget: u64) -> Meter {
+        Meter::new(budget).at(self.pace.as_ref())
     }
 
     /// Evaluates one expression.
@@ -64,7 +77,7 @@ impl<'a> Input<'a> {
 
     /// Whether the policy's conditions all hold. One that does not settles it, whatever failed beside it.
     pub fn conditions(&self) -> Result<bool, String> {
-        let mut meter = Meter::new(CONDITIONS_BUDGET);
+        let mut meter = self.meter(CONDITIONS_BUDGET);
         let mut failed = Vec::new();
         for (_, condition) in &self.policy.conditions {
             let source = condition.as_ref().map_or("", |program| program.source());
@@ -118,19 +131,20 @@ impl<'a> Input<'a> {
         Cel::from_json(&namespace)
     }
 
-    fn authorizer(&self, resource: bool) -> Cel {
-        let attributes = self.attributes;
-        let ask = UserAsks { authorizer: self.server.authorizer.clone(), user: attributes.user.clone() };
-        let mut question = Question::default();
-        if resource {
-            question.group = attributes.kind.group.into();
-            question.resource = attributes.kind.plural.into();
-            question.subresource = attributes.subresource.map_or("", |subresource| subresource.name()).into();
-            question.namespace = attributes.namespace.unwrap_or_default().into();
-            question.name = attributes.name.into();
-        }
-        Cel::Authorizer(Authorizer::new(Arc::new(ask), question).into())
+}
+
+/// `authorizer`; with `resource`, `authorizer.requestResource`.
+pub fn authorizer(server: &ApiServer, attributes: &Attributes<'_>, resource: bool) -> Cel {
+    let ask = UserAsks { authorizer: server.authorizer.clone(), user: attributes.user.clone() };
+    let mut question = Question::default();
+    if resource {
+        question.group = attributes.kind.group.into();
+        question.resource = attributes.kind.plural.into();
+        question.subresource = attributes.subresource.map_or("", |subresource| subresource.name()).into();
+        question.namespace = attributes.namespace.unwrap_or_default().into();
+        question.name = attributes.name.into();
     }
+    Cel::Authorizer(Authorizer::new(Arc::new(ask), question).into())
 }
 
 impl Variables for Input<'_> {
@@ -146,14 +160,14 @@ impl Variables for Input<'_> {
             }
             "namespaceObject" => self.namespace.get_or_init(|| self.namespace_object()).clone(),
             "params" => self.params.clone(),
-            "authorizer" => self.authorizer(false),
+            "authorizer" => authorizer(self.server, self.attributes, false),
             _ => return None,
         })
     }
 
     fn member(&self, variable: &str, field: &str, meter: &mut Meter) -> Option<Result<Cel, EvalError>> {
         if (variable, field) == ("authorizer", "requestResource") {
-            return Some(Ok(self.authorizer(true)));
+            return Some(Ok(authorizer(self.server, self.attributes, true)));
         }
         if variable != "variables" {
             return None;
@@ -220,7 +234,7 @@ struct UserAsks {
 }
 
 impl Ask for UserAsks {
-    fn allows(&self, question: &Question) -> bool {
+    fn ask(&self, question: &Question) -> Answer {
         let verb = question.verb.clone();
         let attributes = match &question.path {
             Some(path) => rbac::Attributes::Path { verb, path: path.clone() },
@@ -233,11 +247,11 @@ impl Ask for UserAsks {
                 name: question.name.clone(),
             },
         };
-        match &question.account {
-            Some((namespace, name)) => {
-                self.authorizer.allows(&UserInfo::service_account(namespace, name, ""), &attributes)
-            }
-            None => self.authorizer.allows(&self.user, &attributes),
-        }
+        let decide = |user: &UserInfo| self.authorizer.decide(user, &attributes, &rbac::Selected::default());
+        let verdict = match &question.account {
+            Some((namespace, name)) => decide(&UserInfo::service_account(namespace, name, "")),
+            None => decide(&self.user),
+        };
+        Answer { allowed: verdict.allowed(), reason: verdict.reason().to_owned() }
     }
 }
