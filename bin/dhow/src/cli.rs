@@ -98,7 +98,13 @@ pub struct PlaceArgs {
     #[arg(long, env = "DHOW_AUDIT_LOG_MAX_AGE", requires = "audit_policy", default_value_t = 0, value_name = "DAYS")]
     pub audit_log_max_age: u32,
     /// Files put aside that are kept; 0 for all.
-    #[arg(long, env = "DHOW_AUDIT_LOG_MAX_BACKUPS", requires = "audit_policy", default_value_t = 10, value_name = "COUNT")]
+    #[arg(
+        long,
+        env = "DHOW_AUDIT_LOG_MAX_BACKUPS",
+        requires = "audit_policy",
+        default_value_t = 10,
+        value_name = "COUNT"
+    )]
     pub audit_log_max_backups: u32,
     /// Who is sent what is recorded: a kubeconfig of that server. Without --audit-log, no file is written then.
     #[arg(long, env = "DHOW_AUDIT_WEBHOOK", requires = "audit_policy", value_name = "FILE")]

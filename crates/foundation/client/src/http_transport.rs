@@ -13,9 +13,9 @@ use hyper_util::rt::TokioExecutor;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
-use crate::{Error, kubeconfig};
 use crate::tls_connector::TlsConnector;
 use crate::transport::{Body, Transport};
+use crate::{Error, kubeconfig};
 
 /// Where and as whom to connect.
 #[derive(Clone)]

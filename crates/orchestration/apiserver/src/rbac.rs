@@ -222,9 +222,9 @@ impl Authorizer {
             return Verdict::Allowed;
         }
         let compiled = self.current();
-        let granted = compiled.grants(user, attributes.namespace()).find(|grant| {
-            grant.rules.iter().any(|rule| permits(rule, attributes))
-        });
+        let granted = compiled
+            .grants(user, attributes.namespace())
+            .find(|grant| grant.rules.iter().any(|rule| permits(rule, attributes)));
         granted.map_or(Verdict::Refused, |grant| Verdict::Granted(grant.reason.clone()))
     }
 

@@ -352,8 +352,7 @@ async fn change_once(
     }
     let _reserved = server.allocator.reserve(kind, Some(old_value), &mut admitted.object)?;
     if part == Part::Main || part == Part::Status && kind.custom.is_some() {
-        let errors =
-            offload::evaluate(|pace| validation::validate_update(kind, &admitted.object, old_value, pace));
+        let errors = offload::evaluate(|pace| validation::validate_update(kind, &admitted.object, old_value, pace));
         refuse_invalid(kind, &admitted.object, &errors)?;
     }
     escalation::check(&server.authorizer, request.user(), kind, &admitted.object, Some(old_value))?;

@@ -705,10 +705,11 @@ async fn conditions_of_webhooks_ask_what_the_user_may_do() {
     cluster.kubectl(&["create", "clusterrole", "writer", "--verb=*", "--resource=configmaps"]).await;
     cluster.kubectl(&["create", "clusterrolebinding", "ann", "--clusterrole=writer", "--user=ann"]).await;
     cluster.kubeconfig("ann", "ann", &[]);
-    let refused = cluster.run("ann", &["create", "configmap", "a"], "").await.unwrap_err();
+    let create = ["create", "-f", "-"];
+    let refused = cluster.run("ann", &create, &config_map("a").to_string()).await.unwrap_err();
     assert!(refused.contains("denied the request"), "{refused}");
     // Administrators may break glass.
-    cluster.kubectl(&["create", "configmap", "b"]).await;
+    cluster.run("admin", &create, &config_map("b").to_string()).await.unwrap();
     assert_eq!(hook.asked.lock().len(), 1);
 }
 
@@ -719,7 +720,8 @@ async fn storage_in_use_stays_and_pods_know_their_zone() {
         "apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "v", "finalizers": ["example.com/mine"]},
         "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}},
     });
-    let (code, made) = cluster.json("POST", "/api/v1/namespaces/default/persistentvolumeclaims", "application/json", &claim).await;
+    let (code, made) =
+        cluster.json("POST", "/api/v1/namespaces/default/persistentvolumeclaims", "application/json", &claim).await;
     assert_eq!(code, 201, "{made}");
     assert_eq!(made["metadata"]["finalizers"], json!(["example.com/mine", "kubernetes.io/pvc-protection"]));
     let volume = json!({
@@ -736,7 +738,8 @@ async fn storage_in_use_stays_and_pods_know_their_zone() {
     waiting["metadata"]["labels"] = json!({"topology.kubernetes.io/zone": "mine"});
     apply(&cluster, &waiting).await.unwrap();
     let binding = json!({"apiVersion": "v1", "kind": "Binding", "metadata": {"name": "p"}, "target": {"kind": "Node", "name": "n"}});
-    let (code, answer) = cluster.json("POST", "/api/v1/namespaces/default/pods/p/binding", "application/json", &binding).await;
+    let (code, answer) =
+        cluster.json("POST", "/api/v1/namespaces/default/pods/p/binding", "application/json", &binding).await;
     assert_eq!(code, 201, "{answer}");
     let labels = cluster.kubectl(&["get", "pod", "p", "-o", "jsonpath={.metadata.labels}"]).await;
     let expected = json!({"topology.kubernetes.io/zone": "z1", "topology.kubernetes.io/region": "r1"});
@@ -754,8 +757,10 @@ async fn owners_are_named_by_who_may_delete() {
     cluster.kubectl(&["create", "clusterrolebinding", "ann", "--clusterrole=writer", "--user=ann"]).await;
     cluster.kubeconfig("ann", "ann", &[]);
     let owned = |block: bool| {
-        let owner = json!({"apiVersion": "v1", "kind": "ConfigMap", "name": "owner", "uid": uid, "blockOwnerDeletion": block});
-        json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "owned", "ownerReferences": [owner]}}).to_string()
+        let owner =
+            json!({"apiVersion": "v1", "kind": "ConfigMap", "name": "owner", "uid": uid, "blockOwnerDeletion": block});
+        json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "owned", "ownerReferences": [owner]}})
+            .to_string()
     };
     let create = ["create", "-f", "-"];
     let refused = cluster.run("ann", &create, &owned(true)).await.unwrap_err();

@@ -9,9 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
-use dhow_apiserver::{
-    AccessConfig, AuditConfig, AuditFile, AuditPolicy, AuditWebhook, AuthenticationConfig, UserInfo,
-};
+use dhow_apiserver::{AccessConfig, AuditConfig, AuditFile, AuditPolicy, AuditWebhook, AuthenticationConfig, UserInfo};
 use dhow_base::pki::{ClusterCa, SaKey};
 use dhow_base::tls;
 use harness::Cluster;
@@ -371,7 +369,11 @@ async fn collector(failures: usize) -> (u16, Arc<Mutex<Vec<Value>>>) {
                 }
             });
             let io = TokioIo::new(tcp);
-            tokio::spawn(hyper_util::server::conn::auto::Builder::new(TokioExecutor::new()).serve_connection(io, service).into_owned());
+            tokio::spawn(
+                hyper_util::server::conn::auto::Builder::new(TokioExecutor::new())
+                    .serve_connection(io, service)
+                    .into_owned(),
+            );
         }
     });
     (port, lists)
@@ -397,7 +399,7 @@ async fn audit_events_go_to_a_webhook() {
     let text = "{apiVersion: audit.k8s.io/v1, kind: Policy, omitStages: [RequestReceived], rules: [{level: Metadata, users: [ann]}]}";
     let audit = AuditConfig { policy: AuditPolicy::parse(text).unwrap(), file: None, webhook: Some(webhook) };
     let cluster = Cluster::start_with(AccessConfig { audit: Some(audit), ..AccessConfig::default() }).await;
-    let strict = "{apiVersion: v1, kind: Namespace, metadata: {name: strict, labels: {pod-security.kubernetes.io/audit: restricted}}}";
+    let strict = "kind: Namespace\napiVersion: v1\nmetadata: {name: strict, labels: {pod-security.kubernetes.io/audit: restricted}}";
     cluster.run("admin", &["apply", "-f", "-"], strict).await.unwrap();
     cluster.kubectl(&["create", "rolebinding", "ann", "-n", "strict", "--clusterrole=edit", "--user=ann"]).await;
     cluster.kubectl(&["create", "serviceaccount", "default", "-n", "strict"]).await;
@@ -430,7 +432,9 @@ async fn audit_events_go_to_a_webhook() {
     assert!(violations.starts_with("would violate PodSecurity \"restricted:latest\": "), "{violations}");
     assert_eq!(of("list", "secrets")["authorization.k8s.io/decision"], "forbid");
     let metrics = cluster.kubectl(&["get", "--raw", "/metrics"]).await;
-    for wanted in ["apiserver_audit_level_total{level=\"Metadata\"} ", "apiserver_audit_error_total{plugin=\"webhook\"} 0"] {
+    for wanted in
+        ["apiserver_audit_level_total{level=\"Metadata\"} ", "apiserver_audit_error_total{plugin=\"webhook\"} 0"]
+    {
         assert!(metrics.contains(wanted), "{wanted}: {metrics}");
     }
 }

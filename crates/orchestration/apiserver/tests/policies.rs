@@ -357,7 +357,7 @@ async fn policies_write_into_the_audit_log() {
     - {expression: 'object.spec.replicas > 0', message: one at least}
     - {expression: 'object.spec.replicas < 3', message: few are enough}
   auditAnnotations:
-    - {key: size, valueExpression: \"object.spec.replicas > 3 ? 'replicas: ' + string(object.spec.replicas) : null\"}
+    - {key: size, valueExpression: \"object.spec.replicas > 3 ? 'replicas: ' + string(object.spec.replicas) : ''\"}
     - {key: who, valueExpression: 'request.userInfo.username'}";
     cluster.apply(&validating("few", spec, "validationActions: [Audit]")).await.unwrap();
     cluster.apply(&deployment("many", "default", 4)).await.unwrap();
@@ -391,19 +391,40 @@ async fn a_policy_says_what_does_not_fit() {
     let cluster = Cluster::start().await;
     let spec = "  validations: [{expression: 'object.replicas > 1'}, {expression: 'object.spec.replicas > 1'}]";
     cluster.apply(&validating("typed", spec, "validationActions: [Deny]")).await.unwrap();
-    cluster.kubectl(&["wait", "vap/typed", "--for=jsonpath={.status.observedGeneration}=1", "--timeout=20s"]).await;
+    cluster
+        .kubectl(&[
+            "wait",
+            "validatingadmissionpolicy/typed",
+            "--for=jsonpath={.status.observedGeneration}=1",
+            "--timeout=20s",
+        ])
+        .await;
     let warnings = "jsonpath={range .status.typeChecking.expressionWarnings[*]}{.fieldRef} {.warning}{end}";
-    let shown = cluster.kubectl(&["get", "vap", "typed", "-o", warnings]).await;
-    let expected = "spec.validations[0].expression apps/v1, Kind=Deployment: ERROR: <input>:1:7: undefined field 'replicas'";
+    let shown = cluster.kubectl(&["get", "validatingadmissionpolicy", "typed", "-o", warnings]).await;
+    let expected =
+        "spec.validations[0].expression apps/v1, Kind=Deployment: ERROR: <input>:1:7: undefined field 'replicas'";
     assert!(shown.starts_with(expected) && !shown.contains("validations[1]"), "{shown}");
-    let described = cluster.kubectl(&["describe", "vap", "typed"]).await;
-    assert!(described.contains("Expression Warnings:") && described.contains("undefined field 'replicas'"), "{described}");
+    let described = cluster.kubectl(&["describe", "validatingadmissionpolicy", "typed"]).await;
+    assert!(
+        described.contains("Expression Warnings:") && described.contains("undefined field 'replicas'"),
+        "{described}"
+    );
 
     let spec = "  validations: [{expression: 'object.spec.replicas > 1'}]";
     cluster.apply(&validating("typed", spec, "validationActions: [Deny]")).await.unwrap();
-    cluster.kubectl(&["wait", "vap/typed", "--for=jsonpath={.status.observedGeneration}=2", "--timeout=20s"]).await;
-    assert_eq!(cluster.kubectl(&["get", "vap", "typed", "-o", "jsonpath={.status.typeChecking}"]).await, "{}");
-    let columns = cluster.kubectl(&["get", "vap,vapb"]).await;
+    cluster
+        .kubectl(&[
+            "wait",
+            "validatingadmissionpolicy/typed",
+            "--for=jsonpath={.status.observedGeneration}=2",
+            "--timeout=20s",
+        ])
+        .await;
+    assert_eq!(
+        cluster.kubectl(&["get", "validatingadmissionpolicy", "typed", "-o", "jsonpath={.status.typeChecking}"]).await,
+        "{}"
+    );
+    let columns = cluster.kubectl(&["get", "validatingadmissionpolicies,validatingadmissionpolicybindings"]).await;
     for title in ["VALIDATIONS", "PARAMKIND", "AGE", "POLICYNAME", "PARAMREF"] {
         assert!(columns.contains(title), "{columns}");
     }
@@ -415,7 +436,10 @@ async fn a_policy_that_takes_long_holds_up_nobody_else() {
     let cluster = Cluster::start().await;
     let nested = "lists.range(300).all(x, lists.range(300).all(y, x + y >= 0))";
     let validations: String = (0..6).map(|_| format!("\n    - {{expression: '{nested}'}}")).collect();
-    cluster.apply(&validating("slow", &format!("  validations:{validations}"), "validationActions: [Deny]")).await.unwrap();
+    cluster
+        .apply(&validating("slow", &format!("  validations:{validations}"), "validationActions: [Deny]"))
+        .await
+        .unwrap();
     let body = |name: &str| {
         json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name}, "spec": {
             "selector": {"matchLabels": {"a": "b"}},

@@ -305,7 +305,14 @@ async fn claims_and_volumes_stay_while_they_are_used() {
     cloud.apply(pod).await;
     cloud.kubectl(&["delete", "pvc", "used", "idle", "--wait=false"]).await;
     cloud.kubectl(&["wait", "pvc/idle", "--for=delete", "--timeout=20s"]).await;
-    let used = ["get", "pvc", "used", "--ignore-not-found", "-o", "jsonpath={.metadata.finalizers[*]} {.metadata.deletionGracePeriodSeconds}"];
+    let used = [
+        "get",
+        "pvc",
+        "used",
+        "--ignore-not-found",
+        "-o",
+        "jsonpath={.metadata.finalizers[*]} {.metadata.deletionGracePeriodSeconds}",
+    ];
     assert_eq!(cloud.kubectl(&used).await, "kubernetes.io/pvc-protection 0");
     cloud.kubectl(&["delete", "pod", "p", "--wait=false"]).await;
     cloud.kubectl(&["wait", "pvc/used", "--for=delete", "--timeout=20s"]).await;

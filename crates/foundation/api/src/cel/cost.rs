@@ -253,7 +253,8 @@ impl<'a> Estimator<'a> {
             FoldKind::Exists => (0, plus(&[4, each]), Found::new(1, Sort::Scalar)),
             FoldKind::ExistsOne => (0, plus(&[2, each]), Found::new(2, Sort::Scalar)),
             FoldKind::Filter => {
-                let kept = Found { extent: over.extent, items: over.items, ..Found::sized(1, Sort::List, (0, count.1)) };
+                let kept =
+                    Found { extent: over.extent, items: over.items, ..Found::sized(1, Sort::List, (0, count.1)) };
                 (LIST, plus(&[13, each]), kept)
             }
             FoldKind::Map | FoldKind::SortBy => {
@@ -328,9 +329,7 @@ fn call<'a>(target: Option<&Found<'a>>, name: &str, args: &[Found<'a>]) -> Found
             gives(reading(most), Sort::Text, (0, most))
         }
         "format" => gives(reading(size.1), Sort::Text, sum(size, arg(0))),
-        "strings.quote" => {
-            gives(reading(size.1), Sort::Text, (size.0, size.1.saturating_mul(2).saturating_add(2)))
-        }
+        "strings.quote" => gives(reading(size.1), Sort::Text, (size.0, size.1.saturating_mul(2).saturating_add(2))),
         "string" | "bytes" if args.first().is_some_and(|arg| arg.sort == Sort::Text) => {
             gives(reading(size.1), Sort::Text, (size.0 / 4, size.1.saturating_mul(4)))
         }

@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::types::{ObjectType, Type};
 use super::escaped;
+use super::types::{ObjectType, Type};
 use crate::custom::rules;
 use crate::descriptor::{self, Form, Label, Message, Presence, Scalar};
 use crate::registry::Kind;
@@ -11,8 +11,12 @@ use crate::registry::Kind;
 /// What an object of a kind is, as its schema says; anything where it says nothing.
 pub fn of_kind(kind: &Kind) -> Type {
     let mut known = HashMap::new();
-    let Some(served) = &kind.custom else { return kind.message().map_or(Type::Any, |message| of_message(message, &mut known)) };
-    let Some(metadata) = descriptor::message("io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta") else { return Type::Any };
+    let Some(served) = &kind.custom else {
+        return kind.message().map_or(Type::Any, |message| of_message(message, &mut known));
+    };
+    let Some(metadata) = descriptor::message("io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta") else {
+        return Type::Any;
+    };
     match rules::type_of(&served.version.schema, true) {
         Type::Object(object) => {
             let mut fields = object.fields.clone();

@@ -184,12 +184,26 @@ mod tests {
             (None, json!({"type": "integer"}), nested, Some("more than 100x")),
             (Some(100), json!({"type": "integer"}), nested, None),
             (Some(2000), json!({"type": "integer"}), nested, Some("2.8x")),
-            (None, json!({"type": "string"}), "self.all(x, x.contains('abcdefghijklmnopqrstuvwxyz'))", Some("more than 100x")),
+            (
+                None,
+                json!({"type": "string"}),
+                "self.all(x, x.contains('abcdefghijklmnopqrstuvwxyz'))",
+                Some("more than 100x"),
+            ),
             (Some(10), json!({"type": "string", "maxLength": 100}), "self.all(x, x.contains('abcdefghijk'))", None),
             (Some(1000), json!({"type": "string", "maxLength": 1000}), "self.all(x, x.matches('^[a-z0-9]+$'))", None),
-            (Some(100_000), json!({"type": "string", "maxLength": 1000}), "self.all(x, x.matches('^[a-z0-9]+$'))", Some("12")),
-            (Some(10), json!({"type": "object", "properties": {"a": {"type": "string", "enum": ["x", "yy"]}}}),
-                "self.map(x, x.a).join(',').split(',').all(p, p in ['x', 'yy'])", None),
+            (
+                Some(100_000),
+                json!({"type": "string", "maxLength": 1000}),
+                "self.all(x, x.matches('^[a-z0-9]+$'))",
+                Some("12"),
+            ),
+            (
+                Some(10),
+                json!({"type": "object", "properties": {"a": {"type": "string", "enum": ["x", "yy"]}}}),
+                "self.map(x, x.a).join(',').split(',').all(p, p in ['x', 'yy'])",
+                None,
+            ),
         ] {
             let found = said(list(most, item.clone(), rule));
             match factor {
@@ -210,7 +224,10 @@ mod tests {
         let item = json!({"type": "string", "maxLength": 1000, "x-kubernetes-validations": [{"rule": "self.matches('^[a-z0-9.]{1,20}$')"}]});
         // Once for each item that fits into a request.
         let found = said(json!({"l": {"type": "array", "items": item}}));
-        assert!(found[0].contains("items.x-kubernetes-validations[0].rule: Forbidden: estimated rule cost"), "{found:?}");
+        assert!(
+            found[0].contains("items.x-kubernetes-validations[0].rule: Forbidden: estimated rule cost"),
+            "{found:?}"
+        );
         assert_eq!(said(json!({"l": {"type": "array", "items": item, "maxItems": 100}})), [""; 0]);
         assert!(!said(json!({"m": {"type": "object", "additionalProperties": item}})).is_empty());
         assert_eq!(said(json!({"m": {"type": "object", "additionalProperties": item, "maxProperties": 100}})), [""; 0]);
@@ -223,7 +240,10 @@ mod tests {
         let lists: serde_json::Map<String, Value> = (0..20).map(|i| (format!("l{i:02}"), list.clone())).collect();
         let found = said(lists.into());
         assert_eq!(found.len(), 5, "{found:?}");
-        assert!(found[0].ends_with("contributed to estimated rule cost total exceeding cost limit for entire OpenAPIv3 schema"));
+        assert!(
+            found[0]
+                .ends_with("contributed to estimated rule cost total exceeding cost limit for entire OpenAPIv3 schema")
+        );
         let total = "s: Forbidden: x-kubernetes-validations estimated rule cost total for entire OpenAPIv3 schema exceeds budget";
         assert!(found[4].starts_with(total), "{found:?}");
     }

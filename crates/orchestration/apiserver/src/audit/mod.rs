@@ -147,20 +147,28 @@ impl Log {
 }
 
 impl Trail {
-    /// The request is there, and its body if that is recorded.
+    /// The request is there, and its body: that is recorded, or only says which object it is about.
     pub fn received(&self, headers: &HeaderMap, body: &[u8]) {
         self.emit(Stage::RequestReceived);
-        if self.0.decision.level >= Level::Request
-            && !body.is_empty()
-            && let Some(object) = self.tree(body::media_type(headers), body)
-        {
-            let mut event = self.0.event.lock();
-            if let Some(reference) = event.get_mut("objectRef").and_then(Value::as_object_mut) {
-                let known = [("name", meta::name(&object)), ("namespace", meta::namespace(&object))];
-                for (field, value) in known.into_iter().filter(|(_, value)| !value.is_empty()) {
-                    reference.entry(field).or_insert_with(|| json!(value));
+        let recorded = self.wants_bodies();
+        let unnamed = || {
+            let event = self.0.event.lock();
+            event.get("objectRef").is_some_and(|reference| reference.is_object() && reference["name"].is_null())
+        };
+        if body.is_empty() || !recorded && !unnamed() {
+            return;
+        }
+        let Some(object) = self.tree(body::media_type(headers), body) else { return };
+        let mut event = self.0.event.lock();
+        if let Some(reference) = event.get_mut("objectRef").and_then(Value::as_object_mut) {
+            for field in ["name", "namespace", "uid", "resourceVersion"] {
+                let known = meta::text(&object, &["metadata", field]);
+                if !known.is_empty() {
+                    reference.entry(field).or_insert_with(|| json!(known));
                 }
             }
+        }
+        if recorded {
             event.insert("requestObject".into(), object);
         }
     }

@@ -130,7 +130,6 @@ impl<'a> Input<'a> {
         }
         Cel::from_json(&namespace)
     }
-
 }
 
 /// `authorizer`; with `resource`, `authorizer.requestResource`.

@@ -22,9 +22,9 @@ use dhow_api::cel::Pace;
 use dhow_api::registry::{self, Kind};
 use serde_json::Value;
 
-use crate::{ApiServer, offload};
 use crate::admission::Attributes;
 use crate::cache::Cache;
+use crate::{ApiServer, offload};
 use compile::{Compiled, Policy};
 pub use input::authorizer;
 pub use typecheck::follow;

@@ -6,12 +6,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use dhow_api::Status;
 use dhow_api::cel::admission::Names;
 use dhow_api::cel::{Environment, Program, Type, declared};
 use dhow_api::custom::Catalog;
 use dhow_api::meta::{self, items, text};
 use dhow_api::registry::Kind;
-use dhow_api::Status;
 use serde_json::{Value, json};
 
 use crate::ApiServer;
@@ -86,10 +86,8 @@ fn warnings(policy: &Value, catalog: &Catalog) -> Vec<Value> {
     for (index, variable) in variables.iter().enumerate() {
         expressions.push((format!("spec.variables[{index}].expression"), text(variable, &["expression"]), index));
     }
-    let environments: Vec<(String, Vec<Environment>)> = kinds
-        .into_iter()
-        .map(|(name, of)| (name, environments(&of, params.as_ref(), variables)))
-        .collect();
+    let environments: Vec<(String, Vec<Environment>)> =
+        kinds.into_iter().map(|(name, of)| (name, environments(&of, params.as_ref(), variables))).collect();
     let mut found = Vec::new();
     for (place, expression, known) in expressions.iter().filter(|(_, expression, _)| !expression.is_empty()) {
         let misfits: Vec<String> = environments
@@ -111,12 +109,8 @@ fn environments(of: &Type, params: Option<&Type>, variables: &[Value]) -> Vec<En
     let mut types: Vec<(Arc<str>, Type)> = Vec::new();
     let mut all = Vec::new();
     for next in variables.iter().map(Some).chain([None]) {
-        let names = Names {
-            params: params.is_some(),
-            authorizer: true,
-            mutation: false,
-            variables: Some(types.clone()),
-        };
+        let names =
+            Names { params: params.is_some(), authorizer: true, mutation: false, variables: Some(types.clone()) };
         let mut environment = names.environment().with("object", of.clone()).with("oldObject", of.clone());
         if let Some(params) = params {
             environment = environment.with("params", params.clone());
@@ -183,12 +177,15 @@ mod tests {
             ],
         }));
         let fields: Vec<&str> = found.iter().map(|(field, _)| field.as_str()).collect();
-        assert_eq!(fields, [
-            "spec.validations[0].expression",
-            "spec.validations[1].messageExpression",
-            "spec.validations[2].expression",
-            "spec.variables[1].expression"
-        ]);
+        assert_eq!(
+            fields,
+            [
+                "spec.validations[0].expression",
+                "spec.validations[1].messageExpression",
+                "spec.validations[2].expression",
+                "spec.variables[1].expression"
+            ]
+        );
         let expected = "apps/v1, Kind=Deployment: ERROR: <input>:1:7: undefined field 'replicas'\n | object.replicas > 1\n | ......^\n";
         assert!(found[0].1.starts_with(expected), "{}", found[0].1);
         assert!(found[0].1.contains("apps/v1, Kind=ReplicaSet: ERROR"));
