@@ -2,6 +2,7 @@
 
 use std::cell::{OnceCell, RefCell};
 use std::collections::HashMap;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use dhow_api::cel::{
@@ -23,13 +24,19 @@ pub struct Input<'a> {
     attributes: &'a Attributes<'a>,
     policy: &'a Policy,
     row: matching::Row<'a>,
+    documents: Rc<Documents>,
+    params: Cel,
+    pace: Option<Pace>,
+    variables: RefCell<HashMap<usize, Result<Cel, EvalError>>>,
+}
+
+/// What all policies see alike, as long as they see the object in the same form and nobody changes it.
+#[derive(Default)]
+pub struct Documents {
     object: OnceCell<Cel>,
     old: OnceCell<Cel>,
     request: OnceCell<Cel>,
     namespace: OnceCell<Cel>,
-    params: Cel,
-    pace: Option<Pace>,
-    variables: RefCell<HashMap<usize, Result<Cel, EvalError>>>,
 }
 
 /// What ends an evaluation, in upstream's words.
@@ -41,18 +48,16 @@ impl<'a> Input<'a> {
         server: &'a ApiServer,
         attributes: &'a Attributes<'a>,
         invocation: &Invocation<'a>,
+        documents: Rc<Documents>,
         pace: Option<&Pace>,
     ) -> Self {
         Self {
+            documents,
             pace: pace.cloned(),
             server,
             attributes,
             policy: invocation.policy,
             row: invocation.row.clone(),
-            object: OnceCell::new(),
-            old: OnceCell::new(),
-            request: OnceCell::new(),
-            namespace: OnceCell::new(),
             params: invocation.params.as_ref().map_or(Cel::Null, Cel::from_json),
             variables: RefCell::default(),
         }
@@ -150,14 +155,18 @@ impl Variables for Input<'_> {
     fn get(&self, name: &str) -> Option<Cel> {
         Some(match name {
             "object" if self.attributes.object.is_null() => Cel::Null,
-            "object" => self.object.get_or_init(|| self.converted(&self.attributes.object)).clone(),
-            "oldObject" => {
-                self.old.get_or_init(|| self.attributes.old.map_or(Cel::Null, |object| self.converted(object))).clone()
-            }
-            "request" => {
-                self.request.get_or_init(|| Cel::from_json(&request(self.attributes, self.row.kind()))).clone()
-            }
-            "namespaceObject" => self.namespace.get_or_init(|| self.namespace_object()).clone(),
+            "object" => self.documents.object.get_or_init(|| self.converted(&self.attributes.object)).clone(),
+            "oldObject" => self
+                .documents
+                .old
+                .get_or_init(|| self.attributes.old.map_or(Cel::Null, |object| self.converted(object)))
+                .clone(),
+            "request" => self
+                .documents
+                .request
+                .get_or_init(|| Cel::from_json(&request(self.attributes, self.row.kind())))
+                .clone(),
+            "namespaceObject" => self.documents.namespace.get_or_init(|| self.namespace_object()).clone(),
             "params" => self.params.clone(),
             "authorizer" => authorizer(self.server, self.attributes, false),
             _ => return None,

@@ -1,5 +1,7 @@
 //! The first phase: policies that change the object.
 
+use std::rc::Rc;
+
 use dhow_api::cel::{BUDGET, Key, Meter, Pace, Value as Cel};
 use dhow_api::registry::Kind;
 use dhow_api::{Status, apply, defaulting, patch};
@@ -70,7 +72,7 @@ fn one(
             refusals.push(refusal(&invocation.policy.name, Some(&invocation.binding.name), why));
         }
     };
-    match Input::new(server, attributes, invocation, pace).conditions() {
+    match Input::new(server, attributes, invocation, Rc::default(), pace).conditions() {
         Ok(true) => {}
         Ok(false) => return false,
         Err(why) => {
@@ -82,7 +84,7 @@ fn one(
     let mut changed = false;
     for mutation in &invocation.policy.mutations {
         let made = {
-            let input = Input::new(server, attributes, invocation, pace);
+            let input = Input::new(server, attributes, invocation, Rc::default(), pace);
             input.evaluate(&mutation.expression, &mutation.source, &mut meter)
         };
         match made.and_then(|made| mutated(mutation, &invocation.row, attributes, &made)) {

@@ -1,13 +1,15 @@
 //! The second phase: policies that refuse, warn, or leave a note in the audit log.
 
 use std::collections::BTreeMap;
+use std::rc::Rc;
 
 use dhow_api::Status;
 use dhow_api::cel::{BUDGET, Meter, Pace, Value};
 use serde_json::json;
 
 use super::compile::{Policy, Validation};
-use super::input::{Input, OUT_OF_BUDGET};
+use super::input::{Documents, Input, OUT_OF_BUDGET};
+use super::matching::Row;
 use super::{Failure, Invocation, select};
 use crate::ApiServer;
 use crate::admission::Attributes;
@@ -44,10 +46,16 @@ pub fn judge<'a>(
     pace: Option<&Pace>,
 ) -> Judgement<'a> {
     let (invocations, failures) = select(server, policies, attributes);
+    let shared = Rc::<Documents>::default();
     let found = invocations
         .into_iter()
         .map(|invocation| {
-            let opinion = one(server, attributes, &invocation, pace);
+            let documents = match &invocation.row {
+                Row::Own(_) => shared.clone(),
+                Row::Other(_) => Rc::default(),
+            };
+            let input = Input::new(server, attributes, &invocation, documents, pace);
+            let opinion = one(&input, invocation.policy);
             (invocation, opinion)
         })
         .collect();
@@ -112,9 +120,7 @@ fn refuse(attributes: &Attributes<'_>, policy: &Policy, binding: Option<&str>, m
     attributes.forbidden(&why).because(reason, code, &why)
 }
 
-fn one(server: &ApiServer, attributes: &Attributes<'_>, invocation: &Invocation<'_>, pace: Option<&Pace>) -> Opinion {
-    let policy = invocation.policy;
-    let input = Input::new(server, attributes, invocation, pace);
+fn one(input: &Input<'_>, policy: &Policy) -> Opinion {
     let mut opinion = Opinion::default();
     let failed = |index: usize, why: String| policy.fail.then_some((index, why, String::new()));
     match input.conditions() {
@@ -130,7 +136,7 @@ fn one(server: &ApiServer, attributes: &Attributes<'_>, invocation: &Invocation<
         match input.evaluate(&validation.expression, &validation.source, &mut meter) {
             Ok(Value::Bool(true)) => {}
             Ok(_) => {
-                let message = message(&input, validation, &mut meter);
+                let message = message(input, validation, &mut meter);
                 opinion.violations.push((index, message, validation.reason.clone()));
             }
             // Nothing is known of the others either.
