@@ -42,7 +42,7 @@ pub struct AuditWebhook {
 enum Way {
     Tls(Client),
     /// To this machine itself.
-    Plain(Pool<HttpConnector, Full<Bytes>>),
+    Plain(Box<Pool<HttpConnector, Full<Bytes>>>),
 }
 
 impl AuditWebhook {
@@ -62,7 +62,7 @@ impl AuditWebhook {
             return Err(bad(format!("server {server} is neither https nor on this machine: use https")));
         }
         let pool = Pool::builder(TokioExecutor::new()).build(HttpConnector::new());
-        Ok(Self { path: server.to_string(), way: Way::Plain(pool), pause: Duration::from_secs(1) })
+        Ok(Self { path: server.to_string(), way: Way::Plain(pool.into()), pause: Duration::from_secs(1) })
     }
 
     /// Begins to deliver what the returned end is given.
