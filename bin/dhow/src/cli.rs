@@ -182,7 +182,7 @@ pub enum ServerCommand {
     /// Make the state, and the cluster's keys, of a stopped cloud from a backup.
     Restore(RestoreArgs),
     /// Encrypt the Secrets in a stopped cloud's store under a new key, and forget the old one.
-    RotateKeys(PlaceArgs),
+    RotateKeys(Box<PlaceArgs>),
 }
 
 #[derive(Debug, Args)]

@@ -334,9 +334,9 @@ async fn audited(path: &std::path::Path, name: &str) -> Value {
     for _ in 0..200 {
         let text = std::fs::read_to_string(path).unwrap();
         let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
-        let events = whole.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        let mut events = whole.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
         let about = |event: &Value| event["objectRef"]["name"] == name && event["stage"] == "ResponseComplete";
-        if let Some(event) = events.filter(about).last() {
+        if let Some(event) = events.rfind(about) {
             return event;
         }
         // The log is a file that another thread writes; nothing tells of it.
