@@ -145,9 +145,10 @@ impl AuditFile {
             .collect();
         aside.sort();
         let many = if self.kept == 0 { 0 } else { aside.len().saturating_sub(self.kept) };
-        let age = SignedDuration::from_hours(i64::from(self.days) * 24);
-        let oldest = now.checked_sub(age).unwrap_or(now).strftime(TIME).to_string();
-        let old = |time: &str| self.days > 0 && time < oldest.as_str();
+        let age = (self.days > 0).then(|| SignedDuration::from_hours(i64::from(self.days) * 24));
+        // Before time began nothing was put aside.
+        let oldest = age.and_then(|age| now.checked_sub(age).ok()).map(|oldest| oldest.strftime(TIME).to_string());
+        let old = |time: &str| oldest.as_ref().is_some_and(|oldest| time < oldest.as_str());
         let gone = aside.iter().enumerate().filter(|(at, (time, _))| *at < many || old(time));
         gone.map(|(_, (_, path))| path).try_for_each(std::fs::remove_file)
     }
