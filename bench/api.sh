@@ -5,4 +5,5 @@ set -eu
 cd "$(dirname "$0")/.."
 printf '%s, %s cores, Linux %s\n' "$(uname -m)" "$(nproc)" "$(uname -r)"
 printf 'data on %s\n\n' "$(findmnt -n -o FSTYPE -T "${TMPDIR:-/tmp}")"
-exec cargo bench --quiet -p dhow-apiserver --bench api
+# With the argument `admission`, only what admission costs a write.
+exec cargo bench --quiet -p dhow-apiserver --bench api -- "$@"

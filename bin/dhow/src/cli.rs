@@ -106,9 +106,37 @@ pub struct PlaceArgs {
     /// Where it is recorded [default: audit.log in the data folder].
     #[arg(long, env = "DHOW_AUDIT_LOG", requires = "audit_policy", value_name = "FILE")]
     pub audit_log: Option<PathBuf>,
+    /// Size at which that file is put aside and a new one begun.
+    #[arg(long, env = "DHOW_AUDIT_LOG_MAX_SIZE", requires = "audit_policy", default_value_t = 100, value_name = "MIB")]
+    pub audit_log_max_size: u32,
+    /// Age at which files put aside are removed; 0 for never.
+    #[arg(long, env = "DHOW_AUDIT_LOG_MAX_AGE", requires = "audit_policy", default_value_t = 0, value_name = "DAYS")]
+    pub audit_log_max_age: u32,
+    /// Files put aside that are kept; 0 for all.
+    #[arg(
+        long,
+        env = "DHOW_AUDIT_LOG_MAX_BACKUPS",
+        requires = "audit_policy",
+        default_value_t = 10,
+        value_name = "COUNT"
+    )]
+    pub audit_log_max_backups: u32,
+    /// Who is sent what is recorded: a kubeconfig of that server. Without --audit-log, no file is written then.
+    #[arg(long, env = "DHOW_AUDIT_WEBHOOK", requires = "audit_policy", value_name = "FILE")]
+    pub audit_webhook: Option<PathBuf>,
+    /// Admission plugins to turn on beside the usual ones.
+    #[arg(long, env = "DHOW_ENABLE_ADMISSION_PLUGINS", value_enum, value_delimiter = ',', value_name = "PLUGIN,...")]
+    pub enable_admission_plugins: Vec<AdmissionPlugin>,
     /// Log format.
     #[arg(long, env = "DHOW_LOG_FORMAT", value_enum, default_value_t = LogFormat::Auto)]
     pub log_format: LogFormat,
+}
+
+/// An admission plugin that is off unless it is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum AdmissionPlugin {
+    #[value(name = "OwnerReferencesPermissionEnforcement")]
+    OwnerReferencesPermissionEnforcement,
 }
 
 /// The members of an etcd cluster, as `etcd://host:port,host:port` (TLS) or `etcd+http://…` (on this machine only).
@@ -173,7 +201,7 @@ pub enum ServerCommand {
     /// Copy a stopped cloud's state from the data folder into empty etcd servers, and use those from then on.
     MigrateStore(PlaceArgs),
     /// Encrypt the Secrets in a stopped cloud's store under a new key, and forget the old one.
-    RotateKeys(PlaceArgs),
+    RotateKeys(Box<PlaceArgs>),
 }
 
 #[derive(Debug, Args)]

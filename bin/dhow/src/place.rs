@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use clap::ValueEnum;
 
-use crate::cli::{EtcdEndpoints, LogFormat, PlaceArgs};
+use crate::cli::{AdmissionPlugin, EtcdEndpoints, LogFormat, PlaceArgs};
 use crate::keys;
 
 /// Everything about the place that the parts need to know.
@@ -29,9 +30,22 @@ pub struct Place {
     /// Further names and addresses under which the API is reached.
     pub tls_sans: Vec<String>,
     pub authentication_config: Option<PathBuf>,
-    pub audit_policy: Option<PathBuf>,
-    pub audit_log: Option<PathBuf>,
+    pub audit: Option<AuditPlace>,
+    pub admission_plugins: Vec<AdmissionPlugin>,
     pub log_format: LogFormat,
+}
+
+/// What is recorded of requests, and where to.
+#[derive(Debug, Clone)]
+pub struct AuditPlace {
+    pub policy: PathBuf,
+    pub log: Option<PathBuf>,
+    /// MiB.
+    pub max_size: u32,
+    /// Days.
+    pub max_age: u32,
+    pub max_backups: u32,
+    pub webhook: Option<PathBuf>,
 }
 
 /// Where the etcd servers are, and the files that prove both sides.
@@ -88,8 +102,18 @@ impl Place {
             leader_lease: Duration::from_secs(args.leader_elect_lease_duration),
             tls_sans: args.tls_san.clone(),
             authentication_config: args.authentication_config.as_ref().map(file).transpose()?,
-            audit_policy: args.audit_policy.as_ref().map(file).transpose()?,
-            audit_log: args.audit_log.as_ref().map(file).transpose()?,
+            audit: match &args.audit_policy {
+                Some(policy) => Some(AuditPlace {
+                    policy: file(policy)?,
+                    log: args.audit_log.as_ref().map(file).transpose()?,
+                    max_size: args.audit_log_max_size,
+                    max_age: args.audit_log_max_age,
+                    max_backups: args.audit_log_max_backups,
+                    webhook: args.audit_webhook.as_ref().map(file).transpose()?,
+                }),
+                None => None,
+            },
+            admission_plugins: args.enable_admission_plugins.clone(),
             log_format: args.log_format,
         })
     }
@@ -159,10 +183,22 @@ impl Place {
         let files = [
             ("--token-file", &self.token_file),
             ("--authentication-config", &self.authentication_config),
-            ("--audit-policy", &self.audit_policy),
-            ("--audit-log", &self.audit_log),
         ];
         flags.extend(files.into_iter().filter_map(|(flag, path)| Some((flag, path.as_ref()?.into()))));
+        if let Some(audit) = &self.audit {
+            flags.extend([
+                ("--audit-policy", audit.policy.clone().into()),
+                ("--audit-log-max-size", audit.max_size.to_string().into()),
+                ("--audit-log-max-age", audit.max_age.to_string().into()),
+                ("--audit-log-max-backups", audit.max_backups.to_string().into()),
+            ]);
+            flags.extend(audit.log.iter().map(|path| ("--audit-log", path.into())));
+            flags.extend(audit.webhook.iter().map(|path| ("--audit-webhook", path.into())));
+        }
+        for plugin in &self.admission_plugins {
+            let name = plugin.to_possible_value().map(|value| value.get_name().to_owned());
+            flags.extend(name.map(|name| ("--enable-admission-plugins", name.into())));
+        }
         flags.into_iter().flat_map(|(flag, value)| [flag.into(), value]).collect()
     }
 

@@ -1,6 +1,6 @@
 //! The transport over HTTPS: pooled HTTP/2 connections, the cluster's CA, certificates or tokens.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -13,9 +13,9 @@ use hyper_util::rt::TokioExecutor;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
-use crate::Error;
 use crate::tls_connector::TlsConnector;
 use crate::transport::{Body, Transport};
+use crate::{Error, kubeconfig};
 
 /// Where and as whom to connect.
 #[derive(Clone)]
@@ -24,6 +24,13 @@ pub struct HttpsConfig {
     pub server: String,
     pub ca_pem: String,
     pub auth: Auth,
+}
+
+impl HttpsConfig {
+    /// What a context of a kubeconfig file describes; `None` is its current context.
+    pub fn from_kubeconfig(path: &Path, context: Option<&str>) -> Result<Self, Error> {
+        kubeconfig::load(path, context)
+    }
 }
 
 #[derive(Clone)]

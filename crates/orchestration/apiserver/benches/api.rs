@@ -6,6 +6,8 @@
 
 #[path = "../tests/harness/mod.rs"]
 mod harness;
+#[path = "../tests/harness/webhook.rs"]
+mod webhook;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,6 +21,7 @@ use http::{Method, Request};
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
+use webhook::{Hook, Say};
 
 const PODS: usize = 10_000;
 const WATCHERS: usize = 1000;
@@ -208,12 +211,76 @@ async fn measure(name: &str, kv: Arc<dyn Kv>, fresh: bool) -> String {
     )
 }
 
+/// Policies that all look at every pod.
+const POLICIES: usize = 20;
+
+async fn post(cluster: &Cluster, path: &str, object: Value) {
+    send(&client(cluster), Method::POST, path, object.to_string().into()).await;
+}
+
+/// The write path with admission in the way: one row.
+async fn admission(name: &str, policies: usize, webhook: bool, seats: usize) -> String {
+    eprintln!("measuring {name}");
+    let access = AccessConfig { seats: Some(seats), ..AccessConfig::default() };
+    let cluster = Cluster::open(Arc::new(MemoryKv::new()), access).await;
+    let account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default"}});
+    post(&cluster, "/api/v1/namespaces/default/serviceaccounts", account).await;
+    let group = "/apis/admissionregistration.k8s.io/v1";
+    let pods =
+        json!([{"operations": ["CREATE", "UPDATE"], "apiGroups": [""], "apiVersions": ["v1"], "resources": ["pods"]}]);
+    for n in 0..policies {
+        let name = format!("policy-{n}");
+        let policy = json!({
+            "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicy", "metadata": {"name": name},
+            "spec": {"matchConstraints": {"resourceRules": pods}, "validations": [
+                {"expression": "object.spec.containers.all(c, c.image.startsWith('registry.example.com/'))"},
+                {"expression": "object.spec.containers.all(c, has(c.resources.limits) && 'memory' in c.resources.limits)"},
+                {"expression": "!has(object.spec.hostNetwork) || !object.spec.hostNetwork"},
+            ]},
+        });
+        let binding = json!({
+            "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicyBinding",
+            "metadata": {"name": name}, "spec": {"policyName": name, "validationActions": ["Deny"]},
+        });
+        post(&cluster, &format!("{group}/validatingadmissionpolicies"), policy).await;
+        post(&cluster, &format!("{group}/validatingadmissionpolicybindings"), binding).await;
+    }
+    if webhook {
+        let hook = Hook::serve(&cluster, |_, _| Say::Answer(json!({"allowed": true}))).await;
+        let configuration = json!({
+            "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingWebhookConfiguration", "metadata": {"name": "w"},
+            "webhooks": [{"name": "w.example.com", "rules": pods, "clientConfig": hook.client_config(&cluster, "/"),
+                "sideEffects": "None", "admissionReviewVersions": ["v1"]}],
+        });
+        post(&cluster, &format!("{group}/validatingwebhookconfigurations"), configuration).await;
+    }
+    let many = creates(&cluster, 64, "many").await;
+    let one = creates(&cluster, 1, "one").await;
+    cluster.shutdown.cancel();
+    format!("| {name} | {:.0} ({:.1?}, {:.1?}) | {:.2?}, {:.2?} |", many.0, many.1, many.2, one.1, one.2)
+}
+
+async fn write_path() {
+    let rows = [
+        admission("nothing", 0, false, 0).await,
+        admission("fairness", 0, false, 600).await,
+        admission("fairness, 20 policies", POLICIES, false, 600).await,
+        admission("fairness, a webhook", 0, true, 600).await,
+        admission("fairness, 20 policies, a webhook", POLICIES, true, 600).await,
+    ];
+    println!("\n| in the way of a write | creates/s, 64 clients (p50, p99) | one client p50, p99 |\n|---|---|---|");
+    rows.iter().for_each(|row| println!("{row}"));
+}
+
 fn main() {
     // Under `cargo test` a bench has only to build.
     if !std::env::args().any(|arg| arg == "--bench") {
         return;
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    if std::env::args().any(|arg| arg == "admission") {
+        return runtime.block_on(write_path());
+    }
     runtime.block_on(async {
         let folder = tempfile::tempdir().unwrap();
         let embedded: Arc<dyn Kv> = Arc::new(FjallKv::open(folder.path().join("store")).unwrap());
@@ -223,5 +290,6 @@ fn main() {
              watchers | events/s to 1,000 watchers | memory per pod (its JSON) |\n|---|---|---|---|---|---|---|"
         );
         rows.iter().for_each(|row| println!("{row}"));
+        write_path().await;
     });
 }

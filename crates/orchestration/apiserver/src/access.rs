@@ -23,6 +23,8 @@ pub struct AccessConfig {
     pub authentication: Option<AuthenticationConfig>,
     /// What is recorded of requests, and where.
     pub audit: Option<AuditConfig>,
+    /// Whether the plugin OwnerReferencesPermissionEnforcement is on.
+    pub owner_references: bool,
     /// Requests that run at once, shared out among the priority levels; 600 if `None`, no limits at all if 0.
     pub seats: Option<usize>,
     /// How extension servers know this server; without, they get no certificate.

@@ -32,6 +32,7 @@ mod members;
 mod metrics;
 mod node_authorizer;
 mod object;
+mod offload;
 mod oidc;
 mod options;
 mod paths;
@@ -65,7 +66,7 @@ use tokio_util::task::TaskTracker;
 pub use access::AccessConfig;
 pub use aggregate::{FRONT_PROXY_CLIENT, FrontProxy};
 pub use allocate::ServiceRange;
-pub use audit::{AuditConfig, AuditFile, Policy as AuditPolicy};
+pub use audit::{AuditConfig, AuditFile, AuditWebhook, Policy as AuditPolicy};
 pub use error::Error;
 pub use identity::UserInfo;
 pub use members::PREFIX as MEMBERS;
@@ -162,6 +163,7 @@ impl ApiServer {
         }
         tokio::spawn(admission::quota::follow(server.clone()));
         tokio::spawn(definitions::follow(server.clone()));
+        tokio::spawn(policy::follow(server.clone()));
         tokio::spawn(aggregate::follow(server.clone()));
         Ok(server)
     }

@@ -31,8 +31,10 @@ pub struct Metrics {
     memory: Gauge,
     cpu: Gauge,
     pub audit_events: Counter,
-    /// Audit events that the disk did not take in time, or at all.
-    pub audit_lost: Counter,
+    /// Requests by the level that the audit policy gives them.
+    pub audit_levels: Counters,
+    /// Audit events that the disk or the webhook did not take in time, or at all.
+    pub audit_lost: Counters,
 }
 
 /// The labels that tell requests apart.
@@ -126,9 +128,8 @@ impl Metrics {
             memory: gauge("process_resident_memory_bytes", "Resident memory size in bytes."),
             cpu: gauge("process_cpu_seconds_total", "Total user and system CPU time spent in seconds."),
             audit_events: registry.counter("apiserver_audit_event_total", "Audit events made.", &[]).with(&[]),
-            audit_lost: registry
-                .counter("apiserver_audit_error_total", "Audit events that were lost.", &["plugin"])
-                .with(&["log"]),
+            audit_levels: registry.counter("apiserver_audit_level_total", "Requests by their audit level.", &["level"]),
+            audit_lost: registry.counter("apiserver_audit_error_total", "Audit events that were lost.", &["plugin"]),
             started,
             registry,
         }

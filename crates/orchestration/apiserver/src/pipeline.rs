@@ -29,7 +29,7 @@ use crate::flow::Class;
 use crate::identity::{Peer, UserInfo};
 use crate::info::{RequestInfo, ResourceTarget, Target};
 use crate::metrics::Labels;
-use crate::rbac::{Attributes, Selected};
+use crate::rbac::{self, Attributes, Selected};
 use crate::{
     ApiServer, admission, aggregate, authenticate, compress, delete, encode, options, paths, read, stream, subresource,
     watch, write,
@@ -48,6 +48,8 @@ pub struct Request<S> {
     pub headers: HeaderMap,
     pub body: Bytes,
     pub warnings: Warnings,
+    /// What is recorded of it, if anything is.
+    pub trail: Option<Trail>,
     state: S,
 }
 
@@ -175,12 +177,12 @@ fn authorize(
     (info, attributes): (&RequestInfo, &Attributes),
     trail: Option<&Trail>,
 ) -> Result<(), Status> {
-    let checked = server.authorizer.check_selected(user, attributes, &Selected::of(info));
+    let verdict = server.authorizer.decide(user, attributes, &Selected::of(info));
     if let Some(trail) = trail {
-        trail.annotate("authorization.k8s.io/decision", if checked.is_ok() { "allow" } else { "forbid" });
-        trail.annotate("authorization.k8s.io/reason", "");
+        trail.annotate("authorization.k8s.io/decision", if verdict.allowed() { "allow" } else { "forbid" });
+        trail.annotate("authorization.k8s.io/reason", verdict.reason());
     }
-    checked
+    if verdict.allowed() { Ok(()) } else { Err(rbac::refusal(user, attributes)) }
 }
 
 async fn run(
@@ -207,7 +209,7 @@ async fn run(
         Target::Extension(_) => return Err(Status::no_such_resource()),
     };
     let state = Authorized { user, _made_here: () };
-    let request = Request { info, target, headers: parts.headers, body, warnings, state };
+    let request = Request { info, target, headers: parts.headers, body, warnings, trail: trail.clone(), state };
     accept.check()?;
     options::check(&request)?;
     if let Some(warning) = request.target.kind.custom.as_ref().and_then(|served| served.version.deprecation.as_ref()) {
@@ -256,8 +258,9 @@ pub async fn authorize_stream(
         authorize(server, &caller.acting, (&info, &attributes), trail.as_ref())?;
         if stream::is_connection(target) {
             let warnings = Warnings::default();
-            let connect = &mut admission::Attributes::connect(target, &info.query, &caller.acting, &warnings);
-            admission::admit(server, connect).await?;
+            let mut connect = admission::Attributes::connect(target, &info.query, &caller.acting, &warnings);
+            connect.trail = trail.clone();
+            admission::admit(server, &mut connect).await?;
         }
         stream::destination(server, target, &parts.uri).await
     }

@@ -106,17 +106,72 @@ struct Compiled {
 /// Bindings by whom they name.
 #[derive(Default)]
 struct Bindings {
-    users: HashMap<String, Vec<Rules>>,
-    groups: HashMap<String, Vec<Rules>>,
+    users: HashMap<String, Vec<Grant>>,
+    groups: HashMap<String, Vec<Grant>>,
 }
 
 type Rules = Arc<[PolicyRule]>;
 
+impl Compiled {
+    /// What a user is given cluster-wide and in a namespace.
+    fn grants<'a>(&'a self, user: &'a UserInfo, namespace: &str) -> impl Iterator<Item = &'a Grant> {
+        self.cluster.of(user).chain(self.namespaces.get(namespace).into_iter().flat_map(|bindings| bindings.of(user)))
+    }
+}
+
+/// What one binding gives one subject.
+struct Grant {
+    rules: Rules,
+    /// Which binding that is, as reviews and the audit log tell it.
+    reason: Arc<str>,
+}
+
+/// An answer, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// Nothing allows it.
+    Refused,
+    /// By what the user is.
+    Allowed,
+    /// By a binding.
+    Granted(Arc<str>),
+}
+
+impl Verdict {
+    pub fn allowed(&self) -> bool {
+        *self != Self::Refused
+    }
+
+    /// In upstream's words; empty where upstream has none.
+    pub fn reason(&self) -> &str {
+        match self {
+            Self::Granted(reason) => reason,
+            Self::Refused | Self::Allowed => "",
+        }
+    }
+}
+
+/// What is said of a request that nothing allows, in upstream's words.
+pub fn refusal(user: &UserInfo, attributes: &Attributes) -> Status {
+    match attributes {
+        Attributes::Path { verb, path } => Status::forbidden_path(&user.name, verb, path),
+        Attributes::Resource { verb, group, resource, subresource, namespace, name } => {
+            Status::forbidden_user(&user.name, verb, group, resource, Some(subresource), Some(namespace), name)
+        }
+    }
+}
+
 const PLURALS: [&str; 4] = ["clusterrolebindings", "clusterroles", "rolebindings", "roles"];
 
 impl Bindings {
-    fn add(&mut self, subjects: Option<Vec<Subject>>, namespace: &str, rules: &Rules) {
+    /// `by` names the binding and its role.
+    fn add(&mut self, subjects: Option<Vec<Subject>>, namespace: &str, rules: &Rules, by: &str) {
         for subject in subjects.unwrap_or_default() {
+            let shown = match subject.kind.as_str() {
+                "ServiceAccount" => format!("{}/{}", subject.name, subject.namespace.as_deref().unwrap_or_default()),
+                _ => subject.name.clone(),
+            };
+            let reason = format!("RBAC: allowed by {by} to {} {shown:?}", subject.kind).into();
             let (table, name) = match subject.kind.as_str() {
                 "User" => (&mut self.users, subject.name),
                 "Group" => (&mut self.groups, subject.name),
@@ -126,15 +181,13 @@ impl Bindings {
                 }
                 _ => continue,
             };
-            table.entry(name).or_default().push(rules.clone());
+            table.entry(name).or_default().push(Grant { rules: rules.clone(), reason });
         }
     }
 
-    fn each_rule(&self, user: &UserInfo, visit: &mut impl FnMut(&PolicyRule)) {
+    fn of(&self, user: &UserInfo) -> impl Iterator<Item = &Grant> {
         let of_groups = user.groups.iter().filter_map(|group| self.groups.get(group));
-        for rules in self.users.get(&user.name).into_iter().chain(of_groups).flatten() {
-            rules.iter().for_each(&mut *visit);
-        }
+        self.users.get(&user.name).into_iter().chain(of_groups).flatten()
     }
 }
 
@@ -145,55 +198,39 @@ impl Authorizer {
 
     /// Refuses in upstream's words what nothing allows.
     pub fn check(&self, user: &UserInfo, attributes: &Attributes) -> Result<(), Status> {
-        self.check_selected(user, attributes, &Selected::default())
-    }
-
-    pub fn check_selected(&self, user: &UserInfo, attributes: &Attributes, selected: &Selected) -> Result<(), Status> {
-        if self.decides(user, attributes, selected) {
-            return Ok(());
-        }
-        Err(match attributes {
-            Attributes::Path { verb, path } => Status::forbidden_path(&user.name, verb, path),
-            Attributes::Resource { verb, group, resource, subresource, namespace, name } => {
-                Status::forbidden_user(&user.name, verb, group, resource, Some(subresource), Some(namespace), name)
-            }
-        })
+        if self.allows(user, attributes) { Ok(()) } else { Err(refusal(user, attributes)) }
     }
 
     pub fn allows(&self, user: &UserInfo, attributes: &Attributes) -> bool {
-        self.decides(user, attributes, &Selected::default())
+        self.decide(user, attributes, &Selected::default()).allowed()
     }
 
     /// The chain: masters, open paths, nodes, roles. The first that allows decides.
-    fn decides(&self, user: &UserInfo, attributes: &Attributes, selected: &Selected) -> bool {
+    pub fn decide(&self, user: &UserInfo, attributes: &Attributes, selected: &Selected) -> Verdict {
         if user.is_master() {
-            return true;
+            return Verdict::Allowed;
         }
         if let Attributes::Path { verb, path } = attributes
             && verb == "get"
             && OPEN.iter().any(|open| path == open || path.starts_with(&format!("{open}/")))
         {
-            return true;
+            return Verdict::Allowed;
         }
         if let Some(node) = node_authorizer::node_of(user)
             && node_authorizer::allows(&self.cache, node, attributes, selected)
         {
-            return true;
+            return Verdict::Allowed;
         }
-        let mut allowed = false;
-        self.each_rule(user, attributes.namespace(), |rule| {
-            allowed = allowed || permits(rule, attributes);
-        });
-        allowed
+        let compiled = self.current();
+        let granted = compiled
+            .grants(user, attributes.namespace())
+            .find(|grant| grant.rules.iter().any(|rule| permits(rule, attributes)));
+        granted.map_or(Verdict::Refused, |grant| Verdict::Granted(grant.reason.clone()))
     }
 
     /// Every rule that holds for the user, cluster-wide and in the namespace.
-    pub fn each_rule(&self, user: &UserInfo, namespace: &str, mut visit: impl FnMut(&PolicyRule)) {
-        let compiled = self.current();
-        compiled.cluster.each_rule(user, &mut visit);
-        if let Some(bindings) = compiled.namespaces.get(namespace) {
-            bindings.each_rule(user, &mut visit);
-        }
+    pub fn each_rule(&self, user: &UserInfo, namespace: &str, visit: impl FnMut(&PolicyRule)) {
+        self.current().grants(user, namespace).flat_map(|grant| grant.rules.iter()).for_each(visit);
     }
 
     fn current(&self) -> Arc<Compiled> {
@@ -225,7 +262,9 @@ impl Authorizer {
         let mut compiled = Compiled { revisions, ..Compiled::default() };
         for binding in self.all::<ClusterRoleBinding>("clusterrolebindings") {
             if let Some(rules) = cluster_roles.get(&binding.role_ref.name) {
-                compiled.cluster.add(binding.subjects, "", rules);
+                let name = binding.metadata.name.as_deref().unwrap_or_default();
+                let by = format!("ClusterRoleBinding {name:?} of ClusterRole {:?}", binding.role_ref.name);
+                compiled.cluster.add(binding.subjects, "", rules, &by);
             }
         }
         for binding in self.all::<RoleBinding>("rolebindings") {
@@ -236,7 +275,9 @@ impl Authorizer {
                 _ => roles.get(&(namespace.clone(), role.name.clone())),
             };
             if let Some(rules) = rules {
-                compiled.namespaces.entry(namespace.clone()).or_default().add(binding.subjects, &namespace, rules);
+                let name = format!("{}/{namespace}", binding.metadata.name.as_deref().unwrap_or_default());
+                let by = format!("RoleBinding {name:?} of {} {:?}", role.kind, role.name);
+                compiled.namespaces.entry(namespace.clone()).or_default().add(binding.subjects, &namespace, rules, &by);
             }
         }
         compiled

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::encode::{self, Accept};
 use crate::identity::UserInfo;
 use crate::pipeline::{Authorized, Request};
-use crate::rbac::Attributes;
+use crate::rbac::{Attributes, Selected, Verdict};
 use crate::{ApiServer, authenticate, node_authorizer};
 
 pub async fn answer(
@@ -50,8 +50,11 @@ fn access(server: &ApiServer, user: &UserInfo, spec: &Value) -> Value {
             name: of("name"),
         }
     };
-    let allowed = server.authorizer.allows(user, &attributes);
-    if allowed { json!({"allowed": true}) } else { json!({"allowed": false, "reason": "no RBAC policy matched"}) }
+    match server.authorizer.decide(user, &attributes, &Selected::default()) {
+        Verdict::Refused => json!({"allowed": false, "reason": "no RBAC policy matched"}),
+        Verdict::Allowed => json!({"allowed": true}),
+        Verdict::Granted(reason) => json!({"allowed": true, "reason": &*reason}),
+    }
 }
 
 fn subject(spec: &Value) -> UserInfo {

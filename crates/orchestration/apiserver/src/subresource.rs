@@ -200,8 +200,10 @@ async fn bind(
         }
         let mut pod = old.clone();
         meta::child_mut(&mut pod, "spec").insert("nodeName".into(), json!(node));
-        for (key, value) in meta::object(&binding, &["metadata", "annotations"]).into_iter().flatten() {
-            meta::child_mut(meta_value(&mut pod), "annotations").insert(key.clone(), value.clone());
+        for field in ["annotations", "labels"] {
+            for (key, value) in meta::object(&binding, &["metadata", field]).into_iter().flatten() {
+                meta::child_mut(meta_value(&mut pod), field).insert(key.clone(), value.clone());
+            }
         }
         set_condition(&mut pod, "PodScheduled");
         Ok(pod)

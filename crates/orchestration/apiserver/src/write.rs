@@ -18,7 +18,7 @@ use crate::object::Stored;
 use crate::pipeline::{Authorized, Request};
 use crate::read::existing;
 use crate::store::{RETRIES, Written};
-use crate::{ApiServer, admission, body, escalation, graft, options};
+use crate::{ApiServer, admission, body, escalation, graft, offload, options};
 
 pub async fn create(
     server: &Arc<ApiServer>,
@@ -93,7 +93,7 @@ async fn create_once(
         set_requester(request.user(), object);
     }
     let choice = server.allocator.choose(kind, None, object)?;
-    let errors = validation::validate_create(kind, object);
+    let errors = offload::evaluate(|pace| validation::validate_create(kind, object, pace));
     refuse_invalid(kind, object, &errors)?;
     escalation::check(&server.authorizer, request.user(), kind, object, None)?;
     admission::validate(server, &admitted).await?;
@@ -385,7 +385,7 @@ async fn change_once(
     }
     let choice = server.allocator.choose(kind, Some(old_value), &mut admitted.object)?;
     if part == Part::Main || part == Part::Status && kind.custom.is_some() {
-        let errors = validation::validate_update(kind, &admitted.object, old_value);
+        let errors = offload::evaluate(|pace| validation::validate_update(kind, &admitted.object, old_value, pace));
         refuse_invalid(kind, &admitted.object, &errors)?;
     }
     escalation::check(&server.authorizer, request.user(), kind, &admitted.object, Some(old_value))?;

@@ -337,56 +337,6 @@ async fn a_node_is_kept_to_what_is_its_own() {
     assert_eq!(as_node("POST", leases, lease("n2")).await.0, 403);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn small_plugins_fill_in() {
-    let cluster = start().await;
-    let class = json!({
-        "apiVersion": "storage.k8s.io/v1", "kind": "StorageClass", "provisioner": "p",
-        "metadata": {"name": "fast", "annotations": {"storageclass.kubernetes.io/is-default-class": "true"}},
-    });
-    let ingress_class = json!({
-        "apiVersion": "networking.k8s.io/v1", "kind": "IngressClass", "spec": {"controller": "example.com/c"},
-        "metadata": {"name": "web", "annotations": {"ingressclass.kubernetes.io/is-default-class": "true"}},
-    });
-    let runtime = json!({
-        "apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass", "handler": "h", "metadata": {"name": "boxed"},
-        "overhead": {"podFixed": {"cpu": "50m"}}, "scheduling": {"nodeSelector": {"boxes": "yes"}},
-    });
-    for object in [class, ingress_class, runtime] {
-        apply(&cluster, &object).await.unwrap();
-    }
-    let claim = json!({
-        "apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "v", "namespace": "default"},
-        "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}},
-    });
-    apply(&cluster, &claim).await.unwrap();
-    assert_eq!(cluster.kubectl(&["get", "pvc", "v", "-o", "jsonpath={.spec.storageClassName}"]).await, "fast");
-    let grow = ["patch", "pvc", "v", "-p", r#"{"spec": {"resources": {"requests": {"storage": "2Gi"}}}}"#];
-    let refused = cluster.run("admin", &grow, "").await.unwrap_err();
-    assert!(
-        refused.contains("Only bound persistent volume claims can be expanded") || refused.contains("is invalid"),
-        "{refused}"
-    );
-    cluster.kubectl(&["create", "ingress", "i", "--rule=a.example.com/=s:80"]).await;
-    assert_eq!(cluster.kubectl(&["get", "ingress", "i", "-o", "jsonpath={.spec.ingressClassName}"]).await, "web");
-    let mut boxed = pod("boxed", json!({}));
-    boxed["spec"]["runtimeClassName"] = json!("boxed");
-    apply(&cluster, &boxed).await.unwrap();
-    let got = cluster
-        .kubectl(&["get", "pod", "boxed", "-o", "jsonpath={.spec.overhead.cpu} {.spec.nodeSelector.boxes}"])
-        .await;
-    assert_eq!(got, "50m yes");
-    boxed["metadata"]["name"] = json!("other");
-    boxed["spec"]["runtimeClassName"] = json!("none");
-    let refused = apply(&cluster, &boxed).await.unwrap_err();
-    assert!(
-        refused.contains("pods \"other\" is forbidden: pod rejected: RuntimeClass \"none\" not found"),
-        "{refused}"
-    );
-    let missing = cluster.run("admin", &["create", "configmap", "c", "-n", "nowhere"], "").await.unwrap_err();
-    assert!(missing.contains("namespaces \"nowhere\" not found"), "{missing}");
-}
-
 /// A configuration with one hook for these resources, whose other fields `more` sets.
 fn configuration(kind: &str, name: &str, resources: &[&str], client: Value, more: Value) -> Value {
     let mut hook = json!({
@@ -689,4 +639,26 @@ async fn webhooks_behind_services_and_selectors() {
     assert_eq!((&request["kind"]["version"], &request["requestKind"]["version"]), (&json!("v1"), &json!("v2")));
     assert_eq!(request["object"]["spec"]["targetCPUUtilizationPercentage"], 50);
     assert_eq!(request["object"]["apiVersion"], "autoscaling/v1");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn conditions_of_webhooks_ask_what_the_user_may_do() {
+    let cluster = start().await;
+    let hook = Hook::serve(&cluster, |_, _| Say::Answer(json!({"allowed": false}))).await;
+    let conditions = json!({"matchConditions": [
+        {"name": "not-for-breakers", "expression":
+            "!authorizer.group('admissionregistration.k8s.io').resource('validatingwebhookconfigurations').name('x').check('breakglass').allowed()"},
+        {"name": "may", "expression": "authorizer.requestResource.check('create').allowed() && namespaceObject == null"},
+    ]});
+    let client = hook.client_config(&cluster, "/deny");
+    apply(&cluster, &configuration(VALIDATING, "deny", &["configmaps"], client, conditions)).await.unwrap();
+    cluster.kubectl(&["create", "clusterrole", "writer", "--verb=*", "--resource=configmaps"]).await;
+    cluster.kubectl(&["create", "clusterrolebinding", "ann", "--clusterrole=writer", "--user=ann"]).await;
+    cluster.kubeconfig("ann", "ann", &[]);
+    let create = ["create", "-f", "-"];
+    let refused = cluster.run("ann", &create, &config_map("a").to_string()).await.unwrap_err();
+    assert!(refused.contains("denied the request"), "{refused}");
+    // Administrators may break glass.
+    cluster.run("admin", &create, &config_map("b").to_string()).await.unwrap();
+    assert_eq!(hook.asked.lock().len(), 1);
 }

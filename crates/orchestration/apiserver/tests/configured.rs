@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
-use dhow_apiserver::{AccessConfig, AuditConfig, AuditFile, AuditPolicy, AuthenticationConfig, UserInfo};
+use dhow_apiserver::{AccessConfig, AuditConfig, AuditFile, AuditPolicy, AuditWebhook, AuthenticationConfig, UserInfo};
 use dhow_base::pki::{ClusterCa, SaKey};
 use dhow_base::tls;
 use harness::Cluster;
@@ -239,7 +239,8 @@ async fn events(path: &std::path::Path, enough: usize, wanted: impl Fn(&Value) -
 async fn what_the_policy_wants_is_recorded() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("audit.log");
-    let audit = AuditConfig { policy: AuditPolicy::parse(POLICY).unwrap(), file: AuditFile::new(&path) };
+    let audit =
+        AuditConfig { policy: AuditPolicy::parse(POLICY).unwrap(), file: Some(AuditFile::new(&path)), webhook: None };
     let cluster = Cluster::start_with(AccessConfig { audit: Some(audit), ..AccessConfig::default() }).await;
     cluster.kubeconfig("quiet", "quiet", &["system:masters"]);
     cluster.run("quiet", &["-n", "kube-system", "create", "configmap", "unseen"], "").await.unwrap();
@@ -319,9 +320,11 @@ async fn the_audit_log_is_rotated() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("audit.log");
     std::fs::write(folder.path().join("audit-notes.log"), "not ours").unwrap();
+    let old = folder.path().join("audit-2020-01-01T00-00-00.000000.log");
+    std::fs::write(&old, "too old").unwrap();
     let policy = AuditPolicy::parse("{apiVersion: audit.k8s.io/v1, kind: Policy, rules: [{level: Metadata}]}").unwrap();
-    let file = AuditFile { path: path.clone(), largest: 2000, kept: 2 };
-    let audit = Some(AuditConfig { policy, file });
+    let file = Some(AuditFile { path: path.clone(), largest: 2000, kept: 2, days: 30 });
+    let audit = Some(AuditConfig { policy, file, webhook: None });
     let cluster = Cluster::start_with(AccessConfig { audit, ..AccessConfig::default() }).await;
     for i in 0..20 {
         let body = json!({"metadata": {"name": format!("c{i}")}});
@@ -340,6 +343,129 @@ async fn the_audit_log_is_rotated() {
         assert!(text.len() <= 2000, "{name}: {}", text.len());
         text.lines().for_each(|line| drop(serde_json::from_str::<Value>(line).unwrap()));
     }
+}
+
+/// A server that takes audit events, out of order at first.
+async fn collector(failures: usize) -> (u16, Arc<Mutex<Vec<Value>>>) {
+    let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let lists = Arc::new(Mutex::new(Vec::new()));
+    let (taken, left) = (lists.clone(), Arc::new(AtomicUsize::new(failures)));
+    tokio::spawn(async move {
+        while let Ok((tcp, _)) = listener.accept().await {
+            let (taken, left) = (taken.clone(), left.clone());
+            let service = service_fn(move |request: http::Request<hyper::body::Incoming>| {
+                let (taken, left) = (taken.clone(), left.clone());
+                async move {
+                    assert_eq!(request.uri().path(), "/k8s-audit");
+                    let body = http_body_util::BodyExt::collect(request.into_body()).await?.to_bytes();
+                    let less = |left: usize| left.checked_sub(1);
+                    let fails = left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, less).is_ok();
+                    if !fails {
+                        taken.lock().push(serde_json::from_slice(&body).unwrap());
+                    }
+                    let code = if fails { 503 } else { 200 };
+                    Ok::<_, hyper::Error>(http::Response::builder().status(code).body(Full::new(Bytes::new())).unwrap())
+                }
+            });
+            let io = TokioIo::new(tcp);
+            tokio::spawn(
+                hyper_util::server::conn::auto::Builder::new(TokioExecutor::new())
+                    .serve_connection(io, service)
+                    .into_owned(),
+            );
+        }
+    });
+    (port, lists)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn audit_events_go_to_a_webhook() {
+    let folder = tempfile::tempdir().unwrap();
+    let (port, lists) = collector(2).await;
+    let config = |server: &str| {
+        let path = folder.path().join("webhook.kubeconfig");
+        let text = format!(
+            "{{current-context: c, clusters: [{{name: c, cluster: {{server: '{server}'}}}}], users: [{{name: u, user: {{}}}}], \
+             contexts: [{{name: c, context: {{cluster: c, user: u}}}}]}}"
+        );
+        std::fs::write(&path, text).unwrap();
+        AuditWebhook::from_kubeconfig(&path)
+    };
+    let error = config("http://192.0.2.1/k8s-audit").err().unwrap().to_string();
+    assert!(error.contains("neither https nor on this machine"), "{error}");
+    let mut webhook = config(&format!("http://127.0.0.1:{port}/k8s-audit")).unwrap();
+    webhook.pause = std::time::Duration::from_millis(20);
+    let text = "{apiVersion: audit.k8s.io/v1, kind: Policy, omitStages: [RequestReceived], rules: [{level: Metadata, users: [ann]}]}";
+    let audit = AuditConfig { policy: AuditPolicy::parse(text).unwrap(), file: None, webhook: Some(webhook) };
+    let cluster = Cluster::start_with(AccessConfig { audit: Some(audit), ..AccessConfig::default() }).await;
+    let strict = "kind: Namespace\napiVersion: v1\nmetadata: {name: strict, labels: {pod-security.kubernetes.io/audit: restricted}}";
+    cluster.run("admin", &["apply", "-f", "-"], strict).await.unwrap();
+    cluster.kubectl(&["create", "rolebinding", "ann", "-n", "strict", "--clusterrole=edit", "--user=ann"]).await;
+    cluster.kubectl(&["create", "serviceaccount", "default", "-n", "strict"]).await;
+    cluster.kubeconfig("ann", "ann", &[]);
+    cluster.run("ann", &["run", "p", "-n", "strict", "--image=i"], "").await.unwrap();
+    cluster.run("ann", &["get", "secrets", "-A"], "").await.unwrap_err();
+
+    let mut events: Vec<Value> = Vec::new();
+    for _ in 0..400 {
+        events = lists.lock().iter().flat_map(|list| list["items"].as_array().unwrap().clone()).collect();
+        if events.iter().any(|event| event["objectRef"]["resource"] == "secrets") {
+            break;
+        }
+        // The collector is another task; nothing here tells of it.
+        tokio::time::sleep(std::time::Duration::from_millis(25)).await;
+    }
+    let first = lists.lock()[0].clone();
+    assert_eq!((&first["kind"], &first["apiVersion"]), (&json!("EventList"), &json!("audit.k8s.io/v1")));
+    let of = |verb: &str, resource: &str| {
+        let found = events.iter().find(|event| event["verb"] == verb && event["objectRef"]["resource"] == resource);
+        found.unwrap_or_else(|| panic!("no {verb} {resource}: {events:#?}"))["annotations"].clone()
+    };
+    let created = of("create", "pods");
+    assert_eq!(
+        created["authorization.k8s.io/reason"],
+        "RBAC: allowed by RoleBinding \"ann/strict\" of ClusterRole \"edit\" to User \"ann\""
+    );
+    assert_eq!(created["pod-security.kubernetes.io/enforce-policy"], "privileged:latest");
+    let violations = created["pod-security.kubernetes.io/audit-violations"].as_str().unwrap();
+    assert!(violations.starts_with("would violate PodSecurity \"restricted:latest\": "), "{violations}");
+    assert_eq!(of("list", "secrets")["authorization.k8s.io/decision"], "forbid");
+    let metrics = cluster.kubectl(&["get", "--raw", "/metrics"]).await;
+    for wanted in
+        ["apiserver_audit_level_total{level=\"Metadata\"} ", "apiserver_audit_error_total{plugin=\"webhook\"} 0"]
+    {
+        assert!(metrics.contains(wanted), "{wanted}: {metrics}");
+    }
+}
+
+/// Nobody waits for a webhook that takes nothing, and what it misses is counted.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_audit_webhook_that_is_away_costs_events_only() {
+    let folder = tempfile::tempdir().unwrap();
+    let (port, lists) = collector(usize::MAX).await;
+    let path = folder.path().join("webhook.kubeconfig");
+    let text = format!(
+        "{{current-context: c, clusters: [{{name: c, cluster: {{server: 'http://localhost:{port}/k8s-audit'}}}}], users: \
+         [{{name: u, user: {{}}}}], contexts: [{{name: c, context: {{cluster: c, user: u}}}}]}}"
+    );
+    std::fs::write(&path, text).unwrap();
+    let mut webhook = AuditWebhook::from_kubeconfig(&path).unwrap();
+    webhook.pause = std::time::Duration::from_millis(1);
+    let text = "{apiVersion: audit.k8s.io/v1, kind: Policy, rules: [{level: Metadata}]}";
+    let audit = AuditConfig { policy: AuditPolicy::parse(text).unwrap(), file: None, webhook: Some(webhook) };
+    let cluster = Cluster::start_with(AccessConfig { audit: Some(audit), ..AccessConfig::default() }).await;
+    let lost = "apiserver_audit_error_total{plugin=\"webhook\"} ";
+    for _ in 0..400 {
+        let metrics = cluster.kubectl(&["get", "--raw", "/metrics"]).await;
+        let line = metrics.lines().find_map(|line| line.strip_prefix(lost));
+        if line.is_some_and(|count| count != "0") {
+            assert!(lists.lock().is_empty());
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(25)).await;
+    }
+    panic!("no event was counted as lost");
 }
 
 fn get(path: &str) -> http::Request<Bytes> {

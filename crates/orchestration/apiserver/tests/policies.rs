@@ -3,7 +3,11 @@
 
 mod harness;
 
+use std::time::{Duration, Instant};
+
+use dhow_apiserver::{AccessConfig, AuditConfig, AuditFile, AuditPolicy, UserInfo};
 use harness::Cluster;
+use serde_json::{Value, json};
 
 impl Cluster {
     async fn apply(&self, manifest: &str) -> Result<String, String> {
@@ -323,4 +327,194 @@ spec:
     assert!(cluster.apply(&deployment("web", "default", 4)).await.unwrap_err().contains("over the limit"));
     cluster.apply(&limit(1, 4)).await.unwrap();
     cluster.apply(&deployment("web", "default", 4)).await.unwrap();
+}
+
+/// The last audit event about a deployment.
+async fn audited(path: &std::path::Path, name: &str) -> Value {
+    for _ in 0..200 {
+        let text = std::fs::read_to_string(path).unwrap();
+        let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
+        let mut events = whole.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        let about = |event: &Value| event["objectRef"]["name"] == name && event["stage"] == "ResponseComplete";
+        if let Some(event) = events.rfind(about) {
+            return event;
+        }
+        // The log is a file that another thread writes; nothing tells of it.
+        tokio::time::sleep(Duration::from_millis(25)).await;
+    }
+    panic!("no event about {name}: {}", std::fs::read_to_string(path).unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn policies_write_into_the_audit_log() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("audit.log");
+    let text = "{apiVersion: audit.k8s.io/v1, kind: Policy, rules: [{level: Metadata, verbs: [create]}]}";
+    let audit =
+        AuditConfig { policy: AuditPolicy::parse(text).unwrap(), file: Some(AuditFile::new(&path)), webhook: None };
+    let cluster = Cluster::start_with(AccessConfig { audit: Some(audit), ..AccessConfig::default() }).await;
+    let spec = "  validations:
+    - {expression: 'object.spec.replicas > 0', message: one at least}
+    - {expression: 'object.spec.replicas < 3', message: few are enough}
+  auditAnnotations:
+    - {key: size, valueExpression: \"object.spec.replicas > 3 ? 'replicas: ' + string(object.spec.replicas) : ''\"}
+    - {key: who, valueExpression: 'request.userInfo.username'}";
+    cluster.apply(&validating("few", spec, "validationActions: [Audit]")).await.unwrap();
+    cluster.apply(&deployment("many", "default", 4)).await.unwrap();
+    let annotations = audited(&path, "many").await["annotations"].clone();
+    let failure = annotations["validation.policy.admission.k8s.io/validation_failure"].as_str().unwrap();
+    assert_eq!(
+        serde_json::from_str::<Value>(failure).unwrap(),
+        json!([{"message": "few are enough", "policy": "few", "binding": "few", "expressionIndex": 1,
+            "validationActions": ["Audit"]}])
+    );
+    assert_eq!(annotations["few/size"], "replicas: 4");
+    assert_eq!(annotations["few/who"], "system:admin");
+    cluster.apply(&deployment("right", "default", 2)).await.unwrap();
+    let annotations = audited(&path, "right").await["annotations"].clone();
+    assert!(annotations["validation.policy.admission.k8s.io/validation_failure"].is_null(), "{annotations}");
+    assert!(annotations["few/size"].is_null() && annotations["few/who"].is_string(), "{annotations}");
+
+    // An annotation that cannot be made refuses, unless failures are ignored.
+    let spec = |policy: &str| {
+        format!("  failurePolicy: {policy}\n  auditAnnotations: [{{key: k, valueExpression: 'object.nothing.at'}}]")
+    };
+    cluster.apply(&validating("few", &spec("Fail"), "validationActions: [Audit]")).await.unwrap();
+    let refused = cluster.apply(&deployment("third", "default", 1)).await.unwrap_err();
+    assert!(refused.contains("denied request: expression 'object.nothing.at' resulted in error"), "{refused}");
+    cluster.apply(&validating("few", &spec("Ignore"), "validationActions: [Audit]")).await.unwrap();
+    cluster.apply(&deployment("third", "default", 1)).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_policy_says_what_does_not_fit() {
+    let cluster = Cluster::start().await;
+    let spec = "  validations: [{expression: 'object.replicas > 1'}, {expression: 'object.spec.replicas > 1'}]";
+    cluster.apply(&validating("typed", spec, "validationActions: [Deny]")).await.unwrap();
+    cluster
+        .kubectl(&[
+            "wait",
+            "validatingadmissionpolicy/typed",
+            "--for=jsonpath={.status.observedGeneration}=1",
+            "--timeout=20s",
+        ])
+        .await;
+    let warnings = "jsonpath={range .status.typeChecking.expressionWarnings[*]}{.fieldRef} {.warning}{end}";
+    let shown = cluster.kubectl(&["get", "validatingadmissionpolicy", "typed", "-o", warnings]).await;
+    let expected =
+        "spec.validations[0].expression apps/v1, Kind=Deployment: ERROR: <input>:1:7: undefined field 'replicas'";
+    assert!(shown.starts_with(expected) && !shown.contains("validations[1]"), "{shown}");
+    let described = cluster.kubectl(&["describe", "validatingadmissionpolicy", "typed"]).await;
+    assert!(
+        described.contains("Expression Warnings:") && described.contains("undefined field 'replicas'"),
+        "{described}"
+    );
+
+    let spec = "  validations: [{expression: 'object.spec.replicas > 1'}]";
+    cluster.apply(&validating("typed", spec, "validationActions: [Deny]")).await.unwrap();
+    cluster
+        .kubectl(&[
+            "wait",
+            "validatingadmissionpolicy/typed",
+            "--for=jsonpath={.status.observedGeneration}=2",
+            "--timeout=20s",
+        ])
+        .await;
+    assert_eq!(
+        cluster.kubectl(&["get", "validatingadmissionpolicy", "typed", "-o", "jsonpath={.status.typeChecking}"]).await,
+        "{}"
+    );
+    let columns = cluster.kubectl(&["get", "validatingadmissionpolicies,validatingadmissionpolicybindings"]).await;
+    for title in ["VALIDATIONS", "PARAMKIND", "AGE", "POLICYNAME", "PARAMREF"] {
+        assert!(columns.contains(title), "{columns}");
+    }
+}
+
+/// One thread serves everybody here: what is evaluated long must not be in its way.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_policy_that_takes_long_holds_up_nobody_else() {
+    let cluster = Cluster::start().await;
+    let nested = "lists.range(300).all(x, lists.range(300).all(y, x + y >= 0))";
+    let validations: String = (0..6).map(|_| format!("\n    - {{expression: '{nested}'}}")).collect();
+    cluster
+        .apply(&validating("slow", &format!("  validations:{validations}"), "validationActions: [Deny]"))
+        .await
+        .unwrap();
+    let body = |name: &str| {
+        json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name}, "spec": {
+            "selector": {"matchLabels": {"a": "b"}},
+            "template": {"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "c", "image": "i"}]}}}})
+    };
+    let path = "/apis/apps/v1/namespaces/default/deployments";
+    let cluster = std::sync::Arc::new(cluster);
+    let begun = Instant::now();
+    let writes = (0..4).map(|i| {
+        let cluster = cluster.clone();
+        tokio::spawn(async move {
+            let (code, answer) = cluster.json("POST", path, "application/json", &body(&format!("d{i}"))).await;
+            assert_eq!(code, 201, "{answer}");
+        })
+    });
+    let writes: Vec<_> = writes.collect();
+    let reading = cluster.clone();
+    let reads = tokio::spawn(async move {
+        let mut times = Vec::new();
+        for _ in 0..100 {
+            let begun = Instant::now();
+            let get = http::Request::get("/api/v1/namespaces/default").body(bytes::Bytes::new()).unwrap();
+            assert_eq!(reading.send(UserInfo::new("admin", &["system:masters"]), get).await.0, 200);
+            times.push(begun.elapsed());
+            tokio::task::yield_now().await;
+        }
+        times.sort();
+        times
+    });
+    let times = reads.await.unwrap();
+    let read = begun.elapsed();
+    for write in writes {
+        write.await.unwrap();
+    }
+    let all = begun.elapsed();
+    println!("100 reads in {read:?}, the slowest {:?}; the writes in {all:?}", times[99]);
+    assert!(times[90] < all / 4, "{times:?} beside writes of {all:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rules_that_could_cost_too_much_are_refused() {
+    let cluster = Cluster::start().await;
+    let definition = |limit: &str, rule: &str| {
+        format!(
+            "
+apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata: {{name: lists.x.io}}
+spec:
+  group: x.io
+  scope: Namespaced
+  names: {{plural: lists, singular: list, kind: Liste, listKind: ListeList}}
+  versions:
+  - name: v1
+    served: true
+    storage: true
+    schema:
+      openAPIV3Schema:
+        type: object
+        properties:
+          names:
+            type: array
+            {limit}
+            items: {{type: string, maxLength: 64}}
+            x-kubernetes-validations: [{{rule: '{rule}'}}]
+"
+        )
+    };
+    let rule = "self.all(x, self.exists_one(y, x == y))";
+    let refused = cluster.apply(&definition("", rule)).await.unwrap_err();
+    let expected = "spec.versions[0].schema.openAPIV3Schema.properties[names].x-kubernetes-validations[0].rule: Forbidden: \
+                    estimated rule cost exceeds budget by factor of more than 100x (try simplifying the rule(s), or adding \
+                    maxItems, maxProperties, and maxLength where arrays, maps, and strings are declared)";
+    assert!(refused.contains(expected), "{refused}");
+    cluster.apply(&definition("maxItems: 50", rule)).await.unwrap();
+    let refused = cluster.apply(&definition("", rule)).await.unwrap_err();
+    assert!(refused.contains("estimated rule cost exceeds budget"), "{refused}");
 }

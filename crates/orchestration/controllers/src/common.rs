@@ -3,12 +3,13 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
-use dhow_client::{Client, Error, Key};
+use dhow_client::{Client, Error, Key, Object, Patch};
 use k8s_openapi::api::core::v1::{Namespace, Pod, PodTemplateSpec};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use k8s_openapi::jiff::Timestamp;
 use parking_lot::Mutex;
+use serde_json::json;
 use tokio::time::Instant;
 
 pub type Labels = BTreeMap<String, String>;
@@ -29,6 +30,39 @@ pub fn selects(selector: &LabelSelector, labels: Option<&Labels>) -> bool {
                 _ => false,
             }
         })
+}
+
+/// What holds an object that is being deleted until it is taken away.
+#[derive(Debug, Clone, Copy)]
+pub struct Finalizer(pub &'static str);
+
+impl Finalizer {
+    pub fn is_on(self, metadata: &ObjectMeta) -> bool {
+        metadata.finalizers.iter().flatten().any(|name| name == self.0)
+    }
+
+    pub async fn take<K: Object>(self, client: &Client, object: &K) -> Result<(), Error> {
+        self.write(client, object, false).await
+    }
+
+    pub async fn put<K: Object>(self, client: &Client, object: &K) -> Result<(), Error> {
+        self.write(client, object, true).await
+    }
+
+    /// Others have finalizers too: the list is written only if it is still the one that was seen.
+    async fn write<K: Object>(self, client: &Client, object: &K, on: bool) -> Result<(), Error> {
+        let metadata = object.metadata();
+        let mut names: Vec<&str> = metadata.finalizers.iter().flatten().map(String::as_str).collect();
+        names.retain(|name| *name != self.0);
+        names.extend(on.then_some(self.0));
+        let seen = json!({"finalizers": names, "uid": metadata.uid, "resourceVersion": metadata.resource_version});
+        let name = metadata.name.as_deref().unwrap_or_default();
+        let patch = Patch::Merge(json!({"metadata": seen}));
+        match client.patch::<K>(metadata.namespace.as_deref(), name, patch, None).await {
+            Err(error) if error.is_not_found() => Ok(()),
+            other => other.map(drop),
+        }
+    }
 }
 
 pub fn phase(pod: &Pod) -> &str {

@@ -5,7 +5,8 @@ use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, Deployment, Repl
 use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
-    ConfigMap, Endpoints, Namespace, Node, PersistentVolumeClaim, Pod, ReplicationController, Service, ServiceAccount,
+    ConfigMap, Endpoints, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, ReplicationController,
+    Service, ServiceAccount,
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
@@ -45,6 +46,7 @@ informers! {
     slices: EndpointSlice = all,
     endpoints: Endpoints = all,
     claims: PersistentVolumeClaim = all,
+    volumes: PersistentVolume = all,
     deployments: Deployment = all,
     sets: ReplicaSet = all,
     replication_controllers: ReplicationController = all,

@@ -285,3 +285,47 @@ async fn endpoints_are_mirrored_or_made() {
     cloud.kubectl(&["delete", "service", "near"]).await;
     cloud.until(&subsets, "").await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn claims_and_volumes_stay_while_they_are_used() {
+    let cloud = Cloud::start().await;
+    cloud.node("n1", json!([])).await;
+    let claim = |name: &str| {
+        json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": name}, "spec": {
+            "accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}})
+    };
+    cloud.apply(claim("used")).await;
+    cloud.apply(claim("idle")).await;
+    let mut pod = template("p", json!({"volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "used"}}]}));
+    pod["apiVersion"] = json!("v1");
+    pod["kind"] = json!("Pod");
+    pod["metadata"]["name"] = json!("p");
+    // Bound by hand: whether the scheduler waits for the claim's volume is not what this is about.
+    pod["spec"]["nodeName"] = json!("n1");
+    cloud.apply(pod).await;
+    cloud.kubectl(&["delete", "pvc", "used", "idle", "--wait=false"]).await;
+    cloud.kubectl(&["wait", "pvc/idle", "--for=delete", "--timeout=20s"]).await;
+    let used = [
+        "get",
+        "pvc",
+        "used",
+        "--ignore-not-found",
+        "-o",
+        "jsonpath={.metadata.finalizers[*]} {.metadata.deletionGracePeriodSeconds}",
+    ];
+    assert_eq!(cloud.kubectl(&used).await, "kubernetes.io/pvc-protection 0");
+    cloud.kubectl(&["delete", "pod", "p", "--wait=false"]).await;
+    cloud.kubectl(&["wait", "pvc/used", "--for=delete", "--timeout=20s"]).await;
+
+    cloud
+        .apply(json!({"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": "pv"}, "spec": {
+            "accessModes": ["ReadWriteOnce"], "capacity": {"storage": "1Gi"}, "hostPath": {"path": "/nowhere"}}}))
+        .await;
+    let status = |phase: &str| json!({"status": {"phase": phase}});
+    let path = "/api/v1/persistentvolumes/pv/status";
+    cloud.cluster.json("PATCH", path, "application/merge-patch+json", &status("Bound")).await;
+    cloud.kubectl(&["delete", "pv", "pv", "--wait=false"]).await;
+    assert_eq!(cloud.get("pv/pv", "{.metadata.finalizers[*]}").await, "kubernetes.io/pv-protection");
+    cloud.cluster.json("PATCH", path, "application/merge-patch+json", &status("Released")).await;
+    cloud.kubectl(&["wait", "pv/pv", "--for=delete", "--timeout=20s"]).await;
+}

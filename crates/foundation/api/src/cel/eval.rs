@@ -1,6 +1,8 @@
 //! Trees to values. Every step is charged, so that evaluation ends soon whatever the expression.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap};
+use std::rc::Rc;
 use std::sync::Arc;
 
 use regex::Regex;
@@ -48,11 +50,36 @@ pub struct Meter {
     left: u64,
     /// For the evaluation that runs.
     call: u64,
+    /// Until it is too much for a thread that others wait for.
+    pace: Option<Pace>,
+}
+
+/// How much may be evaluated on a thread that others wait for: shared by all meters of one piece of work. When it is
+/// used up, evaluation stops, and has to be begun anew where it may take its time.
+#[derive(Debug, Clone)]
+pub struct Pace(Rc<Cell<u64>>);
+
+impl Pace {
+    pub fn new(cost: u64) -> Self {
+        Self(Rc::new(Cell::new(cost)))
+    }
+
+    /// Whether something was stopped for it: then no result counts.
+    pub fn is_over(&self) -> bool {
+        self.0.get() == 0
+    }
 }
 
 impl Meter {
     pub fn new(budget: u64) -> Self {
-        Self { left: budget, call: super::CALL_LIMIT.min(budget) }
+        Self { left: budget, call: super::CALL_LIMIT.min(budget), pace: None }
+    }
+
+    /// Stops also when this is used up.
+    #[must_use]
+    pub fn at(mut self, pace: Option<&Pace>) -> Self {
+        self.pace = pace.cloned();
+        self
     }
 
     /// Begins another evaluation; false when nothing is left for it.
@@ -67,6 +94,17 @@ impl Meter {
 
     /// Takes `cost` units.
     pub fn charge(&mut self, cost: usize) -> Result<(), EvalError> {
+        if let Some(Pace(left)) = &self.pace {
+            left.set(left.get().saturating_sub(cost as u64));
+            if left.get() == 0 {
+                return Err(EvalError { text: "operation interrupted".into(), spent: true });
+            }
+        }
+        self.charge_only(cost)
+    }
+
+    /// Takes `cost` units for what costs a budget much and takes no time.
+    pub fn charge_only(&mut self, cost: usize) -> Result<(), EvalError> {
         let cost = cost as u64;
         self.left = self.left.saturating_sub(cost);
         match self.call.checked_sub(cost) {

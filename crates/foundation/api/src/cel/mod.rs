@@ -3,6 +3,7 @@
 //! - [`Program::compile`]: text to a checked tree ([`lexer`], [`parser`], [`check`]).
 //! - [`Program::evaluate`]: the tree to a value ([`eval`]); every step is charged to a [`Meter`], in units close to
 //!   upstream's, so that no expression runs long or grows large.
+//! - [`Program::estimate`]: what it may cost at most, for values of a known extent ([`cost`]).
 //! - [`admission`]: what expressions in policies and webhooks may name.
 //! - [`functions`]: the libraries: the language's own, and Kubernetes'.
 //!
@@ -11,6 +12,8 @@
 pub mod admission;
 mod ast;
 mod check;
+mod cost;
+pub mod declared;
 mod eval;
 mod functions;
 mod lexer;
@@ -25,8 +28,9 @@ use std::sync::Arc;
 
 use regex::Regex;
 
-pub use eval::{EvalError, Meter, NoVariables, Variables};
-pub use functions::authorizer::{Ask, Authorizer, Question};
+pub use cost::{Extent, ExtentKind};
+pub use eval::{EvalError, Meter, NoVariables, Pace, Variables};
+pub use functions::authorizer::{Answer, Ask, Authorizer, Question};
 pub use functions::escaped;
 pub use functions::time::parse_duration;
 pub use types::{ObjectType, Type};
@@ -154,6 +158,11 @@ impl Program {
     /// Whether it reads this field of this variable by name.
     pub fn reads(&self, variable: &str, field: &str) -> bool {
         self.members.contains(&format!("{variable}.{field}"))
+    }
+
+    /// The most it may cost, about values that are at most so large; `u64::MAX` where there is no limit.
+    pub fn estimate(&self, subject: &Extent) -> u64 {
+        cost::estimate(&self.root, subject)
     }
 
     /// Evaluates; the cost goes to the meter, which ends what costs too much.

@@ -26,6 +26,189 @@ fn true_expressions() {
     }
 }
 
+/// The libraries of Kubernetes 1.35's expressions, by its documentation: called on a value, and by a name alone.
+const LIBRARIES: [(&str, &[&str], &[&str]); 17] = [
+    (
+        "the language",
+        &["size", "contains", "startsWith", "endsWith", "matches"],
+        &[
+            "size",
+            "matches",
+            "string",
+            "int",
+            "uint",
+            "double",
+            "bool",
+            "bytes",
+            "dyn",
+            "type",
+            "duration",
+            "timestamp",
+        ],
+    ),
+    (
+        "times",
+        &[
+            "getFullYear",
+            "getMonth",
+            "getDate",
+            "getDayOfMonth",
+            "getDayOfWeek",
+            "getDayOfYear",
+            "getHours",
+            "getMinutes",
+            "getSeconds",
+            "getMilliseconds",
+        ],
+        &[],
+    ),
+    (
+        "strings",
+        &[
+            "charAt",
+            "indexOf",
+            "lastIndexOf",
+            "join",
+            "lowerAscii",
+            "upperAscii",
+            "replace",
+            "split",
+            "substring",
+            "trim",
+            "reverse",
+            "format",
+        ],
+        &["strings.quote"],
+    ),
+    (
+        "lists",
+        &[
+            "isSorted",
+            "sum",
+            "min",
+            "max",
+            "indexOf",
+            "lastIndexOf",
+            "slice",
+            "flatten",
+            "distinct",
+            "sort",
+            "reverse",
+            "first",
+            "last",
+        ],
+        &["lists.range"],
+    ),
+    ("sets", &[], &["sets.contains", "sets.equivalent", "sets.intersects"]),
+    ("regex", &["find", "findAll"], &[]),
+    ("url", &["getScheme", "getHost", "getHostname", "getPort", "getEscapedPath", "getQuery"], &["url", "isURL"]),
+    (
+        "ip",
+        &["family", "isUnspecified", "isLoopback", "isLinkLocalMulticast", "isLinkLocalUnicast", "isGlobalUnicast"],
+        &["ip", "isIP", "ip.isCanonical"],
+    ),
+    ("cidr", &["containsIP", "containsCIDR", "ip", "masked", "prefixLength"], &["cidr", "isCIDR"]),
+    (
+        "quantity",
+        &[
+            "sign",
+            "isInteger",
+            "asInteger",
+            "asApproximateFloat",
+            "add",
+            "sub",
+            "isLessThan",
+            "isGreaterThan",
+            "compareTo",
+        ],
+        &["quantity", "isQuantity"],
+    ),
+    ("semver", &["major", "minor", "patch", "isLessThan", "isGreaterThan", "compareTo"], &["semver", "isSemver"]),
+    (
+        "format",
+        &["validate"],
+        &[
+            "format.named",
+            "format.dns1123Label",
+            "format.dns1123Subdomain",
+            "format.dns1035Label",
+            "format.qualifiedName",
+            "format.dns1123LabelPrefix",
+            "format.dns1123SubdomainPrefix",
+            "format.dns1035LabelPrefix",
+            "format.labelValue",
+            "format.uri",
+            "format.uuid",
+            "format.byte",
+            "format.date",
+            "format.datetime",
+        ],
+    ),
+    (
+        "authorizer",
+        &[
+            "path",
+            "group",
+            "serviceAccount",
+            "resource",
+            "subresource",
+            "namespace",
+            "name",
+            "fieldSelector",
+            "labelSelector",
+            "check",
+            "allowed",
+            "errored",
+            "error",
+            "reason",
+        ],
+        &[],
+    ),
+    (
+        "math",
+        &[],
+        &[
+            "math.greatest",
+            "math.least",
+            "math.ceil",
+            "math.floor",
+            "math.round",
+            "math.trunc",
+            "math.sqrt",
+            "math.abs",
+            "math.sign",
+            "math.isNaN",
+            "math.isInf",
+            "math.isFinite",
+            "math.bitAnd",
+            "math.bitOr",
+            "math.bitXor",
+            "math.bitNot",
+            "math.bitShiftLeft",
+            "math.bitShiftRight",
+        ],
+    ),
+    (
+        "optional",
+        &["hasValue", "value", "or", "orValue", "unwrapOpt"],
+        &["optional.of", "optional.ofNonZeroValue", "optional.none", "optional.unwrap"],
+    ),
+    ("base64", &[], &["base64.encode", "base64.decode"]),
+    ("jsonpatch", &[], &["jsonpatch.escapeKey"]),
+];
+
+#[test]
+fn every_function_of_the_libraries_is_there_and_tried() {
+    let tried = include_str!("true.cel");
+    for (library, members, globals) in LIBRARIES {
+        for (name, member) in members.iter().map(|name| (name, true)).chain(globals.iter().map(|name| (name, false))) {
+            assert!(functions::signatures(name, member).next().is_some(), "{library}: {name}");
+            let call = if member { format!(".{name}(") } else { format!("{name}(") };
+            assert!(tried.contains(&call) || library == "authorizer", "{library}: no expression calls {name}");
+        }
+    }
+}
+
 #[test]
 fn failing_expressions() {
     for (expression, why) in [

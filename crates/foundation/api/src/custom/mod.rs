@@ -11,6 +11,7 @@
 //! - [`served`]: the rows of the registry that a definition makes.
 
 pub mod catalog;
+pub mod cost;
 pub mod definition;
 mod format;
 mod intern;

@@ -12,7 +12,7 @@ use serde_json::Value as Json;
 
 use super::schema::{Identity, Schema, Type as Kind};
 use crate::cel::{
-    self, BUDGET, Environment, EvalError, Key, Meter, ObjectType, Program, Type, Value, Variables, escaped,
+    self, BUDGET, Environment, EvalError, Key, Meter, ObjectType, Pace, Program, Type, Value, Variables, escaped,
     parse_duration,
 };
 use crate::meta::text;
@@ -34,10 +34,10 @@ struct Node {
 }
 
 #[derive(Debug)]
-struct Rule {
-    program: Program,
+pub(super) struct Rule {
+    pub program: Program,
     message: String,
-    computed: Option<Program>,
+    pub computed: Option<Program>,
     reason: String,
     /// Where the error is shown, below the rule's own place.
     path: String,
@@ -60,10 +60,10 @@ impl Rules {
         self.root.is_none()
     }
 
-    /// What is wrong with an object; with `old`, what is wrong with the change.
-    pub fn validate(&self, old: Option<&Json>, new: &Json) -> Vec<FieldError> {
+    /// What is wrong with an object; with `old`, what is wrong with the change. Once the pace is over, that says nothing.
+    pub fn validate(&self, old: Option<&Json>, new: &Json, pace: Option<&Pace>) -> Vec<FieldError> {
         let Some(root) = &self.root else { return Vec::new() };
-        let mut check = Check { meter: Meter::new(BUDGET), errors: Vec::new(), stopped: false };
+        let mut check = Check { meter: Meter::new(BUDGET).at(pace), errors: Vec::new(), stopped: false };
         check.node(root, "", old, new, true);
         check.errors
     }
@@ -94,7 +94,7 @@ fn environment(schema: &Schema, root: bool, optional_old: bool) -> Environment {
     Environment::default().with("self", of).with("oldSelf", old)
 }
 
-fn compile(rule: &Json, schema: &Schema, root: bool) -> Result<Rule, String> {
+pub(super) fn compile(rule: &Json, schema: &Schema, root: bool) -> Result<Rule, String> {
     let optional_old = rule["optionalOldSelf"] == true;
     let environment = environment(schema, root, optional_old);
     let failed = |error: cel::CompileError| format!("compilation failed: {error}");
@@ -174,7 +174,7 @@ fn explain(schema: &Schema, path: &str, root: bool, uncorrelated: Option<&str>, 
 }
 
 /// What an expression may know of a value before there is one.
-fn type_of(schema: &Schema, whole: bool) -> Type {
+pub(crate) fn type_of(schema: &Schema, whole: bool) -> Type {
     if schema.int_or_string || schema.nullable {
         return Type::Any;
     }
@@ -466,7 +466,7 @@ mod tests {
         let schema = Schema::parse(&schema(rules.clone())).unwrap();
         assert_eq!(problems(&schema, "x"), []);
         let whole = |spec: &Json| json!({"metadata": {"name": "n"}, "spec": spec});
-        let found = Rules::compile(&schema).validate(old.map(whole).as_ref(), &whole(spec));
+        let found = Rules::compile(&schema).validate(old.map(whole).as_ref(), &whole(spec), None);
         found.iter().map(FieldError::to_string).collect()
     }
 

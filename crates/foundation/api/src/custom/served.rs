@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::definition::{Definition, Version};
 use super::intern;
 use super::path::Path;
+use crate::cel::Pace;
 use crate::descriptor::{self, TypeError};
 use crate::registry::{Kind, KindRef, Subresource};
 use crate::validation::FieldError;
@@ -55,8 +56,8 @@ impl Served {
     }
 
     /// Everything wrong with a new object of this version.
-    pub fn validate(&self, object: &Value) -> Vec<FieldError> {
-        self.judge(self.by_schema(object), None, object)
+    pub fn validate(&self, object: &Value, pace: Option<&Pace>) -> Vec<FieldError> {
+        self.judge(self.by_schema(object), None, object, pace)
     }
 
     fn by_schema(&self, object: &Value) -> Vec<FieldError> {
@@ -73,7 +74,7 @@ impl Served {
     }
 
     /// What is wrong with a changed object; a value that was wrong before and stays is let be.
-    pub fn validate_update(&self, new: &Value, old: &Value) -> Vec<FieldError> {
+    pub fn validate_update(&self, new: &Value, old: &Value, pace: Option<&Pace>) -> Vec<FieldError> {
         let mut errors = self.by_schema(new);
         errors.retain(|error| {
             // What several schemas ask for together names its place in the text.
@@ -81,16 +82,22 @@ impl Served {
             let place = place.and_then(|text| text.split('"').next()).unwrap_or(&error.field);
             !unchanged(place, error.reason == "FieldValueRequired", new, old)
         });
-        self.judge(errors, Some(old), new)
+        self.judge(errors, Some(old), new, pace)
     }
 
     /// Adds what the schema's rules say; of an object whose form is wrong they are not asked.
-    fn judge(&self, mut errors: Vec<FieldError>, old: Option<&Value>, new: &Value) -> Vec<FieldError> {
+    fn judge(
+        &self,
+        mut errors: Vec<FieldError>,
+        old: Option<&Value>,
+        new: &Value,
+        pace: Option<&Pace>,
+    ) -> Vec<FieldError> {
         const BLOCKING: [&str; 4] =
             ["FieldValueRequired", "FieldValueTooLong", "FieldValueTooMany", "FieldValueTypeInvalid"];
         let blocked = errors.iter().any(|error| BLOCKING.contains(&error.reason));
         if !blocked {
-            errors.extend(self.version.rules().validate(old, new));
+            errors.extend(self.version.rules().validate(old, new, pace));
         } else if !self.version.rules().is_empty() {
             let why = "some validation rules were not checked because the object was invalid; correct the existing errors to \
                        complete validation";

@@ -47,7 +47,7 @@ fn webhooks(value: &Value, errors: &mut Errors) {
         selector(&hook.at("namespaceSelector"), errors);
         selector(&hook.at("objectSelector"), errors);
         webhook(&hook.at("clientConfig"), errors);
-        match_conditions(&hook.at("matchConditions"), &Names::default(), errors);
+        match_conditions(&hook.at("matchConditions"), &Names { authorizer: true, ..Names::default() }, errors);
         review_versions(&hook.at("admissionReviewVersions"), "must specify one of v1, v1beta1", errors);
     }
     errors.distinct(&hooks, "name");

@@ -6,7 +6,7 @@ use super::admission::{mixed_case, review_versions};
 use super::common::webhook;
 use super::field::Field;
 use super::{Errors, FieldError};
-use crate::custom::{Definition, Schema, rules};
+use crate::custom::{Definition, Schema, cost, rules};
 use crate::meta::{self, items, text};
 use crate::names;
 
@@ -217,8 +217,30 @@ fn stored_versions(value: &Value, errors: &mut Errors) {
     }
 }
 
+pub fn definition_create(value: &Value, errors: &mut Errors) {
+    expenses(value, &Value::Null, errors);
+}
+
+/// Rules that may cost too much, in versions whose schema is another than it was.
+fn expenses(new: &Value, old: &Value, errors: &mut Errors) {
+    let document = |version: &Value| version["schema"]["openAPIV3Schema"].clone();
+    for (index, version) in items(new, &["spec", "versions"]).iter().enumerate() {
+        let before = items(old, &["spec", "versions"]).iter().find(|known| known["name"] == version["name"]);
+        let schema = document(version);
+        if before.map(document).as_ref() == Some(&schema) {
+            continue;
+        }
+        // A schema that cannot be read has been refused for it.
+        if let Ok(parsed) = Schema::parse(&schema) {
+            let path = format!("spec.versions[{index}].schema.openAPIV3Schema");
+            cost::problems(&parsed, &path).into_iter().for_each(|error| errors.push(error));
+        }
+    }
+}
+
 pub fn definition_update(new: &Value, old: &Value, errors: &mut Errors) {
     let (spec, before) = (Field::spec(new), Field::spec(old));
+    expenses(new, old, errors);
     let established = items(old, &["status", "conditions"])
         .iter()
         .any(|condition| condition["type"] == "Established" && condition["status"] == "True");

@@ -25,6 +25,7 @@ use std::fmt;
 
 use serde_json::Value;
 
+use crate::cel::Pace;
 use crate::registry::Kind;
 use crate::status::Cause;
 
@@ -129,26 +130,26 @@ impl Errors {
     }
 }
 
-/// Everything wrong with a new object.
-pub fn validate_create(kind: &Kind, object: &Value) -> Vec<FieldError> {
+/// Everything wrong with a new object. Rules that are expressions stop when the pace is over; then that is no answer.
+pub fn validate_create(kind: &Kind, object: &Value, pace: Option<&Pace>) -> Vec<FieldError> {
     let mut errors = Errors::default();
     metadata::create(kind, object, &mut errors);
     (kind.validate)(object, &mut errors);
     (kind.validate_create)(object, &mut errors);
     if let Some(served) = &kind.custom {
-        errors.0.extend(served.validate(object));
+        errors.0.extend(served.validate(object, pace));
     }
     errors.0
 }
 
-/// Everything wrong with a changed object.
-pub fn validate_update(kind: &Kind, new: &Value, old: &Value) -> Vec<FieldError> {
+/// Everything wrong with a changed object; of the pace, see [`validate_create`].
+pub fn validate_update(kind: &Kind, new: &Value, old: &Value, pace: Option<&Pace>) -> Vec<FieldError> {
     let mut errors = Errors::default();
     metadata::update(new, old, &mut errors);
     (kind.validate)(new, &mut errors);
     (kind.validate_update)(new, old, &mut errors);
     if let Some(served) = &kind.custom {
-        errors.0.extend(served.validate_update(new, old));
+        errors.0.extend(served.validate_update(new, old, pace));
     }
     errors.0
 }
@@ -167,7 +168,7 @@ mod tests {
         let kind = builtin().get(group, "v1", plural).unwrap();
         let mut object = object.clone();
         crate::defaulting::apply(kind, &mut object);
-        validate_create(kind, &object).iter().map(ToString::to_string).collect()
+        validate_create(kind, &object, None).iter().map(ToString::to_string).collect()
     }
 
     #[test]
@@ -213,7 +214,7 @@ mod tests {
         let mut changed = deployment.clone();
         changed["spec"]["selector"]["matchLabels"] = json!({"app": "x", "b": "c"});
         changed["spec"]["template"]["metadata"]["labels"] = json!({"app": "x", "b": "c"});
-        let errors = validate_update(kind, &changed, &deployment);
+        let errors = validate_update(kind, &changed, &deployment, None);
         assert!(errors[0].to_string().ends_with("field is immutable"), "{errors:?}");
     }
 }

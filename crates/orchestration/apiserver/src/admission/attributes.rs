@@ -4,6 +4,7 @@ use dhow_api::Status;
 use dhow_api::registry::{Kind, Subresource};
 use serde_json::{Value, json};
 
+use crate::audit::Trail;
 use crate::delete::DeleteOptions;
 use crate::encode::Warnings;
 use crate::identity::UserInfo;
@@ -47,6 +48,8 @@ pub struct Attributes<'a> {
     pub old: Option<&'a Value>,
     pub dry_run: bool,
     pub warnings: &'a Warnings,
+    /// What is recorded of the request, if anything is.
+    pub trail: Option<Trail>,
     /// Whether something beyond the built-in plugins changed the object, so that it must be prepared again.
     pub mutated: bool,
     verb: &'static str,
@@ -74,6 +77,7 @@ impl<'a> Attributes<'a> {
             old,
             dry_run: request.dry_run(),
             warnings: &request.warnings,
+            trail: request.trail.clone(),
             mutated: false,
             verb: request.info.verb,
             query: &request.info.query,
@@ -110,6 +114,7 @@ impl<'a> Attributes<'a> {
             old: None,
             dry_run: false,
             warnings,
+            trail: None,
             mutated: false,
             verb: "connect",
             query,
@@ -125,6 +130,13 @@ impl<'a> Attributes<'a> {
     pub fn speaks_otherwise(&self) -> bool {
         self.subresource.is_some_and(|subresource| subresource.response_kind().is_some())
             || self.operation == Operation::Connect
+    }
+
+    /// Adds an annotation to the request's audit event. The first of a name stays.
+    pub fn record(&self, key: &str, value: &str) {
+        if let Some(trail) = &self.trail {
+            trail.annotate(key, value);
+        }
     }
 
     /// The refusal of a built-in plugin.

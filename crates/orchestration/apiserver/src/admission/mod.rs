@@ -10,13 +10,16 @@ mod ingress_class;
 mod limit_ranger;
 mod namespace_lifecycle;
 mod node_restriction;
+mod owner_references;
 mod pod_security;
 mod priority;
 pub mod quota;
 mod runtime_class;
 mod service_account;
 mod storage;
+mod storage_protection;
 mod taint_nodes;
+mod topology_labels;
 pub mod webhooks;
 
 use std::sync::Arc;
@@ -57,7 +60,9 @@ fn built_in(server: &ApiServer, attributes: &mut Attributes<'_>) -> Result<(), S
     priority::mutate(server, attributes)?;
     default_tolerations::mutate(attributes);
     storage::mutate(server, attributes)?;
+    storage_protection::mutate(attributes);
     runtime_class::mutate(server, attributes)?;
+    topology_labels::mutate(server, attributes);
     ingress_class::mutate(server, attributes)
 }
 
@@ -71,6 +76,7 @@ pub async fn validate(server: &ApiServer, attributes: &Attributes<'_>) -> Result
     storage::validate(server, attributes)?;
     runtime_class::validate(server, attributes)?;
     certificates::validate(server, attributes)?;
+    owner_references::validate(server, attributes)?;
     policy::validate(server, attributes)?;
     webhooks::validate(server, attributes).await
 }

@@ -2,6 +2,7 @@
 
 mod policy;
 mod sink;
+mod webhook;
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -9,7 +10,7 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use dhow_api::{cbor, meta, protobuf};
-use dhow_base::metrics::Counter;
+use dhow_base::metrics::{Counter, Counters};
 use dhow_client::{Body, full};
 use http::{HeaderMap, HeaderName, HeaderValue, Response, Uri};
 use http_body::{Body as _, Frame, SizeHint};
@@ -22,6 +23,7 @@ pub use policy::Policy;
 use policy::{Decision, Level, Stage};
 pub use sink::AuditFile;
 use sink::Sink;
+pub use webhook::AuditWebhook;
 
 use crate::authenticate::Caller;
 use crate::identity::UserInfo;
@@ -33,13 +35,16 @@ use crate::{Error, body};
 /// What is recorded, and where.
 pub struct AuditConfig {
     pub policy: Policy,
-    pub file: AuditFile,
+    pub file: Option<AuditFile>,
+    pub webhook: Option<AuditWebhook>,
 }
 
 pub struct Log {
     policy: Policy,
-    sink: Sink,
+    file: Option<Sink>,
+    webhook: Option<webhook::Sender>,
     written: Counter,
+    levels: Counters,
 }
 
 /// The address a request came from, as an extension of the request.
@@ -60,8 +65,14 @@ struct Inner {
 
 impl Log {
     pub fn open(config: AuditConfig, metrics: &Metrics) -> Result<Arc<Self>, Error> {
-        let sink = Sink::open(config.file, metrics.audit_lost.clone())?;
-        Ok(Arc::new(Self { policy: config.policy, sink, written: metrics.audit_events.clone() }))
+        let lost = |plugin: &str| metrics.audit_lost.with(&[plugin]);
+        Ok(Arc::new(Self {
+            policy: config.policy,
+            file: config.file.map(|file| Sink::open(file, lost("log"))).transpose()?,
+            webhook: config.webhook.map(|webhook| webhook.start(lost("webhook"))),
+            written: metrics.audit_events.clone(),
+            levels: metrics.audit_levels.clone(),
+        }))
     }
 
     /// Begins a request's trail, if the policy wants one. `caller` is `None` if nobody was proven.
@@ -78,6 +89,7 @@ impl Log {
             UserInfo { name: String::new(), uid: String::new(), groups: Vec::new(), extra: Default::default() };
         let user = caller.map_or(&nobody, |caller| &caller.proven);
         let decision = self.policy.decide(user, attributes);
+        self.levels.with(&[decision.level.name()]).inc();
         if decision.level == Level::None {
             return None;
         }
@@ -123,34 +135,55 @@ impl Log {
     fn write(&self, event: &Map<String, Value>) {
         if let Ok(line) = serde_json::to_vec(event) {
             self.written.inc();
-            self.sink.write(line);
+            let line = Bytes::from(line);
+            if let Some(file) = &self.file {
+                file.write(line.clone());
+            }
+            if let Some(webhook) = &self.webhook {
+                webhook.write(line);
+            }
         }
     }
 }
 
 impl Trail {
-    /// The request is there, and its body if that is recorded.
+    /// The request is there, and its body: that is recorded, or only says which object it is about.
     pub fn received(&self, headers: &HeaderMap, body: &[u8]) {
         self.emit(Stage::RequestReceived);
-        if self.0.decision.level >= Level::Request
-            && !body.is_empty()
-            && let Some(object) = self.tree(body::media_type(headers), body)
-        {
-            let mut event = self.0.event.lock();
-            if let Some(reference) = event.get_mut("objectRef").and_then(Value::as_object_mut) {
-                let known = [("name", meta::name(&object)), ("namespace", meta::namespace(&object))];
-                for (field, value) in known.into_iter().filter(|(_, value)| !value.is_empty()) {
-                    reference.entry(field).or_insert_with(|| json!(value));
+        let recorded = self.wants_bodies();
+        let unnamed = || {
+            let event = self.0.event.lock();
+            event.get("objectRef").is_some_and(|reference| reference.is_object() && reference["name"].is_null())
+        };
+        if body.is_empty() || !recorded && !unnamed() {
+            return;
+        }
+        let Some(object) = self.tree(body::media_type(headers), body) else { return };
+        let mut event = self.0.event.lock();
+        if let Some(reference) = event.get_mut("objectRef").and_then(Value::as_object_mut) {
+            for field in ["name", "namespace", "uid", "resourceVersion"] {
+                let known = meta::text(&object, &["metadata", field]);
+                if !known.is_empty() {
+                    reference.entry(field).or_insert_with(|| json!(known));
                 }
             }
+        }
+        if recorded {
             event.insert("requestObject".into(), object);
         }
     }
 
+    /// Adds an annotation. The first of a name stays, so that nobody hides what another has found.
     pub fn annotate(&self, key: &str, value: &str) {
         let mut event = self.0.event.lock();
-        let annotations = event.entry("annotations").or_insert_with(|| json!({}));
-        annotations[key] = json!(value);
+        if let Some(annotations) = event.entry("annotations").or_insert_with(|| json!({})).as_object_mut() {
+            annotations.entry(key).or_insert_with(|| json!(value));
+        }
+    }
+
+    /// Whether bodies of requests are recorded.
+    pub fn wants_bodies(&self) -> bool {
+        self.0.decision.level >= Level::Request
     }
 
     /// The answer is there. A stream's trail ends with the stream.

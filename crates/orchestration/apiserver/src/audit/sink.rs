@@ -6,13 +6,16 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 
+use bytes::Bytes;
 use dhow_base::metrics::Counter;
-use k8s_openapi::jiff::Timestamp;
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
 use crate::Error;
 
 /// Events that wait for the disk. When it cannot follow, more are dropped and counted: no request waits for it.
 const QUEUE: usize = 10_000;
+/// The time in the names of files put aside: to the microsecond, so that names sort by age and do not meet.
+const TIME: &str = "%Y-%m-%dT%H-%M-%S.%6f";
 
 /// Where the audit log is kept and how much of it.
 #[derive(Debug, Clone)]
@@ -22,17 +25,19 @@ pub struct AuditFile {
     pub largest: u64,
     /// Files put aside that are kept; 0 keeps all.
     pub kept: usize,
+    /// Days after which a file put aside goes; 0 for never.
+    pub days: u32,
 }
 
 impl AuditFile {
     /// 100 MiB a file, ten files put aside.
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into(), largest: 100 << 20, kept: 10 }
+        Self { path: path.into(), largest: 100 << 20, kept: 10, days: 0 }
     }
 }
 
 pub struct Sink {
-    queue: SyncSender<Vec<u8>>,
+    queue: SyncSender<Bytes>,
     dropped: Counter,
 }
 
@@ -50,7 +55,7 @@ impl Sink {
         Ok(Self { queue, dropped })
     }
 
-    pub fn write(&self, line: Vec<u8>) {
+    pub fn write(&self, line: Bytes) {
         match self.queue.try_send(line) {
             Ok(()) => {}
             Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => self.dropped.inc(),
@@ -67,12 +72,13 @@ struct Writer {
 impl Writer {
     fn open(config: AuditFile) -> io::Result<Self> {
         let file = append(&config.path)?;
+        config.discard()?;
         let size = file.metadata()?.len();
         Ok(Self { config, out: BufWriter::new(file), size })
     }
 
     /// Writes until the last sender is gone; flushes whenever it has caught up.
-    fn run(mut self, lines: &Receiver<Vec<u8>>, lost: &Counter) {
+    fn run(mut self, lines: &Receiver<Bytes>, lost: &Counter) {
         let mut failing = false;
         while let Ok(first) = lines.recv() {
             let mut result = self.line(&first);
@@ -108,32 +114,43 @@ impl Writer {
         Ok(())
     }
 
-    /// `audit.log` is put aside as `audit-<time>.log`, and the oldest of those go.
+    /// `audit.log` is put aside as `audit-<time>.log`.
     fn rotate(&mut self) -> io::Result<()> {
         self.out.flush()?;
         let path = &self.config.path;
         let (stem, extension) = parts(path);
-        // To the microsecond, so that names sort by age and do not meet.
-        let now = Timestamp::now().strftime("%Y-%m-%dT%H-%M-%S.%6f").to_string();
+        let now = Timestamp::now().strftime(TIME);
         std::fs::rename(path, path.with_file_name(format!("{stem}-{now}{extension}")))?;
         self.out = BufWriter::new(append(path)?);
         self.size = 0;
-        if self.config.kept == 0 {
-            return Ok(());
-        }
+        self.config.discard()
+    }
+}
+
+impl AuditFile {
+    /// Removes files put aside that are too many or too old.
+    fn discard(&self) -> io::Result<()> {
+        let path = &self.path;
+        let (stem, extension) = parts(path);
+        let now = Timestamp::now();
+        let length = now.strftime(TIME).to_string().len();
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let mut aside: Vec<PathBuf> = std::fs::read_dir(folder)?
-            .filter_map(|entry| Some(entry.ok()?.path()))
-            .filter(|other| other != path)
-            .filter(|other| {
-                let name = other.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-                let time = name.strip_prefix(&format!("{stem}-")).and_then(|rest| rest.strip_suffix(&extension));
-                time.is_some_and(|time| time.len() == now.len() && time.starts_with(|c: char| c.is_ascii_digit()))
+        let mut aside: Vec<(String, PathBuf)> = std::fs::read_dir(folder)?
+            .filter_map(|entry| {
+                let path = entry.ok()?.path();
+                let time = path.file_name()?.to_str()?.strip_prefix(&format!("{stem}-"))?.strip_suffix(&extension)?;
+                let ours = time.len() == length && time.starts_with(|c: char| c.is_ascii_digit());
+                ours.then(|| (time.to_owned(), path.clone()))
             })
             .collect();
         aside.sort();
-        let extra = aside.len().saturating_sub(self.config.kept);
-        aside.iter().take(extra).try_for_each(std::fs::remove_file)
+        let many = if self.kept == 0 { 0 } else { aside.len().saturating_sub(self.kept) };
+        let age = (self.days > 0).then(|| SignedDuration::from_hours(i64::from(self.days) * 24));
+        // Before time began nothing was put aside.
+        let oldest = age.and_then(|age| now.checked_sub(age).ok()).map(|oldest| oldest.strftime(TIME).to_string());
+        let old = |time: &str| oldest.as_ref().is_some_and(|oldest| time < oldest.as_str());
+        let gone = aside.iter().enumerate().filter(|(at, (time, _))| *at < many || old(time));
+        gone.map(|(_, (_, path))| path).try_for_each(std::fs::remove_file)
     }
 }
 

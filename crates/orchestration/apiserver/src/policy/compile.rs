@@ -32,6 +32,7 @@ pub struct Policy {
     pub fail: bool,
     pub bindings: Vec<Binding>,
     pub validations: Vec<Validation>,
+    pub annotations: Vec<Annotation>,
     pub mutations: Vec<Mutation>,
     /// Whether it runs again when a later policy changed the object.
     pub again: bool,
@@ -52,6 +53,13 @@ pub struct Validation {
     pub reason: String,
 }
 
+/// What a policy adds to the audit event.
+pub struct Annotation {
+    pub key: String,
+    pub expression: Expression,
+    pub source: String,
+}
+
 pub struct Mutation {
     pub expression: Expression,
     pub source: String,
@@ -66,6 +74,9 @@ pub struct Binding {
     pub resources: Option<Resources>,
     pub deny: bool,
     pub warn: bool,
+    pub audit: bool,
+    /// `validationActions`, as written.
+    pub actions: Value,
 }
 
 /// Policies that have a binding, by name.
@@ -93,6 +104,8 @@ fn binding(binding: &Value) -> Binding {
         resources: spec.get("matchResources").filter(|resources| !resources.is_null()).map(Resources::parse),
         deny: action("Deny"),
         warn: action("Warn"),
+        audit: action("Audit"),
+        actions: spec.get("validationActions").cloned().unwrap_or_default(),
     }
 }
 
@@ -129,6 +142,14 @@ fn policy(policy: &Value, bindings: Vec<Binding>, mutating: bool) -> Policy {
                     .filter(|expression| !expression.is_empty())
                     .map(|expression| quiet.compile(expression, &[Type::String])),
                 reason: text(validation, &["reason"]).to_owned(),
+            })
+            .collect(),
+        annotations: items(spec, &["auditAnnotations"])
+            .iter()
+            .map(|annotation| {
+                let source = text(annotation, &["valueExpression"]);
+                let expression = names.compile(source, &[Type::String, Type::Null]);
+                Annotation { key: text(annotation, &["key"]).to_owned(), expression, source: source.to_owned() }
             })
             .collect(),
         mutations: items(spec, &["mutations"])

@@ -2,9 +2,12 @@
 
 use std::cell::{OnceCell, RefCell};
 use std::collections::HashMap;
+use std::rc::Rc;
 use std::sync::Arc;
 
-use dhow_api::cel::{Ask, Authorizer, CONDITIONS_BUDGET, EvalError, Meter, Program, Question, Value as Cel, Variables};
+use dhow_api::cel::{
+    Answer, Ask, Authorizer, CONDITIONS_BUDGET, EvalError, Meter, Pace, Program, Question, Value as Cel, Variables,
+};
 use dhow_api::registry::Kind;
 use serde_json::{Value, json};
 
@@ -21,12 +24,19 @@ pub struct Input<'a> {
     attributes: &'a Attributes<'a>,
     policy: &'a Policy,
     row: matching::Row<'a>,
+    documents: Rc<Documents>,
+    params: Cel,
+    pace: Option<Pace>,
+    variables: RefCell<HashMap<usize, Result<Cel, EvalError>>>,
+}
+
+/// What all policies see alike, as long as they see the object in the same form and nobody changes it.
+#[derive(Default)]
+pub struct Documents {
     object: OnceCell<Cel>,
     old: OnceCell<Cel>,
     request: OnceCell<Cel>,
     namespace: OnceCell<Cel>,
-    params: Cel,
-    variables: RefCell<HashMap<usize, Result<Cel, EvalError>>>,
 }
 
 /// What ends an evaluation, in upstream's words.
@@ -34,19 +44,27 @@ pub const OUT_OF_BUDGET: &str =
     "validation failed due to running out of cost budget, no further validation rules will be run";
 
 impl<'a> Input<'a> {
-    pub fn new(server: &'a ApiServer, attributes: &'a Attributes<'a>, invocation: &Invocation<'a>) -> Self {
+    pub fn new(
+        server: &'a ApiServer,
+        attributes: &'a Attributes<'a>,
+        invocation: &Invocation<'a>,
+        documents: Rc<Documents>,
+        pace: Option<&Pace>,
+    ) -> Self {
         Self {
+            documents,
+            pace: pace.cloned(),
             server,
             attributes,
             policy: invocation.policy,
             row: invocation.row.clone(),
-            object: OnceCell::new(),
-            old: OnceCell::new(),
-            request: OnceCell::new(),
-            namespace: OnceCell::new(),
             params: invocation.params.as_ref().map_or(Cel::Null, Cel::from_json),
             variables: RefCell::default(),
         }
+    }
+
+    pub fn meter(&self, budget: u64) -> Meter {
+        Meter::new(budget).at(self.pace.as_ref())
     }
 
     /// Evaluates one expression.
@@ -64,7 +82,7 @@ impl<'a> Input<'a> {
 
     /// Whether the policy's conditions all hold. One that does not settles it, whatever failed beside it.
     pub fn conditions(&self) -> Result<bool, String> {
-        let mut meter = Meter::new(CONDITIONS_BUDGET);
+        let mut meter = self.meter(CONDITIONS_BUDGET);
         let mut failed = Vec::new();
         for (_, condition) in &self.policy.conditions {
             let source = condition.as_ref().map_or("", |program| program.source());
@@ -117,43 +135,47 @@ impl<'a> Input<'a> {
         }
         Cel::from_json(&namespace)
     }
+}
 
-    fn authorizer(&self, resource: bool) -> Cel {
-        let attributes = self.attributes;
-        let ask = UserAsks { authorizer: self.server.authorizer.clone(), user: attributes.user.clone() };
-        let mut question = Question::default();
-        if resource {
-            question.group = attributes.kind.group.into();
-            question.resource = attributes.kind.plural.into();
-            question.subresource = attributes.subresource.map_or("", |subresource| subresource.name()).into();
-            question.namespace = attributes.namespace.unwrap_or_default().into();
-            question.name = attributes.name.into();
-        }
-        Cel::Authorizer(Authorizer::new(Arc::new(ask), question).into())
+/// `authorizer`; with `resource`, `authorizer.requestResource`.
+pub fn authorizer(server: &ApiServer, attributes: &Attributes<'_>, resource: bool) -> Cel {
+    let ask = UserAsks { authorizer: server.authorizer.clone(), user: attributes.user.clone() };
+    let mut question = Question::default();
+    if resource {
+        question.group = attributes.kind.group.into();
+        question.resource = attributes.kind.plural.into();
+        question.subresource = attributes.subresource.map_or("", |subresource| subresource.name()).into();
+        question.namespace = attributes.namespace.unwrap_or_default().into();
+        question.name = attributes.name.into();
     }
+    Cel::Authorizer(Authorizer::new(Arc::new(ask), question).into())
 }
 
 impl Variables for Input<'_> {
     fn get(&self, name: &str) -> Option<Cel> {
         Some(match name {
             "object" if self.attributes.object.is_null() => Cel::Null,
-            "object" => self.object.get_or_init(|| self.converted(&self.attributes.object)).clone(),
-            "oldObject" => {
-                self.old.get_or_init(|| self.attributes.old.map_or(Cel::Null, |object| self.converted(object))).clone()
-            }
-            "request" => {
-                self.request.get_or_init(|| Cel::from_json(&request(self.attributes, self.row.kind()))).clone()
-            }
-            "namespaceObject" => self.namespace.get_or_init(|| self.namespace_object()).clone(),
+            "object" => self.documents.object.get_or_init(|| self.converted(&self.attributes.object)).clone(),
+            "oldObject" => self
+                .documents
+                .old
+                .get_or_init(|| self.attributes.old.map_or(Cel::Null, |object| self.converted(object)))
+                .clone(),
+            "request" => self
+                .documents
+                .request
+                .get_or_init(|| Cel::from_json(&request(self.attributes, self.row.kind())))
+                .clone(),
+            "namespaceObject" => self.documents.namespace.get_or_init(|| self.namespace_object()).clone(),
             "params" => self.params.clone(),
-            "authorizer" => self.authorizer(false),
+            "authorizer" => authorizer(self.server, self.attributes, false),
             _ => return None,
         })
     }
 
     fn member(&self, variable: &str, field: &str, meter: &mut Meter) -> Option<Result<Cel, EvalError>> {
         if (variable, field) == ("authorizer", "requestResource") {
-            return Some(Ok(self.authorizer(true)));
+            return Some(Ok(authorizer(self.server, self.attributes, true)));
         }
         if variable != "variables" {
             return None;
@@ -220,7 +242,7 @@ struct UserAsks {
 }
 
 impl Ask for UserAsks {
-    fn allows(&self, question: &Question) -> bool {
+    fn ask(&self, question: &Question) -> Answer {
         let verb = question.verb.clone();
         let attributes = match &question.path {
             Some(path) => rbac::Attributes::Path { verb, path: path.clone() },
@@ -233,11 +255,11 @@ impl Ask for UserAsks {
                 name: question.name.clone(),
             },
         };
-        match &question.account {
-            Some((namespace, name)) => {
-                self.authorizer.allows(&UserInfo::service_account(namespace, name, ""), &attributes)
-            }
-            None => self.authorizer.allows(&self.user, &attributes),
-        }
+        let decide = |user: &UserInfo| self.authorizer.decide(user, &attributes, &rbac::Selected::default());
+        let verdict = match &question.account {
+            Some((namespace, name)) => decide(&UserInfo::service_account(namespace, name, "")),
+            None => decide(&self.user),
+        };
+        Answer { allowed: verdict.allowed(), reason: verdict.reason().to_owned() }
     }
 }

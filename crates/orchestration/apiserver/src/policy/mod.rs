@@ -3,6 +3,7 @@
 //! - [`compile`]: policies and their bindings, read once per change of one of them, never per request.
 //! - [`matching`]: which requests a policy or binding is about. [`params`]: the parameters of a binding.
 //! - [`input`]: the values an expression sees of one request; each is made when first asked for.
+//! - [`typecheck`]: what policies say of fields that what they match does not have, told in their status.
 //! - [`validating`], [`mutating`]: the two phases. Without policies each is one look at a few revisions.
 
 mod compile;
@@ -10,19 +11,23 @@ mod input;
 mod matching;
 mod mutating;
 mod params;
+mod typecheck;
 mod validating;
 
 use std::sync::{Arc, LazyLock};
 
 use arc_swap::ArcSwap;
 use dhow_api::Status;
+use dhow_api::cel::Pace;
 use dhow_api::registry::{self, Kind};
 use serde_json::Value;
 
-use crate::ApiServer;
 use crate::admission::Attributes;
 use crate::cache::Cache;
+use crate::{ApiServer, offload};
 use compile::{Compiled, Policy};
+pub use input::authorizer;
+pub use typecheck::follow;
 
 /// Group of the policies. Requests for its kinds are never subject to policies: nobody can lock themselves out.
 const GROUP: &str = "admissionregistration.k8s.io";
@@ -86,7 +91,14 @@ fn run_mutating(server: &ApiServer, attributes: &mut Attributes<'_>, again: bool
     if compiled.mutating.is_empty() || exempt(attributes) || attributes.object.is_null() {
         return Ok(());
     }
-    mutating::run(server, &compiled.mutating, attributes, again)
+    let (object, mutated) = (attributes.object.clone(), attributes.mutated);
+    let pace = Pace::new(offload::INLINE);
+    let result = mutating::run(server, &compiled.mutating, attributes, again, Some(&pace));
+    if !pace.is_over() {
+        return result;
+    }
+    (attributes.object, attributes.mutated) = (object, mutated);
+    offload::blocking(|| mutating::run(server, &compiled.mutating, attributes, again, None))
 }
 
 /// The validating policies of the second phase.
@@ -95,7 +107,8 @@ pub fn validate(server: &ApiServer, attributes: &Attributes<'_>) -> Result<(), S
     if compiled.validating.is_empty() || exempt(attributes) {
         return Ok(());
     }
-    validating::run(server, &compiled.validating, attributes)
+    let judge = |pace: Option<&Pace>| validating::judge(server, &compiled.validating, attributes, pace);
+    validating::act(offload::evaluate(judge), attributes)
 }
 
 /// Policies and webhooks themselves, and questions about access, which are not writes.

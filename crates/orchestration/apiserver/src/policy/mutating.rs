@@ -1,6 +1,8 @@
 //! The first phase: policies that change the object.
 
-use dhow_api::cel::{BUDGET, Key, Meter, Value as Cel};
+use std::rc::Rc;
+
+use dhow_api::cel::{BUDGET, Key, Meter, Pace, Value as Cel};
 use dhow_api::registry::Kind;
 use dhow_api::{Status, apply, defaulting, patch};
 use serde_json::{Map, Value};
@@ -17,6 +19,7 @@ pub fn run(
     policies: &[Policy],
     attributes: &mut Attributes<'_>,
     again: bool,
+    pace: Option<&Pace>,
 ) -> Result<(), Status> {
     let (mut invocations, mut failures) = select(server, policies, attributes);
     if again {
@@ -30,14 +33,14 @@ pub fn run(
     // Policies that ran, and whether a later one has changed the object since.
     let mut stale = vec![false; invocations.len()];
     for (index, invocation) in invocations.iter().enumerate() {
-        if one(server, invocation, attributes, &mut refusals) {
+        if one(server, invocation, attributes, &mut refusals, pace) {
             stale[..index].fill(true);
         }
     }
     // Those that ask for it see once more what the others made.
     for (invocation, stale) in invocations.iter().zip(stale) {
         if stale && invocation.policy.again {
-            one(server, invocation, attributes, &mut refusals);
+            one(server, invocation, attributes, &mut refusals, pace);
         }
     }
     let Some(first) = refusals.first() else { return Ok(()) };
@@ -62,13 +65,14 @@ fn one(
     invocation: &Invocation<'_>,
     attributes: &mut Attributes<'_>,
     refusals: &mut Vec<String>,
+    pace: Option<&Pace>,
 ) -> bool {
     let mut refuse = |why: &str| {
         if invocation.policy.fail {
             refusals.push(refusal(&invocation.policy.name, Some(&invocation.binding.name), why));
         }
     };
-    match Input::new(server, attributes, invocation).conditions() {
+    match Input::new(server, attributes, invocation, Rc::default(), pace).conditions() {
         Ok(true) => {}
         Ok(false) => return false,
         Err(why) => {
@@ -76,11 +80,11 @@ fn one(
             return false;
         }
     }
-    let mut meter = Meter::new(BUDGET);
+    let mut meter = Meter::new(BUDGET).at(pace);
     let mut changed = false;
     for mutation in &invocation.policy.mutations {
         let made = {
-            let input = Input::new(server, attributes, invocation);
+            let input = Input::new(server, attributes, invocation, Rc::default(), pace);
             input.evaluate(&mutation.expression, &mutation.source, &mut meter)
         };
         match made.and_then(|made| mutated(mutation, &invocation.row, attributes, &made)) {

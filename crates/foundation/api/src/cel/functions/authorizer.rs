@@ -25,9 +25,16 @@ pub struct Question {
     pub verb: String,
 }
 
+/// An answer, and why it is that.
+#[derive(Debug, Clone, Default)]
+pub struct Answer {
+    pub allowed: bool,
+    pub reason: String,
+}
+
 /// Answers questions.
 pub trait Ask: Send + Sync {
-    fn allows(&self, question: &Question) -> bool;
+    fn ask(&self, question: &Question) -> Answer;
 }
 
 /// A question in the making, or answered.
@@ -35,7 +42,7 @@ pub trait Ask: Send + Sync {
 pub struct Authorizer {
     ask: Arc<dyn Ask>,
     question: Question,
-    answer: Option<bool>,
+    answer: Option<Arc<Answer>>,
 }
 
 impl fmt::Debug for Authorizer {
@@ -52,14 +59,16 @@ impl Authorizer {
 
 pub fn call(on: &mut Evaluation, authorizer: &Authorizer, name: &str, args: &[Value]) -> Result1 {
     let mut next = authorizer.clone();
-    match (authorizer.answer, name, args) {
-        (Some(answer), "allowed", []) => return Ok(Value::Bool(answer)),
+    match (&authorizer.answer, name, args) {
+        (Some(answer), "allowed", []) => return Ok(Value::Bool(answer.allowed)),
+        (Some(answer), "reason", []) => return Ok(Value::text(&answer.reason)),
+        // Roles are looked up in memory: that cannot fail.
         (Some(_), "errored", []) => return Ok(Value::Bool(false)),
-        (Some(_), "error" | "reason", []) => return Ok(Value::text("")),
+        (Some(_), "error", []) => return Ok(Value::text("")),
         (None, "check", [Value::String(verb)]) => {
-            on.meter.charge(CHECK_COST)?;
+            on.meter.charge_only(CHECK_COST)?;
             next.question.verb = verb.to_string();
-            next.answer = Some(next.ask.allows(&next.question));
+            next.answer = Some(Arc::new(next.ask.ask(&next.question)));
         }
         (None, "serviceAccount", [Value::String(namespace), Value::String(name)]) => {
             next.question.account = Some((namespace.to_string(), name.to_string()));

@@ -75,6 +75,13 @@ pub fn call(on: &mut Evaluation, list: &List, name: &str, args: &[Value]) -> Res
             })?;
             Value::list(part.to_vec())?
         }
+        ("unwrapOpt", []) => {
+            let held = items.iter().map(|item| match item {
+                Value::Optional(held) => Ok(held.as_ref().map(|value| (**value).clone())),
+                _ => Err(EvalError::no_overload()),
+            });
+            Value::list(held.filter_map(Result::transpose).collect::<Result<_, _>>()?)?
+        }
         ("sort", []) => sorted_by(on, items.clone(), items.clone())?,
         ("first", []) => items.first().map_or(Ok(Value::Optional(None)), |item| Value::some(item.clone()))?,
         ("last", []) => items.last().map_or(Ok(Value::Optional(None)), |item| Value::some(item.clone()))?,

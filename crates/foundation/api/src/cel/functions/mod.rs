@@ -32,7 +32,7 @@ pub fn call(on: &mut Evaluation, target: Option<&Value>, name: &str, args: &[Val
             "sets" => lists::sets(on, name, args),
             "lists" => lists::range(on, args),
             "format" => named::make(name, args),
-            "optional" => optional(name, args),
+            "optional" => optional(on, name, args),
             "base64" => convert::base64(on, name, args),
             "strings" => strings::quote(on, args),
             "ip" => ip::canonical(args),
@@ -112,7 +112,7 @@ fn int(count: usize) -> Value {
     Value::Int(i64::try_from(count).unwrap_or(i64::MAX))
 }
 
-fn optional(name: &str, args: &[Value]) -> Result1 {
+fn optional(on: &mut Evaluation, name: &str, args: &[Value]) -> Result1 {
     let zero = |value: &Value| match value {
         Value::Null | Value::Bool(false) | Value::Int(0) | Value::Uint(0) | Value::Duration(0) => true,
         Value::Double(value) => *value == 0.0,
@@ -127,6 +127,7 @@ fn optional(name: &str, args: &[Value]) -> Result1 {
         ("of", [value]) => Value::some(value.clone()),
         ("ofNonZeroValue", [value]) if zero(value) => Ok(Value::Optional(None)),
         ("ofNonZeroValue", [value]) => Value::some(value.clone()),
+        ("unwrap", [Value::List(list)]) => lists::call(on, list, "unwrapOpt", &[]),
         _ => Err(EvalError::no_overload()),
     }
 }

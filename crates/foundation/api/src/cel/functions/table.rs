@@ -165,6 +165,8 @@ const TABLE: &[Signature] = &[
     global("optional.of", 1, 1, Any),
     global("optional.ofNonZeroValue", 1, 1, Any),
     global("optional.none", 0, 0, Any),
+    global("optional.unwrap", 1, 1, Any),
+    member("unwrapOpt", 0, 0, Any),
     member("hasValue", 0, 0, Bool),
     member("value", 0, 0, Any),
     member("or", 1, 1, Any),

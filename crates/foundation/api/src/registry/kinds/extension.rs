@@ -38,4 +38,5 @@ pub(super) const DEFINITIONS: &[Kind] = &[kind!(
 .creating(strategy::definition_create)
 .updating(strategy::definition_update)
 .rules(rules::definition)
+.new_rules(rules::definition_create)
 .update_rules(rules::definition_update)];

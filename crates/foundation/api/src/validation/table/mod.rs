@@ -64,11 +64,11 @@ fn check(resource: &str, object: &str, creates: &[Case], updates: &[Case]) {
         if parts.len() == 3 { (parts[0], parts[1], parts[2]) } else { ("", parts[0], parts[1]) };
     let kind = builtin().get(group, version, plural).unwrap();
     let base: Value = serde_json::from_str(object).unwrap();
-    expect(resource, validate_create(kind, &made(kind, base.clone())), "");
+    expect(resource, validate_create(kind, &made(kind, base.clone()), None), "");
     for (pointer, value, wanted) in creates {
         let mut object = base.clone();
         edit(&mut object, pointer, value);
-        expect(&format!("create {resource} {pointer}"), validate_create(kind, &made(kind, object)), wanted);
+        expect(&format!("create {resource} {pointer}"), validate_create(kind, &made(kind, object), None), wanted);
     }
     let old = made(kind, base);
     for (pointer, value, wanted) in updates {
@@ -76,7 +76,7 @@ fn check(resource: &str, object: &str, creates: &[Case], updates: &[Case]) {
         edit(&mut new, pointer, value);
         crate::defaulting::apply(kind, &mut new);
         strategy::prepare_update(kind, &mut new, &old);
-        expect(&format!("update {resource} {pointer}"), validate_update(kind, &new, &old), wanted);
+        expect(&format!("update {resource} {pointer}"), validate_update(kind, &new, &old, None), wanted);
     }
 }
 

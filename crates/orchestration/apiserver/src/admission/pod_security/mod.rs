@@ -41,6 +41,7 @@ fn pod(server: &ApiServer, attributes: &Attributes<'_>) -> Result<(), Status> {
         _ => return Ok(()),
     }
     let policy = policy_of(server, attributes);
+    attributes.record("pod-security.kubernetes.io/enforce-policy", &policy.enforce.to_string());
     if let Some(violations) = violations(&policy.enforce, &attributes.object) {
         return Err(attributes.forbidden(&format!("violates PodSecurity \"{}\": {violations}", policy.enforce)));
     }
@@ -90,13 +91,8 @@ fn warn(attributes: &Attributes<'_>, policy: &Policy, pod: &Value) {
         attributes.warnings.add(format!("would violate PodSecurity \"{}\": {violations}", policy.warn));
     }
     if let Some(violations) = violations(&policy.audit, pod) {
-        tracing::info!(
-            user = attributes.user.name,
-            namespace = attributes.namespace,
-            name = attributes.name,
-            "would violate PodSecurity \"{}\": {violations}",
-            policy.audit
-        );
+        let what = format!("would violate PodSecurity \"{}\": {violations}", policy.audit);
+        attributes.record("pod-security.kubernetes.io/audit-violations", &what);
     }
 }
 

@@ -20,6 +20,8 @@ const DEFAULT_TIMEOUT: u64 = 10;
 const LONGEST_TIMEOUT: u64 = 30;
 
 pub struct Hook {
+    /// The configuration that it is part of.
+    pub configuration: String,
     pub name: String,
     pub rules: Vec<Rule>,
     /// Whether rules also hold for other rows of what they name.
@@ -46,7 +48,8 @@ pub fn read(cache: &Arc<Cache>, plural: &str, known: &[&Hook]) -> Vec<Hook> {
     // Keys end in names, so that this is their order.
     for object in objects.values() {
         let parsed = object.value().and_then(|object| {
-            meta::items(&object, &["webhooks"]).iter().map(|hook| Hook::read(hook, cache, known)).collect()
+            let name = meta::name(&object);
+            meta::items(&object, &["webhooks"]).iter().map(|hook| Hook::read(name, hook, cache, known)).collect()
         });
         match parsed {
             Ok(more) => hooks.extend::<Vec<Hook>>(more),
@@ -59,7 +62,7 @@ pub fn read(cache: &Arc<Cache>, plural: &str, known: &[&Hook]) -> Vec<Hook> {
 }
 
 impl Hook {
-    fn read(hook: &Value, cache: &Arc<Cache>, known: &[&Self]) -> Result<Self, Status> {
+    fn read(configuration: &str, hook: &Value, cache: &Arc<Cache>, known: &[&Self]) -> Result<Self, Status> {
         let text = |field: &str| hook[field].as_str().unwrap_or_default();
         // Absent selects everything here.
         let selector = |field: &str| match hook.get(field).filter(|selector| !selector.is_null()) {
@@ -70,6 +73,7 @@ impl Hook {
         let known: Vec<&Endpoint> = known.iter().map(|hook| &hook.endpoint).collect();
         let endpoint = Endpoint::read(&hook["clientConfig"], seconds, cache, &known);
         Ok(Self {
+            configuration: configuration.to_owned(),
             name: text("name").into(),
             rules: meta::items(hook, &["rules"]).iter().map(Rule::read).collect(),
             equivalent: text("matchPolicy") != "Exact",

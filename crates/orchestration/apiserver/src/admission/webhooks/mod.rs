@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use dhow_api::{Status, defaulting, descriptor, meta};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::Attributes;
 use crate::ApiServer;
@@ -115,10 +115,17 @@ impl Mutating {
                 continue;
             }
             let Some(review) = review_for(server, hook, attributes)? else { continue };
-            let answer = answered(hook, ask(hook, &review, attributes).await)?;
-            if let Some(patch) = answer.and_then(|answer| answer.patch)
-                && apply(hook, &review, &patch, attributes)?
-            {
+            let place = format!("round_{}_index_{index}", u8::from(second));
+            let Some(answer) = answered(hook, ask(hook, &review, attributes).await, attributes, ("mutation", &place))?
+            else {
+                continue;
+            };
+            let changed = match &answer.patch {
+                Some(patch) => apply(hook, &review, patch, attributes)?,
+                None => false,
+            };
+            record_mutation(hook, attributes, &place, changed, answer.patch.as_ref());
+            if changed {
                 any = true;
                 attributes.mutated = true;
                 self.changed();
@@ -143,8 +150,10 @@ pub async fn validate(server: &ApiServer, attributes: &Attributes<'_>) -> Result
             questions.push((hook, review));
         }
     }
-    let answers =
-        questions.iter().map(|(hook, review)| async move { answered(hook, ask(hook, review, attributes).await) });
+    let answers = questions.iter().enumerate().map(|(index, (hook, review))| async move {
+        let place = format!("round_0_index_{index}");
+        answered(hook, ask(hook, review, attributes).await, attributes, ("validating", &place))
+    });
     for answer in futures::future::join_all(answers).await {
         answer?;
     }
@@ -158,7 +167,7 @@ fn review_for(server: &ApiServer, hook: &Hook, attributes: &Attributes<'_>) -> R
         return Ok(None);
     }
     let review = Review::new(row, attributes);
-    match conditions::hold(&hook.conditions, &review.document["request"]) {
+    match conditions::hold(server, attributes, &hook.conditions, &review.document["request"]) {
         Ok(holds) => Ok(holds.then_some(review)),
         Err(why) if hook.ignores_failure => {
             tracing::warn!(webhook = hook.name, why, "cannot tell whether a webhook is concerned; going on without");
@@ -179,19 +188,41 @@ async fn ask(hook: &Hook, review: &Review, attributes: &Attributes<'_>) -> Resul
     for text in &answer.warnings {
         attributes.warnings.add(text);
     }
+    for (key, value) in &answer.annotations {
+        attributes.record(&format!("{}/{key}", hook.name), value);
+    }
     match answer.refusal {
         Some(status) => Err(Failure::Refused(status)),
         None => Ok(answer),
     }
 }
 
-/// A failed call passes if the hook's policy is to ignore it.
-fn answered(hook: &Hook, result: Result<review::Answer, Failure>) -> Result<Option<review::Answer>, Status> {
+/// Records which webhook was asked, and what it changed where bodies are recorded too.
+fn record_mutation(hook: &Hook, attributes: &Attributes<'_>, place: &str, changed: bool, patch: Option<&Value>) {
+    let Some(trail) = &attributes.trail else { return };
+    let (configuration, webhook) = (&hook.configuration, &hook.name);
+    let asked = json!({"configuration": configuration, "webhook": webhook, "mutated": changed});
+    trail.annotate(&format!("mutation.webhook.admission.k8s.io/{place}"), &asked.to_string());
+    if let Some(patch) = patch.filter(|_| changed && trail.wants_bodies()) {
+        let patch =
+            json!({"configuration": configuration, "webhook": webhook, "patch": patch, "patchType": "JSONPatch"});
+        trail.annotate(&format!("patch.webhook.admission.k8s.io/{place}"), &patch.to_string());
+    }
+}
+
+/// A failed call passes if the hook's policy is to ignore it. `sort` and `place` say which call it was.
+fn answered(
+    hook: &Hook,
+    result: Result<review::Answer, Failure>,
+    attributes: &Attributes<'_>,
+    (sort, place): (&str, &str),
+) -> Result<Option<review::Answer>, Status> {
     match result {
         Ok(answer) => Ok(Some(answer)),
         Err(Failure::Refused(status)) => Err(*status),
         Err(Failure::Call(why)) if hook.ignores_failure => {
             tracing::warn!(webhook = hook.name, why, "cannot ask a webhook; going on without");
+            attributes.record(&format!("failed-open.{sort}.webhook.admission.k8s.io/{place}"), &hook.name);
             Ok(None)
         }
         Err(Failure::Call(why)) => Err(Status::internal(format!("failed calling webhook {:?}: {why}", hook.name))),

@@ -1,5 +1,7 @@
 //! `AdmissionReview` of `admission.k8s.io/v1`: the question, and what the answer has to be like.
 
+use std::collections::BTreeMap;
+
 use dhow_api::Status;
 use dhow_api::registry::{Kind, KindRef, Subresource};
 use dhow_api::status::Details;
@@ -26,6 +28,7 @@ pub struct Review {
 pub struct Answer {
     pub patch: Option<Value>,
     pub warnings: Vec<String>,
+    pub annotations: BTreeMap<String, String>,
     pub refusal: Option<Box<Status>>,
 }
 
@@ -153,7 +156,7 @@ impl Review {
                 return Err(invalid(format!("webhook returned invalid response.patchType of {other:?}")));
             }
         };
-        Ok(Answer { patch, warnings: response.warnings, refusal })
+        Ok(Answer { patch, warnings: response.warnings, annotations: response.audit_annotations, refusal })
     }
 }
 
@@ -175,6 +178,7 @@ struct Response {
     patch: Option<String>,
     patch_type: Option<String>,
     warnings: Vec<String>,
+    audit_annotations: BTreeMap<String, String>,
 }
 
 /// A status as webhooks write them: every part may be missing.
