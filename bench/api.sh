@@ -5,4 +5,4 @@ set -eu
 cd "$(dirname "$0")/.."
 printf '%s, %s cores, Linux %s\n' "$(uname -m)" "$(nproc)" "$(uname -r)"
 printf 'data on %s\n\n' "$(findmnt -n -o FSTYPE -T "${TMPDIR:-/tmp}")"
-exec cargo bench --quiet -p dhow-apiserver --bench api
+exec cargo bench --quiet -p dhow-apiserver --bench api -- "$@"

@@ -1,7 +1,7 @@
 //! The API server as its clients have it: over HTTPS, on the embedded store and in memory.
 //!
 //! `bench/api.sh` prints the tables of `docs/benchmarks.md`. Server and clients share the process and the machine; the
-//! embedded store lies in TMPDIR.
+//! embedded store lies in TMPDIR. With `memory` as an argument it measures only that.
 #![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
 
 #[path = "../tests/harness/mod.rs"]
@@ -190,6 +190,10 @@ async fn measure(name: &str, kv: Arc<dyn Kv>, fresh: bool) -> String {
     )
     .await;
     let (memory, size) = fill(&cluster).await;
+    if std::env::args().any(|arg| arg == "memory") {
+        cluster.shutdown.cancel();
+        return format!("| {name} | {memory} ({size}) |");
+    }
     let (list_50, list_99, bytes) = lists(&cluster).await;
     let (latency, events) = fan_out(&cluster).await;
     let many = creates(&cluster, 64, "many").await;
@@ -217,6 +221,10 @@ fn main() {
     runtime.block_on(async {
         let folder = tempfile::tempdir().unwrap();
         let embedded: Arc<dyn Kv> = Arc::new(FjallKv::open(folder.path().join("store")).unwrap());
+        if std::env::args().any(|arg| arg == "memory") {
+            println!("| store | memory per pod (its JSON) |\n|---|---|\n{}", measure("embedded", embedded, true).await);
+            return;
+        }
         let rows = [measure("embedded", embedded, true).await, measure("memory", Arc::new(MemoryKv::new()), false).await];
         println!(
             "| store | creates/s, 64 clients (p50, p99) | one client p50, p99 | LIST of 10k p50, p99 (size) | one event to 1,000 \

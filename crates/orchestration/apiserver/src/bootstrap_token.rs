@@ -25,7 +25,7 @@ pub fn user(cache: &Cache, id: &str, secret: &str) -> Result<UserInfo, Status> {
     let kind = registry::builtin().get("", "v1", "secrets").ok_or_else(Status::unauthorized)?;
     let name = format!("bootstrap-token-{id}");
     let stored = cache.get(kind, &kind.storage_key(Some("kube-system"), &name)).ok_or_else(Status::unauthorized)?;
-    let kept: Secret = serde_json::from_slice(&stored.bytes).map_err(|_| Status::unauthorized())?;
+    let kept: Secret = stored.read().map_err(|_| Status::unauthorized())?;
     user_of(&kept, id, secret, Timestamp::now()).ok_or_else(Status::unauthorized)
 }
 

@@ -6,6 +6,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use dhow_api::Status;
@@ -14,22 +15,19 @@ use dhow_store::{Event, EventKind, KeyRange, Kv, RangeRequest, WatchMessage, Wat
 use futures::StreamExt;
 use imbl::OrdMap;
 use parking_lot::RwLock;
-use tokio::sync::{broadcast, watch};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::Error;
+use crate::changes::{Changes, Log};
 use crate::object::{Change, Stored};
 
 /// Everything the API server stores lives under this prefix.
 const ROOT: &str = "/registry/";
-/// Changes kept per kind for watches that resume.
-const HISTORY: usize = 4096;
-/// Changes a watcher may lag behind before it has to list again.
-const LAG: usize = 4096;
-/// The same for a custom kind: there may be very many of those.
-const CUSTOM_LAG: usize = 1024;
-/// Snapshots kept so that later pages come from the revision of the first.
-const SNAPSHOTS: usize = 64;
+/// Snapshots kept per kind so that later pages come from the revision of the first, and for how long once the objects
+/// change: each holds what was replaced since. What is no longer kept is read from the store.
+const SNAPSHOTS: usize = 16;
+const SNAPSHOT_LIFE: Duration = Duration::from_secs(5 * 60);
 
 pub type Objects = OrdMap<Arc<str>, Arc<Stored>>;
 
@@ -41,12 +39,18 @@ struct KindCache {
 struct KindState {
     /// The row in whose form the objects are; `None` while nobody serves them.
     row: Option<KindRef>,
-    changes: broadcast::Sender<Arc<Change>>,
     objects: Objects,
-    history: VecDeque<Arc<Change>>,
-    /// Changes at or below this revision are no longer in `history`.
-    compacted: u64,
-    snapshots: VecDeque<(u64, Objects)>,
+    log: Arc<Log>,
+    snapshots: VecDeque<Kept>,
+}
+
+/// A snapshot somebody may ask for again.
+struct Kept {
+    since: Instant,
+    /// The row in whose form its objects are.
+    definition: &'static str,
+    revision: u64,
+    objects: Objects,
 }
 
 pub struct Cache {
@@ -55,15 +59,8 @@ pub struct Cache {
 }
 
 impl KindState {
-    fn new(row: Option<KindRef>, lag: usize) -> Self {
-        Self {
-            row,
-            changes: broadcast::channel(lag).0,
-            objects: Objects::new(),
-            history: VecDeque::new(),
-            compacted: 0,
-            snapshots: VecDeque::new(),
-        }
+    fn new(row: Option<KindRef>, revision: u64) -> Self {
+        Self { row, objects: Objects::new(), log: Log::new(revision), snapshots: VecDeque::new() }
     }
 
     /// Shows the objects as this row does. Whoever watches the old one asks again.
@@ -77,13 +74,14 @@ impl KindState {
         };
         self.objects = self.objects.iter().map(|(key, stored)| (key.clone(), again(stored))).collect();
         self.snapshots.clear();
-        self.changes = broadcast::channel(CUSTOM_LAG).0;
+        self.log = self.log.reopen();
         self.row = row;
     }
+}
 
-    /// The revision of the newest change that is in `objects`.
-    fn revision(&self) -> u64 {
-        self.history.back().map_or(self.compacted, |change| change.revision)
+impl Kept {
+    fn is(&self, kind: &Kind, revision: u64) -> bool {
+        self.revision == revision && self.definition == kind.definition
     }
 }
 
@@ -96,7 +94,7 @@ pub struct Snapshot {
 /// A place in a kind's changes: those already there, then those to come.
 pub struct Subscription {
     pub past: Vec<Arc<Change>>,
-    pub future: broadcast::Receiver<Arc<Change>>,
+    pub future: Changes,
 }
 
 impl Cache {
@@ -127,9 +125,10 @@ impl Cache {
         for (prefix, cache) in self.kinds.read().iter() {
             let mut state = cache.state.write();
             state.objects = loaded.remove(prefix.as_str()).unwrap_or_default();
-            state.history.clear();
             state.snapshots.clear();
-            state.compacted = all.revision;
+            // Who read the old log has missed what happened meanwhile.
+            state.log.close();
+            state.log = Log::new(all.revision);
         }
         let watch = WatchRequest { range, start_revision: all.revision + 1 };
         let feed = kv.watch(watch).await.map_err(Error::Store)?;
@@ -188,15 +187,11 @@ impl Cache {
         } else {
             state.objects.insert(stored.key.clone(), stored.clone())
         };
-        let change = Arc::new(Change::new(revision, stored, previous, deleted));
-        if state.history.len() == HISTORY
-            && let Some(oldest) = state.history.pop_front()
-        {
-            state.compacted = oldest.revision;
+        while state.snapshots.front().is_some_and(|kept| kept.since.elapsed() > SNAPSHOT_LIFE) {
+            state.snapshots.pop_front();
         }
-        state.history.push_back(change.clone());
-        // Without watchers there is no one to tell. Sent under the lock, so that a subscriber misses nothing.
-        let _ = state.changes.send(change);
+        // Under the lock, so that a subscriber misses nothing.
+        state.log.push(Change::new(revision, stored, previous, deleted));
     }
 
     /// The place of a key's kind, made if nobody serves the kind yet.
@@ -211,7 +206,7 @@ impl Cache {
 
     fn place(&self, prefix: &str) -> Arc<KindCache> {
         // What happened before is not known here.
-        let state = KindState { compacted: self.revision(), ..KindState::new(None, CUSTOM_LAG) };
+        let state = KindState::new(None, self.revision());
         let empty = || Arc::new(KindCache { state: RwLock::new(state) });
         self.kinds.write().entry(prefix.to_owned()).or_insert_with(empty).clone()
     }
@@ -254,7 +249,7 @@ impl Cache {
 
     /// The revision of a kind's newest change.
     pub fn changed(&self, kind: &Kind) -> u64 {
-        self.cache(kind).map_or(0, |cache| cache.state.read().revision())
+        self.cache(kind).map_or(0, |cache| cache.state.read().log.revision())
     }
 
     /// The kind's objects now, for the server's own use: no page will be asked of them.
@@ -265,46 +260,50 @@ impl Cache {
     /// The kind's objects now.
     pub fn snapshot(&self, kind: &Kind) -> Result<Snapshot, Status> {
         let cache = self.cache(kind)?;
-        let mut state = cache.state.write();
-        let revision = state.revision().max(self.revision());
-        let objects = state.objects.clone();
-        if state.snapshots.back().is_none_or(|(last, _)| *last != revision) {
-            if state.snapshots.len() == SNAPSHOTS {
-                state.snapshots.pop_front();
-            }
-            state.snapshots.push_back((revision, objects.clone()));
-        }
+        let state = cache.state.read();
+        let (objects, revision) = (state.objects.clone(), state.log.revision().max(self.revision()));
         drop(state);
         Ok(Snapshot { objects: in_form(kind, objects), revision })
     }
 
-    /// The kind's objects at the revision of an earlier snapshot, if that is still kept.
+    /// Keeps a snapshot for a while: more of it will be asked for.
+    pub fn keep(&self, kind: &Kind, snapshot: Snapshot) -> Result<(), Status> {
+        let cache = self.cache(kind)?;
+        let mut state = cache.state.write();
+        let Snapshot { objects, revision } = snapshot;
+        if !state.snapshots.iter().any(|kept| kept.is(kind, revision)) {
+            if state.snapshots.len() == SNAPSHOTS {
+                state.snapshots.pop_front();
+            }
+            state.snapshots.push_back(Kept { since: Instant::now(), definition: kind.definition, revision, objects });
+        }
+        Ok(())
+    }
+
+    /// The kind's objects as they are in a snapshot that is still kept.
     pub fn snapshot_at(&self, kind: &Kind, revision: u64) -> Result<Option<Snapshot>, Status> {
         let cache = self.cache(kind)?;
         let state = cache.state.read();
-        let kept = state.snapshots.iter().find(|(at, _)| *at == revision);
-        Ok(kept.map(|(revision, objects)| Snapshot { objects: in_form(kind, objects.clone()), revision: *revision }))
+        let kept = state.snapshots.iter().find(|kept| kept.is(kind, revision));
+        Ok(kept.map(|kept| Snapshot { objects: kept.objects.clone(), revision }))
     }
 
     /// All changes after `revision`, and those to come, in the stored form.
     pub fn subscribe(&self, kind: &Kind, revision: u64) -> Result<Subscription, Status> {
         let cache = self.cache(kind)?;
         let state = cache.state.read();
-        if revision < state.compacted {
-            return Err(Status::watch_expired(revision, state.compacted));
-        }
-        let begin = state.history.partition_point(|change| change.revision <= revision);
-        let past = state.history.iter().skip(begin).cloned().collect();
-        Ok(Subscription { past, future: state.changes.subscribe() })
+        let read = state.log.after(revision);
+        let (past, future) = read.map_err(|compacted| Status::watch_expired(revision, compacted))?;
+        Ok(Subscription { past, future })
     }
 
     /// The objects now together with all changes to come.
-    pub fn snapshot_and_subscribe(&self, kind: &Kind) -> Result<(Snapshot, broadcast::Receiver<Arc<Change>>), Status> {
+    pub fn snapshot_and_subscribe(&self, kind: &Kind) -> Result<(Snapshot, Changes), Status> {
         let cache = self.cache(kind)?;
         let state = cache.state.read();
         let objects = in_form(kind, state.objects.clone());
-        let snapshot = Snapshot { objects, revision: state.revision().max(self.revision()) };
-        Ok((snapshot, state.changes.subscribe()))
+        let snapshot = Snapshot { objects, revision: state.log.revision().max(self.revision()) };
+        Ok((snapshot, state.log.from_now()))
     }
 }
 
@@ -327,7 +326,7 @@ fn same_row(one: &Option<KindRef>, other: &Option<KindRef>) -> bool {
 fn empty_kinds() -> HashMap<String, Arc<KindCache>> {
     let builtin = KINDS.iter().filter(|kind| kind.is_storage());
     let empty =
-        |kind: &'static Kind| Arc::new(KindCache { state: RwLock::new(KindState::new(Some(kind.into()), LAG)) });
+        |kind: &'static Kind| Arc::new(KindCache { state: RwLock::new(KindState::new(Some(kind.into()), 0)) });
     builtin.map(|kind| (kind.storage_prefix(), empty(kind))).collect()
 }
 

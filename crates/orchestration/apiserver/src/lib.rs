@@ -13,6 +13,7 @@ mod body;
 mod bootstrap;
 mod bootstrap_token;
 mod cache;
+mod changes;
 mod compress;
 mod convert;
 mod definitions;

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::cache::{Cache, Objects, Snapshot};
 use crate::convert::Converter;
-use crate::object::{Change, Stored};
+use crate::object::{Change, Stored, exact};
 
 /// Where objects are stored that should be encrypted at rest.
 pub const SENSITIVE: &[&str] = &["/registry/core/secrets/"];
@@ -171,7 +171,7 @@ impl ObjectStore {
 }
 
 /// Stored bytes as a row of the registry shows them.
-fn decode(kind: &Kind, key: &[u8], value: &[u8], revision: u64) -> Result<Arc<Stored>, Status> {
+fn decode(kind: &Kind, key: &[u8], value: &Bytes, revision: u64) -> Result<Arc<Stored>, Status> {
     let stored = Arc::new(Stored::decode(Some(kind.storage_row().unwrap_or(kind)), key, value, revision)?);
     Ok(stored.in_form(kind))
 }
@@ -182,7 +182,7 @@ fn encode(kind: &Kind, mut kept: Value) -> Result<Bytes, Status> {
     if let Some(metadata) = kept.get_mut("metadata").and_then(Value::as_object_mut) {
         metadata.remove("resourceVersion");
     }
-    serde_json::to_vec(&kept).map(Bytes::from).map_err(|error| Status::internal(format!("encode object: {error}")))
+    serde_json::to_vec(&kept).map(exact).map_err(|error| Status::internal(format!("encode object: {error}")))
 }
 
 fn store_error(error: &dhow_store::Error) -> Status {

@@ -153,7 +153,7 @@ impl Remote {
     /// Whether an EndpointSlice is of its service.
     pub fn has(&self, slice: &dhow_api::ObjectHeader) -> bool {
         slice.namespace == self.service.namespace
-            && slice.labels.get("kubernetes.io/service-name") == Some(&self.service.name)
+            && slice.labels.get("kubernetes.io/service-name") == Some(self.service.name.as_str())
     }
 
     /// Looks for the service and for somebody behind it.
