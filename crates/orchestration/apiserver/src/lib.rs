@@ -14,6 +14,7 @@ mod bootstrap;
 mod bootstrap_token;
 mod cache;
 mod changes;
+mod connections;
 mod compress;
 mod convert;
 mod definitions;
@@ -64,6 +65,7 @@ use tokio_util::sync::CancellationToken;
 pub use access::AccessConfig;
 pub use aggregate::{FRONT_PROXY_CLIENT, FrontProxy};
 pub use allocate::ServiceRange;
+pub use connections::Limits;
 pub use audit::{AuditConfig, AuditFile, Policy as AuditPolicy};
 pub use error::Error;
 pub use identity::UserInfo;
@@ -110,6 +112,7 @@ pub struct ApiServer {
     quotas: admission::quota::Quotas,
     webhooks: admission::webhooks::Webhooks,
     aggregator: aggregate::Aggregator,
+    door: Arc<connections::Door>,
     shutdown: CancellationToken,
 }
 
@@ -141,6 +144,7 @@ impl ApiServer {
             metrics,
             quotas: admission::quota::Quotas::default(),
             webhooks: admission::webhooks::Webhooks::new(cache),
+            door: Arc::default(),
             shutdown,
         });
         bootstrap::ensure(&server, &config).await.map_err(Error::Bootstrap)?;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use bytes::Bytes;
 use dhow_api::{meta, registry};
-use dhow_base::tls;
+use dhow_base::{chain, tls};
 use dhow_client::TlsConnection;
 use http::{Request, Uri, header};
 use http_body_util::{BodyExt, Full, Limited};
@@ -159,20 +159,6 @@ impl Endpoint {
             Err(_) => Err(posted("context deadline exceeded".into())),
         }
     }
-}
-
-/// An error with what caused it: the outermost alone says nothing.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut texts = vec![error.to_string()];
-    let mut source = error.source();
-    while let Some(inner) = source {
-        let text = inner.to_string();
-        if !texts.last().is_some_and(|last| last.contains(&text)) {
-            texts.push(text);
-        }
-        source = inner.source();
-    }
-    texts.join(": ")
 }
 
 pub async fn dial(place: &Place, cache: &Cache) -> Result<TcpStream, BoxError> {

@@ -19,7 +19,8 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
-use tokio_rustls::TlsAcceptor;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio_rustls::{TlsAcceptor, TlsConnector};
 use tokio_util::sync::CancellationToken;
 
 const VERSION: &str = "/apis/metrics.k8s.io/v1beta1";
@@ -70,6 +71,13 @@ fn answer(path: &str) -> (u16, Value) {
     }
 }
 
+/// Says back what it is told until the other end is silent.
+async fn echo(switched: hyper::upgrade::OnUpgrade) {
+    let (mut read, mut write) = tokio::io::split(TokioIo::new(switched.await.unwrap()));
+    tokio::io::copy(&mut read, &mut write).await.unwrap();
+    write.shutdown().await.unwrap();
+}
+
 impl Extension {
     async fn serve(front_proxy_ca: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
@@ -90,6 +98,13 @@ impl Extension {
                     let service = service_fn(move |request: http::Request<hyper::body::Incoming>| {
                         let asked = asked.clone();
                         async move {
+                            if let Some(protocol) = request.headers().get("upgrade").cloned() {
+                                asked.lock().push((request.uri().path().into(), request.headers().clone(), Bytes::new()));
+                                tokio::spawn(echo(hyper::upgrade::on(request)));
+                                let switched = http::Response::builder().status(101).header("upgrade", protocol);
+                                let body = StreamBody::new(futures::stream::empty()).boxed_unsync();
+                                return Ok(switched.header("connection", "Upgrade").body(body).unwrap());
+                            }
                             let (parts, body) = request.into_parts();
                             let body = body.collect().await?.to_bytes();
                             let path = parts.uri.path().to_owned();
@@ -112,7 +127,9 @@ impl Extension {
                             )
                         }
                     });
-                    let _ = auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(tls), service).await;
+                    let _ = auto::Builder::new(TokioExecutor::new())
+                        .serve_connection_with_upgrades(TokioIo::new(tls), service)
+                        .await;
                 }));
             }
         }));
@@ -356,4 +373,45 @@ async fn local_group_versions_have_their_objects() {
     cluster.stream(&watch, "application/json", changed("ADDED", "v1.tea.example.com")).await;
     cluster.kubectl(&["delete", "crd", "cups.tea.example.com"]).await;
     cluster.stream(&watch, "application/json", changed("DELETED", "v1.tea.example.com")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn other_protocols_go_through() {
+    let proxied = Proxied::start().await;
+    proxied.create_service().await;
+    proxied.create_endpoints().await;
+    proxied.register().await;
+    proxied.reason("Passed").await;
+    let cluster = &proxied.cluster;
+    let pair = cluster.ca.issue_client("somebody", &["system:masters"]).unwrap();
+    let mut config = (*tls::client_config(cluster.ca.cert_pem(), Some(&pair)).unwrap()).clone();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    let tcp = tokio::net::TcpStream::connect(cluster.url.trim_start_matches("https://")).await.unwrap();
+    let name = rustls::pki_types::ServerName::try_from("127.0.0.1").unwrap();
+    let mut stream = TlsConnector::from(Arc::new(config)).connect(name, tcp).await.unwrap();
+    let path = format!("{VERSION}/nodes/n1/shell");
+    let request = format!(
+        "GET {path} HTTP/1.1\r\nhost: a\r\nconnection: Upgrade\r\nupgrade: websocket\r\nsec-websocket-protocol: \
+         v5.channel.k8s.io, base64url.bearer.authorization.k8s.io.c2VjcmV0\r\n\r\n"
+    );
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(stream.read_u8().await.unwrap());
+    }
+    let head = String::from_utf8(head).unwrap().to_lowercase();
+    assert!(head.starts_with("http/1.1 101") && head.contains("upgrade: websocket"), "{head}");
+    stream.write_all(b"hello").await.unwrap();
+    let mut said = [0; 5];
+    stream.read_exact(&mut said).await.unwrap();
+    assert_eq!(&said, b"hello");
+    // One end's silence is passed on, and ends the session.
+    stream.shutdown().await.unwrap();
+    let mut rest = Vec::new();
+    stream.read_to_end(&mut rest).await.unwrap();
+    assert_eq!(rest, b"");
+    let (headers, _) = proxied.extension.last(&path);
+    assert_eq!(headers["x-remote-user"], "somebody");
+    assert_eq!(headers["sec-websocket-protocol"], "v5.channel.k8s.io");
+    assert_eq!((&headers["upgrade"], &headers["connection"]), (&"websocket".parse().unwrap(), &"Upgrade".parse().unwrap()));
 }

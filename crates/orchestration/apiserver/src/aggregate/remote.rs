@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use base64::Engine as _;
 use bytes::Bytes;
 use dhow_api::{meta, registry};
+use dhow_base::chain;
 use dhow_base::tls::{self, LiveCert};
 use dhow_client::{Body, full};
 use http::{HeaderValue, Request, Response, header};
@@ -16,7 +17,7 @@ use parking_lot::Mutex;
 use serde_json::Value;
 
 use crate::cache::Cache;
-use crate::webhook::{Connector, Place, Service, authorities, chain, connections, endpoints};
+use crate::webhook::{Connector, Place, Service, authorities, connections, endpoints};
 
 /// What an extension server gets to answer a check.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -33,8 +34,15 @@ pub struct Remote {
     port: u16,
     /// The object's uid and specification.
     made_of: (String, Value),
-    pool: Result<Pool<Connector, Body>, String>,
+    pools: Result<Pools, String>,
     state: Mutex<State>,
+}
+
+/// Connections to an extension server.
+struct Pools {
+    usual: Pool<Connector, Body>,
+    /// Of HTTP/1.1, which can switch to another protocol.
+    switching: Pool<Connector, Body>,
 }
 
 /// What is known of an extension server.
@@ -79,7 +87,7 @@ impl Remote {
             service,
             port,
             made_of: made_of(object),
-            pool: pool(place, careless, cache.clone(), client.cloned()),
+            pools: pools(place, careless, cache.clone(), client.cloned()),
             state: Mutex::default(),
         })
     }
@@ -235,7 +243,9 @@ impl Remote {
         let uri = format!("https://{}{path}", self.authority()).parse();
         *request.uri_mut() = uri.map_err(|error: http::uri::InvalidUri| error.to_string())?;
         *request.version_mut() = http::Version::HTTP_11;
-        let pool = self.pool.as_ref().map_err(Clone::clone)?;
+        let pools = self.pools.as_ref().map_err(Clone::clone)?;
+        let switches = request.headers().contains_key(header::UPGRADE);
+        let pool = if switches { &pools.switching } else { &pools.usual };
         pool.request(request).await.map_err(|error| chain(&error))
     }
 }
@@ -244,15 +254,16 @@ fn made_of(object: &Value) -> (String, Value) {
     (meta::uid(object).to_owned(), object["spec"].clone())
 }
 
-fn pool(
-    place: Place,
-    careless: bool,
-    cache: Arc<Cache>,
-    client: Option<Arc<LiveCert>>,
-) -> Result<Pool<Connector, Body>, String> {
+fn pools(place: Place, careless: bool, cache: Arc<Cache>, client: Option<Arc<LiveCert>>) -> Result<Pools, String> {
     let config = match careless {
         true => tls::client_config_unverified(client),
         false => tls::client_config_with(&authorities(&place)?, client),
     };
-    Ok(connections(place, config.map_err(|error| error.to_string())?, cache))
+    let config = config.map_err(|error| error.to_string())?;
+    let mut plain = (*config).clone();
+    plain.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(Pools {
+        usual: connections(place.clone(), config, cache.clone()),
+        switching: connections(place, Arc::new(plain), cache),
+    })
 }

@@ -129,9 +129,13 @@ impl Log {
 }
 
 impl Trail {
-    /// The request is there, and its body if that is recorded.
-    pub fn received(&self, headers: &HeaderMap, body: &[u8]) {
+    /// The request is there, but for its body.
+    pub fn received(&self) {
         self.emit(Stage::RequestReceived);
+    }
+
+    /// The body is there; it is recorded if it should be.
+    pub fn body(&self, headers: &HeaderMap, body: &[u8]) {
         if self.0.decision.level >= Level::Request
             && !body.is_empty()
             && let Some(object) = self.tree(body::media_type(headers), body)
