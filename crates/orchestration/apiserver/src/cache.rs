@@ -243,8 +243,12 @@ impl Cache {
 
     /// One object as the cache knows it.
     pub fn get(&self, kind: &Kind, key: &str) -> Option<Arc<Stored>> {
-        let stored = self.cache(kind).ok()?.state.read().objects.get(key).cloned();
-        stored.map(|stored| stored.in_form(kind))
+        self.stored(kind, key).map(|stored| stored.in_form(kind))
+    }
+
+    /// One object in the form in which the kind is stored.
+    pub fn stored(&self, kind: &Kind, key: &str) -> Option<Arc<Stored>> {
+        self.cache(kind).ok()?.state.read().objects.get(key).cloned()
     }
 
     /// The revision of a kind's newest change.

@@ -74,7 +74,12 @@ impl Stored {
 
     /// The object again, as another row keeps it.
     pub fn again(&self, kind: Option<&Kind>) -> Result<Self, Status> {
-        Self::decode(kind, self.key.as_bytes(), self.kept.as_ref().unwrap_or(&self.document), self.revision)
+        Self::decode(kind, self.key.as_bytes(), self.kept(), self.revision)
+    }
+
+    /// The bytes in the store.
+    pub fn kept(&self) -> &Bytes {
+        self.kept.as_ref().unwrap_or(&self.document)
     }
 
     /// The object as a row of the registry shows it. Call it on what is stored.

@@ -361,7 +361,7 @@ async fn change_once(
         _ => Some(admission::validate(server, &admitted).await?),
     };
     let new = admitted.object;
-    if same(&new, old_value) {
+    if same(&new, old_value) && (request.dry_run() || server.store.is_current(kind, old, &new).await?) {
         // Nothing changes: no write, no new revision.
         return Ok(Some(old.clone()));
     }
