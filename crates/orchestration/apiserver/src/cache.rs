@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use dhow_api::Status;
-use dhow_api::registry::{KINDS, Kind, KindRef};
+use dhow_api::registry::{KINDS, Kind, KindRef, builtin};
 use dhow_store::{Event, EventKind, KeyRange, Kv, RangeRequest, WatchMessage, WatchRequest, WatchStream};
 use futures::StreamExt;
 use imbl::OrdMap;
@@ -33,10 +33,6 @@ pub type Objects = OrdMap<Arc<str>, Arc<Stored>>;
 
 /// One kind's objects and recent changes.
 struct KindCache {
-    state: RwLock<KindState>,
-}
-
-struct KindState {
     /// The row in whose form the objects are; `None` while nobody serves them.
     row: Option<KindRef>,
     objects: Objects,
@@ -53,12 +49,14 @@ struct Kept {
     objects: Objects,
 }
 
+type Shared = Arc<RwLock<KindCache>>;
+
 pub struct Cache {
-    kinds: RwLock<HashMap<String, Arc<KindCache>>>,
+    kinds: RwLock<HashMap<String, Shared>>,
     revision: watch::Sender<u64>,
 }
 
-impl KindState {
+impl KindCache {
     fn new(row: Option<KindRef>, revision: u64) -> Self {
         Self { row, objects: Objects::new(), log: Log::new(revision), snapshots: VecDeque::new() }
     }
@@ -117,13 +115,13 @@ impl Cache {
         let mut loaded: HashMap<&str, Objects> = HashMap::new();
         for entry in &all.kvs {
             let Some((prefix, cache)) = self.kind_of(&entry.key) else { continue };
-            let row = cache.state.read().row.clone();
+            let row = cache.read().row.clone();
             let stored = Stored::decode(row.as_deref(), &entry.key, &entry.value, entry.mod_revision)
                 .map_err(|status| Error::Corrupt(status.message))?;
             loaded.entry(prefix).or_default().insert(stored.key.clone(), Arc::new(stored));
         }
         for (prefix, cache) in self.kinds.read().iter() {
-            let mut state = cache.state.write();
+            let mut state = cache.write();
             state.objects = loaded.remove(prefix.as_str()).unwrap_or_default();
             state.snapshots.clear();
             // Who read the old log has missed what happened meanwhile.
@@ -174,9 +172,9 @@ impl Cache {
             (true, None) => return,
         };
         let decode = |row: &Option<KindRef>| Stored::decode(row.as_deref(), &event.kv.key, value, revision);
-        let row = cache.state.read().row.clone();
+        let row = cache.read().row.clone();
         let decoded = decode(&row);
-        let mut state = cache.state.write();
+        let mut state = cache.write();
         let decoded = if same_row(&state.row, &row) { decoded } else { decode(&state.row) };
         let stored = match decoded {
             Ok(stored) => Arc::new(stored),
@@ -195,7 +193,7 @@ impl Cache {
     }
 
     /// The place of a key's kind, made if nobody serves the kind yet.
-    fn kind_of<'a>(&self, key: &'a [u8]) -> Option<(&'a str, Arc<KindCache>)> {
+    fn kind_of<'a>(&self, key: &'a [u8]) -> Option<(&'a str, Shared)> {
         // `/registry/<group>/<plural>/…`
         let key = std::str::from_utf8(key).ok()?;
         let end = key.match_indices('/').nth(3)?.0;
@@ -204,27 +202,27 @@ impl Cache {
         Some((prefix, known.unwrap_or_else(|| self.place(prefix))))
     }
 
-    fn place(&self, prefix: &str) -> Arc<KindCache> {
+    fn place(&self, prefix: &str) -> Shared {
         // What happened before is not known here.
-        let state = KindState::new(None, self.revision());
-        let empty = || Arc::new(KindCache { state: RwLock::new(state) });
+        let state = KindCache::new(None, self.revision());
+        let empty = || Arc::new(RwLock::new(state));
         self.kinds.write().entry(prefix.to_owned()).or_insert_with(empty).clone()
     }
 
-    fn cache(&self, kind: &Kind) -> Result<Arc<KindCache>, Status> {
+    fn cache(&self, kind: &Kind) -> Result<Shared, Status> {
         self.kinds.read().get(&kind.storage_prefix()).cloned().ok_or_else(Status::no_such_resource)
     }
 
     /// Shows the objects of a custom kind as the row of its stored version does.
     pub fn serve(&self, row: KindRef) {
-        self.place(&row.storage_prefix()).state.write().become_row(Some(row));
+        self.place(&row.storage_prefix()).write().become_row(Some(row));
     }
 
     /// The kind is gone: whoever watches it is told so, and what is left of its objects waits.
     pub fn withdraw(&self, row: &Kind) {
         let mut kinds = self.kinds.write();
         let Some(cache) = kinds.get(&row.storage_prefix()).cloned() else { return };
-        let mut state = cache.state.write();
+        let mut state = cache.write();
         state.become_row(None);
         if state.objects.is_empty() {
             kinds.remove(&row.storage_prefix());
@@ -246,25 +244,31 @@ impl Cache {
         self.stored(kind, key).map(|stored| stored.in_form(kind))
     }
 
+    /// One object of a built-in kind of version 1.
+    pub fn find(&self, group: &str, plural: &str, namespace: Option<&str>, name: &str) -> Option<Arc<Stored>> {
+        let kind = builtin().get(group, "v1", plural)?;
+        self.get(kind, &kind.storage_key(namespace, name))
+    }
+
     /// One object in the form in which the kind is stored.
     pub fn stored(&self, kind: &Kind, key: &str) -> Option<Arc<Stored>> {
-        self.cache(kind).ok()?.state.read().objects.get(key).cloned()
+        self.cache(kind).ok()?.read().objects.get(key).cloned()
     }
 
     /// The revision of a kind's newest change.
     pub fn changed(&self, kind: &Kind) -> u64 {
-        self.cache(kind).map_or(0, |cache| cache.state.read().log.revision())
+        self.cache(kind).map_or(0, |cache| cache.read().log.revision())
     }
 
     /// The kind's objects now, for the server's own use: no page will be asked of them.
     pub fn objects(&self, kind: &Kind) -> Result<Objects, Status> {
-        Ok(in_form(kind, self.cache(kind)?.state.read().objects.clone()))
+        Ok(in_form(kind, self.cache(kind)?.read().objects.clone()))
     }
 
     /// The kind's objects now.
     pub fn snapshot(&self, kind: &Kind) -> Result<Snapshot, Status> {
         let cache = self.cache(kind)?;
-        let state = cache.state.read();
+        let state = cache.read();
         let (objects, revision) = (state.objects.clone(), state.log.revision().max(self.revision()));
         drop(state);
         Ok(Snapshot { objects: in_form(kind, objects), revision })
@@ -273,7 +277,7 @@ impl Cache {
     /// Keeps a snapshot for a while: more of it will be asked for.
     pub fn keep(&self, kind: &Kind, snapshot: Snapshot) -> Result<(), Status> {
         let cache = self.cache(kind)?;
-        let mut state = cache.state.write();
+        let mut state = cache.write();
         let Snapshot { objects, revision } = snapshot;
         if !state.snapshots.iter().any(|kept| kept.is(kind, revision)) {
             if state.snapshots.len() == SNAPSHOTS {
@@ -287,7 +291,7 @@ impl Cache {
     /// The kind's objects as they are in a snapshot that is still kept.
     pub fn snapshot_at(&self, kind: &Kind, revision: u64) -> Result<Option<Snapshot>, Status> {
         let cache = self.cache(kind)?;
-        let state = cache.state.read();
+        let state = cache.read();
         let kept = state.snapshots.iter().find(|kept| kept.is(kind, revision));
         Ok(kept.map(|kept| Snapshot { objects: kept.objects.clone(), revision }))
     }
@@ -295,7 +299,7 @@ impl Cache {
     /// All changes after `revision`, and those to come, in the stored form.
     pub fn subscribe(&self, kind: &Kind, revision: u64) -> Result<Subscription, Status> {
         let cache = self.cache(kind)?;
-        let state = cache.state.read();
+        let state = cache.read();
         let read = state.log.after(revision);
         let (past, future) = read.map_err(|compacted| Status::watch_expired(revision, compacted))?;
         Ok(Subscription { past, future })
@@ -304,7 +308,7 @@ impl Cache {
     /// The objects now together with all changes to come.
     pub fn snapshot_and_subscribe(&self, kind: &Kind) -> Result<(Snapshot, Changes), Status> {
         let cache = self.cache(kind)?;
-        let state = cache.state.read();
+        let state = cache.read();
         let objects = in_form(kind, state.objects.clone());
         let snapshot = Snapshot { objects, revision: state.log.revision().max(self.revision()) };
         Ok((snapshot, state.log.from_now()))
@@ -327,10 +331,9 @@ fn same_row(one: &Option<KindRef>, other: &Option<KindRef>) -> bool {
     }
 }
 
-fn empty_kinds() -> HashMap<String, Arc<KindCache>> {
+fn empty_kinds() -> HashMap<String, Shared> {
     let builtin = KINDS.iter().filter(|kind| kind.is_storage());
-    let empty =
-        |kind: &'static Kind| Arc::new(KindCache { state: RwLock::new(KindState::new(Some(kind.into()), 0)) });
+    let empty = |kind: &'static Kind| Arc::new(RwLock::new(KindCache::new(Some(kind.into()), 0)));
     builtin.map(|kind| (kind.storage_prefix(), empty(kind))).collect()
 }
 

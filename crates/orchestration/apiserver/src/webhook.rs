@@ -180,9 +180,7 @@ pub async fn dial(place: &Place, cache: &Cache) -> Result<TcpStream, BoxError> {
 pub fn endpoints(wanted: &Service, port: u16, cache: &Cache) -> Result<Vec<(String, u16)>, BoxError> {
     let Service { namespace, name } = wanted;
     let missing = || BoxError::from(format!("service \"{name}\" not found"));
-    let services = registry::builtin().get("", "v1", "services").ok_or_else(missing)?;
-    let service = cache.get(services, &services.storage_key(Some(namespace), name)).ok_or_else(missing)?;
-    let service = service.value()?;
+    let service = cache.find("", "services", Some(namespace), name).ok_or_else(missing)?.value()?;
     if meta::text(&service, &["spec", "type"]) == "ExternalName" {
         return Ok(vec![(meta::text(&service, &["spec", "externalName"]).to_owned(), port)]);
     }
