@@ -56,6 +56,16 @@ fn answer(path: &str) -> (u16, Value) {
             });
             (200, list)
         }
+        "/openapi/v2" => {
+            let kind = json!([{"group": "metrics.k8s.io", "version": "v1beta1", "kind": "NodeMetrics"}]);
+            let definition = json!({"description": "What a node uses", "type": "object", "x-kubernetes-group-version-kind": kind,
+                "properties": {"usage": {"description": "how much", "type": "object"}}});
+            let item =
+                json!({"get": {"responses": {"200": {"schema": {"$ref": "#/definitions/io.metrics.NodeMetrics"}}}}});
+            let document = json!({"swagger": "2.0", "info": {"title": "metrics"}, "paths": {(format!("{VERSION}/nodes")): item, "/theirs": {}},
+                "definitions": {"io.metrics.NodeMetrics": definition}});
+            (200, document)
+        }
         "/openapi/v3" => {
             let url = "/openapi/v3/apis/metrics.k8s.io/v1beta1?hash=1";
             (200, json!({"paths": {"apis/metrics.k8s.io/v1beta1": {"serverRelativeURL": url}}}))
@@ -99,7 +109,11 @@ impl Extension {
                         let asked = asked.clone();
                         async move {
                             if let Some(protocol) = request.headers().get("upgrade").cloned() {
-                                asked.lock().push((request.uri().path().into(), request.headers().clone(), Bytes::new()));
+                                asked.lock().push((
+                                    request.uri().path().into(),
+                                    request.headers().clone(),
+                                    Bytes::new(),
+                                ));
                                 tokio::spawn(echo(hyper::upgrade::on(request)));
                                 let switched = http::Response::builder().status(101).header("upgrade", protocol);
                                 let body = StreamBody::new(futures::stream::empty()).boxed_unsync();
@@ -413,5 +427,38 @@ async fn other_protocols_go_through() {
     let (headers, _) = proxied.extension.last(&path);
     assert_eq!(headers["x-remote-user"], "somebody");
     assert_eq!(headers["sec-websocket-protocol"], "v5.channel.k8s.io");
-    assert_eq!((&headers["upgrade"], &headers["connection"]), (&"websocket".parse().unwrap(), &"Upgrade".parse().unwrap()));
+    assert_eq!(
+        (&headers["upgrade"], &headers["connection"]),
+        (&"websocket".parse().unwrap(), &"Upgrade".parse().unwrap())
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_document_of_version_2_holds_theirs() {
+    let proxied = Proxied::start().await;
+    let theirs = "io.metrics.NodeMetrics";
+    let whole = async || {
+        let (code, text) = proxied.get(admin(), "/openapi/v2").await;
+        assert_eq!(code, 200);
+        serde_json::from_str::<Value>(&text).unwrap()
+    };
+    assert!(whole().await["definitions"].get(theirs).is_none());
+    proxied.create_service().await;
+    proxied.create_endpoints().await;
+    proxied.register().await;
+    proxied.reason("Passed").await;
+    let document = whole().await;
+    assert_eq!(document["definitions"][theirs]["description"], "What a node uses");
+    assert!(document["paths"].get("/theirs").is_none() && document["paths"].get(format!("{VERSION}/nodes")).is_some());
+    assert!(document["definitions"].get("io.k8s.api.core.v1.Pod").is_some());
+    // In protobuf as well, which old clients ask for.
+    let request = http::Request::builder()
+        .uri("/openapi/v2")
+        .header("accept", "application/com.github.proto-openapi.spec.v2.v1.0+protobuf");
+    let (code, _, body) = proxied.cluster.send(admin(), request.body(Bytes::new()).unwrap()).await;
+    assert!(code == 200 && body.windows(theirs.len()).any(|window| window == theirs.as_bytes()));
+    let delete = proxied.cluster.json("DELETE", OBJECT, "application/json", &json!({})).await;
+    assert_eq!(delete.0, 200, "{}", delete.1);
+    let gone = async { while whole().await["definitions"].get(theirs).is_some() {} };
+    tokio::time::timeout(std::time::Duration::from_secs(20), gone).await.unwrap();
 }

@@ -16,6 +16,7 @@ use hyper_util::client::legacy::Client as Pool;
 use parking_lot::Mutex;
 use serde_json::Value;
 
+use super::swagger;
 use crate::cache::Cache;
 use crate::webhook::{Connector, Place, Service, authorities, connections, endpoints};
 
@@ -55,6 +56,8 @@ pub struct State {
     pub resources: Option<Arc<Value>>,
     /// Where its OpenAPI document is, if it has one.
     pub openapi: Option<String>,
+    /// What its OpenAPI document of version 2 says of the group version.
+    pub swagger: Option<Arc<Value>>,
     /// Revisions of the service and its endpoints.
     basis: String,
     checked: Option<Instant>,
@@ -128,9 +131,9 @@ impl Remote {
             Ok(()) => self.discover().await,
             Err(problem) => Err(problem),
         };
-        let openapi = match &found {
-            Ok(_) => self.openapi().await,
-            Err(_) => None,
+        let (openapi, swagger) = match &found {
+            Ok(_) => (self.openapi().await, self.swagger().await),
+            Err(_) => (None, None),
         };
         let mut state = self.state.lock();
         (state.basis, state.checked) = (basis, Some(Instant::now()));
@@ -138,6 +141,10 @@ impl Remote {
             Ok(resources) => {
                 (state.available, state.reason, state.message) = (true, "Passed", "all checks passed".into());
                 (state.resources, state.openapi) = (Some(Arc::new(resources)), openapi);
+                // Whoever has the whole document keeps it while the parts are the same.
+                if state.swagger.as_deref() != swagger.as_ref() {
+                    state.swagger = swagger.map(Arc::new);
+                }
             }
             Err((reason, message)) => (state.available, state.reason, state.message) = (false, reason, message),
         }
@@ -146,10 +153,8 @@ impl Remote {
     /// What a check depends on.
     fn basis(&self, cache: &Cache) -> String {
         let mut all = Vec::new();
-        if let Some(services) = registry::builtin().get("", "v1", "services") {
-            let key = services.storage_key(Some(&self.service.namespace), &self.service.name);
-            all.extend(cache.get(services, &key).map(|stored| stored.revision));
-        }
+        let service = cache.find("", "services", Some(&self.service.namespace), &self.service.name);
+        all.extend(service.map(|stored| stored.revision));
         if let Some(slices) = registry::builtin().get("discovery.k8s.io", "v1", "endpointslices") {
             let objects = cache.objects(slices).unwrap_or_default();
             let own = objects.values().filter(|slice| self.has(&slice.header));
@@ -168,8 +173,7 @@ impl Remote {
     fn backend(&self, cache: &Cache) -> Result<(), Problem> {
         let Service { namespace, name } = &self.service;
         let missing = || ("ServiceNotFound", format!("service/{name} in {namespace:?} is not present"));
-        let services = registry::builtin().get("", "v1", "services").ok_or_else(missing)?;
-        let service = cache.get(services, &services.storage_key(Some(namespace), name)).ok_or_else(missing)?;
+        let service = cache.find("", "services", Some(namespace), name).ok_or_else(missing)?;
         let service = service.value().map_err(|status| ("ServiceAccessError", status.message))?;
         if meta::text(&service, &["spec", "type"]) == "ExternalName" {
             return Ok(());
@@ -212,6 +216,13 @@ impl Remote {
         let own = format!("apis/{}/{}", self.group, self.version);
         let url = root["paths"][own.as_str()]["serverRelativeURL"].as_str()?;
         url.starts_with(&format!("/openapi/v3/{own}")).then(|| url.to_owned())
+    }
+
+    /// Its part of the document of version 2, if it has one.
+    async fn swagger(&self) -> Option<Value> {
+        let (code, body) = self.ask("/openapi/v2").await.ok()?;
+        let document: Value = serde_json::from_slice(&body).ok().filter(|_| code == 200)?;
+        swagger::own(&document, &self.group, &self.version)
     }
 
     /// One GET by this server itself.
