@@ -5,5 +5,5 @@ set -eu
 cd "$(dirname "$0")/.."
 printf '%s, %s cores, Linux %s\n' "$(uname -m)" "$(nproc)" "$(uname -r)"
 printf 'data on %s\n\n' "$(findmnt -n -o FSTYPE -T "${TMPDIR:-/tmp}")"
-# With the argument `admission`, only what admission costs a write.
+# With the argument `admission` or `memory`, only what admission costs a write, or what a pod costs in memory.
 exec cargo bench --quiet -p dhow-apiserver --bench api -- "$@"

@@ -1,40 +1,56 @@
-//! A small parsed header of an object: what the pipeline, indexes and selectors need without a JSON tree.
+//! A small parsed header of an object: what the pipeline and selectors need without a JSON tree. The server keeps one
+//! beside every object, so it is packed.
 
+use crate::custom::intern;
 use crate::error::Error;
 use serde::Deserialize;
+use serde_json::value::RawValue;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-/// An owner reference.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Default)]
-#[serde(rename_all = "camelCase", default)]
-pub struct OwnerReference {
-    pub api_version: String,
-    pub kind: String,
-    pub name: String,
-    pub uid: String,
-    pub controller: bool,
-    pub block_owner_deletion: bool,
-}
-
-/// Metadata and the fields that field selectors can name.
+/// What is read often of an object.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ObjectHeader {
-    pub api_version: String,
-    pub kind: String,
+    pub api_version: &'static str,
     pub name: String,
-    pub generate_name: String,
     pub namespace: String,
     pub uid: String,
-    pub resource_version: String,
-    pub generation: i64,
     pub creation_timestamp: String,
     pub deletion_timestamp: Option<String>,
-    pub deletion_grace_period_seconds: Option<i64>,
-    pub labels: BTreeMap<String, String>,
-    pub annotations: BTreeMap<String, String>,
-    pub owner_references: Vec<OwnerReference>,
-    pub finalizers: Vec<String>,
+    pub labels: Labels,
+    /// Where the members of `metadata` begin in the document; 0 without metadata.
+    pub metadata_at: usize,
+    /// The document's own `metadata.resourceVersion`, which stored ones have not.
+    pub has_resource_version: bool,
+}
+
+/// Labels in one piece: `key NUL value NUL` and so on. A map would cost half a kilobyte however few they are.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Labels(Box<str>);
+
+impl Labels {
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        let mut parts = self.0.split_terminator('\0');
+        std::iter::from_fn(move || parts.next().zip(parts.next()))
+    }
+
+    pub fn get(&self, key: &str) -> Option<&str> {
+        self.iter().find(|(known, _)| *known == key).map(|(_, value)| value)
+    }
+}
+
+impl<'a> FromIterator<(&'a str, &'a str)> for Labels {
+    fn from_iter<I: IntoIterator<Item = (&'a str, &'a str)>>(pairs: I) -> Self {
+        let mut text = String::new();
+        // Validation lets no NUL into labels.
+        for (key, value) in pairs.into_iter().filter(|(key, value)| !key.contains('\0') && !value.contains('\0')) {
+            for part in [key, value] {
+                text.push_str(part);
+                text.push('\0');
+            }
+        }
+        Self(text.into())
+    }
 }
 
 #[derive(Deserialize)]
@@ -43,9 +59,7 @@ struct Raw<'a> {
     #[serde(borrow, default)]
     api_version: Option<Cow<'a, str>>,
     #[serde(borrow, default)]
-    kind: Option<Cow<'a, str>>,
-    #[serde(borrow, default)]
-    metadata: Option<RawMeta<'a>>,
+    metadata: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize, Default)]
@@ -54,23 +68,17 @@ struct RawMeta<'a> {
     #[serde(borrow)]
     name: Option<Cow<'a, str>>,
     #[serde(borrow)]
-    generate_name: Option<Cow<'a, str>>,
-    #[serde(borrow)]
     namespace: Option<Cow<'a, str>>,
     #[serde(borrow)]
     uid: Option<Cow<'a, str>>,
     #[serde(borrow)]
     resource_version: Option<Cow<'a, str>>,
-    generation: Option<i64>,
     #[serde(borrow)]
     creation_timestamp: Option<Cow<'a, str>>,
     #[serde(borrow)]
     deletion_timestamp: Option<Cow<'a, str>>,
-    deletion_grace_period_seconds: Option<i64>,
-    labels: Option<BTreeMap<String, String>>,
-    annotations: Option<BTreeMap<String, String>>,
-    owner_references: Option<Vec<OwnerReference>>,
-    finalizers: Option<Vec<String>>,
+    #[serde(borrow)]
+    labels: Option<BTreeMap<Cow<'a, str>, Cow<'a, str>>>,
 }
 
 fn owned(value: Option<Cow<'_, str>>) -> String {
@@ -80,35 +88,25 @@ fn owned(value: Option<Cow<'_, str>>) -> String {
 impl ObjectHeader {
     /// Parses only the header; the rest of the document is skipped, not built.
     pub fn parse(bytes: &[u8]) -> Result<Self, Error> {
-        let raw: Raw<'_> = serde_json::from_slice(bytes).map_err(|error| Error::Decode(error.to_string()))?;
-        let meta = raw.metadata.unwrap_or_default();
+        let bad = |error: serde_json::Error| Error::Decode(error.to_string());
+        let raw: Raw<'_> = serde_json::from_slice(bytes).map_err(bad)?;
+        let meta: RawMeta<'_> = match raw.metadata {
+            Some(metadata) => serde_json::from_str(metadata.get()).map_err(bad)?,
+            None => RawMeta::default(),
+        };
+        // The text is a part of the document: its address tells where, and one brace further are the members.
+        let place = |metadata: &RawValue| metadata.get().as_ptr().addr() - bytes.as_ptr().addr() + 1;
         Ok(Self {
-            api_version: owned(raw.api_version),
-            kind: owned(raw.kind),
+            api_version: intern::name(raw.api_version.as_deref().unwrap_or_default()),
             name: owned(meta.name),
-            generate_name: owned(meta.generate_name),
             namespace: owned(meta.namespace),
             uid: owned(meta.uid),
-            resource_version: owned(meta.resource_version),
-            generation: meta.generation.unwrap_or_default(),
             creation_timestamp: owned(meta.creation_timestamp),
             deletion_timestamp: meta.deletion_timestamp.map(Cow::into_owned),
-            deletion_grace_period_seconds: meta.deletion_grace_period_seconds,
-            labels: meta.labels.unwrap_or_default(),
-            annotations: meta.annotations.unwrap_or_default(),
-            owner_references: meta.owner_references.unwrap_or_default(),
-            finalizers: meta.finalizers.unwrap_or_default(),
+            labels: meta.labels.iter().flatten().map(|(key, value)| (&**key, &**value)).collect(),
+            metadata_at: raw.metadata.map_or(0, place),
+            has_resource_version: meta.resource_version.is_some(),
         })
-    }
-
-    /// The group and version of `apiVersion`.
-    pub fn group_version(&self) -> (&str, &str) {
-        split_api_version(&self.api_version)
-    }
-
-    /// The owner that is the managing controller.
-    pub fn controller(&self) -> Option<&OwnerReference> {
-        self.owner_references.iter().find(|owner| owner.controller)
     }
 }
 
@@ -124,13 +122,12 @@ mod tests {
 
     #[test]
     fn reads_metadata_and_skips_the_rest() {
-        let header = ObjectHeader::parse(
-            br#"{"spec":{"deep":[1,{"a":null}]},"kind":"Pod","apiVersion":"v1","metadata":{"name":"a\u0062","namespace":"n","labels":{"k":"v"},"finalizers":null,
-            "ownerReferences":[{"apiVersion":"apps/v1","kind":"ReplicaSet","name":"r","uid":"u","controller":true}],"creationTimestamp":null}}"#,
-        )
-        .unwrap();
-        assert_eq!((header.name.as_str(), header.labels["k"].as_str()), ("ab", "v"));
-        assert_eq!(header.controller().unwrap().name, "r");
+        let document = br#"{"spec":{"deep":[1,{"a":null}]},"kind":"Pod","apiVersion":"v1","metadata":{"name":"a\u0062","namespace":"n",
+            "labels":{"k":"v","e":""},"finalizers":null,"creationTimestamp":null}}"#;
+        let header = ObjectHeader::parse(document).unwrap();
+        assert_eq!((header.name.as_str(), header.labels.get("k"), header.labels.get("e")), ("ab", Some("v"), Some("")));
+        assert_eq!(header.labels.get("v"), None);
+        assert!(document[header.metadata_at..].starts_with(b"\"name\""));
         assert!(ObjectHeader::parse(b"{").is_err());
     }
 }

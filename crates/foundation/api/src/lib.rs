@@ -44,6 +44,6 @@ pub mod time;
 pub mod validation;
 
 pub use error::Error;
-pub use header::ObjectHeader;
+pub use header::{Labels, ObjectHeader};
 pub use registry::{Kind, KindRef, Registry, Subresource};
 pub use status::Status;

@@ -32,6 +32,30 @@ pub fn prepare_create(kind: &Kind, object: &mut Value) {
     }
     (kind.prepare_create)(object);
     defaulting::apply(kind, object);
+    leave_out_empty(object);
+}
+
+/// Metadata that says nothing is not kept, as upstream's types leave it out.
+fn leave_out_empty(object: &mut Value) {
+    const OPTIONAL: [&str; 8] = [
+        "annotations",
+        "finalizers",
+        "generateName",
+        "generation",
+        "labels",
+        "managedFields",
+        "ownerReferences",
+        "selfLink",
+    ];
+    let says_nothing = |value: &Value| match value {
+        Value::Null => true,
+        Value::String(text) => text.is_empty(),
+        Value::Array(items) => items.is_empty(),
+        Value::Object(fields) => fields.is_empty(),
+        Value::Number(number) => number.as_i64() == Some(0),
+        Value::Bool(_) => false,
+    };
+    metadata_mut(object).retain(|field, value| !(OPTIONAL.contains(&field.as_str()) && says_nothing(value)));
 }
 
 /// Nodes register with their status in one request; everything else reports it later.
@@ -55,6 +79,7 @@ pub fn prepare_update(kind: &Kind, object: &mut Value, old: &Value) {
     (kind.prepare_update)(object, old);
     defaulting::apply(kind, object);
     set_generation(kind, object, old);
+    leave_out_empty(object);
 }
 
 /// An update of `status`: everything but status and a few metadata fields stays as it was.
@@ -81,6 +106,7 @@ pub fn prepare_status_update(kind: &Kind, object: &mut Value, old: &Value) {
     }
     *object = result;
     defaulting::apply(kind, object);
+    leave_out_empty(object);
 }
 
 /// Copies the metadata a client cannot change from `old`.

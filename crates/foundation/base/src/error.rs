@@ -50,3 +50,17 @@ impl Error {
         Self::Io { action, path: path.to_owned(), source }
     }
 }
+
+/// An error with what caused it, each text once: the outermost alone often says nothing.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut texts = vec![error.to_string()];
+    let mut source = error.source();
+    while let Some(inner) = source {
+        let text = inner.to_string();
+        if !texts.last().is_some_and(|last| last.contains(&text)) {
+            texts.push(text);
+        }
+        source = inner.source();
+    }
+    texts.join(": ")
+}

@@ -9,4 +9,4 @@ pub mod pki;
 pub mod service;
 pub mod tls;
 
-pub use error::{Error, Result};
+pub use error::{Error, Result, chain};

@@ -252,6 +252,11 @@ pub trait Kv: Send + Sync + 'static {
     /// Forgets history below `revision`.
     async fn compact(&self, revision: Revision) -> Result<(), Error>;
 
+    /// Whether a key's value would be kept otherwise if it was written again now: sealed with another key.
+    async fn outdated(&self, _key: &Bytes) -> Result<bool, Error> {
+        Ok(false)
+    }
+
     async fn current_revision(&self) -> Result<Revision, Error>;
 
     /// `ttl` in whole seconds, at least 1.

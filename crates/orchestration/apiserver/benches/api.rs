@@ -1,7 +1,7 @@
 //! The API server as its clients have it: over HTTPS, on the embedded store and in memory.
 //!
 //! `bench/api.sh` prints the tables of `docs/benchmarks.md`. Server and clients share the process and the machine; the
-//! embedded store lies in TMPDIR.
+//! embedded store lies in TMPDIR. With `memory` or `definitions` as an argument only that is measured.
 #![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
 
 #[path = "../tests/harness/mod.rs"]
@@ -181,6 +181,36 @@ async fn fan_out(cluster: &Cluster) -> (Duration, f64) {
     (percentile(&times, 50), rate)
 }
 
+/// How long it takes until so many definitions are established whose kinds are of ten groups.
+async fn definitions(cluster: &Cluster, count: usize) -> Duration {
+    let client = client(cluster);
+    let definition = |n: usize| {
+        let (group, plural) = (format!("g{}.example.com", n % 10), format!("things{n}"));
+        json!({"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+            "metadata": {"name": format!("{plural}.{group}")},
+            "spec": {"group": group, "scope": "Namespaced",
+                "names": {"plural": plural, "singular": format!("thing{n}"), "kind": format!("Thing{n}"), "listKind": format!("Thing{n}List")},
+                "versions": [{"name": "v1", "served": true, "storage": true, "schema": {"openAPIV3Schema": {"type": "object",
+                    "properties": {"spec": {"type": "object", "properties": (0..40).map(|field| (format!("field{field}"),
+                        json!({"type": "string", "description": "x".repeat(100)}))).collect::<serde_json::Map<_, _>>()}}}}}]}})
+    };
+    let path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
+    let mut watch = client.open(&format!("{path}?watch=true&resourceVersion=0")).await.unwrap();
+    let before = Instant::now();
+    let posting = tokio::spawn(async move {
+        for n in 0..count {
+            send(&client, Method::POST, path, definition(n).to_string().into()).await;
+        }
+    });
+    let mut established = 0;
+    while established < count {
+        let Ok(data) = watch.frame().await.unwrap().unwrap().into_data() else { continue };
+        established += String::from_utf8_lossy(&data).matches("\"reason\":\"InitialNamesAccepted\"").count();
+    }
+    posting.await.unwrap();
+    before.elapsed()
+}
+
 /// `fresh` is the first of a process: later ones fill memory that the ones before gave back, so theirs is not shown.
 async fn measure(name: &str, kv: Arc<dyn Kv>, fresh: bool) -> String {
     eprintln!("measuring {name}");
@@ -193,6 +223,10 @@ async fn measure(name: &str, kv: Arc<dyn Kv>, fresh: bool) -> String {
     )
     .await;
     let (memory, size) = fill(&cluster).await;
+    if std::env::args().any(|arg| arg == "memory") {
+        cluster.shutdown.cancel();
+        return format!("| {name} | {memory} ({size}) |");
+    }
     let (list_50, list_99, bytes) = lists(&cluster).await;
     let (latency, events) = fan_out(&cluster).await;
     let many = creates(&cluster, 64, "many").await;
@@ -282,8 +316,17 @@ fn main() {
         return runtime.block_on(write_path());
     }
     runtime.block_on(async {
+        if std::env::args().any(|arg| arg == "definitions") {
+            let cluster = Cluster::open(Arc::new(MemoryKv::new()), AccessConfig::default()).await;
+            println!("500 definitions: {:.2?}", definitions(&cluster, 500).await);
+            return;
+        }
         let folder = tempfile::tempdir().unwrap();
         let embedded: Arc<dyn Kv> = Arc::new(FjallKv::open(folder.path().join("store")).unwrap());
+        if std::env::args().any(|arg| arg == "memory") {
+            println!("| store | memory per pod (its JSON) |\n|---|---|\n{}", measure("embedded", embedded, true).await);
+            return;
+        }
         let rows = [measure("embedded", embedded, true).await, measure("memory", Arc::new(MemoryKv::new()), false).await];
         println!(
             "| store | creates/s, 64 clients (p50, p99) | one client p50, p99 | LIST of 10k p50, p99 (size) | one event to 1,000 \

@@ -2,6 +2,7 @@
 
 use crate::aggregate::FrontProxy;
 use crate::audit::AuditConfig;
+use crate::connections::Limits;
 use crate::oidc::{Anonymous, AuthenticationConfig, Issuers};
 use crate::tokens::AUDIENCE;
 use crate::{ApiServer, Error};
@@ -29,6 +30,8 @@ pub struct AccessConfig {
     pub seats: Option<usize>,
     /// How extension servers know this server; without, they get no certificate.
     pub front_proxy: Option<FrontProxy>,
+    /// How long clients may take.
+    pub limits: Limits,
 }
 
 impl AccessConfig {

@@ -118,10 +118,9 @@ async fn legacy_user(server: &ApiServer, token: &str, claims: &LegacyClaims) -> 
     alive(server, "serviceaccounts", namespace, &account).await?;
     let secret = NamedUid { name: claims.secret.clone(), uid: String::new() };
     let secret = alive(server, "secrets", namespace, &secret).await?;
-    let kept: k8s_openapi::api::core::v1::Secret =
-        serde_json::from_slice(&secret.bytes).map_err(|_| Status::unauthorized())?;
+    let kept: k8s_openapi::api::core::v1::Secret = secret.read().map_err(|_| Status::unauthorized())?;
     let same = kept.data.as_ref().and_then(|data| data.get("token")).is_some_and(|held| held.0 == token.as_bytes());
-    if !same || secret.header.labels.contains_key(INVALID_SINCE) {
+    if !same || secret.header.labels.get(INVALID_SINCE).is_some() {
         return Err(Status::unauthorized());
     }
     Ok(UserInfo::service_account(&claims.namespace, &account.name, &account.uid))

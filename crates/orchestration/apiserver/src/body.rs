@@ -1,19 +1,76 @@
 //! Request bodies to trees: by media type, checked against the type they claim to be.
 
+use bytes::{Bytes, BytesMut};
 use dhow_api::descriptor;
 use dhow_api::registry::Kind;
 use dhow_api::validation::FieldError;
 use dhow_api::{Status, cbor, header, protobuf, strict_json};
+use dhow_client::Body;
 use http::HeaderMap;
+use http_body::Body as _;
+use http_body_util::BodyExt;
 use serde_json::Value;
+use std::time::Duration;
+use tokio::time::{Instant, timeout, timeout_at};
 
+use crate::connections::Limits;
 use crate::encode::{CBOR, JSON, MEDIA_TYPES, PROTOBUF, YAML};
 use crate::info::ResourceTarget;
 use crate::options::FieldValidation;
 use crate::pipeline::{Authorized, Request};
 
+/// Largest body of a request, as upstream's: an etcd value and some room.
+const MAX_BODY: usize = 3 << 20;
+/// What is read of a body that nobody wants, so that a client who is still sending it gets to the answer.
+const UNWANTED: usize = 256 << 10;
+const UNWANTED_TIME: Duration = Duration::from_millis(500);
 /// How much of a body that cannot be read is shown.
 const SHOWN: usize = 30;
+
+/// Reads a body whole, as long as it keeps coming.
+pub async fn read(mut body: Body, limits: &Limits) -> Result<Bytes, Status> {
+    let too_large = || Status::too_large(MAX_BODY);
+    // What announces itself as too large is not read at all.
+    if body.size_hint().lower() > MAX_BODY as u64 {
+        return Err(too_large());
+    }
+    let end = Instant::now() + limits.body;
+    let (mut first, mut all) = (Bytes::new(), BytesMut::new());
+    loop {
+        let next = timeout_at(end.min(Instant::now() + limits.pause), body.frame()).await;
+        let late = || Status::timeout("request did not complete within the allotted timeout", None);
+        let Some(frame) = next.map_err(|_| late())? else { break };
+        let frame =
+            frame.map_err(|error| Status::bad_request(format!("read the body: {}", dhow_base::chain(&error))))?;
+        let Ok(data) = frame.into_data() else { continue };
+        if first.len() + all.len() + data.len() > MAX_BODY {
+            return Err(too_large());
+        }
+        // Most come in one piece, which is not copied.
+        if first.is_empty() && all.is_empty() {
+            first = data;
+            continue;
+        }
+        all.extend_from_slice(&std::mem::take(&mut first));
+        all.extend_from_slice(&data);
+    }
+    Ok(if all.is_empty() { first } else { all.freeze() })
+}
+
+/// Lets a client finish sending what is not wanted, within reason.
+pub async fn discard(mut body: Body) {
+    let mut left = UNWANTED;
+    let read = async {
+        while let Some(Ok(frame)) = body.frame().await {
+            left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
+            if left == 0 {
+                return;
+            }
+        }
+    };
+    // Late or not, it was not wanted.
+    let _ = timeout(UNWANTED_TIME, read).await;
+}
 
 /// The media type without parameters; empty if there is none.
 pub fn media_type(headers: &HeaderMap) -> &str {

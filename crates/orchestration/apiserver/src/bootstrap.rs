@@ -11,6 +11,7 @@ use http_body_util::BodyExt;
 use serde_json::{Value, json};
 
 use crate::identity::{MASTERS, UserInfo};
+use crate::reconcile::{self, AUTOUPDATE};
 use crate::{ApiServer, Config, flow};
 
 /// The server itself, as a user.
@@ -26,10 +27,13 @@ pub async fn ensure(server: &Arc<ApiServer>, config: &Config) -> Result<(), Stat
     let class = |(name, value)| {
         ("/apis/scheduling.k8s.io/v1/priorityclasses", json!({"metadata": {"name": name}, "value": value}))
     };
-    let role = |role| ("/apis/rbac.authorization.k8s.io/v1/clusterroles", role);
-    let binding = |binding| ("/apis/rbac.authorization.k8s.io/v1/clusterrolebindings", binding);
-    let others = classes.map(class).into_iter().chain(roles().into_iter().map(role));
-    create_all(&client, others.chain(bindings().into_iter().map(binding))).await?;
+    create_all(&client, classes.map(class)).await?;
+    let roles = roles().into_iter().map(|role| ("clusterroles", role));
+    let policy = roles.chain(bindings().into_iter().map(|binding| ("clusterrolebindings", binding)));
+    let settled = policy.map(async |(plural, object)| {
+        reconcile::ensure(&client, &format!("/apis/rbac.authorization.k8s.io/v1/{plural}"), object).await
+    });
+    futures::future::try_join_all(settled).await?;
     let of_group = |plural: &'static str| move |object| (plural, object);
     let levels = flow::objects::levels().into_iter().map(of_group(LEVELS));
     create_all(&client, levels.chain(flow::objects::schemas().into_iter().map(of_group(SCHEMAS)))).await?;
@@ -136,8 +140,15 @@ fn rule(groups: &[&str], resources: &[&str], verbs: &[&str]) -> Value {
 }
 
 fn role(name: &str, rules: Vec<Value>) -> Value {
-    let labels = json!({"kubernetes.io/bootstrapping": "rbac-defaults"});
-    json!({"metadata": {"name": name, "labels": labels}, "rules": rules})
+    json!({"metadata": policy_metadata(name), "rules": rules})
+}
+
+fn policy_metadata(name: &str) -> Value {
+    json!({
+        "name": name,
+        "labels": {"kubernetes.io/bootstrapping": "rbac-defaults"},
+        "annotations": {AUTOUPDATE: "true"},
+    })
 }
 
 const READ: &[&str] = &["get", "list", "watch"];
@@ -298,12 +309,17 @@ fn roles() -> Vec<Value> {
 fn bindings() -> Vec<Value> {
     let bind = |name: &str, role: &str, kind: &str, subject: &str| {
         json!({
-            "metadata": {"name": name, "labels": {"kubernetes.io/bootstrapping": "rbac-defaults"}},
+            "metadata": policy_metadata(name),
             "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role},
             "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": subject}],
         })
     };
+    let of_nobody = json!({
+        "metadata": policy_metadata("system:node"),
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "system:node"},
+    });
     vec![
+        of_nobody,
         bind("cluster-admin", "cluster-admin", "Group", MASTERS),
         bind("system:discovery", "system:discovery", "Group", crate::identity::AUTHENTICATED),
         bind("system:basic-user", "system:basic-user", "Group", crate::identity::AUTHENTICATED),

@@ -1,7 +1,6 @@
 //! Bootstrap tokens: `id.secret`, kept in `kube-system/bootstrap-token-<id>`, with which a machine joins.
 
 use dhow_api::Status;
-use dhow_api::registry;
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::jiff::Timestamp;
 use ring::hmac;
@@ -22,10 +21,9 @@ pub fn parse(token: &str) -> Option<(&str, &str)> {
 
 /// The user of a bootstrap token that is there, meant for authentication and not expired.
 pub fn user(cache: &Cache, id: &str, secret: &str) -> Result<UserInfo, Status> {
-    let kind = registry::builtin().get("", "v1", "secrets").ok_or_else(Status::unauthorized)?;
     let name = format!("bootstrap-token-{id}");
-    let stored = cache.get(kind, &kind.storage_key(Some("kube-system"), &name)).ok_or_else(Status::unauthorized)?;
-    let kept: Secret = serde_json::from_slice(&stored.bytes).map_err(|_| Status::unauthorized())?;
+    let stored = cache.find("", "secrets", Some("kube-system"), &name).ok_or_else(Status::unauthorized)?;
+    let kept: Secret = stored.read().map_err(|_| Status::unauthorized())?;
     user_of(&kept, id, secret, Timestamp::now()).ok_or_else(Status::unauthorized)
 }
 

@@ -6,70 +6,61 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use dhow_api::Status;
-use dhow_api::registry::{KINDS, Kind, KindRef};
+use dhow_api::registry::{KINDS, Kind, KindRef, builtin};
 use dhow_store::{Event, EventKind, KeyRange, Kv, RangeRequest, WatchMessage, WatchRequest, WatchStream};
 use futures::StreamExt;
 use imbl::OrdMap;
 use parking_lot::RwLock;
-use tokio::sync::{broadcast, watch};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::Error;
+use crate::changes::{Changes, Log};
 use crate::object::{Change, Stored};
 
 /// Everything the API server stores lives under this prefix.
 const ROOT: &str = "/registry/";
-/// Changes kept per kind for watches that resume.
-const HISTORY: usize = 4096;
-/// Changes a watcher may lag behind before it has to list again.
-const LAG: usize = 4096;
-/// The same for a custom kind: there may be very many of those.
-const CUSTOM_LAG: usize = 1024;
 /// Before a store that does not answer is asked again.
 const PAUSE: Duration = Duration::from_secs(1);
-/// Snapshots kept so that later pages come from the revision of the first.
-const SNAPSHOTS: usize = 64;
+/// Snapshots kept per kind so that later pages come from the revision of the first, and for how long once the objects
+/// change: each holds what was replaced since. What is no longer kept is read from the store.
+const SNAPSHOTS: usize = 16;
+const SNAPSHOT_LIFE: Duration = Duration::from_secs(5 * 60);
 
 pub type Objects = OrdMap<Arc<str>, Arc<Stored>>;
 
 /// One kind's objects and recent changes.
 struct KindCache {
-    state: RwLock<KindState>,
-}
-
-struct KindState {
     /// The row in whose form the objects are; `None` while nobody serves them.
     row: Option<KindRef>,
-    changes: broadcast::Sender<Arc<Change>>,
     objects: Objects,
-    history: VecDeque<Arc<Change>>,
-    /// Changes at or below this revision are no longer in `history`.
-    compacted: u64,
-    snapshots: VecDeque<(u64, Objects)>,
-    /// Changes that a watcher may lag behind.
-    lag: usize,
+    log: Arc<Log>,
+    snapshots: VecDeque<Kept>,
 }
 
+/// A snapshot somebody may ask for again.
+struct Kept {
+    since: Instant,
+    /// The row in whose form its objects are.
+    definition: &'static str,
+    revision: u64,
+    objects: Objects,
+}
+
+type Shared = Arc<RwLock<KindCache>>;
+
 pub struct Cache {
-    kinds: RwLock<HashMap<String, Arc<KindCache>>>,
+    kinds: RwLock<HashMap<String, Shared>>,
     revision: watch::Sender<u64>,
 }
 
-impl KindState {
-    fn new(row: Option<KindRef>, lag: usize) -> Self {
-        Self {
-            row,
-            changes: broadcast::channel(lag).0,
-            objects: Objects::new(),
-            history: VecDeque::new(),
-            compacted: 0,
-            snapshots: VecDeque::new(),
-            lag,
-        }
+impl KindCache {
+    fn new(row: Option<KindRef>, revision: u64) -> Self {
+        Self { row, objects: Objects::new(), log: Log::new(revision), snapshots: VecDeque::new() }
     }
 
     /// Shows the objects as this row does. Whoever watches the old one asks again.
@@ -83,13 +74,14 @@ impl KindState {
         };
         self.objects = self.objects.iter().map(|(key, stored)| (key.clone(), again(stored))).collect();
         self.snapshots.clear();
-        self.changes = broadcast::channel(CUSTOM_LAG).0;
+        self.log = self.log.reopen();
         self.row = row;
     }
+}
 
-    /// The revision of the newest change that is in `objects`.
-    fn revision(&self) -> u64 {
-        self.history.back().map_or(self.compacted, |change| change.revision)
+impl Kept {
+    fn is(&self, kind: &Kind, revision: u64) -> bool {
+        self.revision == revision && self.definition == kind.definition
     }
 }
 
@@ -102,7 +94,7 @@ pub struct Snapshot {
 /// A place in a kind's changes: those already there, then those to come.
 pub struct Subscription {
     pub past: Vec<Arc<Change>>,
-    pub future: broadcast::Receiver<Arc<Change>>,
+    pub future: Changes,
 }
 
 impl Cache {
@@ -125,19 +117,18 @@ impl Cache {
         let mut loaded: HashMap<&str, Objects> = HashMap::new();
         for entry in &all.kvs {
             let Some((prefix, cache)) = self.kind_of(&entry.key) else { continue };
-            let row = cache.state.read().row.clone();
+            let row = cache.read().row.clone();
             let stored = Stored::decode(row.as_deref(), &entry.key, &entry.value, entry.mod_revision)
                 .map_err(|status| Error::Corrupt(status.message))?;
             loaded.entry(prefix).or_default().insert(stored.key.clone(), Arc::new(stored));
         }
         for (prefix, cache) in self.kinds.read().iter() {
-            let mut state = cache.state.write();
+            let mut state = cache.write();
             state.objects = loaded.remove(prefix.as_str()).unwrap_or_default();
-            state.history.clear();
             state.snapshots.clear();
-            state.compacted = all.revision;
-            // Whoever has subscribed before hears that this is another beginning.
-            state.changes = broadcast::channel(state.lag).0;
+            // Who read the old log has missed what happened meanwhile.
+            state.log.close();
+            state.log = Log::new(all.revision);
         }
         let watch = WatchRequest { range, start_revision: all.revision + 1 };
         let feed = kv.watch(watch).await.map_err(Error::Store)?;
@@ -192,9 +183,9 @@ impl Cache {
             (true, None) => return,
         };
         let decode = |row: &Option<KindRef>| Stored::decode(row.as_deref(), &event.kv.key, value, revision);
-        let row = cache.state.read().row.clone();
+        let row = cache.read().row.clone();
         let decoded = decode(&row);
-        let mut state = cache.state.write();
+        let mut state = cache.write();
         let decoded = if same_row(&state.row, &row) { decoded } else { decode(&state.row) };
         let stored = match decoded {
             Ok(stored) => Arc::new(stored),
@@ -205,19 +196,15 @@ impl Cache {
         } else {
             state.objects.insert(stored.key.clone(), stored.clone())
         };
-        let change = Arc::new(Change::new(revision, stored, previous, deleted));
-        if state.history.len() == HISTORY
-            && let Some(oldest) = state.history.pop_front()
-        {
-            state.compacted = oldest.revision;
+        while state.snapshots.front().is_some_and(|kept| kept.since.elapsed() > SNAPSHOT_LIFE) {
+            state.snapshots.pop_front();
         }
-        state.history.push_back(change.clone());
-        // Without watchers there is no one to tell. Sent under the lock, so that a subscriber misses nothing.
-        let _ = state.changes.send(change);
+        // Under the lock, so that a subscriber misses nothing.
+        state.log.push(Change::new(revision, stored, previous, deleted));
     }
 
     /// The place of a key's kind, made if nobody serves the kind yet.
-    fn kind_of<'a>(&self, key: &'a [u8]) -> Option<(&'a str, Arc<KindCache>)> {
+    fn kind_of<'a>(&self, key: &'a [u8]) -> Option<(&'a str, Shared)> {
         // `/registry/<group>/<plural>/…`
         let key = std::str::from_utf8(key).ok()?;
         let end = key.match_indices('/').nth(3)?.0;
@@ -226,27 +213,27 @@ impl Cache {
         Some((prefix, known.unwrap_or_else(|| self.place(prefix))))
     }
 
-    fn place(&self, prefix: &str) -> Arc<KindCache> {
+    fn place(&self, prefix: &str) -> Shared {
         // What happened before is not known here.
-        let state = KindState { compacted: self.revision(), ..KindState::new(None, CUSTOM_LAG) };
-        let empty = || Arc::new(KindCache { state: RwLock::new(state) });
+        let state = KindCache::new(None, self.revision());
+        let empty = || Arc::new(RwLock::new(state));
         self.kinds.write().entry(prefix.to_owned()).or_insert_with(empty).clone()
     }
 
-    fn cache(&self, kind: &Kind) -> Result<Arc<KindCache>, Status> {
+    fn cache(&self, kind: &Kind) -> Result<Shared, Status> {
         self.kinds.read().get(&kind.storage_prefix()).cloned().ok_or_else(Status::no_such_resource)
     }
 
     /// Shows the objects of a custom kind as the row of its stored version does.
     pub fn serve(&self, row: KindRef) {
-        self.place(&row.storage_prefix()).state.write().become_row(Some(row));
+        self.place(&row.storage_prefix()).write().become_row(Some(row));
     }
 
     /// The kind is gone: whoever watches it is told so, and what is left of its objects waits.
     pub fn withdraw(&self, row: &Kind) {
         let mut kinds = self.kinds.write();
         let Some(cache) = kinds.get(&row.storage_prefix()).cloned() else { return };
-        let mut state = cache.state.write();
+        let mut state = cache.write();
         state.become_row(None);
         if state.objects.is_empty() {
             kinds.remove(&row.storage_prefix());
@@ -265,63 +252,77 @@ impl Cache {
 
     /// One object as the cache knows it.
     pub fn get(&self, kind: &Kind, key: &str) -> Option<Arc<Stored>> {
-        let stored = self.cache(kind).ok()?.state.read().objects.get(key).cloned();
-        stored.map(|stored| stored.in_form(kind))
+        self.stored(kind, key).map(|stored| stored.in_form(kind))
+    }
+
+    /// One object of a built-in kind of version 1.
+    pub fn find(&self, group: &str, plural: &str, namespace: Option<&str>, name: &str) -> Option<Arc<Stored>> {
+        let kind = builtin().get(group, "v1", plural)?;
+        self.get(kind, &kind.storage_key(namespace, name))
+    }
+
+    /// One object in the form in which the kind is stored.
+    pub fn stored(&self, kind: &Kind, key: &str) -> Option<Arc<Stored>> {
+        self.cache(kind).ok()?.read().objects.get(key).cloned()
     }
 
     /// The revision of a kind's newest change.
     pub fn changed(&self, kind: &Kind) -> u64 {
-        self.cache(kind).map_or(0, |cache| cache.state.read().revision())
+        self.cache(kind).map_or(0, |cache| cache.read().log.revision())
     }
 
     /// The kind's objects now, for the server's own use: no page will be asked of them.
     pub fn objects(&self, kind: &Kind) -> Result<Objects, Status> {
-        Ok(in_form(kind, self.cache(kind)?.state.read().objects.clone()))
+        Ok(in_form(kind, self.cache(kind)?.read().objects.clone()))
     }
 
     /// The kind's objects now.
     pub fn snapshot(&self, kind: &Kind) -> Result<Snapshot, Status> {
         let cache = self.cache(kind)?;
-        let mut state = cache.state.write();
-        let revision = state.revision().max(self.revision());
-        let objects = state.objects.clone();
-        if state.snapshots.back().is_none_or(|(last, _)| *last != revision) {
-            if state.snapshots.len() == SNAPSHOTS {
-                state.snapshots.pop_front();
-            }
-            state.snapshots.push_back((revision, objects.clone()));
-        }
+        let state = cache.read();
+        let (objects, revision) = (state.objects.clone(), state.log.revision().max(self.revision()));
         drop(state);
         Ok(Snapshot { objects: in_form(kind, objects), revision })
     }
 
-    /// The kind's objects at the revision of an earlier snapshot, if that is still kept.
+    /// Keeps a snapshot for a while: more of it will be asked for.
+    pub fn keep(&self, kind: &Kind, snapshot: Snapshot) -> Result<(), Status> {
+        let cache = self.cache(kind)?;
+        let mut state = cache.write();
+        let Snapshot { objects, revision } = snapshot;
+        if !state.snapshots.iter().any(|kept| kept.is(kind, revision)) {
+            if state.snapshots.len() == SNAPSHOTS {
+                state.snapshots.pop_front();
+            }
+            state.snapshots.push_back(Kept { since: Instant::now(), definition: kind.definition, revision, objects });
+        }
+        Ok(())
+    }
+
+    /// The kind's objects as they are in a snapshot that is still kept.
     pub fn snapshot_at(&self, kind: &Kind, revision: u64) -> Result<Option<Snapshot>, Status> {
         let cache = self.cache(kind)?;
-        let state = cache.state.read();
-        let kept = state.snapshots.iter().find(|(at, _)| *at == revision);
-        Ok(kept.map(|(revision, objects)| Snapshot { objects: in_form(kind, objects.clone()), revision: *revision }))
+        let state = cache.read();
+        let kept = state.snapshots.iter().find(|kept| kept.is(kind, revision));
+        Ok(kept.map(|kept| Snapshot { objects: kept.objects.clone(), revision }))
     }
 
     /// All changes after `revision`, and those to come, in the stored form.
     pub fn subscribe(&self, kind: &Kind, revision: u64) -> Result<Subscription, Status> {
         let cache = self.cache(kind)?;
-        let state = cache.state.read();
-        if revision < state.compacted {
-            return Err(Status::watch_expired(revision, state.compacted));
-        }
-        let begin = state.history.partition_point(|change| change.revision <= revision);
-        let past = state.history.iter().skip(begin).cloned().collect();
-        Ok(Subscription { past, future: state.changes.subscribe() })
+        let state = cache.read();
+        let read = state.log.after(revision);
+        let (past, future) = read.map_err(|compacted| Status::watch_expired(revision, compacted))?;
+        Ok(Subscription { past, future })
     }
 
     /// The objects now together with all changes to come.
-    pub fn snapshot_and_subscribe(&self, kind: &Kind) -> Result<(Snapshot, broadcast::Receiver<Arc<Change>>), Status> {
+    pub fn snapshot_and_subscribe(&self, kind: &Kind) -> Result<(Snapshot, Changes), Status> {
         let cache = self.cache(kind)?;
-        let state = cache.state.read();
+        let state = cache.read();
         let objects = in_form(kind, state.objects.clone());
-        let snapshot = Snapshot { objects, revision: state.revision().max(self.revision()) };
-        Ok((snapshot, state.changes.subscribe()))
+        let snapshot = Snapshot { objects, revision: state.log.revision().max(self.revision()) };
+        Ok((snapshot, state.log.from_now()))
     }
 }
 
@@ -341,10 +342,9 @@ fn same_row(one: &Option<KindRef>, other: &Option<KindRef>) -> bool {
     }
 }
 
-fn empty_kinds() -> HashMap<String, Arc<KindCache>> {
+fn empty_kinds() -> HashMap<String, Shared> {
     let builtin = KINDS.iter().filter(|kind| kind.is_storage());
-    let empty =
-        |kind: &'static Kind| Arc::new(KindCache { state: RwLock::new(KindState::new(Some(kind.into()), LAG)) });
+    let empty = |kind: &'static Kind| Arc::new(RwLock::new(KindCache::new(Some(kind.into()), 0)));
     builtin.map(|kind| (kind.storage_prefix(), empty(kind))).collect()
 }
 

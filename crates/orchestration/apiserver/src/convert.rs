@@ -84,7 +84,7 @@ impl Converter {
         while !rest.is_empty() {
             let mut bytes = 0;
             let fits = rest.iter().take_while(|stored| {
-                bytes += stored.bytes.len();
+                bytes += stored.size();
                 bytes <= BATCH
             });
             let (batch, later) = rest.split_at(fits.count().max(1));

@@ -2,7 +2,7 @@
 //!
 //! A kind is served before its definition says `Established`, and no longer once its definition is gone.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,14 +11,14 @@ use arc_swap::ArcSwap;
 use dhow_api::custom::{Catalog, Definition, names, rows};
 use dhow_api::registry::{KindRef, builtin};
 use dhow_api::{Kind, Status, meta, time};
+use futures::FutureExt;
 use k8s_openapi::jiff::Timestamp;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::sync::Notify;
-use tokio::sync::broadcast::error::RecvError;
 
 use crate::ApiServer;
-use crate::cache::{Cache, Objects};
+use crate::cache::Cache;
 use crate::delete::{self, DeleteOptions};
 use crate::info::ResourceTarget;
 use crate::object::Stored;
@@ -79,7 +79,7 @@ impl Definitions {
         };
         if let Ok(objects) = row().and_then(|row| cache.objects(row)) {
             let objects: Vec<Value> = objects.values().filter_map(|stored| stored.value().ok()).collect();
-            this.publish(cache, &objects);
+            this.publish(cache, &objects, &[]);
         }
         this
     }
@@ -89,14 +89,14 @@ impl Definitions {
         self.catalog.load_full()
     }
 
-    /// Serves exactly the established ones of these definitions.
-    fn publish(&self, cache: &Cache, objects: &[Value]) {
+    /// Serves those of these definitions that are established; the others and those that are gone no longer.
+    fn publish(&self, cache: &Cache, objects: &[Value], gone: &[String]) {
         let mut served = self.served.lock();
-        let mut present = HashSet::new();
         let mut changed = false;
-        for object in objects.iter().filter(|object| names::holds(&object["status"], "Established")) {
+        let (established, others): (Vec<_>, Vec<_>) =
+            objects.iter().partition(|object| names::holds(&object["status"], "Established"));
+        for object in established {
             let name = meta::name(object).to_owned();
-            present.insert(name.clone());
             let made_of = (
                 meta::uid(object).to_owned(),
                 meta::int(object, &["metadata", "generation"]),
@@ -121,14 +121,13 @@ impl Definitions {
             served.insert(name, new);
             changed = true;
         }
-        served.retain(|name, old| {
-            let stays = present.contains(name);
-            if let Some(storage) = old.storage().filter(|_| !stays) {
+        for name in others.iter().map(|object| meta::name(object)).chain(gone.iter().map(String::as_str)) {
+            let Some(old) = served.remove(name) else { continue };
+            if let Some(storage) = old.storage() {
                 cache.withdraw(storage);
             }
-            changed |= !stays;
-            stays
-        });
+            changed = true;
+        }
         if changed {
             self.catalog.store(Arc::new(Catalog::new(served.values().flat_map(|one| one.rows.iter().cloned()))));
             self.changed.notify_one();
@@ -136,53 +135,159 @@ impl Definitions {
     }
 }
 
-/// Follows the definitions until the server ends.
+/// Follows the definitions until the server ends. What is done for a change depends on the change alone, not on how
+/// many definitions there are.
 pub async fn follow(server: Arc<ApiServer>) {
     let Ok(kind) = row() else { return };
     loop {
         let Ok((snapshot, mut changes)) = server.store.cache.snapshot_and_subscribe(kind) else { return };
-        let settled = settle(&server, kind, &snapshot.objects).await;
-        if let Err(status) = &settled {
-            tracing::warn!(message = status.message, "cannot settle the definitions");
-        }
-        tokio::select! {
-            _ = changes.recv() => {}
-            () = tokio::time::sleep(PAUSE), if settled.is_err() => {}
-            () = server.shutdown.cancelled() => return,
+        let mut known = Known::default();
+        snapshot.objects.values().for_each(|stored| known.learn(stored));
+        // Those that went unseen are no longer served either.
+        known.due.extend(server.definitions.served.lock().keys().cloned());
+        drop(snapshot);
+        loop {
+            if let Err(status) = settle(&server, kind, &mut known).await {
+                tracing::warn!(message = status.message, "cannot settle the definitions");
+            }
+            let mut change = tokio::select! {
+                change = changes.recv() => Some(change),
+                () = tokio::time::sleep(PAUSE), if !known.due.is_empty() => None,
+                () = server.shutdown.cancelled() => return,
+            };
+            // Those that came meanwhile are settled together.
+            while let Some(Ok(one)) = change {
+                match one.deleted {
+                    true => known.forget(&one.object.header.name),
+                    false => known.learn(&one.object),
+                }
+                change = changes.recv().now_or_never();
+            }
+            if let Some(Err(_)) = change {
+                // Something was missed.
+                break;
+            }
         }
     }
 }
 
-/// Brings what is served and what the definitions say of themselves in line.
-async fn settle(server: &Arc<ApiServer>, kind: &Kind, objects: &Objects) -> Result<(), Status> {
-    let mut all: Vec<(&Arc<Stored>, Value)> =
-        objects.values().map(|stored| Ok((stored, stored.value()?))).collect::<Result<_, Status>>()?;
-    // Names belong to who came first.
-    all.sort_by(|(one, _), (other, _)| {
-        let age = |stored: &Stored| (stored.header.creation_timestamp.clone(), stored.header.name.clone());
-        age(one).cmp(&age(other))
-    });
-    let now = time::rfc3339(Timestamp::now());
-    let mut values: Vec<Value> = all.iter().map(|(_, value)| value.clone()).collect();
-    for index in 0..values.len() {
-        let others = values.iter().enumerate().filter(|(other, _)| *other != index).map(|(_, value)| value);
-        let mut status = names::status(&values[index], others, &now);
-        if meta::deletion_timestamp(&values[index]).is_some() {
-            names::ending(&mut status, &now);
+/// The definitions as far as they concern each other.
+#[derive(Default)]
+struct Known {
+    all: HashMap<String, One>,
+    /// Who holds a name of a group.
+    holders: HashMap<(String, String), String>,
+    /// Those of a group that lack a name.
+    waiting: HashMap<String, BTreeSet<String>>,
+    /// Those to look at.
+    due: BTreeSet<String>,
+}
+
+struct One {
+    stored: Arc<Stored>,
+    /// The definition without its schemas.
+    outline: Value,
+}
+
+impl Known {
+    fn learn(&mut self, stored: &Arc<Stored>) {
+        let name = stored.header.name.clone();
+        self.due.insert(name.clone());
+        match self.all.get_mut(&name) {
+            Some(one) => one.stored = stored.clone(),
+            None => drop(self.all.insert(name, One { stored: stored.clone(), outline: Value::Null })),
         }
-        values[index]["status"] = status;
     }
-    server.definitions.publish(&server.store.cache, &values);
-    for ((stored, before), after) in all.iter().zip(&values) {
-        if *before != *after {
-            // One that changed meanwhile comes back here.
-            server.store.update(kind, stored, after).await?;
+
+    fn forget(&mut self, name: &str) {
+        self.due.insert(name.to_owned());
+        if let Some(one) = self.all.remove(name) {
+            self.settle(name, &one.outline, &Value::Null);
         }
-        if stored.header.deletion_timestamp.is_some() && stored.header.finalizers.iter().any(|one| one == FINALIZER) {
+    }
+
+    /// Notes what a definition holds now. Names that it gives up are for those who wait.
+    fn settle(&mut self, name: &str, before: &Value, after: &Value) {
+        let group = |outline: &Value| meta::text(outline, &["spec", "group"]).to_owned();
+        let held = |outline: &Value| names::held(outline).map(|one| (group(outline), one)).collect::<HashSet<_>>();
+        let (old, new) = (held(before), held(after));
+        for one in old.difference(&new) {
+            if self.holders.get(one).is_some_and(|holder| holder == name) {
+                self.holders.remove(one);
+            }
+            self.due.extend(self.waiting.get(&one.0).into_iter().flatten().cloned());
+        }
+        self.holders.extend(new.into_iter().map(|one| (one, name.to_owned())));
+        if let Some(waiting) = self.waiting.get_mut(&group(before)) {
+            waiting.remove(name);
+        }
+        if !after.is_null() && !names::holds(&after["status"], "NamesAccepted") {
+            self.waiting.entry(group(after)).or_default().insert(name.to_owned());
+        }
+    }
+
+    /// The others that hold a name which a definition wants.
+    fn rivals(&self, definition: &Value) -> Vec<&Value> {
+        let group = meta::text(definition, &["spec", "group"]);
+        let holders = names::wanted(definition).filter_map(|one| self.holders.get(&(group.to_owned(), one)));
+        holders.filter_map(|name| self.all.get(name)).map(|one| &one.outline).collect()
+    }
+}
+
+/// A definition without its schemas, which may be large.
+fn outline(definition: &Value) -> Value {
+    let spec = &definition["spec"];
+    json!({
+        "metadata": {"name": meta::name(definition)},
+        "spec": {"group": spec["group"], "names": spec["names"]},
+        "status": definition["status"],
+    })
+}
+
+/// Brings what is served and what the definitions that are due say of themselves in line. Those that fail stay due.
+async fn settle(server: &Arc<ApiServer>, kind: &Kind, known: &mut Known) -> Result<(), Status> {
+    let now = time::rfc3339(Timestamp::now());
+    let (mut settled, mut gone) = (BTreeMap::new(), Vec::new());
+    while !known.due.is_empty() {
+        let due = std::mem::take(&mut known.due);
+        let (mut there, absent): (Vec<String>, Vec<String>) =
+            due.into_iter().partition(|name| known.all.contains_key(name));
+        gone.extend(absent);
+        // Names belong to who came first.
+        there.sort_by_cached_key(|name| known.all.get(name).map(|one| one.stored.header.creation_timestamp.clone()));
+        for name in there {
+            let Some(stored) = known.all.get(&name).map(|one| one.stored.clone()) else { continue };
+            let before = stored.value()?;
+            let mut status = names::status(&before, known.rivals(&before), &now);
+            if stored.header.deletion_timestamp.is_some() {
+                names::ending(&mut status, &now);
+            }
+            let mut after = before.clone();
+            after["status"] = status;
+            let fresh = outline(&after);
+            let old = known.all.get_mut(&name).map(|one| std::mem::replace(&mut one.outline, fresh.clone()));
+            known.settle(&name, &old.unwrap_or_default(), &fresh);
+            settled.insert(name, (stored, before, after));
+        }
+    }
+    let values: Vec<Value> = settled.values().map(|(_, _, after)| after.clone()).collect();
+    server.definitions.publish(&server.store.cache, &values, &gone);
+    let mut result = Ok(());
+    for (name, (stored, before, after)) in &settled {
+        // One that changed meanwhile comes back here.
+        if before != after
+            && let Err(status) = server.store.update(kind, stored, after).await
+        {
+            known.due.insert(name.clone());
+            result = Err(status);
+            continue;
+        }
+        let held = || meta::items(after, &["metadata", "finalizers"]).iter().any(|one| one == FINALIZER);
+        if stored.header.deletion_timestamp.is_some() && held() {
             end(server, after);
         }
     }
-    Ok(())
+    result
 }
 
 /// Notes on a definition that is about to be deleted that its objects go first.
@@ -252,9 +357,7 @@ async fn empty(server: &Arc<ApiServer>, kind: &KindRef) -> Result<(), Status> {
         }
         if !begun {
             // Finalizers hold what is left.
-            match changes.recv().await {
-                Ok(_) | Err(RecvError::Lagged(_) | RecvError::Closed) => {}
-            }
+            let _ = changes.recv().await;
         }
     }
 }

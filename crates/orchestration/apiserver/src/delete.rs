@@ -206,8 +206,8 @@ fn check(kind: &Kind, name: &str, old: &Stored, wanted: &Preconditions) -> Resul
         (Some(uid), _) if *uid != old.header.uid => {
             Err(Status::uid_precondition(kind.group, kind.plural, name, uid, &old.header.uid))
         }
-        (_, Some(version)) if *version != old.header.resource_version => {
-            let found = &old.header.resource_version;
+        (_, Some(version)) if *version != old.revision.to_string() => {
+            let found = &old.revision.to_string();
             Err(Status::version_precondition(kind.group, kind.plural, name, version, found))
         }
         _ => Ok(()),

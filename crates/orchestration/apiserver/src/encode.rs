@@ -178,14 +178,14 @@ pub fn object(kind: &Kind, stored: &Stored, accept: &Accept, code: u16) -> Resul
 /// One object as a document of its own.
 pub fn document(kind: &Kind, stored: &Stored, accept: &Accept) -> Result<(Wire, Bytes), Status> {
     match (accept.shape, accept.wire) {
-        (Shape::Whole, Wire::Json) => Ok((Wire::Json, stored.bytes.clone())),
+        (Shape::Whole, Wire::Json) => Ok((Wire::Json, stored.json())),
         (Shape::Whole, Wire::Protobuf) => match stored.protobuf(kind)? {
             Some(raw) => Ok((Wire::Protobuf, protobuf::envelope(&kind.api_version(), kind.kind, &raw).into())),
-            None => Ok((Wire::Json, stored.bytes.clone())),
+            None => Ok((Wire::Json, stored.json())),
         },
         (Shape::Whole, wire @ (Wire::Yaml | Wire::Cbor)) => written(&stored.value()?, wire),
         (Shape::Table, wire) => {
-            written(&table(kind, &[stored.value()?], accept.include, &stored.header.resource_version), wire)
+            written(&table(kind, &[stored.value()?], accept.include, &stored.revision.to_string()), wire)
         }
         (Shape::Metadata, wire) => written(&metadata_only(stored)?, wire),
     }
@@ -226,27 +226,24 @@ pub fn list(kind: &Kind, page: &Page, accept: &Accept) -> Result<Response<Body>,
 
 fn json_list(kind: &Kind, page: &Page, shape: Shape) -> Result<Vec<u8>, Status> {
     let metadata = shape == Shape::Metadata;
-    let items: Vec<Bytes> = match metadata {
-        true => {
-            page.items.iter().map(|item| Ok(metadata_only(item)?.to_string().into())).collect::<Result<_, Status>>()?
-        }
-        false => page.items.iter().map(|item| item.bytes.clone()).collect(),
-    };
     let (api_version, list_kind) = match metadata {
         true => ("meta.k8s.io/v1".to_owned(), "PartialObjectMetadataList"),
         false => (kind.api_version(), kind.list_kind),
     };
-    let size: usize = items.iter().map(|item| item.len() + 1).sum();
-    let mut bytes = Vec::with_capacity(size + 160);
+    let size: usize = page.items.iter().map(|item| item.size() + 1).sum();
+    let mut bytes = Vec::with_capacity(if metadata { 0 } else { size + 160 });
     bytes
         .extend_from_slice(format!("{{\"kind\":{list_kind:?},\"apiVersion\":{api_version:?},\"metadata\":").as_bytes());
     bytes.extend_from_slice(list_metadata(page).to_string().as_bytes());
     bytes.extend_from_slice(b",\"items\":[");
-    for (index, item) in items.iter().enumerate() {
+    for (index, item) in page.items.iter().enumerate() {
         if index > 0 {
             bytes.push(b',');
         }
-        bytes.extend_from_slice(item);
+        match metadata {
+            true => bytes.extend_from_slice(metadata_only(item)?.to_string().as_bytes()),
+            false => item.write_json(&mut bytes),
+        }
     }
     bytes.extend_from_slice(b"]}");
     Ok(bytes)

@@ -82,7 +82,7 @@ fn everything() -> PolicyRule {
 }
 
 /// The part of a rule that the held rules do not cover: its verbs that are not covered everywhere.
-fn missing(rule: &PolicyRule, held: &[PolicyRule]) -> Option<PolicyRule> {
+pub fn missing(rule: &PolicyRule, held: &[PolicyRule]) -> Option<PolicyRule> {
     let verbs: Vec<String> = rule.verbs.iter().filter(|verb| !covered(rule, verb, held)).cloned().collect();
     (!verbs.is_empty()).then(|| PolicyRule { verbs, ..rule.clone() })
 }

@@ -87,7 +87,7 @@ fn budget_of(server: &ApiServer, kind: &Kind, pod: &Stored) -> Result<Option<Arc
         }
         let value = budget.value()?;
         let selector = LabelSelector::from_object(value["spec"].get("selector"))?;
-        if !selector.matches(&pod.header.labels) {
+        if !selector.matches_with(|key| pod.header.labels.get(key)) {
             continue;
         }
         if found.replace(budget.clone()).is_some() {

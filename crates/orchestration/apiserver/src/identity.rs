@@ -20,6 +20,9 @@ pub struct UserInfo {
 
 pub const AUTHENTICATED: &str = "system:authenticated";
 pub const MASTERS: &str = "system:masters";
+/// A protocol that a browser offers for a WebSocket in place of a header: what follows is its token.
+pub const TOKEN_PROTOCOL: &str = "base64url.bearer.authorization.k8s.io.";
+
 pub const ANONYMOUS: &str = "system:anonymous";
 
 impl UserInfo {
@@ -67,9 +70,7 @@ pub fn bearer(headers: &HeaderMap) -> Option<String> {
         return Some(token.trim().to_owned());
     }
     let protocols = headers.get(http::header::SEC_WEBSOCKET_PROTOCOL)?.to_str().ok()?;
-    let encoded = protocols
-        .split(',')
-        .find_map(|protocol| protocol.trim().strip_prefix("base64url.bearer.authorization.k8s.io."))?;
+    let encoded = protocols.split(',').find_map(|protocol| protocol.trim().strip_prefix(TOKEN_PROTOCOL))?;
     let bytes = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(encoded).ok()?;
     String::from_utf8(bytes).ok()
 }

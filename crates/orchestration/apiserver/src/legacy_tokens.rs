@@ -9,8 +9,8 @@ use dhow_api::registry;
 use dhow_api::{Status, meta};
 use http::Method;
 use serde_json::{Value, json};
-use tokio::sync::broadcast::error::RecvError;
 
+use crate::changes::Missed;
 use crate::identity::{MASTERS, UserInfo};
 use crate::object::Stored;
 use crate::tokens::NamedUid;
@@ -40,7 +40,7 @@ pub fn start(server: &Arc<ApiServer>) -> Result<(), Status> {
                 let Ok(fresh) = subscribe(&server) else { return };
                 (due, secret_changes, account_changes) = fresh;
             }
-            for secret in due.drain(..).filter(|secret| named_account(secret).is_some()) {
+            for secret in due.drain(..).filter(|secret| secret.field("type") == TYPE) {
                 if let Err(status) = settle(&server, &secret).await {
                     tracing::warn!(secret = %secret.key, message = status.message, "cannot fill a token's secret");
                 }
@@ -51,14 +51,14 @@ pub fn start(server: &Arc<ApiServer>) -> Result<(), Status> {
                 change = secret_changes.recv() => match change {
                     Ok(change) if change.deleted => false,
                     Ok(change) => { due.push(change.object.clone()); false }
-                    Err(RecvError::Lagged(_)) => true,
-                    Err(RecvError::Closed) => { broken = true; false }
+                    Err(Missed::Behind) => true,
+                    Err(Missed::Closed) => { broken = true; false }
                 },
                 change = account_changes.recv() => match change {
                     // Of an account that changes nothing follows; one that comes or goes concerns its secrets.
                     Ok(change) => change.deleted || change.previous.is_none(),
-                    Err(RecvError::Lagged(_)) => true,
-                    Err(RecvError::Closed) => { broken = true; false }
+                    Err(Missed::Behind) => true,
+                    Err(Missed::Closed) => { broken = true; false }
                 },
             };
             if everything && let Some(server) = weak.upgrade() {
@@ -67,10 +67,6 @@ pub fn start(server: &Arc<ApiServer>) -> Result<(), Status> {
         }
     });
     Ok(())
-}
-
-fn named_account(secret: &Stored) -> Option<&str> {
-    secret.header.annotations.get(NAME).map(String::as_str)
 }
 
 /// Fills what is missing, or removes the Secret of an account that is gone.
@@ -85,7 +81,10 @@ async fn settle(server: &Arc<ApiServer>, secret: &Stored) -> Result<(), Status> 
     };
     let path = format!("{}/{}", secrets.path(Some(namespace)), secret.header.name);
     let object = secret.value()?;
-    let Some(name) = named_account(&secret).filter(|_| meta::text(&object, &["type"]) == TYPE) else { return Ok(()) };
+    let name = meta::text(&object, &["metadata", "annotations", NAME]);
+    if name.is_empty() || secret.field("type") != TYPE {
+        return Ok(());
+    }
     let account = server.store.cache.get(accounts, &accounts.storage_key(Some(namespace), name));
     let wanted_uid = meta::text(&object, &["metadata", "annotations", UID]);
     let account = account.filter(|account| wanted_uid.is_empty() || account.header.uid == wanted_uid);

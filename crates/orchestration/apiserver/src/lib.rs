@@ -13,7 +13,9 @@ mod body;
 mod bootstrap;
 mod bootstrap_token;
 mod cache;
+mod changes;
 mod compress;
+mod connections;
 mod convert;
 mod definitions;
 mod delete;
@@ -40,6 +42,7 @@ mod pipeline;
 mod policy;
 mod rbac;
 mod read;
+mod reconcile;
 mod review;
 mod server;
 mod store;
@@ -67,6 +70,7 @@ pub use access::AccessConfig;
 pub use aggregate::{FRONT_PROXY_CLIENT, FrontProxy};
 pub use allocate::ServiceRange;
 pub use audit::{AuditConfig, AuditFile, AuditWebhook, Policy as AuditPolicy};
+pub use connections::Limits;
 pub use error::Error;
 pub use identity::UserInfo;
 pub use members::PREFIX as MEMBERS;
@@ -118,6 +122,7 @@ pub struct ApiServer {
     aggregator: aggregate::Aggregator,
     /// What has to be finished before the server has ended.
     tasks: TaskTracker,
+    door: Arc<connections::Door>,
     shutdown: CancellationToken,
 }
 
@@ -150,6 +155,7 @@ impl ApiServer {
             quotas: admission::quota::Quotas::default(),
             webhooks: admission::webhooks::Webhooks::new(cache),
             tasks: TaskTracker::new(),
+            door: Arc::default(),
             shutdown,
         });
         bootstrap::ensure(&server, &config).await.map_err(Error::Bootstrap)?;

@@ -95,8 +95,7 @@ pub fn allows(cache: &Cache, node: &str, attributes: &Attributes, selected: &Sel
 }
 
 fn one(cache: &Cache, group: &str, plural: &str, namespace: Option<&str>, name: &str) -> Option<Value> {
-    let kind = registry::builtin().get(group, "v1", plural)?;
-    cache.get(kind, &kind.storage_key(namespace, name))?.value().ok()
+    cache.find(group, plural, namespace, name)?.value().ok()
 }
 
 fn runs(cache: &Cache, node: &str, namespace: &str, name: &str) -> bool {

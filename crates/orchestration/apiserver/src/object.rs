@@ -6,6 +6,7 @@ use bytes::Bytes;
 use dhow_api::selectors::{FieldSelector, LabelSelector, field_value};
 use dhow_api::{Kind, ObjectHeader, Status, protobuf};
 use parking_lot::Mutex;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use crate::encode::{self, Accept, Shape, Wire};
@@ -16,14 +17,15 @@ pub struct Stored {
     /// The key in the store.
     pub key: Arc<str>,
     pub header: ObjectHeader,
-    /// Canonical JSON with `metadata.resourceVersion` set.
-    pub bytes: Bytes,
+    /// JSON without `metadata.resourceVersion`, which is the revision: where the row shows what is stored, the store's
+    /// own bytes.
+    document: Bytes,
     /// `mod_revision` of the write.
     pub revision: u64,
     /// The encoded message, made when first asked for; `None` where the kind has none.
     protobuf: OnceLock<Option<Bytes>>,
-    /// Values of the kind's selectable fields beyond name and namespace.
-    fields: Vec<(&'static str, String)>,
+    /// The kind's selectable fields beyond name and namespace, and their values.
+    fields: (&'static [&'static str], Box<[Box<str>]>),
     /// The object in the forms of other rows that share its storage, by definition, made when first asked for.
     forms: Mutex<Vec<(&'static str, Arc<Stored>)>>,
     /// The bytes in the store where the row shows something else: one of another version, or of an older schema.
@@ -32,30 +34,36 @@ pub struct Stored {
 
 impl Stored {
     /// From the bytes in the store. Without a row, as they are.
-    pub fn decode(kind: Option<&Kind>, key: &[u8], value: &[u8], revision: u64) -> Result<Self, Status> {
+    pub fn decode(kind: Option<&Kind>, key: &[u8], value: &Bytes, revision: u64) -> Result<Self, Status> {
         let bad = |error: &dyn std::fmt::Display| {
             Status::internal(format!("object {} cannot be read: {error}", String::from_utf8_lossy(key)))
         };
+        let mut header = ObjectHeader::parse(value).map_err(|error| bad(&error))?;
         let mut object: Value = serde_json::from_slice(value).map_err(|error| bad(&error))?;
-        object["metadata"]["resourceVersion"] = json!(revision.to_string());
+        let mut document = value.clone();
         let mut kept = None;
         if let Some(kind) = kind.filter(|kind| kind.custom.is_some()) {
             let before = object.clone();
             kind.from_storage(&mut object);
-            kept = (object != before).then(|| Bytes::copy_from_slice(value));
+            kept = (object != before).then(|| value.clone());
         }
-        let bytes = serde_json::to_vec(&object).map_err(|error| bad(&error))?;
-        let header = ObjectHeader::parse(&bytes).map_err(|error| bad(&error))?;
-        let field = |path: &'static str| match kind.and_then(|kind| kind.custom.as_ref()) {
-            Some(served) => (path, served.field(&object, path)),
-            None => (path, field_value(&object, path)),
+        if kept.is_some() || header.has_resource_version || header.metadata_at == 0 {
+            let metadata = dhow_api::meta::metadata_mut(&mut object);
+            metadata.remove("resourceVersion");
+            document = exact(serde_json::to_vec(&object).map_err(|error| bad(&error))?);
+            header = ObjectHeader::parse(&document).map_err(|error| bad(&error))?;
+        }
+        let field = |path: &&'static str| match kind.and_then(|kind| kind.custom.as_ref()) {
+            Some(served) => served.field(&object, path).into(),
+            None => field_value(&object, path).into(),
         };
-        let fields = kind.iter().flat_map(|kind| kind.selectable_fields).map(|path| field(path)).collect();
+        let names = kind.map_or(&[][..], |kind| kind.selectable_fields);
+        let fields = (names, names.iter().map(field).collect());
         let key = std::str::from_utf8(key).map_err(|error| bad(&error))?;
         Ok(Self {
             key: Arc::from(key),
             header,
-            bytes: bytes.into(),
+            document,
             revision,
             protobuf: OnceLock::new(),
             fields,
@@ -66,7 +74,12 @@ impl Stored {
 
     /// The object again, as another row keeps it.
     pub fn again(&self, kind: Option<&Kind>) -> Result<Self, Status> {
-        Self::decode(kind, self.key.as_bytes(), self.kept.as_ref().unwrap_or(&self.bytes), self.revision)
+        Self::decode(kind, self.key.as_bytes(), self.kept(), self.revision)
+    }
+
+    /// The bytes in the store.
+    pub fn kept(&self) -> &Bytes {
+        self.kept.as_ref().unwrap_or(&self.document)
     }
 
     /// The object as a row of the registry shows it. Call it on what is stored.
@@ -103,7 +116,7 @@ impl Stored {
     /// Keeps what a webhook made of the object.
     pub fn keep_form(&self, kind: &Kind, converted: &Value) -> Result<(), Status> {
         let bytes = serde_json::to_vec(converted).map_err(|error| Status::internal(error.to_string()))?;
-        let form = Self::decode(Some(kind), self.key.as_bytes(), &bytes, self.revision)?;
+        let form = Self::decode(Some(kind), self.key.as_bytes(), &exact(bytes), self.revision)?;
         let mut forms = self.forms.lock();
         if !forms.iter().any(|(definition, _)| *definition == kind.definition) {
             forms.push((kind.definition, Arc::new(form)));
@@ -125,12 +138,43 @@ impl Stored {
         let mut object = self.value()?;
         kind.from_storage(&mut object);
         let bytes = serde_json::to_vec(&object).map_err(|error| Status::internal(error.to_string()))?;
-        Self::decode(Some(kind), self.key.as_bytes(), &bytes, self.revision)
+        Self::decode(Some(kind), self.key.as_bytes(), &exact(bytes), self.revision)
     }
 
     /// The object as a tree.
     pub fn value(&self) -> Result<Value, Status> {
-        serde_json::from_slice(&self.bytes).map_err(|error| Status::internal(format!("decode {}: {error}", self.key)))
+        let mut object: Value = self.read()?;
+        object["metadata"]["resourceVersion"] = json!(self.revision.to_string());
+        Ok(object)
+    }
+
+    /// The object as a type that does not ask for its resource version.
+    pub fn read<T: DeserializeOwned>(&self) -> Result<T, Status> {
+        serde_json::from_slice(&self.document)
+            .map_err(|error| Status::internal(format!("decode {}: {error}", self.key)))
+    }
+
+    /// Length of what [`Self::write_json`] writes, give or take a few bytes.
+    pub fn size(&self) -> usize {
+        self.document.len() + 40
+    }
+
+    /// Appends the object as JSON.
+    pub fn write_json(&self, out: &mut Vec<u8>) {
+        let (before, after) = self.document.split_at(self.header.metadata_at.min(self.document.len()));
+        out.extend_from_slice(before);
+        out.extend_from_slice(format!("\"resourceVersion\":\"{}\"", self.revision).as_bytes());
+        if !after.starts_with(b"}") {
+            out.push(b',');
+        }
+        out.extend_from_slice(after);
+    }
+
+    /// The object as JSON.
+    pub fn json(&self) -> Bytes {
+        let mut out = Vec::with_capacity(self.size());
+        self.write_json(&mut out);
+        out.into()
     }
 
     /// The object as a protobuf message, without envelope.
@@ -150,7 +194,7 @@ impl Stored {
     }
 
     pub fn matches(&self, selection: &Selection) -> bool {
-        selection.labels.matches(&self.header.labels)
+        selection.labels.matches_with(|key| self.header.labels.get(key))
             && selection.fields.terms.iter().all(|term| (self.field(&term.path) == term.value) != term.negated)
     }
 
@@ -159,9 +203,17 @@ impl Stored {
         match path {
             "metadata.name" => &self.header.name,
             "metadata.namespace" => &self.header.namespace,
-            _ => self.fields.iter().find(|(name, _)| *name == path).map_or("", |(_, value)| value),
+            _ => {
+                let (names, values) = &self.fields;
+                names.iter().zip(values).find(|(name, _)| **name == path).map_or("", |(_, value)| value)
+            }
         }
     }
+}
+
+/// What is kept long is not to hold the space it grew in.
+pub fn exact(bytes: Vec<u8>) -> Bytes {
+    bytes.into_boxed_slice().into()
 }
 
 fn by_webhook(kind: &Kind) -> bool {
@@ -240,6 +292,11 @@ impl Change {
         let form = Arc::new(Self::new(self.revision, self.object.in_form(kind), previous, self.deleted));
         forms.push((kind.definition, form.clone()));
         form
+    }
+
+    /// Bytes it may hold: the object, a frame of it, and what was before.
+    pub fn weight(&self) -> usize {
+        2 * self.object.size() + self.previous.as_ref().map_or(0, |previous| previous.size())
     }
 
     /// The object now, and as it was before.

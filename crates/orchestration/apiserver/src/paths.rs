@@ -53,11 +53,13 @@ pub async fn answer(
             encode::json(200, document.to_string())
         }
         "/openapi/v2" if accept.raw.contains(GNOSTIC) || accept.raw.contains(OLD_GNOSTIC) => {
-            tagged(GNOSTIC, Bytes::copy_from_slice(openapi::v2_protobuf(&catalog)), headers)
+            tagged(GNOSTIC, server.aggregator.swagger.protobuf(&catalog, &server.aggregator.remotes())?, headers)
         }
         "/.well-known/openid-configuration" => encode::json(200, issuer(server).to_string()),
         "/openid/v1/jwks" => encode::build(200, "application/jwk-set+json", server.tokens.jwks().to_string().into()),
-        "/openapi/v2" => tagged("application/json", Bytes::copy_from_slice(openapi::v2(&catalog).as_bytes()), headers),
+        "/openapi/v2" => {
+            tagged("application/json", server.aggregator.swagger.json(&catalog, &server.aggregator.remotes())?, headers)
+        }
         "/version" => encode::json(200, version().to_string()),
         "/backup" => crate::backup::stream(server),
         "/metrics" => {
@@ -98,11 +100,11 @@ fn openapi_v3(
         "" => {
             let mut root = openapi::v3_root(catalog);
             aggregate::add_documents(&mut root, &server.aggregator.remotes());
-            root.to_string()
+            root.to_string().into()
         }
-        path => openapi::v3(catalog, path).ok_or_else(Status::no_such_resource)?.to_owned(),
+        path => openapi::v3(catalog, path).ok_or_else(Status::no_such_resource)?,
     };
-    tagged("application/json", document.into(), headers)
+    tagged("application/json", document, headers)
 }
 
 /// A document that clients keep: with its ETag, and "not modified" for those who have it.

@@ -6,7 +6,7 @@
 //! 4. authorise    may they (`node_authorizer`, then `rbac`); only then does a `Request<Authorized>` exist
 //! 5. dispatch     streams branch off here (`stream`), non-resource paths too (`paths`)
 //!    and what extension servers answer (`aggregate`), which takes the road up to here
-//! 6. decode       options and body to a tree (`options`, `body`)
+//! 6. decode       the body is read only now; options and body to a tree (`options`, `body`)
 //! 7. default, mutating admission, validate, validating admission, store: per verb (`read`, `watch`, `write`, `delete`,
 //!    `subresource`; `admission`)
 //! 8. encode       whole, Table or metadata, in JSON, YAML or protobuf (`encode`), packed if large (`compress`)
@@ -19,20 +19,21 @@ use bytes::Bytes;
 use dhow_api::Status;
 use dhow_client::Body;
 use futures::FutureExt;
-use http::{HeaderMap, Request as HttpRequest, Response};
+use http::{HeaderMap, Request as HttpRequest, Response, StatusCode};
 use tracing::Instrument;
 
 use crate::audit::{Source, Trail};
 use crate::authenticate::Caller;
+use crate::connections::Newcomer;
 use crate::encode::Warnings;
-use crate::flow::Class;
-use crate::identity::{Peer, UserInfo};
+use crate::flow::{Class, Seat};
+use crate::identity::{ANONYMOUS, Peer, UserInfo};
 use crate::info::{RequestInfo, ResourceTarget, Target};
 use crate::metrics::Labels;
 use crate::rbac::{self, Attributes, Selected};
 use crate::{
-    ApiServer, admission, aggregate, authenticate, compress, delete, encode, options, paths, read, stream, subresource,
-    watch, write,
+    ApiServer, admission, aggregate, authenticate, body, compress, delete, encode, options, paths, read, stream,
+    subresource, watch, write,
 };
 
 /// A request whose caller was allowed to make it. Made here only.
@@ -63,10 +64,10 @@ impl Request<Authorized> {
     }
 }
 
-/// Answers a request whose body has been read. Never fails: an error is an answer too.
-pub async fn handle(server: &Arc<ApiServer>, peer: Peer, request: HttpRequest<Bytes>) -> Response<Body> {
+/// Answers a request. Never fails: an error is an answer too.
+pub async fn handle(server: &Arc<ApiServer>, peer: Peer, request: HttpRequest<Body>) -> Response<Body> {
     if let Some(remote) = server.aggregator.claim(request.uri().path()) {
-        return relay(server, peer, &remote, request.map(dhow_client::full)).await;
+        return relay(server, peer, &remote, request).await;
     }
     let span = tracing::debug_span!("request", method = %request.method(), path = request.uri().path());
     let accept = encode::Accept::of(request.headers());
@@ -123,20 +124,16 @@ pub async fn relay(
     let (parts, body) = request.into_parts();
     let attributes = Attributes::of(&info);
     let result = async {
-        let user = identify(server, &peer, &parts, &[], (&info, &attributes), &mut trail).await?.acting;
-        let _seat = match &server.flow {
-            Some(flow) => Some(flow.enter(&user, &attributes, &mut class).await?),
-            None => None,
-        };
-        authorize(server, &user, (&info, &attributes), trail.as_ref())?;
-        aggregate::pass_on(server, remote, &user, &parts, body).await
+        let entered = enter(server, &peer, &parts, (&info, &attributes), (&mut trail, &mut class)).await?;
+        aggregate::pass_on(server, remote, &entered.user, HttpRequest::from_parts(parts, body), trail.as_ref()).await
     }
     .await;
     let mut response = result.unwrap_or_else(|status| encode::status(&status, &accept));
     if let Some(class) = class {
         class.write(&mut response);
     }
-    if let Some(trail) = trail {
+    // The trail of a session ends with it.
+    if let Some(trail) = trail.filter(|_| response.status() != StatusCode::SWITCHING_PROTOCOLS) {
         response = trail.answered(response).await;
     }
     server.metrics.end(&labels, begun, response.status().as_u16());
@@ -148,7 +145,6 @@ async fn identify(
     server: &ApiServer,
     peer: &Peer,
     parts: &http::request::Parts,
-    body: &[u8],
     (info, attributes): (&RequestInfo, &Attributes),
     trail: &mut Option<Trail>,
 ) -> Result<Caller, Status> {
@@ -161,11 +157,15 @@ async fn identify(
             trail.refused(status.code, "Authentication failed");
         }
     })?;
+    // Whoever may speak is not counted any more among those who have said nothing.
+    if let Some(newcomer) = parts.extensions.get::<Newcomer>().filter(|_| proven.name != ANONYMOUS) {
+        newcomer.proven();
+    }
     let caller = authenticate::act(server, &proven, &parts.headers);
     let known = caller.as_ref().ok().cloned().unwrap_or_else(|| Caller { acting: proven.clone(), proven });
     *trail = begin(Some(&known));
     if let Some(trail) = trail {
-        trail.received(&parts.headers, body);
+        trail.received();
     }
     caller
 }
@@ -185,10 +185,33 @@ fn authorize(
     if verdict.allowed() { Ok(()) } else { Err(rbac::refusal(user, attributes)) }
 }
 
+/// Who asks, and their turn: held until there is an answer, or for a watch its beginning.
+struct Entered {
+    user: Arc<UserInfo>,
+    _seat: Option<Seat>,
+}
+
+/// The way in for everyone: identify, queue, authorise.
+async fn enter(
+    server: &ApiServer,
+    peer: &Peer,
+    parts: &http::request::Parts,
+    (info, attributes): (&RequestInfo, &Attributes),
+    (trail, class): (&mut Option<Trail>, &mut Option<Class>),
+) -> Result<Entered, Status> {
+    let user = identify(server, peer, parts, (info, attributes), trail).await?.acting;
+    let _seat = match &server.flow {
+        Some(flow) => Some(flow.enter(&user, attributes, class).await?),
+        None => None,
+    };
+    authorize(server, &user, (info, attributes), trail.as_ref())?;
+    Ok(Entered { user, _seat })
+}
+
 async fn run(
     server: &Arc<ApiServer>,
     peer: Peer,
-    request: HttpRequest<Bytes>,
+    request: HttpRequest<Body>,
     info: RequestInfo,
     accept: &encode::Accept,
     warnings: Warnings,
@@ -196,13 +219,21 @@ async fn run(
 ) -> Result<Response<Body>, Status> {
     let (parts, body) = request.into_parts();
     let attributes = Attributes::of(&info);
-    let user = identify(server, &peer, &parts, &body, (&info, &attributes), trail).await?.acting;
-    // Held until there is an answer, or for a watch its beginning.
-    let _seat = match &server.flow {
-        Some(flow) => Some(flow.enter(&user, &attributes, class).await?),
-        None => None,
+    let admitted = enter(server, &peer, &parts, (&info, &attributes), (trail, class)).await;
+    let Entered { user, _seat } = match admitted {
+        Ok(entered) => entered,
+        Err(status) => {
+            // HTTP/2 can refuse a body; HTTP/1 can only hang up, which may cost the client the answer.
+            if parts.version != http::Version::HTTP_2 {
+                body::discard(body).await;
+            }
+            return Err(status);
+        }
     };
-    authorize(server, &user, (&info, &attributes), trail.as_ref())?;
+    let body = body::read(body, &server.access.limits).await?;
+    if let Some(trail) = trail {
+        trail.body(&parts.headers, &body);
+    }
     let target = match &info.target {
         Target::Path(path) => return paths::answer(server, path, &info.query, &parts.headers, accept).await,
         Target::Resource(target) => target.clone(),
@@ -254,7 +285,7 @@ pub async fn authorize_stream(
     }
     let mut trail = None;
     let destination = async {
-        let caller = identify(server, peer, parts, &[], (&info, &attributes), &mut trail).await?;
+        let caller = identify(server, peer, parts, (&info, &attributes), &mut trail).await?;
         authorize(server, &caller.acting, (&info, &attributes), trail.as_ref())?;
         if stream::is_connection(target) {
             let warnings = Warnings::default();

@@ -295,13 +295,13 @@ impl Authorizer {
 
     fn all<K: DeserializeOwned>(&self, plural: &str) -> Vec<K> {
         let objects = rbac_kind(plural).and_then(|kind| self.cache.objects(kind).ok()).unwrap_or_default();
-        objects.values().filter_map(|object| serde_json::from_slice(&object.bytes).ok()).collect()
+        objects.values().filter_map(|object| object.read().ok()).collect()
     }
 
     fn one<K: DeserializeOwned>(&self, plural: &str, namespace: Option<&str>, name: &str) -> Option<K> {
         let kind = rbac_kind(plural)?;
         let object = self.cache.get(kind, &kind.storage_key(namespace, name))?;
-        serde_json::from_slice(&object.bytes).ok()
+        object.read().ok()
     }
 }
 

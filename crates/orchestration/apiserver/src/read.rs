@@ -83,6 +83,9 @@ pub async fn list(
     let limit = query.number("limit")?.unwrap_or(0);
     convert(server, &snapshot, &request.target, &selection, after.as_deref(), limit).await?;
     let page = page(&snapshot, &request.target, &selection, after.as_deref(), limit);
+    if page.continue_token.is_some() {
+        server.store.cache.keep(&request.target.kind, snapshot)?;
+    }
     encode::list(&request.target.kind, &page, accept)
 }
 

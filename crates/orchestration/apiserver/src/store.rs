@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::cache::{Cache, Objects, Snapshot};
 use crate::convert::Converter;
-use crate::object::{Change, Stored};
+use crate::object::{Change, Stored, exact};
 
 /// Where objects are stored that should be encrypted at rest.
 pub const SENSITIVE: &[&str] = &["/registry/core/secrets/"];
@@ -144,6 +144,28 @@ impl ObjectStore {
         }
     }
 
+    /// Whether what is stored is what a write of this object would store: in the version that is stored today, and
+    /// where values are sealed with the key in use. What changed meanwhile is somebody else's to judge.
+    pub async fn is_current(&self, kind: &Kind, old: &Stored, object: &Value) -> Result<bool, Status> {
+        let Some(stored) = self.cache.stored(kind, &old.key).filter(|stored| stored.revision == old.revision) else {
+            return Ok(true);
+        };
+        let kept: Value = serde_json::from_slice(stored.kept()).map_err(|error| Status::internal(error.to_string()))?;
+        let same = match &kind.custom {
+            // Whether a webhook says the same twice is not known.
+            Some(served) if served.definition.webhook.is_some() => {
+                kept["apiVersion"] == kind.storage_row().unwrap_or(kind).api_version()
+            }
+            None if !kind.is_storage() => true,
+            _ => kept == storage_form(kind, self.converter.to_storage(kind, object).await?),
+        };
+        if !same {
+            return Ok(false);
+        }
+        let key = Bytes::copy_from_slice(old.key.as_bytes());
+        self.kv.outdated(&key).await.map(|outdated| !outdated).map_err(|error| store_error(&error))
+    }
+
     /// Replaces the object if it is still at `revision`.
     pub async fn update(&self, kind: &Kind, old: &Stored, object: &Value) -> Result<Written, Status> {
         self.update_with(kind, old, object, &[]).await
@@ -229,18 +251,24 @@ impl ObjectStore {
 }
 
 /// Stored bytes as a row of the registry shows them.
-fn decode(kind: &Kind, key: &[u8], value: &[u8], revision: u64) -> Result<Arc<Stored>, Status> {
+fn decode(kind: &Kind, key: &[u8], value: &Bytes, revision: u64) -> Result<Arc<Stored>, Status> {
     let stored = Arc::new(Stored::decode(Some(kind.storage_row().unwrap_or(kind)), key, value, revision)?);
     Ok(stored.in_form(kind))
 }
 
-/// The bytes to keep: in the form that is stored, and without the resource version, which is the store's own.
-fn encode(kind: &Kind, mut kept: Value) -> Result<Bytes, Status> {
+/// What to keep: in the form that is stored, and without the resource version, which is the store's own.
+fn storage_form(kind: &Kind, mut kept: Value) -> Value {
     kind.to_storage(&mut kept);
     if let Some(metadata) = kept.get_mut("metadata").and_then(Value::as_object_mut) {
         metadata.remove("resourceVersion");
     }
-    serde_json::to_vec(&kept).map(Bytes::from).map_err(|error| Status::internal(format!("encode object: {error}")))
+    kept
+}
+
+fn encode(kind: &Kind, object: Value) -> Result<Bytes, Status> {
+    serde_json::to_vec(&storage_form(kind, object))
+        .map(exact)
+        .map_err(|error| Status::internal(format!("encode object: {error}")))
 }
 
 fn store_error(error: &dhow_store::Error) -> Status {

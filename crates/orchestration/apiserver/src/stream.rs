@@ -12,6 +12,7 @@ use dhow_client::Body;
 use http::{HeaderMap, Request, Response, StatusCode, Uri, header};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
@@ -168,26 +169,32 @@ async fn pass_on(
                 .boxed_unsync()
         }));
     }
-    let agent = hyper::upgrade::on(&mut answer);
-    // A session is complete when both ends have been copied.
+    let Some(client) = client else {
+        return Err(gone(&"it switches to a protocol that was not asked for"));
+    };
+    Ok(switch(client, answer, trail))
+}
+
+/// Copies bytes both ways between a client and whoever switched protocols with it, until either ends. A session is
+/// complete when both ends have been copied: so long its trail is open.
+pub fn switch(client: OnUpgrade, mut answer: Response<Incoming>, trail: Option<Trail>) -> Response<Body> {
+    let backend = hyper::upgrade::on(&mut answer);
     let open = trail.map(|trail| {
         trail.status(StatusCode::SWITCHING_PROTOCOLS.as_u16(), None);
         trail.started()
     });
-    if let Some(client) = client {
-        tokio::spawn(async move {
-            let _open = open;
-            let (Ok(client), Ok(agent)) = tokio::join!(client, agent) else { return };
-            let (mut client, mut agent) = (TokioIo::new(client), TokioIo::new(agent));
-            if let Err(error) = tokio::io::copy_bidirectional(&mut client, &mut agent).await {
-                tracing::debug!(%error, "stream ended");
-            }
-        });
-    }
+    tokio::spawn(async move {
+        let _open = open;
+        let (Ok(client), Ok(backend)) = tokio::join!(client, backend) else { return };
+        let (mut client, mut backend) = (TokioIo::new(client), TokioIo::new(backend));
+        if let Err(error) = tokio::io::copy_bidirectional(&mut client, &mut backend).await {
+            tracing::debug!(%error, "stream ended");
+        }
+    });
     let mut response = Response::new(dhow_client::full(bytes::Bytes::new()));
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     *response.headers_mut() = answer.headers().clone();
-    Ok(response)
+    response
 }
 
 /// Largest text of a refusal that is passed on, in bytes.

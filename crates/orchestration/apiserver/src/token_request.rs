@@ -134,7 +134,6 @@ fn node_of(server: &ApiServer, name: &str) -> Option<NamedUid> {
     if name.is_empty() {
         return None;
     }
-    let kind = registry::builtin().get("", "v1", "nodes")?;
-    let node = server.store.cache.get(kind, &kind.storage_key(None, name));
+    let node = server.store.cache.find("", "nodes", None, name);
     Some(NamedUid { name: name.into(), uid: node.map(|node| node.header.uid.clone()).unwrap_or_default() })
 }

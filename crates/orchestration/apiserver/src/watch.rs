@@ -12,10 +12,10 @@ use http::Response;
 use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
 use serde_json::json;
-use tokio::sync::broadcast::{self, error::RecvError};
 use tokio::time::Instant;
 
 use crate::ApiServer;
+use crate::changes::{Changes, Missed};
 use crate::encode::{self, Accept, Shape};
 use crate::metrics::{Labels, Running};
 use crate::object::{Change, Selection, Verdict};
@@ -31,7 +31,7 @@ struct Watcher {
     /// Where the namespace's keys begin.
     prefix: String,
     selection: Selection,
-    changes: broadcast::Receiver<Arc<Change>>,
+    changes: Changes,
     bookmarks: bool,
     accept: Accept,
     /// Changes at or below it have been delivered already.
@@ -155,12 +155,9 @@ impl Watcher {
                         return Some(bytes);
                     }
                 }
-                Err(RecvError::Lagged(_)) => {
-                    self.ended = true;
-                    let status = Status::expired("too old resource version: the watch fell behind");
-                    return encode::value_frame("ERROR", &status.to_value(), &self.accept).ok();
-                }
-                Err(RecvError::Closed) => return None,
+                // As upstream, a watcher that is too slow is cut off: it asks again from where it was, and is told
+                // then if that is too long ago.
+                Err(Missed::Behind | Missed::Closed) => return None,
             }
         }
         None

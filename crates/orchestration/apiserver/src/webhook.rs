@@ -8,7 +8,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use bytes::Bytes;
 use dhow_api::{meta, registry};
-use dhow_base::tls;
+use dhow_base::{chain, tls};
 use dhow_client::TlsConnection;
 use http::{Request, Uri, header};
 use http_body_util::{BodyExt, Full, Limited};
@@ -161,20 +161,6 @@ impl Endpoint {
     }
 }
 
-/// An error with what caused it: the outermost alone says nothing.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut texts = vec![error.to_string()];
-    let mut source = error.source();
-    while let Some(inner) = source {
-        let text = inner.to_string();
-        if !texts.last().is_some_and(|last| last.contains(&text)) {
-            texts.push(text);
-        }
-        source = inner.source();
-    }
-    texts.join(": ")
-}
-
 pub async fn dial(place: &Place, cache: &Cache) -> Result<TcpStream, BoxError> {
     let targets = match &place.service {
         Some(service) => endpoints(service, place.port, cache)?,
@@ -194,9 +180,7 @@ pub async fn dial(place: &Place, cache: &Cache) -> Result<TcpStream, BoxError> {
 pub fn endpoints(wanted: &Service, port: u16, cache: &Cache) -> Result<Vec<(String, u16)>, BoxError> {
     let Service { namespace, name } = wanted;
     let missing = || BoxError::from(format!("service \"{name}\" not found"));
-    let services = registry::builtin().get("", "v1", "services").ok_or_else(missing)?;
-    let service = cache.get(services, &services.storage_key(Some(namespace), name)).ok_or_else(missing)?;
-    let service = service.value()?;
+    let service = cache.find("", "services", Some(namespace), name).ok_or_else(missing)?.value()?;
     if meta::text(&service, &["spec", "type"]) == "ExternalName" {
         return Ok(vec![(meta::text(&service, &["spec", "externalName"]).to_owned(), port)]);
     }

@@ -14,7 +14,7 @@ use crate::admission::{Attributes, Operation};
 use crate::encode::{self, Accept};
 use crate::identity::UserInfo;
 use crate::info::ResourceTarget;
-use crate::object::Stored;
+use crate::object::{Stored, exact};
 use crate::pipeline::{Authorized, Request};
 use crate::read::existing;
 use crate::store::{RETRIES, Written};
@@ -142,7 +142,7 @@ fn set_requester(user: &UserInfo, request: &mut Value) {
 /// The object as it would have been stored.
 fn dry(kind: &Kind, key: &str, object: &Value) -> Result<Arc<Stored>, Status> {
     let bytes = serde_json::to_vec(object).map_err(|error| Status::internal(error.to_string()))?;
-    Stored::decode(Some(kind), key.as_bytes(), &bytes, 0).map(Arc::new)
+    Stored::decode(Some(kind), key.as_bytes(), &exact(bytes), 0).map(Arc::new)
 }
 
 /// Generated names that are tried before the client hears of the collision.
@@ -347,7 +347,7 @@ fn check_preconditions(target: &ResourceTarget, old: &Stored, new: &Value) -> Re
     let kind = &target.kind;
     let name = &old.header.name;
     let version = dhow_api::meta::resource_version(new);
-    if !version.is_empty() && version != old.header.resource_version {
+    if !version.is_empty() && version != old.revision.to_string() {
         return Err(Status::conflict(kind.group, kind.plural, name));
     }
     if version.is_empty() && !kind.unconditional_update {
@@ -392,7 +392,9 @@ async fn change_once(
     if part != Part::Binding {
         admission::validate(server, &admitted).await?;
     }
-    if same(&admitted.object, old_value) {
+    if same(&admitted.object, old_value)
+        && (request.dry_run() || server.store.is_current(kind, old, &admitted.object).await?)
+    {
         // Nothing changes: no write, no new revision.
         return Ok(Some(old.clone()));
     }

@@ -19,7 +19,8 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
-use tokio_rustls::TlsAcceptor;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio_rustls::{TlsAcceptor, TlsConnector};
 use tokio_util::sync::CancellationToken;
 
 const VERSION: &str = "/apis/metrics.k8s.io/v1beta1";
@@ -55,6 +56,16 @@ fn answer(path: &str) -> (u16, Value) {
             });
             (200, list)
         }
+        "/openapi/v2" => {
+            let kind = json!([{"group": "metrics.k8s.io", "version": "v1beta1", "kind": "NodeMetrics"}]);
+            let definition = json!({"description": "What a node uses", "type": "object", "x-kubernetes-group-version-kind": kind,
+                "properties": {"usage": {"description": "how much", "type": "object"}}});
+            let item =
+                json!({"get": {"responses": {"200": {"schema": {"$ref": "#/definitions/io.metrics.NodeMetrics"}}}}});
+            let document = json!({"swagger": "2.0", "info": {"title": "metrics"}, "paths": {(format!("{VERSION}/nodes")): item, "/theirs": {}},
+                "definitions": {"io.metrics.NodeMetrics": definition}});
+            (200, document)
+        }
         "/openapi/v3" => {
             let url = "/openapi/v3/apis/metrics.k8s.io/v1beta1?hash=1";
             (200, json!({"paths": {"apis/metrics.k8s.io/v1beta1": {"serverRelativeURL": url}}}))
@@ -68,6 +79,13 @@ fn answer(path: &str) -> (u16, Value) {
             (404, json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "NotFound", "code": 404}))
         }
     }
+}
+
+/// Says back what it is told until the other end is silent.
+async fn echo(switched: hyper::upgrade::OnUpgrade) {
+    let (mut read, mut write) = tokio::io::split(TokioIo::new(switched.await.unwrap()));
+    tokio::io::copy(&mut read, &mut write).await.unwrap();
+    write.shutdown().await.unwrap();
 }
 
 impl Extension {
@@ -90,6 +108,17 @@ impl Extension {
                     let service = service_fn(move |request: http::Request<hyper::body::Incoming>| {
                         let asked = asked.clone();
                         async move {
+                            if let Some(protocol) = request.headers().get("upgrade").cloned() {
+                                asked.lock().push((
+                                    request.uri().path().into(),
+                                    request.headers().clone(),
+                                    Bytes::new(),
+                                ));
+                                tokio::spawn(echo(hyper::upgrade::on(request)));
+                                let switched = http::Response::builder().status(101).header("upgrade", protocol);
+                                let body = StreamBody::new(futures::stream::empty()).boxed_unsync();
+                                return Ok(switched.header("connection", "Upgrade").body(body).unwrap());
+                            }
                             let (parts, body) = request.into_parts();
                             let body = body.collect().await?.to_bytes();
                             let path = parts.uri.path().to_owned();
@@ -112,7 +141,9 @@ impl Extension {
                             )
                         }
                     });
-                    let _ = auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(tls), service).await;
+                    let _ = auto::Builder::new(TokioExecutor::new())
+                        .serve_connection_with_upgrades(TokioIo::new(tls), service)
+                        .await;
                 }));
             }
         }));
@@ -356,4 +387,78 @@ async fn local_group_versions_have_their_objects() {
     cluster.stream(&watch, "application/json", changed("ADDED", "v1.tea.example.com")).await;
     cluster.kubectl(&["delete", "crd", "cups.tea.example.com"]).await;
     cluster.stream(&watch, "application/json", changed("DELETED", "v1.tea.example.com")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn other_protocols_go_through() {
+    let proxied = Proxied::start().await;
+    proxied.create_service().await;
+    proxied.create_endpoints().await;
+    proxied.register().await;
+    proxied.reason("Passed").await;
+    let cluster = &proxied.cluster;
+    let pair = cluster.ca.issue_client("somebody", &["system:masters"]).unwrap();
+    let mut config = (*tls::client_config(cluster.ca.cert_pem(), Some(&pair)).unwrap()).clone();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    let tcp = tokio::net::TcpStream::connect(cluster.url.trim_start_matches("https://")).await.unwrap();
+    let name = rustls::pki_types::ServerName::try_from("127.0.0.1").unwrap();
+    let mut stream = TlsConnector::from(Arc::new(config)).connect(name, tcp).await.unwrap();
+    let path = format!("{VERSION}/nodes/n1/shell");
+    let request = format!(
+        "GET {path} HTTP/1.1\r\nhost: a\r\nconnection: Upgrade\r\nupgrade: websocket\r\nsec-websocket-protocol: \
+         v5.channel.k8s.io, base64url.bearer.authorization.k8s.io.c2VjcmV0\r\n\r\n"
+    );
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(stream.read_u8().await.unwrap());
+    }
+    let head = String::from_utf8(head).unwrap().to_lowercase();
+    assert!(head.starts_with("http/1.1 101") && head.contains("upgrade: websocket"), "{head}");
+    stream.write_all(b"hello").await.unwrap();
+    let mut said = [0; 5];
+    stream.read_exact(&mut said).await.unwrap();
+    assert_eq!(&said, b"hello");
+    // One end's silence is passed on, and ends the session.
+    stream.shutdown().await.unwrap();
+    let mut rest = Vec::new();
+    stream.read_to_end(&mut rest).await.unwrap();
+    assert_eq!(rest, b"");
+    let (headers, _) = proxied.extension.last(&path);
+    assert_eq!(headers["x-remote-user"], "somebody");
+    assert_eq!(headers["sec-websocket-protocol"], "v5.channel.k8s.io");
+    assert_eq!(
+        (&headers["upgrade"], &headers["connection"]),
+        (&"websocket".parse().unwrap(), &"Upgrade".parse().unwrap())
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_document_of_version_2_holds_theirs() {
+    let proxied = Proxied::start().await;
+    let theirs = "io.metrics.NodeMetrics";
+    let whole = async || {
+        let (code, text) = proxied.get(admin(), "/openapi/v2").await;
+        assert_eq!(code, 200);
+        serde_json::from_str::<Value>(&text).unwrap()
+    };
+    assert!(whole().await["definitions"].get(theirs).is_none());
+    proxied.create_service().await;
+    proxied.create_endpoints().await;
+    proxied.register().await;
+    proxied.reason("Passed").await;
+    let document = whole().await;
+    assert_eq!(document["definitions"][theirs]["description"], "What a node uses");
+    assert!(document["paths"].get("/theirs").is_none() && document["paths"].get(format!("{VERSION}/nodes")).is_some());
+    assert!(document["definitions"].get("io.k8s.api.core.v1.Pod").is_some());
+    // In protobuf as well, which old clients ask for.
+    let request = http::Request::builder()
+        .uri("/openapi/v2")
+        .header("accept", "application/com.github.proto-openapi.spec.v2.v1.0+protobuf");
+    let (code, _, body) = proxied.cluster.send(admin(), request.body(Bytes::new()).unwrap()).await;
+    assert!(code == 200 && body.windows(theirs.len()).any(|window| window == theirs.as_bytes()));
+    let delete = proxied.cluster.json("DELETE", OBJECT, "application/json", &json!({})).await;
+    assert_eq!(delete.0, 200, "{}", delete.1);
+    let gone = async { while whole().await["definitions"].get(theirs).is_some() {} };
+    tokio::time::timeout(std::time::Duration::from_secs(20), gone).await.unwrap();
 }

@@ -11,7 +11,7 @@ static NAMES: LazyLock<Mutex<HashMap<String, &'static str>>> = LazyLock::new(Mut
 static LISTS: LazyLock<Mutex<Lists>> = LazyLock::new(Mutex::default);
 
 /// The one copy of a name.
-pub(super) fn name(text: &str) -> &'static str {
+pub(crate) fn name(text: &str) -> &'static str {
     let mut names = NAMES.lock();
     if let Some(known) = names.get(text) {
         return known;

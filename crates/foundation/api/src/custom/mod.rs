@@ -14,7 +14,7 @@ pub mod catalog;
 pub mod cost;
 pub mod definition;
 mod format;
-mod intern;
+pub(crate) mod intern;
 pub mod names;
 pub mod path;
 mod prune;

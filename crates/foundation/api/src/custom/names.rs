@@ -5,8 +5,16 @@ use serde_json::{Value, json};
 use crate::meta::{items, text};
 
 /// Names of a definition that others of its group must leave alone.
-fn held(definition: &Value) -> impl Iterator<Item = String> {
-    let names = &definition["status"]["acceptedNames"];
+pub fn held(definition: &Value) -> impl Iterator<Item = String> {
+    told(&definition["status"]["acceptedNames"])
+}
+
+/// Names that a definition asks for, as [`held`] gives them.
+pub fn wanted(definition: &Value) -> impl Iterator<Item = String> {
+    told(&definition["spec"]["names"])
+}
+
+fn told(names: &Value) -> impl Iterator<Item = String> + use<> {
     let one = |name: &str| text(names, &[name]).to_owned();
     let short = items(names, &["shortNames"]).iter().filter_map(Value::as_str).map(str::to_owned);
     // Kinds and resources are looked up apart, so they may be alike.

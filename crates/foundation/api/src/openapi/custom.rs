@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
+use bytes::Bytes;
 use serde_json::{Map, Value, json};
 
 use super::{annotated, document, gnostic, list_schema, swagger};
@@ -14,14 +15,14 @@ const OBJECT_META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta";
 /// The documents of one catalogue that has custom kinds, each made when first asked for.
 #[derive(Default)]
 pub struct Documents {
-    v3: OnceLock<BTreeMap<String, String>>,
-    v2: OnceLock<String>,
-    gnostic: OnceLock<Vec<u8>>,
+    v3: OnceLock<BTreeMap<String, Bytes>>,
+    v2: OnceLock<Bytes>,
+    gnostic: OnceLock<Bytes>,
 }
 
 impl Documents {
     /// Encoded documents by path, of those groups that have custom kinds.
-    pub(super) fn v3(&self, catalog: &Catalog) -> &BTreeMap<String, String> {
+    pub(super) fn v3(&self, catalog: &Catalog) -> &BTreeMap<String, Bytes> {
         self.v3.get_or_init(|| {
             if catalog.custom().next().is_none() {
                 return BTreeMap::new();
@@ -33,19 +34,19 @@ impl Documents {
                 let path = group_path(row.group, row.version).trim_start_matches('/').to_owned();
                 documents.entry(path).or_insert_with(|| {
                     let kinds: Vec<&Kind> = catalog.kinds_of(row.group, row.version).collect();
-                    document(&kinds, &schemas).to_string()
+                    document(&kinds, &schemas).to_string().into()
                 });
             }
             documents
         })
     }
 
-    pub(super) fn v2(&self, catalog: &Catalog) -> &str {
-        self.v2.get_or_init(|| whole(catalog).to_string())
+    pub(super) fn v2(&self, catalog: &Catalog) -> Bytes {
+        self.v2.get_or_init(|| whole(catalog).to_string().into()).clone()
     }
 
-    pub(super) fn gnostic(&self, catalog: &Catalog) -> &[u8] {
-        self.gnostic.get_or_init(|| gnostic(&whole(catalog)))
+    pub(super) fn gnostic(&self, catalog: &Catalog) -> Bytes {
+        self.gnostic.get_or_init(|| gnostic(&whole(catalog)).into()).clone()
     }
 }
 

@@ -8,6 +8,7 @@ mod gnostic;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::LazyLock;
 
+use bytes::Bytes;
 use serde_json::{Map, Value, json};
 
 use crate::custom::Catalog;
@@ -16,7 +17,7 @@ use crate::registry::{KINDS, Kind, group_path};
 use crate::schema;
 
 pub use custom::Documents;
-use gnostic::gnostic;
+pub use gnostic::gnostic;
 
 /// `/openapi/v3`: the documents there are.
 pub fn v3_root(catalog: &Catalog) -> Value {
@@ -33,25 +34,25 @@ pub fn v3_root(catalog: &Catalog) -> Value {
 }
 
 /// `/openapi/v3/<path>`, such as `api/v1` or `apis/apps/v1`.
-pub fn v3<'a>(catalog: &'a Catalog, path: &str) -> Option<&'a str> {
+pub fn v3(catalog: &Catalog, path: &str) -> Option<Bytes> {
     let custom = catalog.documents.get_or_init(Documents::default).v3(catalog);
-    custom.get(path).or_else(|| DOCUMENTS.get(path)).map(String::as_str)
+    custom.get(path).or_else(|| DOCUMENTS.get(path)).cloned()
 }
 
 /// `/openapi/v2`: all groups in one Swagger document.
-pub fn v2(catalog: &Catalog) -> &str {
-    static BUILTIN: LazyLock<String> = LazyLock::new(|| swagger([], |_| {}).to_string());
+pub fn v2(catalog: &Catalog) -> Bytes {
+    static BUILTIN: LazyLock<Bytes> = LazyLock::new(|| swagger([], |_| {}).to_string().into());
     match catalog.custom().next() {
-        None => &BUILTIN,
+        None => BUILTIN.clone(),
         Some(_) => catalog.documents.get_or_init(Documents::default).v2(catalog),
     }
 }
 
 /// The same in protobuf.
-pub fn v2_protobuf(catalog: &Catalog) -> &[u8] {
-    static BUILTIN: LazyLock<Vec<u8>> = LazyLock::new(|| gnostic(&swagger([], |_| {})));
+pub fn v2_protobuf(catalog: &Catalog) -> Bytes {
+    static BUILTIN: LazyLock<Bytes> = LazyLock::new(|| gnostic(&swagger([], |_| {})).into());
     match catalog.custom().next() {
-        None => &BUILTIN,
+        None => BUILTIN.clone(),
         Some(_) => catalog.documents.get_or_init(Documents::default).gnostic(catalog),
     }
 }
@@ -86,18 +87,18 @@ fn v2_operations(mut item: Value) -> Value {
 }
 
 /// Encoded documents by path.
-static DOCUMENTS: LazyLock<BTreeMap<String, String>> = LazyLock::new(|| {
+static DOCUMENTS: LazyLock<BTreeMap<String, Bytes>> = LazyLock::new(|| {
     let schemas = annotated("#/components/schemas/");
     let mut groups: BTreeMap<String, Vec<&Kind>> = BTreeMap::new();
     for kind in KINDS.iter() {
         groups.entry(group_path(kind.group, kind.version).trim_start_matches('/').to_owned()).or_default().push(kind);
     }
-    groups.into_iter().map(|(path, kinds)| (path, document(&kinds, &schemas).to_string())).collect()
+    groups.into_iter().map(|(path, kinds)| (path, document(&kinds, &schemas).to_string().into())).collect()
 });
 
 /// FNV-1a: stable over restarts, so that clients keep what they have.
-fn hash(text: &str) -> u64 {
-    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+fn hash(text: &[u8]) -> u64 {
+    text.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 fn document(kinds: &[&Kind], schemas: &Map<String, Value>) -> Value {
@@ -285,7 +286,7 @@ mod tests {
     use super::*;
 
     fn v3(path: &str) -> Option<Value> {
-        serde_json::from_str(super::v3(&Catalog::default(), path)?).ok()
+        serde_json::from_slice(&super::v3(&Catalog::default(), path)?).ok()
     }
 
     #[test]

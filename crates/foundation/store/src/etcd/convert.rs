@@ -109,8 +109,9 @@ pub(super) fn event(event: proto::Event) -> Option<Event> {
 
 pub(super) fn key_value(kv: proto::KeyValue) -> KeyValue {
     KeyValue {
-        key: kv.key,
-        value: kv.value,
+        // Both are slices of the message they came in, which one long-lived value would keep whole.
+        key: Bytes::copy_from_slice(&kv.key),
+        value: Bytes::copy_from_slice(&kv.value),
         create_revision: kv.create_revision.max(0) as Revision,
         mod_revision: kv.mod_revision.max(0) as Revision,
         version: kv.version.max(0) as u64,

@@ -179,6 +179,10 @@ impl Kv for SealedKv {
             .boxed())
     }
 
+    async fn outdated(&self, key: &Bytes) -> Result<bool, Error> {
+        Ok(self.stored(key).await?.is_some_and(|kv| self.seals.outdated(&kv)))
+    }
+
     async fn compact(&self, revision: Revision) -> Result<(), Error> {
         self.inner.compact(revision).await
     }

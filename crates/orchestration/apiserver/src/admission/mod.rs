@@ -96,8 +96,7 @@ pub fn cached(
     namespace: Option<&str>,
     name: &str,
 ) -> Option<Arc<Stored>> {
-    let kind = registry::builtin().get(group, "v1", plural)?;
-    server.store.cache.get(kind, &kind.storage_key(namespace, name))
+    server.store.cache.find(group, plural, namespace, name)
 }
 
 /// All objects of a kind.

@@ -7,18 +7,15 @@ use dhow_api::registry::builtin;
 use dhow_api::{Status, meta, time};
 use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
-use tokio::sync::broadcast::Receiver;
-use tokio::sync::broadcast::error::RecvError;
 
 use super::{Remote, local, row};
 use crate::ApiServer;
 use crate::cache::Objects;
-use crate::object::{Change, Stored};
+use crate::changes::{Changes, Missed};
+use crate::object::Stored;
 
 /// Before what failed is tried again.
 const PAUSE: Duration = Duration::from_secs(1);
-
-type Changes = Receiver<Arc<Change>>;
 
 /// Runs until the server ends. Sleeps while nothing changes that extension servers depend on.
 pub async fn follow(server: Arc<ApiServer>) {
@@ -57,8 +54,8 @@ async fn changed(backends: Option<(Changes, Changes)>, remotes: &[Arc<Remote>]) 
         };
         let header = match &change {
             Ok(change) => &change.object.header,
-            Err(RecvError::Lagged(_)) => return,
-            Err(RecvError::Closed) => return std::future::pending().await,
+            Err(Missed::Behind) => return,
+            Err(Missed::Closed) => return std::future::pending().await,
         };
         let concerned = remotes.iter().any(|remote| match is_service {
             true => remote.service.namespace == header.namespace && remote.service.name == header.name,

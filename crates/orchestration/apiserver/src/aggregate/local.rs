@@ -78,7 +78,7 @@ pub async fn ensure(server: &Arc<ApiServer>) -> Result<(), Status> {
             }
             match server.store.cache.get(kind, &kind.storage_key(None, &name)) {
                 None => writes.push((Method::POST, COLLECTION.to_owned(), object)),
-                Some(stored) if stored.header.labels.contains_key(LABEL) => {
+                Some(stored) if stored.header.labels.get(LABEL).is_some() => {
                     let mut kept = stored.value()?;
                     if differs(&kept["spec"], &object["spec"]) {
                         kept["spec"] = object["spec"].take();
@@ -91,7 +91,7 @@ pub async fn ensure(server: &Arc<ApiServer>) -> Result<(), Status> {
         }
     }
     for stored in server.store.cache.objects(kind)?.values() {
-        let custom = stored.header.labels.get(LABEL).is_some_and(|label| label == "true");
+        let custom = stored.header.labels.get(LABEL) == Some("true");
         if custom && !wanted.contains(&stored.header.name) {
             writes.push((Method::DELETE, format!("{COLLECTION}/{}", stored.header.name), json!({})));
         }

@@ -7,6 +7,7 @@ mod local;
 mod proxy;
 mod publish;
 mod remote;
+mod swagger;
 
 use std::sync::Arc;
 
@@ -44,12 +45,19 @@ pub struct Aggregator {
     remotes: ArcSwap<Vec<Arc<Remote>>>,
     /// An extension server did not answer.
     suspected: Notify,
+    pub swagger: swagger::Swagger,
 }
 
 impl Aggregator {
     pub fn new(cache: Arc<Cache>, front_proxy: Option<&FrontProxy>) -> Self {
         let client = front_proxy.map(|proxy| proxy.client.clone());
-        Self { cache, client, remotes: ArcSwap::default(), suspected: Notify::new() }
+        Self {
+            cache,
+            client,
+            remotes: ArcSwap::default(),
+            suspected: Notify::new(),
+            swagger: swagger::Swagger::default(),
+        }
     }
 
     /// The extension servers, by group and version.

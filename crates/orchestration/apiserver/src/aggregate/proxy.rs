@@ -3,12 +3,14 @@
 use bytes::Bytes;
 use dhow_api::Status;
 use dhow_client::{Body, full};
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, header, request};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::BodyExt;
 
 use super::Remote;
 use crate::ApiServer;
-use crate::identity::UserInfo;
+use crate::audit::Trail;
+use crate::identity::{TOKEN_PROTOCOL, UserInfo};
+use crate::stream;
 
 /// Headers that belong to one connection (RFC 9110, 7.6.1).
 const OF_CONNECTION: [&str; 7] =
@@ -21,20 +23,19 @@ pub async fn pass_on(
     server: &ApiServer,
     remote: &Remote,
     user: &UserInfo,
-    parts: &request::Parts,
-    body: Body,
+    mut request: Request<Body>,
+    trail: Option<&Trail>,
 ) -> Result<Response<Body>, Status> {
     if !remote.state().available {
         return Ok(unavailable("service unavailable".into()));
     }
-    if parts.headers.contains_key(header::UPGRADE) {
-        return Err(Status::bad_request("extension servers cannot be asked for other protocols"));
-    }
-    let mut request = Request::new(body);
-    *request.method_mut() = parts.method.clone();
-    *request.uri_mut() = parts.uri.clone();
-    *request.headers_mut() = headers(&parts.headers, user)?;
-    let mut answer = match remote.send(request).await {
+    let client = request.headers().contains_key(header::UPGRADE).then(|| hyper::upgrade::on(&mut request));
+    let (parts, body) = request.into_parts();
+    let mut passed = Request::new(body);
+    *passed.method_mut() = parts.method;
+    *passed.uri_mut() = parts.uri;
+    *passed.headers_mut() = headers(&parts.headers, user)?;
+    let mut answer = match remote.send(passed).await {
         Ok(answer) => answer,
         Err(why) => {
             remote.suspect();
@@ -42,6 +43,12 @@ pub async fn pass_on(
             return Ok(unavailable(format!("error trying to reach service: {why}")));
         }
     };
+    if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
+        let Some(client) = client else {
+            return Ok(unavailable("the service switches to a protocol that was not asked for".into()));
+        };
+        return Ok(stream::switch(client, answer, trail.cloned()));
+    }
     OF_CONNECTION.iter().for_each(|name| drop(answer.headers_mut().remove(*name)));
     *answer.version_mut() = http::Version::HTTP_11;
     Ok(answer.map(|body| {
@@ -78,6 +85,18 @@ fn headers(from_client: &HeaderMap, user: &UserInfo) -> Result<HeaderMap, Status
     let mut headers: HeaderMap = kept.map(|(name, value)| (name.clone(), value.clone())).collect();
     let bad = || Status::internal("the caller's name does not fit into a header");
     let value = |text: &str| HeaderValue::from_bytes(text.as_bytes()).map_err(|_| bad());
+    if let Some(protocol) = from_client.get(header::UPGRADE) {
+        headers.insert(header::UPGRADE, protocol.clone());
+        headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+        let offered =
+            from_client.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter().filter_map(|value| value.to_str().ok());
+        let offered = offered.flat_map(|list| list.split(',')).map(str::trim);
+        // Among the protocols a browser may hide its token.
+        let others: Vec<&str> = offered.filter(|one| !one.starts_with(TOKEN_PROTOCOL)).collect();
+        if !others.is_empty() {
+            headers.insert(header::SEC_WEBSOCKET_PROTOCOL, value(&others.join(", "))?);
+        }
+    }
     headers.insert("x-remote-user", value(&user.name)?);
     if !user.uid.is_empty() {
         headers.insert("x-remote-uid", value(&user.uid)?);

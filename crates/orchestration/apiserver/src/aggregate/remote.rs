@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use base64::Engine as _;
 use bytes::Bytes;
 use dhow_api::{meta, registry};
+use dhow_base::chain;
 use dhow_base::tls::{self, LiveCert};
 use dhow_client::{Body, full};
 use http::{HeaderValue, Request, Response, header};
@@ -15,8 +16,9 @@ use hyper_util::client::legacy::Client as Pool;
 use parking_lot::Mutex;
 use serde_json::Value;
 
+use super::swagger;
 use crate::cache::Cache;
-use crate::webhook::{Connector, Place, Service, authorities, chain, connections, endpoints};
+use crate::webhook::{Connector, Place, Service, authorities, connections, endpoints};
 
 /// What an extension server gets to answer a check.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -33,8 +35,15 @@ pub struct Remote {
     port: u16,
     /// The object's uid and specification.
     made_of: (String, Value),
-    pool: Result<Pool<Connector, Body>, String>,
+    pools: Result<Pools, String>,
     state: Mutex<State>,
+}
+
+/// Connections to an extension server.
+struct Pools {
+    usual: Pool<Connector, Body>,
+    /// Of HTTP/1.1, which can switch to another protocol.
+    switching: Pool<Connector, Body>,
 }
 
 /// What is known of an extension server.
@@ -47,6 +56,8 @@ pub struct State {
     pub resources: Option<Arc<Value>>,
     /// Where its OpenAPI document is, if it has one.
     pub openapi: Option<String>,
+    /// What its OpenAPI document of version 2 says of the group version.
+    pub swagger: Option<Arc<Value>>,
     /// Revisions of the service and its endpoints.
     basis: String,
     checked: Option<Instant>,
@@ -79,7 +90,7 @@ impl Remote {
             service,
             port,
             made_of: made_of(object),
-            pool: pool(place, careless, cache.clone(), client.cloned()),
+            pools: pools(place, careless, cache.clone(), client.cloned()),
             state: Mutex::default(),
         })
     }
@@ -120,9 +131,9 @@ impl Remote {
             Ok(()) => self.discover().await,
             Err(problem) => Err(problem),
         };
-        let openapi = match &found {
-            Ok(_) => self.openapi().await,
-            Err(_) => None,
+        let (openapi, swagger) = match &found {
+            Ok(_) => (self.openapi().await, self.swagger().await),
+            Err(_) => (None, None),
         };
         let mut state = self.state.lock();
         (state.basis, state.checked) = (basis, Some(Instant::now()));
@@ -130,6 +141,10 @@ impl Remote {
             Ok(resources) => {
                 (state.available, state.reason, state.message) = (true, "Passed", "all checks passed".into());
                 (state.resources, state.openapi) = (Some(Arc::new(resources)), openapi);
+                // Whoever has the whole document keeps it while the parts are the same.
+                if state.swagger.as_deref() != swagger.as_ref() {
+                    state.swagger = swagger.map(Arc::new);
+                }
             }
             Err((reason, message)) => (state.available, state.reason, state.message) = (false, reason, message),
         }
@@ -138,10 +153,8 @@ impl Remote {
     /// What a check depends on.
     fn basis(&self, cache: &Cache) -> String {
         let mut all = Vec::new();
-        if let Some(services) = registry::builtin().get("", "v1", "services") {
-            let key = services.storage_key(Some(&self.service.namespace), &self.service.name);
-            all.extend(cache.get(services, &key).map(|stored| stored.revision));
-        }
+        let service = cache.find("", "services", Some(&self.service.namespace), &self.service.name);
+        all.extend(service.map(|stored| stored.revision));
         if let Some(slices) = registry::builtin().get("discovery.k8s.io", "v1", "endpointslices") {
             let objects = cache.objects(slices).unwrap_or_default();
             let own = objects.values().filter(|slice| self.has(&slice.header));
@@ -153,15 +166,14 @@ impl Remote {
     /// Whether an EndpointSlice is of its service.
     pub fn has(&self, slice: &dhow_api::ObjectHeader) -> bool {
         slice.namespace == self.service.namespace
-            && slice.labels.get("kubernetes.io/service-name") == Some(&self.service.name)
+            && slice.labels.get("kubernetes.io/service-name") == Some(self.service.name.as_str())
     }
 
     /// Looks for the service and for somebody behind it.
     fn backend(&self, cache: &Cache) -> Result<(), Problem> {
         let Service { namespace, name } = &self.service;
         let missing = || ("ServiceNotFound", format!("service/{name} in {namespace:?} is not present"));
-        let services = registry::builtin().get("", "v1", "services").ok_or_else(missing)?;
-        let service = cache.get(services, &services.storage_key(Some(namespace), name)).ok_or_else(missing)?;
+        let service = cache.find("", "services", Some(namespace), name).ok_or_else(missing)?;
         let service = service.value().map_err(|status| ("ServiceAccessError", status.message))?;
         if meta::text(&service, &["spec", "type"]) == "ExternalName" {
             return Ok(());
@@ -206,6 +218,13 @@ impl Remote {
         url.starts_with(&format!("/openapi/v3/{own}")).then(|| url.to_owned())
     }
 
+    /// Its part of the document of version 2, if it has one.
+    async fn swagger(&self) -> Option<Value> {
+        let (code, body) = self.ask("/openapi/v2").await.ok()?;
+        let document: Value = serde_json::from_slice(&body).ok().filter(|_| code == 200)?;
+        swagger::own(&document, &self.group, &self.version)
+    }
+
     /// One GET by this server itself.
     async fn ask(&self, path: &str) -> Result<(u16, Bytes), String> {
         let mut request = Request::get(path).body(full(Bytes::new())).map_err(|error| error.to_string())?;
@@ -235,7 +254,9 @@ impl Remote {
         let uri = format!("https://{}{path}", self.authority()).parse();
         *request.uri_mut() = uri.map_err(|error: http::uri::InvalidUri| error.to_string())?;
         *request.version_mut() = http::Version::HTTP_11;
-        let pool = self.pool.as_ref().map_err(Clone::clone)?;
+        let pools = self.pools.as_ref().map_err(Clone::clone)?;
+        let switches = request.headers().contains_key(header::UPGRADE);
+        let pool = if switches { &pools.switching } else { &pools.usual };
         pool.request(request).await.map_err(|error| chain(&error))
     }
 }
@@ -244,15 +265,16 @@ fn made_of(object: &Value) -> (String, Value) {
     (meta::uid(object).to_owned(), object["spec"].clone())
 }
 
-fn pool(
-    place: Place,
-    careless: bool,
-    cache: Arc<Cache>,
-    client: Option<Arc<LiveCert>>,
-) -> Result<Pool<Connector, Body>, String> {
+fn pools(place: Place, careless: bool, cache: Arc<Cache>, client: Option<Arc<LiveCert>>) -> Result<Pools, String> {
     let config = match careless {
         true => tls::client_config_unverified(client),
         false => tls::client_config_with(&authorities(&place)?, client),
     };
-    Ok(connections(place, config.map_err(|error| error.to_string())?, cache))
+    let config = config.map_err(|error| error.to_string())?;
+    let mut plain = (*config).clone();
+    plain.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(Pools {
+        usual: connections(place.clone(), config, cache.clone()),
+        switching: connections(place, Arc::new(plain), cache),
+    })
 }

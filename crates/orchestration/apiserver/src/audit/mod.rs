@@ -147,9 +147,13 @@ impl Log {
 }
 
 impl Trail {
-    /// The request is there, and its body: that is recorded, or only says which object it is about.
-    pub fn received(&self, headers: &HeaderMap, body: &[u8]) {
+    /// The request is there, but for its body.
+    pub fn received(&self) {
         self.emit(Stage::RequestReceived);
+    }
+
+    /// The body is there: that is recorded, or only says which object it is about.
+    pub fn body(&self, headers: &HeaderMap, body: &[u8]) {
         let recorded = self.wants_bodies();
         let unnamed = || {
             let event = self.0.event.lock();

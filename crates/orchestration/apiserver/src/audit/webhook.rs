@@ -119,11 +119,11 @@ impl AuditWebhook {
         match &self.way {
             Way::Tls(client) => {
                 let answer = client.request(request.body(body).map_err(bad)?).await;
-                answer.map(|answer| answer.status()).map_err(|error| crate::webhook::chain(&error))
+                answer.map(|answer| answer.status()).map_err(|error| dhow_base::chain(&error))
             }
             Way::Plain(pool) => {
                 let answer = pool.request(request.body(Full::new(body)).map_err(bad)?).await;
-                answer.map(|answer| answer.status()).map_err(|error| crate::webhook::chain(&error))
+                answer.map(|answer| answer.status()).map_err(|error| dhow_base::chain(&error))
             }
         }
     }

@@ -236,7 +236,7 @@ impl Flow {
 
     fn all<K: DeserializeOwned>(&self, plural: &str) -> Vec<K> {
         let objects = kind(plural).and_then(|kind| self.cache.objects(kind).ok()).unwrap_or_default();
-        objects.values().filter_map(|object| serde_json::from_slice(&object.bytes).ok()).collect()
+        objects.values().filter_map(|object| object.read().ok()).collect()
     }
 }
 

@@ -1,5 +1,6 @@
 //! An issuer's keys: found by discovery, kept, and fetched again when a token names one that is not known.
 
+use dhow_base::chain;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -100,7 +101,7 @@ impl Keys {
         let request = Request::get(uri.path_and_query().map_or("/", |path| path.as_str()))
             .body(Bytes::new())
             .map_err(|error| error.to_string())?;
-        let answer = client.request(request).await.map_err(|error| said(&error))?;
+        let answer = client.request(request).await.map_err(|error| chain(&error))?;
         if !answer.status().is_success() {
             return Err(format!("{url} answers {}", answer.status()));
         }
@@ -117,15 +118,4 @@ impl Key {
             _ => true,
         }
     }
-}
-
-/// An error with its causes.
-fn said(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text += &format!(": {error}");
-        cause = error.source();
-    }
-    text
 }

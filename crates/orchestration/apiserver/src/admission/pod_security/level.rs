@@ -1,9 +1,8 @@
 //! Levels and versions, from a namespace's labels.
 
-use std::collections::BTreeMap;
 use std::fmt;
 
-use dhow_api::meta;
+use dhow_api::{Labels, meta};
 use serde_json::Value;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -55,8 +54,8 @@ pub struct Policy {
 pub type LabelError = (String, String, &'static str);
 
 impl Policy {
-    pub fn of(labels: &BTreeMap<String, String>) -> (Self, Vec<LabelError>) {
-        Self::read(|key| labels.get(key).map(String::as_str))
+    pub fn of(labels: &Labels) -> (Self, Vec<LabelError>) {
+        Self::read(|key| labels.get(key))
     }
 
     pub fn of_value(namespace: &Value) -> (Self, Vec<LabelError>) {

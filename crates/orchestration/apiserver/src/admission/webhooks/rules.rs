@@ -101,7 +101,7 @@ pub fn in_namespace(server: &ApiServer, hook: &Hook, attributes: &Attributes<'_>
     let Some(namespace) = attributes.namespace.filter(|_| attributes.kind.namespaced) else { return Ok(true) };
     let found = cached(server, "", "namespaces", None, namespace);
     let found = found.ok_or_else(|| Status::not_found("", "namespaces", namespace))?;
-    Ok(selector.matches(&found.header.labels))
+    Ok(selector.matches_with(|key| found.header.labels.get(key)))
 }
 
 /// Whether the object, as it is to be or as it is, is the hook's.
