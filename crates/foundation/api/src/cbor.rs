@@ -4,10 +4,10 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde_json::{Map, Number, Value};
 
+use crate::bounds::MAX_DEPTH;
+
 /// Documents begin with the tag "this is CBOR".
 const SELF_DESCRIBED: [u8; 3] = [0xd9, 0xd9, 0xf7];
-/// As deep as JSON documents may be.
-const MAX_DEPTH: usize = 100;
 /// Bounds what a small document can make of itself.
 const MAX_VALUES: usize = 500_000;
 

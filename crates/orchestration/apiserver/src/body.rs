@@ -1,5 +1,6 @@
 //! Request bodies to trees: by media type, checked against the type they claim to be.
 
+use dhow_api::bounds::{MAX_DEPTH, measure};
 use dhow_api::descriptor;
 use dhow_api::registry::Kind;
 use dhow_api::validation::FieldError;
@@ -34,6 +35,11 @@ fn parse(headers: &HeaderMap, body: &[u8], expected: &str) -> Result<Parsed, Sta
             "the object provided is unrecognized (must be of type {expected}): {error} ({shown})"
         ))
     };
+    // Readers of these forms have bounds of their own, in levels of their own.
+    let bounded = |value: Value| match measure(&value).depth {
+        ..=MAX_DEPTH => Ok((value, Vec::new())),
+        _ => Err(unrecognized(&format!("exceeded max depth of {MAX_DEPTH}"))),
+    };
     match media_type(headers) {
         "" | JSON => strict_json::parse(body)
             .map_err(|error| unrecognized(&format!("couldn't get version/kind; json parse error: {error}"))),
@@ -41,11 +47,11 @@ fn parse(headers: &HeaderMap, body: &[u8], expected: &str) -> Result<Parsed, Sta
             let text = std::str::from_utf8(body).map_err(|error| unrecognized(&error))?;
             let value = serde_saphyr::from_str(text)
                 .map_err(|error| unrecognized(&format!("yaml: {}", error.to_string().replace('\n', " "))))?;
-            Ok((value, Vec::new()))
+            bounded(value)
         }
         CBOR => Ok((cbor::decode(body).map_err(|error| unrecognized(&error))?, Vec::new())),
         PROTOBUF => match protobuf::decode(body) {
-            Ok(value) => Ok((value, Vec::new())),
+            Ok(value) => bounded(value),
             Err(error @ protobuf::Error::Object { .. }) => Err(Status::bad_request(error.to_string())),
             Err(error) => Err(unrecognized(&error)),
         },

@@ -90,7 +90,7 @@ async fn scale(
         Method::PATCH => {
             write::change(server, request, Part::Main, |old| {
                 let mut scale = scale_of(kind, old);
-                let patch: Value = serde_json::from_slice(&request.body)
+                let (patch, _) = dhow_api::strict_json::parse(&request.body)
                     .map_err(|error| Status::bad_request(format!("error decoding patch: {error}")))?;
                 match body::media_type(&request.headers) {
                     "application/json-patch+json" => patches::json(&mut scale, &patch)?,
