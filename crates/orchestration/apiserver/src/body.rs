@@ -45,8 +45,8 @@ fn parse(headers: &HeaderMap, body: &[u8], expected: &str) -> Result<Parsed, Sta
             .map_err(|error| unrecognized(&format!("couldn't get version/kind; json parse error: {error}"))),
         YAML => {
             let text = std::str::from_utf8(body).map_err(|error| unrecognized(&error))?;
-            let value = serde_saphyr::from_str(text)
-                .map_err(|error| unrecognized(&format!("yaml: {}", error.to_string().replace('\n', " "))))?;
+            let value =
+                yaml(text).map_err(|error| unrecognized(&format!("yaml: {}", error.to_string().replace('\n', " "))))?;
             bounded(value)
         }
         CBOR => Ok((cbor::decode(body).map_err(|error| unrecognized(&error))?, Vec::new())),
@@ -57,6 +57,11 @@ fn parse(headers: &HeaderMap, body: &[u8], expected: &str) -> Result<Parsed, Sta
         },
         _ => Err(Status::unsupported_media_type(&MEDIA_TYPES)),
     }
+}
+
+fn yaml(text: &str) -> Result<Value, serde_saphyr::Error> {
+    let options = serde_saphyr::options! { budget: serde_saphyr::budget! { max_depth: MAX_DEPTH } };
+    serde_saphyr::from_str_with_options(text, options)
 }
 
 /// The beginning of a body: text if it looks like JSON, else hexadecimal.
@@ -156,6 +161,14 @@ pub fn decode(request: &Request<Authorized>) -> Result<Value, Status> {
 /// `DeleteOptions`.
 pub fn options(request: &Request<Authorized>) -> Result<Value, Status> {
     let parsed = parse(&request.headers, &request.body, "DeleteOptions")?;
+    // Of whichever group version it says it is.
+    let kind = parsed.0["kind"].as_str().unwrap_or_default();
+    if !matches!(kind, "" | "DeleteOptions") {
+        let version = parsed.0["apiVersion"].as_str().unwrap_or_default();
+        return Err(Status::bad_request(format!(
+            "the object provided ({version}, Kind={kind}) does not match the expected type (v1, Kind=DeleteOptions)"
+        )));
+    }
     match descriptor::message_of("v1", "DeleteOptions") {
         Some(message) => settle(request, message.short(), parsed, |value| descriptor::settle(message, value)),
         None => Ok(parsed.0),
@@ -172,8 +185,7 @@ pub fn apply(request: &Request<Authorized>) -> Result<Value, Status> {
             })?;
             value
         }
-        Err(_) => serde_saphyr::from_str(text)
-            .map_err(|error| Status::bad_request(format!("error decoding YAML: {error}")))?,
+        Err(_) => yaml(text).map_err(|error| Status::bad_request(format!("error decoding YAML: {error}")))?,
     };
     if !config.is_object() {
         return Err(Status::bad_request("error decoding YAML: the configuration is not an object"));

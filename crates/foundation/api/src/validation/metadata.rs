@@ -36,8 +36,7 @@ fn common(object: &Value, errors: &mut Errors) {
         size += key.len() + value.as_str().map_or(0, str::len);
     }
     if size > ANNOTATIONS {
-        let why = format!("may not be more than {ANNOTATIONS} bytes");
-        errors.push(FieldError::invalid("metadata.annotations", "", &why));
+        errors.too_long("metadata.annotations", ANNOTATIONS);
     }
     for finalizer in meta::items(object, &["metadata", "finalizers"]) {
         let finalizer = finalizer.as_str().unwrap_or_default();
