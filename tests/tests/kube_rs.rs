@@ -354,6 +354,9 @@ async fn deployments_scale_and_pods_are_evicted() {
     assert!(matches!(&stale, Error::Api(status) if status.is_conflict()), "{stale:?}");
     let scaled = deployments.patch_scale("web", &plain, &Patch::Merge(json!({"spec": {"replicas": 3}}))).await.unwrap();
     assert_eq!(scaled.spec.unwrap().replicas, Some(3));
+    let own = PatchParams::apply("scaler").force();
+    let applied = Patch::Apply(json!({"apiVersion": "autoscaling/v1", "kind": "Scale", "spec": {"replicas": 3}}));
+    assert_eq!(deployments.patch_scale("web", &own, &applied).await.unwrap().spec.unwrap().replicas, Some(3));
     let has_three = |web: Option<&Deployment>| {
         web.and_then(|web| web.status.as_ref()).is_some_and(|status| status.replicas == Some(3))
     };

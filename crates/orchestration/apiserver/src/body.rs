@@ -165,9 +165,7 @@ pub fn options(request: &Request<Authorized>) -> Result<Value, Status> {
     let kind = parsed.0["kind"].as_str().unwrap_or_default();
     if !matches!(kind, "" | "DeleteOptions") {
         let version = parsed.0["apiVersion"].as_str().unwrap_or_default();
-        return Err(Status::bad_request(format!(
-            "the object provided ({version}, Kind={kind}) does not match the expected type (v1, Kind=DeleteOptions)"
-        )));
+        return Err(mismatch(version, kind, "v1", "DeleteOptions"));
     }
     match descriptor::message_of("v1", "DeleteOptions") {
         Some(message) => settle(request, message.short(), parsed, |value| descriptor::settle(message, value)),
@@ -177,6 +175,25 @@ pub fn options(request: &Request<Authorized>) -> Result<Value, Status> {
 
 /// Reads the configuration of a server-side apply. Fields it does not know are the apply's to report.
 pub fn apply(request: &Request<Authorized>) -> Result<Value, Status> {
+    let mut config = configuration(request)?;
+    check_type(&request.target.kind, &config)?;
+    settle_names(&request.target, &mut config)?;
+    Ok(config)
+}
+
+/// Reads the configuration of a workload's Scale.
+pub fn apply_scale(request: &Request<Authorized>) -> Result<Value, Status> {
+    let config = configuration(request)?;
+    let (version, kind) =
+        (config["apiVersion"].as_str().unwrap_or_default(), config["kind"].as_str().unwrap_or_default());
+    if (version, kind) != ("autoscaling/v1", "Scale") {
+        return Err(mismatch(version, kind, "autoscaling/v1", "Scale"));
+    }
+    Ok(config)
+}
+
+/// Reads JSON or YAML that says what it is of.
+fn configuration(request: &Request<Authorized>) -> Result<Value, Status> {
     let text = std::str::from_utf8(&request.body).map_err(|error| Status::bad_request(error.to_string()))?;
     let mut config: Value = match strict_json::parse(&request.body) {
         Ok((value, duplicates)) => {
@@ -195,8 +212,6 @@ pub fn apply(request: &Request<Authorized>) -> Result<Value, Status> {
             return Err(Status::bad_request(format!("error decoding YAML: Object '{field}' is missing")));
         }
     }
-    check_type(&request.target.kind, &config)?;
-    settle_names(&request.target, &mut config)?;
     without_nulls(&mut config);
     Ok(config)
 }
@@ -237,16 +252,19 @@ pub fn object(request: &Request<Authorized>) -> Result<Value, Status> {
     Ok(object)
 }
 
+fn mismatch(version: &str, kind: &str, expected_version: &str, expected: &str) -> Status {
+    Status::bad_request(format!(
+        "the object provided ({version}, Kind={kind}) does not match the expected type ({expected_version}, Kind={expected})"
+    ))
+}
+
 /// The type header must be the path's, or absent.
 pub fn check_type(kind: &Kind, object: &Value) -> Result<(), Status> {
     let text = |field: &str| object[field].as_str().unwrap_or_default();
     let (version, name) = (text("apiVersion"), text("kind"));
     let expected = kind.api_version();
     if (!version.is_empty() && version != expected) || (!name.is_empty() && name != kind.kind) {
-        return Err(Status::bad_request(format!(
-            "the object provided ({version}, Kind={name}) does not match the expected type ({expected}, Kind={})",
-            kind.kind
-        )));
+        return Err(mismatch(version, name, &expected, kind.kind));
     }
     Ok(())
 }

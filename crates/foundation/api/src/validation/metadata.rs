@@ -11,6 +11,12 @@ use crate::registry::Kind;
 const ANNOTATIONS: usize = 256 << 10;
 
 pub(super) fn create(kind: &Kind, object: &Value, errors: &mut Errors) {
+    let prefix = meta::text(object, &["metadata", "generateName"]);
+    if !prefix.is_empty() {
+        // What comes after it may also come after a dash.
+        let whole = prefix.strip_suffix('-').filter(|rest| !rest.is_empty()).unwrap_or(prefix);
+        errors.complaints("metadata.generateName", prefix, (kind.name_format)(whole));
+    }
     let name = meta::name(object);
     if name.is_empty() {
         errors.push(FieldError::required("metadata.name", "name or generateName is required"));
