@@ -33,6 +33,8 @@ async fn start() -> (Server, Client) {
     let mut config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.unwrap();
     // Whatever the environment says, the server is on this machine.
     config.proxy_url = None;
+    // A refused eviction is to be seen, not tried again for minutes.
+    config.default_retry = false;
     (server, Client::try_from(config).unwrap())
 }
 
