@@ -2,6 +2,7 @@
 #![allow(clippy::print_stderr)]
 
 pub mod kubelets;
+mod server;
 pub mod servers;
 
 use std::io::Write;
@@ -11,6 +12,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
+
+pub use server::Server;
 
 /// Address of the test's host, on a veth pair that never leaves its namespace.
 pub const HOST_IP: &str = "198.18.0.1";

@@ -1,4 +1,4 @@
-//! Development tasks: `cargo xtask up | test | images | tidy | descriptors`.
+//! Development tasks: `cargo xtask up | test | fuzz | images | tidy | descriptors`.
 //!
 //! Each task says on standard error what it does and leaves data on standard output.
 #![allow(clippy::print_stderr, clippy::print_stdout)]
@@ -24,6 +24,15 @@ struct Cli {
 enum Task {
     /// Write the table of API messages from upstream's protobuf and Go declarations.
     Descriptors(descriptors::Args),
+    /// Try the properties of what reads clients' input with many random cases.
+    Fuzz {
+        /// Cases of each property.
+        #[arg(long, default_value_t = 100_000)]
+        cases: u32,
+        /// Only the properties whose names contain this.
+        #[arg(default_value = "")]
+        filter: String,
+    },
     /// Build the images used by tests and examples from Debian packages, as oci-archives.
     Images(images::ImagesArgs),
     /// Run every check: set-up, tidy, formatting, lints, all tests.
@@ -37,6 +46,11 @@ enum Task {
 fn main() -> anyhow::Result<()> {
     match Cli::parse().task {
         Task::Descriptors(args) => descriptors::run(&args),
+        Task::Fuzz { cases, filter } => {
+            let cases = format!("PROPTEST_CASES={cases}");
+            let test = ["cargo", "test", "--release", "--package", "dhow-api", "--test", "properties"];
+            shell::run("env", &[&[cases.as_str()], test.as_slice(), &["--", &filter]].concat())
+        }
         Task::Images(args) => images::run(args),
         Task::Test(args) => test::run(&args),
         Task::Up(args) => up::run(&args),

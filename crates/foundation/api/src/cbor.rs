@@ -4,10 +4,10 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde_json::{Map, Number, Value};
 
+use crate::bounds::MAX_DEPTH;
+
 /// Documents begin with the tag "this is CBOR".
 const SELF_DESCRIBED: [u8; 3] = [0xd9, 0xd9, 0xf7];
-/// As deep as JSON documents may be.
-const MAX_DEPTH: usize = 100;
 /// Bounds what a small document can make of itself.
 const MAX_VALUES: usize = 500_000;
 
@@ -36,7 +36,8 @@ pub enum Error {
 
 /// One whole document.
 pub fn decode(bytes: &[u8]) -> Result<Value, Error> {
-    let mut reader = Reader { rest: bytes, depth: 0, values: 0 };
+    let rest = bytes.strip_prefix(&SELF_DESCRIBED).unwrap_or(bytes);
+    let mut reader = Reader { rest, depth: 0, values: 0 };
     let value = reader.value()?;
     if reader.rest.is_empty() { Ok(value) } else { Err(Error::Trailing(reader.rest.len())) }
 }
@@ -90,11 +91,13 @@ impl<'a> Reader<'a> {
         if self.values > MAX_VALUES {
             return Err(Error::TooMany);
         }
-        if self.depth == MAX_DEPTH {
+        let (major, info, argument) = self.head()?;
+        // Lists, maps and tags; a scalar is no level of its own.
+        let nests = usize::from((4..=6).contains(&major));
+        if self.depth + nests > MAX_DEPTH {
             return Err(Error::TooDeep);
         }
-        self.depth += 1;
-        let (major, info, argument) = self.head()?;
+        self.depth += nests;
         let value = match (major, argument) {
             (0, Some(number)) => number.into(),
             (1, Some(number)) => i64::try_from(number)
@@ -113,7 +116,7 @@ impl<'a> Reader<'a> {
             (7, Some(number)) => simple(info, number)?,
             _ => return Err(Error::Malformed),
         };
-        self.depth -= 1;
+        self.depth -= nests;
         Ok(value)
     }
 

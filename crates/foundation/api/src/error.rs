@@ -17,6 +17,9 @@ pub enum Error {
     /// The patch document itself is malformed.
     #[error("{0}")]
     PatchMalformed(String),
+    /// The patch asks for more than one request may.
+    #[error("{0}")]
+    PatchTooLarge(String),
     /// The patch is well formed and does not apply to this object.
     #[error("{0}")]
     PatchRejected(String),

@@ -9,13 +9,14 @@
 //! - [`patch`], [`apply`], [`list_semantics`], [`schema`]: how documents merge. The merge is driven by tables, never guessed.
 //! - [`descriptor`], [`protobuf`], [`cbor`]: every field's type and number; strict decoding and the wire formats.
 //! - [`table`], [`openapi`], [`discovery`]: what clients read to print, explain and find kinds.
-//! - [`status`], [`header`], [`selectors`], [`meta`], [`quantity`], [`names`], [`time`]: small shared types.
+//! - [`bounds`], [`status`], [`header`], [`selectors`], [`meta`], [`quantity`], [`names`], [`time`]: small shared types.
 //!
 //! Invariants
 //! - Nothing here does IO or reads a clock: callers pass `now`.
 //! - Objects are `serde_json::Value`, so a field this crate does not know is never lost by it.
 
 pub mod apply;
+pub mod bounds;
 pub mod cbor;
 pub mod cel;
 pub mod conversion;

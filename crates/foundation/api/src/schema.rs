@@ -2,10 +2,12 @@
 //!
 //! Descriptions are dropped, so the table stays small; the full documents are made on request by [`crate::openapi`].
 
-use crate::registry::{KINDS, Subresource};
+use crate::registry::{KINDS, Subresource, builtin};
 use k8s_openapi::api;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1 as metav1;
+use k8s_openapi::apimachinery::pkg::runtime::RawExtension;
+use k8s_openapi::apimachinery::pkg::version;
 use k8s_openapi::kube_aggregator::pkg::apis::apiregistration::v1::APIService;
 use schemars::SchemaGenerator;
 use schemars::generate::SchemaSettings;
@@ -134,6 +136,10 @@ pub(crate) fn definitions(path: &'static str) -> Map<String, Value> {
     generator.subschema_for::<metav1::Status>();
     generator.subschema_for::<metav1::APIResourceList>();
     generator.subschema_for::<metav1::APIGroupList>();
+    generator.subschema_for::<metav1::APIVersions>();
+    generator.subschema_for::<metav1::Patch>();
+    generator.subschema_for::<version::Info>();
+    generator.subschema_for::<metav1::WatchEvent<RawExtension>>();
     generator.take_definitions(true)
 }
 
@@ -153,6 +159,18 @@ pub(crate) fn top_level() -> Vec<(String, &'static str, &'static str, String)> {
     ] {
         if let Some((group, version, kind)) = subresource.response_kind() {
             rows.push((definition.to_owned(), group, version, kind.to_owned()));
+        }
+    }
+    let meta = |kind: &str| format!("io.k8s.apimachinery.pkg.apis.meta.v1.{kind}");
+    for kind in ["APIGroup", "APIGroupList", "APIResourceList", "APIVersions", "Status"] {
+        rows.push((meta(kind), "", "v1", kind.to_owned()));
+    }
+    // These are said to be of every group version, and have the same form in each.
+    for group in builtin().groups() {
+        for version in &group.versions {
+            for kind in ["DeleteOptions", "WatchEvent"] {
+                rows.push((meta(kind), group.name, version, kind.to_owned()));
+            }
         }
     }
     rows

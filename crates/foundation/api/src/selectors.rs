@@ -280,13 +280,8 @@ impl FieldSelector {
             let (left, right) = part.split_at(at);
             let negated = left.ends_with('!');
             let path = left.strip_suffix('!').unwrap_or(left);
-            let right = right.strip_prefix("==").or_else(|| right.strip_prefix('=')).unwrap_or(right);
-            let mut value = String::with_capacity(right.len());
-            let mut chars = right.chars();
-            while let Some(c) = chars.next() {
-                value.push(if c == '\\' { chars.next().unwrap_or('\\') } else { c });
-            }
-            terms.push(FieldTerm { path: path.trim().to_owned(), value, negated });
+            let right = if negated { &right[1..] } else { right.strip_prefix("==").unwrap_or(&right[1..]) };
+            terms.push(FieldTerm { path: path.trim().to_owned(), value: unescaped(right)?, negated });
         }
         Ok(Self { terms })
     }
@@ -346,6 +341,29 @@ fn default_field(path: &str) -> String {
         "status.successful" => "0".into(),
         _ => String::new(),
     }
+}
+
+/// A value without its backslashes. What has a meaning of its own must have one.
+fn unescaped(text: &str) -> Result<String, Error> {
+    let bad_escape = |c: &str| Error::Selector(format!("invalid field selector: invalid escape sequence: \\{c}"));
+    let mut value = String::with_capacity(text.len());
+    let mut chars = text.chars();
+    while let Some(c) = chars.next() {
+        value.push(match c {
+            '\\' => match chars.next() {
+                Some(c @ ('\\' | ',' | '=')) => c,
+                Some(other) => return Err(bad_escape(&other.to_string())),
+                None => return Err(bad_escape("")),
+            },
+            // Upstream shows the character's number.
+            ',' | '=' => {
+                let why = format!("invalid field selector: unescaped character in value: {}", u32::from(c));
+                return Err(Error::Selector(why));
+            }
+            other => other,
+        });
+    }
+    Ok(value)
 }
 
 fn split_unescaped(text: &str) -> Vec<&str> {

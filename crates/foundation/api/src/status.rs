@@ -242,7 +242,11 @@ impl Status {
     }
 
     pub fn too_large(limit: usize) -> Self {
-        Self::failure(413, "RequestEntityTooLarge", format!("Request entity too large: limit is {limit}"))
+        Self::too_large_because(&format!("limit is {limit}"))
+    }
+
+    pub fn too_large_because(why: &str) -> Self {
+        Self::failure(413, "RequestEntityTooLarge", format!("Request entity too large: {why}"))
     }
 
     /// 410 for a watch or list from a compacted revision.
@@ -404,6 +408,7 @@ impl From<Error> for Status {
                 "Invalid",
                 format!("the server rejected our request due to an error in our request: {message}"),
             ),
+            Error::PatchTooLarge(message) => Self::too_large_because(&message),
             other => Self::bad_request(other.to_string()),
         }
     }

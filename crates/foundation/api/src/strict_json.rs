@@ -6,6 +6,8 @@ use std::fmt;
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
+use crate::bounds::MAX_DEPTH;
+
 /// Upstream reports so many strict errors at most.
 const MAX_DUPLICATES: usize = 100;
 
@@ -13,7 +15,7 @@ const MAX_DUPLICATES: usize = 100;
 pub fn parse(bytes: &[u8]) -> Result<(Value, Vec<String>), serde_json::Error> {
     let found = RefCell::new(Vec::new());
     let mut reader = serde_json::Deserializer::from_slice(bytes);
-    let value = Seed { path: &Path::Root, found: &found }.deserialize(&mut reader)?;
+    let value = Seed { path: &Path::Root, depth: 0, found: &found }.deserialize(&mut reader)?;
     reader.end()?;
     Ok((value, found.into_inner()))
 }
@@ -37,7 +39,18 @@ impl fmt::Display for Path<'_> {
 
 struct Seed<'a> {
     path: &'a Path<'a>,
+    depth: usize,
     found: &'a RefCell<Vec<String>>,
+}
+
+impl Seed<'_> {
+    /// How deep the parts lie.
+    fn deeper<E: serde::de::Error>(&self) -> Result<usize, E> {
+        if self.depth == MAX_DEPTH {
+            return Err(E::custom(format_args!("exceeded max depth of {MAX_DEPTH}")));
+        }
+        Ok(self.depth + 1)
+    }
 }
 
 impl<'de> DeserializeSeed<'de> for Seed<'_> {
@@ -84,10 +97,11 @@ impl<'de> Visitor<'de> for Seed<'_> {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
+        let depth = self.deeper()?;
         let mut list = Vec::new();
         loop {
             let path = Path::Index(self.path, list.len());
-            match items.next_element_seed(Seed { path: &path, found: self.found })? {
+            match items.next_element_seed(Seed { path: &path, depth, found: self.found })? {
                 Some(item) => list.push(item),
                 None => return Ok(Value::Array(list)),
             }
@@ -95,6 +109,7 @@ impl<'de> Visitor<'de> for Seed<'_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
+        let depth = self.deeper()?;
         let mut map = Map::new();
         while let Some(key) = entries.next_key::<String>()? {
             let path = Path::Field(self.path, &key);
@@ -104,7 +119,7 @@ impl<'de> Visitor<'de> for Seed<'_> {
                     found.push(path.to_string());
                 }
             }
-            let value = entries.next_value_seed(Seed { path: &path, found: self.found })?;
+            let value = entries.next_value_seed(Seed { path: &path, depth, found: self.found })?;
             map.insert(key, value);
         }
         Ok(Value::Object(map))
@@ -124,5 +139,8 @@ mod tests {
         assert_eq!(found, ["a.b", "l[1].c"]);
         assert!(parse(b"{} x").is_err());
         assert!(parse("[".repeat(100_000).as_bytes()).is_err());
+        let nested = |levels: usize| [vec![b'['; levels], vec![b']'; levels]].concat();
+        assert!(parse(&nested(MAX_DEPTH)).is_ok());
+        assert!(parse(&nested(MAX_DEPTH + 1)).is_err());
     }
 }

@@ -1,6 +1,7 @@
 //! Request bodies to trees: by media type, checked against the type they claim to be.
 
 use bytes::{Bytes, BytesMut};
+use dhow_api::bounds::{MAX_DEPTH, measure};
 use dhow_api::descriptor;
 use dhow_api::registry::Kind;
 use dhow_api::validation::FieldError;
@@ -91,23 +92,33 @@ fn parse(headers: &HeaderMap, body: &[u8], expected: &str) -> Result<Parsed, Sta
             "the object provided is unrecognized (must be of type {expected}): {error} ({shown})"
         ))
     };
+    // Readers of these forms have bounds of their own, in levels of their own.
+    let bounded = |value: Value| match measure(&value).depth {
+        ..=MAX_DEPTH => Ok((value, Vec::new())),
+        _ => Err(unrecognized(&format!("exceeded max depth of {MAX_DEPTH}"))),
+    };
     match media_type(headers) {
         "" | JSON => strict_json::parse(body)
             .map_err(|error| unrecognized(&format!("couldn't get version/kind; json parse error: {error}"))),
         YAML => {
             let text = std::str::from_utf8(body).map_err(|error| unrecognized(&error))?;
-            let value = serde_saphyr::from_str(text)
-                .map_err(|error| unrecognized(&format!("yaml: {}", error.to_string().replace('\n', " "))))?;
-            Ok((value, Vec::new()))
+            let value =
+                yaml(text).map_err(|error| unrecognized(&format!("yaml: {}", error.to_string().replace('\n', " "))))?;
+            bounded(value)
         }
         CBOR => Ok((cbor::decode(body).map_err(|error| unrecognized(&error))?, Vec::new())),
         PROTOBUF => match protobuf::decode(body) {
-            Ok(value) => Ok((value, Vec::new())),
+            Ok(value) => bounded(value),
             Err(error @ protobuf::Error::Object { .. }) => Err(Status::bad_request(error.to_string())),
             Err(error) => Err(unrecognized(&error)),
         },
         _ => Err(Status::unsupported_media_type(&MEDIA_TYPES)),
     }
+}
+
+fn yaml(text: &str) -> Result<Value, serde_saphyr::Error> {
+    let options = serde_saphyr::options! { budget: serde_saphyr::budget! { max_depth: MAX_DEPTH } };
+    serde_saphyr::from_str_with_options(text, options)
 }
 
 /// The beginning of a body: text if it looks like JSON, else hexadecimal.
@@ -207,6 +218,12 @@ pub fn decode(request: &Request<Authorized>) -> Result<Value, Status> {
 /// `DeleteOptions`.
 pub fn options(request: &Request<Authorized>) -> Result<Value, Status> {
     let parsed = parse(&request.headers, &request.body, "DeleteOptions")?;
+    // Of whichever group version it says it is.
+    let kind = parsed.0["kind"].as_str().unwrap_or_default();
+    if !matches!(kind, "" | "DeleteOptions") {
+        let version = parsed.0["apiVersion"].as_str().unwrap_or_default();
+        return Err(mismatch(version, kind, "v1", "DeleteOptions"));
+    }
     match descriptor::message_of("v1", "DeleteOptions") {
         Some(message) => settle(request, message.short(), parsed, |value| descriptor::settle(message, value)),
         None => Ok(parsed.0),
@@ -215,6 +232,25 @@ pub fn options(request: &Request<Authorized>) -> Result<Value, Status> {
 
 /// Reads the configuration of a server-side apply. Fields it does not know are the apply's to report.
 pub fn apply(request: &Request<Authorized>) -> Result<Value, Status> {
+    let mut config = configuration(request)?;
+    check_type(&request.target.kind, &config)?;
+    settle_names(&request.target, &mut config)?;
+    Ok(config)
+}
+
+/// Reads the configuration of a workload's Scale.
+pub fn apply_scale(request: &Request<Authorized>) -> Result<Value, Status> {
+    let config = configuration(request)?;
+    let (version, kind) =
+        (config["apiVersion"].as_str().unwrap_or_default(), config["kind"].as_str().unwrap_or_default());
+    if (version, kind) != ("autoscaling/v1", "Scale") {
+        return Err(mismatch(version, kind, "autoscaling/v1", "Scale"));
+    }
+    Ok(config)
+}
+
+/// Reads JSON or YAML that says what it is of.
+fn configuration(request: &Request<Authorized>) -> Result<Value, Status> {
     let text = std::str::from_utf8(&request.body).map_err(|error| Status::bad_request(error.to_string()))?;
     let mut config: Value = match strict_json::parse(&request.body) {
         Ok((value, duplicates)) => {
@@ -223,8 +259,7 @@ pub fn apply(request: &Request<Authorized>) -> Result<Value, Status> {
             })?;
             value
         }
-        Err(_) => serde_saphyr::from_str(text)
-            .map_err(|error| Status::bad_request(format!("error decoding YAML: {error}")))?,
+        Err(_) => yaml(text).map_err(|error| Status::bad_request(format!("error decoding YAML: {error}")))?,
     };
     if !config.is_object() {
         return Err(Status::bad_request("error decoding YAML: the configuration is not an object"));
@@ -234,8 +269,6 @@ pub fn apply(request: &Request<Authorized>) -> Result<Value, Status> {
             return Err(Status::bad_request(format!("error decoding YAML: Object '{field}' is missing")));
         }
     }
-    check_type(&request.target.kind, &config)?;
-    settle_names(&request.target, &mut config)?;
     without_nulls(&mut config);
     Ok(config)
 }
@@ -276,16 +309,19 @@ pub fn object(request: &Request<Authorized>) -> Result<Value, Status> {
     Ok(object)
 }
 
+fn mismatch(version: &str, kind: &str, expected_version: &str, expected: &str) -> Status {
+    Status::bad_request(format!(
+        "the object provided ({version}, Kind={kind}) does not match the expected type ({expected_version}, Kind={expected})"
+    ))
+}
+
 /// The type header must be the path's, or absent.
 pub fn check_type(kind: &Kind, object: &Value) -> Result<(), Status> {
     let text = |field: &str| object[field].as_str().unwrap_or_default();
     let (version, name) = (text("apiVersion"), text("kind"));
     let expected = kind.api_version();
     if (!version.is_empty() && version != expected) || (!name.is_empty() && name != kind.kind) {
-        return Err(Status::bad_request(format!(
-            "the object provided ({version}, Kind={name}) does not match the expected type ({expected}, Kind={})",
-            kind.kind
-        )));
+        return Err(mismatch(version, name, &expected, kind.kind));
     }
     Ok(())
 }

@@ -56,6 +56,9 @@ impl DeleteOptions {
         if let Some(policy) = query.get("propagationPolicy") {
             options.propagation_policy.get_or_insert(policy.to_owned());
         }
+        if query.get("orphanDependents").is_some() {
+            options.orphan_dependents.get_or_insert(query.flag("orphanDependents"));
+        }
         if request.dry_run() {
             options.dry_run = vec!["All".into()];
         }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use dhow_api::Status;
+use dhow_api::bounds::MAX_STORED;
 use dhow_api::registry::Kind;
 use dhow_store::{Compare, KeyRange, Kv, Op, OpResult, RangeRequest, Txn};
 use serde_json::Value;
@@ -191,6 +192,9 @@ impl ObjectStore {
         guards: &[Guard],
     ) -> Result<Written, Status> {
         let value = encode(kind, self.converter.to_storage(kind, object).await?)?;
+        if value.len() > MAX_STORED {
+            return Err(Status::too_large(MAX_STORED));
+        }
         let key = Bytes::copy_from_slice(name.as_bytes());
         let lease = match kind.kind {
             "Event" => self.kv.lease_grant(EVENT_TTL).await.map_err(|error| store_error(&error))?,

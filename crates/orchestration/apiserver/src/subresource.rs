@@ -89,8 +89,11 @@ async fn scale(
         Method::GET => read::existing(server, &request.target).await?,
         Method::PATCH => {
             write::change(server, request, Part::Main, |old| {
+                if write::is_apply(request) {
+                    return apply_scale(request, old);
+                }
                 let mut scale = scale_of(kind, old);
-                let patch: Value = serde_json::from_slice(&request.body)
+                let (patch, _) = dhow_api::strict_json::parse(&request.body)
                     .map_err(|error| Status::bad_request(format!("error decoding patch: {error}")))?;
                 match body::media_type(&request.headers) {
                     "application/json-patch+json" => patches::json(&mut scale, &patch)?,
@@ -112,8 +115,31 @@ async fn scale(
     encode::value(200, &scale_of(kind, &stored.value()?), accept)
 }
 
-const SCALE_PATCHES: &[&str] =
-    &["application/json-patch+json", "application/merge-patch+json", "application/strategic-merge-patch+json"];
+const SCALE_PATCHES: &[&str] = &[
+    "application/json-patch+json",
+    "application/merge-patch+json",
+    "application/strategic-merge-patch+json",
+    write::APPLY,
+];
+
+/// The one field that a Scale can set is the workload's own, and who applied it owns it there.
+fn apply_scale(request: &Request<Authorized>, old: &Value) -> Result<Value, Status> {
+    let kind = &request.target.kind;
+    let scale = body::apply_scale(request)?;
+    let mut config = json!({
+        "apiVersion": kind.api_version(),
+        "kind": kind.kind,
+        "metadata": {"name": meta::name(old), "namespace": old["metadata"]["namespace"]},
+    });
+    let version = meta::resource_version(&scale);
+    if !version.is_empty() {
+        config["metadata"]["resourceVersion"] = json!(version);
+    }
+    if scale["spec"]["replicas"].is_number() {
+        config = with_scale(kind, &config, &scale)?;
+    }
+    write::applied(request, Part::Main, old, &config)
+}
 
 /// `autoscaling/v1` Scale of a workload.
 pub fn scale_of(kind: &Kind, object: &Value) -> Value {

@@ -271,11 +271,7 @@ fn check_patch_type(request: &Request<Authorized>) -> Result<(), Status> {
 /// The object with the request's patch applied.
 pub fn patched(request: &Request<Authorized>, part: Part, old: &Value) -> Result<Value, Status> {
     if is_apply(request) {
-        let config = body::apply(request)?;
-        let force = request.info.query.flag("force");
-        let mut object = managed(request, part, |writer| apply::apply(writer, Some(old), &config, force))?;
-        body::settle_patched(request, &mut object, Vec::new(), &config.to_string())?;
-        return Ok(object);
+        return applied(request, part, old, &body::apply(request)?);
     }
     check_patch_type(request)?;
     let (patch, duplicates) = dhow_api::strict_json::parse(&request.body)
@@ -294,7 +290,15 @@ pub fn patched(request: &Request<Authorized>, part: Part, old: &Value) -> Result
     Ok(object)
 }
 
-const APPLY: &str = "application/apply-patch+yaml";
+/// The object with a configuration applied.
+pub fn applied(request: &Request<Authorized>, part: Part, old: &Value, config: &Value) -> Result<Value, Status> {
+    let force = request.info.query.flag("force");
+    let mut object = managed(request, part, |writer| apply::apply(writer, Some(old), config, force))?;
+    body::settle_patched(request, &mut object, Vec::new(), &config.to_string())?;
+    Ok(object)
+}
+
+pub const APPLY: &str = "application/apply-patch+yaml";
 const PATCHES: [&str; 4] =
     ["application/json-patch+json", "application/merge-patch+json", "application/strategic-merge-patch+json", APPLY];
 /// What tells how lists merge strategically is not in a custom kind's schema.

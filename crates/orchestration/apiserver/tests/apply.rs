@@ -88,6 +88,35 @@ async fn writers_share_an_object() {
     assert!(code == 500 && error["message"].as_str().unwrap().ends_with(".spec.replica: field not declared in schema"));
 }
 
+/// Who applies a Scale owns the workload's replicas, and nothing else of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn replicas_are_applied_through_scale() {
+    let cluster = Cluster::start().await;
+    let path = |rest: &str| format!("{DEPLOYMENT}{rest}");
+    let (code, _) = cluster.json("PATCH", &path("?fieldManager=one"), APPLY, &web(Some(2), "a")).await;
+    assert_eq!(code, 201);
+    let scale = |replicas: u32| json!({"apiVersion": "autoscaling/v1", "kind": "Scale", "metadata": {"name": "web"}, "spec": {"replicas": replicas}});
+    let (code, conflict) = cluster.json("PATCH", &path("/scale?fieldManager=hpa"), APPLY, &scale(5)).await;
+    assert_eq!(code, 409);
+    assert!(conflict["message"].as_str().unwrap().contains("conflict with \"one\": .spec.replicas"), "{conflict}");
+    let (code, scaled) = cluster.json("PATCH", &path("/scale?fieldManager=hpa&force=true"), APPLY, &scale(5)).await;
+    assert_eq!((code, &scaled["kind"], &scaled["spec"]["replicas"]), (200, &json!("Scale"), &json!(5)));
+    let (_, web) = cluster.json("GET", DEPLOYMENT, APPLY, &Value::Null).await;
+    assert_eq!(web["spec"]["replicas"], json!(5));
+    let list = web["metadata"]["managedFields"].as_array().unwrap();
+    let owned = list.iter().find(|entry| entry["manager"] == "hpa").unwrap();
+    assert_eq!((&owned["subresource"], &owned["apiVersion"]), (&json!("scale"), &json!("apps/v1")));
+    assert_eq!(owned["fieldsV1"], json!({"f:spec": {"f:replicas": {}}}));
+    let (code, again) = cluster.json("PATCH", &path("/scale?fieldManager=hpa"), APPLY, &scale(5)).await;
+    assert_eq!((code, again), (200, scaled), "applying the same writes nothing");
+    let other = json!({"apiVersion": "apps/v1", "kind": "Deployment", "spec": {"replicas": 1}});
+    let (code, status) = cluster.json("PATCH", &path("/scale?fieldManager=hpa"), APPLY, &other).await;
+    assert!(
+        code == 400 && status["message"].as_str().unwrap().contains("does not match the expected type"),
+        "{status}"
+    );
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn kubectl_moves_from_client_side_to_server_side() {
     let cluster = Cluster::start().await;

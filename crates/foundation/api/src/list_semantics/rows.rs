@@ -177,6 +177,7 @@ const ATOMIC_LISTS: &[(&str, &[&str])] = &[
     ("meta.v1.APIGroupList", &["groups"]),
     ("meta.v1.APIResource", &["categories", "shortNames"]),
     ("meta.v1.APIResourceList", &["resources"]),
+    ("meta.v1.APIVersions", &["serverAddressByClientCIDRs", "versions"]),
     ("meta.v1.DeleteOptions", &["dryRun"]),
     ("meta.v1.LabelSelector", &["matchExpressions"]),
     ("meta.v1.LabelSelectorRequirement", &["values"]),

@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
 
-use super::{annotated, document, gnostic, list_schema, swagger};
+use super::{Parts, annotated, gnostic, list_schema, swagger};
 use crate::custom::Catalog;
 use crate::registry::{Kind, group_path};
 
@@ -33,8 +33,9 @@ impl Documents {
             for row in catalog.custom() {
                 let path = group_path(row.group, row.version).trim_start_matches('/').to_owned();
                 documents.entry(path).or_insert_with(|| {
-                    let kinds: Vec<&Kind> = catalog.kinds_of(row.group, row.version).collect();
-                    document(&kinds, &schemas).to_string().into()
+                    let mut parts = Parts::default();
+                    catalog.kinds_of(row.group, row.version).for_each(|kind| parts.add(kind, &schemas));
+                    parts.finish().to_string().into()
                 });
             }
             documents

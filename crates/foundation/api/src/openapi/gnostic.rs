@@ -83,7 +83,9 @@ fn path_item(item: &Value) -> Vec<u8> {
 
 fn operation(operation: &Value) -> Vec<u8> {
     let mut writer = Writer::default();
-    for parameter in operation["parameters"].as_array().into_iter().flatten() {
+    // Only those of the query are looked for in this form.
+    let parameters = operation["parameters"].as_array().into_iter().flatten();
+    for parameter in parameters.filter(|parameter| parameter["in"] == "query") {
         let mut query = Writer::default();
         query.string(2, text(parameter, "in"));
         query.string(4, text(parameter, "name"));

@@ -4,6 +4,7 @@
 
 mod custom;
 mod gnostic;
+mod paths;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::LazyLock;
@@ -61,39 +62,32 @@ fn swagger<'a>(custom: impl IntoIterator<Item = &'a Kind>, add: impl Fn(&mut Map
     let mut definitions = annotated("#/definitions/");
     add(&mut definitions);
     definitions.values_mut().for_each(unwrap_references);
-    let mut paths = Map::new();
-    for kind in KINDS.iter().chain(custom) {
-        let collection = kind.path(kind.namespaced.then_some("{namespace}"));
-        paths.insert(format!("{collection}/{{name}}"), v2_operations(one(kind)));
-        paths.insert(collection, v2_operations(many(kind)));
-    }
+    let mut items = Map::new();
+    let kinds = KINDS.iter().chain(custom).flat_map(paths::of);
+    let discovery = paths::discovery().into_iter().map(|(_, item, _)| item);
+    items.extend(kinds.chain(discovery).map(|(path, item)| (path, paths::in_version_2(item))));
     json!({
         "swagger": "2.0",
         "info": {"title": "Kubernetes", "version": "v1.35.0"},
-        "paths": paths,
+        "paths": items,
         "definitions": definitions,
     })
-}
-
-/// Version 3 operations in the words of version 2.
-fn v2_operations(mut item: Value) -> Value {
-    for operation in item.as_object_mut().into_iter().flat_map(|methods| methods.values_mut()) {
-        for parameter in operation["parameters"].as_array_mut().into_iter().flatten() {
-            *parameter = json!({"name": parameter["name"], "in": "query", "type": "string", "uniqueItems": true});
-        }
-        operation["responses"] = json!({"200": {"description": "OK"}});
-    }
-    item
 }
 
 /// Encoded documents by path.
 static DOCUMENTS: LazyLock<BTreeMap<String, Bytes>> = LazyLock::new(|| {
     let schemas = annotated("#/components/schemas/");
-    let mut groups: BTreeMap<String, Vec<&Kind>> = BTreeMap::new();
+    let mut documents: BTreeMap<String, Parts> = BTreeMap::new();
     for kind in KINDS.iter() {
-        groups.entry(group_path(kind.group, kind.version).trim_start_matches('/').to_owned()).or_default().push(kind);
+        let path = group_path(kind.group, kind.version).trim_start_matches('/').to_owned();
+        documents.entry(path).or_default().add(kind, &schemas);
     }
-    groups.into_iter().map(|(path, kinds)| (path, document(&kinds, &schemas).to_string().into())).collect()
+    for (path, item, answered) in paths::discovery() {
+        let document = documents.entry(path).or_default();
+        document.items.extend([item]);
+        collect(&answered, &schemas, &mut document.types);
+    }
+    documents.into_iter().map(|(path, parts)| (path, parts.finish().to_string().into())).collect()
 });
 
 /// FNV-1a: stable over restarts, so that clients keep what they have.
@@ -101,22 +95,29 @@ fn hash(text: &[u8]) -> u64 {
     text.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
-fn document(kinds: &[&Kind], schemas: &Map<String, Value>) -> Value {
-    let mut needed = BTreeMap::new();
-    let mut paths = Map::new();
-    for kind in kinds {
-        collect(kind.definition, schemas, &mut needed);
-        collect(&format!("{}List", kind.definition), schemas, &mut needed);
-        let collection = kind.path(kind.namespaced.then_some("{namespace}"));
-        paths.insert(format!("{collection}/{{name}}"), one(kind));
-        paths.insert(collection, many(kind));
+/// One document of version 3 in the making.
+#[derive(Default)]
+struct Parts {
+    items: Map<String, Value>,
+    types: BTreeMap<String, Value>,
+}
+
+impl Parts {
+    fn add(&mut self, kind: &Kind, schemas: &Map<String, Value>) {
+        collect(kind.definition, schemas, &mut self.types);
+        collect(&format!("{}List", kind.definition), schemas, &mut self.types);
+        paths::types(kind).for_each(|name| collect(&name, schemas, &mut self.types));
+        self.items.extend(paths::of(kind));
     }
-    json!({
-        "openapi": "3.0.0",
-        "info": {"title": "Kubernetes", "version": "v1.35.0"},
-        "paths": paths,
-        "components": {"schemas": needed},
-    })
+
+    fn finish(self) -> Value {
+        json!({
+            "openapi": "3.0.0",
+            "info": {"title": "Kubernetes", "version": "v1.35.0"},
+            "paths": self.items,
+            "components": {"schemas": self.types},
+        })
+    }
 }
 
 /// A definition and all it refers to.
@@ -144,57 +145,6 @@ fn references(schema: &Value, into: &mut Vec<String>) {
         Value::Array(items) => items.iter().for_each(|value| references(value, into)),
         _ => {}
     }
-}
-
-fn operation(kind: &Kind, action: &str, parameters: &[&str]) -> Value {
-    let parameters: Vec<Value> = parameters
-        .iter()
-        .map(|name| json!({"name": name, "in": "query", "schema": {"type": "string", "uniqueItems": true}}))
-        .collect();
-    json!({
-        "parameters": parameters,
-        "responses": {"200": {
-            "description": "OK",
-            "content": {"application/json": {"schema": {"$ref": format!("#/components/schemas/{}", kind.definition)}}},
-        }},
-        "x-kubernetes-action": action,
-        "x-kubernetes-group-version-kind": {"group": kind.group, "version": kind.version, "kind": kind.kind},
-    })
-}
-
-const WRITE: &[&str] = &["dryRun", "fieldManager", "fieldValidation"];
-
-fn one(kind: &Kind) -> Value {
-    let mut item = Map::new();
-    for (verb, method, action, parameters) in [
-        ("get", "get", "get", &[][..]),
-        ("update", "put", "put", WRITE),
-        ("patch", "patch", "patch", &["dryRun", "fieldManager", "fieldValidation", "force"]),
-        ("delete", "delete", "delete", &["dryRun", "gracePeriodSeconds", "propagationPolicy"]),
-    ] {
-        if kind.allows(verb) {
-            item.insert(method.to_owned(), operation(kind, action, parameters));
-        }
-    }
-    Value::Object(item)
-}
-
-fn many(kind: &Kind) -> Value {
-    let mut item = Map::new();
-    for (verb, method, action, parameters) in [
-        (
-            "list",
-            "get",
-            "list",
-            &["continue", "fieldSelector", "labelSelector", "limit", "resourceVersion", "watch"][..],
-        ),
-        ("create", "post", "post", WRITE),
-    ] {
-        if kind.allows(verb) {
-            item.insert(method.to_owned(), operation(kind, action, parameters));
-        }
-    }
-    Value::Object(item)
 }
 
 /// All definitions with references below `prefix` and Kubernetes' extensions.

@@ -6,11 +6,10 @@ use serde_json::{Map, Value, json};
 
 use super::Error;
 use super::wire::Reader;
+use crate::bounds::MAX_DEPTH;
 use crate::descriptor::{Field, Form, Label, Message, Presence, Scalar, Type, is_zero, messages};
 use crate::time;
 
-/// As deep as JSON documents may be.
-const MAX_DEPTH: usize = 100;
 /// Bounds what a small document can make of itself: an empty message takes two bytes on the wire.
 const MAX_VALUES: usize = 500_000;
 

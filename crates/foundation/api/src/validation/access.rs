@@ -122,11 +122,18 @@ const USAGES: &[&str] = &[
     "timestamping",
 ];
 
+/// A whole PEM block with something like DER in it.
+fn is_signing_request(encoded: &str) -> bool {
+    let text = crate::strategy::unbase64(encoded).and_then(|bytes| String::from_utf8(bytes).ok()).unwrap_or_default();
+    let block = text.split_once(BEGIN).and_then(|(_, rest)| rest.split_once(END));
+    let body: Option<String> = block.map(|(body, _)| body.split_whitespace().collect());
+    body.and_then(|body| crate::strategy::unbase64(&body)).is_some_and(|der| der.first() == Some(&SEQUENCE))
+}
+
 pub fn signing_request(value: &Value, errors: &mut Errors) {
     let spec = Field::spec(value);
     let request = spec.at("request");
-    let decoded = crate::strategy::unbase64(request.text()).unwrap_or_default();
-    if !decoded.windows(REQUEST.len()).any(|window| window == REQUEST) {
+    if !is_signing_request(request.text()) {
         errors.bad(&request, "PEM block type must be CERTIFICATE REQUEST");
     }
     let usages = spec.at("usages");
@@ -154,7 +161,10 @@ pub fn signing_request(value: &Value, errors: &mut Errors) {
     conditions(value, errors);
 }
 
-const REQUEST: &[u8] = b"-----BEGIN CERTIFICATE REQUEST-----";
+const BEGIN: &str = "-----BEGIN CERTIFICATE REQUEST-----";
+const END: &str = "-----END CERTIFICATE REQUEST-----";
+/// The tag that a request's DER begins with.
+const SEQUENCE: u8 = 0x30;
 
 /// `example.com/signer`.
 fn signer_name(field: &Field, errors: &mut Errors) {

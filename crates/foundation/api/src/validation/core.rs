@@ -41,6 +41,21 @@ const COUNTED: [&str; 20] = [
     "storage",
 ];
 
+/// Whether what a quota limits is counted within the scope. Of what is not built in that is not known.
+fn counts_all(scope: &str, hard: &Field) -> bool {
+    const COMPUTE: [&str; 6] = ["cpu", "memory", "limits.cpu", "limits.memory", "requests.cpu", "requests.memory"];
+    const CLAIMS: [&str; 2] = ["persistentvolumeclaims", "requests.storage"];
+    let mut names = hard.value.as_object().into_iter().flat_map(|map| map.keys()).map(String::as_str);
+    names.all(|name| {
+        !COUNTED.contains(&name)
+            || match scope {
+                "BestEffort" => name == "pods",
+                "VolumeAttributesClass" => CLAIMS.contains(&name),
+                _ => name == "pods" || COMPUTE.contains(&name),
+            }
+    })
+}
+
 pub fn resource_quota(value: &Value, errors: &mut Errors) {
     let spec = Field::spec(value);
     let hard = spec.at("hard");
@@ -65,6 +80,9 @@ pub fn resource_quota(value: &Value, errors: &mut Errors) {
     for scope in spec.at("scopes").items() {
         errors.known(&scope, SCOPES);
         scopes.push(scope.text());
+        if !counts_all(scope.text(), &hard) {
+            errors.bad(&spec.at("scopes"), "unsupported scope applied to resource");
+        }
     }
     for (one, other) in [("BestEffort", "NotBestEffort"), ("Terminating", "NotTerminating")] {
         if scopes.contains(&one) && scopes.contains(&other) {
@@ -73,6 +91,9 @@ pub fn resource_quota(value: &Value, errors: &mut Errors) {
     }
     for term in spec.at("scopeSelector").at("matchExpressions").items() {
         errors.need_known(&term.at("scopeName"), SCOPES);
+        if !counts_all(term.at("scopeName").text(), &hard) {
+            errors.bad(&spec.at("scopeSelector"), "unsupported scope applied to resource");
+        }
         let values = term.at("values");
         match term.at("operator").text() {
             "In" | "NotIn" if values.len() == 0 => {

@@ -11,6 +11,12 @@ use crate::registry::Kind;
 const ANNOTATIONS: usize = 256 << 10;
 
 pub(super) fn create(kind: &Kind, object: &Value, errors: &mut Errors) {
+    let prefix = meta::text(object, &["metadata", "generateName"]);
+    if !prefix.is_empty() {
+        // What comes after it may also come after a dash.
+        let whole = prefix.strip_suffix('-').filter(|rest| !rest.is_empty()).unwrap_or(prefix);
+        errors.complaints("metadata.generateName", prefix, (kind.name_format)(whole));
+    }
     let name = meta::name(object);
     if name.is_empty() {
         errors.push(FieldError::required("metadata.name", "name or generateName is required"));
@@ -36,8 +42,7 @@ fn common(object: &Value, errors: &mut Errors) {
         size += key.len() + value.as_str().map_or(0, str::len);
     }
     if size > ANNOTATIONS {
-        let why = format!("may not be more than {ANNOTATIONS} bytes");
-        errors.push(FieldError::invalid("metadata.annotations", "", &why));
+        errors.too_long("metadata.annotations", ANNOTATIONS);
     }
     for finalizer in meta::items(object, &["metadata", "finalizers"]) {
         let finalizer = finalizer.as_str().unwrap_or_default();

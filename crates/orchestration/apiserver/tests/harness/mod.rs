@@ -139,6 +139,21 @@ impl Cluster {
         if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
     }
 
+    /// Runs lines with one kubectl as the administrator, each with an input, and returns those that did not say the
+    /// words they should. Words of a line are parted by spaces; `~` is a space within a word.
+    pub async fn wrong(&self, program: &Path, lines: &[(&str, &str, &str)]) -> Vec<String> {
+        let mut wrong = Vec::new();
+        for (line, input, words) in lines {
+            let args: Vec<String> = line.split(' ').map(|word| word.replace('~', " ")).collect();
+            let args: Vec<&str> = args.iter().map(String::as_str).collect();
+            match self.run_with(program, "admin", &args, input).await {
+                Ok(said) if said.contains(words) => {}
+                other => wrong.push(format!("{program:?} {line}: {other:?} instead of {words:?}")),
+            }
+        }
+        wrong
+    }
+
     /// The status of a GET by somebody who proves nothing.
     pub async fn curl(&self, path: &str, args: &[&str]) -> String {
         let mut command = Command::new("curl");

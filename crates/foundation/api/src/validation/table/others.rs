@@ -54,7 +54,7 @@ fn access() {
     check(
         "certificates.k8s.io/v1/certificatesigningrequests",
         r#"{"metadata": {"name": "c"}, "spec": {"signerName": "a.b/c", "usages": ["client auth"],
-            "request": "LS0tLS1CRUdJTiBDRVJUSUZJQ0FURSBSRVFVRVNULS0tLS0K"}}"#,
+            "request": "LS0tLS1CRUdJTiBDRVJUSUZJQ0FURSBSRVFVRVNULS0tLS0KTUFBPQotLS0tLUVORCBDRVJUSUZJQ0FURSBSRVFVRVNULS0tLS0K"}}"#,
         &[
             ("/spec/usages", "[]", "spec.usages: Required value: usages must be provided"),
             ("/spec/usages/0", "\"magic\"", "spec.usages[0]: Unsupported value: \"magic\""),
