@@ -14,6 +14,7 @@ mod nameserver;
 mod pidfile;
 mod place;
 mod preflight;
+mod settings;
 mod store;
 
 use std::process::ExitCode;

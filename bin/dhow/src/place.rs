@@ -23,6 +23,8 @@ pub struct Place {
     pub authentication_config: Option<PathBuf>,
     pub audit_policy: Option<PathBuf>,
     pub audit_log: Option<PathBuf>,
+    /// The file of settings.
+    pub config: PathBuf,
     pub log_format: LogFormat,
 }
 
@@ -79,6 +81,7 @@ impl Place {
             authentication_config: args.authentication_config.as_ref().map(file).transpose()?,
             audit_policy: args.audit_policy.as_ref().map(file).transpose()?,
             audit_log: args.audit_log.as_ref().map(file).transpose()?,
+            config: std::path::absolute(&args.config).context("resolve the settings file")?,
             log_format: args.log_format,
         })
     }
@@ -117,7 +120,8 @@ impl Place {
 
     /// The flags that resolve to this place again.
     pub fn as_args(&self) -> Vec<OsString> {
-        let flags: [(&str, OsString); 6] = [
+        let flags: [(&str, OsString); 7] = [
+            ("--config", self.config.clone().into()),
             ("--data-dir", self.data_dir.clone().into()),
             ("--run-dir", self.run_dir.clone().into()),
             ("--node-name", self.node_name.clone().into()),
