@@ -11,7 +11,7 @@ use dhow_apiserver::{AccessConfig, ApiServer, ServiceRange, UserInfo};
 use dhow_base::pki::SaKey;
 use dhow_client::Client;
 use dhow_cri::embedded::{EmbeddedConfig, EmbeddedRuntime};
-use dhow_image::{ImageStore, PullOptions};
+use dhow_image::{GcConfig, ImageStore, PullOptions, Registries};
 use dhow_net::{Cidr, Net, NetConfig};
 use dhow_node::{Node, NodeConfig};
 use dhow_oci::client::Program;
@@ -26,6 +26,7 @@ use crate::access;
 use crate::keys::{self, Keys, NodeKeys};
 use crate::leading::Leading;
 use crate::place::{self, Place};
+use crate::settings::Settings;
 use crate::store::{self, Store};
 use crate::{cluster_dns, nameserver};
 
@@ -185,15 +186,25 @@ async fn open_net(place: &Place) -> Result<Arc<Net>> {
     Net::open(config).await.context("set up the pod network")
 }
 
-fn open_images(place: &Place) -> Result<ImageStore> {
-    Ok(ImageStore::open(&place.data_dir.join("images"))?)
+/// The image store, how it reaches registries, and when its images go.
+struct Images {
+    store: ImageStore,
+    registries: Arc<Registries>,
+    gc: GcConfig,
+}
+
+fn open_images(place: &Place) -> Result<Images> {
+    let settings = Settings::load(&place.config)?;
+    let registries = Registries::new(settings.registries)?;
+    let store = ImageStore::open(&place.data_dir.join("images"))?;
+    Ok(Images { store, registries, gc: settings.images })
 }
 
 fn runtime_dir(place: &Place) -> PathBuf {
     place.data_dir.join("runtime")
 }
 
-async fn open_runtime(place: &Place, images: ImageStore, net: Arc<Net>) -> Result<Arc<EmbeddedRuntime>> {
+async fn open_runtime(place: &Place, images: &Images, net: Arc<Net>) -> Result<Arc<EmbeddedRuntime>> {
     let (root, run_dir) = (runtime_dir(place), place.run_dir.join("shims"));
     for folder in [&root, &run_dir] {
         fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
@@ -203,8 +214,8 @@ async fn open_runtime(place: &Place, images: ImageStore, net: Arc<Net>) -> Resul
         run_dir,
         cgroup_root: place.cgroup(),
         program: Program::own().context("prepare the shims' program")?,
-        images,
-        pull: PullOptions::default(),
+        images: images.store.clone(),
+        pull: PullOptions { registries: Arc::clone(&images.registries), ..PullOptions::default() },
         network: net,
     };
     EmbeddedRuntime::open(config).await.context("open the container runtime")
@@ -288,16 +299,17 @@ async fn run_node(
     server: Arc<ApiServer>,
     tls: Arc<rustls::ServerConfig>,
     net: Arc<Net>,
-    images: ImageStore,
+    images: Images,
     shutdown: CancellationToken,
     ready: oneshot::Sender<()>,
 ) -> Result<()> {
     let root_dir = place.data_dir.join("node");
     fs::create_dir_all(&root_dir).with_context(|| format!("create {}", root_dir.display()))?;
+    let api = dhow_image::api::Api { store: images.store.clone(), registries: Arc::clone(&images.registries) };
     let config = NodeConfig {
         name: place.node_name.clone(),
         client: node_client(&place, &server),
-        runtime: open_runtime(&place, images, net).await?,
+        runtime: open_runtime(&place, &images, net).await?,
         root_dir,
         node_ip: place.node_ip.to_string(),
         pod_cidr: Some(place::POD_CIDR.to_owned()),
@@ -307,7 +319,12 @@ async fn run_node(
         cluster_dns: place::DNS_SERVICE_IP.to_string(),
         cluster_domain: place::CLUSTER_DOMAIN.to_owned(),
         labels: BTreeMap::new(),
+        image_api: Some(Arc::new(move |request| {
+            let api = api.clone();
+            Box::pin(async move { api.serve(request).await })
+        })),
     };
+    tokio::spawn(images.store.keep_room(images.gc, shutdown.clone()));
     Node::run(config, shutdown, || {
         let _ = ready.send(());
     })
@@ -324,7 +341,7 @@ pub async fn stop_containers(place: &Place, remove: bool) -> Result<usize> {
     }
     let net = open_net(place).await?;
     let images = blocking(place, "open the image store", open_images).await?;
-    let runtime = open_runtime(place, images, net).await?;
+    let runtime = open_runtime(place, &images, net).await?;
     if remove {
         return runtime.remove_all().await.context("remove the containers");
     }

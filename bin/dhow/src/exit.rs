@@ -21,6 +21,18 @@ impl std::fmt::Display for TimedOut {
 
 impl std::error::Error for TimedOut {}
 
+/// Marks an error as something that is not there.
+#[derive(Debug)]
+pub struct NotFound(pub String);
+
+impl std::fmt::Display for NotFound {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for NotFound {}
+
 /// Shows an error with its causes on standard error and picks the exit code.
 pub fn report(result: anyhow::Result<()>) -> ExitCode {
     match result {
@@ -35,6 +47,9 @@ pub fn report(result: anyhow::Result<()>) -> ExitCode {
 fn code(error: &anyhow::Error) -> u8 {
     if error.is::<TimedOut>() {
         return TIMEOUT;
+    }
+    if error.is::<NotFound>() {
+        return NOT_FOUND;
     }
     match error.downcast_ref::<dhow_client::Error>() {
         Some(error) if error.is_not_found() => NOT_FOUND,

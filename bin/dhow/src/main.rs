@@ -16,6 +16,7 @@ mod nameserver;
 mod pidfile;
 mod place;
 mod preflight;
+mod settings;
 mod shared;
 mod store;
 

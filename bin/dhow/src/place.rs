@@ -32,6 +32,8 @@ pub struct Place {
     pub authentication_config: Option<PathBuf>,
     pub audit: Option<AuditPlace>,
     pub admission_plugins: Vec<AdmissionPlugin>,
+    /// The file of settings.
+    pub config: PathBuf,
     pub log_format: LogFormat,
 }
 
@@ -114,6 +116,7 @@ impl Place {
                 None => None,
             },
             admission_plugins: args.enable_admission_plugins.clone(),
+            config: std::path::absolute(&args.config).context("resolve the settings file")?,
             log_format: args.log_format,
         })
     }
@@ -162,7 +165,8 @@ impl Place {
 
     /// The flags that resolve to this place again.
     pub fn as_args(&self) -> Vec<OsString> {
-        let flags: [(&str, OsString); 7] = [
+        let flags: [(&str, OsString); 8] = [
+            ("--config", self.config.clone().into()),
             ("--data-dir", self.data_dir.clone().into()),
             ("--run-dir", self.run_dir.clone().into()),
             ("--node-name", self.node_name.clone().into()),
@@ -180,10 +184,7 @@ impl Place {
             }
         }
         flags.extend(self.tls_sans.iter().map(|name| ("--tls-san", name.into())));
-        let files = [
-            ("--token-file", &self.token_file),
-            ("--authentication-config", &self.authentication_config),
-        ];
+        let files = [("--token-file", &self.token_file), ("--authentication-config", &self.authentication_config)];
         flags.extend(files.into_iter().filter_map(|(flag, path)| Some((flag, path.as_ref()?.into()))));
         if let Some(audit) = &self.audit {
             flags.extend([

@@ -142,6 +142,11 @@ impl Client {
         self.transport.call(request).await
     }
 
+    /// As [`Client::request`], with a body that is sent as it comes.
+    pub async fn upload(&self, request: Request<Body>) -> Result<Response<Body>, Error> {
+        self.transport.upload(request).await
+    }
+
     /// Opens a stream: the response's body if the server agreed, else its error.
     pub async fn open(&self, path: &str) -> Result<Body, Error> {
         let response = self.send(Method::GET, path, "", Bytes::new()).await?;

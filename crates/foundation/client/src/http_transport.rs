@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::uri::PathAndQuery;
 use http::{HeaderValue, Request, Response, Uri, header};
-use http_body_util::{BodyExt, Full};
+use http_body_util::BodyExt;
 use hyper_util::client::legacy::Client as Pool;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
@@ -14,7 +14,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use crate::tls_connector::TlsConnector;
-use crate::transport::{Body, Transport};
+use crate::transport::{Body, Transport, full};
 use crate::{Error, kubeconfig};
 
 /// Where and as whom to connect.
@@ -48,7 +48,7 @@ pub enum Auth {
 pub(crate) struct HttpsTransport {
     server: Uri,
     auth: Auth,
-    pool: Pool<TlsConnector, Full<Bytes>>,
+    pool: Pool<TlsConnector, Body>,
 }
 
 impl HttpsTransport {
@@ -115,6 +115,10 @@ fn tls_config(config: &HttpsConfig) -> Result<rustls::ClientConfig, Error> {
 #[async_trait::async_trait]
 impl Transport for HttpsTransport {
     async fn call(&self, request: Request<Bytes>) -> Result<Response<Body>, Error> {
+        self.upload(request.map(full)).await
+    }
+
+    async fn upload(&self, request: Request<Body>) -> Result<Response<Body>, Error> {
         let (mut parts, body) = request.into_parts();
         let mut uri = self.server.clone().into_parts();
         uri.path_and_query = parts.uri.path_and_query().cloned().or(Some(PathAndQuery::from_static("/")));
@@ -124,7 +128,7 @@ impl Transport for HttpsTransport {
         }
         let response = self
             .pool
-            .request(Request::from_parts(parts, Full::new(body)))
+            .request(Request::from_parts(parts, body))
             .await
             .map_err(|error| Error::connection(format!("cannot reach {}", self.server), error))?;
         Ok(response.map(|body| {

@@ -12,6 +12,13 @@ pub type Body = http_body_util::combinators::UnsyncBoxBody<Bytes, Error>;
 #[async_trait::async_trait]
 pub trait Transport: Send + Sync + 'static {
     async fn call(&self, request: http::Request<Bytes>) -> Result<http::Response<Body>, Error>;
+
+    /// As `call`, for a body that is too large to have in memory. Without a way to stream it is read whole.
+    async fn upload(&self, request: http::Request<Body>) -> Result<http::Response<Body>, Error> {
+        let (parts, body) = request.into_parts();
+        let body = body.collect().await?.to_bytes();
+        self.call(http::Request::from_parts(parts, body)).await
+    }
 }
 
 /// A body that is already there.

@@ -4,24 +4,31 @@
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
 
 use crate::digest::Hasher;
 use crate::error::At;
+use crate::locks::Locks;
 use crate::{Digest, Error, Result};
 
 /// A download interrupted longer ago than this is not worth resuming.
-const STALE_PART: Duration = Duration::from_secs(24 * 3600);
+pub(crate) const STALE_PART: Duration = Duration::from_secs(24 * 3600);
+
+const PART: &str = "part-";
+/// Lists the blobs that a pull needs, by the digest of its manifest.
+const PULL: &str = "pull-";
 
 pub(crate) struct Content {
     root: PathBuf,
     /// Digests that work in progress relies on; garbage collection leaves them alone.
     pins: Mutex<HashMap<Digest, usize>>,
-    locks: Mutex<HashMap<Digest, Weak<tokio::sync::Mutex<()>>>>,
+    /// Downloads under way.
+    pub fetching: Locks,
 }
 
 impl Content {
@@ -30,8 +37,8 @@ impl Content {
             let dir = root.join(dir);
             fs::create_dir_all(&dir).at("create", &dir)?;
         }
-        let content = Content { root: root.to_owned(), pins: Mutex::default(), locks: Mutex::default() };
-        content.clean_ingest()?;
+        let content = Content { root: root.to_owned(), pins: Mutex::default(), fetching: Locks::default() };
+        content.sweep_ingest(true, STALE_PART)?;
         Ok(Arc::new(content))
     }
 
@@ -69,23 +76,6 @@ impl Content {
     pub fn pin(self: &Arc<Self>, digest: &Digest) -> Pin {
         *self.pins.lock().entry(digest.clone()).or_insert(0) += 1;
         Pin { content: self.clone(), digest: digest.clone() }
-    }
-
-    /// One ingest per digest at a time; the others wait here and then find the blob.
-    pub async fn exclusive(&self, digest: &Digest) -> tokio::sync::OwnedMutexGuard<()> {
-        let lock = {
-            let mut locks = self.locks.lock();
-            locks.retain(|_, lock| lock.strong_count() > 0);
-            match locks.get(digest).and_then(Weak::upgrade) {
-                Some(lock) => lock,
-                None => {
-                    let lock = Arc::new(tokio::sync::Mutex::new(()));
-                    locks.insert(digest.clone(), Arc::downgrade(&lock));
-                    lock
-                }
-            }
-        };
-        lock.lock_owned().await
     }
 
     /// Stores a blob whose digest is known only once it is read, and pins it. `expected` is checked if given.
@@ -130,9 +120,9 @@ impl Content {
         Ok(self.ingest(what, bytes, expected)?.0)
     }
 
-    /// Opens the partial download of `digest`, picking up what an earlier attempt left.
+    /// Opens the partial download of `digest`, picking up what an earlier attempt left. The caller has it exclusively.
     pub fn resume(self: &Arc<Self>, digest: &Digest, size: u64) -> Result<Partial> {
-        let path = self.ingest_dir().join(format!("part-{}-{}", digest.algorithm(), digest.hex()));
+        let path = self.ingest_dir().join(format!("{PART}{}-{}", digest.algorithm(), digest.hex()));
         let mut file =
             OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).at("open", &path)?;
         let mut hasher = Hasher::like(digest);
@@ -146,17 +136,51 @@ impl Content {
             hasher.update(&buffer[..n]);
             have += n as u64;
         }
+        let file = Arc::new(file);
         let mut partial = Partial { content: self.clone(), digest: digest.clone(), path, file, hasher, have, size };
         if have > size {
-            partial.restart()?;
+            partial.file.set_len(0).at("truncate", &partial.path)?;
+            partial.restart();
         }
         Ok(partial)
+    }
+
+    /// Keeps the blobs of an unfinished pull for another attempt, also after a restart.
+    pub fn remember_pull(&self, manifest: &Digest, blobs: &[Digest]) -> Result<()> {
+        let lines: Vec<&str> = blobs.iter().map(Digest::as_str).collect();
+        write_whole(&self.pull_path(manifest), lines.join("\n").as_bytes())
+    }
+
+    /// There will be no other attempt, or none is needed.
+    pub fn forget_pull(&self, manifest: &Digest) {
+        if let Err(error) = fs::remove_file(self.pull_path(manifest)) {
+            tracing::debug!(%manifest, %error, "forget the pull");
+        }
+    }
+
+    fn pull_path(&self, manifest: &Digest) -> PathBuf {
+        self.ingest_dir().join(format!("{PULL}{}-{}", manifest.algorithm(), manifest.hex()))
+    }
+
+    fn remembered(&self) -> Result<HashSet<Digest>> {
+        let dir = self.ingest_dir();
+        let mut blobs = HashSet::new();
+        for entry in fs::read_dir(&dir).at("list", &dir)? {
+            let entry = entry.at("list", &dir)?;
+            if entry.file_name().to_string_lossy().starts_with(PULL) {
+                // Finished meanwhile is fine.
+                let text = fs::read_to_string(entry.path()).unwrap_or_default();
+                blobs.extend(text.lines().filter_map(|line| Digest::parse(line).ok()));
+            }
+        }
+        Ok(blobs)
     }
 
     /// Deletes every blob that is neither `live` nor pinned; returns the bytes freed.
     pub fn collect(&self, live: &HashSet<Digest>) -> Result<u64> {
         // Held throughout: work that pins afterwards sees the blob gone and fetches it again.
         let pins = self.pins.lock();
+        let remembered = self.remembered()?;
         let mut freed = 0;
         for algorithm in ["sha256", "sha512"] {
             let dir = self.root.join("blobs").join(algorithm);
@@ -164,27 +188,59 @@ impl Content {
                 let entry = entry.at("list", &dir)?;
                 let name = entry.file_name();
                 let Ok(digest) = Digest::parse(&format!("{algorithm}:{}", name.to_string_lossy())) else { continue };
-                if live.contains(&digest) || pins.contains_key(&digest) {
+                if live.contains(&digest) || remembered.contains(&digest) || pins.contains_key(&digest) {
                     continue;
                 }
-                freed += entry.metadata().map(|m| m.len()).unwrap_or(0);
+                freed += entry.metadata().map(|m| m.blocks() * 512).unwrap_or(0);
                 fs::remove_file(entry.path()).at("remove", &entry.path())?;
             }
         }
         Ok(freed)
     }
 
-    fn clean_ingest(&self) -> Result<()> {
+    /// Deletes what nobody works on: temporary files of an earlier run (`all`), and partial downloads not touched for
+    /// `age`. Returns the bytes freed.
+    pub fn sweep_ingest(&self, all: bool, age: Duration) -> Result<u64> {
         let dir = self.ingest_dir();
+        let mut freed = 0;
         for entry in fs::read_dir(&dir).at("list", &dir)? {
             let entry = entry.at("list", &dir)?;
-            let fresh =
-                entry.metadata().and_then(|m| m.modified()).is_ok_and(|t| t.elapsed().is_ok_and(|a| a < STALE_PART));
-            if !(entry.file_name().to_string_lossy().starts_with("part-") && fresh) {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let Ok(meta) = entry.metadata() else { continue };
+            let digest = |text: &str| Digest::parse(&text.replacen('-', ":", 1));
+            let busy = match (name.strip_prefix(PART), name.strip_prefix(PULL)) {
+                (Some(blob), _) => digest(blob).is_ok_and(|blob| self.fetching.busy(&blob)),
+                (None, Some(manifest)) => digest(manifest).is_ok_and(|manifest| self.pinned(&manifest)),
+                (None, None) => !all,
+            };
+            let old = all && !name.starts_with(PART) && !name.starts_with(PULL)
+                || meta.modified().is_ok_and(|t| t.elapsed().is_ok_and(|a| a >= age));
+            let doomed = old && !busy;
+            if doomed {
                 fs::remove_file(entry.path()).at("remove", &entry.path())?;
+                freed += meta.blocks() * 512;
             }
         }
-        Ok(())
+        Ok(freed)
+    }
+
+    /// Bytes and files that blobs and partial downloads take on disk.
+    pub fn usage(&self) -> Result<(u64, u64)> {
+        let (mut bytes, mut files) = (0, 0);
+        for dir in [self.root.join("blobs/sha256"), self.root.join("blobs/sha512"), self.ingest_dir()] {
+            for entry in fs::read_dir(&dir).at("list", &dir)? {
+                // Gone meanwhile is fine.
+                if let Ok(meta) = entry.at("list", &dir)?.metadata() {
+                    bytes += meta.blocks() * 512;
+                    files += 1;
+                }
+            }
+        }
+        Ok((bytes, files))
+    }
+
+    pub fn pinned(&self, digest: &Digest) -> bool {
+        self.pins.lock().contains_key(digest)
     }
 }
 
@@ -216,7 +272,7 @@ pub(crate) struct Partial {
     content: Arc<Content>,
     digest: Digest,
     path: PathBuf,
-    file: File,
+    file: Arc<File>,
     hasher: Hasher,
     have: u64,
     size: u64,
@@ -236,20 +292,21 @@ impl Partial {
         if have > self.size {
             return Err(Error::SizeMismatch { what: self.digest.to_string(), expected: self.size, actual: have });
         }
-        self.file.write_all(bytes).at("write", &self.path)?;
+        self.file.write_all_at(bytes, self.have).at("write", &self.path)?;
         self.hasher.update(bytes);
         self.have = have;
         Ok(())
     }
 
-    /// Forgets what was downloaded.
-    pub fn restart(&mut self) -> Result<()> {
-        use std::io::Seek;
-        self.file.set_len(0).at("truncate", &self.path)?;
-        self.file.rewind().at("rewind", &self.path)?;
+    /// For reading what is written so far.
+    pub fn file(&self) -> Arc<File> {
+        self.file.clone()
+    }
+
+    /// Begins anew. The bytes stay until they are overwritten: someone may be reading them.
+    pub fn restart(&mut self) {
         self.hasher = Hasher::like(&self.digest);
         self.have = 0;
-        Ok(())
     }
 
     /// Verifies size and digest and puts the blob in place. A wrong blob is thrown away.
@@ -259,7 +316,7 @@ impl Partial {
             return Err(Error::SizeMismatch { what: self.digest.to_string(), expected, actual });
         }
         let actual = std::mem::replace(&mut self.hasher, Hasher::sha256()).finish();
-        if let Err(e) = self.digest.expect("downloaded blob", &actual) {
+        if let Err(e) = self.digest.expect(&format!("failed commit on {}", self.digest), &actual) {
             fs::remove_file(&self.path).at("remove", &self.path)?;
             return Err(e);
         }

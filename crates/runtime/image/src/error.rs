@@ -1,12 +1,14 @@
-//! What can go wrong with images.
+//! What can go wrong with images. Where containerd has words for it, these are its words: they end up in events and
+//! in the waiting message of `ErrImagePull`, where people and tools look for them.
 
 use std::path::Path;
+use std::time::Duration;
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("invalid image reference {reference:?}: {reason}")]
+    #[error("invalid reference format: {reference:?}: {reason}")]
     InvalidReference { reference: String, reason: &'static str },
     #[error("invalid digest {0:?}: expected sha256:<64 hex digits> or sha512:<128 hex digits>")]
     InvalidDigest(String),
@@ -14,32 +16,46 @@ pub enum Error {
     NotFound(String),
     #[error("image id prefix {0:?} is ambiguous")]
     Ambiguous(String),
-    #[error("{what}: content does not match its digest: expected {expected}, got {actual}")]
+    #[error("{what}: unexpected commit digest {actual}, expected {expected}: failed precondition")]
     DigestMismatch { what: String, expected: String, actual: String },
-    #[error("{what}: expected {expected} bytes, got {actual}")]
+    #[error("{what}: unexpected commit size {actual}, expected {expected}: failed precondition")]
     SizeMismatch { what: String, expected: u64, actual: u64 },
     /// A layer is malformed or hostile, or cannot be represented on this machine.
-    #[error("layer {layer}, entry {entry:?}: {message}")]
+    #[error("failed to extract layer {layer}: entry {entry:?}: {message}")]
     Layer { layer: String, entry: String, message: String },
     #[error("{what}: {message}")]
     Manifest { what: String, message: String },
-    #[error("{reference} has no image for platform {wanted}; it has: {available}")]
+    #[error("{reference}: no match for platform {wanted} in manifest: not found; it has: {available}")]
     NoPlatform { reference: String, wanted: String, available: String },
     #[error("archive: {0}")]
     Archive(String),
     /// The registry answered, and the answer was no.
-    #[error("{url}: registry answered {status}: {message}")]
+    #[error("{url}: unexpected status from registry: {status}: {message}")]
     Registry { url: String, status: u16, message: String },
-    #[error("{url}: access denied by the registry; the image does not exist or needs credentials")]
-    Unauthorized { url: String },
+    /// Only by the registry's own word that there is nothing under this name.
+    #[error("{url}: not found: {message}")]
+    Missing { url: String, message: String },
+    #[error("{url}: toomanyrequests: {message}; the registry asks to wait {} s", wait.as_secs())]
+    RateLimited { url: String, message: String, wait: Duration },
+    #[error(
+        "{url}: pull access denied, repository does not exist or may require authorization: authorization failed{}",
+        if message.is_empty() { String::new() } else { format!(": {message}") }
+    )]
+    Unauthorized { url: String, message: String },
     #[error("{url}: cannot reach the registry")]
     Transport {
         url: String,
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    #[error("TLS configuration: {0}")]
+    #[error("{host} sent nothing for {} s while fetching {what} ({have} of {size} bytes)", silence.as_secs())]
+    Stalled { host: String, what: String, have: u64, size: u64, silence: Duration },
+    #[error("TLS: {0}")]
     Tls(String),
+    #[error("registry configuration: {0}")]
+    Config(String),
+    #[error("credentials: {0}")]
+    Credentials(String),
     #[error("the image store at {0} is in use by another process")]
     InUse(String),
     #[error("{context}")]
@@ -54,7 +70,27 @@ pub enum Error {
 
 impl Error {
     pub fn is_not_found(&self) -> bool {
-        matches!(self, Error::NotFound(_) | Error::Registry { status: 404, .. })
+        matches!(self, Error::NotFound(_) | Error::Missing { .. } | Error::NoPlatform { .. })
+    }
+
+    /// Whether the registry could not be asked, as opposed to having said no.
+    pub fn is_unavailable(&self) -> bool {
+        match self {
+            Error::Transport { .. } | Error::Stalled { .. } | Error::RateLimited { .. } => true,
+            Error::Registry { status, .. } => *status >= 500,
+            _ => false,
+        }
+    }
+
+    /// The error and its causes in one line, as a person sees it in a pod's status.
+    pub fn chain(&self) -> String {
+        let mut text = self.to_string();
+        let mut cause = std::error::Error::source(self);
+        while let Some(next) = cause {
+            text.push_str(&format!(": {next}"));
+            cause = next.source();
+        }
+        text
     }
 
     pub(crate) fn io(context: impl Into<String>, source: impl Into<std::io::Error>) -> Self {

@@ -1,67 +1,173 @@
-//! Writes an image as an oci-archive.
+//! Writes images as an oci-archive or a docker-archive, as a stream.
 
-use std::collections::BTreeMap;
-use std::io::{Read, Write};
+use std::collections::{BTreeMap, HashSet};
+use std::io::{self, Read, Write};
 
+use serde::Serialize;
 use tokio::io::AsyncWrite;
 use tokio_util::io::SyncIoBridge;
 
+use crate::compress::decompress;
+use crate::content::Content;
+use crate::index::{Layer, Record};
 use crate::manifest::{Descriptor, Index, OCI_INDEX};
 use crate::store::{ImageStore, blocking};
-use crate::{Error, Reference, Result};
+use crate::{Digest, Error, Reference, Result};
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ArchiveFormat {
+    /// An OCI layout in a tar: layers as they are.
+    #[default]
+    Oci,
+    /// What `docker load` has always read: layers uncompressed.
+    Docker,
+}
+
+/// One entry of a docker-archive's `manifest.json`.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Entry {
+    config: String,
+    repo_tags: Vec<String>,
+    layers: Vec<String>,
+}
 
 pub(crate) async fn export(
     store: &ImageStore,
-    reference: &str,
+    references: &[String],
+    format: ArchiveFormat,
     writer: impl AsyncWrite + Send + Unpin + 'static,
 ) -> Result<()> {
-    // The pins keep the blobs should the image be removed meanwhile.
-    let (record, pins) = store.record(reference)?;
-    let name = Reference::parse(reference)
-        .ok()
-        .map(|r| r.to_string())
-        .filter(|r| record.references.contains(r))
-        .or_else(|| record.references.first().cloned());
+    // The pins keep the blobs should an image be removed meanwhile.
+    let mut wanted = Vec::new();
+    let mut pins = Vec::new();
+    for reference in references {
+        let (record, held) = store.record(reference)?;
+        let names = names(&record, reference);
+        wanted.push((record, names));
+        pins.extend(held);
+    }
     let content = store.inner.content.clone();
     let bridge = SyncIoBridge::new(writer);
     blocking(move || {
         let _pins = pins;
-        let failed = |e| Error::io("write archive", e);
-        let mut manifest: Descriptor = record.manifest.clone();
-        manifest.annotations = name.map(|name| {
-            BTreeMap::from([
-                ("org.opencontainers.image.ref.name".to_owned(), name.clone()),
-                ("io.containerd.image.name".to_owned(), name),
-            ])
-        });
-        let mut index = Index { schema_version: 2, media_type: OCI_INDEX.to_owned(), manifests: vec![manifest] };
-        index.manifests[0].platform = None;
-        let index = serde_json::to_vec(&index).map_err(|e| Error::Archive(e.to_string()))?;
-        let mut tar = tar::Builder::new(bridge);
-        append(&mut tar, "oci-layout", &br#"{"imageLayoutVersion":"1.0.0"}"#[..], 30).map_err(failed)?;
-        append(&mut tar, "index.json", &index[..], index.len() as u64).map_err(failed)?;
-        let mut written = std::collections::HashSet::new();
-        let blobs = [&record.manifest.digest, &record.id].into_iter().chain(record.layers.iter().map(|l| &l.blob));
-        for digest in blobs {
-            if !written.insert(digest.clone()) {
-                continue;
-            }
-            let file = content.open_blob(digest)?;
-            let size = content.size(digest)?;
-            let path = format!("blobs/{}/{}", digest.algorithm(), digest.hex());
-            append(&mut tar, &path, file, size).map_err(failed)?;
+        let mut archive = Archive { tar: tar::Builder::new(bridge), content: &content, written: HashSet::new() };
+        match format {
+            ArchiveFormat::Oci => archive.oci(&wanted)?,
+            ArchiveFormat::Docker => archive.docker(&wanted)?,
         }
-        let mut bridge = tar.into_inner().map_err(failed)?;
+        let mut bridge = archive.tar.into_inner().map_err(failed)?;
         bridge.flush().map_err(failed)?;
         bridge.shutdown().map_err(failed)
     })
     .await
 }
 
-fn append<W: Write>(tar: &mut tar::Builder<W>, path: &str, data: impl Read, size: u64) -> std::io::Result<()> {
-    let mut header = tar::Header::new_ustar();
-    header.set_mode(0o644);
-    header.set_size(size);
-    header.set_mtime(0);
-    tar.append_data(&mut header, path, data)
+/// The one name an image was asked for by, or all it has when it was asked for by id.
+fn names(record: &Record, wanted: &str) -> Vec<String> {
+    match Reference::parse(wanted).map(|r| r.to_string()) {
+        Ok(name) if record.references.contains(&name) => vec![name],
+        _ => record.references.iter().cloned().collect(),
+    }
+}
+
+fn failed(error: io::Error) -> Error {
+    Error::io("write archive", error)
+}
+
+fn json(value: &impl Serialize) -> Result<Vec<u8>> {
+    serde_json::to_vec(value).map_err(|e| Error::Archive(e.to_string()))
+}
+
+struct Archive<'a, W: Write> {
+    tar: tar::Builder<W>,
+    content: &'a Content,
+    /// Paths that are in it.
+    written: HashSet<String>,
+}
+
+impl<W: Write> Archive<'_, W> {
+    fn oci(&mut self, images: &[(Record, Vec<String>)]) -> Result<()> {
+        let mut manifests = Vec::new();
+        for (record, names) in images {
+            let plain = Descriptor { platform: None, annotations: None, ..record.manifest.clone() };
+            if names.is_empty() {
+                manifests.push(plain.clone());
+            }
+            manifests.extend(names.iter().map(|name| Descriptor {
+                annotations: Some(BTreeMap::from([
+                    ("org.opencontainers.image.ref.name".to_owned(), name.clone()),
+                    ("io.containerd.image.name".to_owned(), name.clone()),
+                ])),
+                ..plain.clone()
+            }));
+        }
+        let index = Index { schema_version: 2, media_type: OCI_INDEX.to_owned(), manifests };
+        self.append("oci-layout", &br#"{"imageLayoutVersion":"1.0.0"}"#[..], 30)?;
+        let index = json(&index)?;
+        self.append("index.json", &index[..], index.len() as u64)?;
+        for (record, _) in images {
+            let blobs = [&record.manifest.digest, &record.id].into_iter().chain(record.layers.iter().map(|l| &l.blob));
+            for digest in blobs {
+                self.blob(digest, &format!("blobs/{}/{}", digest.algorithm(), digest.hex()))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn docker(&mut self, images: &[(Record, Vec<String>)]) -> Result<()> {
+        let mut entries = Vec::new();
+        for (record, names) in images {
+            for layer in &record.layers {
+                self.unpacked(layer)?;
+            }
+            let config = format!("{}.json", record.id.hex());
+            self.blob(&record.id, &config)?;
+            let layers = record.layers.iter().map(|layer| layer_path(&layer.diff_id)).collect();
+            entries.push(Entry { config, repo_tags: names.iter().map(|name| familiar(name)).collect(), layers });
+        }
+        let manifest = json(&entries)?;
+        self.append("manifest.json", &manifest[..], manifest.len() as u64)
+    }
+
+    fn blob(&mut self, digest: &Digest, path: &str) -> Result<()> {
+        let (file, size) = (self.content.open_blob(digest)?, self.content.size(digest)?);
+        self.append(path, file, size)
+    }
+
+    /// Unpacked twice: a tar wants the size first, and the disk is not for copies.
+    fn unpacked(&mut self, layer: &Layer) -> Result<()> {
+        let path = layer_path(&layer.diff_id);
+        if self.written.contains(&path) {
+            return Ok(());
+        }
+        let open = || {
+            decompress(self.content.open_blob(&layer.blob)?)
+                .map_err(|e| Error::io(format!("decompress layer {}", layer.blob), e))
+        };
+        let size = io::copy(&mut open()?, &mut io::sink()).map_err(failed)?;
+        let data = open()?;
+        self.append(&path, data, size)
+    }
+
+    fn append(&mut self, path: &str, data: impl Read, size: u64) -> Result<()> {
+        if !self.written.insert(path.to_owned()) {
+            return Ok(());
+        }
+        let mut header = tar::Header::new_ustar();
+        header.set_mode(0o644);
+        header.set_size(size);
+        header.set_mtime(0);
+        self.tar.append_data(&mut header, path, data).map_err(failed)
+    }
+}
+
+fn layer_path(diff_id: &Digest) -> String {
+    format!("{}/layer.tar", diff_id.hex())
+}
+
+/// As docker writes names: its hub goes without saying.
+fn familiar(name: &str) -> String {
+    let short = name.strip_prefix("docker.io/").unwrap_or(name);
+    short.strip_prefix("library/").filter(|_| short != name).unwrap_or(short).to_owned()
 }

@@ -1,6 +1,6 @@
 //! Reads docker-archive and oci-archive as a stream: one pass, members in any order.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::Read;
 use std::sync::Arc;
 
@@ -59,7 +59,8 @@ pub(crate) async fn import(store: &ImageStore, archive: impl AsyncRead + Send + 
             .filter_map(|n| Some(format!("{}@{}", Reference::parse(n).ok()?.name(), descriptor.digest)))
             .collect::<BTreeSet<_>>();
         let record = store.describe(descriptor.clone(), &manifest, indexes.clone(), names.clone(), digests.clone())?;
-        store.unpack(&record).await?;
+        let _lease = store.inner.snapshots.lease(&record.chain());
+        store.unpack(&record, &HashMap::new(), &|_| {}).await?;
         let record = store.register(descriptor, &manifest, indexes, names, digests)?;
         images.push(store.image(&record)?);
     }

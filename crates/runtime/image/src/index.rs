@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
@@ -38,6 +39,15 @@ pub(crate) struct Record {
     /// Who needs the layers to stay although the image may lose its names.
     #[serde(default)]
     pub holds: BTreeSet<String>,
+    /// When the image came here, and when it was last pulled, started or stopped; seconds since the epoch.
+    #[serde(default)]
+    pub added: u64,
+    #[serde(default)]
+    pub used: u64,
+}
+
+pub(crate) fn now() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
 
 impl Record {
@@ -137,6 +147,7 @@ impl Index {
                 known.references.extend(record.references);
                 known.digests.extend(record.digests);
                 known.holds.extend(record.holds);
+                known.used = known.used.max(record.used);
                 for index in record.indexes {
                     if known.indexes.iter().all(|i| i.digest != index.digest) {
                         known.indexes.push(index);

@@ -1,8 +1,8 @@
-//! Content store, layer snapshots, pull, import and export of images.
+//! Content store, layer snapshots, pull, push, import, export and garbage collection of images.
 //!
 //! One [`ImageStore`] per node owns a directory:
 //! - `blobs/<algorithm>/<hex>`: verified content, written whole or not at all;
-//! - `ingest/`: downloads under way, resumable;
+//! - `ingest/`: downloads under way, resumable, and what unfinished pulls have so far;
 //! - `layers/<chain>`: unpacked layers, each usable as an overlayfs `lowerdir`;
 //! - `work/`: layers being unpacked or deleted, emptied on open;
 //! - `index.json`: images and their names, replaced atomically.
@@ -10,14 +10,21 @@
 //! Invariants: a blob's bytes match its name; a directory in `layers` is complete and its archive matched
 //! the image's config; nothing an image refers to is deleted while the index or work in progress knows it.
 
+pub mod api;
 mod compress;
 mod content;
+mod credentials;
 mod digest;
 mod error;
 mod export;
+mod fetch;
+mod gc;
+mod growing;
 mod import;
 mod index;
+mod locks;
 mod manifest;
+mod publish;
 mod pull;
 mod reference;
 mod registry;
@@ -25,11 +32,19 @@ mod snapshot;
 mod store;
 mod unpack;
 
+pub use credentials::Auth;
+pub use credentials::docker::DockerConfig;
 pub use digest::Digest;
 pub use error::{Error, Result};
+pub use export::ArchiveFormat;
+pub use gc::{Collected, FsUsage, GcConfig};
 pub use manifest::Platform;
+pub use publish::PushOptions;
 pub use pull::{Progress, ProgressFn, PullOptions};
 pub use reference::Reference;
-pub use registry::Auth;
+pub use registry::{HostConfig, Mirror, Registries, RegistriesConfig};
 pub use store::{Image, ImageStore};
 pub use unpack::{Limits, Summary, unpack};
+
+#[cfg(test)]
+mod fuzz;

@@ -12,6 +12,8 @@ pub const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 pub const OCI_LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 pub const DOCKER_INDEX: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
 pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
+pub const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
+pub const DOCKER_SCHEMA1: &str = "application/vnd.docker.distribution.manifest.v1+prettyjws";
 
 /// A manifest is metadata; registries cap it near this size and so do we.
 pub const MAX_MANIFEST_BYTES: u64 = 4 << 20;
@@ -23,6 +25,9 @@ pub struct Descriptor {
     pub media_type: String,
     pub digest: Digest,
     pub size: u64,
+    /// Where else a layer is that registries may not hand out.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub urls: Vec<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub platform: Option<Platform>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -31,7 +36,19 @@ pub struct Descriptor {
 
 impl Descriptor {
     pub fn new(media_type: &str, digest: Digest, size: u64) -> Self {
-        Descriptor { media_type: media_type.to_owned(), digest, size, platform: None, annotations: None }
+        Descriptor {
+            media_type: media_type.to_owned(),
+            digest,
+            size,
+            urls: Vec::new(),
+            platform: None,
+            annotations: None,
+        }
+    }
+
+    /// A layer that is fetched from where it says and pushed nowhere.
+    pub fn is_foreign(&self) -> bool {
+        self.media_type.contains(".nondistributable.") || self.media_type.contains(".foreign.")
     }
 
     pub fn annotation(&self, key: &str) -> Option<&str> {
@@ -81,7 +98,9 @@ impl Document {
         }
         let shape: Shape = serde_json::from_slice(bytes).map_err(|e| fail(format!("manifest is not JSON: {e}")))?;
         if shape.schema_version == Some(1) {
-            return Err(fail("manifest schema 1 is obsolete and not supported; push the image again".to_owned()));
+            return Err(fail("media type \"application/vnd.docker.distribution.manifest.v1+prettyjws\" is no longer supported; rebuild the \
+                 image with a current tool and push it again"
+                    .to_owned()));
         }
         // A document that is both could mean one thing to a scanner and another to us.
         if shape.manifests.is_some() && (shape.layers.is_some() || shape.config.is_some()) {
@@ -101,6 +120,9 @@ impl Document {
         let manifest: Manifest = serde_json::from_slice(bytes).map_err(|e| fail(format!("malformed manifest: {e}")))?;
         if manifest.layers.len() > 512 {
             return Err(fail(format!("{} layers; the limit is 512", manifest.layers.len())));
+        }
+        if bytes.len() as u64 > MAX_MANIFEST_BYTES {
+            return Err(fail(format!("larger than {MAX_MANIFEST_BYTES} bytes")));
         }
         Ok(Document::Manifest(manifest))
     }
@@ -215,6 +237,6 @@ mod tests {
         let both = br#"{"schemaVersion":2,"manifests":[],"layers":[]}"#;
         assert!(Document::parse("x", OCI_INDEX, both).is_err());
         let v1 = br#"{"schemaVersion":1,"name":"x"}"#;
-        assert!(Document::parse("x", "", v1).unwrap_err().to_string().contains("schema 1"));
+        assert!(Document::parse("x", "", v1).unwrap_err().to_string().contains("no longer supported"));
     }
 }

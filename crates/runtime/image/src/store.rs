@@ -1,6 +1,7 @@
 //! The image store: the one door to images on a node.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -10,8 +11,11 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::content::{Content, Pin};
 use crate::error::At;
-use crate::index::{Index, Layer, Record};
+use crate::export::ArchiveFormat;
+use crate::growing::Growing;
+use crate::index::{Index, Layer, Record, now};
 use crate::manifest::{Descriptor, Manifest};
+use crate::publish::PushOptions;
 use crate::pull::{ProgressFn, PullOptions};
 use crate::snapshot::{self, Snapshots};
 use crate::unpack::Limits;
@@ -28,6 +32,14 @@ pub struct Image {
     pub digests: Vec<String>,
     /// Stored (compressed) bytes of config, manifest and layers.
     pub size: u64,
+    /// Digest and media type of the manifest.
+    pub manifest: String,
+    pub media_type: String,
+    /// Containers and others that need it to stay.
+    pub holders: Vec<String>,
+    /// Seconds since the epoch.
+    pub added: u64,
+    pub used: u64,
     pub config: ImageConfiguration,
 }
 
@@ -39,11 +51,12 @@ pub struct ImageStore {
 
 pub(crate) struct Inner {
     pub content: Arc<Content>,
-    snapshots: Snapshots,
-    index: Mutex<Index>,
+    pub root: PathBuf,
+    pub snapshots: Snapshots,
+    pub index: Mutex<Index>,
     pub limits: Limits,
-    /// Unpacking shares it, deleting layers takes it alone.
-    unpacking: tokio::sync::RwLock<()>,
+    /// Told when something came in.
+    pub grown: tokio::sync::Notify,
     _lock: std::fs::File,
 }
 
@@ -82,13 +95,19 @@ impl ImageStore {
         }
         let inner = Inner {
             content,
+            root: root.to_owned(),
             snapshots,
             index: Mutex::new(index),
             limits,
-            unpacking: tokio::sync::RwLock::new(()),
+            grown: tokio::sync::Notify::new(),
             _lock: lock,
         };
         Ok(ImageStore { inner: Arc::new(inner) })
+    }
+
+    /// The directory it is in.
+    pub fn root(&self) -> &Path {
+        &self.inner.root
     }
 
     /// Downloads, verifies and unpacks an image. Content already here is not fetched again.
@@ -101,9 +120,25 @@ impl ImageStore {
         crate::import::import(self, archive).await
     }
 
-    /// Writes an oci-archive with the one image.
-    pub async fn export(&self, reference: &str, writer: impl AsyncWrite + Send + Unpin + 'static) -> Result<()> {
-        crate::export::export(self, reference, writer).await
+    /// Writes an archive with these images as a stream; blobs they share are in it once.
+    pub async fn export(
+        &self,
+        references: &[String],
+        format: ArchiveFormat,
+        writer: impl AsyncWrite + Send + Unpin + 'static,
+    ) -> Result<()> {
+        crate::export::export(self, references, format, writer).await
+    }
+
+    /// Sends an image to the registry of `target`, which may be another name than the image's own.
+    pub async fn push(
+        &self,
+        image: &str,
+        target: &str,
+        options: PushOptions,
+        progress: Option<ProgressFn>,
+    ) -> Result<Digest> {
+        crate::publish::push(self, image, target, options, progress).await
     }
 
     /// By reference, id, or unambiguous id prefix.
@@ -151,7 +186,7 @@ impl ImageStore {
         }
         // Names first, content second: a crash in between leaves garbage for the next open, never a hole.
         index.save()?;
-        self.collect(index)
+        self.collect(index).map(drop)
     }
 
     /// Keeps an image's layers until [`ImageStore::release`] by the same owner, even if the image is
@@ -162,6 +197,7 @@ impl ImageStore {
         if let Some(record) = index.get_mut(&id)
             && record.holds.insert(owner.to_owned())
         {
+            record.used = now();
             index.save_soon()?;
         }
         Ok(())
@@ -178,12 +214,13 @@ impl ImageStore {
         for id in held {
             if let Some(record) = index.get_mut(&id) {
                 record.holds.remove(owner);
+                record.used = now();
             }
             dropped |= index.drop_if_unused(&id);
         }
         if dropped {
             index.save()?;
-            return self.collect(index);
+            return self.collect(index).map(drop);
         }
         index.save_soon()
     }
@@ -193,25 +230,56 @@ impl ImageStore {
         let id = Digest::parse(&image.id)?;
         let record = self.inner.index.lock().by_id(&id).cloned();
         let record = record.ok_or_else(|| Error::NotFound(image.id.clone()))?;
-        self.unpack(&record).await
+        self.unpack(&record, &HashMap::new(), &|_| {}).await
     }
 
-    pub(crate) async fn unpack(&self, record: &Record) -> Result<Vec<PathBuf>> {
-        let _shared = self.inner.unpacking.read().await;
+    /// Unpacks what is not yet, base layer first; a layer in `growing` is read while it is being downloaded. Returns the
+    /// layers, top first.
+    pub(crate) async fn unpack(
+        &self,
+        record: &Record,
+        growing: &HashMap<Digest, Arc<Growing>>,
+        done: &(dyn Fn(&Layer) + Send + Sync),
+    ) -> Result<Vec<PathBuf>> {
+        let inner = &self.inner;
         let chain = record.chain();
+        let _lease = inner.snapshots.lease(&chain);
         let mut dirs: Vec<PathBuf> = Vec::with_capacity(chain.len());
         for (layer, chain) in record.layers.iter().zip(&chain) {
-            if self.inner.snapshots.has(chain) {
-                dirs.insert(0, self.inner.snapshots.path(chain));
+            if inner.snapshots.has(chain) {
+                dirs.insert(0, inner.snapshots.path(chain));
+                done(layer);
                 continue;
             }
-            // Two images that share a layer unpack it once.
-            let _one = self.inner.content.exclusive(chain).await;
-            let (inner, layer, chain, lowers) = (self.inner.clone(), layer.clone(), chain.clone(), dirs.clone());
-            let made = blocking(move || inner.snapshots.make(&inner.content, &layer, &chain, &lowers, &inner.limits));
-            dirs.insert(0, made.await?);
+            let _one = inner.snapshots.making.exclusive(chain).await;
+            let early = match growing.get(&layer.blob) {
+                Some(blob) => match self.make(layer, chain, &dirs, blob.reader(layer.size)).await {
+                    Ok(made) => Some(made),
+                    // They may have been wrong bytes; once the blob is whole, its verified ones decide.
+                    Err(_) if blob.whole().await => None,
+                    Err(error) => return Err(error),
+                },
+                None => None,
+            };
+            let made = match early {
+                Some(made) => made,
+                None => self.make(layer, chain, &dirs, inner.content.open_blob(&layer.blob)?).await?,
+            };
+            dirs.insert(0, made);
+            done(layer);
         }
         Ok(dirs)
+    }
+
+    async fn make(
+        &self,
+        layer: &Layer,
+        chain: &Digest,
+        lowers: &[PathBuf],
+        blob: impl Read + Send + 'static,
+    ) -> Result<PathBuf> {
+        let (inner, layer, chain, lowers) = (self.inner.clone(), layer.clone(), chain.clone(), lowers.to_vec());
+        blocking(move || inner.snapshots.make(blob, &layer, &chain, &lowers, &inner.limits)).await
     }
 
     /// Checks manifest against config and adds the image under its names. All its blobs are here and pinned.
@@ -227,6 +295,7 @@ impl ImageStore {
         let mut index = self.inner.index.lock();
         index.insert(record.clone());
         index.save()?;
+        self.inner.grown.notify_one();
         index.by_id(&record.id).cloned().ok_or_else(|| Error::NotFound(record.id.to_string()))
     }
 
@@ -267,6 +336,8 @@ impl ImageStore {
             digests,
             layers,
             holds: BTreeSet::new(),
+            added: now(),
+            used: now(),
         })
     }
 
@@ -285,6 +356,11 @@ impl ImageStore {
             size: record.layers.iter().map(|l| l.size).sum::<u64>()
                 + record.manifest.size
                 + self.inner.content.size(&record.id)?,
+            manifest: record.manifest.digest.to_string(),
+            media_type: record.manifest.media_type.clone(),
+            holders: record.holds.iter().cloned().collect(),
+            added: record.added,
+            used: record.used,
             config: self.config(&record.id)?,
         })
     }
@@ -303,18 +379,19 @@ impl ImageStore {
         }
     }
 
-    /// Blocks while it deletes, but lets go of the index before the slow part.
-    fn collect(&self, index: MutexGuard<'_, Index>) -> Result<()> {
+    /// Deletes what no image and no work under way needs; returns the bytes freed. Blocks, but lets go of the index
+    /// before the slow part.
+    pub(crate) fn collect(&self, index: MutexGuard<'_, Index>) -> Result<u64> {
         let (blobs, chains) = index.live();
-        let freed = self.inner.content.collect(&blobs)?;
-        // Layers being unpacked are not in the index yet; they go at the next removal or open.
-        let doomed = match self.inner.unpacking.try_write() {
-            Ok(_alone) => self.inner.snapshots.retire(&chains)?,
-            Err(_) => Vec::new(),
-        };
+        let mut freed = self.inner.content.collect(&blobs)?;
+        let doomed = self.inner.snapshots.retire(&chains)?;
         drop(index);
+        for layer in &doomed {
+            freed += snapshot::disk_usage(layer).bytes;
+            snapshot::remove_any(layer)?;
+        }
         tracing::debug!(freed, layers = doomed.len(), "collected unreferenced content");
-        doomed.iter().try_for_each(|layer| snapshot::remove_any(layer))
+        Ok(freed)
     }
 }
 

@@ -9,7 +9,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
 use common::{Packing, TestImage, tar_of};
-use dhow_image::{Error, ImageStore};
+use dhow_image::{ArchiveFormat, Error, ImageStore};
 
 fn count(dir: &Path) -> usize {
     fs::read_dir(dir).map(|d| d.count()).unwrap_or(0)
@@ -58,7 +58,8 @@ async fn export_round_trips_and_skopeo_reads_it() {
     let image = TestImage::new(Packing::Gzip, "x");
     store.import(Cursor::new(image.oci_archive("app:1"))).await.unwrap();
     let path = root.path().join("out.tar");
-    store.export("app:1", tokio::fs::File::create(&path).await.unwrap()).await.unwrap();
+    let file = tokio::fs::File::create(&path).await.unwrap();
+    store.export(&["app:1".to_owned()], ArchiveFormat::Oci, file).await.unwrap();
     let other = ImageStore::open(&root.path().join("b")).unwrap();
     let back = other.import(tokio::fs::File::open(&path).await.unwrap()).await.unwrap();
     assert_eq!((back[0].id.clone(), back[0].references.clone()), (image.id(), vec!["docker.io/library/app:1".into()]));
@@ -70,6 +71,44 @@ async fn export_round_trips_and_skopeo_reads_it() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let seen: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(seen["Digest"], image.manifest_digest().as_str());
+}
+
+#[tokio::test]
+async fn several_images_as_docker_archive_and_back_through_skopeo() {
+    let root = tempfile::tempdir().unwrap();
+    let store = ImageStore::open(&root.path().join("a")).unwrap();
+    let (one, two) = (TestImage::new(Packing::Gzip, "1"), TestImage::new(Packing::Gzip, "2"));
+    store.import(Cursor::new(one.oci_archive("app:1"))).await.unwrap();
+    store.import(Cursor::new(two.oci_archive("reg.io/team/app:2"))).await.unwrap();
+    store.tag("app:1", "app:also").unwrap();
+    for format in [ArchiveFormat::Docker, ArchiveFormat::Oci] {
+        let path = root.path().join("out.tar");
+        let names = [one.id(), "reg.io/team/app:2".to_owned()];
+        store.export(&names, format, tokio::fs::File::create(&path).await.unwrap()).await.unwrap();
+        let other = ImageStore::open(&root.path().join(format!("{format:?}"))).unwrap();
+        other.import(tokio::fs::File::open(&path).await.unwrap()).await.unwrap();
+        check_layers(&other, "app:also", "1").await;
+        check_layers(&other, "app:1", "1").await;
+        check_layers(&other, "reg.io/team/app:2", "2").await;
+        assert_eq!(other.list().len(), 2);
+        let kind = if format == ArchiveFormat::Docker { "docker-archive" } else { "oci-archive" };
+        for name in ["docker.io/library/app:1", "docker.io/library/app:also", "reg.io/team/app:2"] {
+            // What skopeo makes of ours, we read again.
+            let again = root.path().join("again.tar");
+            let copied = std::process::Command::new("skopeo")
+                .args(["copy", "--quiet", &format!("{kind}:{}:{name}", path.display())])
+                .arg(format!("docker-archive:{}:{name}", again.display()))
+                .output()
+                .unwrap();
+            assert!(copied.status.success(), "{name}: {}", String::from_utf8_lossy(&copied.stderr));
+            let last = ImageStore::open(&root.path().join("last")).unwrap();
+            let imported = last.import(tokio::fs::File::open(&again).await.unwrap()).await.unwrap();
+            assert_eq!(imported[0].references, [name]);
+            check_layers(&last, name, if name.contains("team") { "2" } else { "1" }).await;
+            last.remove(name).unwrap();
+            fs::remove_file(&again).unwrap();
+        }
+    }
 }
 
 #[tokio::test]

@@ -3,68 +3,22 @@
 
 mod common;
 
-use std::io::{BufRead, BufReader, Cursor};
-use std::process::{Child, Command, Stdio};
+use std::io::Cursor;
+use std::process::Command;
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex};
 
+use common::docker_registry::{Setup, docker_registry};
 use common::registry::{Behaviour, Registry};
-use common::{Packing, TestImage, arch, tar_of};
-use dhow_image::{Auth, Error, ImageStore, Progress, PullOptions};
+use common::{Packing, TestImage, arch, bulky, certificate, reaching};
+use dhow_image::{ArchiveFormat, Auth, Error, ImageStore, Progress, PullOptions};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-
-/// A layer that does not compress, so that there is something to transfer.
-fn bulky(marker: u64) -> TestImage {
-    let mut state = marker.wrapping_mul(2) + 1;
-    let noise: Vec<u8> = (0..300_000)
-        .map(|_| {
-            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-            (state >> 56) as u8
-        })
-        .collect();
-    TestImage::with_layers(Packing::Gzip, vec![tar_of(&[("noise", &noise)]), tar_of(&[("small", b"s")])])
-}
-
-struct Killed(Child);
-
-impl Drop for Killed {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// Starts the real thing on a port of its choice.
-fn docker_registry(dir: &std::path::Path) -> (Killed, String) {
-    let config = dir.join("config.yml");
-    let storage = dir.join("storage");
-    let text = format!(
-        "version: 0.1\nlog: {{level: info}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: '127.0.0.1:0'}}\n",
-        storage.display()
-    );
-    std::fs::write(&config, text).unwrap();
-    let mut child = Command::new("docker-registry")
-        .arg("serve")
-        .arg(&config)
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-    let address = lines
-        .by_ref()
-        .map_while(Result::ok)
-        .find_map(|l| Some(l.split_once("listening on ")?.1.split(['"', ' ', ',']).next()?.to_owned()))
-        .expect("the registry says where it listens");
-    std::thread::spawn(move || lines.for_each(drop));
-    (Killed(child), address)
-}
 
 #[tokio::test]
 async fn pulls_from_docker_registry() {
     let dir = tempfile::tempdir().unwrap();
-    let (_registry, address) = docker_registry(dir.path());
+    let (_registry, address) = docker_registry(dir.path(), &Setup::default());
     let image = TestImage::new(Packing::Gzip, "real");
     let archive = dir.path().join("image.tar");
     std::fs::write(&archive, image.oci_archive("app:1")).unwrap();
@@ -110,7 +64,6 @@ async fn pull_from(
     registry.add("v1", image);
     let root = tempfile::tempdir().unwrap();
     let store = ImageStore::open(root.path()).unwrap();
-    let options = PullOptions { plain_http_hosts: vec![registry.address.to_string()], ..options };
     let pulled = store.pull(&format!("{}/team/app:v1", registry.address), options, None).await;
     (pulled, registry.log())
 }
@@ -189,20 +142,6 @@ async fn chooses_this_platform_and_names_the_others() {
     assert!(error.to_string().contains("linux/s390x"), "{error}");
 }
 
-/// A TLS set-up for `name`, and the certificate to trust.
-fn certificate(name: &str) -> (Arc<rustls::ServerConfig>, String) {
-    let key = rcgen::generate_simple_self_signed(vec![name.to_owned()]).unwrap();
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let private = rustls::pki_types::PrivateKeyDer::try_from(key.signing_key.serialize_der()).unwrap();
-    let tls = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(vec![key.cert.der().clone()], private)
-        .unwrap();
-    (Arc::new(tls), key.cert.pem())
-}
-
 #[tokio::test]
 async fn trusts_a_configured_authority_and_no_other() {
     let (tls, pem) = certificate("127.0.0.1");
@@ -212,7 +151,9 @@ async fn trusts_a_configured_authority_and_no_other() {
     let root = tempfile::tempdir().unwrap();
     let store = ImageStore::open(root.path()).unwrap();
     let name = format!("{}/team/app:v1", registry.address);
-    let options = PullOptions { extra_ca_pem: vec![pem], ..PullOptions::default() };
+    let ca = root.path().join("ca.pem");
+    std::fs::write(&ca, pem).unwrap();
+    let options = reaching(json!({registry.address.to_string(): {"ca": [ca]}}));
     assert_eq!(store.pull(&name, options, None).await.unwrap().id, image.id());
     store.remove(&name).unwrap();
     let error = store.pull(&name, PullOptions::default(), None).await.unwrap_err();
@@ -246,8 +187,9 @@ async fn goes_through_a_proxy_with_its_password() {
     });
     let root = tempfile::tempdir().unwrap();
     let store = ImageStore::open(root.path()).unwrap();
-    let proxy = Some(format!("http://user:pass@{proxy}"));
-    let options = PullOptions { extra_ca_pem: vec![pem], proxy, ..PullOptions::default() };
+    let ca = root.path().join("ca.pem");
+    std::fs::write(&ca, pem).unwrap();
+    let options = reaching(json!({"registry.test": {"ca": [ca], "proxy": format!("http://user:pass@{proxy}")}}));
     assert_eq!(store.pull("registry.test/team/app:v1", options, None).await.unwrap().id, image.id());
 }
 
@@ -267,8 +209,213 @@ async fn simultaneous_pulls_download_once() {
     assert_eq!(blobs, 3, "{:?}", registry.log());
     // And what is here can leave again.
     let mut out = tempfile::NamedTempFile::new().unwrap();
-    store.export(&name, tokio::fs::File::from_std(out.reopen().unwrap())).await.unwrap();
+    let file = tokio::fs::File::from_std(out.reopen().unwrap());
+    store.export(&[name], ArchiveFormat::Oci, file).await.unwrap();
     let mut archive = Vec::new();
     std::io::Read::read_to_end(&mut out, &mut archive).unwrap();
     assert_eq!(store.import(Cursor::new(archive)).await.unwrap()[0].id, image.id());
+}
+
+/// A store, and a reference to what `image` is called at `registry`.
+fn place(registry: &Registry) -> (tempfile::TempDir, ImageStore, String) {
+    let root = tempfile::tempdir().unwrap();
+    let store = ImageStore::open(root.path()).unwrap();
+    (root, store, format!("{}/team/app:v1", registry.address))
+}
+
+#[tokio::test]
+async fn a_registry_that_hangs_is_given_up_named_and_resumed() {
+    let impatient =
+        || PullOptions { registries: common::registries(json!({"stallTimeoutSeconds": 1})), ..PullOptions::default() };
+    let image = bulky(10);
+    let once = Behaviour { stall: Some((100_000, AtomicUsize::new(1))), ..Behaviour::default() };
+    let (pulled, log) = pull_from(once, &image, impatient()).await;
+    assert_eq!(pulled.unwrap().id, image.id());
+    assert!(log.iter().any(|l| l.ends_with("bytes=100000-")) || log.len() < 6, "{log:?}");
+    let always = Behaviour { stall: Some((1000, AtomicUsize::new(99))), ..Behaviour::default() };
+    let (pulled, _) = pull_from(always, &image, impatient()).await;
+    let error = pulled.unwrap_err();
+    assert!(matches!(error, Error::Stalled { .. }), "{error}");
+    let text = error.to_string();
+    assert!(text.contains("127.0.0.1:") && text.contains("sha256:") && text.contains("sent nothing for 1 s"), "{text}");
+}
+
+#[tokio::test]
+async fn a_half_fetched_layer_is_resumed_after_a_restart() {
+    let image = bulky(11);
+    let behaviour = Behaviour { stall: Some((150_000, AtomicUsize::new(99))), ..Behaviour::default() };
+    let registry = Registry::start(behaviour, None).await;
+    registry.add("v1", &image);
+    // The config is small and comes whole; the layer stops half way.
+    let (root, store, name) = place(&registry);
+    let pull = store.pull(&name, PullOptions::default(), None);
+    let ingest = root.path().join("ingest");
+    let half = async {
+        loop {
+            let sizes = std::fs::read_dir(&ingest).unwrap().flatten().filter_map(|e| e.metadata().ok());
+            // Manifest, config and the small layer.
+            let whole = std::fs::read_dir(root.path().join("blobs/sha256")).unwrap().count() == 3;
+            if whole && sizes.map(|m| m.len()).any(|n| n == 150_000) {
+                return;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    };
+    tokio::select! {
+        result = pull => panic!("{result:?}"),
+        () = half => {}
+    }
+    drop(store);
+    // Work that was given up ends by itself, a thread at a time.
+    let store = loop {
+        match ImageStore::open(root.path()) {
+            Err(Error::InUse(_)) => tokio::time::sleep(std::time::Duration::from_millis(5)).await,
+            opened => break opened.unwrap(),
+        }
+    };
+    store.collect_garbage(0, std::time::Duration::ZERO).unwrap();
+    let healthy = Registry::start(Behaviour::default(), None).await;
+    healthy.add("v1", &image);
+    let name = format!("{}/team/app:v1", healthy.address);
+    assert_eq!(store.pull(&name, PullOptions::default(), None).await.unwrap().id, image.id());
+    let log = healthy.log();
+    assert!(log.iter().any(|l| l.ends_with("bytes=150000-")), "{log:?}");
+    // The small layer and the config came whole the first time.
+    assert_eq!(log.iter().filter(|l| l.contains("/blobs/")).count(), 1, "{log:?}");
+    assert_eq!(std::fs::read_dir(&ingest).unwrap().count(), 0);
+}
+
+#[tokio::test]
+async fn credentials_stay_at_home_when_blobs_are_elsewhere() {
+    let storage = Registry::start(Behaviour::default(), None).await;
+    let image = bulky(12);
+    storage.add("v1", &image);
+    let pair = "dXNlcjpwYXNz";
+    let behaviour = Behaviour {
+        basic: Some(pair),
+        redirect_blobs: Some(format!("http://{}", storage.address)),
+        ..Behaviour::default()
+    };
+    let auth = Auth::Basic { username: "user".into(), password: "pass".into() };
+    let (pulled, _) = pull_from(behaviour, &image, PullOptions { auth, ..PullOptions::default() }).await;
+    assert_eq!(pulled.unwrap().id, image.id());
+    assert!(storage.log().len() >= 3 && storage.authorized().is_empty(), "{:?}", storage.authorized());
+}
+
+#[tokio::test]
+async fn tokens_that_expire_are_renewed() {
+    let image = bulky(13);
+    let behaviour = Behaviour { token_for: Some("dXNlcjpwYXNz"), token_uses: Some(2), ..Behaviour::default() };
+    let auth = Auth::Basic { username: "user".into(), password: "pass".into() };
+    let registries = common::registries(json!({"parallelDownloads": 1}));
+    let options = PullOptions { auth, registries, ..PullOptions::default() };
+    let (pulled, log) = pull_from(behaviour, &image, options).await;
+    assert_eq!(pulled.unwrap().id, image.id());
+    assert!(log.iter().filter(|l| l.starts_with("/token")).count() >= 2, "{log:?}");
+}
+
+#[tokio::test]
+async fn a_long_rate_limit_is_told_at_once() {
+    let behaviour = Behaviour { limit: Some("3600"), ..Behaviour::default() };
+    let (pulled, log) = pull_from(behaviour, &bulky(14), PullOptions::default()).await;
+    let error = pulled.unwrap_err().to_string();
+    assert!(error.contains("toomanyrequests") && error.contains("3600 s") && error.contains("rate limit"), "{error}");
+    assert!(log.len() <= 2, "{log:?}");
+}
+
+#[tokio::test]
+async fn mirrors_are_asked_first_and_a_bad_one_does_no_harm() {
+    let image = bulky(15);
+    let corrupt = Registry::start(Behaviour { corrupt: true, ..Behaviour::default() }, None).await;
+    let origin = Registry::start(Behaviour::default(), None).await;
+    corrupt.add("v1", &image);
+    origin.add("v1", &image);
+    let options = reaching(json!({"registry.test": {
+        "mirrors": [{"endpoint": "http://127.0.0.1:1"}, {"endpoint": format!("http://{}", corrupt.address)}],
+        "endpoint": format!("http://{}", origin.address),
+    }}));
+    let (_root, store, _) = place(&origin);
+    let pulled = store.pull("registry.test/team/app:v1", options, None).await.unwrap();
+    assert_eq!(pulled.id, image.id());
+    assert_eq!(pulled.references, ["registry.test/team/app:v1"]);
+    assert!(corrupt.log().iter().any(|l| l.ends_with("?ns=registry.test")), "{:?}", corrupt.log());
+    let origin = origin.log();
+    assert!(
+        origin.iter().all(|l| l.contains("/blobs/")) && origin.len() == 2,
+        "only what the mirror has wrong: {origin:?}"
+    );
+    assert_eq!(std::fs::read(store.layers(&pulled).await.unwrap()[0].join("small")).unwrap(), b"s");
+}
+
+#[tokio::test]
+async fn foreign_layers_come_from_where_they_say() {
+    let elsewhere = Registry::start(Behaviour::default(), None).await;
+    let registry = Registry::start(Behaviour::default(), None).await;
+    let image = bulky(16);
+    let mut manifest: serde_json::Value = serde_json::from_slice(&image.manifest).unwrap();
+    let kind = "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip";
+    manifest["layers"][0]["mediaType"] = kind.into();
+    let digest = manifest["layers"][0]["digest"].as_str().unwrap().to_owned();
+    manifest["layers"][0]["urls"] = json!([format!("http://{}/v2/team/app/blobs/{digest}", elsewhere.address)]);
+    elsewhere.add_blob(&image.blobs[0]);
+    registry.add_blob(&image.blobs[1]);
+    registry.add_blob(&image.config);
+    let media = "application/vnd.oci.image.manifest.v1+json";
+    registry.add_manifest("v1", media, &serde_json::to_vec(&manifest).unwrap());
+    let (_root, store, name) = place(&registry);
+    assert_eq!(store.pull(&name, PullOptions::default(), None).await.unwrap().id, image.id());
+}
+
+#[tokio::test]
+async fn what_cannot_be_run_is_refused_by_name() {
+    let registry = Registry::start(Behaviour::default(), None).await;
+    let schema1 = "application/vnd.docker.distribution.manifest.v1+prettyjws";
+    registry.add_manifest("old", schema1, br#"{"schemaVersion":1,"name":"x"}"#);
+    let media = "application/vnd.oci.image.manifest.v1+json";
+    let mut secret: serde_json::Value = serde_json::from_slice(&bulky(17).manifest).unwrap();
+    secret["layers"][0]["mediaType"] = "application/vnd.oci.image.layer.v1.tar+gzip+encrypted".into();
+    registry.add_manifest("secret", media, &serde_json::to_vec(&secret).unwrap());
+    let mut chart: serde_json::Value = serde_json::from_slice(&bulky(17).manifest).unwrap();
+    chart["config"]["mediaType"] = "application/vnd.cncf.helm.config.v1+json".into();
+    registry.add_manifest("chart", media, &serde_json::to_vec(&chart).unwrap());
+    registry.add_manifest("huge", media, &vec![b' '; (4 << 20) + 1]);
+    let (root, store, _) = place(&registry);
+    for (tag, words) in [
+        ("old", "no longer supported"),
+        ("secret", "encrypted"),
+        ("chart", "not a container image"),
+        ("huge", "larger than 4194304"),
+        ("none", "not found"),
+    ] {
+        let name = format!("{}/team/app:{tag}", registry.address);
+        let error = store.pull(&name, PullOptions::default(), None).await.unwrap_err().chain();
+        assert!(error.contains(words), "{tag}: {error}");
+    }
+    store.collect_garbage(0, std::time::Duration::ZERO).unwrap();
+    assert_eq!(std::fs::read_dir(root.path().join("blobs/sha256")).unwrap().count(), 0);
+}
+
+#[tokio::test]
+async fn a_hostile_layer_ends_the_pull_and_leaves_nothing() {
+    let registry = Registry::start(Behaviour::default(), None).await;
+    let image = TestImage::with_layers(Packing::Gzip, vec![common::tar_of(&[("ok", b"1")]), escaping()]);
+    registry.add("v1", &image);
+    let (root, store, name) = place(&registry);
+    let error = store.pull(&name, PullOptions::default(), None).await.unwrap_err().to_string();
+    assert!(error.contains("failed to extract layer sha256:") && error.contains("'..'"), "{error}");
+    store.collect_garbage(1, std::time::Duration::ZERO).unwrap();
+    for dir in ["blobs/sha256", "ingest", "work", "layers"] {
+        assert_eq!(std::fs::read_dir(root.path().join(dir)).unwrap().count(), 0, "{dir}");
+    }
+}
+
+fn escaping() -> Vec<u8> {
+    let mut tar = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_gnu();
+    header.as_old_mut().name[..9].copy_from_slice(b"../escape");
+    header.set_mode(0o644);
+    header.set_size(0);
+    header.set_cksum();
+    tar.append(&header, &b""[..]).unwrap();
+    tar.into_inner().unwrap()
 }

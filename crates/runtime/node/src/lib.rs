@@ -26,6 +26,8 @@ use dhow_client::{Change, Client, EventRecorder, Informer, ListParams};
 use dhow_cri::Runtime;
 pub use error::Error;
 use futures::StreamExt;
+use futures::future::BoxFuture;
+use http_body_util::combinators::UnsyncBoxBody;
 use k8s_openapi::api::core::v1::Pod;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -49,7 +51,18 @@ pub struct NodeConfig {
     pub cluster_dns: String,
     pub cluster_domain: String,
     pub labels: BTreeMap<String, String>,
+    /// What serves `/images` of the node's server, when the runtime has more to offer there than to list and import.
+    pub image_api: Option<ImageApi>,
 }
+
+/// Answers requests below `/images`.
+pub type ImageApi = Arc<
+    dyn Fn(
+            http::Request<hyper::body::Incoming>,
+        ) -> BoxFuture<'static, http::Response<UnsyncBoxBody<bytes::Bytes, std::io::Error>>>
+        + Send
+        + Sync,
+>;
 
 pub struct Node;
 
@@ -87,6 +100,7 @@ impl Node {
                 root_dir: config.root_dir.clone(),
                 runtime: Arc::clone(&config.runtime),
                 pods: Box::new(move || known.list()),
+                image_api: config.image_api.clone(),
             });
             let shutdown = shutdown.clone();
             tokio::spawn(async move { server::serve(listener, &tls, server, shutdown).await });

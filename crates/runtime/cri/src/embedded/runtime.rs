@@ -8,8 +8,8 @@ use futures::stream::BoxStream;
 
 use super::{EmbeddedRuntime, blocking, container, images, sandbox, streams};
 use crate::runtime::{
-    ContainerConfig, ContainerStats, ContainerStatus, Duplex, ExecRequest, ExecResult, ImageAuth, ImageInfo, Reader,
-    Resources, RuntimeEvent, RuntimeVersion, SandboxConfig, SandboxStatus, Streams,
+    ContainerConfig, ContainerStats, ContainerStatus, Duplex, ExecRequest, ExecResult, ImageAuth, ImageFsInfo,
+    ImageInfo, Reader, Resources, RuntimeEvent, RuntimeVersion, SandboxConfig, SandboxStatus, Streams,
 };
 use crate::{Error, Runtime};
 
@@ -118,5 +118,13 @@ impl Runtime for EmbeddedRuntime {
 
     async fn import_image(&self, archive: Reader) -> Result<Vec<String>, Error> {
         images::import(&self.inner, archive).await
+    }
+
+    async fn image_fs_info(&self) -> Result<ImageFsInfo, Error> {
+        images::fs_info(&self.inner).await
+    }
+
+    async fn garbage_collect_images(&self, want_bytes: u64, minimum_age: Duration) -> Result<u64, Error> {
+        images::collect_garbage(&self.inner, want_bytes, minimum_age).await
     }
 }

@@ -1,30 +1,131 @@
-//! How a registry wants to be talked to: parsing its challenge.
+//! How a registry wants to be talked to: its challenge, and the token service it names.
 
 use std::collections::HashMap;
 
-/// Credentials for one registry. Not shown by `Debug`.
-#[derive(Clone, Default, PartialEq, Eq)]
-pub enum Auth {
-    #[default]
-    Anonymous,
-    Basic {
-        username: String,
-        password: String,
-    },
-    /// A bearer token the registry accepts as it is.
-    Bearer(String),
-}
+use base64::Engine as _;
+use bytes::Bytes;
+use http::header::{AUTHORIZATION, CONTENT_TYPE, USER_AGENT, WWW_AUTHENTICATE};
+use http::{HeaderValue, Request, Response, StatusCode};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
 
-impl std::fmt::Debug for Auth {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Auth::Anonymous => "Anonymous",
-            Auth::Basic { .. } => "Basic(…)",
-            Auth::Bearer(_) => "Bearer(…)",
-        })
+use super::client::{AGENT, Session, back_off, empty, header, message_of, parse_uri, read_body};
+use crate::credentials::Auth;
+use crate::{Error, Result};
+
+/// Tries to get a token.
+const ATTEMPTS: u32 = 4;
+
+impl Session {
+    /// Gets the credential that the registry asks for in its refusal, and remembers it.
+    pub(super) async fn answer_challenge(&self, url: &str, response: Response<Incoming>) -> Result<()> {
+        let challenge = response
+            .headers()
+            .get_all(WWW_AUTHENTICATE)
+            .iter()
+            .filter_map(|v| parse_challenge(v.to_str().ok()?))
+            .max_by_key(|c| matches!(c, Challenge::Bearer { .. }));
+        let credential = match challenge {
+            Some(Challenge::Basic) => self.basic()?,
+            Some(Challenge::Bearer { realm, service, scope }) => {
+                let token = self.token(url, &realm, service.as_deref(), scope.as_deref()).await?;
+                Some(header(&format!("Bearer {token}"))?)
+            }
+            None => None,
+        };
+        match credential {
+            Some(credential) => *self.credential.lock() = Some(credential),
+            None => {
+                let message = message_of(url, response, self.silence).await;
+                return Err(Error::Unauthorized { url: url.to_owned(), message });
+            }
+        }
+        Ok(())
+    }
+
+    fn basic(&self) -> Result<Option<HeaderValue>> {
+        match &self.auth {
+            Auth::Basic { username, password } => {
+                let pair = base64::engine::general_purpose::STANDARD.encode(format!("{username}:{password}"));
+                Ok(Some(header(&format!("Basic {pair}"))?))
+            }
+            Auth::Anonymous | Auth::Bearer(_) | Auth::Refresh(_) => Ok(None),
+        }
+    }
+
+    async fn token(&self, url: &str, realm: &str, service: Option<&str>, scope: Option<&str>) -> Result<String> {
+        let realm_uri = parse_uri(realm)?;
+        if self.endpoint.base.starts_with("https:") && realm_uri.scheme_str() != Some("https") {
+            let message = "token service is on plain HTTP; refusing to send credentials there".to_owned();
+            return Err(Error::Registry { url: realm.to_owned(), status: 401, message });
+        }
+        // A push begins with reading; one token is to do for all of it.
+        let whole = format!("repository:{}:{}", self.endpoint.repository, self.actions);
+        let scope = scope.filter(|_| self.actions == "pull").map_or(whole, str::to_owned);
+        let mut query = format!("scope={}", query_escape(&scope));
+        if let Some(service) = service {
+            query.push_str(&format!("&service={}", query_escape(service)));
+        }
+        let joint = if realm.contains('?') { '&' } else { '?' };
+        let address = parse_uri(&format!("{realm}{joint}{query}"))?;
+        for attempt in 0..ATTEMPTS {
+            let request = match &self.auth {
+                Auth::Refresh(token) => {
+                    let form = format!("grant_type=refresh_token&client_id=dhow&refresh_token={}", query_escape(token));
+                    let body = Full::new(Bytes::from(format!("{form}&{query}"))).map_err(|never| match never {});
+                    Request::post(&realm_uri)
+                        .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
+                        .header(USER_AGENT, AGENT)
+                        .body(body.boxed_unsync())
+                }
+                _ => {
+                    let mut request = Request::get(&address).header(USER_AGENT, AGENT);
+                    if let Some(basic) = self.basic()? {
+                        request = request.header(AUTHORIZATION, basic);
+                    }
+                    request.body(empty())
+                }
+            };
+            let request = request.map_err(|e| super::client::transport(&realm_uri, e.into()))?;
+            let last = attempt + 1 == ATTEMPTS;
+            match self.send(&realm_uri, request).await {
+                Ok(response) if response.status().is_success() => return self.read_token(url, realm, response).await,
+                Ok(response) => match response.status() {
+                    s if !last && (s == StatusCode::TOO_MANY_REQUESTS || s.is_server_error()) => {}
+                    StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::BAD_REQUEST => {
+                        let message = message_of(realm, response, self.silence).await;
+                        return Err(Error::Unauthorized { url: url.to_owned(), message });
+                    }
+                    status => {
+                        let message = message_of(realm, response, self.silence).await;
+                        return Err(Error::Registry { url: realm.to_owned(), status: status.as_u16(), message });
+                    }
+                },
+                Err(e) if last => return Err(e),
+                Err(_) => {}
+            }
+            tokio::time::sleep(back_off(attempt)).await;
+        }
+        Err(Error::Unauthorized { url: url.to_owned(), message: "the token service did not answer".to_owned() })
+    }
+
+    async fn read_token(&self, url: &str, realm: &str, response: Response<Incoming>) -> Result<String> {
+        let body = read_body(realm, response, 1 << 20, self.silence).await?;
+        #[derive(serde::Deserialize)]
+        struct Answer {
+            token: Option<String>,
+            access_token: Option<String>,
+        }
+        let answer: Answer = serde_json::from_slice(&body).map_err(|e| Error::Registry {
+            url: realm.to_owned(),
+            status: 200,
+            message: format!("token service's answer is not JSON: {e}"),
+        })?;
+        let token = answer.token.or(answer.access_token).filter(|token| !token.is_empty());
+        let message = "the token service gave no token".to_owned();
+        token.ok_or_else(|| Error::Unauthorized { url: url.to_owned(), message })
     }
 }
-
 #[derive(Debug, PartialEq, Eq)]
 pub enum Challenge {
     Basic,

@@ -3,6 +3,7 @@
 
 use std::future::Future;
 use std::io;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -13,7 +14,8 @@ use hyper_util::client::legacy::connect::proxy::Tunnel;
 use hyper_util::client::legacy::connect::{Connected, Connection, HttpConnector};
 use hyper_util::client::proxy::matcher::Matcher;
 use hyper_util::rt::TokioIo;
-use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls_pki_types::pem::PemObject;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
@@ -24,32 +26,117 @@ use crate::{Error, Result};
 
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
-/// The machine's trusted roots and, on top of them, `extra` certificates in PEM.
-pub fn tls_config(extra: &[String]) -> Result<Arc<rustls::ClientConfig>> {
+/// How to make sure that a registry is the one meant, and to prove who we are.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct TlsOptions {
+    /// PEM files of authorities trusted besides the system's.
+    pub ca_files: Vec<PathBuf>,
+    /// The same as text.
+    pub ca_pem: Vec<String>,
+    /// Certificate and key, PEM files; one file may hold both.
+    pub client: Option<(PathBuf, PathBuf)>,
+    /// Believe any certificate.
+    pub skip_verify: bool,
+}
+
+pub fn tls_config(options: &TlsOptions) -> Result<Arc<rustls::ClientConfig>> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = rustls::ClientConfig::builder_with_provider(Arc::clone(&provider))
+        .with_safe_default_protocol_versions()
+        .map_err(|e| Error::Tls(e.to_string()))?;
+    let builder = if options.skip_verify {
+        builder.dangerous().with_custom_certificate_verifier(Arc::new(Unverified(provider)))
+    } else {
+        builder.with_root_certificates(roots(options)?)
+    };
+    let config = match &options.client {
+        None => builder.with_no_client_auth(),
+        Some((certificate, key)) => {
+            let bad = |file: &Path, e: &dyn std::fmt::Display| Error::Tls(format!("{}: {e}", file.display()));
+            let chain = CertificateDer::pem_file_iter(certificate)
+                .and_then(Iterator::collect::<std::result::Result<Vec<_>, _>>)
+                .map_err(|e| bad(certificate, &e))?;
+            let private = PrivateKeyDer::from_pem_file(key).map_err(|e| bad(key, &e))?;
+            builder.with_client_auth_cert(chain, private).map_err(|e| bad(certificate, &e))?
+        }
+    };
+    Ok(Arc::new(config))
+}
+
+/// The machine's trusted roots and, on top of them, those of the options.
+fn roots(options: &TlsOptions) -> Result<rustls::RootCertStore> {
     let mut roots = rustls::RootCertStore::empty();
     let native = rustls_native_certs::load_native_certs();
     for error in &native.errors {
         tracing::debug!(%error, "read a system certificate");
     }
     roots.add_parsable_certificates(native.certs);
-    for pem in extra {
+    let mut add = |what: &str, pem: &[u8]| {
         let mut found = false;
-        for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
-            let certificate = certificate.map_err(|e| Error::Tls(format!("extra CA is not PEM: {e:?}")))?;
-            roots.add(certificate).map_err(|e| Error::Tls(format!("extra CA: {e}")))?;
+        for certificate in CertificateDer::pem_slice_iter(pem) {
+            let certificate = certificate.map_err(|e| Error::Tls(format!("{what} is not PEM: {e:?}")))?;
+            roots.add(certificate).map_err(|e| Error::Tls(format!("{what}: {e}")))?;
             found = true;
         }
-        if !found {
-            return Err(Error::Tls("extra CA contains no certificate".to_owned()));
-        }
+        if found { Ok(()) } else { Err(Error::Tls(format!("{what} contains no certificate"))) }
+    };
+    for file in &options.ca_files {
+        let pem = std::fs::read(file).map_err(|e| Error::Tls(format!("read {}: {e}", file.display())))?;
+        add(&file.display().to_string(), &pem)?;
     }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|e| Error::Tls(e.to_string()))?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    Ok(Arc::new(config))
+    for pem in &options.ca_pem {
+        add("extra CA", pem.as_bytes())?;
+    }
+    Ok(roots)
+}
+
+/// For registries whose certificate is not to be looked at; signatures of the handshake still are.
+#[derive(Debug)]
+struct Unverified(Arc<rustls::crypto::CryptoProvider>);
+
+impl ServerCertVerifier for Unverified {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: rustls_pki_types::UnixTime,
+    ) -> std::result::Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &rustls::DigitallySignedStruct,
+    ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls12_signature(
+            message,
+            certificate,
+            signature,
+            &self.0.signature_verification_algorithms,
+        )
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &rustls::DigitallySignedStruct,
+    ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls13_signature(
+            message,
+            certificate,
+            signature,
+            &self.0.signature_verification_algorithms,
+        )
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
 }
 
 #[derive(Clone)]

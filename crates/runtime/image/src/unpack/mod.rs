@@ -35,11 +35,15 @@ pub struct Limits {
     pub entries: u64,
     pub bytes: u64,
     pub xattr_bytes: u64,
+    /// Uncompressed bytes per compressed byte, for layers that unpack to more than `modest_bytes`: small files may
+    /// compress without bound.
+    pub ratio: u64,
+    pub modest_bytes: u64,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Limits { entries: 4_000_000, bytes: 128 << 30, xattr_bytes: 64 << 20 }
+        Limits { entries: 4_000_000, bytes: 128 << 30, xattr_bytes: 64 << 20, ratio: 1000, modest_bytes: 1 << 30 }
     }
 }
 

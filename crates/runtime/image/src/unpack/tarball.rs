@@ -6,6 +6,7 @@ use std::io::{self, Read};
 use tar::{EntryType, GnuExtSparseHeader, Header};
 
 const BLOCK: u64 = 512;
+const BUFFER: usize = 128 << 10;
 /// Long names and PAX records are names and attributes; a megabyte is generous.
 const MAX_EXTENSION: u64 = 1 << 20;
 const MAX_SPARSE_SEGMENTS: usize = 1 << 20;
@@ -63,11 +64,13 @@ pub struct TarReader<R> {
     padding: u64,
     global: Pax,
     finished: bool,
+    /// For file data; one for all files.
+    buffer: Vec<u8>,
 }
 
 impl<R: Read> TarReader<R> {
     pub fn new(inner: R) -> Self {
-        TarReader { inner, left: 0, padding: 0, global: Pax::default(), finished: false }
+        TarReader { inner, left: 0, padding: 0, global: Pax::default(), finished: false, buffer: Vec::new() }
     }
 
     pub fn into_inner(self) -> R {
@@ -179,7 +182,19 @@ impl<R: Read> TarReader<R> {
     ) -> io::Result<()> {
         let whole = [(0, member.size)];
         let segments: &[(u64, u64)] = member.segments.as_deref().unwrap_or(&whole);
-        let mut buffer = vec![0u8; 128 << 10];
+        let mut buffer = std::mem::take(&mut self.buffer);
+        buffer.resize(BUFFER, 0);
+        let copied = self.copy_segments(segments, &mut buffer, &mut write);
+        self.buffer = buffer;
+        copied
+    }
+
+    fn copy_segments(
+        &mut self,
+        segments: &[(u64, u64)],
+        buffer: &mut [u8],
+        write: &mut impl FnMut(u64, &[u8]) -> io::Result<()>,
+    ) -> io::Result<()> {
         for &(start, length) in segments {
             let (mut offset, mut left) = (start, length);
             while left > 0 {

@@ -270,13 +270,13 @@ fn disks_are_not_made_but_harmless_devices_are() {
 
 #[test]
 fn bombs_hit_the_limits_and_are_named() {
-    let limits = Limits { entries: 3, bytes: 1 << 20, xattr_bytes: 100 };
+    let limits = Limits { entries: 3, bytes: 1 << 20, xattr_bytes: 100, ..Limits::default() };
     let run = |layer: Layer| {
         let dir = tempfile::tempdir().unwrap();
         unpack(&layer.bytes()[..], dir.path(), &[], "sha256:abc", &limits).unwrap_err().to_string()
     };
     let many = (0..5).fold(Layer::new(), |l, i| l.file(&format!("f{i}"), b""));
-    assert_eq!(run(many), "layer sha256:abc, entry \"f3\": more than 3 entries");
+    assert_eq!(run(many), "failed to extract layer sha256:abc: entry \"f3\": more than 3 entries");
     let large = Layer::new().raw(tar::EntryType::Regular, "big", "", b"", |h| h.set_size(1 << 40));
     assert!(run(large).contains("entry \"big\""));
     let attributes = Layer::new().xattrs(&[("SCHILY.xattr.user.a", &[b'x'; 200])]).file("f", b"");

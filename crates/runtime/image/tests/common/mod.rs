@@ -1,11 +1,13 @@
 //! Images made on the spot, as archives and as registry content.
 #![allow(dead_code, clippy::unwrap_used)]
 
+pub mod docker_registry;
 pub mod registry;
 
 use std::io::Write;
+use std::sync::Arc;
 
-use dhow_image::Digest;
+use dhow_image::{Digest, PullOptions, Registries, RegistriesConfig};
 use serde_json::{Value, json};
 
 #[derive(Clone, Copy)]
@@ -137,4 +139,44 @@ pub fn arch() -> &'static str {
         "aarch64" => "arm64",
         other => other,
     }
+}
+
+/// A layer that does not compress, so that there is something to transfer.
+pub fn bulky(marker: u64) -> TestImage {
+    let mut state = marker.wrapping_mul(2) + 1;
+    let noise: Vec<u8> = (0..300_000)
+        .map(|_| {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (state >> 56) as u8
+        })
+        .collect();
+    TestImage::with_layers(Packing::Gzip, vec![tar_of(&[("noise", &noise)]), tar_of(&[("small", b"s")])])
+}
+
+/// A TLS set-up for `name`, and the certificate to trust.
+pub fn certificate(name: &str) -> (Arc<rustls::ServerConfig>, String) {
+    let key = rcgen::generate_simple_self_signed(vec![name.to_owned()]).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let private = rustls::pki_types::PrivateKeyDer::try_from(key.signing_key.serialize_der()).unwrap();
+    let tls = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![key.cert.der().clone()], private)
+        .unwrap();
+    (Arc::new(tls), key.cert.pem())
+}
+
+/// How registries are reached, given the `hosts` of the configuration.
+pub fn reaching(hosts: Value) -> PullOptions {
+    PullOptions { registries: registries(json!({ "hosts": hosts })), ..PullOptions::default() }
+}
+
+/// As configured, but without what this machine may have in /etc.
+pub fn registries(config: Value) -> Arc<Registries> {
+    let mut config: RegistriesConfig = serde_json::from_value(config).unwrap();
+    if config.certs_dirs == RegistriesConfig::default().certs_dirs {
+        config.certs_dirs.clear();
+    }
+    Registries::new(config).unwrap()
 }

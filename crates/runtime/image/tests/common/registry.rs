@@ -23,6 +23,14 @@ pub struct Behaviour {
     pub token_for: Option<&'static str>,
     pub basic: Option<&'static str>,
     pub corrupt: bool,
+    /// Fall silent after this many bytes of a blob, for the first so many requests.
+    pub stall: Option<(usize, AtomicUsize)>,
+    /// Send blobs' askers to this address.
+    pub redirect_blobs: Option<String>,
+    /// A token is good for so many requests.
+    pub token_uses: Option<usize>,
+    /// Refuse everything, and say how long to wait.
+    pub limit: Option<&'static str>,
 }
 
 pub struct Registry {
@@ -36,6 +44,10 @@ struct State {
     manifests: Mutex<HashMap<String, (String, Vec<u8>)>>,
     blobs: Mutex<HashMap<String, Vec<u8>>>,
     log: Mutex<Vec<String>>,
+    /// Paths that came with credentials.
+    authorized: Mutex<Vec<String>>,
+    tokens: AtomicUsize,
+    uses: AtomicUsize,
     host: Mutex<String>,
 }
 
@@ -62,6 +74,15 @@ impl Registry {
             }
         });
         Registry { address, state }
+    }
+
+    /// Paths asked for with credentials.
+    pub fn authorized(&self) -> Vec<String> {
+        self.state.authorized.lock().unwrap().clone()
+    }
+
+    pub fn add_blob(&self, bytes: &[u8]) {
+        self.state.blobs.lock().unwrap().insert(Digest::of(bytes).to_string(), bytes.to_vec());
     }
 
     pub fn add(&self, tag: &str, image: &TestImage) {
@@ -109,6 +130,14 @@ impl State {
         text.push_str("\r\n");
         let _ = stream.write_all(text.as_bytes()).await;
         let _ = stream.write_all(&body[..cut.min(body.len())]).await;
+        if head.contains("/blobs/")
+            && let Some((_, times)) = &self.behaviour.stall
+            && cut < body.len()
+            && times.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1)).is_ok()
+        {
+            let _ = stream.flush().await;
+            std::future::pending::<()>().await;
+        }
         let _ = stream.shutdown().await;
     }
 
@@ -120,6 +149,13 @@ impl State {
         let range = header("range");
         self.log.lock().unwrap().push(format!("{path} {}", range.unwrap_or_default()).trim().to_owned());
         let whole = usize::MAX;
+        if header("authorization").is_some() {
+            self.authorized.lock().unwrap().push(path.to_owned());
+        }
+        if let Some(wait) = self.behaviour.limit {
+            let error = br#"{"errors":[{"code":"TOOMANYREQUESTS","message":"You have reached your pull rate limit"}]}"#;
+            return (429, vec![("retry-after", wait.into())], error.to_vec(), whole);
+        }
         let refuse = &self.behaviour.refuse_first;
         if refuse.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1)).is_ok() {
             let status = if refuse.load(Ordering::SeqCst).is_multiple_of(2) { 503 } else { 429 };
@@ -130,9 +166,13 @@ impl State {
             if !rest.contains("scope=repository%3Ateam%2Fapp%3Apull") || header("authorization") != wanted.as_deref() {
                 return (401, Vec::new(), Vec::new(), whole);
             }
-            return (200, Vec::new(), br#"{"token":"good"}"#.to_vec(), whole);
+            self.uses.store(0, Ordering::SeqCst);
+            let token = format!("good{}", self.tokens.fetch_add(1, Ordering::SeqCst) + 1);
+            return (200, Vec::new(), format!("{{\"token\":\"{token}\"}}").into_bytes(), whole);
         }
-        if self.behaviour.token_for.is_some() && header("authorization") != Some("Bearer good") {
+        let good = format!("Bearer good{}", self.tokens.load(Ordering::SeqCst));
+        let expired = || self.behaviour.token_uses.is_some_and(|n| self.uses.fetch_add(1, Ordering::SeqCst) >= n);
+        if self.behaviour.token_for.is_some() && (header("authorization") != Some(&good) || expired()) {
             let realm = self.host.lock().unwrap().clone();
             let challenge =
                 format!("Bearer realm=\"{realm}/token\",service=\"test\",scope=\"repository:team/app:pull\"");
@@ -143,6 +183,7 @@ impl State {
         {
             return (401, vec![("www-authenticate", "Basic realm=\"x\"".into())], Vec::new(), whole);
         }
+        let path = path.split('?').next().unwrap_or_default();
         if let Some(target) = path.strip_prefix("/v2/team/app/manifests/")
             && let Some((media, bytes)) = self.manifests.lock().unwrap().get(target)
         {
@@ -151,7 +192,11 @@ impl State {
         if let Some(digest) = path.strip_prefix("/v2/team/app/blobs/")
             && let Some(bytes) = self.blobs.lock().unwrap().get(digest)
         {
-            let cut = self.behaviour.cut_after.unwrap_or(whole);
+            if let Some(elsewhere) = &self.behaviour.redirect_blobs {
+                return (307, vec![("location", format!("{elsewhere}{path}"))], Vec::new(), whole);
+            }
+            let stall = self.behaviour.stall.as_ref().filter(|(_, n)| n.load(Ordering::SeqCst) > 0).map(|(at, _)| *at);
+            let cut = self.behaviour.cut_after.or(stall).unwrap_or(whole);
             let from = range.and_then(|r| r.strip_prefix("bytes=")?.strip_suffix('-')?.parse::<usize>().ok());
             return match from {
                 Some(from) if !self.behaviour.ignore_range => {

@@ -90,6 +90,7 @@ pub struct Server {
     pub runtime: Arc<dyn Runtime>,
     /// The pods bound to this node.
     pub pods: Box<dyn Fn() -> Vec<Arc<Pod>> + Send + Sync>,
+    pub image_api: Option<crate::ImageApi>,
 }
 
 /// Who may call: the API server, and administrators.
@@ -188,8 +189,13 @@ impl Server {
                 Ok(text(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", metrics))
             }
             (Method::GET, ["stats", "summary"]) => Ok(json(&info::summary(&self.node, self.runtime.as_ref()).await?)),
-            (Method::GET, ["images"]) => Ok(json(&serde_json::json!({"images": self.runtime.list_images().await?}))),
             (Method::POST, ["images", "import"]) => self.import(request).await,
+            (_, ["images", ..]) if let Some(api) = &self.image_api => Ok(api(request).await),
+            (Method::GET, ["images"]) => Ok(json(&serde_json::json!({"images": self.runtime.list_images().await?}))),
+            (_, ["images", ..]) => Err(Refusal::new(
+                StatusCode::NOT_IMPLEMENTED,
+                "this node's runtime keeps its images itself; use its own tools",
+            )),
             (Method::GET, ["containerLogs", ns, pod, container]) => self.logs(ns, pod, container, &query).await,
             (Method::GET, ["exec", ns, pod, container]) => {
                 let asked = remote::request(&query);

@@ -47,6 +47,7 @@ impl Fixture {
             root_dir: dir.path().into(),
             runtime: Arc::new(runtime),
             pods: Box::new(|| vec![Arc::new(Pod::default())]),
+            image_api: None,
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();

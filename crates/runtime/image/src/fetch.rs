@@ -1,0 +1,184 @@
+//! Getting one blob: from whoever has it, where an earlier attempt stopped, once however many want it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http_body_util::BodyExt;
+
+use crate::content::{Content, Partial};
+use crate::credentials::Auth;
+use crate::growing::{Growing, Outcome};
+use crate::manifest::Descriptor;
+use crate::pull::{Progress, ProgressFn};
+use crate::registry::{Endpoint, Registries, Registry, Session};
+use crate::store::blocking;
+use crate::{Error, Result};
+
+/// Tries of one place that bring next to nothing before giving up on it.
+const FRUITLESS: u32 = 3;
+const NEXT_TO_NOTHING: u64 = 64 << 10;
+
+pub(crate) struct Fetcher<'a> {
+    pub registries: &'a Registries,
+    pub registry: &'a Registry,
+    pub content: &'a Arc<Content>,
+    pub report: ProgressFn,
+}
+
+impl Fetcher<'_> {
+    /// Sees to it that the blob is in the store. `growing` follows the download.
+    pub async fn fetch(&self, want: &Descriptor, growing: &Arc<Growing>) -> Result<()> {
+        let result = self.fetch_once(want, growing).await;
+        growing.end(if result.is_ok() { Outcome::Whole } else { Outcome::Failed });
+        result
+    }
+
+    async fn fetch_once(&self, want: &Descriptor, growing: &Arc<Growing>) -> Result<()> {
+        let _one = self.content.fetching.exclusive(&want.digest).await;
+        if self.content.has(&want.digest) {
+            let actual = self.content.size(&want.digest)?;
+            if actual != want.size {
+                return Err(Error::SizeMismatch { what: want.digest.to_string(), expected: want.size, actual });
+            }
+            growing.begin(Arc::new(self.content.open_blob(&want.digest)?), want.size);
+            (self.report)(Progress::Present { blob: want.digest.clone(), bytes: want.size });
+            return Ok(());
+        }
+        let mut refused = None;
+        for session in self.registry.sources() {
+            let url = session.url(&format!("blobs/{}", want.digest));
+            match self.fetch_from(session, &url, want, growing).await {
+                Ok(()) => return Ok(()),
+                Err(error) => {
+                    tracing::debug!(blob = %want.digest, host = session.endpoint.host, error = error.chain(), "no blob");
+                    refused = Some(error);
+                }
+            }
+        }
+        // What a registry may not hand out says itself where it is.
+        for url in want.urls.iter().filter(|_| want.is_foreign()) {
+            match self.fetch_elsewhere(url, want, growing).await {
+                Ok(()) => return Ok(()),
+                Err(error) => refused = Some(error),
+            }
+        }
+        Err(refused.unwrap_or_else(|| Error::Config("no configured host may be pulled from".to_owned())))
+    }
+
+    async fn fetch_elsewhere(&self, url: &str, want: &Descriptor, growing: &Arc<Growing>) -> Result<()> {
+        let endpoint = Endpoint::at(url, true, String::new())?;
+        let session = Session::open(self.registries, endpoint, &Auth::Anonymous, "pull").await?;
+        self.fetch_from(&session, url, want, growing).await
+    }
+
+    /// Downloads from one place, going on where a broken connection stopped.
+    async fn fetch_from(&self, session: &Session, url: &str, want: &Descriptor, growing: &Arc<Growing>) -> Result<()> {
+        let mut fruitless = 0;
+        loop {
+            let (opener, digest, size) = (self.content.clone(), want.digest.clone(), want.size);
+            let partial = blocking(move || opener.resume(&digest, size)).await?;
+            let before = partial.have();
+            growing.begin(partial.file(), before);
+            let Failure { error, have } = match self.download(session, url, want, partial, growing).await {
+                Ok(()) => {
+                    (self.report)(Progress::Downloaded { blob: want.digest.clone(), bytes: want.size });
+                    return Ok(());
+                }
+                Err(failure) => failure,
+            };
+            fruitless = if have >= before + NEXT_TO_NOTHING { 0 } else { fruitless + 1 };
+            match error {
+                Error::Transport { .. } | Error::Stalled { .. } if fruitless < FRUITLESS => {
+                    tracing::debug!(blob = %want.digest, have, error = error.chain(), "download interrupted, resuming");
+                    tokio::time::sleep(Duration::from_millis(200) * 2u32.pow(fruitless)).await;
+                }
+                Error::DigestMismatch { .. } | Error::SizeMismatch { .. } => {
+                    growing.spoil();
+                    return Err(error);
+                }
+                error => return Err(error),
+            }
+        }
+    }
+
+    async fn download(
+        &self,
+        session: &Session,
+        url: &str,
+        want: &Descriptor,
+        partial: Partial,
+        growing: &Arc<Growing>,
+    ) -> Result<(), Failure> {
+        let at = |have| move |error| Failure { error, have };
+        let mut have = partial.have();
+        if partial.complete() {
+            return blocking(move || partial.commit()).await.map_err(at(have));
+        }
+        let (response, resumed) = session.blob(url, have).await.map_err(at(have))?;
+        // The disk has its own thread; the channel keeps it at most a few pieces behind the network.
+        let (sender, mut receiver) = tokio::sync::mpsc::channel::<bytes::Bytes>(32);
+        let restart = have > 0 && !resumed;
+        let mut partial = partial;
+        if restart {
+            partial.restart();
+            have = 0;
+        }
+        let reader = Arc::clone(growing);
+        let writer = tokio::spawn(blocking(move || {
+            while let Some(bytes) = receiver.blocking_recv() {
+                partial.write(&bytes)?;
+                reader.advance(partial.have());
+            }
+            Ok(partial)
+        }));
+        let mut body = response.into_body();
+        let mut trouble = None;
+        loop {
+            let frame = match tokio::time::timeout(session.silence, body.frame()).await {
+                Ok(None) => break,
+                Ok(Some(Ok(frame))) => frame,
+                Ok(Some(Err(e))) => {
+                    trouble = Some(Error::Transport { url: url.to_owned(), source: e.into() });
+                    break;
+                }
+                Err(_) => {
+                    trouble = Some(Error::Stalled {
+                        host: session.endpoint.host.clone(),
+                        what: want.digest.to_string(),
+                        have,
+                        size: want.size,
+                        silence: session.silence,
+                    });
+                    break;
+                }
+            };
+            if let Ok(bytes) = frame.into_data() {
+                have += bytes.len() as u64;
+                if sender.send(bytes).await.is_err() {
+                    break; // the writer failed and says why below
+                }
+                (self.report)(Progress::Downloading { blob: want.digest.clone(), done: have, total: want.size });
+            }
+        }
+        drop(sender);
+        let partial = match writer.await {
+            Ok(result) => result.map_err(at(have))?,
+            Err(e) => return Err(Failure { error: Error::Interrupted(e.to_string()), have }),
+        };
+        let have = partial.have();
+        if let Some(error) = trouble {
+            return Err(Failure { error, have });
+        }
+        if !partial.complete() {
+            let source = format!("connection closed after {have} of {} bytes", want.size).into();
+            return Err(Failure { error: Error::Transport { url: url.to_owned(), source }, have });
+        }
+        blocking(move || partial.commit()).await.map_err(at(have))
+    }
+}
+
+/// How far a download got before it failed.
+struct Failure {
+    error: Error,
+    have: u64,
+}
