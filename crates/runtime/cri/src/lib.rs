@@ -1,9 +1,15 @@
 //! The container runtime trait in the shape of CRI, its suite and its adapters.
 
+mod archive;
+pub mod cni;
+pub mod cri_client;
 pub mod embedded;
 mod error;
 pub mod network;
+mod proto;
+mod proto_debug;
 pub mod runtime;
+mod streaming;
 pub mod suite;
 
 pub use error::Error;

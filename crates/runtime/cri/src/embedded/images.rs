@@ -4,6 +4,7 @@ use dhow_image::{Auth, Image, PullOptions};
 
 use super::Inner;
 use crate::Error;
+use crate::archive::{self, chain};
 use crate::runtime::{ImageAuth, ImageInfo, Reader};
 
 pub fn info(image: Image) -> ImageInfo {
@@ -36,10 +37,7 @@ pub async fn pull(inner: &Inner, reference: &str, auth: Option<ImageAuth>) -> Re
 }
 
 pub async fn import(inner: &Inner, archive: Reader) -> Result<Vec<String>, Error> {
-    let images = inner.config.images.import(archive).await;
-    let images = images.map_err(|error| Error::InvalidArgument(format!("import images: {}", chain(&error))))?;
-    let names = |image: Image| if image.references.is_empty() { vec![image.id] } else { image.references };
-    Ok(images.into_iter().flat_map(names).collect())
+    archive::read(&inner.config.images, archive).await
 }
 
 pub async fn remove(inner: &Inner, reference: &str) -> Result<(), Error> {
@@ -49,15 +47,4 @@ pub async fn remove(inner: &Inner, reference: &str) -> Result<(), Error> {
         _ => Ok(()),
     })
     .await
-}
-
-/// The error and its causes in one line, as a person sees it in a pod's status.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(next) = cause {
-        text.push_str(&format!(": {next}"));
-        cause = next.source();
-    }
-    text
 }

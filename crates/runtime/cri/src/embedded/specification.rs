@@ -31,7 +31,7 @@ const DEFAULT_CAPABILITIES: [&str; 14] = [
 ];
 
 /// What of `/proc` and `/sys` tells about, or reaches, the whole machine.
-const MASKED_PATHS: [&str; 12] = [
+pub const MASKED_PATHS: [&str; 12] = [
     "/proc/acpi",
     "/proc/asound",
     "/proc/interrupts",
@@ -45,7 +45,11 @@ const MASKED_PATHS: [&str; 12] = [
     "/sys/devices/virtual/powercap",
     "/sys/firmware",
 ];
-const READONLY_PATHS: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+pub const READONLY_PATHS: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
+/// Sysctls of every sandbox with its own network, as Docker and containerd set them: low ports and ping for everyone.
+pub const NETWORK_SYSCTLS: [(&str, &str); 2] =
+    [("net.ipv4.ip_unprivileged_port_start", "0"), ("net.ipv4.ping_group_range", "0 2147483647")];
 
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -193,7 +197,7 @@ fn capabilities(security: &SecurityContext) -> Result<Vec<String>, Error> {
     Ok(set)
 }
 
-fn paths(given: Option<&[String]>, default: &[&str]) -> Vec<String> {
+pub fn paths(given: Option<&[String]>, default: &[&str]) -> Vec<String> {
     match given {
         Some(list) => list.to_vec(),
         None => default.iter().map(|path| (*path).to_owned()).collect(),
