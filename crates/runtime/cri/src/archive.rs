@@ -2,6 +2,7 @@
 //! then written anew, uncompressed and with full names.
 
 use std::path::Path;
+use std::{fs, io};
 
 use dhow_image::ImageStore;
 
@@ -23,6 +24,49 @@ pub async fn write_oci(store: &ImageStore, name: &str, path: &Path) -> Result<()
     let failed = |error| Error::internal(format!("write {}", path.display()), error);
     let file = tokio::fs::File::create(path).await.map_err(failed)?;
     store.export(name, file).await.map_err(|error| Error::internal(format!("write {}", path.display()), error))
+}
+
+/// Writes one image as a docker-archive, for readers that know nothing else: the same blobs, with the list of them that
+/// Docker looks for.
+pub async fn write_docker(store: &ImageStore, name: &str, path: &Path) -> Result<(), Error> {
+    let oci = path.with_extension("oci");
+    write_oci(store, name, &oci).await?;
+    let (name, path) = (name.to_owned(), path.to_owned());
+    let written = tokio::task::spawn_blocking(move || convert(&oci, &name, &path)).await;
+    let written = written.map_err(|error| Error::internal("write a docker-archive", error))?;
+    written.map_err(|error| Error::internal("write a docker-archive", error))
+}
+
+/// From an oci-archive of one image that lists its manifest first.
+fn convert(oci: &Path, name: &str, path: &Path) -> io::Result<()> {
+    let read = |wanted: &str| -> io::Result<serde_json::Value> {
+        for entry in tar::Archive::new(fs::File::open(oci)?).entries()? {
+            let entry = entry?;
+            if entry.path()?.as_os_str() == wanted {
+                return Ok(serde_json::from_reader(entry)?);
+            }
+        }
+        Err(io::Error::new(io::ErrorKind::NotFound, format!("no {wanted} in the archive")))
+    };
+    let blob = |descriptor: &serde_json::Value| {
+        let digest = descriptor["digest"].as_str().unwrap_or_default();
+        format!("blobs/{}", digest.replacen(':', "/", 1))
+    };
+    let manifest = read(&blob(&read("index.json")?["manifests"][0]))?;
+    let layers: Vec<String> = manifest["layers"].as_array().into_iter().flatten().map(blob).collect();
+    let list = serde_json::json!([{"Config": blob(&manifest["config"]), "RepoTags": [name], "Layers": layers}]);
+    let mut archive = tar::Builder::new(fs::File::create(path)?);
+    for entry in tar::Archive::new(fs::File::open(oci)?).entries()? {
+        let mut entry = entry?;
+        let header = entry.header().clone();
+        archive.append(&header, &mut entry)?;
+    }
+    let list = list.to_string();
+    let mut header = tar::Header::new_ustar();
+    header.set_mode(0o644);
+    header.set_size(list.len() as u64);
+    archive.append_data(&mut header, "manifest.json", list.as_bytes())?;
+    archive.into_inner()?.sync_all()
 }
 
 /// An error and its causes in one line, as a person sees it in a pod's status.

@@ -1,10 +1,13 @@
 //! The container runtime trait in the shape of CRI, its suite and its adapters.
 
 mod archive;
+mod cgroups;
 pub mod cni;
 pub mod cri_client;
+pub mod docker;
 pub mod embedded;
 mod error;
+mod look;
 pub mod network;
 mod proto;
 mod proto_debug;

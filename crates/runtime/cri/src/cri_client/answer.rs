@@ -1,9 +1,9 @@
 //! What a runtime answers by CRI, in the words of the trait. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, SystemTime};
 
-use super::request::{SANDBOX_CONFIG, STREAMS};
+use super::request::{CLOUD, SANDBOX_CONFIG, STREAMS};
 use crate::Error;
 use crate::proto;
 use crate::runtime::{
@@ -19,7 +19,7 @@ pub fn sandbox(status: proto::PodSandboxStatus) -> SandboxStatus {
         pod: pod(status.metadata),
         created_at: time(status.created_at),
         ips: ips.filter_map(|ip| ip.parse().ok()).collect(),
-        labels: status.labels.into_iter().collect(),
+        labels: visible(status.labels),
         annotations: visible(status.annotations),
     }
 }
@@ -54,7 +54,7 @@ pub fn container(sandbox_id: String, status: proto::ContainerStatus) -> Containe
         message: status.message,
         image: if image.user_specified_image.is_empty() { image.image } else { image.user_specified_image },
         image_ref: status.image_ref,
-        labels: status.labels.into_iter().collect(),
+        labels: visible(status.labels),
         annotations: visible(status.annotations),
         log_path: status.log_path.into(),
     }
@@ -93,9 +93,9 @@ pub fn image(image: proto::Image) -> ImageInfo {
     }
 }
 
-/// Our own annotations are nobody else's concern.
-fn visible(annotations: std::collections::HashMap<String, String>) -> BTreeMap<String, String> {
-    annotations.into_iter().filter(|(name, _)| name != SANDBOX_CONFIG && name != STREAMS).collect()
+/// Labels and annotations without our own, which are nobody else's concern.
+fn visible(all: HashMap<String, String>) -> BTreeMap<String, String> {
+    all.into_iter().filter(|(name, _)| ![CLOUD, SANDBOX_CONFIG, STREAMS].contains(&name.as_str())).collect()
 }
 
 /// CRI counts nanoseconds since 1970.

@@ -3,7 +3,6 @@
 //! Whatever a runtime has to say is only taken as a sign to look again; what is told is the difference between two looks,
 //! so that a lost sign costs time and never an event.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,66 +14,14 @@ use tonic::transport::Channel;
 
 use super::{Inner, answer};
 use crate::Error;
+use crate::look::{Look, difference};
 use crate::proto;
-use crate::runtime::{ContainerState, PodIdentity, RuntimeEvent, RuntimeEventKind, SandboxState};
 
 /// Between two looks at a runtime that has no events, as upstream's kubelet does it.
 const RELIST: Duration = Duration::from_secs(1);
 /// When containerd's own events are the sign: its CRI part hears them when we do, and books them a little later.
 const LATER: [Duration; 4] =
     [Duration::from_millis(20), Duration::from_millis(80), Duration::from_millis(400), Duration::from_secs(1)];
-
-/// One look: every container's state by id, with its sandbox, and every sandbox.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Look {
-    sandboxes: BTreeMap<String, (PodIdentity, SandboxState)>,
-    containers: BTreeMap<String, (String, ContainerState)>,
-}
-
-/// What happened between two looks, oldest first for each object.
-pub fn difference(before: &Look, after: &Look) -> Vec<RuntimeEvent> {
-    let mut all = Vec::new();
-    let mut tell = |sandbox: &str, container: &str, kind| {
-        let known = after.sandboxes.get(sandbox).or_else(|| before.sandboxes.get(sandbox));
-        if let Some((pod, _)) = known {
-            all.push(RuntimeEvent {
-                pod: pod.clone(),
-                sandbox_id: sandbox.to_owned(),
-                container_id: container.to_owned(),
-                kind,
-            });
-        }
-    };
-    for (id, (_, state)) in &after.sandboxes {
-        let was = before.sandboxes.get(id).map(|(_, state)| *state);
-        if was.is_none() {
-            tell(id, "", RuntimeEventKind::Started);
-        }
-        if was != Some(*state) && *state == SandboxState::NotReady {
-            tell(id, "", RuntimeEventKind::Exited);
-        }
-    }
-    for (id, (sandbox, state)) in &after.containers {
-        let was = before.containers.get(id).map(|(_, state)| *state);
-        if was == Some(*state) {
-            continue;
-        }
-        let begun = matches!(state, ContainerState::Running | ContainerState::Exited);
-        if begun && was != Some(ContainerState::Running) {
-            tell(sandbox, id, RuntimeEventKind::Started);
-        }
-        if *state == ContainerState::Exited {
-            tell(sandbox, id, RuntimeEventKind::Exited);
-        }
-    }
-    for (id, (sandbox, _)) in before.containers.iter().filter(|(id, _)| !after.containers.contains_key(*id)) {
-        tell(sandbox, id, RuntimeEventKind::Removed);
-    }
-    for id in before.sandboxes.keys().filter(|id| !after.sandboxes.contains_key(*id)) {
-        tell(id, "", RuntimeEventKind::Removed);
-    }
-    all
-}
 
 impl Inner {
     async fn look(&self) -> Result<Look, Error> {
@@ -203,40 +150,4 @@ async fn containerd_events(channel: Channel) -> Result<tonic::Streaming<Envelope
     let path = PathAndQuery::from_static("/containerd.services.events.v1.Events/Subscribe");
     let codec = tonic_prost::ProstCodec::<SubscribeRequest, Envelope>::default();
     Ok(grpc.server_streaming(request, path, codec).await?.into_inner())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn look(sandbox: Option<SandboxState>, container: Option<ContainerState>) -> Look {
-        let pod = PodIdentity { namespace: "ns".into(), name: "pod".into(), uid: "u".into(), attempt: 0 };
-        Look {
-            sandboxes: sandbox.into_iter().map(|state| ("s".to_owned(), (pod.clone(), state))).collect(),
-            containers: container.into_iter().map(|state| ("c".to_owned(), ("s".to_owned(), state))).collect(),
-        }
-    }
-
-    fn kinds(before: &Look, after: &Look) -> Vec<(String, RuntimeEventKind)> {
-        difference(before, after).into_iter().map(|event| (event.container_id, event.kind)).collect()
-    }
-
-    #[test]
-    fn a_container_that_ran_between_two_looks_started_and_exited() {
-        use RuntimeEventKind::{Exited, Removed, Started};
-        let ready = Some(SandboxState::Ready);
-        let nothing = Look::default();
-        let created = look(ready, Some(ContainerState::Created));
-        let running = look(ready, Some(ContainerState::Running));
-        let exited = look(ready, Some(ContainerState::Exited));
-        let own = |kind| ("c".to_owned(), kind);
-        let pod = |kind| (String::new(), kind);
-        assert_eq!(kinds(&nothing, &created), [pod(Started)]);
-        assert_eq!(kinds(&created, &running), [own(Started)]);
-        assert_eq!(kinds(&running, &exited), [own(Exited)]);
-        assert_eq!(kinds(&created, &exited), [own(Started), own(Exited)]);
-        assert_eq!(kinds(&exited, &nothing), [own(Removed), pod(Removed)]);
-        assert_eq!(kinds(&running, &running), []);
-        assert_eq!(kinds(&running, &look(Some(SandboxState::NotReady), None)), [pod(Exited), own(Removed)]);
-    }
 }

@@ -23,11 +23,11 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::transport::{Channel, Endpoint, Uri};
 
 use crate::Error;
+use crate::cgroups::CgroupDriver;
 use crate::proto;
 use crate::proto::image_service_client::ImageServiceClient;
 use crate::proto::runtime_service_client::RuntimeServiceClient;
 use crate::runtime::{ContainerStatus, RuntimeEvent, SandboxConfig};
-use request::CgroupDriver;
 
 /// Lists of a full node are longer than gRPC's usual limit; upstream's kubelet allows as much.
 const MAX_MESSAGE: usize = 16 << 20;

@@ -10,36 +10,21 @@ use crate::runtime::{
     SeccompProfile, SecurityContext,
 };
 
+/// Label of everything that is ours, so that several clouds can share a runtime: the cloud's top control group.
+pub const CLOUD: &str = "dhow.io/cloud";
 /// Annotation of a sandbox: what it was asked to be, for creating containers in it after a restart.
 pub const SANDBOX_CONFIG: &str = "dhow.io/sandbox-config";
 /// Annotation of a container: its streams, as `stdin` and `tty` in a list.
 pub const STREAMS: &str = "dhow.io/streams";
 
-/// How the runtime names control groups.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum CgroupDriver {
-    Cgroupfs,
-    Systemd,
-}
-
-/// A cgroup parent as the driver wants it: `/dhow/kubepods/pod1`, or `dhow-kubepods-pod1.slice`, whose name says the path.
-pub fn cgroup_parent(driver: CgroupDriver, path: &str) -> String {
-    let path = path.trim_matches('/');
-    match driver {
-        CgroupDriver::Cgroupfs => format!("/{path}"),
-        CgroupDriver::Systemd => {
-            let parts: Vec<String> = path.split('/').map(|part| part.replace('-', "_")).collect();
-            format!("{}.slice", parts.join("-"))
-        }
-    }
-}
-
-pub fn sandbox(config: &SandboxConfig, cgroup_parent: String) -> proto::PodSandboxConfig {
+pub fn sandbox(config: &SandboxConfig, cloud: &str, cgroup_parent: String) -> proto::PodSandboxConfig {
     let mut sysctls: BTreeMap<String, String> = BTreeMap::new();
     if config.namespaces.network != NamespaceMode::Node {
         sysctls.extend(NETWORK_SYSCTLS.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
     }
     sysctls.extend(config.sysctls.clone());
+    let mut labels = config.labels.clone();
+    labels.insert(CLOUD.to_owned(), cloud.to_owned());
     let mut annotations = config.annotations.clone();
     // Structs of strings and numbers always become JSON.
     annotations.insert(SANDBOX_CONFIG.to_owned(), serde_json::to_string(config).unwrap_or_default());
@@ -76,7 +61,7 @@ pub fn sandbox(config: &SandboxConfig, cgroup_parent: String) -> proto::PodSandb
                 host_ip: mapping.host_ip.map(|ip| ip.to_string()).unwrap_or_default(),
             })
             .collect(),
-        labels: config.labels.clone().into_iter().collect(),
+        labels: labels.into_iter().collect(),
         annotations: annotations.into_iter().collect(),
         linux: Some(proto::LinuxPodSandboxConfig {
             cgroup_parent,
@@ -242,13 +227,6 @@ fn text(path: &Path) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn cgroup_parents_follow_the_driver() {
-        let path = "dhow/kubepods/burstable/pod1-2";
-        assert_eq!(cgroup_parent(CgroupDriver::Cgroupfs, path), "/dhow/kubepods/burstable/pod1-2");
-        assert_eq!(cgroup_parent(CgroupDriver::Systemd, path), "dhow-kubepods-burstable-pod1_2.slice");
-    }
 
     #[test]
     fn capabilities_lose_their_prefix() {

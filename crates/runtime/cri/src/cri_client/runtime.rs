@@ -1,13 +1,15 @@
 //! The `Runtime` trait, method by method.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use dhow_oci::cgroup::Cgroup;
 use futures::StreamExt;
 use futures::stream::BoxStream;
 
-use super::request::{CgroupDriver, SANDBOX_CONFIG};
+use super::request::{CLOUD, SANDBOX_CONFIG};
 use super::{CriRuntime, Inner, answer, images, request, streams};
+use crate::cgroups::{CgroupDriver, cgroup_parent};
 use crate::proto;
 use crate::runtime::{
     ContainerConfig, ContainerState, ContainerStats, ContainerStatus, Duplex, ExecRequest, ExecResult, ImageAuth,
@@ -21,7 +23,8 @@ impl Inner {
     }
 
     fn sandbox_request(&self, config: &SandboxConfig) -> proto::PodSandboxConfig {
-        request::sandbox(config, request::cgroup_parent(self.cgroup_driver, &self.cgroup(&config.cgroup_parent)))
+        let parent = cgroup_parent(self.cgroup_driver, &self.cgroup(&config.cgroup_parent));
+        request::sandbox(config, &self.config.cgroup_root, parent)
     }
 
     async fn raw_sandbox(&self, id: &str) -> Result<proto::PodSandboxStatus, Error> {
@@ -57,8 +60,11 @@ impl Inner {
         Ok(list.map_err(|status| answer::failure("container", id, status))?.into_inner().containers)
     }
 
+    /// The sandboxes of this cloud.
     pub async fn raw_sandboxes(&self) -> Result<Vec<proto::PodSandbox>, Error> {
-        let list = self.runtime.clone().list_pod_sandbox(proto::ListPodSandboxRequest { filter: None }).await;
+        let ours = (CLOUD.to_owned(), self.config.cgroup_root.clone());
+        let filter = Some(proto::PodSandboxFilter { label_selector: [ours].into(), ..Default::default() });
+        let list = self.runtime.clone().list_pod_sandbox(proto::ListPodSandboxRequest { filter }).await;
         Ok(list.map_err(|status| answer::failure("sandbox", "", status))?.into_inner().items)
     }
 
@@ -81,10 +87,10 @@ impl Inner {
         Ok(answer::container(listed.pod_sandbox_id, self.raw_container(id).await?))
     }
 
-    /// All containers of pods that were made through this adapter.
+    /// All containers of this cloud's sandboxes.
     pub async fn statuses(&self) -> Result<Vec<ContainerStatus>, Error> {
         let listed = self.raw_containers("").await?;
-        let ours = self.our_sandboxes().await?;
+        let ours: HashSet<String> = self.raw_sandboxes().await?.into_iter().map(|sandbox| sandbox.id).collect();
         self.statuses.lock().retain(|id, _| listed.iter().any(|container| container.id == *id));
         let mut all = Vec::with_capacity(listed.len());
         for container in listed.into_iter().filter(|container| ours.contains(&container.pod_sandbox_id)) {
@@ -96,11 +102,6 @@ impl Inner {
             }
         }
         Ok(all)
-    }
-
-    async fn our_sandboxes(&self) -> Result<Vec<String>, Error> {
-        let all = self.raw_sandboxes().await?;
-        Ok(all.into_iter().filter(|s| s.annotations.contains_key(SANDBOX_CONFIG)).map(|s| s.id).collect())
     }
 }
 
@@ -173,9 +174,9 @@ impl Runtime for CriRuntime {
 
     async fn list_sandboxes(&self) -> Result<Vec<SandboxStatus>, Error> {
         let mut all = Vec::new();
-        for id in self.inner.our_sandboxes().await? {
+        for sandbox in self.inner.raw_sandboxes().await? {
             // The list lacks the addresses.
-            match self.inner.raw_sandbox(&id).await {
+            match self.inner.raw_sandbox(&sandbox.id).await {
                 Ok(status) => all.push(answer::sandbox(status)),
                 Err(Error::NotFound { .. }) => {}
                 Err(error) => return Err(error),

@@ -11,9 +11,9 @@ use dhow_oci::protocol::Request;
 use dhow_oci::spec::SandboxSpec;
 
 use super::record::{self, Container, ContainerMeta, Sandbox, SandboxMeta, make_private_folder, new_id};
-use super::specification::NETWORK_SYSCTLS;
+use super::specification::{NETWORK_SYSCTLS, resolv_conf};
 use super::{Inner, blocking, container, watch};
-use crate::runtime::{DnsConfig, NamespaceMode, RuntimeEventKind, SandboxConfig, SandboxState};
+use crate::runtime::{NamespaceMode, RuntimeEventKind, SandboxConfig, SandboxState};
 use crate::{Error, NetworkRequest};
 
 /// Starts a sandbox. On error nothing is left behind.
@@ -99,20 +99,6 @@ fn write_files(inner: &Inner, id: &str, config: &SandboxConfig) -> Result<(), Er
         fs::write(&path, text).map_err(|error| Error::internal(format!("write {}", path.display()), error))?;
     }
     Ok(())
-}
-
-fn resolv_conf(dns: &DnsConfig) -> String {
-    let mut text = String::new();
-    if !dns.searches.is_empty() {
-        text.push_str(&format!("search {}\n", dns.searches.join(" ")));
-    }
-    for server in &dns.servers {
-        text.push_str(&format!("nameserver {server}\n"));
-    }
-    if !dns.options.is_empty() {
-        text.push_str(&format!("options {}\n", dns.options.join(" ")));
-    }
-    text
 }
 
 /// Reads all folders. Sandboxes that were being made when the daemon ended are cleared away.

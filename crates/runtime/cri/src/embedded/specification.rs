@@ -10,7 +10,9 @@ use dhow_oci::spec::{ContainerSpec, DeviceNode, Limits, Mount, PidMode, Process,
 use super::EmbeddedConfig;
 use super::record::SandboxMeta;
 use crate::Error;
-use crate::runtime::{ContainerConfig, MountPropagation, NamespaceMode, Resources, SeccompProfile, SecurityContext};
+use crate::runtime::{
+    ContainerConfig, DnsConfig, MountPropagation, NamespaceMode, Resources, SeccompProfile, SecurityContext,
+};
 
 /// What every container may do unless told otherwise, as in Docker and containerd.
 const DEFAULT_CAPABILITIES: [&str; 14] = [
@@ -282,6 +284,21 @@ fn parse_signal(text: &str) -> Option<i32> {
         ("PWR", Signal::POWER),
     ];
     known.iter().find(|(known, _)| *known == name).map(|(_, signal)| signal.as_raw())
+}
+
+/// The text of a pod's `/etc/resolv.conf`.
+pub fn resolv_conf(dns: &DnsConfig) -> String {
+    let mut text = String::new();
+    if !dns.searches.is_empty() {
+        text.push_str(&format!("search {}\n", dns.searches.join(" ")));
+    }
+    for server in &dns.servers {
+        text.push_str(&format!("nameserver {server}\n"));
+    }
+    if !dns.options.is_empty() {
+        text.push_str(&format!("options {}\n", dns.options.join(" ")));
+    }
+    text
 }
 
 #[cfg(test)]
