@@ -9,9 +9,11 @@ pub mod embedded;
 mod error;
 mod look;
 pub mod network;
+mod pause;
 mod proto;
 mod proto_debug;
 pub mod runtime;
+pub mod server;
 mod streaming;
 pub mod suite;
 

@@ -2,8 +2,11 @@
 //!
 //! A case gets a [`Stage`] of its own: an empty runtime that knows one image with a shell.
 
+mod images;
+mod logs;
+
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +16,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::Runtime;
 use crate::runtime::{
-    ContainerConfig, ContainerState, ContainerStatus, ExecRequest, Mount, MountPropagation, NamespaceMode,
+    ContainerConfig, ContainerState, ContainerStatus, ExecRequest, ImageAuth, Mount, MountPropagation, NamespaceMode,
     NamespaceOptions, PodIdentity, Resources, RuntimeEventKind, SandboxConfig, SandboxState, SecurityContext,
 };
 
@@ -24,8 +27,17 @@ pub struct Stage {
     pub image: String,
     /// Empty folder for logs and volumes.
     pub scratch: PathBuf,
+    /// An image with a shell in a registry that wants a password.
+    pub private_image: Option<PrivateImage>,
     /// Opens the same runtime anew, knowing only what is on disk, as a restarted daemon does.
     pub reopen: Box<dyn Fn() -> BoxFuture<'static, Arc<dyn Runtime>> + Send + Sync>,
+}
+
+/// An image, and who may pull it.
+#[derive(Clone)]
+pub struct PrivateImage {
+    pub reference: String,
+    pub auth: ImageAuth,
 }
 
 /// An error that fails a case.
@@ -49,6 +61,12 @@ pub const CASES: &[(&str, Case)] = &[
     ("runs_as_whom_it_is_told", |s| runs_as_whom_it_is_told(s).boxed()),
     ("limits_memory", |s| limits_memory(s).boxed()),
     ("shares_processes_in_a_pod", |s| shares_processes_in_a_pod(s).boxed()),
+    ("attaches_to_a_terminal", |s| attaches_to_a_terminal(s).boxed()),
+    ("writes_the_log_format", |s| logs::writes_the_log_format(s).boxed()),
+    ("goes_on_in_a_new_log", |s| logs::goes_on_in_a_new_log(s).boxed()),
+    ("counts_what_is_used", |s| logs::counts_what_is_used(s).boxed()),
+    ("changes_limits", |s| logs::changes_limits(s).boxed()),
+    ("pulls_with_credentials", |s| images::pulls_with_credentials(s).boxed()),
     ("survives_the_daemon", |s| survives_the_daemon(s).boxed()),
     ("removes_without_a_trace", |s| removes_without_a_trace(s).boxed()),
 ];
@@ -96,6 +114,16 @@ fn container(stage: &Stage, script: &str) -> ContainerConfig {
         tty: false,
         resources: Resources::default(),
         security: SecurityContext::default(),
+    }
+}
+
+/// A folder of the host's, writable.
+fn mount(host_path: &Path, container_path: &str) -> Mount {
+    Mount {
+        host_path: host_path.to_owned(),
+        container_path: container_path.into(),
+        readonly: false,
+        propagation: MountPropagation::Private,
     }
 }
 
@@ -310,6 +338,27 @@ async fn attaches(stage: &mut Stage) -> Outcome {
     ensure(code == 2, || format!("exit code {code}"))
 }
 
+async fn attaches_to_a_terminal(stage: &mut Stage) -> Outcome {
+    let pod = stage.runtime.run_sandbox(sandbox(stage)).await?;
+    let mut config = container(stage, "tty; read line; stty size; echo heard $line; exit 4");
+    config.stdin = true;
+    config.tty = true;
+    let id = start(stage, &pod, config).await?;
+    let mut streams = stage.runtime.attach(&id).await?;
+    ensure(streams.stderr.is_none(), || "a terminal has one stream".into())?;
+    streams.resize.as_ref().ok_or("no resize")?.send((99, 33)).await?;
+    // The size goes its own way; the line is sent when the terminal has it.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    streams.stdin.as_mut().ok_or("no stdin")?.write_all(b"you\n").await?;
+    let mut output = String::new();
+    streams.stdout.take().ok_or("no stdout")?.read_to_string(&mut output).await?;
+    for expected in ["33 99", "heard you"] {
+        ensure(output.contains(expected), || format!("{expected:?} is not in {output:?}"))?;
+    }
+    let code = streams.exit.await??;
+    ensure(code == 4, || format!("exit code {code}"))
+}
+
 async fn forwards_ports(stage: &mut Stage) -> Outcome {
     let pod = stage.runtime.run_sandbox(sandbox(stage)).await?;
     let id = start(stage, &pod, container(stage, "echo up; while :; do nc -l -p 8080 -e /bin/cat; done")).await?;
@@ -439,12 +488,7 @@ async fn survives_the_daemon(stage: &mut Stage) -> Outcome {
     let mut config = container(stage, "echo begun; while [ ! -e /v/go ]; do sleep 0.05; done; exit 42");
     config.name = "ending".into();
     config.log_path = "ending/0.log".into();
-    config.mounts = vec![Mount {
-        host_path: stage.scratch.clone(),
-        container_path: "/v".into(),
-        readonly: false,
-        propagation: MountPropagation::Private,
-    }];
+    config.mounts = vec![mount(&stage.scratch, "/v")];
     let ending = start(stage, &pod, config).await?;
     wait_for_line(stage, &ending, "begun").await?;
     let before = stage.runtime.container_status(&lasting).await?;

@@ -7,6 +7,8 @@ mod busybox;
 mod daemon;
 #[path = "support/loopback.rs"]
 mod loopback;
+#[path = "support/registry.rs"]
+mod registry;
 
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
@@ -27,18 +29,19 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // The cases share one daemon and look at everything in it.
     arguments.test_threads = Some(1);
-    let daemon = Arc::new(std::sync::Mutex::new(None));
+    let daemon = Arc::new(parking_lot::Mutex::new(None));
     let trials = CASES.iter().map(|(name, case)| {
         let daemon = Arc::clone(&daemon);
         Trial::test(*name, move || {
-            let mut daemon = daemon.lock().unwrap();
+            let mut daemon = daemon.lock();
             let containerd = match &mut *daemon {
                 Some(containerd) => containerd,
                 none => none.insert(Containerd::start()?),
             };
+            let registry = registry::Registry::start_for(name, containerd.folder.path(), &busybox::archive()?)?;
             let runtime = tokio::runtime::Runtime::new()?;
             let result = runtime.block_on(async {
-                let (mut stage, server) = containerd.stage(name).await?;
+                let (mut stage, server) = containerd.stage(name, &registry).await?;
                 let server = tokio::spawn(server.run());
                 let result = case(&mut stage).await;
                 for sandbox in stage.runtime.list_sandboxes().await? {
@@ -52,7 +55,7 @@ fn main() -> ExitCode {
         })
     });
     let conclusion = libtest_mimic::run(&arguments, trials.collect());
-    drop(daemon.lock().unwrap().take());
+    drop(daemon.lock().take());
     conclusion.exit_code()
 }
 
@@ -77,7 +80,7 @@ disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapsho
 [grpc]
   address = "{socket}"
 [plugins."io.containerd.grpc.v1.cri"]
-  sandbox_image = "{image}"
+  sandbox_image = "dhow.local/pause:1"
   netns_mounts_under_state_dir = true
   # This machine may not be allowed to lower a score.
   restrict_oom_score_adj = true
@@ -90,7 +93,6 @@ disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapsho
             socket = at("c.sock"),
             net = at("net.d"),
             bin = at("bin"),
-            image = busybox::PAUSE,
         );
         std::fs::write(folder.path().join("config.toml"), config)?;
         let socket = folder.path().join("c.sock");
@@ -102,22 +104,21 @@ disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapsho
         Ok(Self { daemon, folder })
     }
 
-    async fn stage(&self, name: &str) -> Result<(Stage, cni::Server), Failed> {
+    async fn stage(&self, name: &str, registry: &Option<registry::Registry>) -> Result<(Stage, cni::Server), Failed> {
         let server = cni::Server::bind(&self.folder.path().join("cni.sock"), Arc::new(loopback::Loopback))?;
         let socket = self.folder.path().join("c.sock");
         let runtime = open(&socket).await;
         let folders = runtime.cni_folders().await?;
         assert_eq!(folders.plugins, self.folder.path().join("bin"));
         if runtime.image_status(busybox::NAME).await?.is_none() {
-            for archive in [busybox::archive()?, busybox::pause()?] {
-                runtime.import_image(Box::new(Cursor::new(archive))).await?;
-            }
+            runtime.import_image(Box::new(Cursor::new(busybox::archive()?))).await?;
         }
         let scratch = self.folder.path().join("scratch").join(name);
         std::fs::create_dir_all(&scratch)?;
         let stage = Stage {
             runtime,
             image: busybox::NAME.into(),
+            private_image: registry.as_ref().map(registry::Registry::image),
             scratch,
             reopen: Box::new(move || {
                 let socket = socket.clone();

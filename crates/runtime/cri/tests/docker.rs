@@ -7,6 +7,8 @@ mod busybox;
 mod daemon;
 #[path = "support/loopback.rs"]
 mod loopback;
+#[path = "support/registry.rs"]
+mod registry;
 
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
@@ -27,18 +29,19 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // The cases share one daemon and look at everything in it.
     arguments.test_threads = Some(1);
-    let daemon = Arc::new(std::sync::Mutex::new(None));
+    let daemon = Arc::new(parking_lot::Mutex::new(None));
     let trials = CASES.iter().map(|(name, case)| {
         let daemon = Arc::clone(&daemon);
         Trial::test(*name, move || {
-            let mut daemon = daemon.lock().unwrap();
+            let mut daemon = daemon.lock();
             let docker = match &mut *daemon {
                 Some(docker) => docker,
                 none => none.insert(Docker::start()?),
             };
+            let registry = registry::Registry::start_for(name, docker.folder.path(), &busybox::archive()?)?;
             let runtime = tokio::runtime::Runtime::new()?;
             let result = runtime.block_on(async {
-                let mut stage = docker.stage(name).await?;
+                let mut stage = docker.stage(name, &registry).await?;
                 let result = case(&mut stage).await;
                 for sandbox in stage.runtime.list_sandboxes().await? {
                     stage.runtime.remove_sandbox(&sandbox.id).await?;
@@ -50,7 +53,7 @@ fn main() -> ExitCode {
         })
     });
     let conclusion = libtest_mimic::run(&arguments, trials.collect());
-    drop(daemon.lock().unwrap().take());
+    drop(daemon.lock().take());
     conclusion.exit_code()
 }
 
@@ -97,7 +100,7 @@ impl Docker {
         Ok(Self { daemon, _containerd: containerd, folder })
     }
 
-    async fn stage(&self, name: &str) -> Result<Stage, Failed> {
+    async fn stage(&self, name: &str, registry: &Option<registry::Registry>) -> Result<Stage, Failed> {
         let socket = self.folder.path().join("d.sock");
         let runtime = open(&socket).await;
         if runtime.image_status(busybox::NAME).await?.is_none() {
@@ -108,6 +111,7 @@ impl Docker {
         Ok(Stage {
             runtime,
             image: busybox::NAME.into(),
+            private_image: registry.as_ref().map(registry::Registry::image),
             scratch,
             reopen: Box::new(move || {
                 let socket = socket.clone();

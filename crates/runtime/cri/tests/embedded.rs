@@ -5,6 +5,8 @@
 mod busybox;
 #[path = "support/loopback.rs"]
 mod loopback;
+#[path = "support/registry.rs"]
+mod registry;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -30,7 +32,8 @@ fn main() -> ExitCode {
                 runtime.block_on(async {
                     let folder = tempfile::tempdir()?;
                     let cgroup_root = format!("dhow-test-{}-{name}", std::process::id());
-                    let (mut stage, embedded) = stage(folder.path(), &cgroup_root).await?;
+                    let registry = registry::Registry::start_for(name, folder.path(), &busybox::archive()?)?;
+                    let (mut stage, embedded) = stage(folder.path(), &cgroup_root, &registry).await?;
                     let result = case(&mut stage).await;
                     if result.is_err() {
                         shim_logs(folder.path());
@@ -54,7 +57,11 @@ fn shim_logs(folder: &Path) {
     }
 }
 
-async fn stage(folder: &Path, cgroup_root: &str) -> Result<(Stage, Arc<EmbeddedRuntime>), Failed> {
+async fn stage(
+    folder: &Path,
+    cgroup_root: &str,
+    registry: &Option<registry::Registry>,
+) -> Result<(Stage, Arc<EmbeddedRuntime>), Failed> {
     let images = ImageStore::open(&folder.join("images"))?;
     images.import(std::io::Cursor::new(busybox::archive()?)).await?;
     let (folder, cgroup_root) = (folder.to_owned(), cgroup_root.to_owned());
@@ -75,6 +82,7 @@ async fn stage(folder: &Path, cgroup_root: &str) -> Result<(Stage, Arc<EmbeddedR
     let stage = Stage {
         runtime: embedded.clone(),
         image: busybox::NAME.into(),
+        private_image: registry.as_ref().map(registry::Registry::image),
         scratch,
         reopen: Box::new(move || {
             let opening = open();

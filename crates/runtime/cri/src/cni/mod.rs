@@ -7,7 +7,7 @@ mod plugin;
 mod server;
 
 pub use plugin::{asked_for, main};
-pub use server::{Server, install};
+pub use server::{Server, install, uninstall};
 
 /// The plugin's type, and thereby the name of its program.
 pub const TYPE: &str = "dhow-cni";

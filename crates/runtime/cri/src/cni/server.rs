@@ -174,6 +174,28 @@ pub fn install(folders: &CniFolders, program: &Path, socket: &Path) -> Result<()
         .map_err(|error| failed(&configuration, error))
 }
 
+/// Takes away what [`install`] put there; what others put there stays.
+pub fn uninstall(folders: &CniFolders) -> Result<(), Error> {
+    let plugin = folders.plugins.join(TYPE);
+    let mut ours = vec![folders.configuration.join(CONFIGURATION)];
+    let loopback = folders.plugins.join("loopback");
+    if let (Ok(target), Ok(program)) = (fs::read_link(&loopback), fs::read_link(&plugin))
+        && target == program
+    {
+        ours.push(loopback);
+    }
+    ours.push(plugin);
+    for path in ours {
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(Error::internal(format!("remove {}", path.display()), error));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 /// Points a link somewhere, wherever it pointed before.
 fn link(target: &Path, path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {

@@ -6,10 +6,8 @@ use dhow_image::ImageStore;
 use tokio::process::Command;
 
 use super::{Inner, answer, request};
-use crate::Error;
-use crate::archive;
-use crate::proto;
 use crate::runtime::{ImageAuth, ImageInfo, Reader};
+use crate::{Error, archive, pause, proto};
 
 /// Where containerd's CRI part keeps what is its own.
 const NAMESPACE: &str = "k8s.io";
@@ -48,6 +46,15 @@ pub async fn remove(inner: &Inner, reference: &str) -> Result<(), Error> {
         Err(status) if status.code() == tonic::Code::NotFound => Ok(()),
         Err(status) => Err(answer::failure("image", reference, status)),
     }
+}
+
+/// Brings the sandboxes' image if the runtime is configured to use ours: then it needs no registry for them.
+pub async fn ensure_pause(inner: &Inner) -> Result<(), Error> {
+    let configured = super::runtime_info(&mut inner.runtime.clone()).await?;
+    if configured["sandboxImage"] != pause::NAME || status(inner, pause::NAME).await?.is_some() {
+        return Ok(());
+    }
+    import(inner, Box::new(std::io::Cursor::new(pause::archive()?))).await.map(drop)
 }
 
 /// CRI has no import; containerd's own tool, which comes with it, does it.

@@ -6,7 +6,7 @@
 mod answer;
 mod events;
 mod images;
-mod request;
+pub(crate) mod request;
 mod runtime;
 mod streams;
 
@@ -22,12 +22,12 @@ use tokio::sync::broadcast;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::transport::{Channel, Endpoint, Uri};
 
-use crate::Error;
 use crate::cgroups::CgroupDriver;
 use crate::proto;
 use crate::proto::image_service_client::ImageServiceClient;
 use crate::proto::runtime_service_client::RuntimeServiceClient;
 use crate::runtime::{ContainerStatus, RuntimeEvent, SandboxConfig};
+use crate::{Error, look};
 
 /// Lists of a full node are longer than gRPC's usual limit; upstream's kubelet allows as much.
 const MAX_MESSAGE: usize = 16 << 20;
@@ -61,6 +61,8 @@ struct Inner {
     /// Statuses that hold for as long as the state they tell of.
     statuses: Mutex<HashMap<String, ContainerStatus>>,
     events: broadcast::Sender<RuntimeEvent>,
+    /// Where signs of changes come from: the best that this runtime has.
+    source: Arc<Mutex<events::Source>>,
 }
 
 /// Where a CNI runtime looks for network configuration and plugins.
@@ -101,8 +103,10 @@ impl CriRuntime {
             sandboxes: Mutex::default(),
             statuses: Mutex::default(),
             events: broadcast::channel(EVENT_BACKLOG).0,
+            source: Arc::new(Mutex::new(events::Source::Cri)),
         });
-        events::follow(&inner, end.clone()).await?;
+        images::ensure_pause(&inner).await?;
+        look::follow(&inner, end.clone()).await?;
         Ok(Arc::new(Self { inner, _end: Arc::new(end.drop_guard()) }))
     }
 
@@ -147,7 +151,7 @@ async fn cgroup_driver(runtime: &mut RuntimeServiceClient<Channel>) -> Result<Cg
 }
 
 /// containerd's own configuration; `null` from others.
-async fn runtime_info(runtime: &mut RuntimeServiceClient<Channel>) -> Result<serde_json::Value, Error> {
+pub async fn runtime_info(runtime: &mut RuntimeServiceClient<Channel>) -> Result<serde_json::Value, Error> {
     let status = runtime.status(proto::StatusRequest { verbose: true }).await;
     let info = status.map_err(|status| Error::internal("ask the container runtime for its status", status))?;
     let config = info.into_inner().info.remove("config").unwrap_or_default();

@@ -99,7 +99,7 @@ impl Api {
     }
 
     pub async fn get(&self, path: &str) -> Result<Value, Failure> {
-        parse(self.send(Request::get(""), path, dial::empty()).await?).await
+        parse(self.send(Request::builder(), path, dial::empty()).await?).await
     }
 
     pub async fn post(&self, path: &str, body: &Value) -> Result<Value, Failure> {
@@ -107,7 +107,7 @@ impl Api {
     }
 
     pub async fn delete(&self, path: &str) -> Result<Value, Failure> {
-        parse(self.send(Request::delete(""), path, dial::empty()).await?).await
+        parse(self.send(Request::builder().method(Method::DELETE), path, dial::empty()).await?).await
     }
 
     /// Posts; the answer is still to come. `header` is one more of the request's.
@@ -136,7 +136,7 @@ impl Api {
 
     /// A stream of bytes from the daemon.
     pub async fn stream(&self, path: &str) -> Result<impl AsyncBufRead + Send + Unpin + use<>, Failure> {
-        Ok(reader(self.send(Request::get(""), path, dial::empty()).await?))
+        Ok(reader(self.send(Request::builder(), path, dial::empty()).await?))
     }
 
     /// Posts, and takes the connection over for raw bytes in both directions.

@@ -7,24 +7,19 @@ use http::StatusCode;
 use serde_json::{Value, json};
 use tokio::io::AsyncBufReadExt;
 
-use super::{Inner, api, pause};
-use crate::Error;
-use crate::archive;
-use crate::runtime::{ImageAuth, ImageInfo, Reader};
-
 use super::api::Api;
+use super::{Inner, api};
+use crate::runtime::{ImageAuth, ImageInfo, Reader};
+use crate::{Error, archive, pause};
 
 /// Makes the sandboxes' image if it is not there.
 pub async fn ensure_pause(api: &Api) -> Result<(), Error> {
     if api.get(&format!("/images/{}/json", pause::NAME)).await.is_ok() {
         return Ok(());
     }
-    let (repository, tag) = pause::NAME.rsplit_once(':').unwrap_or((pause::NAME, "latest"));
-    let change = format!("ENTRYPOINT {}", json!([pause::PROGRAM]));
-    let path = format!("/images/create?fromSrc=-&repo={repository}&tag={tag}&changes={}", api::escape(&change));
-    let answer = api.upload(&path, Box::new(std::io::Cursor::new(pause::root()?))).await;
+    let answer = api.upload("/images/load?quiet=true", Box::new(std::io::Cursor::new(pause::archive()?))).await;
     let answer = answer.map_err(|failure| failure.on("image", pause::NAME))?;
-    progress(answer).await.map_err(|message| Error::internal("make the pause image", message))
+    progress(answer).await.map_err(|message| Error::internal("load the pause image", message))
 }
 
 /// Reads a call's progress to its end; the error if it reports one.

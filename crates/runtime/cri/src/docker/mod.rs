@@ -1,6 +1,6 @@
 //! Docker behind the `Runtime` trait, by its Engine API.
 //!
-//! A sandbox is a container that holds namespaces (see [`pause`]), others join it. What exists is known by Docker; labels of
+//! A sandbox is a container that holds namespaces (see [`crate::pause`]), others join it. What exists is known by Docker; labels of
 //! ours carry what it would not give back, so a daemon that comes back finds everything again. Docker keeps what
 //! containers write in its own format; [`logs`] follows that into the pods' logs.
 
@@ -10,7 +10,6 @@ mod events;
 mod forward;
 mod images;
 mod logs;
-mod pause;
 mod request;
 mod runtime;
 mod sandbox;
@@ -30,7 +29,7 @@ pub use forward::{COMMAND as FORWARD_COMMAND, main as forward_main};
 
 use crate::cgroups::CgroupDriver;
 use crate::runtime::{ContainerStatus, RuntimeEvent, SandboxConfig};
-use crate::{Error, PodNetwork};
+use crate::{Error, PodNetwork, look};
 use api::Api;
 use logs::Logs;
 use request::Groups;
@@ -89,7 +88,7 @@ impl DockerRuntime {
             events: broadcast::channel(EVENT_BACKLOG).0,
         });
         sandbox::adopt_all(&inner).await?;
-        events::follow(&inner, end.clone()).await?;
+        look::follow(&inner, end.clone()).await?;
         Ok(Arc::new(Self { inner, _end: Arc::new(end.drop_guard()) }))
     }
 }

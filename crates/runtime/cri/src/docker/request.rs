@@ -6,11 +6,10 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::pause;
-use crate::Error;
 use crate::cgroups::{CgroupDriver, cgroup_parent};
 use crate::embedded::specification::{MASKED_PATHS, NETWORK_SYSCTLS, READONLY_PATHS, paths};
 use crate::runtime::{ContainerConfig, MountPropagation, NamespaceMode, Resources, SandboxConfig, SeccompProfile};
+use crate::{Error, pause};
 
 /// Label: the cloud that a container belongs to, by its top control group.
 pub const CLOUD: &str = "dhow.io/cloud";

@@ -4,27 +4,15 @@ use std::io::Result;
 use std::process::Command;
 
 pub const NAME: &str = "docker.io/library/busybox:test";
-/// One that does nothing, for runtimes that keep a pod's namespaces in a container.
-#[allow(dead_code)]
-pub const PAUSE: &str = "docker.io/library/pause:test";
 
 pub fn archive() -> Result<Vec<u8>> {
-    image(NAME, r#"["/bin/sh"]"#)
-}
-
-#[allow(dead_code)]
-pub fn pause() -> Result<Vec<u8>> {
-    image(PAUSE, r#"["/bin/sleep","1000000"]"#)
-}
-
-fn image(name: &str, cmd: &str) -> Result<Vec<u8>> {
     let layer = layer()?;
     let config = format!(
-        r#"{{"architecture":"{}","os":"linux","config":{{"Cmd":{cmd},"Env":["PATH=/bin"]}},"rootfs":{{"type":"layers","diff_ids":["sha256:{}"]}}}}"#,
+        r#"{{"architecture":"{}","os":"linux","config":{{"Cmd":["/bin/sh"],"Env":["PATH=/bin"]}},"rootfs":{{"type":"layers","diff_ids":["sha256:{}"]}}}}"#,
         if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
         sha256(&layer)
     );
-    let manifest = format!(r#"[{{"Config":"config.json","RepoTags":["{name}"],"Layers":["layer.tar"]}}]"#);
+    let manifest = format!(r#"[{{"Config":"config.json","RepoTags":["{NAME}"],"Layers":["layer.tar"]}}]"#);
     let mut archive = tar::Builder::new(Vec::new());
     for (name, bytes) in
         [("layer.tar", layer.as_slice()), ("config.json", config.as_bytes()), ("manifest.json", manifest.as_bytes())]

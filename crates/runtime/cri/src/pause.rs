@@ -1,4 +1,4 @@
-//! The program of a sandbox' container: it waits for signals and lets the kernel bury its children.
+//! The program of a sandbox' container in runtimes that need one: it waits for signals and lets the kernel bury its children.
 //!
 //! It must run in an image without anything else in it, on machines without a compiler and without a registry, so it is
 //! written down here: a static ELF file of some 180 bytes for each of the two machines we build for.
@@ -89,17 +89,38 @@ fn executable() -> Vec<u8> {
     file
 }
 
-/// The file system of the image, as a tar archive.
-pub fn root() -> Result<Vec<u8>, Error> {
-    let program = executable();
+/// The image, as a docker-archive.
+pub fn archive() -> Result<Vec<u8>, Error> {
+    build().map_err(|error| Error::internal("build the pause image", error))
+}
+
+fn build() -> std::io::Result<Vec<u8>> {
+    use sha2::Digest as _;
+    let layer = tarball(&[(PROGRAM.trim_start_matches('/'), 0o755, &executable())])?;
+    let digest: String = sha2::Sha256::digest(&layer).iter().map(|byte| format!("{byte:02x}")).collect();
+    let config = serde_json::json!({
+        "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
+        "os": "linux",
+        "config": {"Entrypoint": [PROGRAM]},
+        "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{digest}")]},
+    });
+    let manifest = serde_json::json!([{"Config": "config.json", "RepoTags": [NAME], "Layers": ["layer.tar"]}]);
+    tarball(&[
+        ("layer.tar", 0o644, &layer),
+        ("config.json", 0o644, config.to_string().as_bytes()),
+        ("manifest.json", 0o644, manifest.to_string().as_bytes()),
+    ])
+}
+
+fn tarball(files: &[(&str, u32, &[u8])]) -> std::io::Result<Vec<u8>> {
     let mut archive = tar::Builder::new(Vec::new());
-    let mut header = tar::Header::new_ustar();
-    header.set_mode(0o755);
-    header.set_size(program.len() as u64);
-    archive
-        .append_data(&mut header, PROGRAM.trim_start_matches('/'), program.as_slice())
-        .and_then(|()| archive.into_inner())
-        .map_err(|error| Error::internal("build the pause image", error))
+    for (name, mode, bytes) in files {
+        let mut header = tar::Header::new_ustar();
+        header.set_mode(*mode);
+        header.set_size(bytes.len() as u64);
+        archive.append_data(&mut header, name, *bytes)?;
+    }
+    archive.into_inner()
 }
 
 #[cfg(test)]
@@ -121,7 +142,9 @@ mod tests {
         // It is waiting once it ignores the ends of children and sleeps.
         let waits = || {
             let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
-            status.contains("State:\tS") && status.contains("SigIgn:\t0000000000010000")
+            let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:\t")).unwrap();
+            // SIGCHLD is the 17th; whoever started us may ignore others.
+            status.contains("State:\tS") && u64::from_str_radix(ignored, 16).unwrap() & (1 << 16) != 0
         };
         while !waits() {
             assert!(begin.elapsed() < std::time::Duration::from_secs(10), "it never came to rest");
