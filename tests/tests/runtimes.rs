@@ -169,7 +169,10 @@ fn survives_the_daemon(host: &Host, container: &serde_json::Value) -> Result<()>
     eventually(MINUTE, || {
         let pod = host.get(&["get", "pod", "web"])?;
         let status = &pod["status"]["containerStatuses"][0];
-        ensure!(status["containerID"] == *container && status["restartCount"] == 0 && status["ready"] == true, "{status}");
+        ensure!(
+            status["containerID"] == *container && status["restartCount"] == 0 && status["ready"] == true,
+            "{status}"
+        );
         Ok(())
     })?;
     host.kubectl(&["exec", "web", "--", "true"])?;

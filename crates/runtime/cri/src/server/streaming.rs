@@ -219,8 +219,6 @@ impl Client {
                         // A program that reads no more is no error of ours.
                         let _ = tokio::io::copy(&mut from.reader, &mut to).await;
                         let _ = to.shutdown().await;
-                        // Our direction stays open: it is the other's to end.
-                        std::future::pending::<()>().await;
                     });
                 }
                 if let (Some(from), Some(to)) = (resize, streams.resize) {
