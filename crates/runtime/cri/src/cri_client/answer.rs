@@ -40,6 +40,9 @@ pub fn container(sandbox_id: String, status: proto::ContainerStatus) -> Containe
     let state = container_state(status.state());
     let metadata = status.metadata.unwrap_or_default();
     let image = status.image.unwrap_or_default();
+    let finished_at = some_time(status.finished_at);
+    // containerd notes a start after it happened, so that a short life may have ended before.
+    let started_at = some_time(status.started_at).map(|started| finished_at.map_or(started, |end| end.min(started)));
     ContainerStatus {
         id: status.id,
         sandbox_id,
@@ -47,8 +50,8 @@ pub fn container(sandbox_id: String, status: proto::ContainerStatus) -> Containe
         attempt: metadata.attempt,
         state,
         created_at: time(status.created_at),
-        started_at: some_time(status.started_at),
-        finished_at: some_time(status.finished_at),
+        started_at,
+        finished_at,
         exit_code: status.exit_code,
         reason: status.reason,
         message: status.message,
@@ -123,5 +126,24 @@ pub fn failure(kind: &'static str, id: &str, status: tonic::Status) -> Error {
         }
         _ if kind == "container" && text.contains("OCI runtime") => Error::CannotRun(text.to_owned()),
         _ => Error::Internal { context: text.to_owned(), source: None },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_ends_before_it_begins() {
+        let of = |started_at, finished_at| {
+            let status =
+                container(String::new(), proto::ContainerStatus { started_at, finished_at, ..Default::default() });
+            (status.started_at, status.finished_at)
+        };
+        assert_eq!(of(30, 20), (Some(time(20)), Some(time(20))));
+        assert_eq!(of(10, 20), (Some(time(10)), Some(time(20))));
+        assert_eq!(of(10, 0), (Some(time(10)), None));
+        // Year 1, as containerd says "never".
+        assert_eq!(of(i64::MIN, 0), (None, None));
     }
 }

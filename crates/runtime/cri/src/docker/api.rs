@@ -116,13 +116,7 @@ impl Api {
         if let Some((name, value)) = header {
             request = request.header(name, value);
         }
-        let body = match body {
-            Value::Null => dial::empty(),
-            body => {
-                request = request.header(header::CONTENT_TYPE, "application/json");
-                Full::from(body.to_string()).map_err(|never| match never {}).boxed()
-            }
-        };
+        let body = json(&mut request, body);
         self.send(request, path, body).await
     }
 
@@ -145,17 +139,22 @@ impl Api {
             .method(Method::POST)
             .header(header::CONNECTION, "Upgrade")
             .header(header::UPGRADE, "tcp");
-        let body = match body {
-            Value::Null => dial::empty(),
-            body => {
-                request = request.header(header::CONTENT_TYPE, "application/json");
-                Full::from(body.to_string()).map_err(|never| match never {}).boxed()
-            }
-        };
+        let body = json(&mut request, body);
         let answer = self.send(request, path, body).await?;
         let upgraded = hyper::upgrade::on(answer).await;
         Ok(TokioIo::new(upgraded.map_err(|error| Error::internal("take over a connection to Docker", error))?))
     }
+}
+
+/// A document as a request's body; `null` is none.
+fn json(request: &mut http::request::Builder, document: &Value) -> Body {
+    if document.is_null() {
+        return dial::empty();
+    }
+    if let Some(headers) = request.headers_mut() {
+        headers.insert(header::CONTENT_TYPE, http::HeaderValue::from_static("application/json"));
+    }
+    Full::from(document.to_string()).map_err(|never| match never {}).boxed()
 }
 
 /// A reader that may be shared between threads, and never is.
