@@ -11,10 +11,9 @@ use dhow_cri::cri_client::{CriConfig, CriRuntime};
 use dhow_cri::docker::{DockerConfig, DockerRuntime};
 use dhow_cri::embedded::{EmbeddedConfig, EmbeddedRuntime};
 use dhow_cri::runtime::SandboxState;
-use dhow_cri::{PodNetwork, Runtime, cni};
+use dhow_cri::{PodNetwork, Runtime, cgroups, cni};
 use dhow_image::{ImageStore, PullOptions};
 use dhow_net::Net;
-use dhow_oci::cgroup::Cgroup;
 use dhow_oci::client::Program;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -134,7 +133,7 @@ impl Opened {
             }
         }
         if remove {
-            Cgroup::new(&place.cgroup()).remove_all();
+            cgroups::remove_all(&place.cgroup());
         }
         Ok(sandboxes.len())
     }

@@ -1,7 +1,7 @@
 //! The container runtime trait in the shape of CRI, its suite and its adapters.
 
 mod archive;
-mod cgroups;
+pub mod cgroups;
 pub mod cni;
 pub mod cri_client;
 pub mod docker;

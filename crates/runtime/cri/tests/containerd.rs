@@ -50,7 +50,7 @@ fn main() -> ExitCode {
                 server.abort();
                 result.map_err(|error| Failed::from(format!("{error}\n{}", containerd.daemon.log())))
             });
-            dhow_oci::cgroup::Cgroup::new(&cgroup_root()).remove_all();
+            dhow_cri::cgroups::remove_all(&cgroup_root());
             result
         })
     });

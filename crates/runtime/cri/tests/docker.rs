@@ -48,7 +48,7 @@ fn main() -> ExitCode {
                 }
                 result.map_err(|error| Failed::from(format!("{error}\n{}", docker.daemon.log())))
             });
-            dhow_oci::cgroup::Cgroup::new(&cgroup_root()).remove_all();
+            dhow_cri::cgroups::remove_all(&cgroup_root());
             result
         })
     });

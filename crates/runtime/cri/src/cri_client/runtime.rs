@@ -9,7 +9,7 @@ use futures::stream::BoxStream;
 
 use super::request::{CLOUD, SANDBOX_CONFIG};
 use super::{CriRuntime, Inner, answer, images, request, streams};
-use crate::cgroups::{CgroupDriver, cgroup_parent};
+use crate::cgroups::{self, CgroupDriver, cgroup_parent};
 use crate::proto;
 use crate::runtime::{
     ContainerConfig, ContainerState, ContainerStats, ContainerStatus, Duplex, ExecRequest, ExecResult, ImageAuth,
@@ -163,7 +163,7 @@ impl Runtime for CriRuntime {
         self.inner.sandboxes.lock().remove(id);
         if let Some(config) = config.filter(|_| self.inner.cgroup_driver == CgroupDriver::Cgroupfs) {
             // The pod's own group is nobody else's to remove; one still in use stays.
-            Cgroup::new(&self.inner.cgroup(&config.cgroup_parent)).remove();
+            cgroups::remove(&self.inner.cgroup(&config.cgroup_parent));
         }
         Ok(())
     }

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::request::{CONTAINER, SANDBOX, SANDBOX_ID};
 use super::{Inner, answer, api, request};
-use crate::cgroups::CgroupDriver;
+use crate::cgroups::{self, CgroupDriver};
 use crate::embedded::specification::resolv_conf;
 use crate::runtime::{NamespaceMode, SandboxConfig, SandboxState, SandboxStatus};
 use crate::{Error, NetworkRequest};
@@ -163,7 +163,7 @@ pub async fn remove(inner: &Inner, id: &str) -> Result<(), Error> {
     if inner.cgroup_driver == CgroupDriver::Cgroupfs {
         // The pod's own group is nobody else's to remove; one still in use stays.
         let path = format!("{}/{}", inner.config.cgroup_root, config.cgroup_parent);
-        dhow_oci::cgroup::Cgroup::new(&path).remove();
+        cgroups::remove(&path);
     }
     Ok(())
 }
