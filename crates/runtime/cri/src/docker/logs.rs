@@ -21,6 +21,9 @@ use crate::Error;
 
 /// How long the end of a container's output may take to arrive after the container's own.
 const LINGER: Duration = Duration::from_secs(5);
+/// First and longest pause before a log is followed again that Docker ended: it ends it a moment before it books the end of
+/// the container, and when it restarts.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
 /// As much of our log's end is read for the time of its last line; lines have 16 KiB at most.
 const TAIL: u64 = 64 * 1024;
 
@@ -55,8 +58,16 @@ impl Logs {
         self.followers.lock().insert(status.id.clone(), Follower { file: Arc::clone(&file), done });
         let (api, id, tty) = (self.api.clone(), status.id, inspected["Config"]["Tty"] == true);
         tokio::spawn(self.end.clone().run_until_cancelled_owned(async move {
-            if let Err(error) = copy(&api, &id, tty, position, &file).await {
-                tracing::warn!(container = id, %error, "cannot follow a container's log");
+            let (mut position, mut pause) = (position, PAUSE.0);
+            loop {
+                if let Err(error) = copy(&api, &id, tty, &mut position, &file).await {
+                    tracing::warn!(container = id, %error, "cannot follow a container's log");
+                }
+                if !goes_on(&api, &id).await {
+                    break;
+                }
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(PAUSE.1);
             }
             finished.send_replace(true);
         }));
@@ -98,7 +109,7 @@ impl LogFile {
 }
 
 /// Where our log ends: the time of its last lines, and how many have that time.
-#[derive(Debug, Default, PartialEq)]
+#[derive(Debug, Default, Clone, PartialEq)]
 struct Position {
     time: String,
     lines: usize,
@@ -117,14 +128,19 @@ impl Position {
             let line = line?;
             let time = line.split(|byte| *byte == b' ').next().and_then(|time| std::str::from_utf8(time).ok());
             match time {
-                Some(time) if time == position.time => position.lines += 1,
-                Some(time) if time.parse::<jiff::Timestamp>().is_ok() => {
-                    position = Self { time: time.to_owned(), lines: 1 };
-                }
+                Some(time) if time.parse::<jiff::Timestamp>().is_ok() => position.note(time),
                 _ => {}
             }
         }
         Ok(position)
+    }
+
+    /// A line of this time was written.
+    fn note(&mut self, time: &str) {
+        if self.time != time {
+            *self = Self { time: time.to_owned(), lines: 0 };
+        }
+        self.lines += 1;
     }
 
     /// The `since` of a request: seconds with nanoseconds.
@@ -141,8 +157,17 @@ impl Position {
     }
 }
 
-async fn copy(api: &Api, id: &str, tty: bool, mut position: Position, file: &Mutex<LogFile>) -> Result<(), Error> {
-    let since = position.since();
+/// Whether a container whose log has ended still runs, as far as Docker is there to tell.
+async fn goes_on(api: &Api, id: &str) -> bool {
+    match api.get(&format!("/containers/{id}/json")).await {
+        Ok(inspected) => inspected["State"]["Running"] == true,
+        Err(Failure::Refused(_)) => false,
+        Err(Failure::Broken(_)) => true,
+    }
+}
+
+async fn copy(api: &Api, id: &str, tty: bool, position: &mut Position, file: &Mutex<LogFile>) -> Result<(), Error> {
+    let (since, mut known) = (position.since(), position.clone());
     let path = format!("/containers/{id}/logs?follow=true&stdout=true&stderr=true&timestamps=true&since={since}");
     let mut stream = match api.stream(&path).await {
         Err(Failure::Refused(refusal)) if refusal.status == http::StatusCode::NOT_FOUND => return Ok(()),
@@ -171,11 +196,12 @@ async fn copy(api: &Api, id: &str, tty: bool, mut position: Position, file: &Mut
             return Ok(());
         }
         let Some((time, line)) = line(name, &entry) else { continue };
-        if position.knows(time) {
+        if known.knows(time) {
             continue;
         }
         // Small, and to the page cache: not worth another thread.
         file.lock().file.write_all(&line).map_err(|error| Error::internal("write a log", error))?;
+        position.note(time);
     }
 }
 

@@ -28,7 +28,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 pub use forward::{COMMAND as FORWARD_COMMAND, main as forward_main};
 
 use crate::cgroups::CgroupDriver;
-use crate::runtime::{ContainerStatus, RuntimeEvent, SandboxConfig};
+use crate::runtime::{ContainerStatus, RuntimeEvent};
 use crate::{Error, PodNetwork, look};
 use api::Api;
 use logs::Logs;
@@ -59,7 +59,7 @@ struct Inner {
     version: String,
     cgroup_driver: CgroupDriver,
     /// Addresses of sandboxes, which Docker does not know.
-    sandboxes: Mutex<HashMap<String, (SandboxConfig, Vec<IpAddr>)>>,
+    addresses: Mutex<HashMap<String, Vec<IpAddr>>>,
     /// Statuses that hold for as long as the state they tell of.
     statuses: Mutex<HashMap<String, ContainerStatus>>,
     logs: Logs,
@@ -83,7 +83,7 @@ impl DockerRuntime {
             api,
             version: about["Version"].as_str().unwrap_or_default().to_owned(),
             cgroup_driver,
-            sandboxes: Mutex::default(),
+            addresses: Mutex::default(),
             statuses: Mutex::default(),
             events: broadcast::channel(EVENT_BACKLOG).0,
         });

@@ -41,11 +41,11 @@ async fn start(inner: &Inner, id: &str, config: SandboxConfig) -> Result<(), Err
     if let (Some(dns), Some(file)) = (&config.dns, inspected["ResolvConfPath"].as_str()) {
         std::fs::write(file, resolv_conf(dns)).map_err(|error| Error::internal(format!("write {file}"), error))?;
     }
-    connect(inner, id, config, &inspected).await
+    connect(inner, id, &config, &inspected).await
 }
 
 /// Gives a running sandbox its network; one that has it already keeps it.
-async fn connect(inner: &Inner, id: &str, config: SandboxConfig, inspected: &Value) -> Result<(), Error> {
+async fn connect(inner: &Inner, id: &str, config: &SandboxConfig, inspected: &Value) -> Result<(), Error> {
     let ips = if config.namespaces.network == NamespaceMode::Node {
         Vec::new()
     } else {
@@ -58,7 +58,7 @@ async fn connect(inner: &Inner, id: &str, config: SandboxConfig, inspected: &Val
         };
         inner.config.network.attach(netns.as_fd(), &request).await?
     };
-    inner.sandboxes.lock().insert(id.to_owned(), (config, ips));
+    inner.addresses.lock().insert(id.to_owned(), ips);
     Ok(())
 }
 
@@ -69,11 +69,10 @@ pub async fn adopt_all(inner: &Arc<Inner>) -> Result<(), Error> {
         let Some(id) = listed["Id"].as_str() else { continue };
         let config = answer::sandbox_config(id, &listed["Labels"])?;
         if answer::sandbox_state(listed["State"].as_str().unwrap_or_default()) == SandboxState::NotReady {
-            inner.sandboxes.lock().insert(id.to_owned(), (config, Vec::new()));
             continue;
         }
         let inspected = inner.inspect("sandbox", SANDBOX, id).await?;
-        connect(inner, id, config, &inspected).await?;
+        connect(inner, id, &config, &inspected).await?;
         live.push(id.to_owned());
     }
     inner.config.network.retain(&live).await?;
@@ -112,7 +111,7 @@ fn describe(
     state: SandboxState,
     created_at: Option<std::time::SystemTime>,
 ) -> SandboxStatus {
-    let ips = inner.sandboxes.lock().get(id).map(|(_, ips)| ips.clone()).unwrap_or_default();
+    let ips = inner.addresses.lock().get(id).cloned().unwrap_or_default();
     SandboxStatus {
         id: id.to_owned(),
         pod: config.pod,
@@ -159,7 +158,7 @@ pub async fn remove(inner: &Inner, id: &str) -> Result<(), Error> {
     }
     inner.config.network.detach(id).await?;
     remove_container(inner, id).await?;
-    inner.sandboxes.lock().remove(id);
+    inner.addresses.lock().remove(id);
     if inner.cgroup_driver == CgroupDriver::Cgroupfs {
         // The pod's own group is nobody else's to remove; one still in use stays.
         let path = format!("{}/{}", inner.config.cgroup_root, config.cgroup_parent);
