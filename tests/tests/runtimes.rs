@@ -195,7 +195,7 @@ impl Daemon {
             if daemon.child.try_wait()?.is_some() || begin.elapsed() > MINUTE {
                 bail!("it did not start: {}", fs::read_to_string(folder.join(format!("{socket}.log")))?);
             }
-            std::thread::sleep(Duration::from_millis(50));
+            std::thread::park_timeout(Duration::from_millis(50));
         }
         Ok(daemon)
     }
@@ -206,7 +206,7 @@ impl Drop for Daemon {
         let _ = Command::new("kill").arg(self.child.id().to_string()).status();
         let begin = Instant::now();
         while matches!(self.child.try_wait(), Ok(None)) && begin.elapsed() < Duration::from_secs(20) {
-            std::thread::sleep(Duration::from_millis(50));
+            std::thread::park_timeout(Duration::from_millis(50));
         }
         let _ = self.child.kill();
         let _ = self.child.wait();

@@ -1,4 +1,5 @@
-//! A runtime's daemon of the test's own: private folders and sockets, killed and cleaned up after.
+//! A runtime's daemon of the test's own: private folders and sockets, killed and cleaned up after. Its start and end offer no event
+//! to wait for, so they are looked for.
 
 use std::fs;
 use std::io::{Error, Result};
@@ -40,7 +41,7 @@ impl Daemon {
             if ended.is_some() || begin.elapsed() > Duration::from_secs(60) {
                 return Err(Error::other(format!("{name} did not start ({ended:?}): {}", daemon.log())));
             }
-            std::thread::sleep(Duration::from_millis(20));
+            std::thread::park_timeout(Duration::from_millis(20));
         }
         Ok(daemon)
     }
@@ -59,7 +60,7 @@ impl Drop for Daemon {
         let _ = Command::new("kill").args(["-TERM", &pid]).status();
         let begin = Instant::now();
         while matches!(self.child.try_wait(), Ok(None)) && begin.elapsed() < Duration::from_secs(15) {
-            std::thread::sleep(Duration::from_millis(20));
+            std::thread::park_timeout(Duration::from_millis(20));
         }
         let _ = self.child.kill();
         let _ = self.child.wait();

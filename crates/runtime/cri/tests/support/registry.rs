@@ -47,7 +47,7 @@ impl Registry {
             if begin.elapsed() > Duration::from_secs(20) {
                 return Err(Error::other("the registry did not start"));
             }
-            std::thread::sleep(Duration::from_millis(20));
+            std::thread::park_timeout(Duration::from_millis(20));
         }
         let pushed = Command::new("skopeo")
             .args(["copy", "--quiet", "--dest-tls-verify=false", "--dest-creds", &format!("{USER}:{PASSWORD}")])
