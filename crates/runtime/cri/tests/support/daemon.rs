@@ -1,5 +1,6 @@
-//! A runtime's daemon of the test's own: private folders and sockets, killed and cleaned up after. Its start and end offer no event
-//! to wait for, so they are looked for.
+//! A runtime's daemon of the test's own: private folders and sockets, killed and cleaned up after.
+//!
+//! Its start and end offer no event to wait for, so they are looked for.
 
 use std::fs;
 use std::io::{Error, Result};
