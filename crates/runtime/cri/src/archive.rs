@@ -1,6 +1,7 @@
 //! Image archives on their way into a runtime that has no reader of ours: taken apart and checked by our own store,
 //! then written anew, uncompressed and with full names.
 
+use std::io::Seek as _;
 use std::path::Path;
 use std::{fs, io};
 
@@ -54,12 +55,25 @@ fn convert(oci: &Path, name: &str, path: &Path) -> io::Result<()> {
     };
     let manifest = read(&blob(&read("index.json")?["manifests"][0]))?;
     let layers: Vec<String> = manifest["layers"].as_array().into_iter().flatten().map(blob).collect();
+    let zstd = |layer: &serde_json::Value| layer["mediaType"].as_str().is_some_and(|kind| kind.ends_with("zstd"));
+    let packed: Vec<String> =
+        manifest["layers"].as_array().into_iter().flatten().filter(|layer| zstd(layer)).map(blob).collect();
     let list = serde_json::json!([{"Config": blob(&manifest["config"]), "RepoTags": [name], "Layers": layers}]);
     let mut archive = tar::Builder::new(fs::File::create(path)?);
     for entry in tar::Archive::new(fs::File::open(oci)?).entries()? {
         let mut entry = entry?;
-        let header = entry.header().clone();
-        archive.append(&header, &mut entry)?;
+        let mut header = entry.header().clone();
+        let name = entry.path()?.to_string_lossy().into_owned();
+        if packed.contains(&name) {
+            // Docker before version 23 knows no zstd. The header wants the length beforehand, so it goes by a file.
+            let mut layer = tempfile::tempfile()?;
+            zstd::stream::copy_decode(&mut entry, &mut layer)?;
+            header.set_size(layer.stream_position()?);
+            layer.rewind()?;
+            archive.append_data(&mut header, &name, layer)?;
+        } else {
+            archive.append(&header, &mut entry)?;
+        }
     }
     let list = list.to_string();
     let mut header = tar::Header::new_ustar();

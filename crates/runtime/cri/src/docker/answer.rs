@@ -69,6 +69,9 @@ pub fn container(inspected: &Value) -> Result<ContainerStatus, Error> {
         }
         ContainerState::Exited => {
             status.finished_at = time(&state["FinishedAt"]);
+            // Docker notes a start after it happened, so that a short life may have ended before.
+            status.started_at =
+                status.started_at.map(|started| status.finished_at.map_or(started, |end| end.min(started)));
             status.exit_code = state["ExitCode"].as_i64().and_then(|code| i32::try_from(code).ok()).unwrap_or(255);
             status.reason = match (state["OOMKilled"] == true, status.exit_code) {
                 (true, _) => "OOMKilled",

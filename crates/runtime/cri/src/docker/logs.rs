@@ -60,10 +60,12 @@ impl Logs {
         tokio::spawn(self.end.clone().run_until_cancelled_owned(async move {
             let (mut position, mut pause) = (position, PAUSE.0);
             loop {
-                if let Err(error) = copy(&api, &id, tty, &mut position, &file).await {
+                let ended = !goes_on(&api, &id).await;
+                // Once it has ended its log is whole; what a follower was told before may not be.
+                if let Err(error) = copy(&api, &id, tty, !ended, &mut position, &file).await {
                     tracing::warn!(container = id, %error, "cannot follow a container's log");
                 }
-                if !goes_on(&api, &id).await {
+                if ended {
                     break;
                 }
                 tokio::time::sleep(pause).await;
@@ -166,9 +168,16 @@ async fn goes_on(api: &Api, id: &str) -> bool {
     }
 }
 
-async fn copy(api: &Api, id: &str, tty: bool, position: &mut Position, file: &Mutex<LogFile>) -> Result<(), Error> {
+async fn copy(
+    api: &Api,
+    id: &str,
+    tty: bool,
+    follow: bool,
+    position: &mut Position,
+    file: &Mutex<LogFile>,
+) -> Result<(), Error> {
     let (since, mut known) = (position.since(), position.clone());
-    let path = format!("/containers/{id}/logs?follow=true&stdout=true&stderr=true&timestamps=true&since={since}");
+    let path = format!("/containers/{id}/logs?follow={follow}&stdout=true&stderr=true&timestamps=true&since={since}");
     let mut stream = match api.stream(&path).await {
         Err(Failure::Refused(refusal)) if refusal.status == http::StatusCode::NOT_FOUND => return Ok(()),
         stream => stream.map_err(|failure| failure.on("container", id))?,

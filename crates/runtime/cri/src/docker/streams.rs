@@ -22,6 +22,8 @@ const MAX_OUTPUT: u64 = 16 << 20;
 const NOT_STARTED: &str = "OCI runtime exec failed";
 /// Docker books the end of a command a moment after its output ended, and has no event that could be waited for.
 const BOOKING: Duration = Duration::from_millis(10);
+/// How long a command that is to be ended may take to begin.
+const STARTING: Duration = Duration::from_secs(30);
 
 /// Makes a command ready to run; returns its id.
 async fn create(inner: &Inner, id: &str, request: &ExecRequest) -> Result<String, Error> {
@@ -106,16 +108,26 @@ async fn all(reader: Option<Reader>) -> Vec<u8> {
     output
 }
 
-/// Docker cannot end a command, but says which process it is.
+/// Docker cannot end a command, but says which process it is. One that is still being started is waited for.
 async fn kill(inner: &Inner, exec: &str) -> Result<(), Error> {
-    let pid = |state: &Value| state["Pid"].as_i64().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
-    let Some(process) = pid(&inspect(inner, exec).await?) else { return Ok(()) };
-    let Ok(file) = rustix::process::pidfd_open(process, PidfdFlags::empty()) else { return Ok(()) };
-    // Still running: then the open file is of that process and not of a later one with its number.
-    if inspect(inner, exec).await?["Running"] == true {
-        let _ = rustix::process::pidfd_send_signal(&file, Signal::KILL);
+    let begin = std::time::Instant::now();
+    while begin.elapsed() < STARTING {
+        let state = inspect(inner, exec).await?;
+        if !state["ExitCode"].is_null() {
+            return Ok(());
+        }
+        let Some(process) = state["Pid"].as_i64().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?)) else {
+            tokio::time::sleep(BOOKING).await;
+            continue;
+        };
+        let Ok(file) = rustix::process::pidfd_open(process, PidfdFlags::empty()) else { return Ok(()) };
+        // Still running: then the open file is of that process and not of a later one with its number.
+        if inspect(inner, exec).await?["Running"] == true {
+            let _ = rustix::process::pidfd_send_signal(&file, Signal::KILL);
+        }
+        return Ok(());
     }
-    Ok(())
+    Err(Error::DeadlineExceeded(STARTING))
 }
 
 pub async fn attach(inner: &Arc<Inner>, id: &str) -> Result<Streams, Error> {
