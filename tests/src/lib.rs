@@ -156,10 +156,10 @@ impl Host {
         ensure!(!routes.contains("10.42.") && !routes.contains("10.43."), "routes left: {routes}");
         let mounts = std::fs::read_to_string("/proc/self/mounts").context("read the mounts")?;
         ensure!(!mounts.contains(&*self.folder.path().to_string_lossy()), "mounts left: {mounts}");
-        let groups = run(Command::new("find").args(["/sys/fs/cgroup", "-maxdepth", "2", "-name", "dhow*"]))?;
-        // Other tests of the machine have their own.
-        let left: Vec<&str> = groups.lines().filter(|group| !group.contains("/dhow-test-")).collect();
-        ensure!(left.is_empty(), "control groups left: {left:?}");
+        // Other clouds on the machine have groups of their own names.
+        let group = control_group(&self.data_dir());
+        let left = run(Command::new("find").args(["/sys/fs/cgroup", "-maxdepth", "2", "-name", &group]))?;
+        ensure!(left.is_empty(), "control groups left: {left}");
         Ok(())
     }
 
@@ -185,6 +185,13 @@ impl Drop for Host {
         }
         let _ = Command::new("ip").args(["netns", "del", &self.namespace]).status();
     }
+}
+
+/// The control group of the cloud with this data folder: its name ends in the FNV-1a hash of the path.
+fn control_group(data_dir: &Path) -> String {
+    let bytes = data_dir.as_os_str().as_encoded_bytes();
+    let hash = bytes.iter().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193));
+    format!("dhow-{hash:08x}")
 }
 
 fn binary() -> Result<PathBuf> {

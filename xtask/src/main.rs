@@ -3,6 +3,8 @@
 //! Each task says on standard error what it does and leaves data on standard output.
 #![allow(clippy::print_stderr, clippy::print_stdout)]
 
+#[cfg(feature = "cri-proto")]
+mod cri_proto;
 mod descriptors;
 mod images;
 mod setup;
@@ -33,6 +35,9 @@ enum Task {
         #[arg(default_value = "")]
         filter: String,
     },
+    /// Generate the CRI client and server from their definition.
+    #[cfg(feature = "cri-proto")]
+    CriProto,
     /// Build the images used by tests and examples from Debian packages, as oci-archives.
     Images(images::ImagesArgs),
     /// Run every check: set-up, tidy, formatting, lints, all tests.
@@ -51,6 +56,8 @@ fn main() -> anyhow::Result<()> {
             let test = ["cargo", "test", "--release", "--package", "dhow-api", "--test", "properties"];
             shell::run("env", &[&[cases.as_str()], test.as_slice(), &["--", &filter]].concat())
         }
+        #[cfg(feature = "cri-proto")]
+        Task::CriProto => cri_proto::run(),
         Task::Images(args) => images::run(args),
         Task::Test(args) => test::run(&args),
         Task::Up(args) => up::run(&args),

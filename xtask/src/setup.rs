@@ -1,6 +1,10 @@
 //! System packages that a task needs, installed when they are missing.
 
-use anyhow::{Result, bail};
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
 
 use crate::shell;
 
@@ -17,6 +21,9 @@ pub const TEST_NEEDS: &[Need] = &[
     ("openssl", "openssl"),
     ("docker-registry", "docker-registry"),
     ("crun", "crun"),
+    ("containerd", "containerd"),
+    ("runc", "runc"),
+    ("dockerd", "docker.io"),
     ("dig", "bind9-dnsutils"),
     ("kubectl", "kubernetes-client"),
     ("python3", "python3"),
@@ -43,12 +50,41 @@ pub fn ensure(needs: &[Need]) -> Result<()> {
     shell::run("apt-get", &["update", "-qq"])?;
     let mut args = vec!["install", "-qq", "-y", "--no-install-recommends"];
     args.extend(&missing);
+    let _quiet = NoServices::new()?;
     shell::run("apt-get", &args)
+}
+
+/// While it lives, packages start no services when they are installed: the tests run daemons of their own.
+struct NoServices {
+    /// Whether the policy is ours to take away again.
+    ours: bool,
+}
+
+impl NoServices {
+    /// Debian asks this program before it starts a service; 101 forbids it.
+    const POLICY: &str = "/usr/sbin/policy-rc.d";
+
+    fn new() -> Result<Self> {
+        let ours = !Path::new(Self::POLICY).exists();
+        if ours {
+            fs::write(Self::POLICY, "#!/bin/sh\nexit 101\n").context("forbid services to start")?;
+            fs::set_permissions(Self::POLICY, fs::Permissions::from_mode(0o755)).context("forbid services to start")?;
+        }
+        Ok(Self { ours })
+    }
+}
+
+impl Drop for NoServices {
+    fn drop(&mut self) {
+        if self.ours {
+            let _ = fs::remove_file(Self::POLICY);
+        }
+    }
 }
 
 fn found(program: &str) -> bool {
     if program.starts_with('/') {
-        return std::path::Path::new(program).exists();
+        return Path::new(program).exists();
     }
-    shell::has(program) || ["/usr/sbin", "/sbin"].iter().any(|dir| std::path::Path::new(dir).join(program).is_file())
+    shell::has(program) || ["/usr/sbin", "/sbin"].iter().any(|dir| Path::new(dir).join(program).is_file())
 }

@@ -10,11 +10,9 @@ use anyhow::{Context, Result, anyhow};
 use dhow_apiserver::{AccessConfig, ApiServer, ServiceRange, UserInfo};
 use dhow_base::pki::SaKey;
 use dhow_client::Client;
-use dhow_cri::embedded::{EmbeddedConfig, EmbeddedRuntime};
-use dhow_image::{GcConfig, ImageStore, PullOptions, Registries};
+use dhow_image::{GcConfig, ImageStore, Registries};
 use dhow_net::{Cidr, Net, NetConfig};
 use dhow_node::{Node, NodeConfig};
-use dhow_oci::client::Program;
 use dhow_store::Kv;
 use rustix::mount::UnmountFlags;
 use tokio::net::TcpListener;
@@ -26,9 +24,10 @@ use crate::access;
 use crate::keys::{self, Keys, NodeKeys};
 use crate::leading::Leading;
 use crate::place::{self, Place};
+use crate::runtimes::{Opened, RuntimeChoice};
 use crate::settings::Settings;
 use crate::store::{self, Store};
-use crate::{cluster_dns, nameserver};
+use crate::{cluster_dns, nameserver, runtimes};
 
 /// Parts that run until told to stop; one that ends by itself is an error.
 type Parts = JoinSet<Result<()>>;
@@ -187,9 +186,9 @@ async fn open_net(place: &Place) -> Result<Arc<Net>> {
 }
 
 /// The image store, how it reaches registries, and when its images go.
-struct Images {
-    store: ImageStore,
-    registries: Arc<Registries>,
+pub struct Images {
+    pub store: ImageStore,
+    pub registries: Arc<Registries>,
     gc: GcConfig,
 }
 
@@ -198,27 +197,6 @@ fn open_images(place: &Place) -> Result<Images> {
     let registries = Registries::new(settings.registries)?;
     let store = ImageStore::open(&place.data_dir.join("images"))?;
     Ok(Images { store, registries, gc: settings.images })
-}
-
-fn runtime_dir(place: &Place) -> PathBuf {
-    place.data_dir.join("runtime")
-}
-
-async fn open_runtime(place: &Place, images: &Images, net: Arc<Net>) -> Result<Arc<EmbeddedRuntime>> {
-    let (root, run_dir) = (runtime_dir(place), place.run_dir.join("shims"));
-    for folder in [&root, &run_dir] {
-        fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
-    }
-    let config = EmbeddedConfig {
-        root,
-        run_dir,
-        cgroup_root: place.cgroup(),
-        program: Program::own().context("prepare the shims' program")?,
-        images: images.store.clone(),
-        pull: PullOptions { registries: Arc::clone(&images.registries), ..PullOptions::default() },
-        network: net,
-    };
-    EmbeddedRuntime::open(config).await.context("open the container runtime")
 }
 
 /// Starts the API server and the renewal of certificates.
@@ -305,11 +283,19 @@ async fn run_node(
 ) -> Result<()> {
     let root_dir = place.data_dir.join("node");
     fs::create_dir_all(&root_dir).with_context(|| format!("create {}", root_dir.display()))?;
-    let api = dhow_image::api::Api { store: images.store.clone(), registries: Arc::clone(&images.registries) };
+    let runtime = runtimes::open(&place, &images, net).await?;
+    let image_api = matches!(runtime, Opened::Embedded(_)).then(|| {
+        let api = dhow_image::api::Api { store: images.store.clone(), registries: Arc::clone(&images.registries) };
+        let serve: dhow_node::ImageApi = Arc::new(move |request| {
+            let api = api.clone();
+            Box::pin(async move { api.serve(request).await })
+        });
+        serve
+    });
     let config = NodeConfig {
         name: place.node_name.clone(),
         client: node_client(&place, &server),
-        runtime: open_runtime(&place, &images, net).await?,
+        runtime: runtime.runtime(),
         root_dir,
         node_ip: place.node_ip.to_string(),
         pod_cidr: Some(place::POD_CIDR.to_owned()),
@@ -319,10 +305,7 @@ async fn run_node(
         cluster_dns: place::DNS_SERVICE_IP.to_string(),
         cluster_domain: place::CLUSTER_DOMAIN.to_owned(),
         labels: BTreeMap::new(),
-        image_api: Some(Arc::new(move |request| {
-            let api = api.clone();
-            Box::pin(async move { api.serve(request).await })
-        })),
+        image_api,
     };
     tokio::spawn(images.store.keep_room(images.gc, shutdown.clone()));
     Node::run(config, shutdown, || {
@@ -336,16 +319,19 @@ async fn run_node(
 /// there were.
 pub async fn stop_containers(place: &Place, remove: bool) -> Result<usize> {
     // Nothing was ever started here: then nothing is to be made, either.
-    if !runtime_dir(place).exists() {
+    let choice = runtimes::choose(place)?;
+    if !place.data_dir.exists() || choice == RuntimeChoice::Embedded && !runtimes::embedded_dir(place).exists() {
         return Ok(0);
     }
     let net = open_net(place).await?;
     let images = blocking(place, "open the image store", open_images).await?;
-    let runtime = open_runtime(place, &images, net).await?;
+    fs::create_dir_all(&place.run_dir).with_context(|| format!("create {}", place.run_dir.display()))?;
+    let runtime = runtimes::open(place, &images, net).await?;
+    let stopped = runtime.stop_all(place, remove).await?;
     if remove {
-        return runtime.remove_all().await.context("remove the containers");
+        runtime.leave().await?;
     }
-    runtime.stop_all().await.context("stop the containers")
+    Ok(stopped)
 }
 
 /// Removes all network state and mounts of a cloud whose containers are stopped. Its folders are the caller's.

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::runtimes::RuntimeChoice;
+
 /// A container cloud in one binary: Kubernetes API, containers, network and DNS on this machine.
 #[derive(Debug, Parser)]
 #[command(name = "dhow", version, propagate_version = true, after_help = EXIT_CODES)]
@@ -38,6 +40,8 @@ pub enum Command {
     /// Run server and node in the foreground (what `dhow up` starts, and a service manager may).
     #[command(name = "serve")]
     Serve(PlaceArgs),
+    /// Run the embedded container runtime alone, behind CRI v1, for crictl and other kubelets.
+    Cri(CriArgs),
     /// Run the cluster's name server (what the daemon starts).
     #[command(name = crate::nameserver::COMMAND, hide = true)]
     ServeDns {
@@ -70,6 +74,9 @@ pub struct PlaceArgs {
     /// Port of the node agent's API.
     #[arg(long, env = "DHOW_NODE_PORT", default_value_t = 10250, value_name = "PORT")]
     pub node_port: u16,
+    /// What runs the containers [default: embedded, or what this cloud has had so far].
+    #[arg(long, env = "DHOW_RUNTIME", value_name = "embedded|containerd://SOCKET|crio://SOCKET|docker://SOCKET")]
+    pub runtime: Option<RuntimeChoice>,
     /// Where the state is kept: in the data folder, or in these etcd servers [default: the data folder].
     #[arg(long, env = "DHOW_STORE", value_name = "etcd://HOST:PORT[,...]")]
     pub store: Option<EtcdEndpoints>,
@@ -251,6 +258,25 @@ pub struct UpArgs {
     /// Seconds to wait for readiness.
     #[arg(long, default_value_t = 60, value_name = "SECONDS")]
     pub timeout: u64,
+}
+
+#[derive(Debug, Args)]
+pub struct CriArgs {
+    /// Socket to serve at, for root only [default: cri.sock in the run folder].
+    #[arg(long, value_name = "SOCKET")]
+    pub socket: Option<PathBuf>,
+    /// Folder of images and containers.
+    #[arg(long, default_value = "/var/lib/dhow-cri", value_name = "DIR")]
+    pub data_dir: PathBuf,
+    /// Folder of sockets and run-time state; lost at reboot.
+    #[arg(long, default_value = "/run/dhow-cri", value_name = "DIR")]
+    pub run_dir: PathBuf,
+    /// Addresses of the pods, /20 to /29.
+    #[arg(long, default_value = "10.44.0.0/24", value_name = "CIDR")]
+    pub pod_cidr: String,
+    /// Log format.
+    #[arg(long, env = "DHOW_LOG_FORMAT", value_enum, default_value_t = LogFormat::Auto)]
+    pub log_format: LogFormat,
 }
 
 #[derive(Debug, Args)]

@@ -16,6 +16,7 @@ mod nameserver;
 mod pidfile;
 mod place;
 mod preflight;
+mod runtimes;
 mod settings;
 mod shared;
 mod store;
@@ -35,6 +36,14 @@ fn main() -> ExitCode {
     let mut args = std::env::args_os().skip(1);
     if args.next().is_some_and(|first| first == dhow_oci::shim::COMMAND) {
         return dhow_oci::shim::main(args);
+    }
+    // So are what runtimes and we start for a moment, in namespaces of pods.
+    if dhow_cri::cni::asked_for() {
+        return dhow_cri::cni::main();
+    }
+    let mut args = std::env::args_os().skip(1);
+    if args.next().is_some_and(|first| first == dhow_cri::docker::FORWARD_COMMAND) {
+        return dhow_cri::docker::forward_main(args);
     }
     let cli = Cli::parse();
     if let Command::Completion { shell } = cli.command {
@@ -66,6 +75,7 @@ fn run(command: Command) -> anyhow::Result<()> {
                 Some(command) => commands::server::run(command).await,
                 None => daemon::serve(&place::Place::resolve(&args.place)?, daemon::Role::Server).await,
             },
+            Command::Cri(args) => commands::cri::run(args).await,
             Command::Serve(args) => daemon::serve(&place::Place::resolve(&args)?, daemon::Role::All).await,
             Command::ServeDns { place, gateway } => {
                 let place = place::Place::resolve(&place)?;

@@ -11,6 +11,7 @@ use clap::ValueEnum;
 
 use crate::cli::{AdmissionPlugin, EtcdEndpoints, LogFormat, PlaceArgs};
 use crate::keys;
+use crate::runtimes::RuntimeChoice;
 
 /// Everything about the place that the parts need to know.
 #[derive(Debug, Clone)]
@@ -21,6 +22,8 @@ pub struct Place {
     pub node_ip: IpAddr,
     pub api_port: u16,
     pub node_port: u16,
+    /// What was asked to run the containers; see [`crate::runtimes::choose`].
+    pub runtime: Option<RuntimeChoice>,
     /// The etcd servers that keep the state; `None` when the data folder does.
     pub etcd: Option<EtcdPlace>,
     /// File with the token that opens the cluster's keys in etcd, for a server that joins.
@@ -99,6 +102,7 @@ impl Place {
             node_ip: args.node_ip.unwrap_or_else(default_address),
             api_port: args.api_port,
             node_port: args.node_port,
+            runtime: args.runtime.clone(),
             etcd,
             token_file: args.token_file.as_ref().map(file).transpose()?,
             leader_lease: Duration::from_secs(args.leader_elect_lease_duration),
@@ -176,6 +180,7 @@ impl Place {
             ("--leader-elect-lease-duration", self.leader_lease.as_secs().to_string().into()),
         ];
         let mut flags = Vec::from(flags);
+        flags.extend(self.runtime.iter().map(|runtime| ("--runtime", runtime.to_string().into())));
         if let Some(etcd) = &self.etcd {
             flags.push(("--store", etcd.endpoints.text.clone().into()));
             flags.extend(etcd.ca.iter().map(|path| ("--store-ca", path.into())));

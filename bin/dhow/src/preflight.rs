@@ -3,12 +3,14 @@
 use std::fs;
 use std::io::Write;
 use std::net::{Ipv4Addr, TcpListener};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
 use crate::place::Place;
+use crate::runtimes::{self, RuntimeChoice};
 
 /// Durable writes slower than this make the API feel slow.
 const SLOW_FSYNC: Duration = Duration::from_millis(20);
@@ -19,6 +21,10 @@ pub fn check(place: &Place) -> Result<Vec<String>> {
     let mut problems = Vec::new();
     filesystems(&mut problems);
     cgroups(&mut problems);
+    match runtimes::choose(place) {
+        Ok(choice) => runtime(&choice, &mut problems),
+        Err(error) => problems.push(format!("{error:#}")),
+    }
     for (port, flag) in [(place.api_port, "--api-port"), (place.node_port, "--node-port")] {
         if let Err(error) = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)) {
             problems.push(format!(
@@ -48,6 +54,23 @@ pub fn root(command: &str) -> Result<()> {
         bail!("{command} needs root for containers and networks; run it with sudo");
     }
     Ok(())
+}
+
+/// Whether somebody answers at a runtime's socket.
+fn runtime(choice: &RuntimeChoice, problems: &mut Vec<String>) {
+    let Some(socket) = choice.socket() else { return };
+    let service = match choice {
+        RuntimeChoice::Docker(_) => "docker",
+        RuntimeChoice::Crio(_) => "crio",
+        _ => "containerd",
+    };
+    if let Err(error) = UnixStream::connect(socket) {
+        problems.push(format!(
+            "no container runtime answers at {}: {error}; start it (`systemctl start {service}`) or choose another with \
+             --runtime",
+            socket.display()
+        ));
+    }
 }
 
 fn filesystems(problems: &mut Vec<String>) {

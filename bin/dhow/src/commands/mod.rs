@@ -1,5 +1,6 @@
 //! One file per command.
 
+pub mod cri;
 pub mod deploy;
 pub mod down;
 pub mod image;

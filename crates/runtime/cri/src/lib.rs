@@ -1,9 +1,20 @@
 //! The container runtime trait in the shape of CRI, its suite and its adapters.
 
+mod archive;
+pub mod cgroups;
+pub mod cni;
+pub mod cri_client;
+pub mod docker;
 pub mod embedded;
 mod error;
+mod look;
 pub mod network;
+mod pause;
+mod proto;
+mod proto_debug;
 pub mod runtime;
+pub mod server;
+mod streaming;
 pub mod suite;
 
 pub use error::Error;

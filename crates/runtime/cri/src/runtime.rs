@@ -355,7 +355,8 @@ pub trait Runtime: Send + Sync + 'static {
     async fn exec_sync(&self, id: &str, command: &[String], timeout: Option<Duration>) -> Result<ExecResult, Error>;
     async fn exec(&self, id: &str, request: ExecRequest) -> Result<Streams, Error>;
     async fn attach(&self, id: &str) -> Result<Streams, Error>;
-    /// Connects to a TCP port on loopback inside the sandbox's network namespace.
+    /// Connects to a TCP port on loopback inside the sandbox's network namespace. A refusal is an error here or of the
+    /// first read: CRI's protocol has no word for success.
     async fn port_forward(&self, sandbox: &str, port: u16) -> Result<Box<dyn Duplex>, Error>;
 
     /// Events from now on; a receiver that falls behind gets a gap and must list again.

@@ -3,16 +3,18 @@
 
 #[path = "support/busybox.rs"]
 mod busybox;
+#[path = "support/loopback.rs"]
+mod loopback;
+#[path = "support/registry.rs"]
+mod registry;
 
-use std::net::IpAddr;
-use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::Path;
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::sync::Arc;
 
+use dhow_cri::Runtime;
 use dhow_cri::embedded::{EmbeddedConfig, EmbeddedRuntime};
 use dhow_cri::suite::{CASES, Stage};
-use dhow_cri::{Error, NetworkRequest, PodNetwork, Runtime};
 use dhow_image::{ImageStore, PullOptions};
 use dhow_oci::client::Program;
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -30,7 +32,8 @@ fn main() -> ExitCode {
                 runtime.block_on(async {
                     let folder = tempfile::tempdir()?;
                     let cgroup_root = format!("dhow-test-{}-{name}", std::process::id());
-                    let (mut stage, embedded) = stage(folder.path(), &cgroup_root).await?;
+                    let registry = registry::Registry::start_for(name, folder.path(), &busybox::archive()?)?;
+                    let (mut stage, embedded) = stage(folder.path(), &cgroup_root, &registry).await?;
                     let result = case(&mut stage).await;
                     if result.is_err() {
                         shim_logs(folder.path());
@@ -54,7 +57,11 @@ fn shim_logs(folder: &Path) {
     }
 }
 
-async fn stage(folder: &Path, cgroup_root: &str) -> Result<(Stage, Arc<EmbeddedRuntime>), Failed> {
+async fn stage(
+    folder: &Path,
+    cgroup_root: &str,
+    registry: &Option<registry::Registry>,
+) -> Result<(Stage, Arc<EmbeddedRuntime>), Failed> {
     let images = ImageStore::open(&folder.join("images"))?;
     images.import(std::io::Cursor::new(busybox::archive()?)).await?;
     let (folder, cgroup_root) = (folder.to_owned(), cgroup_root.to_owned());
@@ -67,7 +74,7 @@ async fn stage(folder: &Path, cgroup_root: &str) -> Result<(Stage, Arc<EmbeddedR
             program: Program::own().unwrap(),
             images: images.clone(),
             pull: PullOptions::default(),
-            network: Arc::new(Loopback),
+            network: Arc::new(loopback::Loopback),
         };
         async move { EmbeddedRuntime::open(config).await.unwrap() }
     };
@@ -75,6 +82,7 @@ async fn stage(folder: &Path, cgroup_root: &str) -> Result<(Stage, Arc<EmbeddedR
     let stage = Stage {
         runtime: embedded.clone(),
         image: busybox::NAME.into(),
+        private_image: registry.as_ref().map(registry::Registry::image),
         scratch,
         reopen: Box::new(move || {
             let opening = open();
@@ -82,27 +90,4 @@ async fn stage(folder: &Path, cgroup_root: &str) -> Result<(Stage, Arc<EmbeddedR
         }),
     };
     Ok((stage, embedded))
-}
-
-/// A pod network of loopback alone.
-struct Loopback;
-
-#[async_trait::async_trait]
-impl PodNetwork for Loopback {
-    async fn attach(&self, netns: BorrowedFd<'_>, _: &NetworkRequest) -> Result<Vec<IpAddr>, Error> {
-        let path = format!("--net=/proc/{}/fd/{}", std::process::id(), netns.as_raw_fd());
-        let status = Command::new("nsenter").arg(path).args(["ip", "link", "set", "lo", "up"]).status();
-        match status {
-            Ok(status) if status.success() => Ok(vec![[127, 0, 0, 1].into()]),
-            other => Err(Error::Network(format!("bring up loopback: {other:?}"))),
-        }
-    }
-
-    async fn detach(&self, _: &str) -> Result<(), Error> {
-        Ok(())
-    }
-
-    async fn retain(&self, _: &[String]) -> Result<(), Error> {
-        Ok(())
-    }
 }

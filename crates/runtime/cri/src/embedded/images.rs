@@ -6,6 +6,7 @@ use dhow_image::{Auth, Image, PullOptions, Reference};
 
 use super::Inner;
 use crate::Error;
+use crate::archive;
 use crate::runtime::{ImageAuth, ImageFsInfo, ImageInfo, Reader};
 
 pub fn info(image: Image) -> ImageInfo {
@@ -53,10 +54,7 @@ fn explain(reference: &str, error: &dhow_image::Error) -> String {
 }
 
 pub async fn import(inner: &Inner, archive: Reader) -> Result<Vec<String>, Error> {
-    let images = inner.config.images.import(archive).await;
-    let images = images.map_err(|error| Error::InvalidArgument(format!("import images: {}", error.chain())))?;
-    let names = |image: Image| if image.references.is_empty() { vec![image.id] } else { image.references };
-    Ok(images.into_iter().flat_map(names).collect())
+    archive::read(&inner.config.images, archive).await
 }
 
 pub async fn fs_info(inner: &Inner) -> Result<ImageFsInfo, Error> {

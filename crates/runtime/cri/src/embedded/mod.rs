@@ -8,7 +8,7 @@ mod images;
 mod record;
 mod runtime;
 mod sandbox;
-mod specification;
+pub(crate) mod specification;
 mod streams;
 mod watch;
 

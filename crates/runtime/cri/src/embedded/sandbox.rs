@@ -11,13 +11,10 @@ use dhow_oci::protocol::Request;
 use dhow_oci::spec::SandboxSpec;
 
 use super::record::{self, Container, ContainerMeta, Sandbox, SandboxMeta, make_private_folder, new_id};
+use super::specification::{NETWORK_SYSCTLS, resolv_conf};
 use super::{Inner, blocking, container, watch};
-use crate::runtime::{DnsConfig, NamespaceMode, RuntimeEventKind, SandboxConfig, SandboxState};
+use crate::runtime::{NamespaceMode, RuntimeEventKind, SandboxConfig, SandboxState};
 use crate::{Error, NetworkRequest};
-
-/// Sysctls of every sandbox with its own network, as Docker and containerd set them: low ports and ping for everyone.
-const NETWORK_SYSCTLS: [(&str, &str); 2] =
-    [("net.ipv4.ip_unprivileged_port_start", "0"), ("net.ipv4.ping_group_range", "0 2147483647")];
 
 /// Starts a sandbox. On error nothing is left behind.
 pub async fn run(inner: &Arc<Inner>, config: SandboxConfig) -> Result<String, Error> {
@@ -102,20 +99,6 @@ fn write_files(inner: &Inner, id: &str, config: &SandboxConfig) -> Result<(), Er
         fs::write(&path, text).map_err(|error| Error::internal(format!("write {}", path.display()), error))?;
     }
     Ok(())
-}
-
-fn resolv_conf(dns: &DnsConfig) -> String {
-    let mut text = String::new();
-    if !dns.searches.is_empty() {
-        text.push_str(&format!("search {}\n", dns.searches.join(" ")));
-    }
-    for server in &dns.servers {
-        text.push_str(&format!("nameserver {server}\n"));
-    }
-    if !dns.options.is_empty() {
-        text.push_str(&format!("options {}\n", dns.options.join(" ")));
-    }
-    text
 }
 
 /// Reads all folders. Sandboxes that were being made when the daemon ended are cleared away.

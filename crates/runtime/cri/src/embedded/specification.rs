@@ -10,7 +10,9 @@ use dhow_oci::spec::{ContainerSpec, DeviceNode, Limits, Mount, PidMode, Process,
 use super::EmbeddedConfig;
 use super::record::SandboxMeta;
 use crate::Error;
-use crate::runtime::{ContainerConfig, MountPropagation, NamespaceMode, Resources, SeccompProfile, SecurityContext};
+use crate::runtime::{
+    ContainerConfig, DnsConfig, MountPropagation, NamespaceMode, Resources, SeccompProfile, SecurityContext,
+};
 
 /// What every container may do unless told otherwise, as in Docker and containerd.
 const DEFAULT_CAPABILITIES: [&str; 14] = [
@@ -31,7 +33,7 @@ const DEFAULT_CAPABILITIES: [&str; 14] = [
 ];
 
 /// What of `/proc` and `/sys` tells about, or reaches, the whole machine.
-const MASKED_PATHS: [&str; 12] = [
+pub const MASKED_PATHS: [&str; 12] = [
     "/proc/acpi",
     "/proc/asound",
     "/proc/interrupts",
@@ -45,7 +47,11 @@ const MASKED_PATHS: [&str; 12] = [
     "/sys/devices/virtual/powercap",
     "/sys/firmware",
 ];
-const READONLY_PATHS: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+pub const READONLY_PATHS: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
+/// Sysctls of every sandbox with its own network, as Docker and containerd set them: low ports and ping for everyone.
+pub const NETWORK_SYSCTLS: [(&str, &str); 2] =
+    [("net.ipv4.ip_unprivileged_port_start", "0"), ("net.ipv4.ping_group_range", "0 2147483647")];
 
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -193,7 +199,7 @@ fn capabilities(security: &SecurityContext) -> Result<Vec<String>, Error> {
     Ok(set)
 }
 
-fn paths(given: Option<&[String]>, default: &[&str]) -> Vec<String> {
+pub fn paths(given: Option<&[String]>, default: &[&str]) -> Vec<String> {
     match given {
         Some(list) => list.to_vec(),
         None => default.iter().map(|path| (*path).to_owned()).collect(),
@@ -278,6 +284,21 @@ fn parse_signal(text: &str) -> Option<i32> {
         ("PWR", Signal::POWER),
     ];
     known.iter().find(|(known, _)| *known == name).map(|(_, signal)| signal.as_raw())
+}
+
+/// The text of a pod's `/etc/resolv.conf`.
+pub fn resolv_conf(dns: &DnsConfig) -> String {
+    let mut text = String::new();
+    if !dns.searches.is_empty() {
+        text.push_str(&format!("search {}\n", dns.searches.join(" ")));
+    }
+    for server in &dns.servers {
+        text.push_str(&format!("nameserver {server}\n"));
+    }
+    if !dns.options.is_empty() {
+        text.push_str(&format!("options {}\n", dns.options.join(" ")));
+    }
+    text
 }
 
 #[cfg(test)]

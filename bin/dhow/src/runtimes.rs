@@ -1,0 +1,222 @@
+//! Which container runtime a cloud uses, and how it is opened.
+
+use std::fmt;
+use std::fs;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+use dhow_cri::cri_client::{CriConfig, CriRuntime};
+use dhow_cri::docker::{DockerConfig, DockerRuntime};
+use dhow_cri::embedded::{EmbeddedConfig, EmbeddedRuntime};
+use dhow_cri::runtime::SandboxState;
+use dhow_cri::{PodNetwork, Runtime, cgroups, cni};
+use dhow_image::PullOptions;
+use dhow_net::Net;
+use dhow_oci::client::Program;
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::builtins::Images;
+use crate::place::Place;
+
+/// Who runs the containers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RuntimeChoice {
+    Embedded,
+    /// containerd, by its socket.
+    Containerd(PathBuf),
+    /// CRI-O.
+    Crio(PathBuf),
+    Docker(PathBuf),
+}
+
+impl RuntimeChoice {
+    /// The socket of a runtime that is not ours.
+    pub fn socket(&self) -> Option<&PathBuf> {
+        match self {
+            Self::Embedded => None,
+            Self::Containerd(socket) | Self::Crio(socket) | Self::Docker(socket) => Some(socket),
+        }
+    }
+}
+
+impl fmt::Display for RuntimeChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Embedded => write!(f, "embedded"),
+            Self::Containerd(socket) => write!(f, "containerd://{}", socket.display()),
+            Self::Crio(socket) => write!(f, "crio://{}", socket.display()),
+            Self::Docker(socket) => write!(f, "docker://{}", socket.display()),
+        }
+    }
+}
+
+impl FromStr for RuntimeChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        const KINDS: &str = "embedded, containerd://SOCKET, crio://SOCKET or docker://SOCKET";
+        if text == "embedded" {
+            return Ok(Self::Embedded);
+        }
+        let Some((kind, socket)) = text.split_once("://") else { return Err(format!("it is {KINDS}")) };
+        if !socket.starts_with('/') {
+            return Err(format!("{socket:?} is no absolute path of a socket, such as /run/containerd/containerd.sock"));
+        }
+        match kind {
+            "containerd" => Ok(Self::Containerd(socket.into())),
+            "crio" => Ok(Self::Crio(socket.into())),
+            "docker" => Ok(Self::Docker(socket.into())),
+            other => Err(format!("{other:?} is no runtime; it is {KINDS}")),
+        }
+    }
+}
+
+/// The runtime that was asked for, or the one that this cloud has had so far. Containers must not be left behind in
+/// another one, so a cloud keeps its runtime.
+pub fn choose(place: &Place) -> Result<RuntimeChoice> {
+    let path = record(place);
+    let recorded = match fs::read_to_string(&path) {
+        Ok(text) => Some(
+            text.trim().parse::<RuntimeChoice>().map_err(anyhow::Error::msg).context("read the runtime's record")?,
+        ),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+        Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),
+    };
+    match (&place.runtime, recorded) {
+        (Some(asked), Some(recorded)) if *asked != recorded => bail!(
+            "the containers of this cloud are in {recorded}, not in {asked}; go on with --runtime {recorded}, or remove \
+             the cloud with `dhow down --purge` first"
+        ),
+        (Some(asked), _) => Ok(asked.clone()),
+        (None, Some(recorded)) => Ok(recorded),
+        (None, None) => Ok(RuntimeChoice::Embedded),
+    }
+}
+
+fn record(place: &Place) -> PathBuf {
+    place.data_dir.join("container-runtime")
+}
+
+/// An open runtime, and what answers it while it is.
+pub enum Opened {
+    Embedded(Arc<EmbeddedRuntime>),
+    Cri { runtime: Arc<CriRuntime>, _cni: AbortOnDropHandle<()> },
+    Docker(Arc<DockerRuntime>),
+}
+
+impl Opened {
+    pub fn runtime(&self) -> Arc<dyn Runtime> {
+        match self {
+            Self::Embedded(runtime) => Arc::clone(runtime) as _,
+            Self::Cri { runtime, .. } => Arc::clone(runtime) as _,
+            Self::Docker(runtime) => Arc::clone(runtime) as _,
+        }
+    }
+
+    /// Stops all of the cloud's sandboxes, and with `remove` forgets them; returns how many there were.
+    pub async fn stop_all(&self, place: &Place, remove: bool) -> Result<usize> {
+        if let Self::Embedded(runtime) = self {
+            return if remove {
+                runtime.remove_all().await.context("remove the containers")
+            } else {
+                runtime.stop_all().await.context("stop the containers")
+            };
+        }
+        let runtime = self.runtime();
+        let sandboxes = runtime.list_sandboxes().await.context("list the pod sandboxes")?;
+        for sandbox in &sandboxes {
+            if remove {
+                runtime.remove_sandbox(&sandbox.id).await.context("remove a pod sandbox")?;
+            } else {
+                runtime.stop_sandbox(&sandbox.id).await.context("stop a pod sandbox")?;
+            }
+        }
+        if remove {
+            cgroups::remove_all(&place.cgroup());
+        }
+        Ok(sandboxes.len())
+    }
+
+    /// Takes back what was put into a runtime's configuration.
+    pub async fn leave(&self) -> Result<()> {
+        if let Self::Cri { runtime, .. } = self {
+            let folders = runtime.cni_folders().await.context("ask the runtime where CNI is")?;
+            cni::uninstall(&folders).context("remove the CNI configuration")?;
+        }
+        Ok(())
+    }
+}
+
+/// Opens the cloud's runtime; everything that runs already is found again.
+pub async fn open(place: &Place, images: &Images, net: Arc<Net>) -> Result<Opened> {
+    let choice = choose(place)?;
+    let opened = match &choice {
+        RuntimeChoice::Embedded => open_embedded(place, images, net).await?,
+        RuntimeChoice::Containerd(socket) | RuntimeChoice::Crio(socket) => open_cri(place, socket, net).await?,
+        RuntimeChoice::Docker(socket) => {
+            let config = DockerConfig { socket: socket.clone(), cgroup_root: place.cgroup(), network: net };
+            Opened::Docker(DockerRuntime::open(config).await.context("open Docker")?)
+        }
+    };
+    let path = record(place);
+    fs::write(&path, format!("{choice}\n")).with_context(|| format!("write {}", path.display()))?;
+    Ok(opened)
+}
+
+/// Where the embedded runtime keeps sandboxes and containers.
+pub fn embedded_dir(place: &Place) -> PathBuf {
+    place.data_dir.join("runtime")
+}
+
+async fn open_embedded(place: &Place, images: &Images, net: Arc<Net>) -> Result<Opened> {
+    let (root, run_dir) = (embedded_dir(place), place.run_dir.join("shims"));
+    for folder in [&root, &run_dir] {
+        fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
+    }
+    let config = EmbeddedConfig {
+        root,
+        run_dir,
+        cgroup_root: place.cgroup(),
+        program: Program::own().context("prepare the shims' program")?,
+        images: images.store.clone(),
+        pull: PullOptions { registries: Arc::clone(&images.registries), ..PullOptions::default() },
+        network: net,
+    };
+    Ok(Opened::Embedded(EmbeddedRuntime::open(config).await.context("open the container runtime")?))
+}
+
+/// Such runtimes ask for the pods' network by CNI: who answers comes first, then where to ask.
+async fn open_cri(place: &Place, socket: &std::path::Path, net: Arc<Net>) -> Result<Opened> {
+    let cni_socket = place.run_dir.join("cni.sock");
+    let server = cni::Server::bind(&cni_socket, Arc::clone(&net) as Arc<dyn PodNetwork>).context("answer CNI")?;
+    let cni = AbortOnDropHandle::new(tokio::spawn(server.run()));
+    let config = CriConfig { socket: socket.to_owned(), cgroup_root: place.cgroup() };
+    let runtime =
+        CriRuntime::open(config).await.with_context(|| format!("open the runtime at {}", socket.display()))?;
+    let folders = runtime.cni_folders().await.context("ask the runtime where CNI is")?;
+    let program = std::env::current_exe().context("find this program")?;
+    cni::install(&folders, &program, &cni_socket).context("write the CNI configuration")?;
+    let sandboxes = runtime.list_sandboxes().await.context("list the pod sandboxes")?;
+    let live: Vec<String> =
+        sandboxes.into_iter().filter(|s| s.state == SandboxState::Ready).map(|sandbox| sandbox.id).collect();
+    net.retain(&live).await.context("free networks of pods that are gone")?;
+    Ok(Opened::Cri { runtime, _cni: cni })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn runtimes_by_name() {
+        for text in ["embedded", "containerd:///run/containerd/containerd.sock", "crio:///x", "docker:///y"] {
+            assert_eq!(text.parse::<RuntimeChoice>().unwrap().to_string(), text);
+        }
+        for text in ["", "podman", "podman:///x", "docker://relative"] {
+            assert!(text.parse::<RuntimeChoice>().is_err(), "{text}");
+        }
+    }
+}

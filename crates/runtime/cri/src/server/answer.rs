@@ -1,0 +1,197 @@
+//! What the trait answers, in the words of CRI. Pure.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::SystemTime;
+
+use crate::proto;
+use crate::runtime::{
+    ContainerState, ContainerStats, ContainerStatus, ImageInfo, PodIdentity, RuntimeEventKind, SandboxState,
+    SandboxStatus,
+};
+
+/// Nanoseconds since 1970; zero is "not yet".
+pub fn nanos(time: Option<SystemTime>) -> i64 {
+    let since = time.and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok()).unwrap_or_default();
+    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+}
+
+fn map(map: &BTreeMap<String, String>) -> HashMap<String, String> {
+    map.clone().into_iter().collect()
+}
+
+fn metadata(pod: &PodIdentity) -> proto::PodSandboxMetadata {
+    proto::PodSandboxMetadata {
+        name: pod.name.clone(),
+        uid: pod.uid.clone(),
+        namespace: pod.namespace.clone(),
+        attempt: pod.attempt,
+    }
+}
+
+fn sandbox_state(state: SandboxState) -> proto::PodSandboxState {
+    match state {
+        SandboxState::Ready => proto::PodSandboxState::SandboxReady,
+        SandboxState::NotReady => proto::PodSandboxState::SandboxNotready,
+    }
+}
+
+pub fn sandbox_status(status: &SandboxStatus) -> proto::PodSandboxStatus {
+    let mut ips = status.ips.iter().map(ToString::to_string);
+    proto::PodSandboxStatus {
+        id: status.id.clone(),
+        metadata: Some(metadata(&status.pod)),
+        state: sandbox_state(status.state).into(),
+        created_at: nanos(Some(status.created_at)),
+        network: Some(proto::PodSandboxNetworkStatus {
+            ip: ips.next().unwrap_or_default(),
+            additional_ips: ips.map(|ip| proto::PodIp { ip }).collect(),
+        }),
+        labels: map(&status.labels),
+        annotations: map(&status.annotations),
+        ..Default::default()
+    }
+}
+
+pub fn sandbox(status: &SandboxStatus) -> proto::PodSandbox {
+    proto::PodSandbox {
+        id: status.id.clone(),
+        metadata: Some(metadata(&status.pod)),
+        state: sandbox_state(status.state).into(),
+        created_at: nanos(Some(status.created_at)),
+        labels: map(&status.labels),
+        annotations: map(&status.annotations),
+        ..Default::default()
+    }
+}
+
+fn container_metadata(status: &ContainerStatus) -> proto::ContainerMetadata {
+    proto::ContainerMetadata { name: status.name.clone(), attempt: status.attempt }
+}
+
+fn container_state(state: ContainerState) -> proto::ContainerState {
+    match state {
+        ContainerState::Created => proto::ContainerState::ContainerCreated,
+        ContainerState::Running => proto::ContainerState::ContainerRunning,
+        ContainerState::Exited => proto::ContainerState::ContainerExited,
+        ContainerState::Unknown => proto::ContainerState::ContainerUnknown,
+    }
+}
+
+fn spec(image: &str) -> proto::ImageSpec {
+    proto::ImageSpec { image: image.to_owned(), user_specified_image: image.to_owned(), ..Default::default() }
+}
+
+pub fn container_status(status: &ContainerStatus) -> proto::ContainerStatus {
+    proto::ContainerStatus {
+        id: status.id.clone(),
+        metadata: Some(container_metadata(status)),
+        state: container_state(status.state).into(),
+        created_at: nanos(Some(status.created_at)),
+        started_at: nanos(status.started_at),
+        finished_at: nanos(status.finished_at),
+        exit_code: status.exit_code,
+        image: Some(spec(&status.image)),
+        image_ref: status.image_ref.clone(),
+        image_id: status.image_ref.clone(),
+        reason: status.reason.clone(),
+        message: status.message.clone(),
+        labels: map(&status.labels),
+        annotations: map(&status.annotations),
+        log_path: status.log_path.to_string_lossy().into_owned(),
+        ..Default::default()
+    }
+}
+
+pub fn container(status: &ContainerStatus) -> proto::Container {
+    proto::Container {
+        id: status.id.clone(),
+        pod_sandbox_id: status.sandbox_id.clone(),
+        metadata: Some(container_metadata(status)),
+        image: Some(spec(&status.image)),
+        image_ref: status.image_ref.clone(),
+        image_id: status.image_ref.clone(),
+        state: container_state(status.state).into(),
+        created_at: nanos(Some(status.created_at)),
+        labels: map(&status.labels),
+        annotations: map(&status.annotations),
+    }
+}
+
+pub fn stats(status: &ContainerStatus, stats: &ContainerStats, now: i64) -> proto::ContainerStats {
+    let value = |value| Some(proto::UInt64Value { value });
+    proto::ContainerStats {
+        attributes: Some(proto::ContainerAttributes {
+            id: status.id.clone(),
+            metadata: Some(container_metadata(status)),
+            labels: map(&status.labels),
+            annotations: map(&status.annotations),
+        }),
+        cpu: Some(proto::CpuUsage {
+            timestamp: now,
+            usage_core_nano_seconds: value(stats.cpu_usage_core_nanos),
+            ..Default::default()
+        }),
+        memory: Some(proto::MemoryUsage {
+            timestamp: now,
+            working_set_bytes: value(stats.memory_working_set_bytes),
+            usage_bytes: value(stats.memory_usage_bytes),
+            ..Default::default()
+        }),
+        ..Default::default()
+    }
+}
+
+/// A sandbox' numbers are the sums of its containers'.
+pub fn sandbox_stats(
+    status: &SandboxStatus,
+    containers: Vec<(proto::ContainerStats, ContainerStats)>,
+    now: i64,
+) -> proto::PodSandboxStats {
+    let sum = |of: fn(&ContainerStats) -> u64| {
+        Some(proto::UInt64Value { value: containers.iter().map(|(_, stats)| of(stats)).sum() })
+    };
+    proto::PodSandboxStats {
+        attributes: Some(proto::PodSandboxAttributes {
+            id: status.id.clone(),
+            metadata: Some(metadata(&status.pod)),
+            labels: map(&status.labels),
+            annotations: map(&status.annotations),
+        }),
+        linux: Some(proto::LinuxPodSandboxStats {
+            cpu: Some(proto::CpuUsage {
+                timestamp: now,
+                usage_core_nano_seconds: sum(|stats| stats.cpu_usage_core_nanos),
+                ..Default::default()
+            }),
+            memory: Some(proto::MemoryUsage {
+                timestamp: now,
+                working_set_bytes: sum(|stats| stats.memory_working_set_bytes),
+                usage_bytes: sum(|stats| stats.memory_usage_bytes),
+                ..Default::default()
+            }),
+            process: Some(proto::ProcessUsage { timestamp: now, process_count: sum(|stats| stats.pids) }),
+            containers: containers.iter().map(|(stats, _)| stats.clone()).collect(),
+            ..Default::default()
+        }),
+    }
+}
+
+pub fn image(image: ImageInfo) -> proto::Image {
+    proto::Image {
+        id: image.id,
+        repo_tags: image.repo_tags,
+        repo_digests: image.repo_digests,
+        size: image.size,
+        uid: image.uid.map(|uid| proto::Int64Value { value: uid.into() }),
+        username: image.username.unwrap_or_default(),
+        ..Default::default()
+    }
+}
+
+pub fn event_kind(kind: RuntimeEventKind) -> proto::ContainerEventType {
+    match kind {
+        RuntimeEventKind::Started => proto::ContainerEventType::ContainerStartedEvent,
+        RuntimeEventKind::Exited => proto::ContainerEventType::ContainerStoppedEvent,
+        RuntimeEventKind::Removed => proto::ContainerEventType::ContainerDeletedEvent,
+    }
+}

@@ -1,0 +1,23 @@
+//! Byte streams between runtimes and their callers as CRI has them: SPDY/3.1 streams on an upgraded HTTP connection.
+
+pub mod dial;
+pub mod spdy;
+
+/// What is spoken on the streams of exec and attach: the fourth version ends with a `Status` on the error stream.
+pub const REMOTE_COMMAND: &str = "v4.channel.k8s.io";
+/// What is spoken on the streams of port-forward.
+pub const PORT_FORWARD: &str = "portforward.k8s.io";
+/// Header by which both sides agree on what is spoken.
+pub const VERSION: &str = "x-stream-protocol-version";
+/// The `Upgrade` that carries all of it.
+pub const UPGRADE: &str = "SPDY/3.1";
+/// Header of a stream that says what it is for: `error`, `stdin`, `stdout`, `stderr`, `resize` or `data`.
+pub const STREAM_TYPE: &str = "streamtype";
+
+/// A terminal's size as it travels on a `resize` stream, one document after another.
+#[derive(Debug, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct TerminalSize {
+    pub width: u16,
+    pub height: u16,
+}

@@ -1,0 +1,220 @@
+//! The same pod on each container runtime, driven with the real kubectl: nginx, its logs, a command in it, its network,
+//! and the daemon's sudden end.
+//!
+//! containerd and Docker are daemons of the test's own, started in its network namespace.
+#![allow(clippy::unwrap_used, clippy::print_stderr)]
+
+use std::fs;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use dhow_e2e::{Host, eventually, workspace};
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+const POD: &str = r#"
+apiVersion: v1
+kind: Pod
+metadata: {name: web, labels: {app: web}}
+spec:
+  containers:
+  - name: nginx
+    image: nginx:latest
+    imagePullPolicy: IfNotPresent
+    ports: [{containerPort: 80}]
+"#;
+
+/// One test, because a host's names are the process'.
+#[test]
+fn nginx_runs_on_every_runtime() {
+    embedded().context("embedded").unwrap();
+    containerd().context("containerd").unwrap();
+    docker().context("docker").unwrap();
+}
+
+fn embedded() -> Result<()> {
+    let host = Host::new()?;
+    runs_a_pod(&host, "embedded", "dhow://")
+}
+
+fn containerd() -> Result<()> {
+    let host = Host::new()?;
+    let folder = tempfile::Builder::new().prefix("dhow-rt").tempdir_in("/var/tmp")?;
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    let config = format!(
+        r#"version = 2
+root = "{root}"
+state = "{state}"
+[grpc]
+  address = "{socket}"
+[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = "dhow.local/pause:1"
+  netns_mounts_under_state_dir = true
+  restrict_oom_score_adj = true
+  [plugins."io.containerd.grpc.v1.cri".cni]
+    conf_dir = "{net}"
+    bin_dir = "{bin}"
+"#,
+        root = at("root"),
+        state = at("state"),
+        socket = at("c.sock"),
+        net = at("net.d"),
+        bin = at("bin"),
+    );
+    fs::write(at("config.toml"), config)?;
+    let mut command = host.command("containerd");
+    command.args(["--config", &at("config.toml")]);
+    let runtime = format!("containerd://{}", at("c.sock"));
+    refuses_to_start_without(&host, &runtime)?;
+    let daemon = Daemon::start(command, folder.path(), "c.sock")?;
+    let done = runs_a_pod(&host, &runtime, "containerd://");
+    // Before the daemon, whose containers the cloud's end removes.
+    drop(host);
+    ensure!(!folder.path().join("net.d/00-dhow.conflist").exists(), "the CNI configuration is left");
+    drop(daemon);
+    done
+}
+
+fn docker() -> Result<()> {
+    let host = Host::new()?;
+    let folder = tempfile::Builder::new().prefix("dhow-rt").tempdir_in("/var/tmp")?;
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    let config = format!(
+        "version = 2\nroot = \"{}\"\nstate = \"{}\"\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n\
+         [grpc]\naddress = \"{}\"\n",
+        at("c-root"),
+        at("c-state"),
+        at("c.sock"),
+    );
+    fs::write(at("config.toml"), config)?;
+    let mut command = host.command("containerd");
+    command.args(["--config", &at("config.toml")]);
+    let containerd = Daemon::start(command, folder.path(), "c.sock")?;
+    fs::write(at("none.json"), "{}")?;
+    let mut command = host.command("dockerd");
+    command.args(["--bridge=none", "--iptables=false", "--ip6tables=false", "--ip-forward=false"]);
+    for (flag, value) in [
+        ("--config-file", at("none.json")),
+        ("--containerd", at("c.sock")),
+        ("--data-root", at("data")),
+        ("--exec-root", at("exec")),
+        ("--pidfile", at("docker.pid")),
+        ("--host", format!("unix://{}", at("d.sock"))),
+    ] {
+        command.arg(flag).arg(value);
+    }
+    let daemon = Daemon::start(command, folder.path(), "d.sock")?;
+    let done = runs_a_pod(&host, &format!("docker://{}", at("d.sock")), "docker://");
+    drop(host);
+    drop(daemon);
+    drop(containerd);
+    done
+}
+
+fn refuses_to_start_without(host: &Host, runtime: &str) -> Result<()> {
+    let refused = host.dhow(&["up", "--runtime", runtime]).unwrap_err().to_string();
+    ensure!(refused.contains("no container runtime answers at") && refused.contains("--runtime"), "{refused}");
+    Ok(())
+}
+
+fn runs_a_pod(host: &Host, runtime: &str, version: &str) -> Result<()> {
+    host.dhow(&["up", "--runtime", runtime])?;
+    let node = host.get(&["get", "node", "e2e"])?;
+    let shown = node["status"]["nodeInfo"]["containerRuntimeVersion"].as_str().unwrap_or_default();
+    ensure!(shown.starts_with(version), "the node says it runs {shown:?}");
+    let archive = workspace().join("target/images/nginx.tar");
+    let imported = host.dhow_command(&["image", "import", archive.to_str().context("path")?]).output()?;
+    ensure!(imported.status.success(), "{}", String::from_utf8_lossy(&imported.stderr));
+    host.apply(POD)?;
+    let begin = Instant::now();
+    host.kubectl(&["wait", "--for=condition=Ready", "pod/web", "--timeout=60s"])?;
+    eprintln!("{version}: Ready after {} ms", begin.elapsed().as_millis());
+    let pod = host.get(&["get", "pod", "web"])?;
+    let address = pod["status"]["podIP"].as_str().context("the pod has no address")?.to_owned();
+    ensure!(address.starts_with("10.42.0."), "{address}");
+    let container = pod["status"]["containerStatuses"][0]["containerID"].clone();
+    eventually(MINUTE, || host.curl(&[&format!("http://{address}/?seen-in-the-log")]))?;
+    eventually(MINUTE, || {
+        let logs = host.kubectl(&["logs", "web"])?;
+        ensure!(logs.contains("seen-in-the-log"), "not in the log: {logs}");
+        Ok(())
+    })?;
+    executes(host)?;
+    survives_the_daemon(host, &container)?;
+    host.kubectl(&["delete", "pod", "web", "--timeout=60s"])?;
+    host.dhow(&["down", "--purge"])?;
+    host.ensure_purged()
+}
+
+fn executes(host: &Host) -> Result<()> {
+    let name = host.kubectl(&["exec", "web", "--", "hostname"])?;
+    ensure!(name.trim() == "web", "{name:?}");
+    let mut command = host.command("sh");
+    command.args(["-c", "printf 'through and back' | kubectl exec -i web -- cat"]);
+    let output = command.output()?;
+    ensure!(output.stdout == b"through and back", "{output:?}");
+    let failed = host.command("kubectl").args(["exec", "web", "--", "sh", "-c", "exit 7"]).output()?;
+    ensure!(failed.status.code() == Some(7), "{failed:?}");
+    Ok(())
+}
+
+/// kill -9 disturbs no container, and the next daemon takes it over.
+fn survives_the_daemon(host: &Host, container: &serde_json::Value) -> Result<()> {
+    let pid = host.daemon_pid()?.to_string();
+    ensure!(Command::new("kill").args(["-9", &pid]).status()?.success(), "cannot kill the daemon");
+    host.dhow(&["up"])?;
+    eventually(MINUTE, || {
+        let pod = host.get(&["get", "pod", "web"])?;
+        let status = &pod["status"]["containerStatuses"][0];
+        ensure!(
+            status["containerID"] == *container && status["restartCount"] == 0 && status["ready"] == true,
+            "{status}"
+        );
+        Ok(())
+    })?;
+    host.kubectl(&["exec", "web", "--", "true"])?;
+    Ok(())
+}
+
+/// A runtime's daemon; dropped, it is ended and what it mounted is unmounted.
+struct Daemon {
+    child: Child,
+    folder: PathBuf,
+}
+
+impl Daemon {
+    fn start(mut command: Command, folder: &Path, socket: &str) -> Result<Self> {
+        let log = fs::File::create(folder.join(format!("{socket}.log")))?;
+        let child = command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn()?;
+        let mut daemon = Self { child, folder: folder.to_owned() };
+        let begin = Instant::now();
+        while UnixStream::connect(folder.join(socket)).is_err() {
+            if daemon.child.try_wait()?.is_some() || begin.elapsed() > MINUTE {
+                bail!("it did not start: {}", fs::read_to_string(folder.join(format!("{socket}.log")))?);
+            }
+            std::thread::park_timeout(Duration::from_millis(50));
+        }
+        Ok(daemon)
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = Command::new("kill").arg(self.child.id().to_string()).status();
+        let begin = Instant::now();
+        while matches!(self.child.try_wait(), Ok(None)) && begin.elapsed() < Duration::from_secs(20) {
+            std::thread::park_timeout(Duration::from_millis(50));
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        for point in mounts.lines().rev().filter_map(|line| line.split(' ').nth(4)) {
+            if Path::new(point).starts_with(&self.folder) {
+                let _ = Command::new("umount").args(["-l", point]).status();
+            }
+        }
+    }
+}
