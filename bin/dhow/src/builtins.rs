@@ -13,7 +13,7 @@ use dhow_client::Client;
 use dhow_cri::embedded::{EmbeddedConfig, EmbeddedRuntime};
 use dhow_image::{ImageStore, PullOptions};
 use dhow_net::{Cidr, Net, NetConfig};
-use dhow_node::{Node, NodeConfig};
+use dhow_node::{Node, NodeConfig, NodeSettings};
 use dhow_oci::client::Program;
 use dhow_store::Kv;
 use rustix::mount::UnmountFlags;
@@ -307,6 +307,7 @@ async fn run_node(
         cluster_dns: place::DNS_SERVICE_IP.to_string(),
         cluster_domain: place::CLUSTER_DOMAIN.to_owned(),
         labels: BTreeMap::new(),
+        settings: NodeSettings { cgroup_root: Some(place.cgroup()), ..NodeSettings::default() },
     };
     Node::run(config, shutdown, || {
         let _ = ready.send(());

@@ -96,6 +96,7 @@ fn container(stage: &Stage, script: &str) -> ContainerConfig {
         tty: false,
         resources: Resources::default(),
         security: SecurityContext::default(),
+        ..ContainerConfig::default()
     }
 }
 
@@ -345,6 +346,7 @@ async fn mounts_volumes(stage: &mut Stage) -> Outcome {
         container_path: path.into(),
         readonly,
         propagation: MountPropagation::Private,
+        ..Mount::default()
     };
     config.mounts = vec![
         mount(folder.clone(), "/data/deep", false),
@@ -437,6 +439,7 @@ async fn survives_the_daemon(stage: &mut Stage) -> Outcome {
         container_path: "/v".into(),
         readonly: false,
         propagation: MountPropagation::Private,
+        ..Mount::default()
     }];
     let ending = start(stage, &pod, config).await?;
     wait_for_line(stage, &ending, "begun").await?;

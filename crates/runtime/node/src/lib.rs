@@ -1,17 +1,33 @@
 //! The node agent: registers the node, runs the pods bound to it and reports on them.
 
 mod actions;
+mod admission;
+mod backoff;
+mod capacity;
+mod cgroups;
+mod conditions;
 mod config;
+mod containers;
 mod env;
 mod error;
 mod grpc;
 mod hooks;
+mod hosts;
+mod http_check;
+mod objects;
 mod probes;
 mod pull_secrets;
+mod pulls;
 mod register;
+mod resize;
+mod resolver;
 mod resources;
 mod server;
+mod settings;
+mod shared;
+mod start;
 mod status;
+mod stop;
 #[cfg(test)]
 mod testing;
 mod volumes;
@@ -30,7 +46,12 @@ use k8s_openapi::api::core::v1::Pod;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use worker::{Shared, Worker};
+use cgroups::Cgroups;
+use objects::Objects;
+use resources::NodeLimits;
+pub use settings::{Amount, NodeSettings, Signal, Threshold};
+use shared::Shared;
+use worker::Worker;
 
 #[derive(Clone)]
 pub struct NodeConfig {
@@ -49,6 +70,7 @@ pub struct NodeConfig {
     pub cluster_dns: String,
     pub cluster_domain: String,
     pub labels: BTreeMap<String, String>,
+    pub settings: NodeSettings,
 }
 
 pub struct Node;
@@ -91,12 +113,20 @@ impl Node {
             let shutdown = shutdown.clone();
             tokio::spawn(async move { server::serve(listener, &tls, server, shutdown).await });
         }
-        let shared = Arc::new(Shared {
+        let own = ListParams { field_selector: Some(format!("metadata.name={}", config.name)), ..Default::default() };
+        let own = Informer::start(config.client.clone(), own, None, shutdown.clone());
+        own.synced().await;
+        let limits = NodeLimits { memory: capacity::memory_bytes(), pod_pids: config.settings.pod_pids };
+        let around = shared::Around {
+            services,
+            node: own,
             events: EventRecorder::new(config.client.clone(), "kubelet").on_host(&config.name),
-            memory: register::memory_bytes(),
-            services: Informer::clone(&services),
-            config,
-        });
+            objects: Objects::new(config.client.clone(), shutdown.clone()),
+            cgroups: pod_cgroups(&config, &limits)?,
+            limits,
+            runtime_name: config.runtime.version().await?.name,
+        };
+        let shared = Arc::new(Shared::new(config, around, std::time::SystemTime::now));
 
         let (changes, mut changed) = mpsc::unbounded_channel();
         pods.on_change(move |change| {
@@ -118,6 +148,9 @@ impl Node {
                 () = shutdown.cancelled() => return Ok(()),
                 Some((pod, gone)) = changed.recv() => {
                     let uid = pod.metadata.uid.clone().unwrap_or_default();
+                    if let Some(cgroups) = &shared.cgroups {
+                        cgroups.share(&pods.list());
+                    }
                     let value = (!gone).then(|| Arc::clone(&pod));
                     workers.retain(|_, handle| !handle.pod.is_closed());
                     match workers.get(&uid) {
@@ -146,15 +179,20 @@ impl Node {
 fn spawn(shared: &Arc<Shared>, pod: Option<Arc<Pod>>, uid: String, shutdown: &CancellationToken) -> Handle {
     let (sender, receiver) = watch::channel(pod);
     let wake = Arc::new(Notify::new());
-    let worker = Worker {
-        shared: Arc::clone(shared),
-        pod: receiver,
-        wake: Arc::clone(&wake),
-        waiting: BTreeMap::new(),
-        probes: Default::default(),
-    };
-    tokio::spawn(worker.run(uid, shutdown.clone()));
+    shared.register(&uid, &wake);
+    let worker = Worker::new(Arc::clone(shared), uid, receiver, Arc::clone(&wake));
+    tokio::spawn(worker.run(shutdown.clone()));
     Handle { pod: sender, wake }
+}
+
+/// The control groups above the pods', where they are this agent's to keep.
+fn pod_cgroups(config: &NodeConfig, limits: &NodeLimits) -> Result<Option<Cgroups>, Error> {
+    let Some(root) = &config.settings.cgroup_root else { return Ok(None) };
+    let allocatable = capacity::allocatable(config);
+    let cpu = resources::amount(Some(&allocatable), "cpu").unwrap_or(0);
+    let memory = allocatable.get("memory").and_then(|q| resources::whole(&q.0));
+    let memory = memory.filter(|_| config.settings.reserved.contains_key("memory"));
+    Cgroups::new(root, limits.clone(), cpu, memory).map(Some)
 }
 
 /// Loads `<root>/images/*.tar*`, so that a node without a registry has images.

@@ -8,16 +8,10 @@ use k8s_openapi::api::core::v1::Node;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-use crate::{Error, NodeConfig, status};
+use crate::{Error, NodeConfig, capacity, status};
 
 const HEARTBEAT: Duration = Duration::from_secs(10);
 const STATUS_EVERY: u32 = 30;
-const MAX_PODS: u32 = 110;
-
-pub fn memory_bytes() -> u64 {
-    let info = rustix::system::sysinfo();
-    u64::from(info.mem_unit) * info.totalram
-}
 
 fn arch() -> &'static str {
     match std::env::consts::ARCH {
@@ -36,16 +30,11 @@ fn node_status(config: &NodeConfig, old: &Node, version: &str) -> Value {
         json!({"type": type_, "status": status, "reason": reason, "message": message,
             "lastHeartbeatTime": now, "lastTransitionTime": since})
     };
-    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
-    let memory = format!("{}Ki", memory_bytes() / 1024);
-    let disk = rustix::fs::statvfs(&config.root_dir).map_or(0, |s| s.f_blocks * s.f_frsize);
-    let capacity = json!({"cpu": cpus.to_string(), "memory": memory, "pods": MAX_PODS.to_string(),
-        "ephemeral-storage": disk.to_string()});
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default().trim().to_owned();
     let release = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
     let os = release.lines().find_map(|l| l.strip_prefix("PRETTY_NAME=")).unwrap_or("Linux").trim_matches('"');
     json!({
-        "capacity": capacity, "allocatable": capacity,
+        "capacity": capacity::capacity(config), "allocatable": capacity::allocatable(config),
         "addresses": [{"type": "InternalIP", "address": config.node_ip}, {"type": "Hostname", "address": config.name}],
         "daemonEndpoints": {"kubeletEndpoint": {"Port": config.kubelet_port}},
         "nodeInfo": {"machineID": read("/etc/machine-id"), "systemUUID": read("/etc/machine-id"),

@@ -55,6 +55,10 @@ pub struct FakeRuntime {
     /// Sends to whoever listens to events.
     pub listeners: parking_lot::Mutex<Vec<tokio::sync::mpsc::UnboundedSender<RuntimeEvent>>>,
     pub execs: parking_lot::Mutex<Vec<Vec<String>>>,
+    /// What `exec_sync` ends with; other than 0 it says `no`.
+    pub exit_code: std::sync::atomic::AtomicI32,
+    /// Images that are present once they are pulled; others cannot be.
+    pub images: parking_lot::Mutex<std::collections::BTreeSet<String>>,
 }
 
 impl FakeRuntime {
@@ -128,7 +132,9 @@ impl Runtime for FakeRuntime {
     }
     async fn exec_sync(&self, _: &str, command: &[String], _: Option<Duration>) -> Result<ExecResult, Error> {
         self.execs.lock().push(command.to_vec());
-        Ok(ExecResult { stdout: Vec::new(), stderr: Vec::new(), exit_code: 0 })
+        let exit_code = self.exit_code.load(std::sync::atomic::Ordering::Relaxed);
+        let stdout = if exit_code == 0 { Vec::new() } else { b"no\n".to_vec() };
+        Ok(ExecResult { stdout, stderr: Vec::new(), exit_code })
     }
     /// Says its command on stderr and every terminal size, echoes stdin to stdout until its end, then exits with 7.
     async fn exec(&self, _: &str, request: ExecRequest) -> Result<Streams, Error> {
@@ -173,11 +179,22 @@ impl Runtime for FakeRuntime {
         self.listeners.lock().push(sender);
         futures::stream::unfold(receiver, async |mut r| Some((r.recv().await?, r))).boxed()
     }
-    async fn pull_image(&self, _: &str, _: Option<ImageAuth>) -> Result<String, Error> {
-        unscripted()
+    async fn pull_image(&self, name: &str, _: Option<ImageAuth>) -> Result<String, Error> {
+        match self.images.lock().contains(name) {
+            true => Ok("sha256:0".into()),
+            false => Err(Error::ImagePull { reference: name.into(), message: "not found".into() }),
+        }
     }
-    async fn image_status(&self, _: &str) -> Result<Option<ImageInfo>, Error> {
-        unscripted()
+    async fn image_status(&self, name: &str) -> Result<Option<ImageInfo>, Error> {
+        let info = || ImageInfo {
+            id: "sha256:0".into(),
+            repo_tags: vec![name.into()],
+            repo_digests: vec!["r.example/a@sha256:1".into()],
+            size: 7,
+            uid: None,
+            username: None,
+        };
+        Ok(self.images.lock().contains(name).then(info))
     }
     async fn list_images(&self) -> Result<Vec<ImageInfo>, Error> {
         Ok(Vec::new())

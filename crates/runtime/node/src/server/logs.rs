@@ -113,6 +113,23 @@ fn tail_offset(file: &mut std::fs::File, count: u64) -> std::io::Result<u64> {
     Ok(0)
 }
 
+/// The end of a log as text: at most this many lines and bytes. A log that cannot be read has none.
+pub fn tail(path: &Path, lines: usize, bytes: u64) -> String {
+    let read = || -> std::io::Result<Vec<u8>> {
+        let mut file = std::fs::File::open(path)?;
+        let start = tail_offset(&mut file, lines as u64)?;
+        // Every line begins with its time and stream: what is wanted of a long tail is at its end.
+        let len = file.metadata()?.len();
+        file.seek(SeekFrom::Start(start.max(len.saturating_sub(BLOCK as u64))))?;
+        let mut data = Vec::new();
+        file.read_to_end(&mut data)?;
+        Ok(Filter::new(LogOptions::default()).push(&data))
+    };
+    let text = read().unwrap_or_default();
+    let excess = text.len().saturating_sub(usize::try_from(bytes).unwrap_or(usize::MAX));
+    String::from_utf8_lossy(&text[excess..]).into_owned()
+}
+
 /// Turns the file's bytes into what the client reads.
 struct Filter {
     options: LogOptions,

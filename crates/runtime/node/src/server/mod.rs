@@ -27,6 +27,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
+pub use logs::tail as log_tail;
+
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
 type Body = UnsyncBoxBody<Bytes, std::io::Error>;
