@@ -270,6 +270,21 @@ pub struct ImageInfo {
     pub username: Option<String>,
 }
 
+/// A file system that holds images, in bytes and inodes.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct ImageFsInfo {
+    /// A directory on it.
+    pub mountpoint: std::path::PathBuf,
+    pub capacity_bytes: u64,
+    /// What an unprivileged process could still write.
+    pub available_bytes: u64,
+    /// Taken by images: blobs and unpacked layers.
+    pub used_bytes: u64,
+    pub inodes: u64,
+    pub inodes_free: u64,
+    pub inodes_used: u64,
+}
+
 /// Registry credentials; never logged.
 #[derive(Clone, Default)]
 pub struct ImageAuth {
@@ -373,4 +388,15 @@ pub trait Runtime: Send + Sync + 'static {
     async fn remove_image(&self, reference: &str) -> Result<(), Error>;
     /// Loads a docker-archive or oci-archive (optionally gzip or zstd) and returns the names it held.
     async fn import_image(&self, archive: Reader) -> Result<Vec<String>, Error>;
+    /// The file system that images and writable layers are on, and what images take of it.
+    async fn image_fs_info(&self) -> Result<ImageFsInfo, Error> {
+        Err(Error::FailedPrecondition("the runtime does not report on its image file system".to_owned()))
+    }
+    /// Removes images that no container and no pull under way uses and that were last used at least `minimum_age` ago,
+    /// least recently used first, until `want_bytes` are free (`u64::MAX`: all of them). Returns the bytes freed, which
+    /// may be fewer.
+    async fn garbage_collect_images(&self, want_bytes: u64, minimum_age: Duration) -> Result<u64, Error> {
+        let _ = (want_bytes, minimum_age);
+        Err(Error::FailedPrecondition("the runtime collects its unused images itself".to_owned()))
+    }
 }
