@@ -307,7 +307,11 @@ async fn run_node(
         cluster_dns: place::DNS_SERVICE_IP.to_string(),
         cluster_domain: place::CLUSTER_DOMAIN.to_owned(),
         labels: BTreeMap::new(),
-        settings: NodeSettings { cgroup_root: Some(place.cgroup()), ..NodeSettings::default() },
+        settings: NodeSettings {
+            cgroup_root: Some(place.cgroup()),
+            static_pods: Some(place.data_dir.join("static-pods")),
+            ..NodeSettings::default()
+        },
     };
     Node::run(config, shutdown, || {
         let _ = ready.send(());

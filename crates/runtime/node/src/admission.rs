@@ -1,6 +1,6 @@
 //! Whether a pod that was bound to this node may run on it: the node's own word, whoever bound it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::core::v1::{NodeSelectorRequirement, NodeSelectorTerm, Pod, PodSpec};
 
@@ -30,6 +30,8 @@ pub struct NodeFacts<'a> {
     pub allocatable: &'a List,
     /// Patterns of sysctls allowed beyond the safe ones; `*` at the end stands for anything.
     pub unsafe_sysctls: &'a [String],
+    /// Conditions of being short of something that hold now.
+    pub pressures: &'a BTreeSet<&'static str>,
 }
 
 fn refuse(reason: &'static str, message: String) -> Ended {
@@ -39,6 +41,7 @@ fn refuse(reason: &'static str, message: String) -> Ended {
 /// Lets a pod in beside those that are in already.
 pub fn admit(node: &NodeFacts<'_>, admitted: &[&PodSpec], pod: &Pod) -> Result<(), Ended> {
     let Some(spec) = &pod.spec else { return Ok(()) };
+    bears(node, spec)?;
     fits(node, admitted, spec)?;
     if !selects(node, spec) {
         let message = "Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector";
@@ -76,6 +79,18 @@ pub fn admit(node: &NodeFacts<'_>, admitted: &[&PodSpec], pod: &Pod) -> Result<(
         }
     }
     Ok(())
+}
+
+/// Whether the pod may come while the node is short of something. Critical ones may; while it is memory, so may those
+/// that asked for some.
+fn bears(node: &NodeFacts<'_>, spec: &PodSpec) -> Result<(), Ended> {
+    let critical = spec.priority.is_some_and(|priority| priority >= resources::SYSTEM_CRITICAL);
+    let only_memory = node.pressures.iter().all(|pressure| *pressure == "MemoryPressure");
+    if node.pressures.is_empty() || critical || (only_memory && resources::qos(spec) != "BestEffort") {
+        return Ok(());
+    }
+    let names: Vec<&str> = node.pressures.iter().copied().collect();
+    Err(Ended { reason: "Evicted", message: format!("The node had condition: [{}]. ", names.join(" ")) })
 }
 
 fn fits(node: &NodeFacts<'_>, admitted: &[&PodSpec], spec: &PodSpec) -> Result<(), Ended> {
@@ -171,7 +186,14 @@ mod tests {
         let allocatable =
             serde_json::from_value(serde_json::json!({"cpu": "2", "memory": "1Gi", "pods": "3"})).unwrap();
         let sysctls = ["net.core.*".to_owned()];
-        let node = NodeFacts { name: "n", labels: &labels, allocatable: &allocatable, unsafe_sysctls: &sysctls };
+        let pressures = BTreeSet::new();
+        let node = NodeFacts {
+            name: "n",
+            labels: &labels,
+            allocatable: &allocatable,
+            unsafe_sysctls: &sysctls,
+            pressures: &pressures,
+        };
         let admitted: Vec<PodSpec> =
             admitted.iter().map(|spec| serde_json::from_value(spec.clone()).unwrap()).collect();
         let admitted: Vec<&PodSpec> = admitted.iter().collect();

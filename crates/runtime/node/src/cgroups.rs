@@ -72,11 +72,6 @@ impl Cgroups {
         self.of_pod(spec, uid).usage()
     }
 
-    /// What all pods use.
-    pub fn total(&self) -> dhow_oci::cgroup::Usage {
-        Cgroup::new(&format!("{}/kubepods", self.root)).usage()
-    }
-
     /// Gives the burstable pods together what they ask for together.
     pub fn share(&self, pods: &[Arc<Pod>]) {
         let specs = pods.iter().filter_map(|pod| pod.spec.as_ref()).filter(|spec| resources::qos(spec) == "Burstable");

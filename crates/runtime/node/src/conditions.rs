@@ -127,6 +127,13 @@ pub fn update(
     put("Initialized", initialized.is_none(), initialized.or(completed));
     put("Ready", ready.is_none(), ready);
     put("ContainersReady", containers_ready.is_none(), containers_ready);
+    if let Some(reason) = status.reason.as_deref().filter(|reason| matches!(*reason, "Evicted" | "Terminated")) {
+        let message = status.message.clone().unwrap_or_default();
+        // Refused pods never ran, so nothing was disrupted.
+        if reason == "Terminated" || !message.starts_with("The node had condition") {
+            set(all, "DisruptionTarget", true, Some(("TerminationByKubelet", message)), generation, now);
+        }
+    }
     // These are there only while there is something to tell.
     for condition in ["PodResizePending", "PodResizeInProgress"] {
         match resizing.filter(|progress| progress.condition == condition) {

@@ -8,8 +8,10 @@ mod cgroups;
 mod conditions;
 mod config;
 mod containers;
+mod directory;
 mod env;
 mod error;
+mod eviction;
 mod grpc;
 mod hooks;
 mod hosts;
@@ -26,6 +28,7 @@ mod server;
 mod settings;
 mod shared;
 mod start;
+mod static_pods;
 mod status;
 mod stop;
 #[cfg(test)]
@@ -51,6 +54,7 @@ use objects::Objects;
 use resources::NodeLimits;
 pub use settings::{Amount, NodeSettings, Signal, Threshold};
 use shared::Shared;
+use static_pods::StaticPods;
 use worker::Worker;
 
 #[derive(Clone)]
@@ -85,6 +89,7 @@ impl Node {
     /// node is registered as Ready, its server answers, and it knows its pods.
     pub async fn run(config: NodeConfig, shutdown: CancellationToken, ready: impl FnOnce()) -> Result<(), Error> {
         import_images(&config).await;
+        volumes::share(&config.root_dir.join("pods"))?;
         // Bound before the node is announced, so that nobody is sent to a port where nothing listens.
         let listener = match &config.tls {
             Some(tls) => {
@@ -94,7 +99,6 @@ impl Node {
             None => None,
         };
         register::register(&config).await?;
-        tokio::spawn(register::heartbeat(config.clone(), shutdown.clone()));
 
         let mut runtime_events = config.runtime.events();
         let scope = ListParams { field_selector: Some(format!("spec.nodeName={}", config.name)), ..Default::default() };
@@ -102,17 +106,6 @@ impl Node {
         let services = Informer::start(config.client.clone(), ListParams::default(), None, shutdown.clone());
         pods.synced().await;
         services.synced().await;
-        if let Some((listener, tls)) = listener {
-            let known = Informer::clone(&pods);
-            let server = Arc::new(server::Server {
-                node: config.name.clone(),
-                root_dir: config.root_dir.clone(),
-                runtime: Arc::clone(&config.runtime),
-                pods: Box::new(move || known.list()),
-            });
-            let shutdown = shutdown.clone();
-            tokio::spawn(async move { server::serve(listener, &tls, server, shutdown).await });
-        }
         let own = ListParams { field_selector: Some(format!("metadata.name={}", config.name)), ..Default::default() };
         let own = Informer::start(config.client.clone(), own, None, shutdown.clone());
         own.synced().await;
@@ -127,13 +120,37 @@ impl Node {
             runtime_name: config.runtime.version().await?.name,
         };
         let shared = Arc::new(Shared::new(config, around, std::time::SystemTime::now));
+        tokio::spawn(register::heartbeat(shared.config.clone(), shared.pressures(), shutdown.clone()));
+        tokio::spawn(eviction::run(Arc::clone(&shared), Informer::clone(&pods), shutdown.clone()));
 
+        if let Some((listener, tls)) = listener {
+            let (known, counting) = (Informer::clone(&pods), Arc::clone(&shared));
+            let server = Arc::new(server::Server {
+                node: shared.config.name.clone(),
+                root_dir: shared.config.root_dir.clone(),
+                runtime: Arc::clone(&shared.config.runtime),
+                pods: Box::new(move || known.list()),
+                probes: Box::new(move || counting.probe_counts()),
+                settings: shared.config.settings.clone(),
+                meter: server::Meter::default(),
+            });
+            let shutdown = shutdown.clone();
+            tokio::spawn(async move { server::serve(listener, &tls, server, shutdown).await });
+        }
         let (changes, mut changed) = mpsc::unbounded_channel();
         pods.on_change(move |change| {
             let gone = matches!(change, Change::Deleted(_));
             let _ = changes.send((Arc::clone(change.object()), gone));
         });
         let mut workers: HashMap<String, Handle> = HashMap::new();
+        let (statics, mut static_changed) = mpsc::unbounded_channel();
+        // Known before what is found running, and before their mirrors.
+        if let Some(found) = StaticPods::open(&shared.config)? {
+            for (uid, pod) in &found.known {
+                workers.insert(uid.clone(), spawn(&shared, Some(Arc::clone(pod)), uid.clone(), &shutdown));
+            }
+            tokio::spawn(found.follow(statics.clone(), shutdown.clone()));
+        }
         for sandbox in shared.config.runtime.list_sandboxes().await? {
             let known = pods.list().iter().any(|p| p.metadata.uid.as_ref() == Some(&sandbox.pod.uid));
             if !known {
@@ -146,7 +163,19 @@ impl Node {
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => return Ok(()),
+                Some(pod) = static_changed.recv() => {
+                    let uid = pod.metadata.uid.clone().unwrap_or_default();
+                    workers.retain(|_, handle| !handle.pod.is_closed());
+                    match workers.get(&uid) {
+                        Some(handle) => drop(handle.pod.send_replace(Some(pod))),
+                        None => drop(workers.insert(uid.clone(), spawn(&shared, Some(pod), uid, &shutdown))),
+                    }
+                }
                 Some((pod, gone)) = changed.recv() => {
+                    if let Some(uid) = static_pods::mirrored(&pod) {
+                        mirror_changed(&shared, uid, &pod, gone, workers.get(uid));
+                        continue;
+                    }
                     let uid = pod.metadata.uid.clone().unwrap_or_default();
                     if let Some(cgroups) = &shared.cgroups {
                         cgroups.share(&pods.list());
@@ -173,6 +202,20 @@ impl Node {
                 }
             }
         }
+    }
+}
+
+/// Takes note of a mirror pod. One that somebody deletes, or that mirrors nothing any more, goes at once; what is still
+/// there to be mirrored gets another.
+fn mirror_changed(shared: &Arc<Shared>, uid: &str, mirror: &Arc<Pod>, gone: bool, worker: Option<&Handle>) {
+    shared.mirrors.set(uid, (!gone).then(|| Arc::clone(mirror)));
+    if !gone && (worker.is_none() || mirror.metadata.deletion_timestamp.is_some()) {
+        let (shared, mirror) = (Arc::clone(shared), Arc::clone(mirror));
+        tokio::spawn(async move { static_pods::delete_mirror(&shared, &mirror).await });
+        return;
+    }
+    if let Some(worker) = worker {
+        worker.wake.notify_one();
     }
 }
 

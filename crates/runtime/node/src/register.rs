@@ -1,11 +1,14 @@
 //! The Node object and its heartbeat.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
 
 use dhow_client::Patch;
+use dhow_cri::runtime::ImageInfo;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Node;
 use serde_json::{Value, json};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::{Error, NodeConfig, capacity, status};
@@ -21,7 +24,28 @@ fn arch() -> &'static str {
     }
 }
 
-fn node_status(config: &NodeConfig, old: &Node, version: &str) -> Value {
+/// Names of one image that the node's object lists, and images of all.
+const MAX_NAMES: usize = 5;
+const MAX_IMAGES: usize = 50;
+
+/// The largest images, as the scheduler wants to know them.
+fn images(mut all: Vec<ImageInfo>) -> Vec<Value> {
+    all.sort_by_key(|image| std::cmp::Reverse(image.size));
+    let named = all.into_iter().filter_map(|image| {
+        let names: Vec<String> = image.repo_digests.into_iter().chain(image.repo_tags).take(MAX_NAMES).collect();
+        (!names.is_empty()).then(|| json!({"names": names, "sizeBytes": image.size}))
+    });
+    named.take(MAX_IMAGES).collect()
+}
+
+/// What is measured or asked for the node's status.
+pub struct Facts {
+    pub version: String,
+    pub images: Vec<ImageInfo>,
+    pub pressures: BTreeSet<&'static str>,
+}
+
+fn node_status(config: &NodeConfig, old: &Node, facts: Facts) -> Value {
     let now = json!(status::time(SystemTime::now()));
     let old_conditions = old.status.iter().flat_map(|s| s.conditions.iter().flatten());
     let condition = |type_: &str, status: &str, reason: &str, message: &str| {
@@ -30,24 +54,40 @@ fn node_status(config: &NodeConfig, old: &Node, version: &str) -> Value {
         json!({"type": type_, "status": status, "reason": reason, "message": message,
             "lastHeartbeatTime": now, "lastTransitionTime": since})
     };
+    let Facts { version, images: list, pressures } = facts;
+    let pressure = |type_: &str, under: [&str; 2], fine: [&str; 2]| {
+        let held = pressures.contains(type_);
+        let [reason, message] = if held { under } else { fine };
+        condition(type_, if held { "True" } else { "False" }, reason, message)
+    };
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default().trim().to_owned();
     let release = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
     let os = release.lines().find_map(|l| l.strip_prefix("PRETTY_NAME=")).unwrap_or("Linux").trim_matches('"');
     json!({
         "capacity": capacity::capacity(config), "allocatable": capacity::allocatable(config),
         "addresses": [{"type": "InternalIP", "address": config.node_ip}, {"type": "Hostname", "address": config.name}],
+        "images": images(list),
         "daemonEndpoints": {"kubeletEndpoint": {"Port": config.kubelet_port}},
-        "nodeInfo": {"machineID": read("/etc/machine-id"), "systemUUID": read("/etc/machine-id"),
+        "nodeInfo": {"machineID": read("/etc/machine-id"), "systemUUID": system_uuid(),
             "bootID": read("/proc/sys/kernel/random/boot_id"), "kernelVersion": read("/proc/sys/kernel/osrelease"),
             "osImage": os, "containerRuntimeVersion": version, "kubeletVersion": "v1.35.0",
             "kubeProxyVersion": "", "operatingSystem": "linux", "architecture": arch()},
         "conditions": [
-            condition("MemoryPressure", "False", "KubeletHasSufficientMemory", "kubelet has sufficient memory available"),
-            condition("DiskPressure", "False", "KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
-            condition("PIDPressure", "False", "KubeletHasSufficientPID", "kubelet has sufficient PID available"),
+            pressure("MemoryPressure", ["KubeletHasInsufficientMemory", "kubelet has insufficient memory available"],
+                ["KubeletHasSufficientMemory", "kubelet has sufficient memory available"]),
+            pressure("DiskPressure", ["KubeletHasDiskPressure", "kubelet has disk pressure"],
+                ["KubeletHasNoDiskPressure", "kubelet has no disk pressure"]),
+            pressure("PIDPressure", ["KubeletHasInsufficientPID", "kubelet has insufficient PID available"],
+                ["KubeletHasSufficientPID", "kubelet has sufficient PID available"]),
             condition("Ready", "True", "KubeletReady", "kubelet is posting ready status"),
         ],
     })
+}
+
+/// The machine's own id, where its firmware gives one.
+fn system_uuid() -> String {
+    let read = |path: &str| std::fs::read_to_string(path).map(|text| text.trim().to_owned());
+    read("/sys/class/dmi/id/product_uuid").or_else(|_| read("/etc/machine-id")).unwrap_or_default()
 }
 
 pub async fn register(config: &NodeConfig) -> Result<(), Error> {
@@ -71,13 +111,14 @@ pub async fn register(config: &NodeConfig) -> Result<(), Error> {
     };
     let patch = Patch::Merge(json!({"metadata": {"labels": labels}}));
     client.patch::<Node>(None, &config.name, patch, None).await.map_err(Error::client("label node"))?;
-    write_status(config, &existing).await
+    write_status(config, &existing, BTreeSet::new()).await
 }
 
-async fn write_status(config: &NodeConfig, old: &Node) -> Result<(), Error> {
+async fn write_status(config: &NodeConfig, old: &Node, pressures: BTreeSet<&'static str>) -> Result<(), Error> {
     let version = config.runtime.version().await?;
     let version = format!("{}://{}", version.name, version.version);
-    let patch = Patch::Merge(json!({"status": node_status(config, old, &version)}));
+    let images = config.runtime.list_images().await?;
+    let patch = Patch::Merge(json!({"status": node_status(config, old, Facts { version, images, pressures })}));
     let sent = config.client.patch::<Node>(None, &config.name, patch, Some("status")).await;
     sent.map(drop).map_err(Error::client("write node status"))
 }
@@ -99,24 +140,37 @@ async fn renew(config: &NodeConfig) -> Result<(), Error> {
     }
 }
 
-pub async fn heartbeat(config: NodeConfig, shutdown: CancellationToken) {
+/// Renews the lease, and writes the status from time to time and whenever a pressure comes or goes.
+pub async fn heartbeat(
+    config: NodeConfig,
+    mut pressures: watch::Receiver<BTreeSet<&'static str>>,
+    shutdown: CancellationToken,
+) {
     let mut beats = 0_u32;
     let mut timer = tokio::time::interval(HEARTBEAT);
     loop {
-        tokio::select! { () = shutdown.cancelled() => return, _ = timer.tick() => {} }
-        if let Err(error) = renew(&config).await {
-            tracing::warn!(%error, "cannot renew the node's lease");
-        }
-        beats += 1;
-        if beats.is_multiple_of(STATUS_EVERY) {
-            let result = match config.client.get::<Node>(None, &config.name).await {
-                Ok(node) => write_status(&config, &node).await,
-                Err(error) if error.is_not_found() => register(&config).await,
-                Err(error) => Err(Error::client("get node")(error)),
-            };
-            if let Err(error) = result {
-                tracing::warn!(%error, "cannot write the node's status");
+        let beat = tokio::select! {
+            () = shutdown.cancelled() => return,
+            _ = timer.tick() => true,
+            Ok(()) = pressures.changed() => false,
+        };
+        if beat {
+            if let Err(error) = renew(&config).await {
+                tracing::warn!(%error, "cannot renew the node's lease");
             }
+            beats += 1;
+            if !beats.is_multiple_of(STATUS_EVERY) {
+                continue;
+            }
+        }
+        let now = pressures.borrow_and_update().clone();
+        let result = match config.client.get::<Node>(None, &config.name).await {
+            Ok(node) => write_status(&config, &node, now).await,
+            Err(error) if error.is_not_found() => register(&config).await,
+            Err(error) => Err(Error::client("get node")(error)),
+        };
+        if let Err(error) = result {
+            tracing::warn!(%error, "cannot write the node's status");
         }
     }
 }

@@ -25,6 +25,8 @@ pub struct Progress {
     pub message: String,
 }
 
+/// A pod's limits that could not be lowered yet are tried again after this long.
+const NARROW_AGAIN: std::time::Duration = std::time::Duration::from_secs(10);
 const FILE: &str = "allocated.json";
 
 /// What a pod was given before this run of the agent; nothing for a new pod.
@@ -111,7 +113,7 @@ impl Worker {
         }
         if self.allocated == wanted {
             self.resizing = None;
-            return Ok(None);
+            return Ok(self.narrow(spec));
         }
         let shared = std::sync::Arc::clone(&self.shared);
         if let Err(progress) = room(spec, &shared.others(&self.uid), &shared.allocatable()) {
@@ -149,13 +151,26 @@ impl Worker {
                 self.resizing = Some(Progress { condition: "PodResizeInProgress", reason: "Error", message });
             }
         }
-        if let Some(cgroups) = &shared.cgroups {
-            cgroups.prepare_pod(spec, &self.uid)?;
-        }
+        self.widened = true;
         if self.resizing.is_none() {
             self.event(pod, EventType::Normal, "ResizeCompleted", "Pod resize completed");
         }
-        Ok(None)
+        Ok(self.narrow(spec))
+    }
+
+    /// Gives the pod as a whole its limits again; later, if what it uses or a run that has ended is still above them.
+    fn narrow(&mut self, spec: &PodSpec) -> Option<SystemTime> {
+        let cgroups = self.shared.cgroups.as_ref().filter(|_| self.widened)?;
+        match cgroups.prepare_pod(spec, &self.uid) {
+            Ok(()) => {
+                self.widened = false;
+                None
+            }
+            Err(error) => {
+                tracing::debug!(%error, uid = self.uid, "the pod's limits wait for what is above them");
+                Some((self.shared.now)() + NARROW_AGAIN)
+            }
+        }
     }
 }
 

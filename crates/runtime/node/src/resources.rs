@@ -11,7 +11,7 @@ use crate::containers::is_sidecar;
 pub type List = BTreeMap<String, Quantity>;
 
 /// Pods of at least this priority are the system's own.
-const SYSTEM_CRITICAL: i32 = 2_000_000_000;
+pub const SYSTEM_CRITICAL: i32 = 2_000_000_000;
 const PERIOD: u64 = 100_000;
 
 /// What of the node limits its containers.

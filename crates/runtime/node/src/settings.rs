@@ -67,6 +67,41 @@ pub struct NodeSettings {
     pub cgroup_root: Option<String>,
 }
 
+impl NodeSettings {
+    /// In the words of the kubelet's configuration, as far as it has words for them.
+    pub fn shown(&self) -> serde_json::Value {
+        let amount = |amount: Amount| match amount {
+            Amount::Units(units) => units.to_string(),
+            Amount::Part(part) => format!("{}%", part * 100.0),
+        };
+        let name = |signal| match signal {
+            Signal::MemoryAvailable => "memory.available",
+            Signal::DiskAvailable => "nodefs.available",
+            Signal::InodesFree => "nodefs.inodesFree",
+            Signal::PidAvailable => "pid.available",
+        };
+        let thresholds = |soft: bool| -> BTreeMap<&str, String> {
+            let chosen = self.eviction.iter().filter(|t| t.grace.is_some() == soft);
+            chosen.map(|t| (name(t.signal), amount(t.least))).collect()
+        };
+        serde_json::json!({
+            "kind": "KubeletConfiguration",
+            "apiVersion": "kubelet.config.k8s.io/v1beta1",
+            "maxPods": self.max_pods,
+            "podPidsLimit": self.pod_pids.unwrap_or(-1),
+            "kubeReserved": self.reserved,
+            "evictionHard": thresholds(false),
+            "evictionSoft": thresholds(true),
+            "evictionMaxPodGracePeriod": self.eviction_grace.as_secs(),
+            "evictionPressureTransitionPeriod": format!("{}s", self.pressure_transition.as_secs()),
+            "allowedUnsafeSysctls": self.allowed_unsafe_sysctls,
+            "staticPodPath": self.static_pods,
+            "shutdownGracePeriod": format!("{}s", self.shutdown_grace.as_secs()),
+            "shutdownGracePeriodCriticalPods": format!("{}s", self.shutdown_grace_critical.as_secs()),
+        })
+    }
+}
+
 impl Default for NodeSettings {
     /// Upstream's defaults.
     fn default() -> Self {

@@ -1,14 +1,14 @@
 //! What the workers of all pods share: clients, watches, and what the node as a whole has decided.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use dhow_client::{EventRecorder, Informer};
-use k8s_openapi::api::core::v1::{Node, Pod, PodSpec, Service};
+use dhow_client::{EventRecorder, EventType, Informer};
+use k8s_openapi::api::core::v1::{Node, ObjectReference, Pod, PodSpec, Service};
 use k8s_openapi::api::node::v1::RuntimeClass;
 use parking_lot::Mutex;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use crate::NodeConfig;
 use crate::admission::{self, NodeFacts};
@@ -16,6 +16,7 @@ use crate::cgroups::Cgroups;
 use crate::objects::Objects;
 use crate::probes::{Kind, Report};
 use crate::resources::{List, NodeLimits};
+use crate::static_pods::Mirrors;
 use crate::status::Ended;
 
 /// Checks of one probe so far: namespace, pod, container, kind, whether they passed.
@@ -41,6 +42,9 @@ pub struct Shared {
     /// Wakes the worker of a pod, by uid.
     workers: Mutex<HashMap<String, Arc<Notify>>>,
     probed: Mutex<BTreeMap<ProbeKey, u64>>,
+    pub mirrors: Mirrors,
+    /// The node's conditions of being short of something.
+    pressures: watch::Sender<BTreeSet<&'static str>>,
 }
 
 /// What the agent has around it when it starts.
@@ -71,6 +75,8 @@ impl Shared {
             verdicts: Mutex::default(),
             workers: Mutex::default(),
             probed: Mutex::default(),
+            mirrors: Mirrors::default(),
+            pressures: watch::Sender::default(),
         }
     }
 
@@ -97,6 +103,7 @@ impl Shared {
             labels: &labels,
             allocatable: &allocatable,
             unsafe_sysctls: &self.config.settings.allowed_unsafe_sysctls,
+            pressures: &self.pressures.borrow().clone(),
         };
         // Held until the pod is in, so that two pods are never let into the same room.
         let mut admitted = self.admitted.lock();
@@ -164,6 +171,30 @@ impl Shared {
         };
         let found = self.config.client.get::<RuntimeClass>(None, name).await;
         found.map(|class| class.handler).map_err(|error| format!("failed to get sandbox runtime: {error}"))
+    }
+
+    /// What the node is short of, in the names of its conditions.
+    pub fn set_pressures(&self, now: BTreeSet<&'static str>) {
+        self.pressures.send_if_modified(|old| {
+            let changed = *old != now;
+            *old = now;
+            changed
+        });
+    }
+
+    pub fn pressures(&self) -> watch::Receiver<BTreeSet<&'static str>> {
+        self.pressures.subscribe()
+    }
+
+    /// An event about the node itself.
+    pub fn node_event(&self, kind: EventType, reason: &str, message: &str) {
+        let about = ObjectReference {
+            kind: Some("Node".into()),
+            name: Some(self.config.name.clone()),
+            uid: Some(self.config.name.clone()),
+            ..ObjectReference::default()
+        };
+        self.events.event(about, kind, reason, message);
     }
 
     pub fn count_probe(&self, pod: &Pod, report: &Report) {

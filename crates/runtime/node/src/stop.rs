@@ -11,7 +11,7 @@ use tokio::sync::watch;
 
 use crate::containers::{self, ends_after};
 use crate::worker::{GONE_GRACE, Worker, grace};
-use crate::{Error, config, hooks, volumes};
+use crate::{Error, config, hooks, static_pods, volumes};
 
 /// What a process gets at least between its signal and its kill.
 const MIN_GRACE: Duration = Duration::from_secs(2);
@@ -113,6 +113,12 @@ impl Worker {
             cgroups.remove_pod(spec, &self.uid);
         }
         let Some(pod) = pod else { return Ok(()) };
+        if static_pods::is_static(pod) {
+            if let Some(mirror) = shared.mirrors.get(&self.uid) {
+                static_pods::delete_mirror(&shared, &mirror).await;
+            }
+            return Ok(());
+        }
         let params = DeleteParams { grace_period: Some(0), uid: Some(self.uid.clone()), ..Default::default() };
         let name = pod.metadata.name.as_deref().unwrap_or_default();
         match self.shared.config.client.delete::<Pod>(pod.metadata.namespace.as_deref(), name, &params).await {

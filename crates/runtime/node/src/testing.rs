@@ -2,6 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
+use dhow_client::{Body, Client, Transport};
 use dhow_cri::runtime::{
     ContainerConfig, ContainerState, ContainerStats, ContainerStatus, Duplex, ExecRequest, ExecResult, ImageAuth,
     ImageInfo, PodIdentity, Reader, Resources, RuntimeEvent, RuntimeEventKind, RuntimeVersion, SandboxConfig,
@@ -11,6 +12,8 @@ use dhow_cri::{Error, Runtime};
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::{NodeConfig, NodeSettings};
 
 pub fn sandbox(id: &str) -> SandboxStatus {
     SandboxStatus {
@@ -75,6 +78,35 @@ impl FakeRuntime {
             kind: RuntimeEventKind::Exited,
         };
         self.listeners.lock().retain(|listener| listener.send(event.clone()).is_ok());
+    }
+}
+
+/// An API that is not there.
+struct NoApi;
+
+#[async_trait::async_trait]
+impl Transport for NoApi {
+    async fn call(&self, _: http::Request<bytes::Bytes>) -> Result<http::Response<Body>, dhow_client::Error> {
+        Err(dhow_client::Error::connection("call the API", "there is none"))
+    }
+}
+
+/// A node `n` without an API.
+pub fn config(root: &std::path::Path) -> NodeConfig {
+    NodeConfig {
+        name: "n".into(),
+        client: Client::new(std::sync::Arc::new(NoApi)),
+        runtime: std::sync::Arc::new(FakeRuntime::default()),
+        root_dir: root.into(),
+        node_ip: "192.0.2.1".into(),
+        pod_cidr: None,
+        kubelet_port: 0,
+        listen: ([127, 0, 0, 1], 0).into(),
+        tls: None,
+        cluster_dns: "10.43.0.10".into(),
+        cluster_domain: "cluster.local".into(),
+        labels: Default::default(),
+        settings: NodeSettings::default(),
     }
 }
 

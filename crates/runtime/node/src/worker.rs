@@ -19,7 +19,7 @@ use crate::pulls::Pulls;
 use crate::shared::Shared;
 use crate::start::{Outcome, Stage};
 use crate::status::Ended;
-use crate::{Error, config, objects, resize, status, volumes};
+use crate::{Error, config, objects, resize, static_pods, status, volumes};
 
 /// For a pod whose API object is gone.
 pub const GONE_GRACE: Duration = Duration::from_secs(1);
@@ -45,6 +45,8 @@ pub struct Worker {
     pub(crate) allocated: BTreeMap<String, ResourceRequirements>,
     /// How a change of resources stands that is not through.
     pub(crate) resizing: Option<resize::Progress>,
+    /// The pod as a whole has no limits, for while those of its containers change.
+    pub(crate) widened: bool,
     ended: Option<Ended>,
     admitted: bool,
 }
@@ -74,6 +76,7 @@ impl Worker {
             pulls: Pulls::default(),
             probes: Probes::default(),
             resizing: None,
+            widened: false,
             ended: None,
             admitted: false,
         }
@@ -82,6 +85,7 @@ impl Worker {
     pub async fn run(mut self, shutdown: CancellationToken) {
         loop {
             let pod = self.pod.borrow_and_update().clone();
+            let pod = pod.map(|pod| self.with_status(pod));
             let result = match &pod {
                 Some(pod) if pod.metadata.deletion_timestamp.is_none() => self.sync(pod).await,
                 _ => match self.terminate(pod.as_deref()).await {
@@ -105,6 +109,15 @@ impl Worker {
                 () = tokio::time::sleep(delay) => {}
             }
         }
+    }
+
+    /// A static pod's status is in the mirror that shows it.
+    fn with_status(&self, pod: Arc<Pod>) -> Arc<Pod> {
+        if !static_pods::is_static(&pod) {
+            return pod;
+        }
+        let status = self.shared.mirrors.get(&self.uid).and_then(|mirror| mirror.status.clone());
+        Arc::new(Pod { status, ..pod.as_ref().clone() })
     }
 
     pub(crate) fn pod_dir(&self, uid: &str) -> PathBuf {
@@ -173,7 +186,8 @@ impl Worker {
         let over = self.is_over(pod, now, &mut next);
         if !over && !self.admitted {
             // What runs already was let in before.
-            if let Err(ended) = self.shared.admit(pod, !sandboxes.is_empty()) {
+            let given = Pod { spec: Some(resize::with(spec, &self.allocated)), ..pod.as_ref().clone() };
+            if let Err(ended) = self.shared.admit(&given, !sandboxes.is_empty()) {
                 self.event(pod, EventType::Warning, ended.reason, &ended.message);
                 self.ended = Some(ended);
                 self.write_status(pod, spec, true).await?;
@@ -431,7 +445,8 @@ impl Worker {
             ended: self.ended.as_ref(),
         };
         let new = status::compute(pod, &facts);
-        if pod.status.as_ref() == Some(&new) {
+        let shown = !static_pods::is_static(pod) || self.shared.mirrors.get(&self.uid).is_some();
+        if shown && pod.status.as_ref() == Some(&new) {
             return Ok(());
         }
         let failed = |error: serde_json::Error| Error::config(format!("write pod status: {error}"));
@@ -443,7 +458,16 @@ impl Worker {
                 new.insert(key.clone(), serde_json::Value::Null);
             }
         }
-        let patch = serde_json::json!({"metadata": {"uid": self.uid}, "status": status});
+        let uid = match static_pods::is_static(pod).then(|| self.shared.mirrors.get(&self.uid)) {
+            None => Some(self.uid.clone()),
+            Some(Some(mirror)) => mirror.metadata.uid.clone(),
+            // Its coming brings us back here.
+            Some(None) if pod.metadata.deletion_timestamp.is_none() => {
+                return static_pods::create_mirror(&self.shared, pod).await;
+            }
+            Some(None) => return Ok(()),
+        };
+        let patch = serde_json::json!({"metadata": {"uid": uid}, "status": status});
         let meta = &pod.metadata;
         let name = meta.name.as_deref().unwrap_or_default();
         let client = &self.shared.config.client;

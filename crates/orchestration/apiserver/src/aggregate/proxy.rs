@@ -1,12 +1,14 @@
 //! Passes a request on to an extension server, with the caller's name in place of the caller's credentials.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use dhow_api::Status;
 use dhow_client::{Body, full};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, header, request};
 use http_body_util::BodyExt;
 
-use super::Remote;
+use super::{Remote, metrics};
 use crate::ApiServer;
 use crate::identity::UserInfo;
 
@@ -18,7 +20,7 @@ const CREDENTIALS: [&str; 4] = ["authorization", "proxy-authorization", "cookie"
 
 /// The extension server's answer; its body and the request's stream.
 pub async fn pass_on(
-    server: &ApiServer,
+    server: &Arc<ApiServer>,
     remote: &Remote,
     user: &UserInfo,
     parts: &request::Parts,
@@ -29,6 +31,9 @@ pub async fn pass_on(
     }
     if parts.headers.contains_key(header::UPGRADE) {
         return Err(Status::bad_request("extension servers cannot be asked for other protocols"));
+    }
+    if remote.is_here() {
+        return metrics::answer(server, parts).await;
     }
     let mut request = Request::new(body);
     *request.method_mut() = parts.method.clone();

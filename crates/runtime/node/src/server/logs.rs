@@ -12,9 +12,9 @@ use dhow_cri::runtime::{ContainerState, RuntimeEventKind};
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use jiff::Timestamp;
-use rustix::fs::inotify;
-use tokio::net::unix::pipe;
 use tokio::sync::mpsc;
+
+use crate::directory::DirectoryWatch;
 
 const BLOCK: usize = 64 * 1024;
 
@@ -186,38 +186,6 @@ impl Filter {
     }
 }
 
-/// Wakes when something changes in a directory. Registering a bare descriptor with tokio is unsafe, so the inotify
-/// descriptor, read like a pipe, is handed over as one.
-struct Watch(pipe::Receiver);
-
-impl Watch {
-    fn directory(path: &Path) -> std::io::Result<Self> {
-        let fd = inotify::init(inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC)?;
-        let flags = inotify::WatchFlags::MODIFY | inotify::WatchFlags::CREATE | inotify::WatchFlags::MOVED_TO;
-        inotify::add_watch(&fd, path, flags)?;
-        Ok(Self(pipe::Receiver::from_owned_fd_unchecked(fd)?))
-    }
-
-    /// What changed is not looked at: the reader looks at the file.
-    async fn changed(&self) -> std::io::Result<()> {
-        let mut events = [0; 4096];
-        loop {
-            self.0.readable().await?;
-            let mut seen = false;
-            loop {
-                match self.0.try_read(&mut events) {
-                    Ok(_) => seen = true,
-                    Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => break,
-                    Err(error) => return Err(error),
-                }
-            }
-            if seen {
-                return Ok(());
-            }
-        }
-    }
-}
-
 /// A log on its way to a client.
 pub struct LogStream {
     pub runtime: Arc<dyn Runtime>,
@@ -236,7 +204,7 @@ impl LogStream {
         // Events come first: what happens after this line is seen, what happened before is in the file.
         let events = self.options.follow.then(|| self.runtime.events());
         let directory = self.path.parent().unwrap_or(Path::new("/"));
-        let watch = if self.options.follow { Some(Watch::directory(directory)?) } else { None };
+        let watch = if self.options.follow { Some(DirectoryWatch::new(directory)?) } else { None };
         let mut file = std::fs::File::open(&self.path)?;
         let offset = match self.options.tail {
             Some(count) => tail_offset(&mut file, count)?,
@@ -255,7 +223,7 @@ impl LogStream {
     async fn send(
         self,
         mut file: std::fs::File,
-        follow: Option<(Watch, BoxStream<'static, dhow_cri::runtime::RuntimeEvent>)>,
+        follow: Option<(DirectoryWatch, BoxStream<'static, dhow_cri::runtime::RuntimeEvent>)>,
         to: &mpsc::Sender<std::io::Result<Bytes>>,
     ) -> std::io::Result<()> {
         let mut filter = Filter::new(self.options.clone());

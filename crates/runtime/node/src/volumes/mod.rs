@@ -180,6 +180,22 @@ fn host_path(path: &str, type_: &str) -> Result<PathBuf, Error> {
     Ok(target)
 }
 
+/// Makes a directory's mounts known to every mount namespace that was made from ours: volumes and parts of them are
+/// mounted while sandboxes run, which may be before their containers start.
+pub fn share(dir: &Path) -> Result<(), Error> {
+    use rustix::mount::MountPropagationFlags;
+    let failed = || format!("share the mounts of {}", dir.display());
+    std::fs::create_dir_all(dir).map_err(Error::io(failed()))?;
+    let dir = dir.canonicalize().map_err(Error::io(failed()))?;
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").map_err(Error::io(failed()))?;
+    let is_mounted = mounts.lines().any(|line| line.split(' ').nth(4).is_some_and(|point| dir.as_os_str() == point));
+    if !is_mounted {
+        rustix::mount::mount_bind(&dir, &dir).map_err(|errno| Error::io(failed())(errno.into()))?;
+    }
+    let changed = rustix::mount::mount_change(&dir, MountPropagationFlags::SHARED);
+    changed.map_err(|errno| Error::io(failed())(errno.into()))
+}
+
 /// Unmounts what is in memory or part of another volume, below a pod's directory.
 pub fn unmount(pod_dir: &Path) {
     for container in std::fs::read_dir(pod_dir.join("subpaths")).into_iter().flatten().flatten() {
