@@ -110,9 +110,7 @@ pub fn update(
     let phase = status.phase.clone().unwrap_or_default();
     let inits = status.init_container_statuses.clone().unwrap_or_default();
     let statuses = status.container_statuses.clone().unwrap_or_default();
-    let initialized: Why = if phase == "Succeeded" {
-        None
-    } else if is_initialized(spec, &inits, &statuses) {
+    let initialized: Why = if phase == "Succeeded" || is_initialized(spec, &inits, &statuses) {
         None
     } else {
         let pending: Vec<&str> = inits.iter().filter(|s| !s.ready).map(|s| s.name.as_str()).collect();

@@ -98,7 +98,7 @@ impl Node {
             }
             None => None,
         };
-        register::register(&config).await?;
+        let registered = register::register(&config).await?;
 
         let mut runtime_events = config.runtime.events();
         let scope = ListParams { field_selector: Some(format!("spec.nodeName={}", config.name)), ..Default::default() };
@@ -120,7 +120,7 @@ impl Node {
             runtime_name: config.runtime.version().await?.name,
         };
         let shared = Arc::new(Shared::new(config, around, std::time::SystemTime::now));
-        tokio::spawn(register::heartbeat(shared.config.clone(), shared.pressures(), shutdown.clone()));
+        tokio::spawn(register::heartbeat(shared.config.clone(), registered, shared.pressures(), shutdown.clone()));
         tokio::spawn(eviction::run(Arc::clone(&shared), Informer::clone(&pods), shutdown.clone()));
 
         if let Some((listener, tls)) = listener {

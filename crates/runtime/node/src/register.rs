@@ -90,7 +90,8 @@ fn system_uuid() -> String {
     read("/sys/class/dmi/id/product_uuid").or_else(|_| read("/etc/machine-id")).unwrap_or_default()
 }
 
-pub async fn register(config: &NodeConfig) -> Result<(), Error> {
+/// Makes or finds the node's object and writes its status; returns what the API has then.
+pub async fn register(config: &NodeConfig) -> Result<Node, Error> {
     let mut labels = config.labels.clone();
     for (key, value) in [("hostname", config.name.as_str()), ("os", "linux"), ("arch", arch())] {
         labels.insert(format!("kubernetes.io/{key}"), value.into());
@@ -111,16 +112,43 @@ pub async fn register(config: &NodeConfig) -> Result<(), Error> {
     };
     let patch = Patch::Merge(json!({"metadata": {"labels": labels}}));
     client.patch::<Node>(None, &config.name, patch, None).await.map_err(Error::client("label node"))?;
-    write_status(config, &existing, BTreeSet::new()).await
+    let status = measure(config, &existing, BTreeSet::new()).await?;
+    write_status(config, status).await
 }
 
-async fn write_status(config: &NodeConfig, old: &Node, pressures: BTreeSet<&'static str>) -> Result<(), Error> {
+/// The node's status as it is now; `old` says since when conditions hold.
+async fn measure(config: &NodeConfig, old: &Node, pressures: BTreeSet<&'static str>) -> Result<Value, Error> {
     let version = config.runtime.version().await?;
     let version = format!("{}://{}", version.name, version.version);
     let images = config.runtime.list_images().await?;
-    let patch = Patch::Merge(json!({"status": node_status(config, old, Facts { version, images, pressures })}));
+    Ok(node_status(config, old, Facts { version, images, pressures }))
+}
+
+async fn write_status(config: &NodeConfig, status: Value) -> Result<Node, Error> {
+    let patch = Patch::Merge(json!({"status": status}));
     let sent = config.client.patch::<Node>(None, &config.name, patch, Some("status")).await;
-    sent.map(drop).map_err(Error::client("write node status"))
+    sent.map_err(Error::client("write node status"))
+}
+
+/// Whether the API already has all of that, but for the times of heartbeats.
+fn is_written(status: &Value, node: &Node) -> bool {
+    let strip = |status: &Value| {
+        let mut status = status.clone();
+        for condition in status["conditions"].as_array_mut().into_iter().flatten() {
+            condition.as_object_mut().map(|condition| condition.remove("lastHeartbeatTime"));
+        }
+        status
+    };
+    let Ok(have) = serde_json::to_value(&node.status) else { return false };
+    let (new, have) = (strip(status), strip(&have));
+    new.as_object().into_iter().flatten().all(|(field, value)| match field.as_str() {
+        // Others add conditions of their own.
+        "conditions" => {
+            let all = have[field].as_array();
+            value.as_array().into_iter().flatten().all(|one| all.is_some_and(|all| all.contains(one)))
+        }
+        _ => have[field] == *value,
+    })
 }
 
 async fn renew(config: &NodeConfig) -> Result<(), Error> {
@@ -140,9 +168,10 @@ async fn renew(config: &NodeConfig) -> Result<(), Error> {
     }
 }
 
-/// Renews the lease, and writes the status from time to time and whenever a pressure comes or goes.
+/// Renews the lease, and writes the status whenever something of it changed, and from time to time all the same.
 pub async fn heartbeat(
     config: NodeConfig,
+    mut known: Node,
     mut pressures: watch::Receiver<BTreeSet<&'static str>>,
     shutdown: CancellationToken,
 ) {
@@ -159,18 +188,51 @@ pub async fn heartbeat(
                 tracing::warn!(%error, "cannot renew the node's lease");
             }
             beats += 1;
-            if !beats.is_multiple_of(STATUS_EVERY) {
-                continue;
-            }
         }
         let now = pressures.borrow_and_update().clone();
-        let result = match config.client.get::<Node>(None, &config.name).await {
-            Ok(node) => write_status(&config, &node, now).await,
-            Err(error) if error.is_not_found() => register(&config).await,
-            Err(error) => Err(Error::client("get node")(error)),
+        let result = match measure(&config, &known, now).await {
+            Ok(status) if is_written(&status, &known) && !beats.is_multiple_of(STATUS_EVERY) => continue,
+            Ok(status) => write_status(&config, status).await,
+            Err(error) => Err(error),
         };
-        if let Err(error) = result {
-            tracing::warn!(%error, "cannot write the node's status");
+        let result = match result {
+            Err(Error::Client { source, .. }) if source.is_not_found() => register(&config).await,
+            other => other,
+        };
+        match result {
+            Ok(node) => known = node,
+            Err(error) => tracing::warn!(%error, "cannot write the node's status"),
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_changed_beyond_the_heartbeat_is_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = crate::testing::config(dir.path());
+        let image = ImageInfo {
+            id: "sha256:0".into(),
+            repo_tags: vec!["a:1".into()],
+            repo_digests: Vec::new(),
+            size: 1,
+            uid: None,
+            username: None,
+        };
+        let facts = |images: Vec<ImageInfo>, pressures| Facts { version: "dhow://1".into(), images, pressures };
+        let status = node_status(&config, &Node::default(), facts(vec![image.clone()], BTreeSet::new()));
+        let mut node: Node = serde_json::from_value(json!({"status": status})).unwrap();
+        let others = json!({"type": "NetworkUnavailable", "status": "False"});
+        let conditions = node.status.as_mut().unwrap().conditions.as_mut().unwrap();
+        conditions.push(serde_json::from_value(others).unwrap());
+        conditions[0].last_heartbeat_time = None;
+        let again = |facts| is_written(&node_status(&config, &node, facts), &node);
+        assert!(again(facts(vec![image.clone()], BTreeSet::new())));
+        assert!(!again(facts(Vec::new(), BTreeSet::new())));
+        assert!(!again(facts(vec![image], ["DiskPressure"].into())));
     }
 }

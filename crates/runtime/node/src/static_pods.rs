@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use dhow_client::{DeleteParams, Key};
 use k8s_openapi::api::core::v1::{Pod, Toleration};
@@ -170,16 +171,28 @@ pub async fn create_mirror(shared: &Shared, pod: &Pod) -> Result<(), Error> {
     }
 }
 
+/// Before what could not be deleted is tried again, and how often that is done.
+const PAUSE: Duration = Duration::from_secs(1);
+const ATTEMPTS: usize = 10;
+
 /// Takes a mirror pod away at once; what it showed goes on or not, as its file says.
 pub async fn delete_mirror(shared: &Shared, mirror: &Pod) {
     let meta = &mirror.metadata;
     let params = DeleteParams { grace_period: Some(0), uid: meta.uid.clone(), ..DeleteParams::default() };
     let name = meta.name.as_deref().unwrap_or_default();
-    match shared.config.client.delete::<Pod>(meta.namespace.as_deref(), name, &params).await {
-        Err(error) if !error.is_not_found() && !error.is_conflict() => {
-            tracing::warn!(%error, name, "cannot delete a mirror pod");
+    for _ in 0..ATTEMPTS {
+        match shared.config.client.delete::<Pod>(meta.namespace.as_deref(), name, &params).await {
+            Err(error) if !error.is_not_found() => {
+                // A conflict is either another's change or another pod of that name; both show on the next try.
+                tracing::warn!(%error, name, "cannot delete a mirror pod");
+                let is_there = |uid| shared.mirrors.get(uid).is_some_and(|now| now.metadata.uid == meta.uid);
+                if !mirrored(mirror).is_some_and(is_there) {
+                    return;
+                }
+                tokio::time::sleep(PAUSE).await;
+            }
+            _ => return,
         }
-        _ => {}
     }
 }
 

@@ -179,7 +179,6 @@ fn volume_mounts(spec: &Container) -> Option<Vec<VolumeMountStatus>> {
                 Some("Enabled" | "IfPossible") => "Enabled".to_owned(),
                 _ => "Disabled".to_owned(),
             }),
-            ..Default::default()
         }
     });
     Some(mounts.collect())

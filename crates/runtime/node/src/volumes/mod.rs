@@ -7,7 +7,7 @@ mod write;
 
 use std::collections::BTreeMap;
 use std::ffi::CString;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
 use std::time::SystemTime;
 
@@ -67,7 +67,8 @@ async fn one(
     }
     let group = fs_group(pod);
     if let Some(empty) = &volume.empty_dir {
-        if !target.exists() {
+        let in_memory = empty.medium.as_deref().is_some_and(|medium| !medium.is_empty());
+        if is_to_be_made(&target, in_memory) {
             make_dir(&target, 0o777, group)?;
             if let Err(error) = fill_empty_dir(pod, empty, &target, group) {
                 // Or else the next look would take it for made.
@@ -81,15 +82,23 @@ async fn one(
     let Some((payload, refresh)) = payload else {
         return Err(bad(format!("volume {:?} is of a type this node does not support", volume.name)));
     };
-    if !target.exists() {
+    let in_memory = volume.config_map.is_none();
+    if is_to_be_made(&target, in_memory) {
         make_dir(&target, 0o777, group)?;
-        if volume.config_map.is_none() {
+        if in_memory {
             mount_memory(&target, "tmpfs", "mode=0777")?;
             own(&target, 0o777, group)?;
         }
     }
     write::write(&target, &payload, group)?;
     Ok((target, refresh))
+}
+
+/// Whether a volume is missing: its directory, or after a restart of the machine what was mounted on that.
+fn is_to_be_made(target: &Path, in_memory: bool) -> bool {
+    let device = |path: &Path| std::fs::symlink_metadata(path).map(|meta| meta.dev()).ok();
+    let Some(own) = device(target) else { return true };
+    in_memory && target.parent().and_then(device) == Some(own)
 }
 
 fn fill_empty_dir(pod: &Pod, empty: &EmptyDirVolumeSource, target: &Path, group: Option<u32>) -> Result<(), Error> {
@@ -223,6 +232,19 @@ pub fn remove(pod_dir: &Path) -> Result<(), Error> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_in_memory_is_made_again_after_a_restart_of_the_machine() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("v");
+        assert!(is_to_be_made(&target, false) && is_to_be_made(&target, true));
+        make_dir(&target, 0o777, None).unwrap();
+        assert!(!is_to_be_made(&target, false) && is_to_be_made(&target, true));
+        mount_memory(&target, "tmpfs", "mode=0777,size=64K").unwrap();
+        assert!(!is_to_be_made(&target, true));
+        rustix::mount::unmount(&target, UnmountFlags::DETACH).unwrap();
+        assert!(is_to_be_made(&target, true));
+    }
 
     #[test]
     fn host_paths_are_of_the_type_they_say() {

@@ -3,6 +3,9 @@
 //! One cloud for all of it; each part has pods of its own and takes them away.
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
+mod machine;
+mod support;
+
 use std::io::Write;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -11,8 +14,9 @@ use anyhow::{Context, Result, ensure};
 use dhow_e2e::{Host, eventually, workspace};
 use serde_json::{Value, json};
 
-const SOON: Duration = Duration::from_secs(30);
-const IMAGE: &str = "docker.io/library/busybox:latest";
+use support::{IMAGE, SOON, condition, event, exec, merge, nothing, own, pod, running, status, until};
+
+type Part = fn(&Host) -> Result<()>;
 
 #[test]
 fn the_node_runs_pods_as_their_specs_say() {
@@ -20,7 +24,7 @@ fn the_node_runs_pods_as_their_specs_say() {
     host.dhow(&["up"]).unwrap();
     let archive = workspace().join("target/images/busybox.tar");
     host.dhow(&["image", "import", archive.to_str().unwrap()]).unwrap();
-    let parts: [(&str, fn(&Host) -> Result<()>); 16] = [
+    let parts: [(&str, Part); 17] = [
         ("words", says_what_is_wrong),
         ("crash loops", backs_off),
         ("phases", ends_pods),
@@ -34,9 +38,10 @@ fn the_node_runs_pods_as_their_specs_say() {
         ("environment", gives_environment),
         ("resize", resizes),
         ("admission", refuses_what_does_not_fit),
-        ("static pods", runs_static_pods),
-        ("numbers", tells_numbers),
-        ("leaks", leaves_nothing_behind),
+        ("static pods", machine::runs_static_pods),
+        ("numbers", machine::tells_numbers),
+        ("leaks", machine::leaves_nothing_behind),
+        ("restart of the machine", machine::comes_back_after_a_restart),
     ];
     let mut failures = Vec::new();
     for (name, part) in parts {
@@ -49,70 +54,6 @@ fn the_node_runs_pods_as_their_specs_say() {
         let _ = host.kubectl(&["delete", "pods", "--all", "--now", "--timeout=30s"]);
     }
     assert!(failures.is_empty(), "{}", failures.join("\n"));
-}
-
-/// Makes a pod of one container `a` that runs this shell script, with more of the spec and the container given.
-fn pod(host: &Host, name: &str, script: &str, container: Value, spec: Value) -> Result<()> {
-    let mut own =
-        json!({"name": "a", "image": IMAGE, "command": ["sh", "-c", script], "imagePullPolicy": "IfNotPresent"});
-    merge(&mut own, container);
-    let mut whole = json!({"containers": [own], "terminationGracePeriodSeconds": 1});
-    merge(&mut whole, spec);
-    let pod =
-        json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": {"app": name}}, "spec": whole});
-    host.apply(&pod.to_string()).map(drop)
-}
-
-fn merge(into: &mut Value, more: Value) {
-    if let (Some(into), Value::Object(more)) = (into.as_object_mut(), more) {
-        into.extend(more);
-    }
-}
-
-fn nothing() -> Value {
-    json!({})
-}
-
-fn status(host: &Host, name: &str) -> Result<Value> {
-    Ok(host.get(&["get", "pod", name])?["status"].take())
-}
-
-fn own(status: &Value) -> &Value {
-    &status["containerStatuses"][0]
-}
-
-/// Waits until the pod's status is as wanted.
-fn until(host: &Host, name: &str, wanted: impl Fn(&Value) -> bool) -> Result<Value> {
-    eventually(SOON, || {
-        let status = status(host, name)?;
-        ensure!(wanted(&status), "{name}: {status:#}");
-        Ok(status)
-    })
-}
-
-fn running(host: &Host, name: &str) -> Result<Value> {
-    until(host, name, |s| s["phase"] == "Running" && own(s)["ready"] == true)
-}
-
-fn exec(host: &Host, pod: &str, script: &str) -> Result<String> {
-    host.kubectl(&["exec", pod, "-c", "a", "--", "sh", "-c", script])
-}
-
-fn condition<'a>(status: &'a Value, name: &str) -> &'a Value {
-    let all = status["conditions"].as_array().map(Vec::as_slice).unwrap_or_default();
-    all.iter().find(|c| c["type"] == name).unwrap_or(&Value::Null)
-}
-
-/// Waits for an event of this reason that contains the text.
-fn event(host: &Host, pod: &str, reason: &str, text: &str) -> Result<()> {
-    eventually(SOON, || {
-        let field = format!("involvedObject.name={pod},reason={reason}");
-        let events = host.get(&["get", "events", "--field-selector", &field])?;
-        let all: Vec<&str> =
-            events["items"].as_array().context("no events")?.iter().filter_map(|e| e["message"].as_str()).collect();
-        ensure!(all.iter().any(|message| message.contains(text)), "{pod}: no event {reason} with {text:?}: {all:?}");
-        Ok(())
-    })
 }
 
 fn says_what_is_wrong(host: &Host) -> Result<()> {
@@ -391,11 +332,17 @@ fn follows_objects(host: &Host) -> Result<()> {
     ensure!(exec(host, "live", "cat /c/k")? == "one", "the first value");
     host.kubectl(&["patch", "configmap", "live", "-p", r#"{"data":{"k":"two"}}"#])?;
     let begun = Instant::now();
-    eventually(SOON, || Ok(ensure!(exec(host, "live", "cat /c/k")? == "two", "the old value")))?;
+    eventually(SOON, || {
+        ensure!(exec(host, "live", "cat /c/k")? == "two", "the old value");
+        Ok(())
+    })?;
     eprintln!("a config map's change seen in the pod after {} ms", begun.elapsed().as_millis());
     ensure!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
     host.kubectl(&["label", "pod", "live", "more=yes"])?;
-    eventually(SOON, || Ok(ensure!(exec(host, "live", "cat /d/labels")?.contains("more=\"yes\""), "the label")))?;
+    eventually(SOON, || {
+        ensure!(exec(host, "live", "cat /d/labels")?.contains("more=\"yes\""), "the label");
+        Ok(())
+    })?;
     host.kubectl(&["delete", "configmap", "live"])?;
     Ok(())
 }
@@ -481,7 +428,10 @@ fn resizes(host: &Host) -> Result<()> {
     ensure!(quota()? == "10000", "{}", quota()?);
     resize("200m", "64Mi")?;
     until(host, "resize", |s| own(s)["resources"]["limits"]["cpu"] == "200m" && own(s)["restartCount"] == 0)?;
-    eventually(SOON, || Ok(ensure!(quota()? == "20000", "{}", quota()?)))?;
+    eventually(SOON, || {
+        ensure!(quota()? == "20000", "{}", quota()?);
+        Ok(())
+    })?;
     resize("100", "64Mi")?;
     until(host, "resize", |s| condition(s, "PodResizePending")["reason"] == "Infeasible")?;
     resize("100m", "96Mi")?;
@@ -502,119 +452,4 @@ fn refuses_what_does_not_fit(host: &Host) -> Result<()> {
     pod(host, "elsewhere", "sleep 1000", nothing(), json!({"nodeName": "e2e", "nodeSelector": {"no": "such"}}))?;
     until(host, "elsewhere", |s| s["phase"] == "Failed" && s["reason"] == "NodeAffinity")?;
     Ok(())
-}
-
-fn runs_static_pods(host: &Host) -> Result<()> {
-    let file = host.data_dir().join("static-pods/own.yaml");
-    let manifest = format!(
-        "apiVersion: v1\nkind: Pod\nmetadata: {{name: own}}\nspec:\n  terminationGracePeriodSeconds: 1\n  containers:\n  \
-         - {{name: a, image: '{IMAGE}', imagePullPolicy: IfNotPresent, command: [sleep, '1000']}}\n"
-    );
-    std::fs::write(&file, manifest)?;
-    let seen = running(host, "own-e2e")?;
-    let id = own(&seen)["containerID"].clone();
-    // Whoever deletes the mirror deletes a picture.
-    host.kubectl(&["delete", "pod", "own-e2e", "--timeout=20s"])?;
-    let seen = running(host, "own-e2e")?;
-    ensure!(own(&seen)["containerID"] == id && own(&seen)["restartCount"] == 0, "{seen:#}");
-    std::fs::remove_file(&file)?;
-    eventually(SOON, || {
-        let gone = host.kubectl(&["get", "pod", "own-e2e"]).is_err();
-        ensure!(gone, "the mirror is still there");
-        Ok(())
-    })
-}
-
-fn tells_numbers(host: &Host) -> Result<()> {
-    pod(host, "busy", "while :; do :; done", json!({"resources": {"limits": {"cpu": "200m"}}}), nothing())?;
-    running(host, "busy")?;
-    let nodes = eventually(SOON, || host.kubectl(&["top", "nodes", "--no-headers"]))?;
-    ensure!(nodes.starts_with("e2e ") && nodes.contains("Mi"), "{nodes}");
-    let cpu = eventually(SOON, || {
-        let pods = host.kubectl(&["top", "pods", "--containers", "--no-headers"])?;
-        let line = pods.lines().find(|line| line.starts_with("busy")).context("no line of the pod")?;
-        let cpu = line.split_whitespace().nth(2).and_then(|cpu| cpu.strip_suffix('m')).context("no processors")?;
-        cpu.parse::<u32>().context("read processors")
-    })?;
-    ensure!((20..=400).contains(&cpu), "{cpu} thousandths of a processor");
-    let one = host.kubectl(&["get", "--raw", "/apis/metrics.k8s.io/v1beta1/nodes/e2e"])?;
-    ensure!(one.contains("\"NodeMetrics\"") && one.contains("\"memory\":"), "{one}");
-    let denied = host.kubectl(&["top", "pods", "--as=system:serviceaccount:default:default"]).unwrap_err().to_string();
-    ensure!(denied.contains("orbidden"), "{denied}");
-    for (path, expected) in [
-        ("stats/summary", "\"nodeName\":\"e2e\""),
-        ("metrics", "kubelet_running_pods"),
-        ("metrics/resource", "pod_cpu_usage_seconds_total{namespace=\"default\",pod=\"busy\"}"),
-        ("metrics/cadvisor", "container_memory_working_set_bytes{container=\"a\""),
-        ("metrics/probes", "prober_probe_total{"),
-        ("configz", "\"maxPods\":110"),
-        ("healthz", "ok"),
-    ] {
-        let text = host.kubectl(&["get", "--raw", &format!("/api/v1/nodes/e2e/proxy/{path}")])?;
-        ensure!(text.contains(expected), "{path} lacks {expected:?}: {text}");
-    }
-    let node = host.get(&["get", "node", "e2e"])?;
-    let names = node["status"]["images"][0]["names"].to_string();
-    ensure!(names.contains("busybox"), "{names}");
-    let (have, usable) = (&node["status"]["capacity"]["memory"], &node["status"]["allocatable"]["memory"]);
-    ensure!(have != usable && usable.is_string(), "{node:#}");
-    Ok(())
-}
-
-/// Mounts, processes and network interfaces of this cloud.
-fn traces(host: &Host) -> Result<[usize; 3]> {
-    let mine = host.folder().to_string_lossy().into_owned();
-    let mounts = std::fs::read_to_string("/proc/self/mounts")?.lines().filter(|line| line.contains(&mine)).count();
-    let mut shims = 0;
-    for entry in std::fs::read_dir("/proc")?.flatten() {
-        let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        shims += usize::from(String::from_utf8_lossy(&line).contains(&mine));
-    }
-    let links = dhow_e2e::run(host.command("ip").args(["-br", "link"]))?.lines().count();
-    Ok([mounts, shims, links])
-}
-
-/// Control groups of these pods.
-fn groups(uids: &[String]) -> Result<Vec<String>> {
-    let mut find = std::process::Command::new("find");
-    let all = dhow_e2e::run(find.args(["/sys/fs/cgroup", "-ignore_readdir_race", "-name", "pod*"]))?;
-    Ok(all.lines().filter(|line| uids.iter().any(|uid| line.contains(uid))).map(str::to_owned).collect())
-}
-
-fn leaves_nothing_behind(host: &Host) -> Result<()> {
-    let count: u32 = std::env::var("DHOW_LEAK_PODS").ok().and_then(|n| n.parse().ok()).unwrap_or(50);
-    host.kubectl(&["delete", "pods", "--all", "--now", "--timeout=60s"])?;
-    let before = traces(host)?;
-    let limit = Duration::from_secs(60 + u64::from(count) * 4);
-    let template = json!({"restartPolicy": "Never",
-        "volumes": [{"name": "m", "emptyDir": {"medium": "Memory"}}],
-        "containers": [{"name": "a", "image": IMAGE, "imagePullPolicy": "IfNotPresent", "command": ["true"],
-            "volumeMounts": [{"name": "m", "mountPath": "/m"}, {"name": "m", "mountPath": "/part", "subPath": "a/b"}]}]});
-    let job = json!({"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "many"},
-        "spec": {"completions": count, "parallelism": 20, "template": {"spec": template}}});
-    host.apply(&job.to_string())?;
-    // Pods that never come to run take nothing either.
-    pod(host, "no-binary", "", json!({"command": ["/absent"]}), json!({"restartPolicy": "Never"}))?;
-    pod(host, "no-image", "", json!({"image": "127.0.0.1:1/absent"}), nothing())?;
-    let wait = format!("--timeout={}s", limit.as_secs());
-    host.kubectl(&["wait", "--for=condition=complete", "job/many", &wait])?;
-    until(host, "no-binary", |s| s["phase"] == "Failed")?;
-    // What is over keeps its records only.
-    let meanwhile = traces(host)?;
-    ensure!(meanwhile[0] <= before[0] + 4, "mounts of pods that are over: {before:?} became {meanwhile:?}");
-    let pods = host.get(&["get", "pods"])?;
-    let uids = pods["items"].as_array().context("no pods")?.iter().filter_map(|pod| pod["metadata"]["uid"].as_str());
-    let uids: Vec<String> = uids.map(str::to_owned).collect();
-    ensure!(uids.len() > count as usize, "{} pods", uids.len());
-    host.kubectl(&["delete", "job", "many", "--cascade=foreground", &wait])?;
-    host.kubectl(&["delete", "pods", "--all", "--now", &wait])?;
-    eventually(limit, || {
-        let after = traces(host)?;
-        // Sandboxes made ahead of time come and go.
-        ensure!(after[0] <= before[0], "{before:?} became {after:?}");
-        ensure!(after[1] <= before[1] + 4 && after[2] <= before[2] + 4, "{before:?} became {after:?}");
-        let left = groups(&uids)?;
-        ensure!(left.is_empty(), "control groups left: {left:?}");
-        Ok(())
-    })
 }
