@@ -104,7 +104,7 @@ mod tests {
         let expected = list(&[
             ("cpu", "1500m"),
             ("memory", "716800Ki"),
-            ("ephemeral-storage", "900Ki"),
+            ("ephemeral-storage", "950Ki"),
             ("hugepages-2Mi", "200Mi"),
             ("pods", "110"),
         ]);
