@@ -12,7 +12,7 @@ use dhow_base::pki::SaKey;
 use dhow_client::Client;
 use dhow_image::{GcConfig, ImageStore, Registries};
 use dhow_net::{Cidr, Net, NetConfig};
-use dhow_node::{Node, NodeConfig};
+use dhow_node::{Node, NodeConfig, NodeSettings};
 use dhow_store::Kv;
 use rustix::mount::UnmountFlags;
 use tokio::net::TcpListener;
@@ -306,6 +306,11 @@ async fn run_node(
         cluster_domain: place::CLUSTER_DOMAIN.to_owned(),
         labels: BTreeMap::new(),
         image_api,
+        settings: NodeSettings {
+            cgroup_root: Some(place.cgroup()),
+            static_pods: Some(place.data_dir.join("static-pods")),
+            ..NodeSettings::default()
+        },
     };
     tokio::spawn(images.store.keep_room(images.gc, shutdown.clone()));
     Node::run(config, shutdown, || {

@@ -194,6 +194,7 @@ fn roles() -> Vec<Value> {
     let everything = vec![all, json!({"nonResourceURLs": ["*"], "verbs": ["*"]})];
     let mut view: Vec<Value> = APPLICATION.iter().map(|(group, resources)| rule(&[*group], resources, READ)).collect();
     view.push(rule(&[""], &["limitranges", "namespaces", "pods/log", "pods/status", "resourcequotas"], READ));
+    view.push(rule(&["metrics.k8s.io"], &["nodes", "pods"], READ));
     let mut edit = view.clone();
     edit.extend(APPLICATION.iter().map(|(group, resources)| rule(&[*group], resources, WRITE)));
     edit.push(rule(&[""], &["secrets"], &[READ, WRITE].concat()));

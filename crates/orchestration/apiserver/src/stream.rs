@@ -12,6 +12,7 @@ use dhow_client::Body;
 use http::{HeaderMap, Request, Response, StatusCode, Uri, header};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
+use hyper::client::conn::http1::SendRequest;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
@@ -127,28 +128,63 @@ pub async fn forward(
     }
 }
 
-async fn pass_on(
-    server: &Arc<ApiServer>,
-    destination: Destination,
-    mut request: Request<Incoming>,
-    trail: Option<Trail>,
-) -> Result<Response<Body>, Status> {
-    let Destination { host, port, node, path } = destination;
-    let gone = |error: &dyn std::fmt::Display| {
+impl Destination {
+    fn gone(&self, error: &dyn std::fmt::Display) -> Status {
+        let Self { host, port, node, .. } = self;
         Status::service_unavailable(format!("error dialing backend: node {node} at {host}:{port}: {error}"))
-    };
-    let tcp = TcpStream::connect((host.as_str(), port)).await.map_err(|error| gone(&error))?;
+    }
+}
+
+/// A connection to the node agent for one request.
+async fn connect<B>(server: &ApiServer, destination: &Destination) -> Result<SendRequest<B>, Status>
+where
+    B: hyper::body::Body + Send + 'static,
+    B::Data: Send,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let gone = |error: &dyn std::fmt::Display| destination.gone(error);
+    let Destination { host, port, .. } = destination;
+    let tcp = TcpStream::connect((host.as_str(), *port)).await.map_err(|error| gone(&error))?;
     // The agent's certificate carries its addresses; the cluster's CA signed it.
     let name = host.parse::<IpAddr>().map(|ip| ServerName::IpAddress(ip.into())).map_err(|error| gone(&error))?;
     let tls = server.node_tls.connect(name, tcp).await.map_err(|error| gone(&error))?;
-    let (mut sender, connection) =
+    let (sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(tls)).await.map_err(|error| gone(&error))?;
     tokio::spawn(async move {
         if let Err(error) = connection.with_upgrades().await {
             tracing::debug!(%error, "stream to the node agent");
         }
     });
+    Ok(sender)
+}
 
+/// Largest answer of a node to the server itself, in bytes.
+const MAX_ANSWER: usize = 16 << 20;
+
+/// Asks a node agent for the server's own sake, and reads the whole answer.
+pub async fn ask(server: &ApiServer, node: &str, path: &str) -> Result<bytes::Bytes, Status> {
+    let destination = node_agent(server, node, path.to_owned(), None).await?;
+    let gone = |error: &dyn std::fmt::Display| destination.gone(error);
+    let mut sender = connect(server, &destination).await?;
+    let host = format!("{}:{}", destination.host, destination.port);
+    let request = Request::get(path).header(header::HOST, host).body(http_body_util::Empty::<bytes::Bytes>::new());
+    let mut answer = sender.send_request(request.map_err(|error| gone(&error))?).await.map_err(|error| gone(&error))?;
+    if let Some(refusal) = refusal(&mut answer).await {
+        return Err(refusal);
+    }
+    let body = Limited::new(answer.into_body(), MAX_ANSWER).collect().await.map_err(|error| gone(&error))?;
+    Ok(body.to_bytes())
+}
+
+async fn pass_on(
+    server: &Arc<ApiServer>,
+    destination: Destination,
+    mut request: Request<Incoming>,
+    trail: Option<Trail>,
+) -> Result<Response<Body>, Status> {
+    let gone = |error: &dyn std::fmt::Display| destination.gone(error);
+    let mut sender = connect(server, &destination).await?;
+    let Destination { host, port, path, .. } = &destination;
     let upgrading = request.headers().contains_key(header::UPGRADE);
     let client = upgrading.then(|| hyper::upgrade::on(&mut request));
     let (parts, body) = request.into_parts();

@@ -102,12 +102,20 @@ pub enum MountPropagation {
     Bidirectional,
 }
 
-#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Default, serde::Serialize, serde::Deserialize)]
 pub struct Mount {
     pub host_path: PathBuf,
     pub container_path: PathBuf,
     pub readonly: bool,
     pub propagation: MountPropagation,
+    /// `readonly` holds for the mounts below it as well.
+    #[serde(default)]
+    pub recursive_readonly: bool,
+    /// Mounts the files of this image, always read-only, in place of `host_path`; `image_sub_path` of them if set.
+    #[serde(default)]
+    pub image: Option<String>,
+    #[serde(default)]
+    pub image_sub_path: PathBuf,
 }
 
 #[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
@@ -132,6 +140,9 @@ pub struct Resources {
     pub pids_limit: Option<i64>,
     pub cpuset_cpus: Option<String>,
     pub cpuset_mems: Option<String>,
+    /// Bytes by page size, such as `2MB`.
+    #[serde(default)]
+    pub hugepages: BTreeMap<String, u64>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -151,6 +162,9 @@ pub struct SecurityContext {
     /// A name from the image's `/etc/passwd`, when no numeric user is given.
     pub run_as_username: Option<String>,
     pub supplemental_groups: Vec<u32>,
+    /// `supplemental_groups` only; none that the image's files give the user (`supplementalGroupsPolicy: Strict`).
+    #[serde(default)]
+    pub only_given_groups: bool,
     /// Names without or with `CAP_`; `ALL` stands for every capability.
     pub add_capabilities: Vec<String>,
     pub drop_capabilities: Vec<String>,
@@ -161,7 +175,7 @@ pub struct SecurityContext {
     pub readonly_paths: Option<Vec<String>>,
 }
 
-#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Default, serde::Serialize, serde::Deserialize)]
 pub struct ContainerConfig {
     /// The container's name in the pod.
     pub name: String,
@@ -187,6 +201,12 @@ pub struct ContainerConfig {
     pub tty: bool,
     pub resources: Resources,
     pub security: SecurityContext,
+    /// Shares the process namespace of this container, for debugging it.
+    #[serde(default)]
+    pub target: Option<ContainerId>,
+    /// `SIGUSR1` and the like; takes the place of the image's.
+    #[serde(default)]
+    pub stop_signal: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]

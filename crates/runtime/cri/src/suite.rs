@@ -114,6 +114,7 @@ fn container(stage: &Stage, script: &str) -> ContainerConfig {
         tty: false,
         resources: Resources::default(),
         security: SecurityContext::default(),
+        ..ContainerConfig::default()
     }
 }
 
@@ -397,6 +398,7 @@ async fn mounts_volumes(stage: &mut Stage) -> Outcome {
         container_path: path.into(),
         readonly,
         propagation: MountPropagation::Private,
+        ..Mount::default()
     };
     config.mounts = vec![
         mount(folder.clone(), "/data/deep", false),

@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use dhow_cri::runtime::{
-    ContainerConfig, DnsConfig, ImageInfo, Mount, MountPropagation, NamespaceMode, NamespaceOptions, PodIdentity,
-    PortMapping, SandboxConfig, SeccompProfile, SecurityContext,
+    ContainerConfig, ImageInfo, Mount, MountPropagation, NamespaceMode, NamespaceOptions, PodIdentity, PortMapping,
+    SandboxConfig, SeccompProfile, SecurityContext,
 };
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 
-use crate::{Error, NodeConfig, resources, volumes};
+use crate::containers::is_sidecar;
+use crate::resources::NodeLimits;
+use crate::{Error, NodeConfig, hosts, resolver, resources, volumes};
 
 pub fn identity(pod: &Pod, attempt: u32) -> PodIdentity {
     let text = |s: &Option<String>| s.clone().unwrap_or_default();
@@ -21,36 +23,13 @@ pub fn log_directory(root: &Path, pod: &PodIdentity) -> PathBuf {
     root.join("logs").join(format!("{}_{}_{}", pod.namespace, pod.name, pod.uid))
 }
 
-fn dns(config: &NodeConfig, ns: &str, spec: &PodSpec) -> Option<DnsConfig> {
-    let policy = spec.dns_policy.as_deref().unwrap_or("ClusterFirst");
-    let on_host = spec.host_network == Some(true) && policy == "ClusterFirst";
-    let mut dns = match policy {
-        "None" => DnsConfig::default(),
-        "Default" => return None,
-        _ if on_host => return None,
-        _ => DnsConfig {
-            servers: vec![config.cluster_dns.clone()],
-            searches: vec![
-                format!("{ns}.svc.{}", config.cluster_domain),
-                format!("svc.{}", config.cluster_domain),
-                config.cluster_domain.clone(),
-            ],
-            options: vec!["ndots:5".into()],
-        },
-    };
-    if let Some(more) = &spec.dns_config {
-        dns.servers.extend(more.nameservers.iter().flatten().cloned());
-        dns.searches.extend(more.searches.iter().flatten().cloned());
-        for option in more.options.iter().flatten() {
-            let name = option.name.clone().unwrap_or_default();
-            dns.options.retain(|o| o.split(':').next() != Some(&name));
-            dns.options.push(option.value.as_ref().map_or(name.clone(), |v| format!("{name}:{v}")));
-        }
-    }
-    Some(dns)
-}
-
-pub fn sandbox(config: &NodeConfig, pod: &Pod, spec: &PodSpec, attempt: u32) -> SandboxConfig {
+pub fn sandbox(
+    config: &NodeConfig,
+    pod: &Pod,
+    spec: &PodSpec,
+    attempt: u32,
+    runtime_handler: String,
+) -> Result<SandboxConfig, String> {
     let pod_id = identity(pod, attempt);
     let mode = |host: Option<bool>| if host == Some(true) { NamespaceMode::Node } else { NamespaceMode::Pod };
     let pid = match (spec.host_pid, spec.share_process_namespace) {
@@ -60,7 +39,8 @@ pub fn sandbox(config: &NodeConfig, pod: &Pod, spec: &PodSpec, attempt: u32) -> 
     };
     let host_network = spec.host_network == Some(true);
     let port = |p: i32| u16::try_from(p).unwrap_or(0);
-    let ports = spec.containers.iter().flat_map(|c| c.ports.iter().flatten()).filter(|_| !host_network);
+    let lasting = spec.containers.iter().chain(spec.init_containers.iter().flatten().filter(|c| is_sidecar(c)));
+    let ports = lasting.flat_map(|c| c.ports.iter().flatten()).filter(|_| !host_network);
     let port_mappings = ports
         .filter_map(|p| {
             Some(PortMapping {
@@ -71,24 +51,30 @@ pub fn sandbox(config: &NodeConfig, pod: &Pod, spec: &PodSpec, attempt: u32) -> 
             })
         })
         .collect();
-    let hostname = if host_network { &config.name } else { spec.hostname.as_ref().unwrap_or(&pod_id.name) };
     let sysctls = spec.security_context.iter().flat_map(|s| s.sysctls.iter().flatten());
-    SandboxConfig {
-        hostname: hostname.chars().take(63).collect::<String>().trim_end_matches(['-', '.']).into(),
+    Ok(SandboxConfig {
+        hostname: hosts::hostname(pod, spec, &config.name, &config.cluster_domain)?,
         log_directory: log_directory(&config.root_dir, &pod_id),
-        dns: dns(config, &pod_id.namespace, spec),
+        dns: resolver::of_pod(config, &pod_id.namespace, spec),
         port_mappings,
         labels: pod.metadata.labels.clone().unwrap_or_default(),
         annotations: pod.metadata.annotations.clone().unwrap_or_default(),
         namespaces: NamespaceOptions { network: mode(spec.host_network), pid, ipc: mode(spec.host_ipc) },
-        sysctls: sysctls.map(|s| (s.name.clone(), s.value.clone())).collect(),
+        sysctls: sysctls.map(|s| (s.name.replace('/', "."), s.value.clone())).collect(),
         cgroup_parent: resources::cgroup_parent(spec, &pod_id.uid),
-        runtime_handler: String::new(),
+        runtime_handler,
         pod: pod_id,
-    }
+    })
 }
 
-fn security(spec: &PodSpec, container: &Container, image: &ImageInfo) -> Result<SecurityContext, Error> {
+/// Where a profile of `type: Localhost` lies; its path is relative and stays below the node's own folder.
+fn seccomp_path(root: &Path, profile: Option<String>) -> Result<PathBuf, Error> {
+    let profile = profile.filter(|path| !path.is_empty() && volumes::is_inside(path));
+    let profile = profile.ok_or_else(|| Error::config("localhostProfile must be a path below the seccomp folder"))?;
+    Ok(root.join("seccomp").join(profile))
+}
+
+fn security(root: &Path, spec: &PodSpec, container: &Container, image: &ImageInfo) -> Result<SecurityContext, Error> {
     let pod = spec.security_context.clone().unwrap_or_default();
     let own = container.security_context.clone().unwrap_or_default();
     let id = |v: Option<i64>| v.and_then(|v| u32::try_from(v).ok());
@@ -96,18 +82,24 @@ fn security(spec: &PodSpec, container: &Container, image: &ImageInfo) -> Result<
     let username = if user.is_none() { image.username.clone() } else { None };
     if own.run_as_non_root.or(pod.run_as_non_root) == Some(true) {
         if user == Some(0) || (user.is_none() && username.is_none()) {
-            return Err(Error::config("container has runAsNonRoot and image will run as root"));
+            let by = if own.run_as_user.or(pod.run_as_user) == Some(0) {
+                "container's runAsUser breaks non-root policy"
+            } else {
+                "container has runAsNonRoot and image will run as root"
+            };
+            return Err(Error::config(by));
         }
         if user.is_none() {
-            return Err(Error::config(
-                "container has runAsNonRoot and image has non-numeric user, cannot verify user is non-root",
-            ));
+            let name = username.unwrap_or_default();
+            return Err(Error::config(format!(
+                "container has runAsNonRoot and image has non-numeric user ({name}), cannot verify user is non-root"
+            )));
         }
     }
     let privileged = own.privileged == Some(true);
     let seccomp = match own.seccomp_profile.or(pod.seccomp_profile) {
         Some(p) if p.type_ == "Unconfined" => SeccompProfile::Unconfined,
-        Some(p) if p.type_ == "Localhost" => SeccompProfile::Localhost(p.localhost_profile.unwrap_or_default().into()),
+        Some(p) if p.type_ == "Localhost" => SeccompProfile::Localhost(seccomp_path(root, p.localhost_profile)?),
         _ if privileged => SeccompProfile::Unconfined,
         _ => SeccompProfile::RuntimeDefault,
     };
@@ -119,6 +111,7 @@ fn security(spec: &PodSpec, container: &Container, image: &ImageInfo) -> Result<
         run_as_group: id(own.run_as_group.or(pod.run_as_group)),
         run_as_username: username,
         supplemental_groups: groups.filter_map(|g| u32::try_from(g).ok()).collect(),
+        only_given_groups: pod.supplemental_groups_policy.as_deref() == Some("Strict"),
         add_capabilities: capabilities.add.unwrap_or_default(),
         drop_capabilities: capabilities.drop.unwrap_or_default(),
         readonly_rootfs: own.read_only_root_filesystem == Some(true),
@@ -129,47 +122,44 @@ fn security(spec: &PodSpec, container: &Container, image: &ImageInfo) -> Result<
     })
 }
 
-fn mounts(
-    container: &Container,
-    paths: &BTreeMap<String, PathBuf>,
-    env: &BTreeMap<String, String>,
-) -> Result<Vec<Mount>, Error> {
+fn mounts(container: &Container, start: &Start<'_>) -> Result<Vec<Mount>, Error> {
     let mut out = Vec::new();
-    for mount in container.volume_mounts.iter().flatten() {
-        let base = paths.get(&mount.name).ok_or_else(|| Error::config(format!("volume {:?} not found", mount.name)))?;
-        let sub = mount.sub_path.clone().or_else(|| mount.sub_path_expr.as_ref().map(|e| crate::env::expand(e, env)));
-        let mut host_path = base.clone();
-        if let Some(sub) = sub.filter(|s| !s.is_empty()) {
-            let escape = || Error::config(format!("subPath {sub:?} leaves the volume"));
-            if !volumes::is_inside(&sub) {
-                return Err(escape());
-            }
-            // Links made by a container must not lead outside: every step is resolved before the next is made.
-            let root = base.canonicalize().map_err(Error::io("resolve volume"))?;
-            host_path.clone_from(&root);
-            for part in Path::new(&sub).components() {
-                let next = host_path.join(part);
-                if std::fs::symlink_metadata(&next).is_err() {
-                    std::fs::create_dir(&next).map_err(Error::io("create subPath"))?;
-                }
-                host_path = next.canonicalize().map_err(Error::io("resolve subPath"))?;
-                if !host_path.starts_with(&root) {
-                    return Err(escape());
-                }
-            }
-        }
+    for (index, mount) in container.volume_mounts.iter().flatten().enumerate() {
+        let base = start.volumes.get(&mount.name);
+        let base = base.ok_or_else(|| Error::config(format!("volume {:?} not found", mount.name)))?;
+        let place = start.subpaths.join(index.to_string());
+        let sub = match (&mount.sub_path, &mount.sub_path_expr) {
+            (Some(sub), _) if !sub.is_empty() => Some(sub.clone()),
+            (_, Some(expression)) if !expression.is_empty() => Some(expand_all(expression, &start.env)?),
+            _ => None,
+        };
+        let host_path = match sub {
+            Some(sub) => volumes::mount_sub_path(base, &sub, &place).map(|()| place)?,
+            None => base.clone(),
+        };
+        let readonly = mount.read_only == Some(true);
         out.push(Mount {
             host_path,
-            container_path: mount.mount_path.clone().into(),
-            readonly: mount.read_only == Some(true),
+            container_path: Path::new("/").join(&mount.mount_path),
+            readonly,
+            recursive_readonly: readonly
+                && matches!(mount.recursive_read_only.as_deref(), Some("Enabled" | "IfPossible")),
             propagation: match mount.mount_propagation.as_deref() {
                 Some("HostToContainer") => MountPropagation::HostToContainer,
                 Some("Bidirectional") => MountPropagation::Bidirectional,
                 _ => MountPropagation::Private,
             },
+            ..Mount::default()
         });
     }
     Ok(out)
+}
+
+/// As [`crate::env::expand`], but every name has to be there.
+fn expand_all(text: &str, env: &BTreeMap<String, String>) -> Result<String, Error> {
+    let expanded = crate::env::expand(text, env);
+    let missing = || Error::config(format!("missing value for a variable of subPathExpr {text:?}"));
+    if expanded.contains("$(") { Err(missing()) } else { Ok(expanded) }
 }
 
 /// What varies between two starts of one container.
@@ -180,17 +170,27 @@ pub struct Start<'a> {
     pub volumes: &'a BTreeMap<String, PathBuf>,
     pub hosts: Option<PathBuf>,
     pub termination_log: PathBuf,
-    pub node_memory: u64,
+    /// A folder for the parts of volumes that this container mounts.
+    pub subpaths: PathBuf,
+    pub node: &'a NodeLimits,
+    /// The container whose processes this one sees.
+    pub target: Option<String>,
 }
 
-pub fn container(spec: &PodSpec, container: &Container, start: Start<'_>) -> Result<ContainerConfig, Error> {
+pub fn container(
+    config: &NodeConfig,
+    spec: &PodSpec,
+    container: &Container,
+    start: Start<'_>,
+) -> Result<ContainerConfig, Error> {
     let expand =
         |list: &Option<Vec<String>>| list.iter().flatten().map(|a| crate::env::expand(a, &start.env)).collect();
-    let mut mounts = mounts(container, start.volumes, &start.env)?;
+    let security = security(&config.root_dir, spec, container, start.image)?;
+    let mut mounts = mounts(container, &start)?;
     let mut file = |host_path: PathBuf, container_path: &str| {
         if !mounts.iter().any(|m| m.container_path == Path::new(container_path)) {
             let propagation = MountPropagation::Private;
-            mounts.push(Mount { host_path, container_path: container_path.into(), readonly: false, propagation });
+            mounts.push(Mount { host_path, container_path: container_path.into(), propagation, ..Mount::default() });
         }
     };
     if let Some(hosts) = start.hosts {
@@ -212,8 +212,10 @@ pub fn container(spec: &PodSpec, container: &Container, start: Start<'_>) -> Res
         stdin: container.stdin == Some(true),
         stdin_once: container.stdin_once == Some(true),
         tty: container.tty == Some(true),
-        resources: resources::of(spec, container, start.node_memory),
-        security: security(spec, container, start.image)?,
+        resources: resources::of(spec, container, start.node),
+        security,
+        target: start.target,
+        stop_signal: container.lifecycle.as_ref().and_then(|l| l.stop_signal.clone()),
         envs: start.env.into_iter().collect(),
     })
 }

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use dhow_client::Client;
-use k8s_openapi::api::core::v1::{ConfigMap, Container, Pod, Secret, Service};
+use k8s_openapi::api::core::v1::{Container, Pod, Service};
 
-use crate::Error;
+use crate::objects::Objects;
+use crate::resources::List;
+use crate::{Error, containers};
 
 /// Expands `$(NAME)`; `$$` is a dollar, and unknown names stay as written.
 pub fn expand(text: &str, vars: &BTreeMap<String, String>) -> String {
@@ -54,7 +55,11 @@ pub fn field(pod: &Pod, path: &str) -> Option<String> {
         "spec.nodeName" => spec.node_name.clone().unwrap_or_default(),
         "spec.serviceAccountName" => spec.service_account_name.clone().unwrap_or_default(),
         "status.hostIP" | "status.hostIPs" => status.and_then(|s| s.host_ip.clone()).unwrap_or_default(),
-        "status.podIP" | "status.podIPs" => status.and_then(|s| s.pod_ip.clone()).unwrap_or_default(),
+        "status.podIP" => status.and_then(|s| s.pod_ip.clone()).unwrap_or_default(),
+        "status.podIPs" => {
+            let ips = status.and_then(|s| s.pod_ips.as_ref()).into_iter().flatten();
+            ips.map(|ip| ip.ip.as_str()).collect::<Vec<_>>().join(",")
+        }
         _ => return None,
     })
 }
@@ -93,30 +98,13 @@ fn service_vars(services: &[std::sync::Arc<Service>], pod: &Pod, out: &mut BTree
     }
 }
 
-async fn config_map(client: &Client, ns: &str, name: &str, optional: bool) -> Result<Option<ConfigMap>, Error> {
-    match client.get::<ConfigMap>(Some(ns), name).await {
-        Ok(found) => Ok(Some(found)),
-        Err(error) if error.is_not_found() && optional => Ok(None),
-        Err(error) if error.is_not_found() => Err(Error::config(format!("configmap {name:?} not found"))),
-        Err(error) => Err(Error::client("get config map")(error)),
-    }
-}
-
-async fn secret(client: &Client, ns: &str, name: &str, optional: bool) -> Result<Option<Secret>, Error> {
-    match client.get::<Secret>(Some(ns), name).await {
-        Ok(found) => Ok(Some(found)),
-        Err(error) if error.is_not_found() && optional => Ok(None),
-        Err(error) if error.is_not_found() => Err(Error::config(format!("secret {name:?} not found"))),
-        Err(error) => Err(Error::client("get secret")(error)),
-    }
-}
-
 /// Everything the container sees, by name.
 pub async fn build(
-    client: &Client,
+    objects: &Objects,
     services: &[std::sync::Arc<Service>],
     pod: &Pod,
     container: &Container,
+    allocatable: &List,
 ) -> Result<BTreeMap<String, String>, Error> {
     let ns = pod.metadata.namespace.as_deref().unwrap_or_default();
     let mut vars = BTreeMap::new();
@@ -124,15 +112,15 @@ pub async fn build(
     for from in container.env_from.iter().flatten() {
         let prefix = from.prefix.as_deref().unwrap_or_default();
         if let Some(source) = &from.config_map_ref
-            && let Some(found) = config_map(client, ns, &source.name, source.optional == Some(true)).await?
+            && let Some(found) = objects.config_map(ns, &source.name, source.optional == Some(true)).await?
         {
-            vars.extend(found.data.into_iter().flatten().map(|(k, v)| (format!("{prefix}{k}"), v)));
+            vars.extend(found.data.iter().flatten().map(|(k, v)| (format!("{prefix}{k}"), v.clone())));
         }
         if let Some(source) = &from.secret_ref
-            && let Some(found) = secret(client, ns, &source.name, source.optional == Some(true)).await?
+            && let Some(found) = objects.secret(ns, &source.name, source.optional == Some(true)).await?
         {
-            let text = |v: Vec<u8>| String::from_utf8_lossy(&v).into_owned();
-            vars.extend(found.data.into_iter().flatten().map(|(k, v)| (format!("{prefix}{k}"), text(v.0))));
+            let text = |v: &[u8]| String::from_utf8_lossy(v).into_owned();
+            vars.extend(found.data.iter().flatten().map(|(k, v)| (format!("{prefix}{k}"), text(&v.0))));
         }
     }
     for env in container.env.iter().flatten() {
@@ -151,16 +139,17 @@ pub async fn build(
                 &source.resource,
                 source.container_name.as_deref(),
                 source.divisor.as_ref().map(|d| d.0.as_str()),
+                allocatable,
             )?)
         } else if let Some(source) = &from.config_map_key_ref {
             let optional = source.optional == Some(true);
-            let found = config_map(client, ns, &source.name, optional).await?;
-            let value = found.and_then(|m| m.data).and_then(|mut d| d.remove(&source.key));
+            let found = objects.config_map(ns, &source.name, optional).await?;
+            let value = found.and_then(|m| m.data.as_ref()?.get(&source.key).cloned());
             missing(value, optional, &source.key, "ConfigMap", ns, &source.name)?
         } else if let Some(source) = &from.secret_key_ref {
             let optional = source.optional == Some(true);
-            let found = secret(client, ns, &source.name, optional).await?;
-            let value = found.and_then(|m| m.data).and_then(|mut d| d.remove(&source.key));
+            let found = objects.secret(ns, &source.name, optional).await?;
+            let value = found.and_then(|m| m.data.as_ref()?.get(&source.key).cloned());
             let value = value.map(|v| String::from_utf8_lossy(&v.0).into_owned());
             missing(value, optional, &source.key, "Secret", ns, &source.name)?
         } else {
@@ -187,31 +176,46 @@ fn missing(
     Ok(value)
 }
 
-/// `limits.cpu` and the like, divided and rounded up as the API asks.
+/// `limits.cpu` and the like, divided and rounded up as the API asks. A limit that is not set is what the node has.
 pub fn resource(
     pod: &Pod,
     container: &Container,
     path: &str,
     other: Option<&str>,
     divisor: Option<&str>,
+    allocatable: &List,
 ) -> Result<String, Error> {
-    let spec = pod.spec.as_ref();
-    let target =
-        other.and_then(|name| spec.and_then(|s| s.containers.iter().find(|c| c.name == name))).unwrap_or(container);
+    let other = other.filter(|name| !name.is_empty()).and_then(|name| containers::find(pod.spec.as_ref()?, name));
+    let target = other.as_deref().unwrap_or(container);
     let resources = target.resources.as_ref();
-    let (list, name) = match path.split_once('.') {
-        Some(("limits", name)) => (resources.and_then(|r| r.limits.as_ref()), name),
-        Some(("requests", name)) => (resources.and_then(|r| r.requests.as_ref()), name),
-        _ => return Err(Error::config(format!("unsupported resource {path}"))),
+    let of = |list: Option<&List>, name: &str| crate::resources::amount(list, name);
+    let value = match path.split_once('.') {
+        Some(("limits", name)) => {
+            of(resources.and_then(|r| r.limits.as_ref()), name).or_else(|| of(Some(allocatable), name))
+        }
+        Some(("requests", name)) => crate::resources::request(target, name),
+        _ => return Err(Error::config(format!("unsupported container resource : {path}"))),
     };
-    let value = list.and_then(|l| l.get(name)).and_then(|q| crate::resources::milli(&q.0)).unwrap_or(0);
     let divisor = divisor.and_then(crate::resources::milli).filter(|d| *d > 0).unwrap_or(1000);
-    Ok(((value + divisor - 1) / divisor).to_string())
+    Ok(((value.unwrap_or(0) + divisor - 1) / divisor).to_string())
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn resources_are_divided_and_rounded_up() {
+        let container: Container = serde_json::from_value(serde_json::json!({"name": "a",
+            "resources": {"limits": {"memory": "100Mi"}, "requests": {"cpu": "250m"}}}))
+        .unwrap();
+        let node: List = serde_json::from_value(serde_json::json!({"cpu": "4"})).unwrap();
+        let of = |path, divisor| resource(&Pod::default(), &container, path, None, divisor, &node).unwrap();
+        assert_eq!((of("requests.cpu", None), of("requests.cpu", Some("1m"))), ("1".into(), "250".into()));
+        assert_eq!((of("limits.memory", Some("1Mi")), of("limits.cpu", None)), ("100".into(), "4".into()));
+        assert!(resource(&Pod::default(), &container, "cpu", None, None, &node).is_err());
+    }
 
     #[test]
     fn references_expand_once_and_unknown_ones_stay() {

@@ -4,7 +4,8 @@ use bytes::{BufMut, Bytes, BytesMut};
 use http::{Request, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::net::TcpStream;
+
+use crate::http_check;
 
 /// `HealthCheckResponse{status: SERVING}`.
 const SERVING: [u8; 2] = [0x08, 0x01];
@@ -30,33 +31,44 @@ fn question(service: &str) -> Bytes {
     frame.freeze()
 }
 
-/// Whether the service says it is serving.
-pub async fn is_serving(host: &str, port: u16, service: &str) -> bool {
-    check(host, port, service).await.unwrap_or(false)
-}
-
-async fn check(host: &str, port: u16, service: &str) -> Option<bool> {
-    let stream = TcpStream::connect((host, port)).await.ok()?;
+/// Fails unless the service says that it is serving; the error is for the pod's events.
+pub async fn check(host: &str, port: u16, service: &str) -> Result<(), String> {
+    let stream = http_check::connect(host, port).await?;
     let io = TokioIo::new(stream);
-    let (mut sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await.ok()?;
-    let host = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
-    let request = Request::post(format!("http://{host}:{port}/grpc.health.v1.Health/Check"))
+    let handshake = hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await;
+    let (mut sender, connection) = handshake.map_err(|error| format!("error: health rpc failed: {error}"))?;
+    let request = Request::post(format!("http://{}/grpc.health.v1.Health/Check", http_check::authority(host, port)))
         .header(header::CONTENT_TYPE, "application/grpc")
         .header(header::TE, "trailers")
         .header(header::USER_AGENT, "kube-probe/1.35")
         .body(Full::new(question(service)))
-        .ok()?;
+        .map_err(|error| error.to_string())?;
     let answer = async {
-        let answer = sender.send_request(request).await.ok()?;
+        let failed = |error: String| format!("error: health rpc failed: {error}");
+        let answer = sender.send_request(request).await.map_err(|error| failed(error.to_string()))?;
         let (head, body) = answer.into_parts();
-        let body = Limited::new(body, ANSWER_LIMIT).collect().await.ok()?;
+        let body = Limited::new(body, ANSWER_LIMIT).collect().await.map_err(|error| failed(error.to_string()))?;
         let status = body.trailers().and_then(|t| t.get("grpc-status")).or(head.headers.get("grpc-status"));
-        let fine = head.status.is_success() && status.is_some_and(|s| s == "0");
-        Some(fine && body.to_bytes().get(5..) == Some(&SERVING))
+        match status.and_then(|status| status.to_str().ok()) {
+            Some("0") if head.status.is_success() => {}
+            Some("12") => return Err("error: this server does not implement the grpc health protocol".to_owned()),
+            status => return Err(failed(format!("status {}, grpc-status {}", head.status, status.unwrap_or("none")))),
+        }
+        match body.to_bytes().get(5..) {
+            Some(message) if message == SERVING => Ok(()),
+            message => {
+                let name = match message {
+                    Some([0x08, 2]) => "NOT_SERVING",
+                    Some([0x08, 3]) => "SERVICE_UNKNOWN",
+                    _ => "UNKNOWN",
+                };
+                Err(format!("service unhealthy (responded with {name:?})"))
+            }
+        }
     };
     tokio::select! {
         answer = answer => answer,
-        _ = connection => None,
+        _ = connection => Err("error: health rpc failed: the connection ended".into()),
     }
 }
 
@@ -92,7 +104,8 @@ mod tests {
 
     #[tokio::test]
     async fn only_a_serving_service_passes() {
-        assert!(is_serving("127.0.0.1", server().await, "db").await);
-        assert!(!is_serving("127.0.0.1", server().await, "").await);
+        assert_eq!(check("127.0.0.1", server().await, "db").await, Ok(()));
+        let unhealthy = Err("service unhealthy (responded with \"NOT_SERVING\")".to_owned());
+        assert_eq!(check("127.0.0.1", server().await, "").await, unhealthy);
     }
 }

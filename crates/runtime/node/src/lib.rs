@@ -1,17 +1,36 @@
 //! The node agent: registers the node, runs the pods bound to it and reports on them.
 
 mod actions;
+mod admission;
+mod backoff;
+mod capacity;
+mod cgroups;
+mod conditions;
 mod config;
+mod containers;
+mod directory;
 mod env;
 mod error;
+mod eviction;
 mod grpc;
 mod hooks;
+mod hosts;
+mod http_check;
+mod objects;
 mod probes;
 mod pull_secrets;
+mod pulls;
 mod register;
+mod resize;
+mod resolver;
 mod resources;
 mod server;
+mod settings;
+mod shared;
+mod start;
+mod static_pods;
 mod status;
+mod stop;
 #[cfg(test)]
 mod testing;
 mod volumes;
@@ -32,7 +51,13 @@ use k8s_openapi::api::core::v1::Pod;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use worker::{Shared, Worker};
+use cgroups::Cgroups;
+use objects::Objects;
+use resources::NodeLimits;
+pub use settings::{Amount, NodeSettings, Signal, Threshold};
+use shared::Shared;
+use static_pods::StaticPods;
+use worker::Worker;
 
 #[derive(Clone)]
 pub struct NodeConfig {
@@ -53,6 +78,7 @@ pub struct NodeConfig {
     pub labels: BTreeMap<String, String>,
     /// What serves `/images` of the node's server, when the runtime has more to offer there than to list and import.
     pub image_api: Option<ImageApi>,
+    pub settings: NodeSettings,
 }
 
 /// Answers requests below `/images`.
@@ -76,6 +102,7 @@ impl Node {
     /// node is registered as Ready, its server answers, and it knows its pods.
     pub async fn run(config: NodeConfig, shutdown: CancellationToken, ready: impl FnOnce()) -> Result<(), Error> {
         import_images(&config).await;
+        volumes::share(&config.root_dir.join("pods"))?;
         // Bound before the node is announced, so that nobody is sent to a port where nothing listens.
         let listener = match &config.tls {
             Some(tls) => {
@@ -84,8 +111,7 @@ impl Node {
             }
             None => None,
         };
-        register::register(&config).await?;
-        tokio::spawn(register::heartbeat(config.clone(), shutdown.clone()));
+        let registered = register::register(&config).await?;
 
         let mut runtime_events = config.runtime.events();
         let scope = ListParams { field_selector: Some(format!("spec.nodeName={}", config.name)), ..Default::default() };
@@ -93,31 +119,52 @@ impl Node {
         let services = Informer::start(config.client.clone(), ListParams::default(), None, shutdown.clone());
         pods.synced().await;
         services.synced().await;
+        let own = ListParams { field_selector: Some(format!("metadata.name={}", config.name)), ..Default::default() };
+        let own = Informer::start(config.client.clone(), own, None, shutdown.clone());
+        own.synced().await;
+        let limits = NodeLimits { memory: capacity::memory_bytes(), pod_pids: config.settings.pod_pids };
+        let around = shared::Around {
+            services,
+            node: own,
+            events: EventRecorder::new(config.client.clone(), "kubelet").on_host(&config.name),
+            objects: Objects::new(config.client.clone(), shutdown.clone()),
+            cgroups: pod_cgroups(&config, &limits)?,
+            limits,
+            runtime_name: config.runtime.version().await?.name,
+        };
+        let shared = Arc::new(Shared::new(config, around, std::time::SystemTime::now));
+        tokio::spawn(register::heartbeat(shared.config.clone(), registered, shared.pressures(), shutdown.clone()));
+        tokio::spawn(eviction::run(Arc::clone(&shared), Informer::clone(&pods), shutdown.clone()));
+
         if let Some((listener, tls)) = listener {
-            let known = Informer::clone(&pods);
+            let (known, counting) = (Informer::clone(&pods), Arc::clone(&shared));
             let server = Arc::new(server::Server {
-                node: config.name.clone(),
-                root_dir: config.root_dir.clone(),
-                runtime: Arc::clone(&config.runtime),
+                node: shared.config.name.clone(),
+                root_dir: shared.config.root_dir.clone(),
+                runtime: Arc::clone(&shared.config.runtime),
                 pods: Box::new(move || known.list()),
-                image_api: config.image_api.clone(),
+                image_api: shared.config.image_api.clone(),
+                probes: Box::new(move || counting.probe_counts()),
+                settings: shared.config.settings.clone(),
+                meter: server::Meter::default(),
             });
             let shutdown = shutdown.clone();
             tokio::spawn(async move { server::serve(listener, &tls, server, shutdown).await });
         }
-        let shared = Arc::new(Shared {
-            events: EventRecorder::new(config.client.clone(), "kubelet").on_host(&config.name),
-            memory: register::memory_bytes(),
-            services: Informer::clone(&services),
-            config,
-        });
-
         let (changes, mut changed) = mpsc::unbounded_channel();
         pods.on_change(move |change| {
             let gone = matches!(change, Change::Deleted(_));
             let _ = changes.send((Arc::clone(change.object()), gone));
         });
         let mut workers: HashMap<String, Handle> = HashMap::new();
+        let (statics, mut static_changed) = mpsc::unbounded_channel();
+        // Known before what is found running, and before their mirrors.
+        if let Some(found) = StaticPods::open(&shared.config)? {
+            for (uid, pod) in &found.known {
+                workers.insert(uid.clone(), spawn(&shared, Some(Arc::clone(pod)), uid.clone(), &shutdown));
+            }
+            tokio::spawn(found.follow(statics.clone(), shutdown.clone()));
+        }
         for sandbox in shared.config.runtime.list_sandboxes().await? {
             let known = pods.list().iter().any(|p| p.metadata.uid.as_ref() == Some(&sandbox.pod.uid));
             if !known {
@@ -130,8 +177,23 @@ impl Node {
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => return Ok(()),
-                Some((pod, gone)) = changed.recv() => {
+                Some(pod) = static_changed.recv() => {
                     let uid = pod.metadata.uid.clone().unwrap_or_default();
+                    workers.retain(|_, handle| !handle.pod.is_closed());
+                    match workers.get(&uid) {
+                        Some(handle) => drop(handle.pod.send_replace(Some(pod))),
+                        None => drop(workers.insert(uid.clone(), spawn(&shared, Some(pod), uid, &shutdown))),
+                    }
+                }
+                Some((pod, gone)) = changed.recv() => {
+                    if let Some(uid) = static_pods::mirrored(&pod) {
+                        mirror_changed(&shared, uid, &pod, gone, workers.get(uid));
+                        continue;
+                    }
+                    let uid = pod.metadata.uid.clone().unwrap_or_default();
+                    if let Some(cgroups) = &shared.cgroups {
+                        cgroups.share(&pods.list());
+                    }
                     let value = (!gone).then(|| Arc::clone(&pod));
                     workers.retain(|_, handle| !handle.pod.is_closed());
                     match workers.get(&uid) {
@@ -157,18 +219,37 @@ impl Node {
     }
 }
 
+/// Takes note of a mirror pod. One that somebody deletes, or that mirrors nothing any more, goes at once; what is still
+/// there to be mirrored gets another.
+fn mirror_changed(shared: &Arc<Shared>, uid: &str, mirror: &Arc<Pod>, gone: bool, worker: Option<&Handle>) {
+    shared.mirrors.set(uid, (!gone).then(|| Arc::clone(mirror)));
+    if !gone && (worker.is_none() || mirror.metadata.deletion_timestamp.is_some()) {
+        let (shared, mirror) = (Arc::clone(shared), Arc::clone(mirror));
+        tokio::spawn(async move { static_pods::delete_mirror(&shared, &mirror).await });
+        return;
+    }
+    if let Some(worker) = worker {
+        worker.wake.notify_one();
+    }
+}
+
 fn spawn(shared: &Arc<Shared>, pod: Option<Arc<Pod>>, uid: String, shutdown: &CancellationToken) -> Handle {
     let (sender, receiver) = watch::channel(pod);
     let wake = Arc::new(Notify::new());
-    let worker = Worker {
-        shared: Arc::clone(shared),
-        pod: receiver,
-        wake: Arc::clone(&wake),
-        waiting: BTreeMap::new(),
-        probes: Default::default(),
-    };
-    tokio::spawn(worker.run(uid, shutdown.clone()));
+    shared.register(&uid, &wake);
+    let worker = Worker::new(Arc::clone(shared), uid, receiver, Arc::clone(&wake));
+    tokio::spawn(worker.run(shutdown.clone()));
     Handle { pod: sender, wake }
+}
+
+/// The control groups above the pods', where they are this agent's to keep.
+fn pod_cgroups(config: &NodeConfig, limits: &NodeLimits) -> Result<Option<Cgroups>, Error> {
+    let Some(root) = &config.settings.cgroup_root else { return Ok(None) };
+    let allocatable = capacity::allocatable(config);
+    let cpu = resources::amount(Some(&allocatable), "cpu").unwrap_or(0);
+    let memory = allocatable.get("memory").and_then(|q| resources::whole(&q.0));
+    let memory = memory.filter(|_| config.settings.reserved.contains_key("memory"));
+    Cgroups::new(root, limits.clone(), cpu, memory).map(Some)
 }
 
 /// Loads `<root>/images/*.tar*`, so that a node without a registry has images.

@@ -2,52 +2,95 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use dhow_cri::Runtime;
-use dhow_cri::runtime::{ContainerState, ContainerStatus};
-use k8s_openapi::api::core::v1::{Container, HTTPGetAction, PodSpec, Probe};
-use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use dhow_cri::runtime::{ContainerState, ContainerStatus, ExecResult};
+use k8s_openapi::api::core::v1::{Container, PodSpec, Probe};
 use parking_lot::Mutex;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
+use crate::http_check::{self, Asked};
+
+/// Output of a probe that goes into an event, in bytes.
+const OUTPUT_LIMIT: usize = 10 << 10;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Kind {
+    Startup,
+    Liveness,
+    Readiness,
+}
+
+impl Kind {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Startup => "Startup",
+            Self::Liveness => "Liveness",
+            Self::Readiness => "Readiness",
+        }
+    }
+}
+
+/// A probe that gave its container up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Failure {
+    pub kind: Kind,
+    /// The probe's own, in place of the pod's.
+    pub grace: Option<Duration>,
+}
+
+/// What is known, by container id.
 #[derive(Debug, Default, Clone)]
 pub struct Results {
     pub started: BTreeSet<String>,
     pub ready: BTreeSet<String>,
-    pub unhealthy: BTreeSet<String>,
+    pub unhealthy: BTreeMap<String, Failure>,
 }
+
+/// One check; the error says why it did not pass.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Report {
+    pub container: String,
+    pub kind: Kind,
+    pub outcome: Result<(), String>,
+}
+
+/// Told of every check.
+pub type Listener = Arc<dyn Fn(&Report) + Send + Sync>;
 
 /// The probes of one pod; dropping it ends them.
 #[derive(Default)]
 pub struct Probes {
     results: Arc<Mutex<Results>>,
-    tasks: BTreeMap<String, Vec<AbortHandle>>,
+    tasks: BTreeMap<String, AbortHandle>,
 }
 
 impl Drop for Probes {
     fn drop(&mut self) {
-        self.tasks.values().flatten().for_each(AbortHandle::abort);
+        self.tasks.values().for_each(AbortHandle::abort);
     }
+}
+
+/// Whom a pod's probes ask and tell.
+pub struct Around<'a> {
+    pub runtime: &'a Arc<dyn Runtime>,
+    /// Where the pod's ports are reached.
+    pub ip: &'a str,
+    pub wake: &'a Arc<Notify>,
+    pub listener: &'a Listener,
+    pub now: SystemTime,
 }
 
 impl Probes {
     /// Follows what runs now and returns what is known of it.
-    pub fn update(
-        &mut self,
-        runtime: &Arc<dyn Runtime>,
-        spec: &PodSpec,
-        containers: &[ContainerStatus],
-        ip: &str,
-        wake: &Arc<Notify>,
-    ) -> Results {
+    pub fn update(&mut self, spec: &PodSpec, containers: &[ContainerStatus], around: &Around<'_>) -> Results {
         let running = |id: &str| containers.iter().any(|c| c.id == id && c.state == ContainerState::Running);
-        self.tasks.retain(|id, tasks| {
+        self.tasks.retain(|id, task| {
             let keep = running(id);
             if !keep {
-                tasks.iter().for_each(AbortHandle::abort);
+                task.abort();
             }
             keep
         });
@@ -56,16 +99,22 @@ impl Probes {
                 continue;
             }
             let all = spec.containers.iter().chain(spec.init_containers.iter().flatten());
-            let Some(container) = all.into_iter().find(|c| c.name == seen.name) else { continue };
-            let target = Target {
-                runtime: Arc::clone(runtime),
-                id: seen.id.clone(),
-                ip: ip.into(),
-                container: container.clone(),
-                results: Arc::clone(&self.results),
-                wake: Arc::clone(wake),
+            let Some(container) = all.into_iter().find(|c| c.name == seen.name) else {
+                // Debug containers have no probes.
+                self.results.lock().started.insert(seen.id.clone());
+                continue;
             };
-            self.tasks.insert(seen.id.clone(), vec![tokio::spawn(target.run()).abort_handle()]);
+            let age = seen.started_at.and_then(|at| around.now.duration_since(at).ok()).unwrap_or_default();
+            let target = Target {
+                runtime: Arc::clone(around.runtime),
+                id: seen.id.clone(),
+                ip: around.ip.to_owned(),
+                container: container.clone(),
+                age,
+                results: Arc::clone(&self.results),
+                wake: Arc::clone(around.wake),
+                listener: Arc::clone(around.listener),
+            };
             let mut results = self.results.lock();
             if container.startup_probe.is_none() {
                 results.started.insert(seen.id.clone());
@@ -73,190 +122,260 @@ impl Probes {
                     results.ready.insert(seen.id.clone());
                 }
             }
+            drop(results);
+            let task = tokio::spawn(target.run()).abort_handle();
+            self.tasks.insert(seen.id.clone(), task);
         }
         let mut results = self.results.lock();
         let Results { started, ready, unhealthy } = &mut *results;
-        for set in [started, ready, unhealthy] {
+        for set in [started, ready] {
             set.retain(|id| running(id));
         }
+        unhealthy.retain(|id, _| running(id));
         results.clone()
     }
 }
 
-#[derive(Clone)]
 struct Target {
     runtime: Arc<dyn Runtime>,
     id: String,
     ip: String,
     container: Container,
+    /// How long it had run when the agent met it.
+    age: Duration,
     results: Arc<Mutex<Results>>,
     wake: Arc<Notify>,
+    listener: Listener,
 }
 
 fn seconds(value: Option<i32>, default: u64) -> Duration {
     Duration::from_secs(value.and_then(|v| u64::try_from(v).ok()).unwrap_or(default))
 }
 
+fn count(value: Option<i32>, default: u32) -> u32 {
+    value.and_then(|v| u32::try_from(v).ok()).unwrap_or(default)
+}
+
+/// How long after meeting it a container is first checked: its initial delay counts from its start, and one that ran
+/// before the agent did waits a part of its period, so that the probes of many pods do not fall together.
+fn first_wait(probe: &Probe, age: Duration, id: &str) -> Duration {
+    const MET_AT_BIRTH: Duration = Duration::from_secs(10);
+    let initial = seconds(probe.initial_delay_seconds, 0).saturating_sub(age);
+    if age < MET_AT_BIRTH {
+        return initial;
+    }
+    let spread = id.bytes().fold(0_u32, |sum, byte| sum.wrapping_mul(31).wrapping_add(u32::from(byte))) % 1000;
+    initial + seconds(probe.period_seconds, 10).mul_f64(f64::from(spread) / 1000.0)
+}
+
 impl Target {
     async fn run(self) {
         if let Some(probe) = &self.container.startup_probe {
-            let passed = self.watch(probe, |ok| ok).await;
-            self.tell(|r| if passed { &mut r.started } else { &mut r.unhealthy }, true);
+            let passed = self.follow(Kind::Startup, probe, self.age, |ok| ok.then_some(true)).await;
             if !passed {
-                return;
+                return self.give_up(Kind::Startup, probe);
             }
+            self.tell(|results, id| _ = results.started.insert(id));
         }
         let liveness = async {
             if let Some(probe) = &self.container.liveness_probe {
-                self.watch(probe, |_| false).await;
-                self.tell(|r| &mut r.unhealthy, true);
+                self.follow(Kind::Liveness, probe, self.age, |_| None).await;
+                self.give_up(Kind::Liveness, probe);
             }
         };
         let readiness = async {
-            match &self.container.readiness_probe {
-                None => self.tell(|r| &mut r.ready, true),
-                Some(probe) => {
-                    let set = |ok| self.tell(|r| &mut r.ready, ok);
-                    let mut first = true;
-                    loop {
-                        let ok = self.until(probe, true, first).await;
-                        set(ok);
-                        first = false;
-                        self.until(probe, false, first).await;
-                        set(false);
-                    }
-                }
-            }
+            let Some(probe) = &self.container.readiness_probe else {
+                return self.tell(|results, id| _ = results.ready.insert(id));
+            };
+            self.follow(Kind::Readiness, probe, self.age, |ok| {
+                self.tell(|results, id| _ = if ok { results.ready.insert(id) } else { results.ready.remove(&id) });
+                None
+            })
+            .await;
         };
         tokio::join!(liveness, readiness);
     }
 
-    fn tell(&self, set: impl FnOnce(&mut Results) -> &mut BTreeSet<String>, member: bool) {
-        let mut results = self.results.lock();
-        let set = set(&mut results);
-        if member {
-            set.insert(self.id.clone())
-        } else {
-            set.remove(&self.id)
-        };
-        drop(results);
+    fn tell(&self, change: impl FnOnce(&mut Results, String)) {
+        change(&mut self.results.lock(), self.id.clone());
         self.wake.notify_one();
     }
 
-    /// Until enough failures in a row (false), or a success that `enough` accepts (true).
-    async fn watch(&self, probe: &Probe, enough: impl Fn(bool) -> bool) -> bool {
-        tokio::time::sleep(seconds(probe.initial_delay_seconds, 0)).await;
-        let mut failures = 0;
+    fn give_up(&self, kind: Kind, probe: &Probe) {
+        let grace = probe.termination_grace_period_seconds.and_then(|s| u64::try_from(s).ok()).map(Duration::from_secs);
+        self.tell(|results, id| _ = results.unhealthy.insert(id, Failure { kind, grace }));
+    }
+
+    /// Checks for ever and hands each change of the result to `changed`, which may end it. Readiness goes on after
+    /// failures; the others end at the threshold with false.
+    async fn follow(&self, kind: Kind, probe: &Probe, age: Duration, changed: impl Fn(bool) -> Option<bool>) -> bool {
+        tokio::time::sleep(first_wait(probe, age, &self.id)).await;
+        // A container counts as alive, and as neither started nor ready, until something else is found.
+        let mut state = kind == Kind::Liveness;
+        let mut run = (state, 0_u32);
         loop {
-            let ok = self.check(probe).await;
-            failures = if ok { 0 } else { failures + 1 };
-            if failures >= probe.failure_threshold.unwrap_or(3) {
-                return false;
-            }
-            if enough(ok) {
-                return true;
+            let outcome = self.check(probe).await;
+            let ok = outcome.is_ok();
+            (self.listener)(&Report { container: self.container.name.clone(), kind, outcome });
+            run = if run.0 == ok { (ok, run.1 + 1) } else { (ok, 1) };
+            let needed = if ok { count(probe.success_threshold, 1) } else { count(probe.failure_threshold, 3) };
+            if run.1 >= needed {
+                if !ok && kind != Kind::Readiness {
+                    return false;
+                }
+                if state != ok {
+                    state = ok;
+                    if let Some(end) = changed(ok) {
+                        return end;
+                    }
+                }
             }
             tokio::time::sleep(seconds(probe.period_seconds, 10)).await;
         }
     }
 
-    /// Until enough results in a row are `wanted`.
-    async fn until(&self, probe: &Probe, wanted: bool, first: bool) -> bool {
-        if first {
-            tokio::time::sleep(seconds(probe.initial_delay_seconds, 0)).await;
-        }
-        let needed = if wanted { probe.success_threshold.unwrap_or(1) } else { probe.failure_threshold.unwrap_or(3) };
-        let mut run = 0;
-        loop {
-            run = if self.check(probe).await == wanted { run + 1 } else { 0 };
-            if run >= needed {
-                return wanted;
-            }
-            tokio::time::sleep(seconds(probe.period_seconds, 10)).await;
-        }
-    }
-
-    async fn check(&self, probe: &Probe) -> bool {
+    /// One check; the error is for the pod's events.
+    async fn check(&self, probe: &Probe) -> Result<(), String> {
         let timeout = seconds(probe.timeout_seconds, 1);
         if let Some(exec) = &probe.exec {
             let command = exec.command.clone().unwrap_or_default();
-            return self.runtime.exec_sync(&self.id, &command, Some(timeout)).await.is_ok_and(|r| r.exit_code == 0);
+            return match self.runtime.exec_sync(&self.id, &command, Some(timeout)).await {
+                Ok(result) if result.exit_code == 0 => Ok(()),
+                Ok(result) => Err(output(&result)),
+                Err(dhow_cri::Error::DeadlineExceeded(_)) => {
+                    Err(format!("command timed out: {:?} timed out after {}s", command.join(" "), timeout.as_secs()))
+                }
+                Err(error) => Err(error.to_string()),
+            };
         }
-        if let Some(grpc) = &probe.grpc {
-            let Ok(port) = u16::try_from(grpc.port) else { return false };
-            let call = crate::grpc::is_serving(&self.ip, port, grpc.service.as_deref().unwrap_or_default());
-            return tokio::time::timeout(timeout, call).await.unwrap_or(false);
-        }
-        let (host, port) = if let Some(http) = &probe.http_get {
-            (http.host.as_deref(), port(&self.container, &http.port))
-        } else if let Some(tcp) = &probe.tcp_socket {
-            (tcp.host.as_deref(), port(&self.container, &tcp.port))
-        } else {
-            return false;
-        };
-        let Some(port) = port else { return false };
-        let host = host.unwrap_or(&self.ip);
-        let attempt = async {
-            match &probe.http_get {
-                Some(http) => http_get(host, port, http).await.is_some_and(|code| (200..400).contains(&code)),
-                None => tokio::net::TcpStream::connect((host, port)).await.is_ok(),
+        let check = async {
+            if let Some(grpc) = &probe.grpc {
+                let port = u16::try_from(grpc.port).map_err(|_| format!("invalid port number: {}", grpc.port))?;
+                return crate::grpc::check(&self.ip, port, grpc.service.as_deref().unwrap_or_default()).await;
             }
+            if let Some(http) = &probe.http_get {
+                return match Asked::new(http, &self.container, &self.ip)?.send().await?.status {
+                    200..400 => Ok(()),
+                    status => Err(format!("HTTP probe failed with statuscode: {status}")),
+                };
+            }
+            if let Some(tcp) = &probe.tcp_socket {
+                let port = http_check::port(&self.container, &tcp.port)?;
+                let host = tcp.host.as_deref().filter(|host| !host.is_empty()).unwrap_or(&self.ip);
+                return http_check::connect(host, port).await.map(drop);
+            }
+            Err("missing probe handler".into())
         };
-        tokio::time::timeout(timeout, attempt).await.unwrap_or(false)
+        let late = || match (&probe.http_get, &probe.grpc) {
+            (Some(_), _) => "context deadline exceeded (Client.Timeout exceeded while awaiting headers)".to_owned(),
+            (_, Some(grpc)) => {
+                let address = http_check::authority(&self.ip, u16::try_from(grpc.port).unwrap_or(0));
+                format!("timeout: failed to connect service {address:?} within {}s", timeout.as_secs())
+            }
+            _ => format!("i/o timeout after {}s", timeout.as_secs()),
+        };
+        tokio::time::timeout(timeout, check).await.unwrap_or_else(|_| Err(late()))
     }
 }
 
-/// A port by number, or by its name in the container.
-pub fn port(container: &Container, port: &IntOrString) -> Option<u16> {
-    match port {
-        IntOrString::Int(port) => u16::try_from(*port).ok(),
-        IntOrString::String(name) => {
-            let found = container.ports.iter().flatten().find(|p| p.name.as_ref() == Some(name))?;
-            u16::try_from(found.container_port).ok()
-        }
-    }
-}
-
-/// Sends the request and returns the status code of the answer.
-pub async fn http_get(host: &str, port: u16, http: &HTTPGetAction) -> Option<u16> {
-    let mut stream = tokio::net::TcpStream::connect((host, port)).await.ok()?;
-    let path = http.path.as_deref().unwrap_or("/");
-    let request = format!("GET {path} HTTP/1.1\r\n{}Connection: close\r\n\r\n", headers(host, port, http));
-    stream.write_all(request.as_bytes()).await.ok()?;
-    let mut head = [0; 12];
-    stream.read_exact(&mut head).await.ok()?;
-    std::str::from_utf8(&head[9..12]).ok()?.parse().ok()
-}
-
-/// The request's headers; those of the spec take the place of the ones sent by default, and an empty one drops it.
-fn headers(host: &str, port: u16, http: &HTTPGetAction) -> String {
-    let own = || http.http_headers.iter().flatten();
-    let mut all = String::new();
-    for (name, value) in
-        [("Host", format!("{host}:{port}")), ("User-Agent", "kube-probe/1.35".into()), ("Accept", "*/*".into())]
-    {
-        if !own().any(|h| h.name.eq_ignore_ascii_case(name)) {
-            all.push_str(&format!("{name}: {value}\r\n"));
-        }
-    }
-    // HTTP/1.1 wants a host in any case, and an empty Accept or User-Agent means none.
-    for header in own().filter(|h| !h.value.is_empty() || h.name.eq_ignore_ascii_case("host")) {
-        all.push_str(&format!("{}: {}\r\n", header.name, header.value));
-    }
-    all
+/// What a command printed, cut to what an event holds.
+fn output(result: &ExecResult) -> String {
+    let mut all = result.stdout.clone();
+    all.extend_from_slice(&result.stderr);
+    all.truncate(OUTPUT_LIMIT);
+    String::from_utf8_lossy(&all).into_owned()
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::testing::{FakeRuntime, container};
+
+    struct Fixture {
+        fake: Arc<FakeRuntime>,
+        runtime: Arc<dyn Runtime>,
+        probes: Probes,
+        wake: Arc<Notify>,
+        reports: Arc<Mutex<Vec<Report>>>,
+        listener: Listener,
+        spec: PodSpec,
+    }
+
+    impl Fixture {
+        fn new(probes: serde_json::Value) -> Self {
+            let fake = Arc::new(FakeRuntime::default());
+            let mut container = serde_json::json!({"name": "a"});
+            container.as_object_mut().unwrap().extend(probes.as_object().unwrap().clone());
+            let reports = Arc::<Mutex<Vec<Report>>>::default();
+            let told = Arc::clone(&reports);
+            Self {
+                runtime: fake.clone(),
+                fake,
+                probes: Probes::default(),
+                wake: Arc::default(),
+                reports,
+                listener: Arc::new(move |report| told.lock().push(report.clone())),
+                spec: serde_json::from_value(serde_json::json!({"containers": [container]})).unwrap(),
+            }
+        }
+
+        /// What is known after this many (virtual) seconds of a container that just started.
+        async fn after(&mut self, seconds: u64) -> Results {
+            let run = container("s", "a", 0, None);
+            let around = Around {
+                runtime: &self.runtime,
+                ip: "127.0.0.1",
+                wake: &self.wake,
+                listener: &self.listener,
+                now: run.started_at.unwrap(),
+            };
+            self.probes.update(&self.spec, std::slice::from_ref(&run), &around);
+            tokio::time::sleep(Duration::from_millis(seconds * 1000 + 1)).await;
+            self.probes.update(&self.spec, &[run], &around)
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_container_without_probes_is_ready_at_once() {
+        let results = Fixture::new(serde_json::json!({})).after(0).await;
+        assert!(results.started.contains("s-a-0") && results.ready.contains("s-a-0"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn readiness_waits_for_its_delay_and_follows_thresholds_both_ways() {
+        let probe = serde_json::json!({"exec": {"command": ["x"]}, "initialDelaySeconds": 5, "periodSeconds": 2,
+            "successThreshold": 2, "failureThreshold": 2});
+        let mut fixture = Fixture::new(serde_json::json!({"readinessProbe": probe}));
+        assert!(fixture.after(5).await.ready.is_empty());
+        assert!(fixture.after(2).await.ready.contains("s-a-0"));
+        fixture.fake.exit_code.store(1, std::sync::atomic::Ordering::Relaxed);
+        assert!(fixture.after(2).await.ready.contains("s-a-0"));
+        assert!(fixture.after(2).await.ready.is_empty());
+        let last = fixture.reports.lock().last().cloned().unwrap();
+        assert_eq!((last.kind, last.outcome), (Kind::Readiness, Err("no\n".to_owned())));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn liveness_waits_for_startup_and_gives_up_at_its_threshold_with_its_own_grace() {
+        let exec = serde_json::json!({"command": ["x"]});
+        let mut fixture = Fixture::new(serde_json::json!({
+            "startupProbe": {"exec": exec, "periodSeconds": 1, "failureThreshold": 30},
+            "livenessProbe": {"exec": exec, "periodSeconds": 10, "terminationGracePeriodSeconds": 3}}));
+        fixture.fake.exit_code.store(1, std::sync::atomic::Ordering::Relaxed);
+        assert!(fixture.after(10).await.started.is_empty());
+        fixture.fake.exit_code.store(0, std::sync::atomic::Ordering::Relaxed);
+        let results = fixture.after(1).await;
+        assert!(results.started.contains("s-a-0") && results.unhealthy.is_empty() && results.ready.contains("s-a-0"));
+        fixture.fake.exit_code.store(1, std::sync::atomic::Ordering::Relaxed);
+        let failure = Failure { kind: Kind::Liveness, grace: Some(Duration::from_secs(3)) };
+        assert_eq!(fixture.after(30).await.unhealthy.get("s-a-0"), Some(&failure));
+    }
 
     #[test]
-    fn headers_of_the_spec_replace_the_default_ones() {
-        let http = serde_json::json!({"port": 80, "httpHeaders": [
-            {"name": "host", "value": "a.example"}, {"name": "Accept", "value": ""}, {"name": "X", "value": "1"}]});
-        let http: HTTPGetAction = serde_json::from_value(http).unwrap();
-        let expected = "User-Agent: kube-probe/1.35\r\nhost: a.example\r\nX: 1\r\n";
-        assert_eq!(headers("10.0.0.1", 80, &http), expected);
+    fn a_container_met_late_waits_part_of_its_period_but_not_its_delay_again() {
+        let probe = Probe { initial_delay_seconds: Some(60), period_seconds: Some(10), ..Probe::default() };
+        assert_eq!(first_wait(&probe, Duration::ZERO, "a"), Duration::from_secs(60));
+        assert!(first_wait(&probe, Duration::from_secs(3600), "a") < Duration::from_secs(10));
     }
 }

@@ -1,23 +1,20 @@
 //! The Node object and its heartbeat.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
 
 use dhow_client::Patch;
+use dhow_cri::runtime::ImageInfo;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Node;
 use serde_json::{Value, json};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::{Error, NodeConfig, status};
+use crate::{Error, NodeConfig, capacity, status};
 
 const HEARTBEAT: Duration = Duration::from_secs(10);
 const STATUS_EVERY: u32 = 30;
-const MAX_PODS: u32 = 110;
-
-pub fn memory_bytes() -> u64 {
-    let info = rustix::system::sysinfo();
-    u64::from(info.mem_unit) * info.totalram
-}
 
 fn arch() -> &'static str {
     match std::env::consts::ARCH {
@@ -27,7 +24,28 @@ fn arch() -> &'static str {
     }
 }
 
-fn node_status(config: &NodeConfig, old: &Node, version: &str) -> Value {
+/// Names of one image that the node's object lists, and images of all.
+const MAX_NAMES: usize = 5;
+const MAX_IMAGES: usize = 50;
+
+/// The largest images, as the scheduler wants to know them.
+fn images(mut all: Vec<ImageInfo>) -> Vec<Value> {
+    all.sort_by_key(|image| std::cmp::Reverse(image.size));
+    let named = all.into_iter().filter_map(|image| {
+        let names: Vec<String> = image.repo_digests.into_iter().chain(image.repo_tags).take(MAX_NAMES).collect();
+        (!names.is_empty()).then(|| json!({"names": names, "sizeBytes": image.size}))
+    });
+    named.take(MAX_IMAGES).collect()
+}
+
+/// What is measured or asked for the node's status.
+pub struct Facts {
+    pub version: String,
+    pub images: Vec<ImageInfo>,
+    pub pressures: BTreeSet<&'static str>,
+}
+
+fn node_status(config: &NodeConfig, old: &Node, facts: Facts) -> Value {
     let now = json!(status::time(SystemTime::now()));
     let old_conditions = old.status.iter().flat_map(|s| s.conditions.iter().flatten());
     let condition = |type_: &str, status: &str, reason: &str, message: &str| {
@@ -36,32 +54,44 @@ fn node_status(config: &NodeConfig, old: &Node, version: &str) -> Value {
         json!({"type": type_, "status": status, "reason": reason, "message": message,
             "lastHeartbeatTime": now, "lastTransitionTime": since})
     };
-    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
-    let memory = format!("{}Ki", memory_bytes() / 1024);
-    let disk = rustix::fs::statvfs(&config.root_dir).map_or(0, |s| s.f_blocks * s.f_frsize);
-    let capacity = json!({"cpu": cpus.to_string(), "memory": memory, "pods": MAX_PODS.to_string(),
-        "ephemeral-storage": disk.to_string()});
+    let Facts { version, images: list, pressures } = facts;
+    let pressure = |type_: &str, under: [&str; 2], fine: [&str; 2]| {
+        let held = pressures.contains(type_);
+        let [reason, message] = if held { under } else { fine };
+        condition(type_, if held { "True" } else { "False" }, reason, message)
+    };
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default().trim().to_owned();
     let release = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
     let os = release.lines().find_map(|l| l.strip_prefix("PRETTY_NAME=")).unwrap_or("Linux").trim_matches('"');
     json!({
-        "capacity": capacity, "allocatable": capacity,
+        "capacity": capacity::capacity(config), "allocatable": capacity::allocatable(config),
         "addresses": [{"type": "InternalIP", "address": config.node_ip}, {"type": "Hostname", "address": config.name}],
+        "images": images(list),
         "daemonEndpoints": {"kubeletEndpoint": {"Port": config.kubelet_port}},
-        "nodeInfo": {"machineID": read("/etc/machine-id"), "systemUUID": read("/etc/machine-id"),
+        "nodeInfo": {"machineID": read("/etc/machine-id"), "systemUUID": system_uuid(),
             "bootID": read("/proc/sys/kernel/random/boot_id"), "kernelVersion": read("/proc/sys/kernel/osrelease"),
             "osImage": os, "containerRuntimeVersion": version, "kubeletVersion": "v1.35.0",
             "kubeProxyVersion": "", "operatingSystem": "linux", "architecture": arch()},
         "conditions": [
-            condition("MemoryPressure", "False", "KubeletHasSufficientMemory", "kubelet has sufficient memory available"),
-            condition("DiskPressure", "False", "KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
-            condition("PIDPressure", "False", "KubeletHasSufficientPID", "kubelet has sufficient PID available"),
+            pressure("MemoryPressure", ["KubeletHasInsufficientMemory", "kubelet has insufficient memory available"],
+                ["KubeletHasSufficientMemory", "kubelet has sufficient memory available"]),
+            pressure("DiskPressure", ["KubeletHasDiskPressure", "kubelet has disk pressure"],
+                ["KubeletHasNoDiskPressure", "kubelet has no disk pressure"]),
+            pressure("PIDPressure", ["KubeletHasInsufficientPID", "kubelet has insufficient PID available"],
+                ["KubeletHasSufficientPID", "kubelet has sufficient PID available"]),
             condition("Ready", "True", "KubeletReady", "kubelet is posting ready status"),
         ],
     })
 }
 
-pub async fn register(config: &NodeConfig) -> Result<(), Error> {
+/// The machine's own id, where its firmware gives one.
+fn system_uuid() -> String {
+    let read = |path: &str| std::fs::read_to_string(path).map(|text| text.trim().to_owned());
+    read("/sys/class/dmi/id/product_uuid").or_else(|_| read("/etc/machine-id")).unwrap_or_default()
+}
+
+/// Makes or finds the node's object and writes its status; returns what the API has then.
+pub async fn register(config: &NodeConfig) -> Result<Node, Error> {
     let mut labels = config.labels.clone();
     for (key, value) in [("hostname", config.name.as_str()), ("os", "linux"), ("arch", arch())] {
         labels.insert(format!("kubernetes.io/{key}"), value.into());
@@ -82,15 +112,43 @@ pub async fn register(config: &NodeConfig) -> Result<(), Error> {
     };
     let patch = Patch::Merge(json!({"metadata": {"labels": labels}}));
     client.patch::<Node>(None, &config.name, patch, None).await.map_err(Error::client("label node"))?;
-    write_status(config, &existing).await
+    let status = measure(config, &existing, BTreeSet::new()).await?;
+    write_status(config, status).await
 }
 
-async fn write_status(config: &NodeConfig, old: &Node) -> Result<(), Error> {
+/// The node's status as it is now; `old` says since when conditions hold.
+async fn measure(config: &NodeConfig, old: &Node, pressures: BTreeSet<&'static str>) -> Result<Value, Error> {
     let version = config.runtime.version().await?;
     let version = format!("{}://{}", version.name, version.version);
-    let patch = Patch::Merge(json!({"status": node_status(config, old, &version)}));
+    let images = config.runtime.list_images().await?;
+    Ok(node_status(config, old, Facts { version, images, pressures }))
+}
+
+async fn write_status(config: &NodeConfig, status: Value) -> Result<Node, Error> {
+    let patch = Patch::Merge(json!({"status": status}));
     let sent = config.client.patch::<Node>(None, &config.name, patch, Some("status")).await;
-    sent.map(drop).map_err(Error::client("write node status"))
+    sent.map_err(Error::client("write node status"))
+}
+
+/// Whether the API already has all of that, but for the times of heartbeats.
+fn is_written(status: &Value, node: &Node) -> bool {
+    let strip = |status: &Value| {
+        let mut status = status.clone();
+        for condition in status["conditions"].as_array_mut().into_iter().flatten() {
+            condition.as_object_mut().map(|condition| condition.remove("lastHeartbeatTime"));
+        }
+        status
+    };
+    let Ok(have) = serde_json::to_value(&node.status) else { return false };
+    let (new, have) = (strip(status), strip(&have));
+    new.as_object().into_iter().flatten().all(|(field, value)| match field.as_str() {
+        // Others add conditions of their own.
+        "conditions" => {
+            let all = have[field].as_array();
+            value.as_array().into_iter().flatten().all(|one| all.is_some_and(|all| all.contains(one)))
+        }
+        _ => have[field] == *value,
+    })
 }
 
 async fn renew(config: &NodeConfig) -> Result<(), Error> {
@@ -110,24 +168,71 @@ async fn renew(config: &NodeConfig) -> Result<(), Error> {
     }
 }
 
-pub async fn heartbeat(config: NodeConfig, shutdown: CancellationToken) {
+/// Renews the lease, and writes the status whenever something of it changed, and from time to time all the same.
+pub async fn heartbeat(
+    config: NodeConfig,
+    mut known: Node,
+    mut pressures: watch::Receiver<BTreeSet<&'static str>>,
+    shutdown: CancellationToken,
+) {
     let mut beats = 0_u32;
     let mut timer = tokio::time::interval(HEARTBEAT);
     loop {
-        tokio::select! { () = shutdown.cancelled() => return, _ = timer.tick() => {} }
-        if let Err(error) = renew(&config).await {
-            tracing::warn!(%error, "cannot renew the node's lease");
-        }
-        beats += 1;
-        if beats.is_multiple_of(STATUS_EVERY) {
-            let result = match config.client.get::<Node>(None, &config.name).await {
-                Ok(node) => write_status(&config, &node).await,
-                Err(error) if error.is_not_found() => register(&config).await,
-                Err(error) => Err(Error::client("get node")(error)),
-            };
-            if let Err(error) = result {
-                tracing::warn!(%error, "cannot write the node's status");
+        let beat = tokio::select! {
+            () = shutdown.cancelled() => return,
+            _ = timer.tick() => true,
+            Ok(()) = pressures.changed() => false,
+        };
+        if beat {
+            if let Err(error) = renew(&config).await {
+                tracing::warn!(%error, "cannot renew the node's lease");
             }
+            beats += 1;
         }
+        let now = pressures.borrow_and_update().clone();
+        let result = match measure(&config, &known, now).await {
+            Ok(status) if is_written(&status, &known) && !beats.is_multiple_of(STATUS_EVERY) => continue,
+            Ok(status) => write_status(&config, status).await,
+            Err(error) => Err(error),
+        };
+        let result = match result {
+            Err(Error::Client { source, .. }) if source.is_not_found() => register(&config).await,
+            other => other,
+        };
+        match result {
+            Ok(node) => known = node,
+            Err(error) => tracing::warn!(%error, "cannot write the node's status"),
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_changed_beyond_the_heartbeat_is_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = crate::testing::config(dir.path());
+        let image = ImageInfo {
+            id: "sha256:0".into(),
+            repo_tags: vec!["a:1".into()],
+            repo_digests: Vec::new(),
+            size: 1,
+            uid: None,
+            username: None,
+        };
+        let facts = |images: Vec<ImageInfo>, pressures| Facts { version: "dhow://1".into(), images, pressures };
+        let status = node_status(&config, &Node::default(), facts(vec![image.clone()], BTreeSet::new()));
+        let mut node: Node = serde_json::from_value(json!({"status": status})).unwrap();
+        let others = json!({"type": "NetworkUnavailable", "status": "False"});
+        let conditions = node.status.as_mut().unwrap().conditions.as_mut().unwrap();
+        conditions.push(serde_json::from_value(others).unwrap());
+        conditions[0].last_heartbeat_time = None;
+        let again = |facts| is_written(&node_status(&config, &node, facts), &node);
+        assert!(again(facts(vec![image.clone()], BTreeSet::new())));
+        assert!(!again(facts(Vec::new(), BTreeSet::new())));
+        assert!(!again(facts(vec![image], ["DiskPressure"].into())));
     }
 }

@@ -6,17 +6,28 @@ use std::time::SystemTime;
 use dhow_cri::runtime::{ContainerState as Run, ContainerStatus as Seen, SandboxState, SandboxStatus};
 use k8s_openapi::api::core::v1::{
     Container, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus,
-    HostIP, Pod, PodCondition, PodIP, PodStatus,
+    HostIP, Pod, PodIP, PodSpec, PodStatus, ResourceRequirements, VolumeMountStatus,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use crate::actions::{is_live, is_sidecar, latest};
+use crate::conditions;
+use crate::containers::{is_live, is_sidecar, latest, of_ephemeral};
+use crate::resize::Progress;
+use crate::start::IMAGE_DIGEST;
+
+/// Why the node ended a pod, for good.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ended {
+    pub reason: &'static str,
+    pub message: String,
+}
 
 /// What the worker knows beyond the runtime's own lists.
 pub struct Facts<'a> {
     pub now: SystemTime,
+    /// What `containerID` begins with.
+    pub runtime: &'a str,
     pub host_ip: &'a str,
-    pub host_network: bool,
     pub sandbox: Option<&'a SandboxStatus>,
     pub containers: &'a [Seen],
     /// Waiting reason and message by container name.
@@ -25,9 +36,15 @@ pub struct Facts<'a> {
     pub ready: &'a BTreeSet<String>,
     /// Termination messages by container id.
     pub messages: &'a BTreeMap<String, String>,
-    pub finished: bool,
+    /// Requests and limits in force by container name.
+    pub resources: &'a BTreeMap<String, ResourceRequirements>,
+    pub resizing: Option<&'a Progress>,
+    /// Nothing of it runs or will run again.
+    pub over: bool,
+    pub ended: Option<&'a Ended>,
 }
 
+/// To the second, as the API has times.
 pub fn time(at: SystemTime) -> Time {
     let at = jiff::Timestamp::try_from(at).unwrap_or(jiff::Timestamp::UNIX_EPOCH);
     Time(jiff::Timestamp::from_second(at.as_second()).unwrap_or(at))
@@ -36,127 +53,86 @@ pub fn time(at: SystemTime) -> Time {
 pub fn compute(pod: &Pod, facts: &Facts<'_>) -> PodStatus {
     let old = pod.status.clone().unwrap_or_default();
     let Some(spec) = &pod.spec else { return old };
+    let of = |list: &[Container], old: Option<&Vec<ContainerStatus>>, init: bool| -> Vec<ContainerStatus> {
+        let list = list.iter();
+        list.map(|c| container(c, old.into_iter().flatten().find(|s| s.name == c.name), facts, init)).collect()
+    };
     let inits = spec.init_containers.as_deref().unwrap_or_default();
-    let init_statuses: Vec<_> =
-        inits.iter().map(|c| container(c, old.init_container_statuses.as_deref(), facts, true)).collect();
-    let statuses: Vec<_> =
-        spec.containers.iter().map(|c| container(c, old.container_statuses.as_deref(), facts, false)).collect();
-    let ended = |s: &ContainerStatus| s.state.as_ref().and_then(|s| s.terminated.as_ref()).map(|t| t.exit_code);
-    let any_started = statuses.iter().any(|s| s.container_id.is_some());
-    let initialized = any_started
-        || inits
-            .iter()
-            .zip(&init_statuses)
-            .all(|(c, s)| if is_sidecar(c) { s.started == Some(true) } else { ended(s) == Some(0) });
-    let phase = if facts.finished {
-        let failed_init =
-            inits.iter().zip(&init_statuses).any(|(c, s)| !is_sidecar(c) && ended(s).is_some_and(|c| c != 0));
-        if failed_init || statuses.iter().any(|s| ended(s) != Some(0)) { "Failed" } else { "Succeeded" }
-    } else if initialized && statuses.iter().all(|s| s.container_id.is_some()) {
-        "Running"
-    } else {
-        "Pending"
+    let init_statuses = of(inits, old.init_container_statuses.as_ref(), true);
+    let statuses = of(&spec.containers, old.container_statuses.as_ref(), false);
+    let debug: Vec<Container> = spec.ephemeral_containers.iter().flatten().map(of_ephemeral).collect();
+    let debug = of(&debug, old.ephemeral_container_statuses.as_ref(), false);
+    let phase = match facts.ended {
+        Some(_) => "Failed",
+        None => conditions::phase(spec, &init_statuses, &statuses, facts.over),
     };
-    let unready: Vec<&str> = statuses.iter().filter(|s| !s.ready).map(|s| s.name.as_str()).collect();
-    let sidecars_ready = inits.iter().zip(&init_statuses).all(|(c, s)| !is_sidecar(c) || s.ready);
-    let containers_ready = unready.is_empty() && sidecars_ready && !facts.finished;
-    let gates_pass = spec
-        .readiness_gates
-        .iter()
-        .flatten()
-        .all(|gate| old.conditions.iter().flatten().any(|c| c.type_ == gate.condition_type && c.status == "True"));
-    let not_ready = if facts.finished {
-        Some(("PodCompleted".to_owned(), String::new()))
-    } else if !containers_ready {
-        Some(("ContainersNotReady".into(), format!("containers with unready status: [{}]", unready.join(" "))))
-    } else {
-        None
-    };
-    let gated = (!gates_pass).then(|| {
-        ("ReadinessGatesNotReady".to_owned(), "corresponding condition of pod readiness gate is not True".to_owned())
-    });
+    let ips = addresses(spec, facts, &old);
     let sandbox_ready = facts.sandbox.is_some_and(|s| s.state == SandboxState::Ready);
-
-    let mut conditions = old.conditions.clone().unwrap_or_default();
     let now = time(facts.now);
-    let mut set = |type_: &str, ok: bool, why: Option<(String, String)>| {
-        let (reason, message) = why.unzip();
-        set_condition(&mut conditions, type_, ok, reason, message.filter(|m| !m.is_empty()), &now);
-    };
-    set("PodReadyToStartContainers", sandbox_ready, None);
-    let init_why = (!initialized).then(|| {
-        let names: Vec<&str> = init_statuses.iter().filter(|s| !s.ready).map(|s| s.name.as_str()).collect();
-        ("ContainersNotInitialized".to_owned(), format!("containers with incomplete status: [{}]", names.join(" ")))
-    });
-    set("Initialized", initialized, init_why);
-    set("Ready", containers_ready && gates_pass, not_ready.clone().or(gated));
-    set("ContainersReady", containers_ready, not_ready);
-
-    let ips: Vec<String> = if facts.host_network {
-        vec![facts.host_ip.to_owned()]
-    } else {
-        facts.sandbox.map(|s| s.ips.iter().map(ToString::to_string).collect()).unwrap_or_default()
-    };
-    PodStatus {
+    let mut status = PodStatus {
         phase: Some(phase.into()),
-        conditions: Some(conditions),
+        reason: facts.ended.map(|e| e.reason.to_owned()).or(old.reason.clone()),
+        message: facts.ended.map(|e| e.message.clone()).or(old.message.clone()),
         host_ip: Some(facts.host_ip.into()),
         host_ips: Some(vec![HostIP { ip: facts.host_ip.into() }]),
         pod_ip: ips.first().cloned(),
         pod_ips: (!ips.is_empty()).then(|| ips.into_iter().map(|ip| PodIP { ip }).collect()),
-        start_time: old.start_time.clone().or(Some(now)),
+        start_time: old.start_time.clone().or_else(|| Some(now.clone())),
         qos_class: Some(crate::resources::qos(spec).into()),
         init_container_statuses: (!init_statuses.is_empty()).then_some(init_statuses),
         container_statuses: Some(statuses),
+        ephemeral_container_statuses: (!debug.is_empty()).then_some(debug),
         observed_generation: pod.metadata.generation,
         ..old
+    };
+    conditions::update(pod, spec, &mut status, sandbox_ready, facts.resizing, &now);
+    status
+}
+
+fn addresses(spec: &PodSpec, facts: &Facts<'_>, old: &PodStatus) -> Vec<String> {
+    if spec.host_network == Some(true) {
+        return vec![facts.host_ip.to_owned()];
+    }
+    match facts.sandbox {
+        Some(sandbox) if !sandbox.ips.is_empty() => sandbox.ips.iter().map(ToString::to_string).collect(),
+        // A pod that is over keeps the address it had.
+        _ if facts.over => old.pod_ips.iter().flatten().map(|ip| ip.ip.clone()).collect(),
+        _ => Vec::new(),
     }
 }
 
-fn set_condition(
-    all: &mut Vec<PodCondition>,
-    type_: &str,
-    ok: bool,
-    reason: Option<String>,
-    message: Option<String>,
-    now: &Time,
-) {
-    let status = if ok { "True" } else { "False" };
-    let changed_at = all
-        .iter()
-        .find(|c| c.type_ == type_ && c.status == status)
-        .and_then(|c| c.last_transition_time.clone())
-        .unwrap_or_else(|| now.clone());
-    all.retain(|c| c.type_ != type_);
-    all.push(PodCondition {
-        type_: type_.into(),
-        status: status.into(),
-        reason,
-        message,
-        last_transition_time: Some(changed_at),
-        ..Default::default()
-    });
-}
-
-fn container(spec: &Container, old: Option<&[ContainerStatus]>, facts: &Facts<'_>, init: bool) -> ContainerStatus {
-    let old = old.into_iter().flatten().find(|s| s.name == spec.name);
-    let seen = latest(facts.containers, &spec.name);
-    let waiting = facts.waiting.get(&spec.name);
-    let waiting_state = |reason: &str, message: Option<String>| ContainerState {
+fn waiting_state(reason: &str, message: Option<String>) -> ContainerState {
+    ContainerState {
         waiting: Some(ContainerStateWaiting { reason: Some(reason.into()), message }),
         ..Default::default()
+    }
+}
+
+fn container(spec: &Container, old: Option<&ContainerStatus>, facts: &Facts<'_>, init: bool) -> ContainerStatus {
+    let waiting = facts.waiting.get(&spec.name);
+    let resources = facts.resources.get(&spec.name).or(spec.resources.as_ref()).cloned().unwrap_or_default();
+    let base = ContainerStatus {
+        name: spec.name.clone(),
+        image: spec.image.clone().unwrap_or_default(),
+        last_state: Some(ContainerState::default()),
+        started: Some(false),
+        allocated_resources: resources.requests.clone().filter(|requests| !requests.is_empty()),
+        resources: Some(resources),
+        volume_mounts: volume_mounts(spec),
+        ..Default::default()
     };
-    let Some(seen) = seen else {
-        let default = if init || facts.sandbox.is_none() { "ContainerCreating" } else { "PodInitializing" };
+    let Some(seen) = latest(facts.containers, &spec.name) else {
+        // What ended is remembered when the runtime no longer knows of it.
+        if let Some(old) = old.filter(|o| facts.over && o.state.as_ref().is_some_and(|s| s.terminated.is_some())) {
+            return old.clone();
+        }
+        let default = if !init && facts.sandbox.is_some() { "PodInitializing" } else { "ContainerCreating" };
         let (reason, message) = waiting.map_or((default, None), |(r, m)| (r.as_str(), Some(m.clone())));
         return ContainerStatus {
-            name: spec.name.clone(),
-            image: spec.image.clone().unwrap_or_default(),
-            state: Some(waiting_state(reason, message)),
-            started: Some(false),
+            state: Some(waiting_state(reason, message.filter(|m| !m.is_empty()))),
             restart_count: old.map_or(0, |o| o.restart_count),
-            last_state: old.and_then(|o| o.last_state.clone()).or_else(|| Some(ContainerState::default())),
-            ..Default::default()
+            last_state: old.and_then(|o| o.last_state.clone()).or(base.last_state),
+            ..base
         };
     };
     let live = is_live(seen);
@@ -171,7 +147,7 @@ fn container(spec: &Container, old: Option<&[ContainerStatus]>, facts: &Facts<'_
             },
             None => waiting_state("ContainerCreating", None),
         }
-    } else if let Some((reason, message)) = waiting {
+    } else if let Some((reason, message)) = waiting.filter(|_| !facts.over) {
         last = Some(terminated(seen, facts));
         waiting_state(reason, Some(message.clone()))
     } else {
@@ -180,17 +156,32 @@ fn container(spec: &Container, old: Option<&[ContainerStatus]>, facts: &Facts<'_
     let started = live && facts.started.contains(&seen.id);
     let completed = init && !is_sidecar(spec) && !live && seen.exit_code == 0;
     ContainerStatus {
-        name: spec.name.clone(),
-        image: seen.image.clone(),
-        image_id: seen.image_ref.clone(),
-        container_id: Some(format!("dhow://{}", seen.id)),
+        // The name in the spec stays what people see; the runtime may only know the image's id.
+        image_id: seen.annotations.get(IMAGE_DIGEST).unwrap_or(&seen.image_ref).clone(),
+        container_id: Some(format!("{}://{}", facts.runtime, seen.id)),
         ready: completed || (started && facts.ready.contains(&seen.id)),
         started: Some(started),
         restart_count: i32::try_from(seen.attempt).unwrap_or(i32::MAX),
         state: Some(state),
-        last_state: last.or_else(|| Some(ContainerState::default())),
-        ..Default::default()
+        last_state: last.or_else(|| base.last_state.clone()),
+        ..base
     }
+}
+
+fn volume_mounts(spec: &Container) -> Option<Vec<VolumeMountStatus>> {
+    let mounts = spec.volume_mounts.as_ref()?.iter().map(|mount| {
+        let read_only = mount.read_only.filter(|read_only| *read_only);
+        VolumeMountStatus {
+            name: mount.name.clone(),
+            mount_path: mount.mount_path.clone(),
+            read_only,
+            recursive_read_only: read_only.map(|_| match mount.recursive_read_only.as_deref() {
+                Some("Enabled" | "IfPossible") => "Enabled".to_owned(),
+                _ => "Disabled".to_owned(),
+            }),
+        }
+    });
+    Some(mounts.collect())
 }
 
 fn terminated(seen: &Seen, facts: &Facts<'_>) -> ContainerState {
@@ -202,7 +193,7 @@ fn terminated(seen: &Seen, facts: &Facts<'_>) -> ContainerState {
     };
     ContainerState {
         terminated: Some(ContainerStateTerminated {
-            container_id: Some(format!("dhow://{}", seen.id)),
+            container_id: Some(format!("{}://{}", facts.runtime, seen.id)),
             exit_code: seen.exit_code,
             reason: Some(reason.into()),
             message: message.filter(|m| !m.is_empty()),
@@ -211,5 +202,91 @@ fn terminated(seen: &Seen, facts: &Facts<'_>) -> ContainerState {
             signal: None,
         }),
         ..Default::default()
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::testing::{container as run, sandbox};
+
+    fn status(pod: serde_json::Value, containers: &[Seen], waiting: &[(&str, &str)], over: bool) -> PodStatus {
+        let pod: Pod = serde_json::from_value(pod).unwrap();
+        let waiting = waiting.iter().map(|(n, r)| ((*n).to_owned(), ((*r).to_owned(), "m".to_owned()))).collect();
+        let ids: BTreeSet<String> = containers.iter().map(|c| c.id.clone()).collect();
+        let sandbox = sandbox("s");
+        let facts = Facts {
+            now: SystemTime::UNIX_EPOCH,
+            runtime: "dhow",
+            host_ip: "192.0.2.1",
+            sandbox: Some(&sandbox),
+            containers,
+            waiting: &waiting,
+            started: &ids,
+            ready: &ids,
+            messages: &BTreeMap::new(),
+            resources: &BTreeMap::new(),
+            resizing: None,
+            over,
+            ended: None,
+        };
+        compute(&pod, &facts)
+    }
+
+    fn condition<'a>(status: &'a PodStatus, type_: &str) -> (&'a str, &'a str) {
+        let found = status.conditions.iter().flatten().find(|c| c.type_ == type_).unwrap();
+        (&found.status, found.reason.as_deref().unwrap_or_default())
+    }
+
+    #[test]
+    fn a_crash_loop_waits_with_its_last_end_and_its_pod_runs() {
+        let pod = serde_json::json!({"metadata": {"generation": 3}, "spec": {"containers": [{"name": "a"}]}});
+        let got = status(pod, &[run("s", "a", 4, Some(2))], &[("a", "CrashLoopBackOff")], false);
+        assert_eq!((got.phase.as_deref(), got.observed_generation), (Some("Running"), Some(3)));
+        let own = &got.container_statuses.as_ref().unwrap()[0];
+        assert_eq!(own.state.as_ref().unwrap().waiting.as_ref().unwrap().reason.as_deref(), Some("CrashLoopBackOff"));
+        assert_eq!(own.last_state.as_ref().unwrap().terminated.as_ref().unwrap().exit_code, 2);
+        assert_eq!(own.restart_count, 4);
+        assert_eq!(condition(&got, "Ready"), ("False", "ContainersNotReady"));
+        assert!(got.conditions.unwrap().iter().all(|c| c.observed_generation == Some(3)));
+    }
+
+    #[test]
+    fn a_pull_that_fails_leaves_the_pod_pending() {
+        let pod = serde_json::json!({"spec": {"containers": [{"name": "a"}, {"name": "b"}]}});
+        let got = status(pod, &[run("s", "b", 0, None)], &[("a", "ImagePullBackOff")], false);
+        assert_eq!(got.phase.as_deref(), Some("Pending"));
+        assert_eq!(condition(&got, "PodReadyToStartContainers"), ("True", ""));
+        assert_eq!((got.pod_ip.as_deref(), got.host_ip.as_deref()), (Some("10.42.0.5"), Some("192.0.2.1")));
+    }
+
+    #[test]
+    fn ends_decide_the_phase_of_a_pod_that_is_over() {
+        for (code, phase, reason) in [(0, "Succeeded", "PodCompleted"), (1, "Failed", "PodFailed")] {
+            let pod = serde_json::json!({"spec": {"restartPolicy": "Never", "containers": [{"name": "a"}]}});
+            let got = status(pod, &[run("s", "a", 0, Some(code))], &[], true);
+            assert_eq!(got.phase.as_deref(), Some(phase));
+            assert_eq!(condition(&got, "ContainersReady"), ("False", reason));
+            assert_eq!(condition(&got, "Initialized").0, "True");
+        }
+    }
+
+    #[test]
+    fn readiness_gates_hold_the_pod_back_but_not_its_containers() {
+        let pod = serde_json::json!({"spec": {"containers": [{"name": "a"}],
+            "readinessGates": [{"conditionType": "example.com/in"}]}});
+        let got = status(pod, &[run("s", "a", 0, None)], &[], false);
+        assert_eq!(condition(&got, "ContainersReady"), ("True", ""));
+        assert_eq!(condition(&got, "Ready"), ("False", "ReadinessGatesNotReady"));
+    }
+
+    #[test]
+    fn debug_containers_have_statuses_of_their_own() {
+        let pod = serde_json::json!({"spec": {"containers": [{"name": "a"}],
+            "ephemeralContainers": [{"name": "d", "image": "busybox"}]}});
+        let got = status(pod, &[run("s", "a", 0, None), run("s", "d", 0, None)], &[], false);
+        assert_eq!(condition(&got, "Ready").0, "True");
+        assert!(got.ephemeral_container_statuses.unwrap()[0].state.as_ref().unwrap().running.is_some());
     }
 }

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
+use dhow_client::{Body, Client, Transport};
 use dhow_cri::runtime::{
     ContainerConfig, ContainerState, ContainerStats, ContainerStatus, Duplex, ExecRequest, ExecResult, ImageAuth,
     ImageInfo, PodIdentity, Reader, Resources, RuntimeEvent, RuntimeEventKind, RuntimeVersion, SandboxConfig,
@@ -11,6 +12,8 @@ use dhow_cri::{Error, Runtime};
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::{NodeConfig, NodeSettings};
 
 pub fn sandbox(id: &str) -> SandboxStatus {
     SandboxStatus {
@@ -55,6 +58,10 @@ pub struct FakeRuntime {
     /// Sends to whoever listens to events.
     pub listeners: parking_lot::Mutex<Vec<tokio::sync::mpsc::UnboundedSender<RuntimeEvent>>>,
     pub execs: parking_lot::Mutex<Vec<Vec<String>>>,
+    /// What `exec_sync` ends with; other than 0 it says `no`.
+    pub exit_code: std::sync::atomic::AtomicI32,
+    /// Images that are present once they are pulled; others cannot be.
+    pub images: parking_lot::Mutex<std::collections::BTreeSet<String>>,
 }
 
 impl FakeRuntime {
@@ -71,6 +78,36 @@ impl FakeRuntime {
             kind: RuntimeEventKind::Exited,
         };
         self.listeners.lock().retain(|listener| listener.send(event.clone()).is_ok());
+    }
+}
+
+/// An API that is not there.
+struct NoApi;
+
+#[async_trait::async_trait]
+impl Transport for NoApi {
+    async fn call(&self, _: http::Request<bytes::Bytes>) -> Result<http::Response<Body>, dhow_client::Error> {
+        Err(dhow_client::Error::connection("call the API", "there is none"))
+    }
+}
+
+/// A node `n` without an API.
+pub fn config(root: &std::path::Path) -> NodeConfig {
+    NodeConfig {
+        name: "n".into(),
+        client: Client::new(std::sync::Arc::new(NoApi)),
+        runtime: std::sync::Arc::new(FakeRuntime::default()),
+        root_dir: root.into(),
+        node_ip: "192.0.2.1".into(),
+        pod_cidr: None,
+        kubelet_port: 0,
+        listen: ([127, 0, 0, 1], 0).into(),
+        tls: None,
+        cluster_dns: "10.43.0.10".into(),
+        cluster_domain: "cluster.local".into(),
+        labels: Default::default(),
+        image_api: None,
+        settings: NodeSettings::default(),
     }
 }
 
@@ -128,7 +165,9 @@ impl Runtime for FakeRuntime {
     }
     async fn exec_sync(&self, _: &str, command: &[String], _: Option<Duration>) -> Result<ExecResult, Error> {
         self.execs.lock().push(command.to_vec());
-        Ok(ExecResult { stdout: Vec::new(), stderr: Vec::new(), exit_code: 0 })
+        let exit_code = self.exit_code.load(std::sync::atomic::Ordering::Relaxed);
+        let stdout = if exit_code == 0 { Vec::new() } else { b"no\n".to_vec() };
+        Ok(ExecResult { stdout, stderr: Vec::new(), exit_code })
     }
     /// Says its command on stderr and every terminal size, echoes stdin to stdout until its end, then exits with 7.
     async fn exec(&self, _: &str, request: ExecRequest) -> Result<Streams, Error> {
@@ -173,11 +212,22 @@ impl Runtime for FakeRuntime {
         self.listeners.lock().push(sender);
         futures::stream::unfold(receiver, async |mut r| Some((r.recv().await?, r))).boxed()
     }
-    async fn pull_image(&self, _: &str, _: Option<ImageAuth>) -> Result<String, Error> {
-        unscripted()
+    async fn pull_image(&self, name: &str, _: Option<ImageAuth>) -> Result<String, Error> {
+        match self.images.lock().contains(name) {
+            true => Ok("sha256:0".into()),
+            false => Err(Error::ImagePull { reference: name.into(), message: "not found".into() }),
+        }
     }
-    async fn image_status(&self, _: &str) -> Result<Option<ImageInfo>, Error> {
-        unscripted()
+    async fn image_status(&self, name: &str) -> Result<Option<ImageInfo>, Error> {
+        let info = || ImageInfo {
+            id: "sha256:0".into(),
+            repo_tags: vec![name.into()],
+            repo_digests: vec!["r.example/a@sha256:1".into()],
+            size: 7,
+            uid: None,
+            username: None,
+        };
+        Ok(self.images.lock().contains(name).then(info))
     }
     async fn list_images(&self) -> Result<Vec<ImageInfo>, Error> {
         Ok(Vec::new())

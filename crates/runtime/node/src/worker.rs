@@ -5,124 +5,291 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use dhow_client::{DeleteParams, EventRecorder, EventType, Informer, Patch, reference};
-use dhow_cri::runtime::{ContainerStatus, ImageInfo, SandboxStatus};
-use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, Service};
+use dhow_client::{EventType, Patch, reference};
+use dhow_cri::runtime::{ContainerStatus, SandboxState, SandboxStatus};
+use k8s_openapi::api::core::v1::{Pod, PodSpec, ResourceRequirements};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::actions::{self, Observed, compute_actions, latest};
-use crate::probes::{Probes, Results};
-use crate::{Error, NodeConfig, config, env, hooks, pull_secrets, status, volumes};
+use crate::actions::{Actions, Observed, Why, compute_actions};
+use crate::backoff::Backoff;
+use crate::containers::{self, latest};
+use crate::probes::{Around, Listener, Probes, Results};
+use crate::pulls::Pulls;
+use crate::shared::Shared;
+use crate::start::{Outcome, Stage};
+use crate::status::Ended;
+use crate::{Error, config, objects, resize, static_pods, status, volumes};
 
-/// Mounted configuration and tokens are looked at this often.
-const REFRESH: Duration = Duration::from_secs(60);
 /// For a pod whose API object is gone.
-const GONE_GRACE: Duration = Duration::from_secs(1);
-const MIN_GRACE: Duration = Duration::from_secs(2);
+pub const GONE_GRACE: Duration = Duration::from_secs(1);
+/// What could not be done is tried again after this long.
 const RETRY: Duration = Duration::from_secs(10);
-
-pub struct Shared {
-    pub config: NodeConfig,
-    pub services: Informer<Service>,
-    pub events: EventRecorder,
-    pub memory: u64,
-}
+/// Bytes of a container's last words that its status holds.
+const MESSAGE_LIMIT: u64 = 4096;
+/// Lines and bytes of a log that stand in for last words.
+const LOG_TAIL: (usize, u64) = (80, 2048);
 
 pub struct Worker {
     pub shared: Arc<Shared>,
+    pub uid: String,
     /// `None` once the API object is gone.
     pub pod: watch::Receiver<Option<Arc<Pod>>>,
     pub wake: Arc<Notify>,
-    pub waiting: BTreeMap<String, (String, String)>,
-    pub probes: Probes,
+    /// Reason and message by container name.
+    pub(crate) waiting: BTreeMap<String, (String, String)>,
+    pub(crate) crashes: Backoff,
+    pub(crate) pulls: Pulls,
+    probes: Probes,
+    /// Requests and limits in force, where a resize made them differ from the runtime's first ones.
+    pub(crate) allocated: BTreeMap<String, ResourceRequirements>,
+    /// How a change of resources stands that is not through.
+    pub(crate) resizing: Option<resize::Progress>,
+    /// The pod as a whole has no limits, for while those of its containers change.
+    pub(crate) widened: bool,
+    ended: Option<Ended>,
+    admitted: bool,
+}
+
+/// When to look again at the latest.
+#[derive(Default)]
+struct Next(Option<SystemTime>);
+
+impl Next {
+    fn at(&mut self, at: impl Into<Option<SystemTime>>) {
+        if let Some(at) = at.into() {
+            self.0 = Some(self.0.map_or(at, |old| old.min(at)));
+        }
+    }
 }
 
 impl Worker {
-    pub async fn run(mut self, uid: String, shutdown: CancellationToken) {
+    pub fn new(shared: Arc<Shared>, uid: String, pod: watch::Receiver<Option<Arc<Pod>>>, wake: Arc<Notify>) -> Self {
+        Self {
+            allocated: resize::load(&shared.config.root_dir.join("pods").join(&uid)),
+            shared,
+            uid,
+            pod,
+            wake,
+            waiting: BTreeMap::new(),
+            crashes: Backoff::default(),
+            pulls: Pulls::default(),
+            probes: Probes::default(),
+            resizing: None,
+            widened: false,
+            ended: None,
+            admitted: false,
+        }
+    }
+
+    pub async fn run(mut self, shutdown: CancellationToken) {
         loop {
             let pod = self.pod.borrow_and_update().clone();
+            let pod = pod.map(|pod| self.with_status(pod));
             let result = match &pod {
-                Some(pod) if pod.metadata.deletion_timestamp.is_none() => self.sync(pod, &uid).await,
-                _ => match self.terminate(pod.as_deref(), &uid).await {
-                    Ok(()) => return,
+                Some(pod) if pod.metadata.deletion_timestamp.is_none() => self.sync(pod).await,
+                _ => match self.terminate(pod.as_deref()).await {
+                    Ok(()) => {
+                        self.shared.forget(&self.uid);
+                        return;
+                    }
                     Err(error) => Err(error),
                 },
             };
-            let delay = match result {
-                Ok(delay) => delay,
-                Err(error) => {
-                    tracing::warn!(%error, %uid, "cannot sync pod");
-                    Some(RETRY)
-                }
-            };
-            let timer = tokio::time::sleep(delay.unwrap_or(Duration::from_secs(86_400)));
+            let now = (self.shared.now)();
+            let next = result.unwrap_or_else(|error| {
+                tracing::warn!(%error, uid = self.uid, "cannot sync pod");
+                Some(now + RETRY)
+            });
+            let delay = next.map_or(Duration::from_secs(86_400), |at| at.duration_since(now).unwrap_or_default());
             tokio::select! {
                 () = shutdown.cancelled() => return,
                 changed = self.pod.changed() => if changed.is_err() { return },
                 () = self.wake.notified() => {}
-                () = timer => {}
+                () = tokio::time::sleep(delay) => {}
             }
         }
     }
 
-    fn pod_dir(&self, uid: &str) -> PathBuf {
+    /// A static pod's status is in the mirror that shows it.
+    fn with_status(&self, pod: Arc<Pod>) -> Arc<Pod> {
+        if !static_pods::is_static(&pod) {
+            return pod;
+        }
+        let status = self.shared.mirrors.get(&self.uid).and_then(|mirror| mirror.status.clone());
+        Arc::new(Pod { status, ..pod.as_ref().clone() })
+    }
+
+    pub(crate) fn pod_dir(&self, uid: &str) -> PathBuf {
         self.shared.config.root_dir.join("pods").join(uid)
     }
 
-    async fn observe(&self, uid: &str) -> Result<(Vec<SandboxStatus>, Vec<ContainerStatus>), Error> {
+    pub(crate) async fn observe(&self) -> Result<(Vec<SandboxStatus>, Vec<ContainerStatus>), Error> {
         let runtime = &self.shared.config.runtime;
         let mut sandboxes = runtime.list_sandboxes().await?;
-        sandboxes.retain(|s| s.pod.uid == uid);
+        sandboxes.retain(|s| s.pod.uid == self.uid);
         sandboxes.sort_by_key(|s| s.pod.attempt);
         let mut containers = runtime.list_containers().await?;
         containers.retain(|c| sandboxes.iter().any(|s| s.id == c.sandbox_id));
         Ok((sandboxes, containers))
     }
 
-    fn event(&self, pod: &Pod, kind: EventType, reason: &str, message: &str) {
+    pub(crate) fn event(&self, pod: &Pod, kind: EventType, reason: &str, message: &str) {
         self.shared.events.event(reference(pod), kind, reason, message);
     }
 
-    async fn sync(&mut self, pod: &Arc<Pod>, uid: &str) -> Result<Option<Duration>, Error> {
+    /// An event about one container of the pod.
+    pub(crate) fn container_event(&self, pod: &Pod, name: &str, kind: EventType, reason: &str, message: &str) {
+        let mut about = reference(pod);
+        about.field_path = pod.spec.as_ref().map(|spec| containers::field_path(spec, name));
+        self.shared.events.event(about, kind, reason, message);
+    }
+
+    /// Resolves once the pod is to end.
+    pub(crate) async fn ending(&self) {
+        let mut pod = self.pod.clone();
+        let ends = |pod: &Option<Arc<Pod>>| pod.as_ref().is_none_or(|p| p.metadata.deletion_timestamp.is_some());
+        if pod.wait_for(ends).await.is_err() {
+            std::future::pending().await
+        }
+    }
+
+    /// Whether the node, the pod's own deadline or its end before have decided that nothing of it runs any more.
+    fn is_over(&mut self, pod: &Pod, now: SystemTime, next: &mut Next) -> bool {
+        if self.ended.is_none() {
+            self.ended = self.shared.verdict(&self.uid);
+        }
+        let status = pod.status.as_ref();
+        if matches!(status.and_then(|s| s.phase.as_deref()), Some("Failed" | "Succeeded")) || self.ended.is_some() {
+            return true;
+        }
+        let deadline = pod.spec.as_ref().and_then(|s| s.active_deadline_seconds);
+        let started = status.and_then(|s| s.start_time.as_ref());
+        if let (Some(seconds), Some(started)) = (deadline, started) {
+            let at = SystemTime::from(started.0) + Duration::from_secs(seconds.unsigned_abs());
+            if at <= now {
+                let message = "Pod was active on the node longer than the specified deadline".to_owned();
+                self.event(pod, EventType::Normal, "DeadlineExceeded", &message);
+                self.ended = Some(Ended { reason: "DeadlineExceeded", message });
+                return true;
+            }
+            next.at(at);
+        }
+        false
+    }
+
+    async fn sync(&mut self, pod: &Arc<Pod>) -> Result<Option<SystemTime>, Error> {
         let Some(spec) = &pod.spec else { return Ok(None) };
-        let (sandboxes, containers) = self.observe(uid).await?;
+        let now = (self.shared.now)();
+        let mut next = Next::default();
+        let (sandboxes, containers) = self.observe().await?;
+        let over = self.is_over(pod, now, &mut next);
+        if !over && !self.admitted {
+            // What runs already was let in before.
+            let given = Pod { spec: Some(resize::with(spec, &self.allocated)), ..pod.as_ref().clone() };
+            if let Err(ended) = self.shared.admit(&given, !sandboxes.is_empty()) {
+                self.event(pod, EventType::Warning, ended.reason, &ended.message);
+                self.ended = Some(ended);
+                self.write_status(pod, spec, true).await?;
+                return Ok(None);
+            }
+            self.admitted = true;
+        }
         let health = self.health(spec, &sandboxes, &containers);
-        let now = SystemTime::now();
         let seen = Observed {
             now,
             sandbox: sandboxes.last(),
             containers: &containers,
             unhealthy: &health.unhealthy,
             started: &health.started,
+            crashes: &self.crashes,
+            over,
         };
         let todo = compute_actions(spec, &seen);
-        for seen in containers.iter().filter(|c| todo.kill.contains(&c.id)) {
-            self.stop(Some(pod), seen, &sandboxes, grace(pod), true).await?;
-        }
-        let mut delay = todo.wake.and_then(|at| at.duration_since(now).ok());
+        self.kill(pod, spec, &todo, &sandboxes, &containers, &health).await?;
         self.waiting.retain(|name, _| todo.start.contains(name));
         if todo.finished {
             self.waiting.clear();
-        } else if let Err((reason, message)) = self.act(pod, spec, uid, &todo, &sandboxes, &containers).await {
+            self.finish(pod, spec).await?;
+            return Ok(None);
+        }
+        if let Err((reason, message)) = self.act(pod, spec, &todo, &sandboxes, &containers, &mut next).await {
             self.event(pod, EventType::Warning, reason, &message);
-            delay = Some(RETRY);
+            next.at(now + RETRY);
         }
-        for name in &todo.backing_off {
-            let message = format!("back-off restarting failed container={name}");
-            self.waiting.insert(name.clone(), ("CrashLoopBackOff".into(), message.clone()));
-            self.event(pod, EventType::Warning, "BackOff", &message);
+        for (name, until) in &todo.backing_off {
+            let ended = latest(&containers, name).and_then(|c| c.finished_at);
+            let delay = ended.and_then(|ended| until.duration_since(ended).ok()).unwrap_or_default();
+            let full = full_name(pod);
+            let message = format!("back-off {} restarting failed container={name} pod={full}", in_words(delay));
+            self.waiting.insert(name.clone(), ("CrashLoopBackOff".into(), message));
+            let message = format!("Back-off restarting failed container {name} in pod {full}");
+            self.container_event(pod, name, EventType::Warning, "BackOff", &message);
+            next.at(*until);
         }
-        self.write_status(pod, spec, uid, todo.finished).await?;
-        if !self.waiting.is_empty() && todo.backing_off.is_empty() {
-            delay = Some(delay.map_or(RETRY, |d| d.min(RETRY)));
+        if !todo.new_sandbox {
+            next.at(self.resize(pod, spec, &containers).await?);
         }
-        let again = todo.new_sandbox.then_some(Duration::ZERO);
-        let live_volumes = spec.volumes.iter().flatten().any(|v| v.empty_dir.is_none() && v.host_path.is_none());
-        Ok([delay, again.filter(|_| delay.is_none()), (live_volumes && !todo.finished).then_some(REFRESH)]
-            .into_iter()
-            .flatten()
-            .min())
+        self.write_status(pod, spec, false).await?;
+        Ok(next.0)
+    }
+
+    async fn kill(
+        &self,
+        pod: &Pod,
+        spec: &PodSpec,
+        todo: &Actions,
+        sandboxes: &[SandboxStatus],
+        containers: &[ContainerStatus],
+        health: &Results,
+    ) -> Result<(), Error> {
+        let mut stops = Vec::new();
+        for (id, why) in &todo.kill {
+            let Some(seen) = containers.iter().find(|c| c.id == *id) else { continue };
+            let failure = health.unhealthy.get(id);
+            let message = match (why, failure) {
+                (Why::Probe, Some(failure)) => {
+                    let probe = failure.kind.name().to_lowercase();
+                    format!("Container {} failed {probe} probe, will be restarted", seen.name)
+                }
+                _ => format!("Stopping container {}", seen.name),
+            };
+            self.container_event(pod, &seen.name, EventType::Normal, "Killing", &message);
+            let own = spec.termination_grace_period_seconds.and_then(|s| u64::try_from(s).ok());
+            let usual = Duration::from_secs(own.unwrap_or(30));
+            let grace = match why {
+                Why::Probe => failure.and_then(|f| f.grace).unwrap_or(usual),
+                Why::Sandbox => usual,
+                Why::Finished => self.shared.verdict_grace(&self.uid).unwrap_or(usual),
+            };
+            stops.push((seen, grace));
+        }
+        let live: Vec<&ContainerStatus> = containers.iter().filter(|c| containers::is_live(c)).collect();
+        let stops = stops.into_iter().map(|(seen, grace)| {
+            // Only a pod that ends has an order to end in.
+            let others = if todo.finished { live.as_slice() } else { &[] };
+            self.stop(Some(pod), seen, sandboxes, others, grace, true)
+        });
+        tokio::select! {
+            done = futures::future::try_join_all(stops) => done.map(drop),
+            // Whoever deletes the pod says how much longer it may take.
+            () = self.ending() => Ok(()),
+        }
+    }
+
+    /// Frees what a pod that is over still holds. Its records and logs stay until it is deleted.
+    async fn finish(&mut self, pod: &Pod, spec: &PodSpec) -> Result<(), Error> {
+        let (sandboxes, containers) = self.observe().await?;
+        if containers.iter().any(containers::is_live) {
+            return Ok(());
+        }
+        for sandbox in sandboxes.iter().filter(|s| s.state == SandboxState::Ready) {
+            self.shared.config.runtime.stop_sandbox(&sandbox.id).await?;
+        }
+        volumes::unmount(&self.pod_dir(&self.uid));
+        self.shared.objects.forget(&self.uid);
+        self.shared.leave(&self.uid);
+        self.write_status(pod, spec, true).await
     }
 
     /// On failure, the reason and message of the event that tells of it.
@@ -130,18 +297,25 @@ impl Worker {
         &mut self,
         pod: &Pod,
         spec: &PodSpec,
-        uid: &str,
-        todo: &actions::Actions,
+        todo: &Actions,
         sandboxes: &[SandboxStatus],
         containers: &[ContainerStatus],
+        next: &mut Next,
     ) -> Result<(), (&'static str, String)> {
         let shared = Arc::clone(&self.shared);
         let runtime = &shared.config.runtime;
-        let dir = self.pod_dir(uid);
+        let dir = self.pod_dir(&self.uid);
         let unmounted = |error: Error| ("FailedMount", error.to_string());
         std::fs::create_dir_all(&dir).map_err(|error| unmounted(Error::io("create pod directory")(error)))?;
-        let paths = volumes::prepare(&shared.config.client, pod, &dir.join("volumes")).await.map_err(unmounted)?;
+        shared.objects.follow(&self.uid, &objects::referred(pod), &self.wake);
+        let prepared = volumes::prepare(&shared, pod, &dir.join("volumes")).await;
+        let prepared = prepared.map_err(unmounted)?;
+        next.at(prepared.refresh);
         if todo.new_sandbox {
+            if !sandboxes.is_empty() {
+                let message = "Pod sandbox changed, it will be killed and re-created.";
+                self.event(pod, EventType::Normal, "SandboxChanged", message);
+            }
             for old in sandboxes {
                 let unkilled = |error| ("FailedKillPod", format!("error killing pod: {error}"));
                 runtime.stop_sandbox(&old.id).await.map_err(unkilled)?;
@@ -152,170 +326,148 @@ impl Worker {
                 }
             }
             let attempt = sandboxes.last().map_or(0, |s| s.pod.attempt + 1);
-            let unmade = |error| ("FailedCreatePodSandBox", format!("Failed to create pod sandbox: {error}"));
-            runtime.run_sandbox(config::sandbox(&shared.config, pod, spec, attempt)).await.map_err(unmade)?;
+            let unmade = |error: String| ("FailedCreatePodSandBox", format!("Failed to create pod sandbox: {error}"));
+            if let Some(cgroups) = &shared.cgroups {
+                let prepared = cgroups.prepare_pod(spec, &self.uid);
+                prepared.map_err(|error| ("FailedCreatePodContainer", error.to_string()))?;
+            }
+            let handler = shared.runtime_handler(spec).await.map_err(unmade)?;
+            let wanted = config::sandbox(&shared.config, pod, spec, attempt, handler).map_err(unmade)?;
+            runtime.run_sandbox(wanted).await.map_err(|error| unmade(error.to_string()))?;
+            next.at((shared.now)());
             return Ok(());
         }
         let Some(sandbox) = sandboxes.last() else { return Ok(()) };
-        let all = spec.init_containers.iter().flatten().chain(&spec.containers);
-        for container in all.filter(|c| todo.start.contains(&c.name)) {
-            match self.start(pod, spec, container, sandbox, containers, &paths).await {
-                Ok(()) => drop(self.waiting.remove(&container.name)),
-                Err(error) => {
-                    self.event(pod, EventType::Warning, "Failed", &format!("Error: {error}"));
-                    self.waiting.insert(container.name.clone(), (error.reason().into(), error.to_string()));
-                }
+        let now = (shared.now)();
+        let stage = Stage { pod, spec, sandbox, containers, volumes: &prepared.paths, now };
+        let mut held = false;
+        for name in &todo.start {
+            let Some(container) = containers::find(spec, name) else { continue };
+            if held {
+                // Its turn comes after the one whose image is awaited; its own image may come meanwhile.
+                self.prefetch(&stage, &container).await;
+                continue;
+            }
+            match self.bring_up(&stage, &container).await {
+                Outcome::Started => self.prune(containers, name).await,
+                // Debug containers hold nobody up.
+                Outcome::Pulling => held = spec.ephemeral_containers.iter().flatten().all(|c| c.name != *name),
+                Outcome::Waits(until) => next.at(until.unwrap_or(now + RETRY)),
             }
         }
         Ok(())
     }
 
-    async fn start(
-        &self,
-        pod: &Pod,
-        spec: &PodSpec,
-        container: &Container,
-        sandbox: &SandboxStatus,
-        containers: &[ContainerStatus],
-        paths: &BTreeMap<String, PathBuf>,
-    ) -> Result<(), Error> {
-        let shared = &self.shared;
-        let runtime = &shared.config.runtime;
-        let image = self.image(pod, container).await?;
-        let mut pod = pod.clone();
-        let pod_status = pod.status.get_or_insert_default();
-        pod_status.pod_ip = sandbox.ips.first().map(ToString::to_string);
-        pod_status.host_ip = Some(shared.config.node_ip.clone());
-        let vars = env::build(&shared.config.client, &shared.services.list(), &pod, container).await?;
-        let attempt = latest(containers, &container.name).map_or(0, |c| c.attempt + 1);
-        let dir = self.pod_dir(&sandbox.pod.uid);
-        let files = dir.join("containers").join(&container.name);
-        std::fs::create_dir_all(&files).map_err(Error::io("create container directory"))?;
-        let termination_log = files.join(format!("termination-{attempt}"));
-        std::fs::write(&termination_log, "").map_err(Error::io("create termination log"))?;
-        let hosts = dir.join("hosts");
-        if spec.host_network != Some(true) {
-            std::fs::write(&hosts, hosts_file(&pod, spec, sandbox)).map_err(Error::io("write hosts file"))?;
+    /// Begins the pull of an image that will be wanted soon.
+    async fn prefetch(&mut self, stage: &Stage<'_>, container: &k8s_openapi::api::core::v1::Container) {
+        if !self.pulls.is_running(&container.name) {
+            // Whatever comes of it is found when it is the container's turn.
+            self.begin_pull(stage, container).await;
         }
-        let start = config::Start {
-            attempt,
-            image: &image,
-            env: vars,
-            volumes: paths,
-            hosts: (spec.host_network != Some(true)).then_some(hosts),
-            termination_log,
-            node_memory: shared.memory,
-        };
-        let id = runtime.create_container(&sandbox.id, config::container(spec, container, start)?).await?;
-        self.event(&pod, EventType::Normal, "Created", &format!("Container created: {}", container.name));
-        runtime.start_container(&id).await?;
-        self.event(&pod, EventType::Normal, "Started", &format!("Container started: {}", container.name));
-        let Some(hook) = container.lifecycle.as_ref().and_then(|l| l.post_start.as_ref()) else { return Ok(()) };
-        let ip = self.address(sandbox);
-        let target = hooks::Target { runtime: runtime.as_ref(), id: &id, ip: &ip, container };
-        let Err(message) = target.run(hook).await else { return Ok(()) };
-        let message = format!("PostStartHook failed: {message}");
-        self.event(&pod, EventType::Warning, "FailedPostStartHook", &message);
-        runtime.stop_container(&id, grace(&pod)).await?;
-        Err(Error::Spec { reason: "PostStartHookError", message })
+    }
+
+    /// Of a container's runs that have ended, only the last is kept.
+    async fn prune(&self, containers: &[ContainerStatus], name: &str) {
+        let Some(last) = latest(containers, name) else { return };
+        for old in containers.iter().filter(|c| c.name == name && c.id != last.id && !containers::is_live(c)) {
+            if let Err(error) = self.shared.config.runtime.remove_container(&old.id).await {
+                tracing::warn!(container = old.id, %error, "cannot remove a container's earlier run");
+            }
+        }
     }
 
     /// Where a pod's ports are reached from the node.
-    fn address(&self, sandbox: &SandboxStatus) -> String {
+    pub(crate) fn address(&self, sandbox: &SandboxStatus) -> String {
         sandbox.ips.first().map_or_else(|| self.shared.config.node_ip.clone(), ToString::to_string)
     }
 
-    /// Runs the container's preStop hook, when `hook`, and stops it, all within `grace`.
-    async fn stop(
-        &self,
-        pod: Option<&Pod>,
-        seen: &ContainerStatus,
-        sandboxes: &[SandboxStatus],
-        grace: Duration,
-        hook: bool,
-    ) -> Result<(), Error> {
-        let runtime = &self.shared.config.runtime;
-        let begun = tokio::time::Instant::now();
-        let spec = pod.and_then(|p| p.spec.as_ref());
-        let container = spec
-            .and_then(|s| s.containers.iter().chain(s.init_containers.iter().flatten()).find(|c| c.name == seen.name));
-        let pre_stop = container.and_then(|c| Some((c, c.lifecycle.as_ref()?.pre_stop.as_ref()?)));
-        let sandbox = sandboxes.iter().find(|s| s.id == seen.sandbox_id);
-        if let (Some(pod), Some((container, handler)), Some(sandbox), true) =
-            (pod, pre_stop, sandbox, hook && !grace.is_zero())
-        {
-            let ip = self.address(sandbox);
-            let target = hooks::Target { runtime: runtime.as_ref(), id: &seen.id, ip: &ip, container };
-            let result = tokio::time::timeout(grace, target.run(handler)).await;
-            if let Err(message) = result.unwrap_or_else(|_| Err("it did not end within the grace period".into())) {
-                let message = format!("PreStopHook failed: {message}");
-                self.event(pod, EventType::Warning, "FailedPreStopHook", &message);
-            }
-        }
-        // A hook that took it all still leaves the process a moment to end by itself.
-        let left = grace.saturating_sub(begun.elapsed()).max(MIN_GRACE.min(grace));
-        Ok(runtime.stop_container(&seen.id, left).await?)
-    }
-
-    async fn image(&self, pod: &Pod, container: &Container) -> Result<ImageInfo, Error> {
-        let runtime = &self.shared.config.runtime;
-        let name = container.image.as_deref().unwrap_or_default();
-        let policy = container.image_pull_policy.as_deref().unwrap_or("IfNotPresent");
-        let present = runtime.image_status(name).await?;
-        match (present, policy) {
-            (Some(image), "IfNotPresent" | "Never") => {
-                let message = format!("Container image {name:?} already present on machine");
-                self.event(pod, EventType::Normal, "Pulled", &message);
-                return Ok(image);
-            }
-            (None, "Never") => {
-                let message = format!("Container image {name:?} is not present with pull policy of Never");
-                return Err(Error::Spec { reason: "ErrImageNeverPull", message });
-            }
-            _ => {}
-        }
-        self.event(pod, EventType::Normal, "Pulling", &format!("Pulling image {name:?}"));
-        let auth = pull_secrets::auth(&self.shared.config.client, pod, name).await;
-        runtime.pull_image(name, auth).await?;
-        self.event(pod, EventType::Normal, "Pulled", &format!("Successfully pulled image {name:?}"));
-        let gone = || Error::Spec { reason: "ErrImagePull", message: format!("image {name:?} is gone after its pull") };
-        runtime.image_status(name).await?.ok_or_else(gone)
-    }
-
     fn health(&mut self, spec: &PodSpec, sandboxes: &[SandboxStatus], containers: &[ContainerStatus]) -> Results {
-        let ip = sandboxes.last().and_then(|s| s.ips.first()).map(ToString::to_string);
-        let ip = ip.unwrap_or_else(|| self.shared.config.node_ip.clone());
-        self.probes.update(&self.shared.config.runtime, spec, containers, &ip, &self.wake)
+        let ip = sandboxes.last().map_or_else(|| self.shared.config.node_ip.clone(), |s| self.address(s));
+        let pod = self.pod.borrow().clone();
+        let (shared, about) = (Arc::clone(&self.shared), pod);
+        let listener: Listener = Arc::new(move |report| {
+            let Some(pod) = &about else { return };
+            shared.count_probe(pod, report);
+            let Err(message) = &report.outcome else { return };
+            let mut about = reference(pod.as_ref());
+            about.field_path = pod.spec.as_ref().map(|spec| containers::field_path(spec, &report.container));
+            let message = format!("{} probe failed: {message}", report.kind.name());
+            shared.events.event(about, EventType::Warning, "Unhealthy", &message);
+        });
+        let around = Around {
+            runtime: &self.shared.config.runtime,
+            ip: &ip,
+            wake: &self.wake,
+            listener: &listener,
+            now: (self.shared.now)(),
+        };
+        self.probes.update(spec, containers, &around)
     }
 
-    async fn write_status(&mut self, pod: &Pod, spec: &PodSpec, uid: &str, finished: bool) -> Result<(), Error> {
-        let (sandboxes, containers) = self.observe(uid).await?;
-        let live: BTreeSet<String> = containers.iter().filter(|c| actions::is_live(c)).map(|c| c.id.clone()).collect();
+    /// The last words of a container: what it wrote to its file, or where it asks for that, the end of its log.
+    fn last_words(&self, pod: &Pod, spec: &PodSpec, seen: &ContainerStatus) -> Option<String> {
+        let path = self.pod_dir(&self.uid).join("containers").join(&seen.name);
+        let text = read_most(&path.join(format!("termination-{}", seen.attempt)), MESSAGE_LIMIT);
+        if !text.is_empty() {
+            return Some(text);
+        }
+        let container = containers::find(spec, &seen.name)?;
+        let from_log = container.termination_message_policy.as_deref() == Some("FallbackToLogsOnError");
+        if !from_log || seen.exit_code == 0 {
+            return None;
+        }
+        let logs = config::log_directory(&self.shared.config.root_dir, &config::identity(pod, 0));
+        let text = crate::server::log_tail(&logs.join(&seen.log_path), LOG_TAIL.0, LOG_TAIL.1);
+        Some(text).filter(|text| !text.is_empty())
+    }
+
+    /// Writes the status if it is not what the API has. `over` once nothing of the pod runs or will run again.
+    pub(crate) async fn write_status(&mut self, pod: &Pod, spec: &PodSpec, over: bool) -> Result<(), Error> {
+        let (sandboxes, containers) = self.observe().await?;
         let health = self.health(spec, &sandboxes, &containers);
-        let files = self.pod_dir(uid).join("containers");
-        let message = |c: &ContainerStatus| {
-            let text = std::fs::read(files.join(&c.name).join(format!("termination-{}", c.attempt))).ok()?;
-            let text = String::from_utf8_lossy(&text[..text.len().min(4096)]).into_owned();
-            (!text.is_empty()).then(|| (c.id.clone(), text))
-        };
-        let messages = containers.iter().filter(|c| !live.contains(&c.id)).filter_map(message).collect();
+        let ended: BTreeSet<&str> =
+            containers.iter().filter(|c| !containers::is_live(c)).map(|c| c.id.as_str()).collect();
+        let words = |c: &ContainerStatus| Some((c.id.clone(), self.last_words(pod, spec, c)?));
+        let messages = containers.iter().filter(|c| ended.contains(c.id.as_str())).filter_map(words).collect();
         let facts = status::Facts {
-            now: SystemTime::now(),
+            now: (self.shared.now)(),
+            runtime: &self.shared.runtime_name,
             host_ip: &self.shared.config.node_ip,
-            host_network: spec.host_network == Some(true),
             sandbox: sandboxes.last(),
             containers: &containers,
             waiting: &self.waiting,
             started: &health.started,
             ready: &health.ready,
             messages: &messages,
-            finished,
+            resources: &self.allocated,
+            resizing: self.resizing.as_ref(),
+            over,
+            ended: self.ended.as_ref(),
         };
         let new = status::compute(pod, &facts);
-        if pod.status.as_ref() == Some(&new) {
+        let shown = !static_pods::is_static(pod) || self.shared.mirrors.get(&self.uid).is_some();
+        if shown && pod.status.as_ref() == Some(&new) {
             return Ok(());
         }
-        let patch = serde_json::json!({"metadata": {"uid": uid}, "status": new});
+        let failed = |error: serde_json::Error| Error::config(format!("write pod status: {error}"));
+        let old = serde_json::to_value(&pod.status).map_err(failed)?;
+        let mut status = serde_json::to_value(&new).map_err(failed)?;
+        // In a merge patch, what is to go has to be named.
+        for (key, _) in old.as_object().into_iter().flatten() {
+            if let Some(new) = status.as_object_mut().filter(|new| !new.contains_key(key)) {
+                new.insert(key.clone(), serde_json::Value::Null);
+            }
+        }
+        let uid = match static_pods::is_static(pod).then(|| self.shared.mirrors.get(&self.uid)) {
+            None => Some(self.uid.clone()),
+            Some(Some(mirror)) => mirror.metadata.uid.clone(),
+            // Its coming brings us back here.
+            Some(None) if pod.metadata.deletion_timestamp.is_none() => {
+                return static_pods::create_mirror(&self.shared, pod).await;
+            }
+            Some(None) => return Ok(()),
+        };
+        let patch = serde_json::json!({"metadata": {"uid": uid}, "status": status});
         let meta = &pod.metadata;
         let name = meta.name.as_deref().unwrap_or_default();
         let client = &self.shared.config.client;
@@ -324,99 +476,36 @@ impl Worker {
             _ => Ok(()),
         }
     }
+}
 
-    /// Stops everything, frees it, then lets the API object go.
-    async fn terminate(&mut self, pod: Option<&Pod>, uid: &str) -> Result<(), Error> {
-        let shared = Arc::clone(&self.shared);
-        let runtime = &shared.config.runtime;
-        let (sandboxes, containers) = self.observe(uid).await?;
-        let live: Vec<_> = containers.iter().filter(|c| actions::is_live(c)).collect();
-        if let Some(pod) = pod {
-            for seen in &live {
-                let message = format!("Stopping container {}", seen.name);
-                self.event(pod, EventType::Normal, "Killing", &message);
-            }
-        }
-        let mut changes = self.pod.clone();
-        let mut grace = pod.map_or(GONE_GRACE, grace);
-        let mut hook = true;
-        loop {
-            let stops = live.iter().map(|c| self.stop(pod, c, &sandboxes, grace, hook));
-            tokio::select! {
-                done = futures::future::try_join_all(stops) => break drop(done?),
-                shorter = shortened(&mut changes, grace) => (grace, hook) = (shorter, false),
-            }
-        }
-        if let Some((pod, spec)) = pod.and_then(|p| Some((p, p.spec.as_ref()?))) {
-            self.write_status(pod, spec, uid, true).await?;
-        }
-        for sandbox in sandboxes {
-            runtime.stop_sandbox(&sandbox.id).await?;
-            runtime.remove_sandbox(&sandbox.id).await?;
-            let _ = std::fs::remove_dir_all(config::log_directory(&self.shared.config.root_dir, &sandbox.pod));
-        }
-        volumes::remove(&self.pod_dir(uid))?;
-        let Some(pod) = pod else { return Ok(()) };
-        let params = DeleteParams { grace_period: Some(0), uid: Some(uid.into()), ..Default::default() };
-        let name = pod.metadata.name.as_deref().unwrap_or_default();
-        match self.shared.config.client.delete::<Pod>(pod.metadata.namespace.as_deref(), name, &params).await {
-            Err(error) if !error.is_not_found() && !error.is_conflict() => Err(Error::client("delete pod")(error)),
-            _ => Ok(()),
-        }
+/// `name_namespace(uid)`, as messages name pods.
+fn full_name(pod: &Pod) -> String {
+    let text = |s: &Option<String>| s.clone().unwrap_or_default();
+    let meta = &pod.metadata;
+    format!("{}_{}({})", text(&meta.name), text(&meta.namespace), text(&meta.uid))
+}
+
+/// `10s`, `1m20s`, `5m0s`.
+fn in_words(duration: Duration) -> String {
+    match duration.as_secs() {
+        seconds @ 0..60 => format!("{seconds}s"),
+        seconds => format!("{}m{}s", seconds / 60, seconds % 60),
     }
 }
 
-/// Resolves when the pod is to end sooner than it was said before.
-async fn shortened(changes: &mut watch::Receiver<Option<Arc<Pod>>>, than: Duration) -> Duration {
-    let sooner = |pod: &Option<Arc<Pod>>| pod.as_ref().map_or(GONE_GRACE, |pod| grace(pod));
-    let found = changes.wait_for(|pod| sooner(pod) < than).await.map(|pod| sooner(&pod)).ok();
-    match found {
-        Some(grace) => grace,
-        None => std::future::pending().await,
+fn read_most(path: &std::path::Path, limit: u64) -> String {
+    use std::io::Read;
+    let mut bytes = Vec::new();
+    if let Ok(file) = std::fs::File::open(path) {
+        // A file that cannot be read says nothing.
+        let _ = file.take(limit).read_to_end(&mut bytes);
     }
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
-fn grace(pod: &Pod) -> Duration {
+/// How long a pod gets to end: what its deletion says, or else its spec.
+pub fn grace(pod: &Pod) -> Duration {
     let asked = pod.metadata.deletion_grace_period_seconds;
     let spec = pod.spec.as_ref().and_then(|s| s.termination_grace_period_seconds);
     Duration::from_secs(asked.or(spec).and_then(|s| u64::try_from(s).ok()).unwrap_or(30))
-}
-
-fn hosts_file(pod: &Pod, spec: &PodSpec, sandbox: &SandboxStatus) -> String {
-    let mut text =
-        String::from("# Managed by Dhow.\n127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n");
-    let name = spec.hostname.as_deref().or(pod.metadata.name.as_deref()).unwrap_or_default();
-    for ip in &sandbox.ips {
-        let ns = pod.metadata.namespace.as_deref().unwrap_or_default();
-        let full = spec.subdomain.as_ref().map(|s| format!("{name}.{s}.{ns}.svc.cluster.local\t")).unwrap_or_default();
-        text.push_str(&format!("{ip}\t{full}{name}\n"));
-    }
-    for alias in spec.host_aliases.iter().flatten() {
-        text.push_str(&format!("{}\t{}\n", alias.ip, alias.hostnames.as_deref().unwrap_or_default().join("\t")));
-    }
-    text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn ending(seconds: i64) -> Option<Arc<Pod>> {
-        let mut pod = Pod::default();
-        pod.metadata.deletion_grace_period_seconds = Some(seconds);
-        Some(Arc::new(pod))
-    }
-
-    #[tokio::test]
-    async fn only_a_shorter_grace_or_a_gone_pod_hurries_the_end() {
-        let (sender, mut receiver) = watch::channel(ending(30));
-        let thirty = Duration::from_secs(30);
-        let poll = futures::poll!(std::pin::pin!(shortened(&mut receiver, thirty)));
-        assert!(poll.is_pending());
-        sender.send_replace(ending(60));
-        sender.send_replace(ending(5));
-        assert_eq!(shortened(&mut receiver, thirty).await, Duration::from_secs(5));
-        sender.send_replace(None);
-        assert_eq!(shortened(&mut receiver, Duration::from_secs(5)).await, GONE_GRACE);
-    }
 }

@@ -34,6 +34,9 @@ pub struct ContainerSpec {
     /// Sees all of the host's devices, files and kernel settings.
     pub privileged: bool,
     pub pid: PidMode,
+    /// Joins the process namespace of this container of the sandbox, whatever `pid` says.
+    #[serde(default)]
+    pub processes_of: Option<String>,
     /// Below the cgroup root, such as `dhow/kubepods/burstable/pod<uid>/<id>`.
     pub cgroup: String,
     pub limits: Limits,

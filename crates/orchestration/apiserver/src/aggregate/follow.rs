@@ -80,7 +80,14 @@ async fn settle(server: &Arc<ApiServer>, objects: &Objects) -> Result<(), Status
             found.push((remote, stored, object));
         }
     }
-    aggregator.remotes.store(Arc::new(found.iter().map(|(remote, ..)| remote.clone()).collect()));
+    let mut all: Vec<Arc<Remote>> = found.iter().map(|(remote, ..)| remote.clone()).collect();
+    let own = Remote::here();
+    // Somebody's own server for it comes first.
+    if !all.iter().any(|remote| remote.group == own.group && remote.version == own.version) {
+        let same = known.iter().find(|remote| remote.is_here()).cloned();
+        all.push(same.unwrap_or_else(|| Arc::new(own)));
+    }
+    aggregator.remotes.store(Arc::new(all));
     futures::future::join_all(found.iter().map(|(remote, ..)| remote.check(&aggregator.cache))).await;
     for (remote, stored, mut object) in found {
         if tell(&mut object, &remote) {

@@ -4,6 +4,7 @@
 mod discovery;
 mod follow;
 mod local;
+mod metrics;
 mod proxy;
 mod publish;
 mod remote;
@@ -38,7 +39,7 @@ pub struct FrontProxy {
 /// The name in the certificate.
 pub const FRONT_PROXY_CLIENT: &str = "front-proxy-client";
 
-/// The extension servers there are.
+/// The extension servers there are, the one within this server among them.
 pub struct Aggregator {
     cache: Arc<Cache>,
     client: Option<Arc<LiveCert>>,
@@ -46,6 +47,7 @@ pub struct Aggregator {
     /// An extension server did not answer.
     suspected: Notify,
     pub swagger: swagger::Swagger,
+    summaries: metrics::Summaries,
 }
 
 impl Aggregator {
@@ -54,9 +56,10 @@ impl Aggregator {
         Self {
             cache,
             client,
-            remotes: ArcSwap::default(),
+            remotes: ArcSwap::from_pointee(vec![Arc::new(Remote::here())]),
             suspected: Notify::new(),
             swagger: swagger::Swagger::default(),
+            summaries: metrics::Summaries::default(),
         }
     }
 
@@ -65,12 +68,9 @@ impl Aggregator {
         self.remotes.load_full()
     }
 
-    /// Who answers this path, if this server does not. Costs nothing while there is no extension server.
+    /// Who answers this path, if the pipeline for objects does not.
     pub fn claim(&self, path: &str) -> Option<Arc<Remote>> {
         let remotes = self.remotes.load();
-        if remotes.is_empty() {
-            return None;
-        }
         let mut parts = path.strip_prefix("/openapi/v3").unwrap_or(path).strip_prefix("/apis/")?.split('/');
         let (group, version) = (parts.next()?, parts.next()?);
         remotes.iter().find(|remote| remote.group == group && remote.version == version).cloned()

@@ -1,12 +1,14 @@
 //! Passes a request on to an extension server, with the caller's name in place of the caller's credentials.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use dhow_api::Status;
 use dhow_client::{Body, full};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::BodyExt;
 
-use super::Remote;
+use super::{Remote, metrics};
 use crate::ApiServer;
 use crate::audit::Trail;
 use crate::identity::{TOKEN_PROTOCOL, UserInfo};
@@ -20,7 +22,7 @@ const CREDENTIALS: [&str; 4] = ["authorization", "proxy-authorization", "cookie"
 
 /// The extension server's answer; its body and the request's stream.
 pub async fn pass_on(
-    server: &ApiServer,
+    server: &Arc<ApiServer>,
     remote: &Remote,
     user: &UserInfo,
     mut request: Request<Body>,
@@ -28,6 +30,9 @@ pub async fn pass_on(
 ) -> Result<Response<Body>, Status> {
     if !remote.state().available {
         return Ok(unavailable("service unavailable".into()));
+    }
+    if remote.is_here() {
+        return metrics::answer(server, &request.into_parts().0).await;
     }
     let client = request.headers().contains_key(header::UPGRADE).then(|| hyper::upgrade::on(&mut request));
     let (parts, body) = request.into_parts();

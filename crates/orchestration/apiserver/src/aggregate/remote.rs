@@ -16,7 +16,7 @@ use hyper_util::client::legacy::Client as Pool;
 use parking_lot::Mutex;
 use serde_json::Value;
 
-use super::swagger;
+use super::{metrics, swagger};
 use crate::cache::Cache;
 use crate::webhook::{Connector, Place, Service, authorities, connections, endpoints};
 
@@ -67,6 +67,32 @@ pub struct State {
 type Problem = (&'static str, String);
 
 impl Remote {
+    /// The metrics of nodes and pods, which this server answers itself.
+    pub fn here() -> Self {
+        let state = State {
+            available: true,
+            reason: "Local",
+            message: "Local APIServices are always available".into(),
+            resources: Some(Arc::new(metrics::resources())),
+            ..State::default()
+        };
+        Self {
+            group: metrics::GROUP.into(),
+            version: metrics::VERSION.into(),
+            version_priority: 100,
+            service: Service { namespace: String::new(), name: String::new() },
+            port: 0,
+            made_of: (String::new(), Value::Null),
+            pool: Err("answered by this server".into()),
+            state: Mutex::new(state),
+        }
+    }
+
+    /// Whether this server answers it itself.
+    pub fn is_here(&self) -> bool {
+        self.made_of.1.is_null()
+    }
+
     /// From an APIService; `None` if that is a local one.
     pub fn of(object: &Value, cache: &Arc<Cache>, client: Option<&Arc<LiveCert>>) -> Option<Self> {
         let spec = object.get("spec")?;

@@ -2,7 +2,7 @@
 
 use std::process::Stdio;
 
-use dhow_image::ImageStore;
+use dhow_image::{ArchiveFormat, ImageStore};
 use tokio::process::Command;
 
 use super::{Inner, answer, request};

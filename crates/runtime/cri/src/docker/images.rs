@@ -2,7 +2,7 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE;
-use dhow_image::{ImageStore, Reference};
+use dhow_image::{ArchiveFormat, ImageStore, Reference};
 use http::StatusCode;
 use serde_json::{Value, json};
 use tokio::io::AsyncBufReadExt;

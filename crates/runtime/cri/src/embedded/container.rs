@@ -65,7 +65,7 @@ async fn make(
         id: id.to_owned(),
         sandbox_id: sandbox.meta.id.clone(),
         image_ref: image.id.clone(),
-        stop_signal: specification::stop_signal(image),
+        stop_signal: specification::stop_signal(&config, image),
         log_path: spec.log_path.clone(),
         cgroup: spec.cgroup.clone(),
         config,

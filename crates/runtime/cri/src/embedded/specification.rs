@@ -87,6 +87,7 @@ pub fn container(
             NamespaceMode::Pod => PidMode::Sandbox,
             NamespaceMode::Container => PidMode::Own,
         },
+        processes_of: config.target.clone(),
         cgroup: format!("{}/{}/{id}", runtime.cgroup_root, sandbox.config.cgroup_parent),
         limits: limits(&config.resources),
         log_path: sandbox.config.log_directory.join(&config.log_path),
@@ -248,9 +249,10 @@ pub fn limits(resources: &Resources) -> Limits {
     }
 }
 
-/// The image's `STOPSIGNAL` by number; SIGTERM if it has none or one that does not exist.
-pub fn stop_signal(image: &Image) -> i32 {
-    let text = image.config.config().as_ref().and_then(|config| config.stop_signal().clone());
+/// The container's own stop signal or the image's, by number; SIGTERM without one, or for one that does not exist.
+pub fn stop_signal(config: &ContainerConfig, image: &Image) -> i32 {
+    let of_image = || image.config.config().as_ref().and_then(|config| config.stop_signal().clone());
+    let text = config.stop_signal.clone().or_else(of_image);
     text.as_deref().and_then(parse_signal).unwrap_or(rustix::process::Signal::TERM.as_raw())
 }
 

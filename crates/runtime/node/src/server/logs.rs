@@ -12,9 +12,9 @@ use dhow_cri::runtime::{ContainerState, RuntimeEventKind};
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use jiff::Timestamp;
-use rustix::fs::inotify;
-use tokio::net::unix::pipe;
 use tokio::sync::mpsc;
+
+use crate::directory::DirectoryWatch;
 
 const BLOCK: usize = 64 * 1024;
 
@@ -113,6 +113,23 @@ fn tail_offset(file: &mut std::fs::File, count: u64) -> std::io::Result<u64> {
     Ok(0)
 }
 
+/// The end of a log as text: at most this many lines and bytes. A log that cannot be read has none.
+pub fn tail(path: &Path, lines: usize, bytes: u64) -> String {
+    let read = || -> std::io::Result<Vec<u8>> {
+        let mut file = std::fs::File::open(path)?;
+        let start = tail_offset(&mut file, lines as u64)?;
+        // Every line begins with its time and stream: what is wanted of a long tail is at its end.
+        let len = file.metadata()?.len();
+        file.seek(SeekFrom::Start(start.max(len.saturating_sub(BLOCK as u64))))?;
+        let mut data = Vec::new();
+        file.read_to_end(&mut data)?;
+        Ok(Filter::new(LogOptions::default()).push(&data))
+    };
+    let text = read().unwrap_or_default();
+    let excess = text.len().saturating_sub(usize::try_from(bytes).unwrap_or(usize::MAX));
+    String::from_utf8_lossy(&text[excess..]).into_owned()
+}
+
 /// Turns the file's bytes into what the client reads.
 struct Filter {
     options: LogOptions,
@@ -169,38 +186,6 @@ impl Filter {
     }
 }
 
-/// Wakes when something changes in a directory. Registering a bare descriptor with tokio is unsafe, so the inotify
-/// descriptor, read like a pipe, is handed over as one.
-struct Watch(pipe::Receiver);
-
-impl Watch {
-    fn directory(path: &Path) -> std::io::Result<Self> {
-        let fd = inotify::init(inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC)?;
-        let flags = inotify::WatchFlags::MODIFY | inotify::WatchFlags::CREATE | inotify::WatchFlags::MOVED_TO;
-        inotify::add_watch(&fd, path, flags)?;
-        Ok(Self(pipe::Receiver::from_owned_fd_unchecked(fd)?))
-    }
-
-    /// What changed is not looked at: the reader looks at the file.
-    async fn changed(&self) -> std::io::Result<()> {
-        let mut events = [0; 4096];
-        loop {
-            self.0.readable().await?;
-            let mut seen = false;
-            loop {
-                match self.0.try_read(&mut events) {
-                    Ok(_) => seen = true,
-                    Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => break,
-                    Err(error) => return Err(error),
-                }
-            }
-            if seen {
-                return Ok(());
-            }
-        }
-    }
-}
-
 /// A log on its way to a client.
 pub struct LogStream {
     pub runtime: Arc<dyn Runtime>,
@@ -219,7 +204,7 @@ impl LogStream {
         // Events come first: what happens after this line is seen, what happened before is in the file.
         let events = self.options.follow.then(|| self.runtime.events());
         let directory = self.path.parent().unwrap_or(Path::new("/"));
-        let watch = if self.options.follow { Some(Watch::directory(directory)?) } else { None };
+        let watch = if self.options.follow { Some(DirectoryWatch::new(directory)?) } else { None };
         let mut file = std::fs::File::open(&self.path)?;
         let offset = match self.options.tail {
             Some(count) => tail_offset(&mut file, count)?,
@@ -238,7 +223,7 @@ impl LogStream {
     async fn send(
         self,
         mut file: std::fs::File,
-        follow: Option<(Watch, BoxStream<'static, dhow_cri::runtime::RuntimeEvent>)>,
+        follow: Option<(DirectoryWatch, BoxStream<'static, dhow_cri::runtime::RuntimeEvent>)>,
         to: &mpsc::Sender<std::io::Result<Bytes>>,
     ) -> std::io::Result<()> {
         let mut filter = Filter::new(self.options.clone());

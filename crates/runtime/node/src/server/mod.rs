@@ -1,12 +1,15 @@
 //! The node's own HTTPS server, for the API server only: logs, exec, attach, port-forward, images and numbers.
 
 mod forward;
-mod info;
 mod logs;
+mod metrics;
 mod remote;
 mod socket;
 mod spdy;
+mod summary;
+mod usage;
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -26,6 +29,11 @@ use k8s_openapi::api::core::v1::Pod;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
+
+use crate::NodeSettings;
+use crate::shared::ProbeKey;
+pub use logs::tail as log_tail;
+pub use usage::{Meter, NodeUsage};
 
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
@@ -91,6 +99,16 @@ pub struct Server {
     /// The pods bound to this node.
     pub pods: Box<dyn Fn() -> Vec<Arc<Pod>> + Send + Sync>,
     pub image_api: Option<crate::ImageApi>,
+    /// Checks of probes so far.
+    pub probes: Box<dyn Fn() -> BTreeMap<ProbeKey, u64> + Send + Sync>,
+    pub settings: NodeSettings,
+    pub meter: usage::Meter,
+}
+
+/// The pods in the shape of the API.
+fn pod_list(pods: &[Arc<Pod>]) -> serde_json::Value {
+    let items: Vec<_> = pods.iter().filter_map(|pod| serde_json::to_value(pod.as_ref()).ok()).collect();
+    serde_json::json!({"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": items})
 }
 
 /// Who may call: the API server, and administrators.
@@ -183,12 +201,15 @@ impl Server {
         };
         match (method, parts.as_slice()) {
             (Method::GET, ["healthz"]) => Ok(text(StatusCode::OK, "text/plain; charset=utf-8", "ok")),
-            (Method::GET, ["pods"]) => Ok(json(&info::pods(&(self.pods)()))),
-            (Method::GET, ["metrics"]) => {
-                let metrics = info::metrics(self.runtime.as_ref()).await?;
-                Ok(text(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", metrics))
+            (Method::GET, ["pods" | "runningpods"]) => Ok(json(&pod_list(&(self.pods)()))),
+            (Method::GET, ["metrics", rest @ ..]) => self.metrics(rest).await,
+            (Method::GET, ["configz"]) => Ok(json(&serde_json::json!({"kubeletconfig": self.settings.shown()}))),
+            (Method::GET, ["stats", "summary"]) => {
+                let usage = self.meter.measure(self.runtime.as_ref()).await?;
+                // A runtime that does not tell leaves it out.
+                let images = self.runtime.image_fs_info().await.ok();
+                Ok(json(&summary::of(&self.node, &self.root_dir, images.as_ref(), &usage)))
             }
-            (Method::GET, ["stats", "summary"]) => Ok(json(&info::summary(&self.node, self.runtime.as_ref()).await?)),
             (Method::POST, ["images", "import"]) => self.import(request).await,
             (_, ["images", ..]) if let Some(api) = &self.image_api => Ok(api(request).await),
             (Method::GET, ["images"]) => Ok(json(&serde_json::json!({"images": self.runtime.list_images().await?}))),
@@ -237,6 +258,20 @@ impl Server {
                 Ok(handshake.run(move |to, from| forward::serve(runtime, sandbox, ports, to, from)))
             }
             _ => Err(Refusal::not_found(format!("no such path: {path}"))),
+        }
+    }
+
+    async fn metrics(&self, path: &[&str]) -> Result<Answer, Refusal> {
+        let page = |page: String| Ok(text(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", page));
+        if path == ["probes"] {
+            return page(metrics::probes(&(self.probes)()));
+        }
+        let usage = usage::now(self.runtime.as_ref()).await?;
+        match path {
+            [] => page(metrics::agent(&self.node, &usage)),
+            ["resource"] => page(metrics::resource(&usage)),
+            ["cadvisor"] => page(metrics::cadvisor(&usage)),
+            _ => Err(Refusal::not_found(format!("no such metrics: {}", path.join("/")))),
         }
     }
 

@@ -48,6 +48,9 @@ impl Fixture {
             runtime: Arc::new(runtime),
             pods: Box::new(|| vec![Arc::new(Pod::default())]),
             image_api: None,
+            probes: Box::new(BTreeMap::new),
+            settings: NodeSettings::default(),
+            meter: usage::Meter::default(),
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -126,7 +129,14 @@ async fn plain_routes_answer() {
     assert_eq!(get("/containerLogs/default/p/a?tailLines=x").await.0, StatusCode::BAD_REQUEST);
     assert_eq!(get("/exec/default/p/a?command=sh").await.0, StatusCode::BAD_REQUEST);
     assert!(get("/pods").await.1.contains("PodList"));
-    assert!(get("/metrics").await.1.contains("container=\"a\",namespace=\"default\",pod=\"p\"} 7"));
+    let cadvisor = get("/metrics/cadvisor").await.1;
+    assert!(cadvisor.contains("namespace=\"default\",pod=\"p\"} 7\n"), "{cadvisor}");
+    let resource = get("/metrics/resource").await.1;
+    assert!(resource.contains("pod_memory_working_set_bytes{namespace=\"default\",pod=\"p\"} 7\n"), "{resource}");
+    assert!(get("/metrics").await.1.contains("kubelet_running_containers{container_state=\"running\"} 1\n"));
+    assert!(get("/metrics/probes").await.1.contains("prober_probe_total"));
+    assert!(get("/configz").await.1.contains("\"maxPods\":110"));
+    assert_eq!(get("/metrics/none").await.0, StatusCode::NOT_FOUND);
     assert!(get("/stats/summary").await.1.contains("\"usageCoreNanoSeconds\":5"));
     assert_eq!(get("/images").await.1, r#"{"images":[]}"#);
     assert_eq!(fixture.call("POST", "/images/import", "x:1").await.1, r#"{"images":["x:1"]}"#);

@@ -110,7 +110,8 @@ pub fn container(
         }
         program::run(&spec.process, &prepared)
     };
-    let flags = match (spec.pid, init) {
+    let pid = if spec.processes_of.is_some() { PidMode::Sandbox } else { spec.pid };
+    let flags = match (pid, init) {
         (PidMode::Own, _) => sys::NEW_PID | sys::NEW_MOUNTS,
         (PidMode::Host, _) => sys::NEW_MOUNTS,
         (PidMode::Sandbox, Some(init)) => {

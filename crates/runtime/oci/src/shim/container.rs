@@ -45,7 +45,8 @@ pub struct Attached {
 
 impl Container {
     /// Makes the container of the specification in `folder`, up to the point of running its program.
-    pub fn create(folder: &Path, shm: &Path, init: Option<&OwnedFd>) -> Result<Self> {
+    /// `join` finds the process whose process namespace it enters: a container's, or the sandbox's own.
+    pub fn create<'a>(folder: &Path, shm: &Path, join: impl Fn(Option<&str>) -> Option<&'a OwnedFd>) -> Result<Self> {
         let path = folder.join("spec.json");
         let text = fs::read(&path).step(format!("read {}", path.display()))?;
         let spec: ContainerSpec = serde_json::from_slice(&text).map_err(|error| {
@@ -53,7 +54,7 @@ impl Container {
         })?;
         let log = Log::open(&spec.log_path)?;
         let cgroup = Cgroup::new(&spec.cgroup);
-        let made = Self::make(&spec, &cgroup, shm, init);
+        let made = Self::make(&spec, &cgroup, shm, join(spec.processes_of.as_deref()));
         let (made, stdin, outputs) = match made {
             Ok(made) => made,
             Err(error) => {

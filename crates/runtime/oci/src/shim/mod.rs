@@ -236,7 +236,11 @@ impl Shim {
                     return Err(Error::Invalid(format!("container {id} exists")));
                 }
                 let folder = self.dir.join("containers").join(&id);
-                let container = Container::create(&folder, &self.shm, self.init.as_ref().map(|init| &init.1))?;
+                let join = |of: Option<&str>| match of {
+                    Some(id) => self.containers.get(id).map(|container| &container.made.pidfd),
+                    None => self.init.as_ref().map(|init| &init.1),
+                };
+                let container = Container::create(&folder, &self.shm, join)?;
                 self.containers.insert(id, container);
             }
             Request::Start { id } => {

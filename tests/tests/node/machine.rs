@@ -1,0 +1,154 @@
+//! The node as a whole: static pods, numbers, what is left behind, and a restart of the machine.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use dhow_e2e::{Host, eventually};
+use serde_json::json;
+
+use crate::support::{IMAGE, SOON, exec, nothing, own, pod, running, until};
+
+pub fn runs_static_pods(host: &Host) -> Result<()> {
+    let file = host.data_dir().join("static-pods/own.yaml");
+    let manifest = format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: own}}\nspec:\n  terminationGracePeriodSeconds: 1\n  containers:\n  \
+         - {{name: a, image: '{IMAGE}', imagePullPolicy: IfNotPresent, command: [sleep, '1000']}}\n"
+    );
+    std::fs::write(&file, manifest)?;
+    let seen = running(host, "own-e2e")?;
+    let id = own(&seen)["containerID"].clone();
+    // Whoever deletes the mirror deletes a picture.
+    host.kubectl(&["delete", "pod", "own-e2e", "--timeout=20s"])?;
+    let seen = running(host, "own-e2e")?;
+    ensure!(own(&seen)["containerID"] == id && own(&seen)["restartCount"] == 0, "{seen:#}");
+    std::fs::remove_file(&file)?;
+    eventually(SOON, || {
+        let gone = host.kubectl(&["get", "pod", "own-e2e"]).is_err();
+        ensure!(gone, "the mirror is still there");
+        Ok(())
+    })
+}
+
+pub fn tells_numbers(host: &Host) -> Result<()> {
+    pod(host, "busy", "while :; do :; done", json!({"resources": {"limits": {"cpu": "200m"}}}), nothing())?;
+    running(host, "busy")?;
+    let nodes = eventually(SOON, || host.kubectl(&["top", "nodes", "--no-headers"]))?;
+    ensure!(nodes.starts_with("e2e ") && nodes.contains("Mi"), "{nodes}");
+    let cpu = eventually(SOON, || {
+        let pods = host.kubectl(&["top", "pods", "--containers", "--no-headers"])?;
+        let line = pods.lines().find(|line| line.starts_with("busy")).context("no line of the pod")?;
+        let cpu = line.split_whitespace().nth(2).and_then(|cpu| cpu.strip_suffix('m')).context("no processors")?;
+        cpu.parse::<u32>().context("read processors")
+    })?;
+    ensure!((20..=400).contains(&cpu), "{cpu} thousandths of a processor");
+    let one = host.kubectl(&["get", "--raw", "/apis/metrics.k8s.io/v1beta1/nodes/e2e"])?;
+    ensure!(one.contains("\"NodeMetrics\"") && one.contains("\"memory\":"), "{one}");
+    let denied = host.kubectl(&["top", "pods", "--as=system:serviceaccount:default:default"]).unwrap_err().to_string();
+    ensure!(denied.contains("orbidden"), "{denied}");
+    for (path, expected) in [
+        ("stats/summary", "\"nodeName\":\"e2e\""),
+        ("metrics", "kubelet_running_pods"),
+        ("metrics/resource", "pod_cpu_usage_seconds_total{namespace=\"default\",pod=\"busy\"}"),
+        ("metrics/cadvisor", "container_memory_working_set_bytes{container=\"a\""),
+        ("metrics/probes", "prober_probe_total{"),
+        ("configz", "\"maxPods\":110"),
+        ("healthz", "ok"),
+    ] {
+        let text = host.kubectl(&["get", "--raw", &format!("/api/v1/nodes/e2e/proxy/{path}")])?;
+        ensure!(text.contains(expected), "{path} lacks {expected:?}: {text}");
+    }
+    let node = eventually(SOON, || {
+        let node = host.get(&["get", "node", "e2e"])?;
+        let names = node["status"]["images"][0]["names"].to_string();
+        ensure!(names.contains("busybox"), "{names}");
+        Ok(node)
+    })?;
+    let (have, usable) = (&node["status"]["capacity"]["memory"], &node["status"]["allocatable"]["memory"]);
+    ensure!(have != usable && usable.is_string(), "{node:#}");
+    Ok(())
+}
+
+/// Mounts, processes and network interfaces of this cloud.
+fn traces(host: &Host) -> Result<[usize; 3]> {
+    let mine = host.folder().to_string_lossy().into_owned();
+    let mounts = std::fs::read_to_string("/proc/self/mounts")?.lines().filter(|line| line.contains(&mine)).count();
+    let mut shims = 0;
+    for entry in std::fs::read_dir("/proc")?.flatten() {
+        let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        shims += usize::from(String::from_utf8_lossy(&line).contains(&mine));
+    }
+    let links = dhow_e2e::run(host.command("ip").args(["-br", "link"]))?.lines().count();
+    Ok([mounts, shims, links])
+}
+
+/// Control groups of these pods.
+fn groups(uids: &[String]) -> Result<Vec<String>> {
+    let mut find = std::process::Command::new("find");
+    let all = dhow_e2e::run(find.args(["/sys/fs/cgroup", "-ignore_readdir_race", "-name", "pod*"]))?;
+    Ok(all.lines().filter(|line| uids.iter().any(|uid| line.contains(uid))).map(str::to_owned).collect())
+}
+
+pub fn leaves_nothing_behind(host: &Host) -> Result<()> {
+    let count: u32 = std::env::var("DHOW_LEAK_PODS").ok().and_then(|n| n.parse().ok()).unwrap_or(50);
+    host.kubectl(&["delete", "pods", "--all", "--now", "--timeout=60s"])?;
+    let before = traces(host)?;
+    let limit = Duration::from_secs(60 + u64::from(count) * 4);
+    let template = json!({"restartPolicy": "Never",
+        "volumes": [{"name": "m", "emptyDir": {"medium": "Memory"}}],
+        "containers": [{"name": "a", "image": IMAGE, "imagePullPolicy": "IfNotPresent", "command": ["true"],
+            "volumeMounts": [{"name": "m", "mountPath": "/m"}, {"name": "m", "mountPath": "/part", "subPath": "a/b"}]}]});
+    let job = json!({"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "many"},
+        "spec": {"completions": count, "parallelism": 20, "template": {"spec": template}}});
+    host.apply(&job.to_string())?;
+    // Pods that never come to run take nothing either.
+    pod(host, "no-binary", "", json!({"command": ["/absent"]}), json!({"restartPolicy": "Never"}))?;
+    pod(host, "no-image", "", json!({"image": "127.0.0.1:1/absent"}), nothing())?;
+    let wait = format!("--timeout={}s", limit.as_secs());
+    host.kubectl(&["wait", "--for=condition=complete", "job/many", &wait])?;
+    until(host, "no-binary", |s| s["phase"] == "Failed")?;
+    // What is over keeps its records only.
+    let meanwhile = traces(host)?;
+    ensure!(meanwhile[0] <= before[0] + 4, "mounts of pods that are over: {before:?} became {meanwhile:?}");
+    let pods = host.get(&["get", "pods"])?;
+    let uids = pods["items"].as_array().context("no pods")?.iter().filter_map(|pod| pod["metadata"]["uid"].as_str());
+    let uids: Vec<String> = uids.map(str::to_owned).collect();
+    ensure!(uids.len() > count as usize, "{} pods", uids.len());
+    host.kubectl(&["delete", "job", "many", "--cascade=foreground", &wait])?;
+    host.kubectl(&["delete", "pods", "--all", "--now", &wait])?;
+    eventually(limit, || {
+        let after = traces(host)?;
+        // Sandboxes made ahead of time come and go.
+        ensure!(after[0] <= before[0], "{before:?} became {after:?}");
+        ensure!(after[1] <= before[1] + 4 && after[2] <= before[2] + 4, "{before:?} became {after:?}");
+        let left = groups(&uids)?;
+        ensure!(left.is_empty(), "control groups left: {left:?}");
+        Ok(())
+    })
+}
+
+/// What a restart of the machine leaves: neither daemon nor shims nor what was mounted.
+pub fn comes_back_after_a_restart(host: &Host) -> Result<()> {
+    let spec = json!({"volumes": [{"name": "m", "emptyDir": {"medium": "Memory"}}, {"name": "d", "emptyDir": {}}]});
+    let mounts = json!({"volumeMounts": [{"name": "m", "mountPath": "/m"}, {"name": "d", "mountPath": "/d"}]});
+    pod(host, "lasting", "echo run >> /m/log; echo run >> /d/log; sleep 1000", mounts, spec)?;
+    pod(host, "once", "sleep 1000", nothing(), json!({"restartPolicy": "Never"}))?;
+    running(host, "lasting")?;
+    running(host, "once")?;
+    let mine = host.folder().to_string_lossy().into_owned();
+    let uid = host.get(&["get", "pod", "lasting"])?["metadata"]["uid"].as_str().context("no uid")?.to_owned();
+    dhow_e2e::run(std::process::Command::new("kill").args(["-9", &host.daemon_pid()?.to_string()]))?;
+    for entry in std::fs::read_dir("/proc")?.flatten() {
+        let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        if String::from_utf8_lossy(&line).contains(&mine) {
+            let _ = dhow_e2e::run(std::process::Command::new("kill").arg("-9").arg(entry.file_name()));
+        }
+    }
+    let memory = host.data_dir().join(format!("node/pods/{uid}/volumes/m"));
+    dhow_e2e::run(std::process::Command::new("umount").args(["--lazy", memory.to_str().context("path")?]))?;
+    host.dhow(&["up"])?;
+    until(host, "lasting", |s| own(s)["restartCount"] == 1 && own(s)["ready"] == true)?;
+    let logs = exec(host, "lasting", "cat /m/log; echo; cat /d/log")?;
+    ensure!(logs == "run\n\nrun\nrun\n", "memory is empty again and the disk is as it was: {logs:?}");
+    until(host, "once", |s| s["phase"] == "Failed")?;
+    Ok(())
+}
