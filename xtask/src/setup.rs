@@ -17,6 +17,7 @@ pub const TEST_NEEDS: &[Need] = &[
     ("openssl", "openssl"),
     ("docker-registry", "docker-registry"),
     ("crun", "crun"),
+    ("runc", "runc"),
     ("dig", "bind9-dnsutils"),
     ("kubectl", "kubernetes-client"),
     ("python3", "python3"),

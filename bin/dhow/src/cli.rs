@@ -29,6 +29,8 @@ pub enum Command {
     /// Work with this node's images.
     #[command(subcommand)]
     Image(ImageCommand),
+    /// Run containers from OCI bundles, without the cloud; the command line is runc's.
+    Oci(Box<dhow_oci::cli::Args>),
     /// Print the kubeconfig of the administrator.
     Kubeconfig(ConnectArgs),
     /// Print a completion script.

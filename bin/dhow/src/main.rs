@@ -19,6 +19,8 @@ mod preflight;
 mod shared;
 mod store;
 
+use std::ffi::OsString;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -35,12 +37,24 @@ fn main() -> ExitCode {
     if args.next().is_some_and(|first| first == dhow_oci::shim::COMMAND) {
         return dhow_oci::shim::main(args);
     }
-    let cli = Cli::parse();
-    if let Command::Completion { shell } = cli.command {
-        clap_complete::generate(shell, &mut Cli::command(), "dhow", &mut std::io::stdout());
-        return ExitCode::SUCCESS;
+    match Cli::parse_from(arguments()).command {
+        Command::Completion { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "dhow", &mut std::io::stdout());
+            ExitCode::SUCCESS
+        }
+        // It forks, too.
+        Command::Oci(args) => dhow_oci::cli::main(*args),
+        command => exit::report(run(command)),
     }
-    exit::report(run(cli.command))
+}
+
+/// Engines call a runtime without a word before its verbs: under that name the binary is the runtime alone.
+fn arguments() -> Vec<OsString> {
+    let mut args: Vec<OsString> = std::env::args_os().collect();
+    if args.first().and_then(|name| Path::new(name).file_name()).is_some_and(|name| name == dhow_oci::cli::ALIAS) {
+        args.insert(1, "oci".into());
+    }
+    args
 }
 
 fn run(command: Command) -> anyhow::Result<()> {
@@ -71,7 +85,7 @@ fn run(command: Command) -> anyhow::Result<()> {
                 daemon::init_logging(place.log_format)?;
                 nameserver::serve(&place, gateway).await
             }
-            Command::Completion { .. } => Ok(()),
+            Command::Completion { .. } | Command::Oci(_) => Ok(()),
         }
     });
     // A thread may be waiting for a resolver that does not answer; nothing that must be finished is left to threads.

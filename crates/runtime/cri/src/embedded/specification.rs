@@ -131,6 +131,7 @@ fn process(config: &ContainerConfig, image: &Image) -> Result<Process, Error> {
             SeccompProfile::Localhost(path) => Seccomp::Profile(path.clone()),
         },
         oom_score_adj: config.resources.oom_score_adj,
+        ..Process::default()
     })
 }
 
@@ -157,6 +158,7 @@ fn user(security: &SecurityContext, image_user: &str) -> User {
         uid: security.run_as_user,
         gid: security.run_as_group,
         additional_gids: security.supplemental_groups.clone(),
+        ..User::default()
     }
 }
 

@@ -10,8 +10,9 @@ use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
 use rustix::process::WaitStatus;
 
-use super::child::{self, Made, Streams};
+use super::child::{self, Streams};
 use super::log::Log;
+use crate::birth::Made;
 use crate::cgroup::Cgroup;
 use crate::error::{Context, Error, Result};
 use crate::protocol::Reply;

@@ -26,6 +26,7 @@ use crate::protocol::{Reply, Request};
 use crate::spec::{SandboxSpec, Status};
 use crate::{sys, wire};
 use container::{Attached, Container};
+pub use container::exit_code;
 
 /// First argument under which the binary is a shim.
 pub const COMMAND: &str = "sandbox-shim";
