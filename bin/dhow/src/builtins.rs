@@ -10,7 +10,7 @@ use anyhow::{Context, Result, anyhow};
 use dhow_apiserver::{AccessConfig, ApiServer, ServiceRange, UserInfo};
 use dhow_base::pki::SaKey;
 use dhow_client::Client;
-use dhow_cri::embedded::{EmbeddedConfig, EmbeddedRuntime};
+use dhow_cri::embedded::{EmbeddedConfig, EmbeddedRuntime, Tuning};
 use dhow_image::{ImageStore, PullOptions};
 use dhow_net::{Cidr, Net, NetConfig};
 use dhow_node::{Node, NodeConfig};
@@ -206,6 +206,7 @@ async fn open_runtime(place: &Place, images: ImageStore, net: Arc<Net>) -> Resul
         images,
         pull: PullOptions::default(),
         network: net,
+        tuning: Tuning { slots: place.slots, ..Tuning::default() },
     };
     EmbeddedRuntime::open(config).await.context("open the container runtime")
 }

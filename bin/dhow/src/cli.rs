@@ -129,6 +129,9 @@ pub struct PlaceArgs {
     /// Admission plugins to turn on beside the usual ones.
     #[arg(long, env = "DHOW_ENABLE_ADMISSION_PLUGINS", value_enum, value_delimiter = ',', value_name = "PLUGIN,...")]
     pub enable_admission_plugins: Vec<AdmissionPlugin>,
+    /// How many pod sandboxes wait, ready made, for pods to come; each holds about a MiB and an address.
+    #[arg(long, env = "DHOW_POD_SLOTS", default_value_t = 2, value_name = "N")]
+    pub pod_slots: usize,
     /// Log format.
     #[arg(long, env = "DHOW_LOG_FORMAT", value_enum, default_value_t = LogFormat::Auto)]
     pub log_format: LogFormat,

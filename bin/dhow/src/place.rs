@@ -33,6 +33,8 @@ pub struct Place {
     pub audit: Option<AuditPlace>,
     pub admission_plugins: Vec<AdmissionPlugin>,
     pub log_format: LogFormat,
+    /// Sandboxes that wait, ready made, for pods.
+    pub slots: usize,
 }
 
 /// What is recorded of requests, and where to.
@@ -115,6 +117,7 @@ impl Place {
             },
             admission_plugins: args.enable_admission_plugins.clone(),
             log_format: args.log_format,
+            slots: args.pod_slots,
         })
     }
 
@@ -170,6 +173,7 @@ impl Place {
             ("--api-port", self.api_port.to_string().into()),
             ("--node-port", self.node_port.to_string().into()),
             ("--leader-elect-lease-duration", self.leader_lease.as_secs().to_string().into()),
+            ("--pod-slots", self.slots.to_string().into()),
         ];
         let mut flags = Vec::from(flags);
         if let Some(etcd) = &self.etcd {

@@ -30,8 +30,8 @@ pub struct Stage {
 
 /// An error that fails a case.
 pub type Failure = Box<dyn std::error::Error + Send + Sync>;
-type Outcome = Result<(), Failure>;
-type Case = for<'a> fn(&'a mut Stage) -> BoxFuture<'a, Outcome>;
+pub type Outcome = Result<(), Failure>;
+pub type Case = for<'a> fn(&'a mut Stage) -> BoxFuture<'a, Outcome>;
 
 /// All cases by name.
 pub const CASES: &[(&str, Case)] = &[

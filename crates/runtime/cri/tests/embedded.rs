@@ -3,6 +3,8 @@
 
 #[path = "support/busybox.rs"]
 mod busybox;
+#[path = "support/own.rs"]
+mod own;
 
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -10,11 +12,12 @@ use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::sync::Arc;
 
-use dhow_cri::embedded::{EmbeddedConfig, EmbeddedRuntime};
+use dhow_cri::embedded::{EmbeddedConfig, EmbeddedRuntime, Tuning};
 use dhow_cri::suite::{CASES, Stage};
 use dhow_cri::{Error, NetworkRequest, PodNetwork, Runtime};
 use dhow_image::{ImageStore, PullOptions};
 use dhow_oci::client::Program;
+use dhow_oci::spec::LogLimits;
 use libtest_mimic::{Arguments, Failed, Trial};
 
 fn main() -> ExitCode {
@@ -24,6 +27,7 @@ fn main() -> ExitCode {
     }
     let trials = CASES
         .iter()
+        .chain(own::CASES)
         .map(|(name, case)| {
             Trial::test(*name, move || {
                 let runtime = tokio::runtime::Runtime::new()?;
@@ -68,6 +72,7 @@ async fn stage(folder: &Path, cgroup_root: &str) -> Result<(Stage, Arc<EmbeddedR
             images: images.clone(),
             pull: PullOptions::default(),
             network: Arc::new(Loopback),
+            tuning: Tuning { slots: 2, logs: LogLimits { max_size: 4096, max_files: 3 } },
         };
         async move { EmbeddedRuntime::open(config).await.unwrap() }
     };

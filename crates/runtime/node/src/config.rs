@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use dhow_cri::runtime::{
     ContainerConfig, DnsConfig, ImageInfo, Mount, MountPropagation, NamespaceMode, NamespaceOptions, PodIdentity,
-    PortMapping, SandboxConfig, SeccompProfile, SecurityContext,
+    PortMapping, SandboxConfig, SeccompProfile, SecurityContext, UserNamespace,
 };
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 
@@ -72,6 +72,7 @@ pub fn sandbox(config: &NodeConfig, pod: &Pod, spec: &PodSpec, attempt: u32) -> 
         })
         .collect();
     let hostname = if host_network { &config.name } else { spec.hostname.as_ref().unwrap_or(&pod_id.name) };
+    let user = if spec.host_users == Some(false) { UserNamespace::Pod } else { UserNamespace::Node };
     let sysctls = spec.security_context.iter().flat_map(|s| s.sysctls.iter().flatten());
     SandboxConfig {
         hostname: hostname.chars().take(63).collect::<String>().trim_end_matches(['-', '.']).into(),
@@ -80,7 +81,7 @@ pub fn sandbox(config: &NodeConfig, pod: &Pod, spec: &PodSpec, attempt: u32) -> 
         port_mappings,
         labels: pod.metadata.labels.clone().unwrap_or_default(),
         annotations: pod.metadata.annotations.clone().unwrap_or_default(),
-        namespaces: NamespaceOptions { network: mode(spec.host_network), pid, ipc: mode(spec.host_ipc) },
+        namespaces: NamespaceOptions { network: mode(spec.host_network), pid, ipc: mode(spec.host_ipc), user },
         sysctls: sysctls.map(|s| (s.name.clone(), s.value.clone())).collect(),
         cgroup_parent: resources::cgroup_parent(spec, &pod_id.uid),
         runtime_handler: String::new(),

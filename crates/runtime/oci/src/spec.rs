@@ -21,6 +21,16 @@ pub struct SandboxSpec {
     pub cgroup: String,
     /// `net.…`, `kernel.shm…`: written inside the sandbox's namespaces.
     pub sysctls: Vec<(String, String)>,
+    /// User and group ids of its own; its network, IPC and host name belong to them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub users: Option<IdRange>,
+}
+
+/// Ids 0 to `size` inside are `host` and following outside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IdRange {
+    pub host: u32,
+    pub size: u32,
 }
 
 /// A container, ready to be made.
@@ -41,9 +51,20 @@ pub struct ContainerSpec {
     pub limits: Limits,
     /// Absolute path of the log file, in CRI's format.
     pub log_path: PathBuf,
+    /// When the log file is put aside and a new one begun; never if not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log_limits: Option<LogLimits>,
     /// A pipe or terminal stays open for input.
     pub stdin: bool,
     pub stdin_once: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogLimits {
+    /// Bytes.
+    pub max_size: u64,
+    /// Kept at most, the one that is written to among them.
+    pub max_files: usize,
 }
 
 /// Whose process namespace a container lives in.
@@ -188,6 +209,8 @@ pub enum Propagation {
     Private,
     /// Mounts made later on the host appear inside.
     Slave,
+    /// And mounts made inside appear on the host.
+    Shared,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

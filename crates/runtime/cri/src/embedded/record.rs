@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use dhow_oci::client::Shim;
-use dhow_oci::spec::{State, Status};
+use dhow_oci::spec::{IdRange, State, Status};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -37,6 +37,9 @@ pub struct SandboxMeta {
     pub config: SandboxConfig,
     pub created_at: SystemTime,
     pub ips: Vec<IpAddr>,
+    /// What the pod's own user ids are on the host.
+    #[serde(default)]
+    pub users: Option<IdRange>,
 }
 
 #[derive(Debug, Clone)]

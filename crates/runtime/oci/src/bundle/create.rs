@@ -18,7 +18,7 @@ use crate::birth::{self, Line, Question, adjust_oom};
 use crate::cgroup::{self, Cgroup, Doors};
 use crate::error::{Context, Error, Result};
 use crate::protocol::Reply;
-use crate::setup::{program, terminal};
+use crate::setup::{program, sysctl, terminal};
 use crate::spec::Process;
 use crate::{sys, wire};
 
@@ -164,6 +164,8 @@ impl Init<'_> {
             program::leave_keys(&self.container.id);
         }
         self.name_host()?;
+        // By the caller's `/proc`: the container's own may be closed to writers soon.
+        self.linux.sysctl().iter().flatten().try_for_each(|(name, value)| sysctl::set(name, value))?;
         let terminal = if self.namespaces.makes(LinuxNamespaceType::Mount) {
             self.build(line)?;
             self.terminal(line)?
@@ -176,12 +178,9 @@ impl Init<'_> {
         if let Some(slave) = terminal.as_ref().filter(|_| self.namespaces.makes(LinuxNamespaceType::Mount)) {
             terminal::become_console(slave)?;
         }
-        for (name, value) in self.linux.sysctl().iter().flatten() {
-            set_sysctl(name, value)?;
-        }
         program::set_umask(self.wanted);
         let prepared = program::prepare(self.wanted)?;
-        program::own_streams(&prepared);
+        program::own_streams(&prepared, None);
         program::enter_folder(&self.wanted.cwd)?;
         line.ready()?;
         let starter = rustix::io::retry_on_intr(|| accept_with(&self.listener, SocketFlags::CLOEXEC))
@@ -241,14 +240,6 @@ impl Init<'_> {
             Ok(never) => match never {},
         }
     }
-}
-
-fn set_sysctl(name: &str, value: &str) -> Result<()> {
-    let parts = name.replace('.', "/");
-    if !parts.split('/').all(|part| !part.is_empty() && part != "..") {
-        return Err(Error::Invalid(format!("invalid sysctl {name:?}")));
-    }
-    fs::write(Path::new("/proc/sys").join(parts), value).step(format!("set sysctl {name} to {value}"))
 }
 
 /// Tells a container to run its program. Returns what hooks after that complained about.

@@ -60,7 +60,7 @@ pub fn exec(container: &Container, beside: &Beside) -> Result<(i32, Option<Owned
         }
         program::set_umask(&wanted);
         let prepared = program::prepare(&wanted)?;
-        program::own_streams(&prepared);
+        program::own_streams(&prepared, None);
         program::enter_folder(&wanted.cwd)?;
         line.ready()?;
         program::run(&wanted, &prepared)

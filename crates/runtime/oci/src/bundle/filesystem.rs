@@ -8,13 +8,13 @@ use oci_spec::runtime::{Linux, LinuxDeviceType, LinuxIdMapping, Mount, Spec};
 use rustix::fs::FileType;
 use rustix::mount::{MountFlags, MountPropagationFlags, MoveMountFlags, mount_change, move_mount};
 
-use super::namespaces::Ids;
 use crate::cgroup::Cgroup;
 use crate::error::{Context, Error, Result};
 use crate::setup::devices::{self, Node};
 use crate::setup::mounts::{self, Source, Wanted};
 use crate::setup::options::{self, Options};
-use crate::setup::{idmap, labels, rootfs};
+use crate::setup::idmap::{self, Ids};
+use crate::setup::{labels, rootfs};
 use crate::setup::paths::open_root;
 
 /// What the maker has made ready because a container's own user could not: mounts with translated ids, by their place

@@ -15,6 +15,5 @@ mod resources;
 pub mod state;
 
 pub use create::{Creation, create, start, update};
-pub use namespaces::Ids;
 pub use exec::{Beside, exec};
 pub use state::{Store, delete, kill};

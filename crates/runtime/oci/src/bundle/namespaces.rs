@@ -6,7 +6,8 @@ use std::os::fd::{AsFd, AsRawFd};
 use oci_spec::runtime::{Linux, LinuxIdMapping, LinuxNamespaceType};
 
 use crate::birth::{Line, Question};
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Result};
+use crate::setup::idmap::{Ids, become_root};
 use crate::sys;
 
 /// `CLONE_NEWTIME`, which `libc` lacks.
@@ -19,30 +20,6 @@ pub struct Namespaces {
     /// Lines for `timens_offsets`.
     time_offsets: Vec<String>,
     ids: Option<Ids>,
-}
-
-/// Lines for the id maps of a new user namespace.
-pub struct Ids {
-    uids: String,
-    gids: String,
-}
-
-impl Ids {
-    pub fn new(uids: &[LinuxIdMapping], gids: &[LinuxIdMapping]) -> Self {
-        let lines = |list: &[LinuxIdMapping]| {
-            list.iter().map(|m| format!("{} {} {}\n", m.container_id(), m.host_id(), m.size())).collect()
-        };
-        Self { uids: lines(uids), gids: lines(gids) }
-    }
-
-    /// Writes the maps of a process that has just taken a user namespace.
-    pub fn write(&self, pid: i32) -> Result<()> {
-        let write = |file: &str, text: &str| {
-            fs::write(format!("/proc/{pid}/{file}"), text).step(format!("write {file} {:?}", text.trim()))
-        };
-        write("gid_map", &self.gids)?;
-        write("uid_map", &self.uids)
-    }
 }
 
 fn flag(kind: LinuxNamespaceType) -> libc::c_int {
@@ -125,16 +102,4 @@ impl Namespaces {
         }
         Ok(())
     }
-}
-
-/// The root of the user namespace, who is nobody until its ids are mapped.
-fn become_root() -> Result<()> {
-    let (uid, gid) = (rustix::thread::Uid::ROOT, rustix::thread::Gid::ROOT);
-    match rustix::thread::set_thread_groups(&[]) {
-        // Where groups may not be set they cannot be misused either.
-        Ok(()) | Err(rustix::io::Errno::PERM) => {}
-        Err(error) => return Err(Error::System { step: "leave groups".into(), source: error }),
-    }
-    rustix::thread::set_thread_res_gid(gid, gid, gid).step("become the namespace's root group")?;
-    rustix::thread::set_thread_res_uid(uid, uid, uid).step("become the namespace's root")
 }

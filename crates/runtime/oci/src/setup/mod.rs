@@ -13,4 +13,5 @@ pub mod paths;
 pub mod program;
 pub mod rootfs;
 pub mod seccomp;
+pub mod sysctl;
 pub mod terminal;

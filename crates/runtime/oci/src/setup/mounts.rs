@@ -105,6 +105,18 @@ pub fn clone_tree(path: &Path, recursive: bool) -> Result<OwnedFd> {
     open_tree(CWD, path, flags).step(format!("open mount source {}", path.display()))
 }
 
+/// Whether the mount that a path lies on tells its peers what is mounted below it.
+pub fn is_shared(path: &Path) -> Result<bool> {
+    let shown = path.display();
+    let about = rustix::fs::statx(CWD, path, rustix::fs::AtFlags::empty(), rustix::fs::StatxFlags::MNT_ID)
+        .step(format!("look at {shown}"))?;
+    let text = std::fs::read_to_string("/proc/thread-self/mountinfo").step("list mounts")?;
+    let own = format!("{} ", about.stx_mnt_id);
+    let line = text.lines().find(|line| line.starts_with(&own));
+    // Optional fields come before the lone dash.
+    Ok(line.is_some_and(|line| line.split(" - ").next().unwrap_or_default().contains(" shared:")))
+}
+
 /// Propagation and what holds for everything below; done last, when the mount is in place.
 fn finish(root: BorrowedFd<'_>, wanted: &Wanted<'_>) -> Result<()> {
     let shown = wanted.target.display();

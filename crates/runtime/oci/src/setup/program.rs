@@ -5,6 +5,7 @@ use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::fs::{Access, Mode};
 use rustix::process::{DumpableBehavior, Signal};
@@ -13,7 +14,7 @@ use rustix::thread::{Gid, Uid};
 use super::identity::Identity;
 use super::{capabilities, identity, labels, limits, paths, seccomp};
 use crate::error::{Context, Error, Result};
-use crate::spec::Process;
+use crate::spec::{IdRange, Process};
 use crate::sys;
 
 /// A program whose user and folder are settled, inside the container's root.
@@ -22,7 +23,7 @@ pub struct Prepared {
     env: Vec<CString>,
     args: Vec<CString>,
     path: String,
-    filter: Option<seccomp::Filter>,
+    filter: Option<Arc<seccomp::Filter>>,
     capabilities: capabilities::Sets,
     labels: labels::Labels,
 }
@@ -72,13 +73,16 @@ pub fn enter_folder(cwd: &str) -> Result<()> {
 }
 
 /// Gives stdin, stdout and stderr to the user, so that `/dev/stdout` can be opened again.
-pub fn own_streams(prepared: &Prepared) {
+///
+/// `users` says what the user's id is outside, for a process that has not joined its user namespace yet.
+pub fn own_streams(prepared: &Prepared, users: Option<IdRange>) {
+    let uid = users.map_or(0, |range| range.host) + prepared.identity.uid;
     for fd in [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()] {
         let Ok(stat) = rustix::fs::fstat(fd) else { continue };
         let null = (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev)) == (1, 3);
-        if !null && stat.st_uid != prepared.identity.uid {
+        if !null && stat.st_uid != uid {
             // Not all kinds of files can be given away; the program can still use what it has.
-            let _ = rustix::fs::fchown(fd, Some(Uid::from_raw(prepared.identity.uid)), None);
+            let _ = rustix::fs::fchown(fd, Some(Uid::from_raw(uid)), None);
         }
     }
 }
@@ -130,7 +134,7 @@ pub fn run(process: &Process, prepared: &Prepared) -> Result<Infallible> {
 
 /// The filter is last but for what the program itself does.
 fn install(prepared: &Prepared) -> Result<()> {
-    prepared.filter.as_ref().map_or(Ok(()), seccomp::Filter::install)
+    prepared.filter.as_ref().map_or(Ok(()), |filter| filter.install())
 }
 
 /// The program's file: as given if it names a folder, else from PATH.

@@ -1,29 +1,41 @@
 //! A pod container's file system: overlay, kernel file systems, bind mounts, devices, masks, and the change of root.
 
+use std::collections::BTreeMap;
 use std::fs;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::mount::{
-    MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, mount_remount, unmount,
+    MountFlags, MountPropagationFlags, MoveMountFlags, UnmountFlags, mount, mount_change, mount_remount, unmount,
 };
 
 use super::mounts::{self, Source, Wanted};
 use super::options::{self, Options};
 use super::paths::open_root;
-use super::devices;
+use super::{devices, idmap};
 use crate::error::{Context, Error, Result};
-use crate::spec::{ContainerSpec, Mount, Propagation, Rootfs};
+use crate::spec::{ContainerSpec, IdRange, Mount, Propagation, Rootfs};
+use crate::sys;
 
-/// Builds the file system and makes it the root. The process has a mount namespace of its own.
-pub fn enter(spec: &ContainerSpec, shm: &Path) -> Result<()> {
+/// A user namespace, and what its ids are outside.
+type Users<'a> = (BorrowedFd<'a>, IdRange);
+
+/// Builds the file system and makes it the root. The process has a mount namespace of its own; `users` is the user
+/// namespace it will join, whose ids the files are to have.
+pub fn enter(
+    spec: &ContainerSpec,
+    shm: &Path,
+    host_mounts: BorrowedFd<'_>,
+    users: Option<Users<'_>>,
+) -> Result<()> {
     let target = &spec.rootfs.target;
-    overlay(&spec.rootfs)?;
+    let shared = shared_trees(&spec.mounts, host_mounts, users.is_some())?;
+    overlay(&spec.rootfs, users)?;
     {
         let root = open_root(target)?;
         let root = root.as_fd();
-        kernel_file_systems(root, spec)?;
-        bind(root, shm, Path::new("/dev/shm"), Options::default())?;
+        kernel_file_systems(root, spec, users)?;
+        bind(root, shm, Path::new("/dev/shm"), Options::default(), users)?;
         devices::standard(root, false)?;
         if spec.privileged {
             devices::of_the_host(root)?;
@@ -31,8 +43,15 @@ pub fn enter(spec: &ContainerSpec, shm: &Path) -> Result<()> {
         for device in &spec.devices {
             devices::bind(root, &device.source, &device.target)?;
         }
-        for wanted in &spec.mounts {
-            bind(root, &wanted.source, &wanted.target, options_of(wanted))?;
+        for (place, wanted) in spec.mounts.iter().enumerate() {
+            let options = Options { bind: true, recursive: true, ..options_of(wanted) };
+            match shared.get(&place) {
+                Some(tree) => {
+                    let source = Source::Tree(tree.as_fd());
+                    mounts::perform(root, &Wanted { source, target: &wanted.target, kind: "", options })?;
+                }
+                None => bind(root, &wanted.source, &wanted.target, options, users)?,
+            }
         }
         if !spec.privileged {
             mounts::restrict(root, &spec.masked_paths, &spec.readonly_paths)?;
@@ -47,7 +66,7 @@ pub fn enter(spec: &ContainerSpec, shm: &Path) -> Result<()> {
 }
 
 /// Mounts the layers. Their names are made relative to a common folder, since options are a page at most.
-fn overlay(rootfs: &Rootfs) -> Result<()> {
+fn overlay(rootfs: &Rootfs, users: Option<Users<'_>>) -> Result<()> {
     let empty = rootfs.work.with_extension("empty");
     let (folder, names): (PathBuf, Vec<String>) = match rootfs.lower.first().and_then(|first| first.parent()) {
         Some(parent) if rootfs.lower.iter().all(|layer| layer.parent() == Some(parent)) => {
@@ -69,9 +88,26 @@ fn overlay(rootfs: &Rootfs) -> Result<()> {
     if options.len() >= 4096 {
         return Err(Error::Invalid(format!("image has {} layers, more than can be mounted", rootfs.lower.len())));
     }
-    rustix::process::chdir(&folder).step("enter the layers' folder")?;
+    match users {
+        None => rustix::process::chdir(&folder).step("enter the layers' folder")?,
+        Some((users, _)) => enter_translated(&folder, &rootfs.target, users)?,
+    }
     let options = std::ffi::CString::new(options).map_err(|_| Error::Invalid("layer path holds NUL".into()))?;
     mount("overlay", &rootfs.target, "overlay", MountFlags::empty(), Some(options.as_c_str())).step("mount overlay")
+}
+
+/// Enters the layers' folder through a mount that shows them with the ids of a user namespace. It lies on the place of
+/// the root, which the overlay covers next.
+fn enter_translated(folder: &Path, place: &Path, users: BorrowedFd<'_>) -> Result<()> {
+    if folder == Path::new("/") {
+        return Err(Error::Invalid("the image's layers lie apart: their ids cannot be translated for a user namespace".into()));
+    }
+    let tree = mounts::clone_tree(folder, false)?;
+    idmap::apply_namespace(tree.as_fd(), users, false)
+        .map_err(|error| Error::Invalid(format!("image layers in {}: {error}", folder.display())))?;
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    rustix::mount::move_mount(&tree, "", rustix::fs::CWD, place, flags).step("mount the image's layers")?;
+    rustix::process::chdir(place).step("enter the layers' folder")
 }
 
 /// File systems of the kernel: type, place, options.
@@ -83,12 +119,15 @@ const FILE_SYSTEMS: [(&str, &str, &[&str]); 5] = [
     ("mqueue", "/dev/mqueue", &["nosuid", "noexec", "nodev"]),
 ];
 
-fn kernel_file_systems(root: BorrowedFd<'_>, spec: &ContainerSpec) -> Result<()> {
+fn kernel_file_systems(root: BorrowedFd<'_>, spec: &ContainerSpec, users: Option<Users<'_>>) -> Result<()> {
     let writable = |options: &mut Options| options.flags.set(MountFlags::RDONLY, false);
     for (kind, target, names) in FILE_SYSTEMS {
         let mut options = options::parse(names);
         if spec.privileged {
             writable(&mut options);
+        }
+        if let Some((_, range)) = users {
+            give_to(range, kind, &mut options);
         }
         mounts::perform(root, &Wanted { source: Source::Name(kind), target: Path::new(target), kind, options })?;
     }
@@ -99,10 +138,59 @@ fn kernel_file_systems(root: BorrowedFd<'_>, spec: &ContainerSpec) -> Result<()>
     mounts::control_groups(root, Path::new("/sys/fs/cgroup"), &options, None)
 }
 
+/// File systems with owners belong to the root of the namespace.
+fn give_to(range: IdRange, kind: &str, options: &mut Options) {
+    match kind {
+        "tmpfs" => options.data.extend([format!("uid={}", range.host), format!("gid={}", range.host)]),
+        // The group of terminals, 5, is the namespace's.
+        "devpts" => {
+            options.data.retain(|option| !option.starts_with("gid="));
+            options.data.extend([format!("uid={}", range.host), format!("gid={}", range.host + 5)]);
+        }
+        _ => {}
+    }
+}
+
 /// Binds a file or folder of the host. The place is made inside the root if it is missing.
-fn bind(root: BorrowedFd<'_>, source: &Path, target: &Path, options: Options) -> Result<()> {
+fn bind(root: BorrowedFd<'_>, source: &Path, target: &Path, options: Options, users: Option<Users<'_>>) -> Result<()> {
     let options = Options { bind: true, recursive: true, ..options };
-    mounts::perform(root, &Wanted { source: Source::Path(source), target, kind: "", options })
+    let Some((users, _)) = users else {
+        return mounts::perform(root, &Wanted { source: Source::Path(source), target, kind: "", options });
+    };
+    let tree = mounts::clone_tree(source, true)?;
+    idmap::apply_namespace(tree.as_fd(), users, true)
+        .map_err(|error| Error::Invalid(format!("mount {}: {error}", target.display())))?;
+    mounts::perform(root, &Wanted { source: Source::Tree(tree.as_fd()), target, kind: "", options })
+}
+
+/// Copies of the host's mounts that stay their peers, by their place in the list: what is mounted on one side appears
+/// on the other. They are taken in the host's mount namespace, since in ours they listen only.
+fn shared_trees(
+    wanted: &[Mount],
+    host_mounts: BorrowedFd<'_>,
+    own_users: bool,
+) -> Result<BTreeMap<usize, OwnedFd>> {
+    let mut trees = BTreeMap::new();
+    let shared = wanted.iter().enumerate().filter(|(_, mount)| mount.propagation == Propagation::Shared);
+    let shared: Vec<_> = shared.collect();
+    if shared.is_empty() {
+        return Ok(trees);
+    }
+    if own_users {
+        return Err(Error::Invalid("a pod with user ids of its own cannot share mounts with the host".into()));
+    }
+    let own = fs::File::open("/proc/self/ns/mnt").step("keep the mount namespace")?;
+    let mounts = libc::CLONE_NEWNS as u64;
+    sys::join_namespaces(host_mounts, mounts).step("look at the host's mounts")?;
+    for (place, mount) in shared {
+        let source = mount.source.display();
+        if !mounts::is_shared(&mount.source)? {
+            return Err(Error::Invalid(format!("path {source} is not on a shared mount of the host")));
+        }
+        trees.insert(place, mounts::clone_tree(&mount.source, true)?);
+    }
+    sys::join_namespaces(own.as_fd(), mounts).step("return to the mount namespace")?;
+    Ok(trees)
 }
 
 fn options_of(wanted: &Mount) -> Options {
@@ -111,15 +199,18 @@ fn options_of(wanted: &Mount) -> Options {
     options.propagation = match wanted.propagation {
         Propagation::Private => Vec::new(),
         Propagation::Slave => vec![MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC],
+        Propagation::Shared => vec![MountPropagationFlags::SHARED | MountPropagationFlags::REC],
     };
     options
 }
 
 /// Makes `target` the root and lets go of the old one.
 pub fn change_root(target: &Path) -> Result<()> {
+    let old = open_root(Path::new("/"))?;
     rustix::process::chdir(target).step("enter the new root")?;
     rustix::process::pivot_root(".", ".").step("change the root")?;
-    // The old root lies on top of the new one now; what is below it must not hear of the unmount.
+    // The old root lies on top of the new one now; what it shares mounts with must not hear of the unmount.
+    rustix::process::fchdir(&old).step("enter the old root")?;
     mount_change(".", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC).step("isolate the old root")?;
     unmount(".", UnmountFlags::DETACH).step("let go of the old root")?;
     rustix::process::chdir("/").step("enter the root")

@@ -9,22 +9,34 @@ use rustix::fs::{CWD, Mode, OFlags};
 use crate::birth::{self, Line, Made, adjust_oom, no_answer};
 use crate::cgroup::Cgroup;
 use crate::error::{Context, Error, Result};
-use crate::setup::{program, rootfs, terminal};
-use crate::spec::{ContainerSpec, PidMode, Process};
+use crate::setup::{idmap, program, rootfs, seccomp, terminal};
+use crate::spec::{ContainerSpec, IdRange, PidMode, Process};
 use crate::sys::{self, Forked};
 
 /// Streams of a program without a terminal; `None` is `/dev/null`.
 pub type Streams = [Option<OwnedFd>; 3];
 
+/// What a container gets from its sandbox.
+pub struct Surroundings<'a> {
+    /// Folder that is its `/dev/shm`.
+    pub shm: &'a Path,
+    /// The process whose process namespace a container of a shared one joins.
+    pub init: Option<BorrowedFd<'a>>,
+    /// The host's mount namespace, for mounts that are shared with it.
+    pub host_mounts: BorrowedFd<'a>,
+    /// The user namespace, and what its ids are outside.
+    pub users: Option<&'a (OwnedFd, IdRange)>,
+}
+
 /// Makes a container's first process and waits until it is set up.
-/// `init` is the process whose process namespace a container of a shared one joins.
 pub fn container(
     spec: &ContainerSpec,
     cgroup: &Cgroup,
     streams: &Streams,
-    shm: &Path,
-    init: Option<BorrowedFd<'_>>,
+    surroundings: &Surroundings<'_>,
 ) -> Result<Made> {
+    let Surroundings { shm, init, host_mounts, users } = *surroundings;
+    seccomp::keep(&spec.process.seccomp, &spec.process.capabilities)?;
     let doors = cgroup.doors()?;
     let born_into = doors.born_into.as_ref().map(AsFd::as_fd);
     let body = |line: &Line| -> Result<Infallible> {
@@ -33,14 +45,19 @@ pub fn container(
         sys::unshare(libc::CLONE_NEWCGROUP).step("take a cgroup namespace")?;
         adjust_oom(spec.process.oom_score_adj);
         begin_session(&spec.id)?;
-        rootfs::enter(spec, shm)?;
+        rootfs::enter(spec, shm, host_mounts, users.map(|(users, range)| (users.as_fd(), *range)))?;
         let terminal = streams_or_terminal(&spec.process, streams, line)?;
         if let Some(slave) = &terminal {
             terminal::become_console(slave)?;
         }
         program::set_umask(&spec.process);
         let prepared = program::prepare(&spec.process)?;
-        program::own_streams(&prepared);
+        program::own_streams(&prepared, users.map(|(_, range)| *range));
+        if let Some((users, _)) = users {
+            // File system and streams are as root made them; from here on it is root of its own ids alone.
+            become_own_root(users)?;
+            sys::unshare(libc::CLONE_NEWNS | libc::CLONE_NEWCGROUP).step("take namespaces of its own ids")?;
+        }
         program::enter_folder(&spec.process.cwd)?;
         line.ready()?;
         line.await_go();
@@ -59,7 +76,14 @@ pub fn container(
 }
 
 /// Runs a program beside the first process of a container. It runs when this returns.
-pub fn beside(target: BorrowedFd<'_>, cgroup: &Cgroup, process: &Process, streams: &Streams) -> Result<Made> {
+pub fn beside(
+    target: BorrowedFd<'_>,
+    cgroup: &Cgroup,
+    process: &Process,
+    streams: &Streams,
+    users: Option<&(OwnedFd, IdRange)>,
+) -> Result<Made> {
+    seccomp::keep(&process.seccomp, &process.capabilities)?;
     let doors = cgroup.doors()?;
     let born_into = doors.born_into.as_ref().map(AsFd::as_fd);
     let enter = |_: &Line| -> Result<()> {
@@ -74,7 +98,10 @@ pub fn beside(target: BorrowedFd<'_>, cgroup: &Cgroup, process: &Process, stream
         streams_or_terminal(process, streams, line)?;
         program::set_umask(process);
         let prepared = program::prepare(process)?;
-        program::own_streams(&prepared);
+        program::own_streams(&prepared, users.map(|(_, range)| *range));
+        if let Some((users, _)) = users {
+            become_own_root(users)?;
+        }
         program::enter_folder(&process.cwd)?;
         line.ready()?;
         program::run(process, &prepared)
@@ -119,6 +146,12 @@ pub fn warm_up(cgroup: &Cgroup) -> Result<()> {
         }
         Forked::Parent { .. } => Ok(()),
     }
+}
+
+/// Becomes the root of a user namespace, with all rights there and none outside.
+fn become_own_root(users: &OwnedFd) -> Result<()> {
+    sys::join_namespaces(users.as_fd(), libc::CLONE_NEWUSER as u64).step("join the pod's user namespace")?;
+    idmap::become_root()
 }
 
 /// A session, and keys, of one's own.

@@ -6,6 +6,7 @@ mod syscalls;
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
@@ -97,13 +98,40 @@ impl Filter {
 }
 
 /// The filter that a process with these capabilities gets; `None` if it gets none.
-pub fn compile(seccomp: &Seccomp, capabilities: &[String]) -> Result<Option<Filter>> {
-    match seccomp {
-        Seccomp::Unconfined => Ok(None),
-        Seccomp::Default => filter(&default::profile(), capabilities).map(Some),
-        Seccomp::Profile(path) => filter(&read(path)?, capabilities).map(Some),
-        Seccomp::Inline(profile) => filter(profile, capabilities).map(Some),
+pub fn compile(seccomp: &Seccomp, capabilities: &[String]) -> Result<Option<Arc<Filter>>> {
+    let compiled = match seccomp {
+        Seccomp::Unconfined => return Ok(None),
+        Seccomp::Default => return of_default(capabilities).map(Some),
+        Seccomp::Profile(path) => filter(&read(path)?, capabilities),
+        Seccomp::Inline(profile) => filter(profile, capabilities),
+    };
+    compiled.map(|filter| Some(Arc::new(filter)))
+}
+
+/// Filters of the default profile by capabilities: whoever forks has them ready for its children.
+static OF_DEFAULT: Mutex<Vec<(Vec<String>, Arc<Filter>)>> = Mutex::new(Vec::new());
+
+fn of_default(capabilities: &[String]) -> Result<Arc<Filter>> {
+    let mut kept = OF_DEFAULT.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((_, filter)) = kept.iter().find(|(of, _)| of == capabilities) {
+        return Ok(Arc::clone(filter));
     }
+    let filter = Arc::new(filter(&default::profile(), capabilities)?);
+    kept.push((capabilities.to_vec(), Arc::clone(&filter)));
+    Ok(filter)
+}
+
+/// Compiles ahead of a fork what the child will need. Profiles in files are read by the child: they may change.
+pub fn keep(seccomp: &Seccomp, capabilities: &[String]) -> Result<()> {
+    if *seccomp == Seccomp::Default {
+        of_default(capabilities)?;
+    }
+    Ok(())
+}
+
+/// Does what of compiling depends on no profile.
+pub fn warm_up() {
+    let _ = Arch::NATIVE.number("read");
 }
 
 fn read(path: &Path) -> Result<Profile> {
