@@ -3,18 +3,18 @@
 
 #[path = "support/busybox.rs"]
 mod busybox;
+#[path = "support/loopback.rs"]
+mod loopback;
 #[path = "support/own.rs"]
 mod own;
 
-use std::net::IpAddr;
-use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::Path;
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::sync::Arc;
 
 use dhow_cri::embedded::{EmbeddedConfig, EmbeddedRuntime, Tuning};
 use dhow_cri::suite::{CASES, Stage};
-use dhow_cri::{Error, NetworkRequest, PodNetwork, Runtime};
+use dhow_cri::Runtime;
 use dhow_image::{ImageStore, PullOptions};
 use dhow_oci::client::Program;
 use dhow_oci::spec::LogLimits;
@@ -71,7 +71,7 @@ async fn stage(folder: &Path, cgroup_root: &str) -> Result<(Stage, Arc<EmbeddedR
             program: Program::own().unwrap(),
             images: images.clone(),
             pull: PullOptions::default(),
-            network: Arc::new(Loopback),
+            network: Arc::new(loopback::Loopback),
             tuning: Tuning { slots: 2, logs: LogLimits { max_size: 4096, max_files: 3 } },
         };
         async move { EmbeddedRuntime::open(config).await.unwrap() }
@@ -87,27 +87,4 @@ async fn stage(folder: &Path, cgroup_root: &str) -> Result<(Stage, Arc<EmbeddedR
         }),
     };
     Ok((stage, embedded))
-}
-
-/// A pod network of loopback alone.
-struct Loopback;
-
-#[async_trait::async_trait]
-impl PodNetwork for Loopback {
-    async fn attach(&self, netns: BorrowedFd<'_>, _: &NetworkRequest) -> Result<Vec<IpAddr>, Error> {
-        let path = format!("--net=/proc/{}/fd/{}", std::process::id(), netns.as_raw_fd());
-        let status = Command::new("nsenter").arg(path).args(["ip", "link", "set", "lo", "up"]).status();
-        match status {
-            Ok(status) if status.success() => Ok(vec![[127, 0, 0, 1].into()]),
-            other => Err(Error::Network(format!("bring up loopback: {other:?}"))),
-        }
-    }
-
-    async fn detach(&self, _: &str) -> Result<(), Error> {
-        Ok(())
-    }
-
-    async fn retain(&self, _: &[String]) -> Result<(), Error> {
-        Ok(())
-    }
 }
