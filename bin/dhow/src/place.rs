@@ -165,7 +165,7 @@ impl Place {
 
     /// The flags that resolve to this place again.
     pub fn as_args(&self) -> Vec<OsString> {
-        let flags: [(&str, OsString); 7] = [
+        let flags: [(&str, OsString); 8] = [
             ("--data-dir", self.data_dir.clone().into()),
             ("--run-dir", self.run_dir.clone().into()),
             ("--node-name", self.node_name.clone().into()),

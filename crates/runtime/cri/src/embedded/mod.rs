@@ -101,7 +101,6 @@ impl EmbeddedRuntime {
                 changes: tokio::sync::watch::channel(0).0,
             }),
         });
-        dhow_oci::cgroup::favour_moves(this.inner.config.tuning.slots > 0);
         sandbox::adopt_all(&this.inner).await?;
         slots::keep_filled(&this.inner);
         Ok(this)
@@ -125,6 +124,11 @@ impl EmbeddedRuntime {
             sandbox::remove(&self.inner, id).await?;
         }
         dhow_oci::cgroup::Cgroup::new(&self.inner.config.cgroup_root).remove_all();
+        let marker = self.inner.config.favours_moves();
+        if marker.exists() {
+            dhow_oci::cgroup::favour_moves(false);
+            record::remove_file(&marker)?;
+        }
         Ok(ids.len())
     }
 }

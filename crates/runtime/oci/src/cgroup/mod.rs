@@ -60,24 +60,34 @@ pub fn is_unified() -> bool {
     matches!(Tree::find(), Tree::Unified)
 }
 
-/// Has the kernel make moves between groups quick, at the price of slightly slower forks and exits on this machine.
+/// Has the kernel make moves between groups quick, at the price of slightly slower forks and exits on this machine, or
+/// no longer so. True if that changed anything.
 ///
 /// On cgroup v1 the first move for a while waits until all processors have passed a grace period, some 10 ms. The kernel
 /// calls the choice `favordynmods`; it belongs to the tree of v2, which may be mounted beside those of v1, and holds for
 /// all. Where processes are born into their groups, or it cannot be chosen, nothing changes.
-pub fn favour_moves(favour: bool) {
-    if is_unified() {
-        return;
+pub fn favour_moves(favour: bool) -> bool {
+    if is_unified() || favours_moves() == favour {
+        return false;
     }
-    // A mount takes effect on the tree itself, whether it is attached anywhere or not.
-    let chosen = rustix::mount::fsopen("cgroup2", rustix::mount::FsOpenFlags::FSOPEN_CLOEXEC).and_then(|context| {
+    // Made once more, the tree takes its options from the newest maker, whether that is mounted anywhere or not.
+    let context = rustix::mount::fsopen("cgroup2", rustix::mount::FsOpenFlags::FSOPEN_CLOEXEC);
+    let chosen = context.and_then(|context| {
         if favour {
             rustix::mount::fsconfig_set_flag(&context, "favordynmods")?;
         }
         rustix::mount::fsconfig_create(&context)
     });
     // An older kernel does not know it: containers start a little later there.
-    let _ = chosen;
+    chosen.is_ok() && favours_moves() == favour
+}
+
+fn favours_moves() -> bool {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    mounts.lines().any(|line| {
+        let mut fields = line.split(' ').skip(2);
+        fields.next() == Some("cgroup2") && fields.next().is_some_and(|options| options.contains("favordynmods"))
+    })
 }
 
 /// Controllers mounted as trees of their own.
