@@ -12,9 +12,9 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use dhow_cri::Runtime;
 use dhow_cri::embedded::{EmbeddedConfig, EmbeddedRuntime, Tuning};
 use dhow_cri::suite::{CASES, Stage};
-use dhow_cri::Runtime;
 use dhow_image::{ImageStore, PullOptions};
 use dhow_oci::client::Program;
 use dhow_oci::spec::LogLimits;

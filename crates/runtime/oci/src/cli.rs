@@ -361,8 +361,7 @@ fn wanted(container: &Container, args: &Exec) -> Result<Process> {
         let more: Capabilities = more.collect::<Result<_>>()?;
         let with = |set: &Option<Capabilities>| Some(set.iter().flatten().chain(&more).copied().collect());
         let mut sets = process.capabilities().clone().unwrap_or_else(LinuxCapabilities::default);
-        let (bounding, effective, permitted) =
-            (with(sets.bounding()), with(sets.effective()), with(sets.permitted()));
+        let (bounding, effective, permitted) = (with(sets.bounding()), with(sets.effective()), with(sets.permitted()));
         sets.set_bounding(bounding).set_effective(effective).set_permitted(permitted);
         process.set_capabilities(Some(sets));
     }

@@ -43,7 +43,9 @@ mod tests {
     fn the_latest_stays_plain() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("0.log");
-        for (name, text) in [("", "now"), (".20260101-000000", "oldest"), (".20260102-000000", "old"), (".20260103-000000", "latest")] {
+        for (name, text) in
+            [("", "now"), (".20260101-000000", "oldest"), (".20260102-000000", "old"), (".20260103-000000", "latest")]
+        {
             fs::write(folder.path().join(format!("0.log{name}")), text).unwrap();
         }
         compress(&path);

@@ -5,9 +5,9 @@
 
 mod container;
 mod images;
+mod logs;
 mod record;
 mod runtime;
-mod logs;
 mod sandbox;
 mod slots;
 mod specification;

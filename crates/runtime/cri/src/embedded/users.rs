@@ -37,9 +37,10 @@ pub fn claim(inner: &Arc<Inner>, id: &str, wanted: UserNamespace) -> Result<Clai
     taken.extend(inner.sandboxes.lock().values().filter(|s| s.meta.id != id).filter_map(|s| s.meta.users));
     let range = match wanted {
         UserNamespace::Node => None,
-        UserNamespace::Pod => Some(free(&taken).ok_or_else(|| {
-            Error::FailedPrecondition("all ranges of user ids are taken by other pods".into())
-        })?),
+        UserNamespace::Pod => Some(
+            free(&taken)
+                .ok_or_else(|| Error::FailedPrecondition("all ranges of user ids are taken by other pods".into()))?,
+        ),
         UserNamespace::Range { host, size } => Some(given(host, size)?),
     };
     claimed.extend(range);

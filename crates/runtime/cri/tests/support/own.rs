@@ -104,7 +104,9 @@ async fn until_waiting(stage: &Stage, count: usize) -> Outcome {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(20), all_there).await.map_err(|_| format!("waiting: {:?}", waiting(stage)))?;
+    tokio::time::timeout(Duration::from_secs(20), all_there)
+        .await
+        .map_err(|_| format!("waiting: {:?}", waiting(stage)))?;
     Ok(())
 }
 
@@ -113,7 +115,8 @@ async fn uses_sandboxes_made_ahead(stage: &mut Stage) -> Outcome {
     let before = waiting(stage);
     let pod = stage.runtime.run_sandbox(sandbox(stage, UserNamespace::Node)).await?;
     ensure(before.contains(&pod), || format!("{pod} is none of {before:?}"))?;
-    let (code, text) = run(stage, &pod, container(stage, "hostname; cat /proc/sys/net/ipv4/ip_unprivileged_port_start")).await?;
+    let (code, text) =
+        run(stage, &pod, container(stage, "hostname; cat /proc/sys/net/ipv4/ip_unprivileged_port_start")).await?;
     ensure(code == 0 && text == "pod\n0\n", || format!("{code}: {text}"))?;
     // The start of a container has another made.
     until_waiting(stage, 2).await?;
@@ -189,7 +192,9 @@ async fn gives_pods_users_of_their_own(stage: &mut Stage) -> Outcome {
     let command = ["/bin/sh", "-c", "id -u; tr -s ' ' < /proc/self/uid_map; kill -0 1 && echo mine"].map(str::to_owned);
     let result = stage.runtime.exec_sync(&id, &command, Some(Duration::from_secs(20))).await?;
     let said = String::from_utf8(result.stdout)?;
-    ensure(said == format!("0\n{}\nmine\n", lines[1]), || format!("{said} {:?}", String::from_utf8_lossy(&result.stderr)))?;
+    ensure(said == format!("0\n{}\nmine\n", lines[1]), || {
+        format!("{said} {:?}", String::from_utf8_lossy(&result.stderr))
+    })?;
     // A file system that cannot translate ids is named.
     let mut wanted = container(stage, "true");
     wanted.mounts = vec![mount("/proc/sys".into(), "/mnt/v", MountPropagation::Private)];
@@ -210,8 +215,11 @@ async fn shares_mounts_with_the_host(stage: &mut Stage) -> Outcome {
         ensure(status.success(), || format!("{script}: {status}"))
     };
     let pod = stage.runtime.run_sandbox(sandbox(stage, UserNamespace::Node)).await?;
-    let mut wanted = container(stage, "mount -t tmpfs made /mnt/s/from-pod && echo inside > /mnt/s/from-pod/file && cat /mnt/s/from-host/file; \
-                                       umount /mnt/s/from-host");
+    let mut wanted = container(
+        stage,
+        "mount -t tmpfs made /mnt/s/from-pod && echo inside > /mnt/s/from-pod/file && cat /mnt/s/from-host/file; \
+                                       umount /mnt/s/from-host",
+    );
     wanted.security.privileged = true;
     wanted.mounts = vec![mount(place.clone(), "/mnt/s", MountPropagation::Bidirectional)];
     // Not while the host's mount is private.
@@ -226,7 +234,9 @@ async fn shares_mounts_with_the_host(stage: &mut Stage) -> Outcome {
     ensure(message.contains("is not on a shared mount"), || format!("private: {message}"))?;
     let (code, text) = result?;
     ensure(code == 0 && text == "host\n", || format!("{code}: {text}"))?;
-    ensure(seen.as_deref().unwrap_or_default() == "inside\n", || format!("the host does not see the pod's mount: {seen:?}"))?;
+    ensure(seen.as_deref().unwrap_or_default() == "inside\n", || {
+        format!("the host does not see the pod's mount: {seen:?}")
+    })?;
     ensure(gone, || "the host's mount is still there".into())?;
     Ok(stage.runtime.remove_sandbox(&pod).await?)
 }
@@ -253,7 +263,9 @@ async fn puts_full_logs_aside(stage: &mut Stage) -> Outcome {
     };
     let settled = async {
         // Compression is done beside everything else and tells nobody.
-        while names().iter().filter(|name| name.ends_with(".gz")).count() != 1 || names().iter().any(|n| n.ends_with(".tmp")) {
+        while names().iter().filter(|name| name.ends_with(".gz")).count() != 1
+            || names().iter().any(|n| n.ends_with(".tmp"))
+        {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
@@ -300,9 +312,9 @@ fn program_32() -> Vec<u8> {
     let code: &[&[u8]] = &[
         &[0xb8, 4, 0, 0, 0, 0xbb, 1, 0, 0, 0, 0xb9], // write(1, …
         &(BASE + HEADERS + 45).to_le_bytes(),
-        &[0xba, 3, 0, 0, 0, 0xcd, 0x80],                                // …, 3)
-        &[0xb8, 0x20, 1, 0, 0, 0xbb, 0x0f, 0x27, 0, 0, 0xcd, 0x80],     // keyctl(9999)
-        &[0xf7, 0xd8, 0x89, 0xc3, 0xb8, 1, 0, 0, 0, 0xcd, 0x80],        // exit(-result)
+        &[0xba, 3, 0, 0, 0, 0xcd, 0x80],                            // …, 3)
+        &[0xb8, 0x20, 1, 0, 0, 0xbb, 0x0f, 0x27, 0, 0, 0xcd, 0x80], // keyctl(9999)
+        &[0xf7, 0xd8, 0x89, 0xc3, 0xb8, 1, 0, 0, 0, 0xcd, 0x80],    // exit(-result)
         b"32\n",
     ];
     let code = code.concat();

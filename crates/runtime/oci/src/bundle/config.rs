@@ -14,7 +14,9 @@ pub fn load(folder: &Path) -> Result<Spec> {
     let path = folder.join("config.json");
     let shown = path.display();
     let text = std::fs::read(&path).map_err(|error| match error.kind() {
-        std::io::ErrorKind::NotFound => Error::Invalid(format!("{shown} does not exist: the bundle has no configuration")),
+        std::io::ErrorKind::NotFound => {
+            Error::Invalid(format!("{shown} does not exist: the bundle has no configuration"))
+        }
         _ => Error::Io { step: format!("read {shown}"), source: error },
     })?;
     let spec: Spec =
@@ -30,7 +32,11 @@ pub fn rootfs(bundle: &Path, spec: &Spec) -> Result<PathBuf> {
     let path = path
         .canonicalize()
         .map_err(|error| Error::Invalid(format!("root file system {} cannot be used: {error}", path.display())))?;
-    if path.is_dir() { Ok(path) } else { Err(Error::Invalid(format!("root file system {} is no folder", path.display()))) }
+    if path.is_dir() {
+        Ok(path)
+    } else {
+        Err(Error::Invalid(format!("root file system {} is no folder", path.display())))
+    }
 }
 
 fn check(spec: &Spec) -> std::result::Result<(), String> {
@@ -69,7 +75,8 @@ fn check(spec: &Spec) -> std::result::Result<(), String> {
         return Err("hostname and domainname need a uts namespace".into());
     }
     let mapped = |list: &Option<Vec<_>>| list.as_ref().is_some_and(|list| !list.is_empty());
-    let own_user = linux.namespaces().iter().flatten().any(|n| n.typ() == LinuxNamespaceType::User && n.path().is_none());
+    let own_user =
+        linux.namespaces().iter().flatten().any(|n| n.typ() == LinuxNamespaceType::User && n.path().is_none());
     if own_user && !(mapped(linux.uid_mappings()) && mapped(linux.gid_mappings())) {
         return Err("a new user namespace needs linux.uidMappings and linux.gidMappings".into());
     }

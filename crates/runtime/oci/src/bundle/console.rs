@@ -42,8 +42,7 @@ pub fn send(socket: &Path, master: BorrowedFd<'_>) -> Result<()> {
 }
 
 /// Signals that are passed on to a program in the foreground.
-const PASSED_ON: [i32; 6] =
-    [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT, libc::SIGUSR1, libc::SIGUSR2];
+const PASSED_ON: [i32; 6] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT, libc::SIGUSR1, libc::SIGUSR2];
 
 /// Waits for the signals that [`foreground`] looks at; to be called before the program is made, so that none is lost.
 pub fn listen_for_signals() -> Result<OwnedFd> {
@@ -100,7 +99,8 @@ pub fn foreground(pid: i32, master: Option<OwnedFd>, signals: &OwnedFd) -> Resul
     while let Some(master) = master.as_ref().filter(|_| printed) {
         let mut fds = [PollFd::new(master, PollFlags::IN)];
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-        printed = poll(&mut fds, Some(&now)).is_ok_and(|count| count > 0) && copy(master.as_fd(), rustix::stdio::stdout());
+        printed =
+            poll(&mut fds, Some(&now)).is_ok_and(|count| count > 0) && copy(master.as_fd(), rustix::stdio::stdout());
     }
     Ok(crate::shim::exit_code(status))
 }

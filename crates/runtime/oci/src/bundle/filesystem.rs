@@ -11,11 +11,11 @@ use rustix::mount::{MountFlags, MountPropagationFlags, MoveMountFlags, mount_cha
 use crate::cgroup::Cgroup;
 use crate::error::{Context, Error, Result};
 use crate::setup::devices::{self, Node};
+use crate::setup::idmap::{self, Ids};
 use crate::setup::mounts::{self, Source, Wanted};
 use crate::setup::options::{self, Options};
-use crate::setup::idmap::{self, Ids};
-use crate::setup::{labels, rootfs};
 use crate::setup::paths::open_root;
+use crate::setup::{labels, rootfs};
 
 /// What the maker has made ready because a container's own user could not: mounts with translated ids, by their place
 /// in the list of mounts.

@@ -110,7 +110,8 @@ fn one(hook: &Hook, state: &[u8]) -> Result<()> {
 /// Waits for the end of a child, for as long as it may take.
 fn ends_within(child: &Child, limit: Option<Duration>) -> Result<bool> {
     let pid = rustix::process::Pid::from_child(child);
-    let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).step("open the hook's process")?;
+    let pidfd =
+        rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).step("open the hook's process")?;
     let limit = limit.and_then(|limit| Timespec::try_from(limit).ok());
     let mut fds = [PollFd::from_borrowed_fd(pidfd.as_fd(), PollFlags::IN)];
     Ok(rustix::io::retry_on_intr(|| poll(&mut fds, limit.as_ref())).step("wait for a hook")? > 0)

@@ -57,7 +57,11 @@ impl Namespaces {
             this.ids = Some(Ids::new(&list(linux.uid_mappings()), &list(linux.gid_mappings())));
         }
         for (clock, offset) in linux.time_offsets().iter().flatten() {
-            this.time_offsets.push(format!("{clock} {} {}", offset.secs().unwrap_or(0), offset.nanosecs().unwrap_or(0)));
+            this.time_offsets.push(format!(
+                "{clock} {} {}",
+                offset.secs().unwrap_or(0),
+                offset.nanosecs().unwrap_or(0)
+            ));
         }
         Ok(this)
     }

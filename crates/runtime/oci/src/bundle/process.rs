@@ -188,6 +188,9 @@ mod tests {
         assert_eq!(process.capability_sets.unwrap().ambient, ["CHOWN"]);
         assert_eq!(process.rlimits, [Rlimit { resource: libc::RLIMIT_NOFILE, soft: 10, hard: 20 }]);
         let scheduling = process.scheduling.unwrap();
-        assert_eq!((scheduling.io_priority, scheduling.cpu.map(|cpu| (cpu.policy, cpu.nice))), (Some(0x4004), Some((3, 3))));
+        assert_eq!(
+            (scheduling.io_priority, scheduling.cpu.map(|cpu| (cpu.policy, cpu.nice))),
+            (Some(0x4004), Some((3, 3)))
+        );
     }
 }

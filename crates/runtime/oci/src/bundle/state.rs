@@ -161,7 +161,11 @@ impl Container {
     pub fn status(&self) -> Status {
         match process(self.pid) {
             Some(process) if process.start_time == self.start_time && process.alive => {
-                if self.socket().exists() { Status::Created } else { Status::Running }
+                if self.socket().exists() {
+                    Status::Created
+                } else {
+                    Status::Running
+                }
             }
             _ => Status::Stopped,
         }

@@ -17,8 +17,7 @@ const ROOT: &str = "/sys/fs/cgroup";
 /// Controllers whose limits or counters we use, by their v1 names.
 const V1: [&str; 7] = ["memory", "cpu", "cpuacct", "pids", "devices", "freezer", "cpuset"];
 /// The others, for those who ask for more than pods do.
-const V1_OTHERS: [&str; 8] =
-    ["blkio", "hugetlb", "net_cls", "net_prio", "perf_event", "rdma", "misc", "systemd"];
+const V1_OTHERS: [&str; 8] = ["blkio", "hugetlb", "net_cls", "net_prio", "perf_event", "rdma", "misc", "systemd"];
 
 /// One group, in every tree it has to be in.
 #[derive(Debug, Clone)]
@@ -151,7 +150,7 @@ impl Cgroup {
     fn create_unified(&self) -> Result<()> {
         let mut folder = PathBuf::from(ROOT);
         for part in self.path.split('/') {
-            for controller in ["cpu", "memory", "pids", "cpuset"] {
+            for controller in ["cpu", "memory", "pids", "cpuset", "io", "hugetlb"] {
                 // A controller that the kernel lacks is missed when a limit needs it.
                 let _ = fs::write(folder.join("cgroup.subtree_control"), format!("+{controller}"));
             }
@@ -274,8 +273,9 @@ impl Cgroup {
             }),
             Tree::Unified if devices::supported() => {
                 let folder = Path::new(ROOT).join(&self.path);
-                let group = rustix::fs::open(&folder, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-                    .step(format!("open cgroup {}", folder.display()))?;
+                let group =
+                    rustix::fs::open(&folder, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+                        .step(format!("open cgroup {}", folder.display()))?;
                 devices::attach(group.as_fd(), rules)
             }
             Tree::Unified => Ok(()),

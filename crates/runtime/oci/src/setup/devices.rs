@@ -63,7 +63,8 @@ pub fn make(root: BorrowedFd<'_>, node: &Node, by_binding: bool) -> Result<()> {
         return Err(Error::Invalid(format!("device path {:?} names no file", node.path)));
     };
     let parent = mount_point(root, parent, true)?;
-    let parent = open_in(parent.as_fd(), Path::new("/"), OFlags::DIRECTORY).step(format!("open the folder of {}", node.path))?;
+    let parent =
+        open_in(parent.as_fd(), Path::new("/"), OFlags::DIRECTORY).step(format!("open the folder of {}", node.path))?;
     let (device, mode) = (rustix::fs::makedev(node.major, node.minor), Mode::from_raw_mode(node.mode & 0o7777));
     match rustix::fs::mknodat(&parent, name, node.kind, mode, device) {
         Err(Errno::EXIST) => return Ok(()),

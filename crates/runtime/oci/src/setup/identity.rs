@@ -103,13 +103,8 @@ mod tests {
         assert_eq!(of(&user("web")).unwrap(), (33, 33, vec![40], "/var/www".into()));
         assert_eq!(of(&user("33:logs")).unwrap(), (33, 40, vec![40], "/var/www".into()));
         assert_eq!(of(&user("1000")).unwrap(), (1000, 0, vec![], "/".into()));
-        let given = User {
-            uid: Some(5),
-            gid: Some(6),
-            additional_gids: vec![9, 8, 9],
-            name: "web".into(),
-            ..User::default()
-        };
+        let given =
+            User { uid: Some(5), gid: Some(6), additional_gids: vec![9, 8, 9], name: "web".into(), ..User::default() };
         assert_eq!(of(&given).unwrap(), (5, 6, vec![8, 9], "/".into()));
         let strict = User { only_given_groups: true, ..user("web") };
         assert_eq!(of(&strict).unwrap(), (33, 33, vec![], "/var/www".into()));

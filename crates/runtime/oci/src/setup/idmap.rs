@@ -100,7 +100,9 @@ pub fn take_namespaces(users: BorrowedFd<'_>, kinds: libc::c_int) -> Result<()> 
             let joined = match (heard, i32::from_ne_bytes(answer)) {
                 (Ok(4), 0) => sys::join_namespaces(pidfd.as_fd(), u64::from(kinds.unsigned_abs()))
                     .step("take the namespaces of the pod's ids"),
-                (Ok(4), error) => Err(rustix::io::Errno::from_raw_os_error(error)).step("make namespaces of the pod's ids"),
+                (Ok(4), error) => {
+                    Err(rustix::io::Errno::from_raw_os_error(error)).step("make namespaces of the pod's ids")
+                }
                 _ => Err(Error::Shim("a helper process ended without a word".into())),
             };
             sys::kill(pid, libc::SIGKILL);

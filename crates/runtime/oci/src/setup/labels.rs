@@ -49,6 +49,8 @@ fn apparmor() -> bool {
 
 /// Whether the kernel labels with SELinux. Its file system is seen before and after the change of root.
 pub fn selinux() -> bool {
-    std::fs::read_to_string("/proc/filesystems").is_ok_and(|text| text.lines().any(|line| line.ends_with("\tselinuxfs")))
-        && std::fs::read_to_string("/proc/thread-self/attr/current").is_ok_and(|text| !text.trim_matches('\0').is_empty())
+    std::fs::read_to_string("/proc/filesystems")
+        .is_ok_and(|text| text.lines().any(|line| line.ends_with("\tselinuxfs")))
+        && std::fs::read_to_string("/proc/thread-self/attr/current")
+            .is_ok_and(|text| !text.trim_matches('\0').is_empty())
 }

@@ -135,7 +135,10 @@ fn finish(root: BorrowedFd<'_>, wanted: &Wanted<'_>) -> Result<()> {
 fn target(root: BorrowedFd<'_>, wanted: &Wanted<'_>, folder: bool) -> Result<OwnedFd> {
     let shown = wanted.target.display();
     if ["proc", "sysfs"].contains(&wanted.kind) && !wanted.options.bind && leads_elsewhere(root, wanted.target) {
-        return Err(Error::Invalid(format!("{} must be mounted on an ordinary folder, not on a link: {shown}", wanted.kind)));
+        return Err(Error::Invalid(format!(
+            "{} must be mounted on an ordinary folder, not on a link: {shown}",
+            wanted.kind
+        )));
     }
     let target = mount_point(root, wanted.target, folder)?;
     let on_proc = rustix::fs::fstatfs(&target).is_ok_and(|stat| stat.f_type == rustix::fs::PROC_SUPER_MAGIC);

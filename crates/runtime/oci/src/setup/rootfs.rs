@@ -22,12 +22,7 @@ type Users<'a> = (BorrowedFd<'a>, IdRange);
 
 /// Builds the file system and makes it the root. The process has a mount namespace of its own; `users` is the user
 /// namespace it will join, whose ids the files are to have.
-pub fn enter(
-    spec: &ContainerSpec,
-    shm: &Path,
-    host_mounts: BorrowedFd<'_>,
-    users: Option<Users<'_>>,
-) -> Result<()> {
+pub fn enter(spec: &ContainerSpec, shm: &Path, host_mounts: BorrowedFd<'_>, users: Option<Users<'_>>) -> Result<()> {
     let target = &spec.rootfs.target;
     let shared = shared_trees(&spec.mounts, host_mounts, users.is_some())?;
     overlay(&spec.rootfs, users)?;
@@ -100,7 +95,9 @@ fn overlay(rootfs: &Rootfs, users: Option<Users<'_>>) -> Result<()> {
 /// the root, which the overlay covers next.
 fn enter_translated(folder: &Path, place: &Path, users: BorrowedFd<'_>) -> Result<()> {
     if folder == Path::new("/") {
-        return Err(Error::Invalid("the image's layers lie apart: their ids cannot be translated for a user namespace".into()));
+        return Err(Error::Invalid(
+            "the image's layers lie apart: their ids cannot be translated for a user namespace".into(),
+        ));
     }
     let tree = mounts::clone_tree(folder, false)?;
     idmap::apply_namespace(tree.as_fd(), users, false)
@@ -165,11 +162,7 @@ fn bind(root: BorrowedFd<'_>, source: &Path, target: &Path, options: Options, us
 
 /// Copies of the host's mounts that stay their peers, by their place in the list: what is mounted on one side appears
 /// on the other. They are taken in the host's mount namespace, since in ours they listen only.
-fn shared_trees(
-    wanted: &[Mount],
-    host_mounts: BorrowedFd<'_>,
-    own_users: bool,
-) -> Result<BTreeMap<usize, OwnedFd>> {
+fn shared_trees(wanted: &[Mount], host_mounts: BorrowedFd<'_>, own_users: bool) -> Result<BTreeMap<usize, OwnedFd>> {
     let mut trees = BTreeMap::new();
     let shared = wanted.iter().enumerate().filter(|(_, mount)| mount.propagation == Propagation::Shared);
     let shared: Vec<_> = shared.collect();

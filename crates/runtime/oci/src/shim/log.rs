@@ -67,8 +67,12 @@ impl Log {
 }
 
 fn open(path: &Path) -> Result<(File, u64)> {
-    let file =
-        OpenOptions::new().create(true).append(true).mode(0o640).open(path).step(format!("open log {}", path.display()))?;
+    let file = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o640)
+        .open(path)
+        .step(format!("open log {}", path.display()))?;
     let size = file.metadata().map_or(0, |about| about.len());
     Ok((file, size))
 }
@@ -81,7 +85,8 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
 
 /// Files that were put aside for the log at `path`, compressed or not, oldest first.
 pub fn rotated(path: &Path) -> Vec<PathBuf> {
-    let (Some(folder), Some(name)) = (path.parent(), path.file_name().map(|name| name.to_string_lossy().into_owned())) else {
+    let (Some(folder), Some(name)) = (path.parent(), path.file_name().map(|name| name.to_string_lossy().into_owned()))
+    else {
         return Vec::new();
     };
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();

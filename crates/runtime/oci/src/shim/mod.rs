@@ -27,8 +27,8 @@ use crate::setup::idmap::{self, Ids};
 use crate::setup::sysctl;
 use crate::spec::{IdRange, SandboxSpec, Status};
 use crate::{sys, wire};
-use container::{Attached, Container};
 pub use container::exit_code;
+use container::{Attached, Container};
 
 /// First argument under which the binary is a shim.
 pub const COMMAND: &str = "sandbox-shim";

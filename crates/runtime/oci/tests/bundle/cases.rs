@@ -185,7 +185,12 @@ fn mounts_with_every_option(name: &str) -> Outcome {
     let below = stage.path("c/below");
     let status = std::process::Command::new("mount").args(["-t", "tmpfs", "tmpfs"]).arg(&below).status()?;
     ensure(status.success(), || "cannot mount".into())?;
-    stage.config["mounts"].as_array_mut().unwrap().push(mount("bind", stage.folder.path().join("c"), "/mnt/c", &["rbind", "rro"]));
+    stage.config["mounts"].as_array_mut().unwrap().push(mount(
+        "bind",
+        stage.folder.path().join("c"),
+        "/mnt/c",
+        &["rbind", "rro"],
+    ));
     let ours = stage.run(Runtime::Ours);
     let crun = stage.run(Runtime::Crun);
     let _ = std::process::Command::new("umount").arg(&below).status()?;
@@ -246,7 +251,10 @@ fn is_limited(name: &str) -> Outcome {
                   cpu/cpu.cfs_quota_us cpu/cpu.cfs_period_us pids/pids.max cpuset/cpuset.cpus; (echo 1 > pids/pids.max) 2>&1; \
                   cat /proc/self/cgroup | cut -d: -f3 | sort -u";
     let mut stage = Stage::new(name, script)?;
-    push(&mut stage.config["mounts"], mount("cgroup", "cgroup", "/sys/fs/cgroup", &["nosuid", "noexec", "nodev", "ro"]));
+    push(
+        &mut stage.config["mounts"],
+        mount("cgroup", "cgroup", "/sys/fs/cgroup", &["nosuid", "noexec", "nodev", "ro"]),
+    );
     let resources = &mut stage.config["linux"]["resources"];
     resources["memory"] = json!({"limit": 64 << 20, "reservation": 32 << 20});
     resources["cpu"] = json!({"shares": 512, "quota": 20000, "period": 50000, "cpus": "0"});
@@ -338,7 +346,8 @@ fn stops_at_a_hook_that_fails(name: &str) -> Outcome {
     for (script, timeout, expected) in [("echo broken >&2; exit 5", 10, "broken"), ("sleep 30", 1, "timed out")] {
         let mut stage = Stage::new(name, "echo it ran")?;
         for point in ["prestart", "createRuntime", "createContainer"] {
-            stage.config["hooks"] = json!({point: [{"path": "/bin/sh", "args": ["sh", "-c", script], "timeout": timeout}]});
+            stage.config["hooks"] =
+                json!({point: [{"path": "/bin/sh", "args": ["sh", "-c", script], "timeout": timeout}]});
             let output = stage.run(Runtime::Ours)?;
             ensure(!output.status.success() && output.stdout.is_empty(), || format!("{point}: {output:?}"))?;
             let text = String::from_utf8(output.stderr)?;
@@ -400,7 +409,8 @@ fn has_users_of_its_own(name: &str) -> Outcome {
     stage.config["linux"]["uidMappings"] = map.clone();
     stage.config["linux"]["gidMappings"] = map;
     chown_all(&stage.rootfs(), 200_000)?;
-    let text = beside(&stage, Runtime::Ours, &["--user", "33", "--", "/bin/sh", "-c", "id -u; cat /proc/self/uid_map"])?;
+    let text =
+        beside(&stage, Runtime::Ours, &["--user", "33", "--", "/bin/sh", "-c", "id -u; cat /proc/self/uid_map"])?;
     contains(&text, "33\n")?;
     contains(&text, "200000")
 }
@@ -522,7 +532,10 @@ fn refuses_what_is_wrong(name: &str) -> Outcome {
     };
     contains(&complaint(|c| c["ociVersion"] = "3.0.0".into())?, "ociVersion \"3.0.0\" is not supported")?;
     contains(&complaint(|c| c["root"]["path"] = "missing".into())?, "missing cannot be used")?;
-    contains(&complaint(|c| c["process"]["args"] = json!(["no-such"]))?, "exec: \"no-such\": executable file not found in $PATH")?;
+    contains(
+        &complaint(|c| c["process"]["args"] = json!(["no-such"]))?,
+        "exec: \"no-such\": executable file not found in $PATH",
+    )?;
     contains(&complaint(|c| c["process"]["apparmorProfile"] = "docker-default".into())?, "AppArmor")
         .or_else(|error| if std::path::Path::new("/sys/module/apparmor").exists() { Ok(()) } else { Err(error) })?;
     contains(&complaint(|c| c["linux"]["resources"]["unified"] = json!({"memory.high": "1"}))?, "cgroup v2")

@@ -99,7 +99,10 @@ fn by_links_at_mount_points(name: &str) -> Outcome {
     symlink("../../../../../../inside", stage.rootfs().join("up"))?;
     push(&mut stage.config["mounts"], mount("bind", stage.folder.path().join("volume"), "/mnt/link", &["bind"]));
     push(&mut stage.config["mounts"], mount("bind", stage.folder.path().join("volume"), "/up", &["bind"]));
-    push(&mut stage.config["mounts"], mount("bind", stage.folder.path().join("volume/file"), "/mnt/link/../../x", &["bind"]));
+    push(
+        &mut stage.config["mounts"],
+        mount("bind", stage.folder.path().join("volume/file"), "/mnt/link/../../x", &["bind"]),
+    );
     // Where links cannot be followed inside, the container is refused; nothing happens outside either way.
     let _ = stage.run(Runtime::Ours)?;
     let left = std::fs::read_dir(&outside)?.count();
@@ -133,7 +136,10 @@ fn by_covering_proc(name: &str) -> Outcome {
     }
     let mut stage = Stage::new(name, "cat /proc/uptime")?;
     std::fs::write(stage.path("uptime"), "fake\n")?;
-    push(&mut stage.config["mounts"], mount("bind", stage.folder.path().join("uptime"), "/proc/uptime", &["bind", "ro"]));
+    push(
+        &mut stage.config["mounts"],
+        mount("bind", stage.folder.path().join("uptime"), "/proc/uptime", &["bind", "ro"]),
+    );
     ensure(stage.run(Runtime::Ours)?.stdout == b"fake\n", || "what may be covered is not".into())
 }
 
@@ -169,7 +175,10 @@ fn by_release_agent(name: &str) -> Outcome {
                   mount -t cgroup -o memory none /mnt 2>&1; (echo 1 > /sys/fs/cgroup/memory/notify_on_release) 2>&1; \
                   unshare -m true 2>&1 | head -n 1";
     let mut stage = Stage::new(name, script)?;
-    push(&mut stage.config["mounts"], mount("cgroup", "cgroup", "/sys/fs/cgroup", &["nosuid", "noexec", "nodev", "ro"]));
+    push(
+        &mut stage.config["mounts"],
+        mount("cgroup", "cgroup", "/sys/fs/cgroup", &["nosuid", "noexec", "nodev", "ro"]),
+    );
     let text = String::from_utf8(stage.run(Runtime::Ours)?.stdout)?;
     ensure(text.starts_with("0\n"), || text.clone())?;
     contains(&text, "mount: permission denied")
@@ -199,8 +208,10 @@ fn by_tracing_the_runtime(name: &str) -> Outcome {
     Runtime::Ours.command(&root).args(create).stdout(Stdio::null()).status()?;
     let pid = std::fs::read_to_string(&pid_file)?;
     // A process that is not to be looked into belongs to root, whoever it runs as.
-    let script = format!("setpriv --reuid 0 --regid 0 --clear-groups --bounding-set -all --inh-caps -all \
-                          sh -c 'ls -l /proc/{pid}/fd /proc/{pid}/exe'");
+    let script = format!(
+        "setpriv --reuid 0 --regid 0 --clear-groups --bounding-set -all --inh-caps -all \
+                          sh -c 'ls -l /proc/{pid}/fd /proc/{pid}/exe'"
+    );
     let output = Command::new("sh").args(["-c", &script]).output()?;
     stage.ask(Runtime::Ours, &["delete", "--force", &id])?;
     let text = String::from_utf8(output.stderr)?;

@@ -25,7 +25,8 @@ pub enum Runtime {
 pub const ALL: [Runtime; 3] = [Runtime::Ours, Runtime::Runc, Runtime::Crun];
 
 /// crun refuses machines with both kinds of control groups, unless it sees one kind only.
-const CRUN: &str = "if grep -q ' /sys/fs/cgroup/unified ' /proc/mounts; then umount /sys/fs/cgroup/unified; fi; exec crun \"$@\"";
+const CRUN: &str =
+    "if grep -q ' /sys/fs/cgroup/unified ' /proc/mounts; then umount /sys/fs/cgroup/unified; fi; exec crun \"$@\"";
 
 impl Runtime {
     pub fn command(self, root: &Path) -> Command {

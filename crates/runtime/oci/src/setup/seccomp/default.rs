@@ -93,8 +93,9 @@ const AF_VSOCK: u64 = 40;
 pub fn profile() -> Profile {
     let names = |list: &str| list.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
     let allow = |names: Vec<String>| Rule { names, action: "SCMP_ACT_ALLOW".into(), ..Rule::default() };
-    let argument =
-        |value, value_two, op: &str| Some(vec![Argument { index: 0, value, value_two: Some(value_two), op: op.into() }]);
+    let argument = |value, value_two, op: &str| {
+        Some(vec![Argument { index: 0, value, value_two: Some(value_two), op: op.into() }])
+    };
     let without_admin = || Some(Scope { caps: vec!["SYS_ADMIN".into()], ..Scope::default() });
     let mut syscalls: Vec<Rule> = [ALLOWED, ALLOWED_HERE, ALLOWED_32].map(|list| allow(names(list))).into();
     for (capability, list) in BY_CAPABILITY {

@@ -86,12 +86,7 @@ impl Filter {
         };
         // SAFETY: the program lives through the call, and the kernel copies it.
         let result = unsafe {
-            libc::syscall(
-                libc::SYS_seccomp,
-                libc::SECCOMP_SET_MODE_FILTER,
-                self.flags,
-                std::ptr::from_ref(&program),
-            )
+            libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, self.flags, std::ptr::from_ref(&program))
         };
         if result == 0 { Ok(()) } else { Err(sys::last_error()).step("install the system call filter") }
     }
@@ -157,7 +152,8 @@ fn filter(profile: &Profile, capabilities: &[String]) -> Result<Filter> {
             }
         }
     }
-    let verdicts: Vec<(&str, Verdict)> = rules.into_iter().map(|(name, rules)| (name, verdict(rules, default))).collect();
+    let verdicts: Vec<(&str, Verdict)> =
+        rules.into_iter().map(|(name, rules)| (name, verdict(rules, default))).collect();
     let tables: Vec<(Arch, Table)> = architectures(profile)
         .into_iter()
         .map(|arch| {
@@ -280,7 +276,8 @@ mod tests {
     fn the_default_profile_refuses_the_machine_and_grows_with_capabilities() {
         let plain = filter(&default::profile(), &[]).unwrap();
         let admin = filter(&default::profile(), &["SYS_ADMIN".into()]).unwrap();
-        for call in ["mount", "bpf", "keyctl", "add_key", "unshare", "setns", "kexec_load", "init_module", "open_tree"] {
+        for call in ["mount", "bpf", "keyctl", "add_key", "unshare", "setns", "kexec_load", "init_module", "open_tree"]
+        {
             assert_eq!(says(&plain, Arch::NATIVE, call, 0), EPERM, "{call}");
         }
         assert_eq!(says(&admin, Arch::NATIVE, "mount", 0), ALLOW);
