@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args as ClapArgs, Subcommand, ValueEnum};
-use oci_spec::runtime::{Capabilities, Capability, LinuxCapabilities, LinuxResources, Process, UserBuilder};
+use oci_spec::runtime::{Capabilities, Capability, LinuxResources, Process, UserBuilder};
 
 use crate::bundle::state::{Container, Status};
 use crate::bundle::{Beside, Creation, Store, console, create, delete, exec, kill, start, update};
@@ -360,7 +360,7 @@ fn wanted(container: &Container, args: &Exec) -> Result<Process> {
         });
         let more: Capabilities = more.collect::<Result<_>>()?;
         let with = |set: &Option<Capabilities>| Some(set.iter().flatten().chain(&more).copied().collect());
-        let mut sets = process.capabilities().clone().unwrap_or_else(LinuxCapabilities::default);
+        let mut sets = process.capabilities().clone().unwrap_or_default();
         let (bounding, effective, permitted) = (with(sets.bounding()), with(sets.effective()), with(sets.permitted()));
         sets.set_bounding(bounding).set_effective(effective).set_permitted(permitted);
         process.set_capabilities(Some(sets));

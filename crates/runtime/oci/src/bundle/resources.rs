@@ -117,7 +117,7 @@ impl Settings {
 
     fn memory(&mut self, memory: &LinuxMemory) -> Result<()> {
         if self.unified {
-            self.add("memory", ("", "memory.low"), memory.reservation().map(|bytes| max(bytes)));
+            self.add("memory", ("", "memory.low"), memory.reservation().map(max));
             if let Some(both) = memory.swap() {
                 // v1 counts memory with swap, v2 swap alone.
                 let swap = match (both, memory.limit()) {
