@@ -184,10 +184,7 @@ impl Place {
             }
         }
         flags.extend(self.tls_sans.iter().map(|name| ("--tls-san", name.into())));
-        let files = [
-            ("--token-file", &self.token_file),
-            ("--authentication-config", &self.authentication_config),
-        ];
+        let files = [("--token-file", &self.token_file), ("--authentication-config", &self.authentication_config)];
         flags.extend(files.into_iter().filter_map(|(flag, path)| Some((flag, path.as_ref()?.into()))));
         if let Some(audit) = &self.audit {
             flags.extend([

@@ -10,7 +10,7 @@ mod own;
 
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use dhow_cri::Runtime;
 use dhow_cri::embedded::{EmbeddedConfig, EmbeddedRuntime, Tuning};
@@ -34,12 +34,16 @@ fn main() -> ExitCode {
                 runtime.block_on(async {
                     let folder = tempfile::tempdir()?;
                     let cgroup_root = format!("dhow-test-{}-{name}", std::process::id());
-                    let (mut stage, embedded) = stage(folder.path(), &cgroup_root).await?;
+                    let (mut stage, opened) = stage(folder.path(), &cgroup_root).await?;
                     let result = case(&mut stage).await;
                     if result.is_err() {
                         shim_logs(folder.path());
                     }
-                    embedded.remove_all().await?;
+                    // Those that a case opened anew hold sandboxes made ahead, too.
+                    let opened = std::mem::take(&mut *opened.lock().map_err(|error| error.to_string())?);
+                    for embedded in opened {
+                        embedded.remove_all().await?;
+                    }
                     result.map_err(|error| Failed::from(error.to_string()))
                 })
             })
@@ -58,12 +62,18 @@ fn shim_logs(folder: &Path) {
     }
 }
 
-async fn stage(folder: &Path, cgroup_root: &str) -> Result<(Stage, Arc<EmbeddedRuntime>), Failed> {
+/// All runtimes that were opened in one place.
+type Opened = Arc<Mutex<Vec<Arc<EmbeddedRuntime>>>>;
+
+async fn stage(folder: &Path, cgroup_root: &str) -> Result<(Stage, Opened), Failed> {
     let images = ImageStore::open(&folder.join("images"))?;
     images.import(std::io::Cursor::new(busybox::archive()?)).await?;
     let (folder, cgroup_root) = (folder.to_owned(), cgroup_root.to_owned());
     let scratch = folder.join("scratch");
+    let opened = Opened::default();
+    let all = Arc::clone(&opened);
     let open = move || {
+        let all = Arc::clone(&all);
         let config = EmbeddedConfig {
             root: folder.clone(),
             run_dir: folder.join("run"),
@@ -74,11 +84,15 @@ async fn stage(folder: &Path, cgroup_root: &str) -> Result<(Stage, Arc<EmbeddedR
             network: Arc::new(loopback::Loopback),
             tuning: Tuning { slots: 2, logs: LogLimits { max_size: 4096, max_files: 3 } },
         };
-        async move { EmbeddedRuntime::open(config).await.unwrap() }
+        async move {
+            let runtime = EmbeddedRuntime::open(config).await.unwrap();
+            all.lock().unwrap().push(Arc::clone(&runtime));
+            runtime
+        }
     };
     let embedded = open().await;
     let stage = Stage {
-        runtime: embedded.clone(),
+        runtime: embedded,
         image: busybox::NAME.into(),
         scratch,
         reopen: Box::new(move || {
@@ -86,5 +100,5 @@ async fn stage(folder: &Path, cgroup_root: &str) -> Result<(Stage, Arc<EmbeddedR
             Box::pin(async move { opening.await as Arc<dyn Runtime> })
         }),
     };
-    Ok((stage, embedded))
+    Ok((stage, opened))
 }

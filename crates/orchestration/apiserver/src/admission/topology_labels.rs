@@ -20,10 +20,8 @@ pub fn mutate(server: &ApiServer, attributes: &mut Attributes<'_>) {
         _ => return,
     };
     let Some(node) = cached(server, "", "nodes", None, meta::text(&attributes.object, path)) else { return };
-    let found: Map<String, Value> = LABELS
-        .iter()
-        .filter_map(|label| Some(((*label).to_owned(), node.header.labels.get(label)?.into())))
-        .collect();
+    let found: Map<String, Value> =
+        LABELS.iter().filter_map(|label| Some(((*label).to_owned(), node.header.labels.get(label)?.into()))).collect();
     if found.is_empty() {
         return;
     }
