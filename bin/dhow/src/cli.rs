@@ -31,6 +31,8 @@ pub enum Command {
     /// Work with this node's images.
     #[command(subcommand)]
     Image(ImageCommand),
+    /// Run containers from OCI bundles, without the cloud; the command line is runc's.
+    Oci(Box<dhow_oci::cli::Args>),
     /// Print the kubeconfig of the administrator.
     Kubeconfig(ConnectArgs),
     /// Print a completion script.
@@ -137,6 +139,9 @@ pub struct PlaceArgs {
     /// Settings of registries and of the image store, as YAML; `FILE.d/*.yaml` is read before it.
     #[arg(long, env = "DHOW_CONFIG", default_value = crate::settings::DEFAULT_FILE, value_name = "FILE")]
     pub config: PathBuf,
+    /// How many pod sandboxes wait, ready made, for pods to come; each holds about a MiB and an address.
+    #[arg(long, env = "DHOW_POD_SLOTS", default_value_t = 2, value_name = "N")]
+    pub pod_slots: usize,
     /// Log format.
     #[arg(long, env = "DHOW_LOG_FORMAT", value_enum, default_value_t = LogFormat::Auto)]
     pub log_format: LogFormat,
@@ -209,7 +214,7 @@ pub enum ServerCommand {
     /// Print the token with which a further server joins the cluster in etcd.
     Token(ConnectArgs),
     /// Copy a stopped cloud's state from the data folder into empty etcd servers, and use those from then on.
-    MigrateStore(PlaceArgs),
+    MigrateStore(Box<PlaceArgs>),
     /// Encrypt the Secrets in a stopped cloud's store under a new key, and forget the old one.
     RotateKeys(Box<PlaceArgs>),
 }

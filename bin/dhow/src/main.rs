@@ -21,6 +21,8 @@ mod settings;
 mod shared;
 mod store;
 
+use std::ffi::OsString;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -45,12 +47,24 @@ fn main() -> ExitCode {
     if args.next().is_some_and(|first| first == dhow_cri::docker::FORWARD_COMMAND) {
         return dhow_cri::docker::forward_main(args);
     }
-    let cli = Cli::parse();
-    if let Command::Completion { shell } = cli.command {
-        clap_complete::generate(shell, &mut Cli::command(), "dhow", &mut std::io::stdout());
-        return ExitCode::SUCCESS;
+    match Cli::parse_from(arguments()).command {
+        Command::Completion { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "dhow", &mut std::io::stdout());
+            ExitCode::SUCCESS
+        }
+        // It forks, too.
+        Command::Oci(args) => dhow_oci::cli::main(*args),
+        command => exit::report(run(command)),
     }
-    exit::report(run(cli.command))
+}
+
+/// Engines call a runtime without a word before its verbs: under that name the binary is the runtime alone.
+fn arguments() -> Vec<OsString> {
+    let mut args: Vec<OsString> = std::env::args_os().collect();
+    if args.first().and_then(|name| Path::new(name).file_name()).is_some_and(|name| name == dhow_oci::cli::ALIAS) {
+        args.insert(1, "oci".into());
+    }
+    args
 }
 
 fn run(command: Command) -> anyhow::Result<()> {
@@ -82,7 +96,7 @@ fn run(command: Command) -> anyhow::Result<()> {
                 daemon::init_logging(place.log_format)?;
                 nameserver::serve(&place, gateway).await
             }
-            Command::Completion { .. } => Ok(()),
+            Command::Completion { .. } | Command::Oci(_) => Ok(()),
         }
     });
     // A thread may be waiting for a resolver that does not answer; nothing that must be finished is left to threads.

@@ -38,6 +38,8 @@ pub struct Place {
     /// The file of settings.
     pub config: PathBuf,
     pub log_format: LogFormat,
+    /// Sandboxes that wait, ready made, for pods.
+    pub slots: usize,
 }
 
 /// What is recorded of requests, and where to.
@@ -122,6 +124,7 @@ impl Place {
             admission_plugins: args.enable_admission_plugins.clone(),
             config: std::path::absolute(&args.config).context("resolve the settings file")?,
             log_format: args.log_format,
+            slots: args.pod_slots,
         })
     }
 
@@ -169,7 +172,7 @@ impl Place {
 
     /// The flags that resolve to this place again.
     pub fn as_args(&self) -> Vec<OsString> {
-        let flags: [(&str, OsString); 8] = [
+        let flags: [(&str, OsString); 9] = [
             ("--config", self.config.clone().into()),
             ("--data-dir", self.data_dir.clone().into()),
             ("--run-dir", self.run_dir.clone().into()),
@@ -178,6 +181,7 @@ impl Place {
             ("--api-port", self.api_port.to_string().into()),
             ("--node-port", self.node_port.to_string().into()),
             ("--leader-elect-lease-duration", self.leader_lease.as_secs().to_string().into()),
+            ("--pod-slots", self.slots.to_string().into()),
         ];
         let mut flags = Vec::from(flags);
         flags.extend(self.runtime.iter().map(|runtime| ("--runtime", runtime.to_string().into())));

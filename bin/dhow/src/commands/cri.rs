@@ -4,7 +4,7 @@ use std::fs;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use dhow_cri::embedded::{EmbeddedConfig, EmbeddedRuntime};
+use dhow_cri::embedded::{EmbeddedConfig, EmbeddedRuntime, Tuning};
 use dhow_cri::server::CriServer;
 use dhow_image::{ImageStore, PullOptions};
 use dhow_net::{Cidr, Net, NetConfig};
@@ -39,6 +39,7 @@ pub async fn run(args: CriArgs) -> Result<()> {
         images: ImageStore::open(&images_dir).context("open the image store")?,
         pull: PullOptions::default(),
         network,
+        tuning: Tuning::default(),
     };
     let runtime = EmbeddedRuntime::open(config).await.context("open the container runtime")?;
     let socket = args.socket.unwrap_or_else(|| args.run_dir.join("cri.sock"));

@@ -21,6 +21,12 @@ pub trait PodNetwork: Send + Sync + 'static {
     /// On error nothing is left behind. Returns the pod's addresses, primary first.
     async fn attach(&self, netns: BorrowedFd<'_>, request: &NetworkRequest) -> Result<Vec<IpAddr>, Error>;
 
+    /// Does ahead of time what of `attach` depends on no pod, for a sandbox that waits to be used; `detach` undoes it.
+    /// A network that cannot do so does all of it in `attach`.
+    async fn prepare(&self, _netns: BorrowedFd<'_>, _sandbox_id: &str) -> Result<(), Error> {
+        Ok(())
+    }
+
     /// Undoes `attach`; the namespace may already be gone.
     async fn detach(&self, sandbox_id: &str) -> Result<(), Error>;
 

@@ -35,11 +35,25 @@ pub enum NamespaceMode {
     Node,
 }
 
+/// Whose user and group ids a pod has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+pub enum UserNamespace {
+    /// The host's.
+    #[default]
+    Node,
+    /// Own ids, which the runtime picks a range of the host's for.
+    Pod,
+    /// Own ids: 0 to `size` inside are `host` and following outside.
+    Range { host: u32, size: u32 },
+}
+
 #[derive(Debug, Clone, Default, serde::Serialize, serde::Deserialize)]
 pub struct NamespaceOptions {
     pub network: NamespaceMode,
     pub pid: NamespaceMode,
     pub ipc: NamespaceMode,
+    #[serde(default)]
+    pub user: UserNamespace,
 }
 
 #[derive(Debug, Clone, Default, serde::Serialize, serde::Deserialize)]

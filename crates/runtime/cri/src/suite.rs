@@ -42,8 +42,8 @@ pub struct PrivateImage {
 
 /// An error that fails a case.
 pub type Failure = Box<dyn std::error::Error + Send + Sync>;
-type Outcome = Result<(), Failure>;
-type Case = for<'a> fn(&'a mut Stage) -> BoxFuture<'a, Outcome>;
+pub type Outcome = Result<(), Failure>;
+pub type Case = for<'a> fn(&'a mut Stage) -> BoxFuture<'a, Outcome>;
 
 /// All cases by name.
 pub const CASES: &[(&str, Case)] = &[
@@ -120,12 +120,7 @@ fn container(stage: &Stage, script: &str) -> ContainerConfig {
 
 /// A folder of the host's, writable.
 fn mount(host_path: &Path, container_path: &str) -> Mount {
-    Mount {
-        host_path: host_path.to_owned(),
-        container_path: container_path.into(),
-        readonly: false,
-        propagation: MountPropagation::Private,
-    }
+    Mount { host_path: host_path.to_owned(), container_path: container_path.into(), ..Mount::default() }
 }
 
 async fn start(stage: &Stage, sandbox: &str, config: ContainerConfig) -> Result<String, Failure> {

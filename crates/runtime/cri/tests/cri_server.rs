@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use dhow_cri::Runtime;
 use dhow_cri::cri_client::{CriConfig, CriRuntime};
-use dhow_cri::embedded::{EmbeddedConfig, EmbeddedRuntime};
+use dhow_cri::embedded::{EmbeddedConfig, EmbeddedRuntime, Tuning};
 use dhow_cri::server::CriServer;
 use dhow_cri::suite::{CASES, Stage};
 use dhow_image::{ImageStore, PullOptions};
@@ -80,6 +80,7 @@ impl Place {
             images: self.images.clone(),
             pull: PullOptions::default(),
             network: Arc::new(loopback::Loopback),
+            tuning: Tuning::default(),
         };
         let embedded = EmbeddedRuntime::open(config).await.unwrap();
         let socket = self.folder.join(format!("cri-{}.sock", self.opened.fetch_add(1, Ordering::Relaxed)));

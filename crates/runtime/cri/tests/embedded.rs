@@ -5,18 +5,21 @@
 mod busybox;
 #[path = "support/loopback.rs"]
 mod loopback;
+#[path = "support/own.rs"]
+mod own;
 #[path = "support/registry.rs"]
 mod registry;
 
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use dhow_cri::Runtime;
-use dhow_cri::embedded::{EmbeddedConfig, EmbeddedRuntime};
+use dhow_cri::embedded::{EmbeddedConfig, EmbeddedRuntime, Tuning};
 use dhow_cri::suite::{CASES, Stage};
 use dhow_image::{ImageStore, PullOptions};
 use dhow_oci::client::Program;
+use dhow_oci::spec::LogLimits;
 use libtest_mimic::{Arguments, Failed, Trial};
 
 fn main() -> ExitCode {
@@ -26,6 +29,7 @@ fn main() -> ExitCode {
     }
     let trials = CASES
         .iter()
+        .chain(own::CASES)
         .map(|(name, case)| {
             Trial::test(*name, move || {
                 let runtime = tokio::runtime::Runtime::new()?;
@@ -33,12 +37,16 @@ fn main() -> ExitCode {
                     let folder = tempfile::tempdir()?;
                     let cgroup_root = format!("dhow-test-{}-{name}", std::process::id());
                     let registry = registry::Registry::start_for(name, folder.path(), &busybox::archive()?)?;
-                    let (mut stage, embedded) = stage(folder.path(), &cgroup_root, &registry).await?;
+                    let (mut stage, opened) = stage(folder.path(), &cgroup_root, &registry).await?;
                     let result = case(&mut stage).await;
                     if result.is_err() {
                         shim_logs(folder.path());
                     }
-                    embedded.remove_all().await?;
+                    // Those that a case opened anew hold sandboxes made ahead, too.
+                    let opened = std::mem::take(&mut *opened.lock().map_err(|error| error.to_string())?);
+                    for embedded in opened {
+                        embedded.remove_all().await?;
+                    }
                     result.map_err(|error| Failed::from(error.to_string()))
                 })
             })
@@ -57,16 +65,22 @@ fn shim_logs(folder: &Path) {
     }
 }
 
+/// All runtimes that were opened in one place.
+type Opened = Arc<Mutex<Vec<Arc<EmbeddedRuntime>>>>;
+
 async fn stage(
     folder: &Path,
     cgroup_root: &str,
     registry: &Option<registry::Registry>,
-) -> Result<(Stage, Arc<EmbeddedRuntime>), Failed> {
+) -> Result<(Stage, Opened), Failed> {
     let images = ImageStore::open(&folder.join("images"))?;
     images.import(std::io::Cursor::new(busybox::archive()?)).await?;
     let (folder, cgroup_root) = (folder.to_owned(), cgroup_root.to_owned());
     let scratch = folder.join("scratch");
+    let opened = Opened::default();
+    let all = Arc::clone(&opened);
     let open = move || {
+        let all = Arc::clone(&all);
         let config = EmbeddedConfig {
             root: folder.clone(),
             run_dir: folder.join("run"),
@@ -75,12 +89,17 @@ async fn stage(
             images: images.clone(),
             pull: PullOptions::default(),
             network: Arc::new(loopback::Loopback),
+            tuning: Tuning { slots: 2, logs: LogLimits { max_size: 4096, max_files: 3 } },
         };
-        async move { EmbeddedRuntime::open(config).await.unwrap() }
+        async move {
+            let runtime = EmbeddedRuntime::open(config).await.unwrap();
+            all.lock().unwrap().push(Arc::clone(&runtime));
+            runtime
+        }
     };
     let embedded = open().await;
     let stage = Stage {
-        runtime: embedded.clone(),
+        runtime: embedded,
         image: busybox::NAME.into(),
         private_image: registry.as_ref().map(registry::Registry::image),
         scratch,
@@ -89,5 +108,5 @@ async fn stage(
             Box::pin(async move { opening.await as Arc<dyn Runtime> })
         }),
     };
-    Ok((stage, embedded))
+    Ok((stage, opened))
 }

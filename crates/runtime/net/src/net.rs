@@ -1,5 +1,6 @@
 //! `Net`: opens, owns and removes the node's network.
 
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
@@ -15,8 +16,9 @@ pub struct Net {
     pub(crate) kernel: Kernel,
     pub(crate) bridge_index: u32,
     pub(crate) ipam: parking_lot::Mutex<Ipam>,
-    /// One change of pod state at a time; links are under the kernel's global lock anyway.
-    pub(crate) pods: tokio::sync::Mutex<()>,
+    /// One change of pod state at a time; links are under the kernel's global lock anyway. Holds the sandboxes that were
+    /// connected ahead of time and are not used yet.
+    pub(crate) pods: tokio::sync::Mutex<BTreeSet<String>>,
 }
 
 impl Net {
@@ -39,7 +41,7 @@ impl Net {
         kernel.ensure_link_route(config.service_cidr, bridge_index, gateway).await?;
         let net = Arc::new(Self {
             ipam: parking_lot::Mutex::new(ipam),
-            pods: tokio::sync::Mutex::new(()),
+            pods: tokio::sync::Mutex::default(),
             config,
             kernel,
             bridge_index,

@@ -19,8 +19,14 @@ impl PodNetwork for Net {
     async fn attach(&self, netns: BorrowedFd<'_>, request: &NetworkRequest) -> Result<Vec<IpAddr>, dhow_cri::Error> {
         let id = request.sandbox_id.as_str();
         let host_ports = host_ports(request)?;
-        let _pods = self.pods.lock().await;
+        let mut prepared = self.pods.lock().await;
         let lease = self.ipam.lock().lease(id, host_ports)?;
+        if prepared.remove(id) {
+            if !lease.host_ports.is_empty() {
+                self.converge_host_ports().await?;
+            }
+            return Ok(vec![IpAddr::V4(lease.address)]);
+        }
         match self.connect(netns, id, &lease).await {
             Ok(()) => Ok(vec![IpAddr::V4(lease.address)]),
             Err(error) => {
@@ -32,8 +38,22 @@ impl PodNetwork for Net {
         }
     }
 
+    async fn prepare(&self, netns: BorrowedFd<'_>, sandbox_id: &str) -> Result<(), dhow_cri::Error> {
+        let mut prepared = self.pods.lock().await;
+        let lease = self.ipam.lock().lease(sandbox_id, Vec::new())?;
+        if let Err(error) = self.connect(netns, sandbox_id, &lease).await {
+            if let Err(cleanup) = self.disconnect(sandbox_id).await {
+                tracing::warn!(sandbox = sandbox_id, error = %cleanup, "cannot undo a failed preparation");
+            }
+            return Err(error.into());
+        }
+        prepared.insert(sandbox_id.to_owned());
+        Ok(())
+    }
+
     async fn detach(&self, sandbox_id: &str) -> Result<(), dhow_cri::Error> {
-        let _pods = self.pods.lock().await;
+        let mut prepared = self.pods.lock().await;
+        prepared.remove(sandbox_id);
         Ok(self.disconnect(sandbox_id).await?)
     }
 

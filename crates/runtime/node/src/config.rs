@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use dhow_cri::runtime::{
     ContainerConfig, ImageInfo, Mount, MountPropagation, NamespaceMode, NamespaceOptions, PodIdentity, PortMapping,
-    SandboxConfig, SeccompProfile, SecurityContext,
+    SandboxConfig, SeccompProfile, SecurityContext, UserNamespace,
 };
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 
@@ -51,6 +51,7 @@ pub fn sandbox(
             })
         })
         .collect();
+    let user = if spec.host_users == Some(false) { UserNamespace::Pod } else { UserNamespace::Node };
     let sysctls = spec.security_context.iter().flat_map(|s| s.sysctls.iter().flatten());
     Ok(SandboxConfig {
         hostname: hosts::hostname(pod, spec, &config.name, &config.cluster_domain)?,
@@ -59,7 +60,7 @@ pub fn sandbox(
         port_mappings,
         labels: pod.metadata.labels.clone().unwrap_or_default(),
         annotations: pod.metadata.annotations.clone().unwrap_or_default(),
-        namespaces: NamespaceOptions { network: mode(spec.host_network), pid, ipc: mode(spec.host_ipc) },
+        namespaces: NamespaceOptions { network: mode(spec.host_network), pid, ipc: mode(spec.host_ipc), user },
         sysctls: sysctls.map(|s| (s.name.replace('/', "."), s.value.clone())).collect(),
         cgroup_parent: resources::cgroup_parent(spec, &pod_id.uid),
         runtime_handler,

@@ -40,6 +40,21 @@ impl Program {
         crate::sys::make_readonly(tree.as_fd()).step("protect the binary")?;
         Ok(Self { file: tree })
     }
+
+    /// Where it can be run from.
+    fn path(&self) -> String {
+        format!("/proc/self/fd/{}", rustix::fd::AsRawFd::as_raw_fd(&self.file))
+    }
+
+    /// Runs it in the place of this process, with the same arguments; returns only if that failed.
+    pub(crate) fn replace_this_process(&self) -> std::io::Error {
+        let mut args = std::env::args_os();
+        let mut command = Command::new(self.path());
+        if let Some(name) = args.next() {
+            command.arg0(name);
+        }
+        command.args(args).exec()
+    }
 }
 
 /// A shim that runs, or ran.
@@ -66,7 +81,7 @@ impl Shim {
         rustix::net::bind(&listener, &address).step(format!("open {}", socket.display()))?;
         listen(&listener, 64).step("listen")?;
         let log = fs::File::create(dir.join("shim.log")).step("open the shim's log")?;
-        let child = Command::new(format!("/proc/self/fd/{}", rustix::fd::AsRawFd::as_raw_fd(&program.file)))
+        let child = Command::new(program.path())
             .arg0("dhow-shim")
             .arg(shim::COMMAND)
             .arg(dir)

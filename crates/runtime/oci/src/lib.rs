@@ -9,7 +9,10 @@
 // Namespaces, `clone3`, `execve` and terminals have no safe form; each use carries its reason.
 #![allow(unsafe_code)]
 
+mod birth;
+pub mod bundle;
 pub mod cgroup;
+pub mod cli;
 pub mod client;
 pub mod error;
 pub mod protocol;
@@ -20,4 +23,4 @@ mod sys;
 pub mod wire;
 
 pub use error::{Error, Result};
-pub use setup::program::CAPABILITIES;
+pub use setup::capabilities::CAPABILITIES;

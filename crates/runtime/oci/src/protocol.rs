@@ -1,14 +1,20 @@
 //! What daemon and shim say to each other. A connection carries one request and its answers.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
-use crate::spec::{Process, State};
+use crate::spec::{Process, SandboxSpec, State};
 
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Request {
     /// Answered with `Ready` once the sandbox's namespaces exist.
     Hello,
+    /// A shim that was started ahead of time learns which sandbox it is; namespaces are as it was started with.
+    Configure {
+        spec: Box<SandboxSpec>,
+    },
     /// Makes a container from `containers/<id>/spec.json` in the sandbox's folder, up to the point of running it.
     Create {
         id: String,
@@ -53,7 +59,7 @@ pub enum Request {
     ReopenLog {
         id: String,
     },
-    /// Answered with a `State` for each change from now on.
+    /// Answered with a `State` for each change from now on, and with `Rotated` for each log that is put aside.
     Watch,
     /// Kills everything and ends the shim.
     Stop,
@@ -74,6 +80,10 @@ pub enum Reply {
     },
     States(Vec<State>),
     State(Box<State>),
+    /// The log file at this place was put aside, and a new one begun.
+    Rotated {
+        path: PathBuf,
+    },
     Failed {
         kind: FailureKind,
         message: String,

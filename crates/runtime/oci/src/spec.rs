@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::setup::seccomp::Profile;
+
 /// A pod sandbox: the namespaces its containers share.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct SandboxSpec {
@@ -19,6 +21,16 @@ pub struct SandboxSpec {
     pub cgroup: String,
     /// `net.…`, `kernel.shm…`: written inside the sandbox's namespaces.
     pub sysctls: Vec<(String, String)>,
+    /// User and group ids of its own; its network, IPC and host name belong to them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub users: Option<IdRange>,
+}
+
+/// Ids 0 to `size` inside are `host` and following outside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IdRange {
+    pub host: u32,
+    pub size: u32,
 }
 
 /// A container, ready to be made.
@@ -42,9 +54,20 @@ pub struct ContainerSpec {
     pub limits: Limits,
     /// Absolute path of the log file, in CRI's format.
     pub log_path: PathBuf,
+    /// When the log file is put aside and a new one begun; never if not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log_limits: Option<LogLimits>,
     /// A pipe or terminal stays open for input.
     pub stdin: bool,
     pub stdin_once: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogLimits {
+    /// Bytes.
+    pub max_size: u64,
+    /// Kept at most, the one that is written to among them.
+    pub max_files: usize,
 }
 
 /// Whose process namespace a container lives in.
@@ -57,7 +80,7 @@ pub enum PidMode {
 }
 
 /// A program to run in a container, as its first process or beside it.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Process {
     pub args: Vec<String>,
     /// `NAME=value`.
@@ -65,11 +88,77 @@ pub struct Process {
     pub cwd: String,
     pub user: User,
     pub tty: bool,
-    /// Without the `CAP_` prefix.
+    /// Bounding, permitted and effective set, without the `CAP_` prefix.
     pub capabilities: Vec<String>,
+    /// Each set by itself, in the place of `capabilities`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capability_sets: Option<Box<CapabilityLists>>,
     pub no_new_privs: bool,
     pub seccomp: Seccomp,
     pub oom_score_adj: Option<i32>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rlimits: Vec<Rlimit>,
+    /// Octal 022 unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub umask: Option<u32>,
+    /// A profile loaded in the kernel.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub apparmor: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub selinux_label: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scheduling: Option<Box<Scheduling>>,
+    /// `personality(2)`'s argument.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub personality: Option<u32>,
+    /// Files from number 3 on that the program gets.
+    #[serde(default)]
+    pub preserve_fds: u32,
+    /// Outlives whoever made it; else it is killed with them.
+    #[serde(default)]
+    pub detached: bool,
+}
+
+/// The five capability sets of a process, without the `CAP_` prefix.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CapabilityLists {
+    pub bounding: Vec<String>,
+    pub effective: Vec<String>,
+    pub permitted: Vec<String>,
+    pub inheritable: Vec<String>,
+    pub ambient: Vec<String>,
+}
+
+/// A limit of `setrlimit(2)`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rlimit {
+    /// By the kernel's number (`RLIMIT_…`).
+    pub resource: u32,
+    /// All ones is no limit.
+    pub soft: u64,
+    pub hard: u64,
+}
+
+/// How a process is given processors and disks.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Scheduling {
+    pub cpu: Option<CpuScheduling>,
+    /// `ioprio_set(2)`'s class and level in one number.
+    pub io_priority: Option<u16>,
+    /// Numbers of processors.
+    pub affinity: Option<Vec<usize>>,
+}
+
+/// The attributes of `sched_setattr(2)`; times in nanoseconds.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CpuScheduling {
+    pub policy: u32,
+    pub flags: u64,
+    pub nice: i32,
+    pub priority: u32,
+    pub runtime: u64,
+    pub deadline: u64,
+    pub period: u64,
 }
 
 /// Who runs it. A name is looked up in the container's own files.
@@ -81,6 +170,9 @@ pub struct User {
     pub uid: Option<u32>,
     pub gid: Option<u32>,
     pub additional_gids: Vec<u32>,
+    /// Groups that the container's files give the user are left out.
+    #[serde(default)]
+    pub only_given_groups: bool,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -90,6 +182,7 @@ pub enum Seccomp {
     Unconfined,
     /// A profile in Docker's JSON format, by absolute path on the host.
     Profile(PathBuf),
+    Inline(Box<Profile>),
 }
 
 /// Layers and the place for changes. The mount itself lives in the container's mount namespace only.
@@ -119,6 +212,8 @@ pub enum Propagation {
     Private,
     /// Mounts made later on the host appear inside.
     Slave,
+    /// And mounts made inside appear on the host.
+    Shared,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

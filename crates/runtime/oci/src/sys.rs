@@ -119,6 +119,17 @@ pub fn signal_file(signals: &[i32]) -> rustix::io::Result<OwnedFd> {
     }
 }
 
+/// The signals that wait in a file of [`signal_file`].
+pub fn read_signals(file: &OwnedFd) -> Vec<i32> {
+    let mut signals = Vec::new();
+    let mut buffer = [0; size_of::<libc::signalfd_siginfo>()];
+    while rustix::io::read(file, &mut buffer).is_ok_and(|count| count == buffer.len()) {
+        // The number is the first field, `ssi_signo`.
+        signals.push(i32::from_ne_bytes([buffer[0], buffer[1], buffer[2], buffer[3]]));
+    }
+    signals
+}
+
 /// As a program expects to find signals: none blocked, none ignored.
 pub fn reset_signals() {
     // SAFETY: sets default dispositions; no handler of ours is installed anywhere.
@@ -166,6 +177,12 @@ pub fn wait_for_child_signal() {
     }
 }
 
+/// Sleeps until a signal ends the process.
+pub fn wait_for_end() {
+    // SAFETY: no memory is involved.
+    unsafe { libc::pause() };
+}
+
 /// Sends a signal through a file, so that it never reaches another process with the same number.
 pub fn pidfd_kill(pidfd: BorrowedFd<'_>, signal: i32) -> rustix::io::Result<()> {
     // SAFETY: no memory is involved.
@@ -175,17 +192,102 @@ pub fn pidfd_kill(pidfd: BorrowedFd<'_>, signal: i32) -> rustix::io::Result<()> 
 
 /// Makes a mount that only we hold read-only.
 pub fn make_readonly(mount: BorrowedFd<'_>) -> rustix::io::Result<()> {
-    let attributes = libc::mount_attr { attr_set: libc::MOUNT_ATTR_RDONLY, attr_clr: 0, propagation: 0, userns_fd: 0 };
+    mount_setattr(mount, libc::MOUNT_ATTR_RDONLY, 0, 0, None, false)
+}
+
+/// Changes attributes and propagation (`MS_PRIVATE` and so on, or 0) of a mount, and with `below` of all mounts
+/// beneath it. With a user namespace the mount shows its files with ids translated by it.
+pub fn mount_setattr(
+    mount: BorrowedFd<'_>,
+    set: u64,
+    clear: u64,
+    propagation: u64,
+    ids: Option<BorrowedFd<'_>>,
+    below: bool,
+) -> rustix::io::Result<()> {
+    let attributes = libc::mount_attr {
+        attr_set: set | if ids.is_some() { libc::MOUNT_ATTR_IDMAP } else { 0 },
+        attr_clr: clear,
+        propagation,
+        userns_fd: ids.map_or(0, |ids| u64::try_from(ids.as_raw_fd()).unwrap_or(0)),
+    };
     // SAFETY: the path is a constant, and the attributes live through the call.
     let result = unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,
             mount.as_raw_fd(),
             c"".as_ptr(),
-            libc::AT_EMPTY_PATH,
+            libc::AT_EMPTY_PATH | if below { libc::AT_RECURSIVE } else { 0 },
             std::ptr::from_ref(&attributes),
             size_of::<libc::mount_attr>(),
         )
     };
     if result == 0 { Ok(()) } else { Err(last_error()) }
+}
+
+/// Leaves the caller's keys behind: the process gets a session keyring of its own.
+pub fn new_keyring(name: &std::ffi::CStr) -> rustix::io::Result<()> {
+    // SAFETY: the name lives through the call.
+    let result = unsafe { libc::syscall(libc::SYS_keyctl, libc::KEYCTL_JOIN_SESSION_KEYRING, name.as_ptr()) };
+    if result >= 0 { Ok(()) } else { Err(last_error()) }
+}
+
+/// Sets class and level (`IOPRIO_PRIO_VALUE`) of this process for disks.
+pub fn set_io_priority(value: u16) -> rustix::io::Result<()> {
+    const PROCESS: libc::c_int = 1;
+    // SAFETY: no memory is involved.
+    let result = unsafe { libc::syscall(libc::SYS_ioprio_set, PROCESS, 0, libc::c_int::from(value)) };
+    if result == 0 { Ok(()) } else { Err(last_error()) }
+}
+
+/// Sets how this process is given processors.
+pub fn set_scheduling(wanted: &crate::spec::CpuScheduling) -> rustix::io::Result<()> {
+    /// `struct sched_attr`.
+    #[repr(C)]
+    struct Attributes {
+        size: u32,
+        policy: u32,
+        flags: u64,
+        nice: i32,
+        priority: u32,
+        runtime: u64,
+        deadline: u64,
+        period: u64,
+    }
+    let attributes = Attributes {
+        size: size_of::<Attributes>() as u32,
+        policy: wanted.policy,
+        flags: wanted.flags,
+        nice: wanted.nice,
+        priority: wanted.priority,
+        runtime: wanted.runtime,
+        deadline: wanted.deadline,
+        period: wanted.period,
+    };
+    // SAFETY: the attributes live through the call and say their own size.
+    let result = unsafe { libc::syscall(libc::SYS_sched_setattr, 0, std::ptr::from_ref(&attributes), 0) };
+    if result == 0 { Ok(()) } else { Err(last_error()) }
+}
+
+/// Sets the execution domain of this process.
+pub fn set_personality(value: u32) -> rustix::io::Result<()> {
+    // SAFETY: no memory is involved.
+    let result = unsafe { libc::personality(libc::c_ulong::from(value)) };
+    if result >= 0 { Ok(()) } else { Err(last_error()) }
+}
+
+/// Sets a limit of this process by the kernel's number.
+pub fn set_limit(resource: u32, soft: u64, hard: u64) -> rustix::io::Result<()> {
+    let limit = libc::rlimit { rlim_cur: soft, rlim_max: hard };
+    // SAFETY: the limit lives through the call.
+    let result = unsafe { libc::setrlimit(resource as _, &limit) };
+    if result == 0 { Ok(()) } else { Err(last_error()) }
+}
+
+/// The hard limit of this process by the kernel's number.
+pub fn hard_limit(resource: u32) -> rustix::io::Result<u64> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the place for the answer lives through the call.
+    let result = unsafe { libc::getrlimit(resource as _, &mut limit) };
+    if result == 0 { Ok(limit.rlim_max) } else { Err(last_error()) }
 }

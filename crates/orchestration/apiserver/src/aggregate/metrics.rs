@@ -84,7 +84,7 @@ fn objects(
         let header = &stored.header;
         (target.name.is_empty() || header.name == target.name)
             && (target.namespace.is_empty() || header.namespace == target.namespace)
-            && labels.matches(&header.labels)
+            && labels.matches_with(|key| header.labels.get(key))
     });
     let found: Vec<Value> = wanted.filter_map(|stored| stored.value().ok()).collect();
     if found.is_empty() && !target.name.is_empty() {

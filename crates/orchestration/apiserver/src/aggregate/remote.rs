@@ -83,7 +83,7 @@ impl Remote {
             service: Service { namespace: String::new(), name: String::new() },
             port: 0,
             made_of: (String::new(), Value::Null),
-            pool: Err("answered by this server".into()),
+            pools: Err("answered by this server".into()),
             state: Mutex::new(state),
         }
     }

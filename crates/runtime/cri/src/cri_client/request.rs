@@ -7,7 +7,7 @@ use crate::embedded::specification::{MASKED_PATHS, NETWORK_SYSCTLS, READONLY_PAT
 use crate::proto;
 use crate::runtime::{
     ContainerConfig, ImageAuth, MountPropagation, NamespaceMode, NamespaceOptions, Resources, SandboxConfig,
-    SeccompProfile, SecurityContext,
+    SeccompProfile, UserNamespace,
 };
 
 /// Label of everything that is ours, so that several clouds can share a runtime: the cloud's top control group.
@@ -86,8 +86,21 @@ pub fn namespaces(options: &NamespaceOptions) -> proto::NamespaceOption {
         network: mode(options.network).into(),
         pid: mode(options.pid).into(),
         ipc: mode(options.ipc).into(),
+        userns_options: users(options.user),
         ..Default::default()
     }
+}
+
+/// Such runtimes want to be told the ids; one that is not answers so.
+fn users(users: UserNamespace) -> Option<proto::UserNamespace> {
+    let ids: Vec<proto::IdMapping> = match users {
+        UserNamespace::Node => return None,
+        UserNamespace::Pod => Vec::new(),
+        UserNamespace::Range { host, size } => {
+            vec![proto::IdMapping { host_id: host, container_id: 0, length: size }]
+        }
+    };
+    Some(proto::UserNamespace { mode: proto::NamespaceMode::Pod.into(), uids: ids.clone(), gids: ids })
 }
 
 pub fn container(config: &ContainerConfig, sandbox: &SandboxConfig, unified: bool) -> proto::ContainerConfig {
@@ -113,6 +126,7 @@ pub fn container(config: &ContainerConfig, sandbox: &SandboxConfig, unified: boo
                 container_path: text(&mount.container_path),
                 host_path: text(&mount.host_path),
                 readonly: mount.readonly,
+                recursive_read_only: mount.recursive_readonly,
                 propagation: match mount.propagation {
                     MountPropagation::Private => proto::MountPropagation::PropagationPrivate,
                     MountPropagation::HostToContainer => proto::MountPropagation::PropagationHostToContainer,
@@ -137,9 +151,10 @@ pub fn container(config: &ContainerConfig, sandbox: &SandboxConfig, unified: boo
         stdin: config.stdin,
         stdin_once: config.stdin_once,
         tty: config.tty,
+        stop_signal: config.stop_signal.as_deref().and_then(proto::Signal::from_str_name).unwrap_or_default().into(),
         linux: Some(proto::LinuxContainerConfig {
             resources: Some(resources(&config.resources, unified)),
-            security_context: Some(security(&config.security, &sandbox.namespaces)),
+            security_context: Some(security(config, &sandbox.namespaces)),
         }),
         ..Default::default()
     }
@@ -160,12 +175,23 @@ pub fn resources(limits: &Resources, unified: bool) -> proto::LinuxContainerReso
         oom_score_adj: limits.oom_score_adj.unwrap_or_default().into(),
         cpuset_cpus: limits.cpuset_cpus.clone().unwrap_or_default(),
         cpuset_mems: limits.cpuset_mems.clone().unwrap_or_default(),
+        hugepage_limits: limits
+            .hugepages
+            .iter()
+            .map(|(size, limit)| proto::HugepageLimit { page_size: size.clone(), limit: *limit })
+            .collect(),
         unified: extra.into_iter().collect(),
         ..Default::default()
     }
 }
 
-fn security(security: &SecurityContext, options: &NamespaceOptions) -> proto::LinuxContainerSecurityContext {
+fn security(config: &ContainerConfig, options: &NamespaceOptions) -> proto::LinuxContainerSecurityContext {
+    let security = &config.security;
+    let mut namespaces = namespaces(options);
+    if let Some(target) = &config.target {
+        namespaces.pid = proto::NamespaceMode::Target.into();
+        namespaces.target_id = target.clone();
+    }
     let id = |id: Option<u32>| id.map(|id| proto::Int64Value { value: id.into() });
     proto::LinuxContainerSecurityContext {
         capabilities: Some(proto::Capability {
@@ -174,7 +200,7 @@ fn security(security: &SecurityContext, options: &NamespaceOptions) -> proto::Li
             ..Default::default()
         }),
         privileged: security.privileged,
-        namespace_options: Some(namespaces(options)),
+        namespace_options: Some(namespaces),
         run_as_user: id(security.run_as_user),
         run_as_group: id(security.run_as_group),
         run_as_username: match security.run_as_user {
@@ -183,6 +209,11 @@ fn security(security: &SecurityContext, options: &NamespaceOptions) -> proto::Li
         },
         readonly_rootfs: security.readonly_rootfs,
         supplemental_groups: security.supplemental_groups.iter().map(|group| i64::from(*group)).collect(),
+        supplemental_groups_policy: match security.only_given_groups {
+            true => proto::SupplementalGroupsPolicy::Strict,
+            false => proto::SupplementalGroupsPolicy::Merge,
+        }
+        .into(),
         no_new_privs: security.no_new_privs,
         masked_paths: paths(security.masked_paths.as_deref(), &MASKED_PATHS),
         readonly_paths: paths(security.readonly_paths.as_deref(), &READONLY_PATHS),

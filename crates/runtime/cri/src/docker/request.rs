@@ -109,10 +109,11 @@ pub fn container(
     let mut host_config = json!({
         "NetworkMode": joined,
         "IpcMode": host(sandbox.namespaces.ipc, &joined),
-        "PidMode": match sandbox.namespaces.pid {
-            NamespaceMode::Node => "host",
-            NamespaceMode::Pod => &joined,
-            NamespaceMode::Container => "",
+        "PidMode": match (&config.target, sandbox.namespaces.pid) {
+            (Some(target), _) => format!("container:{target}"),
+            (None, NamespaceMode::Node) => "host".to_owned(),
+            (None, NamespaceMode::Pod) => joined.clone(),
+            (None, NamespaceMode::Container) => String::new(),
         },
         "CgroupParent": groups.parent(sandbox),
         "Privileged": security.privileged,
@@ -166,6 +167,9 @@ pub fn container(
     }
     if !config.args.is_empty() {
         asked["Cmd"] = json!(config.args);
+    }
+    if let Some(signal) = &config.stop_signal {
+        asked["StopSignal"] = json!(signal);
     }
     if let Some(folder) = config.working_dir.as_ref().filter(|folder| !folder.is_empty()) {
         asked["WorkingDir"] = json!(folder);

@@ -73,6 +73,10 @@ async fn make(
     for folder in [&spec.rootfs.upper, &spec.rootfs.work, &spec.rootfs.target] {
         fs::create_dir_all(folder).map_err(|error| Error::internal(format!("create {}", folder.display()), error))?;
     }
+    if let Some(range) = sandbox.meta.users {
+        std::os::unix::fs::chown(&spec.rootfs.upper, Some(range.host), Some(range.host))
+            .map_err(|error| Error::internal("give the root folder to the pod's root", error))?;
+    }
     // The top layer's folder is the container's `/`.
     fs::set_permissions(&spec.rootfs.upper, fs::Permissions::from_mode(0o755))
         .map_err(|error| Error::internal("prepare the root folder", error))?;
@@ -97,6 +101,8 @@ pub async fn start(inner: &Arc<Inner>, id: &str) -> Result<(), Error> {
     let shim = inner.sandbox(&container.meta.sandbox_id)?.shim;
     let request = Request::Start { id: id.to_owned() };
     blocking(move || Ok(shim.tell(&request)?)).await?;
+    // Now there is time to make the next pod's sandbox.
+    inner.slots.refill();
     // The caller may look at once.
     inner.wait_until(|| inner.container(id).map_or(true, |c| c.state.status != Status::Created)).await;
     Ok(())

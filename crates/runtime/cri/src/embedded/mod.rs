@@ -5,11 +5,14 @@
 
 mod container;
 mod images;
+mod logs;
 mod record;
 mod runtime;
 mod sandbox;
+mod slots;
 pub(crate) mod specification;
 mod streams;
+mod users;
 mod watch;
 
 use std::collections::BTreeMap;
@@ -18,6 +21,7 @@ use std::sync::Arc;
 
 use dhow_image::{ImageStore, PullOptions};
 use dhow_oci::client::Program;
+use dhow_oci::spec::{IdRange, LogLimits};
 use parking_lot::Mutex;
 use tokio::sync::broadcast;
 
@@ -39,6 +43,24 @@ pub struct EmbeddedConfig {
     /// How registries are reached.
     pub pull: PullOptions,
     pub network: Arc<dyn PodNetwork>,
+    pub tuning: Tuning,
+}
+
+/// What may be turned up or down.
+#[derive(Debug, Clone, Copy)]
+pub struct Tuning {
+    /// Sandboxes that wait, ready made, for pods: a pod that finds one starts sooner. Each holds a small process, a
+    /// network link and an address.
+    pub slots: usize,
+    /// A container's log file is put aside at this many bytes, and this many are kept.
+    pub logs: LogLimits,
+}
+
+impl Default for Tuning {
+    fn default() -> Self {
+        // The kubelet's `containerLogMaxSize` and `containerLogMaxFiles`.
+        Self { slots: 2, logs: LogLimits { max_size: 10 << 20, max_files: 5 } }
+    }
 }
 
 /// Runs containers in shims of our own. Dropping it leaves them running.
@@ -51,6 +73,9 @@ struct Inner {
     config: EmbeddedConfig,
     sandboxes: Mutex<BTreeMap<String, Sandbox>>,
     containers: Mutex<BTreeMap<String, Container>>,
+    slots: Arc<slots::Slots>,
+    /// Ranges of user ids given to sandboxes that are being made.
+    claimed_users: Mutex<Vec<IdRange>>,
     events: broadcast::Sender<RuntimeEvent>,
     /// Counts changes of state, for whoever waits for one.
     changes: tokio::sync::watch::Sender<u64>,
@@ -67,7 +92,9 @@ impl EmbeddedRuntime {
         }
         let this = Arc::new(Self {
             inner: Arc::new(Inner {
+                slots: slots::Slots::new(config.tuning.slots),
                 config,
+                claimed_users: Mutex::default(),
                 sandboxes: Mutex::default(),
                 containers: Mutex::default(),
                 events: broadcast::channel(EVENT_BACKLOG).0,
@@ -75,11 +102,13 @@ impl EmbeddedRuntime {
             }),
         });
         sandbox::adopt_all(&this.inner).await?;
+        slots::keep_filled(&this.inner);
         Ok(this)
     }
 
     /// Stops every sandbox and frees what it holds; returns how many there were.
     pub async fn stop_all(&self) -> Result<usize, Error> {
+        slots::close(&self.inner).await?;
         let ids: Vec<String> = self.inner.sandboxes.lock().keys().cloned().collect();
         for id in &ids {
             sandbox::stop(&self.inner, id).await?;
@@ -89,12 +118,25 @@ impl EmbeddedRuntime {
 
     /// Removes every sandbox with its containers; returns how many there were.
     pub async fn remove_all(&self) -> Result<usize, Error> {
+        slots::close(&self.inner).await?;
         let ids: Vec<String> = self.inner.sandboxes.lock().keys().cloned().collect();
         for id in &ids {
             sandbox::remove(&self.inner, id).await?;
         }
         dhow_oci::cgroup::Cgroup::new(&self.inner.config.cgroup_root).remove_all();
+        let marker = self.inner.config.favours_moves();
+        if marker.exists() {
+            dhow_oci::cgroup::favour_moves(false);
+            record::remove_file(&marker)?;
+        }
         Ok(ids.len())
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // Whoever keeps the slots filled looks once more, and finds nobody to do it for.
+        self.slots.refill();
     }
 }
 

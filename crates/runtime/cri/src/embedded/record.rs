@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use dhow_oci::client::Shim;
-use dhow_oci::spec::{State, Status};
+use dhow_oci::spec::{IdRange, State, Status};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -37,6 +37,9 @@ pub struct SandboxMeta {
     pub config: SandboxConfig,
     pub created_at: SystemTime,
     pub ips: Vec<IpAddr>,
+    /// What the pod's own user ids are on the host.
+    #[serde(default)]
+    pub users: Option<IdRange>,
 }
 
 #[derive(Debug, Clone)]
@@ -137,6 +140,11 @@ impl EmbeddedConfig {
         self.sandbox_dir(sandbox).join("containers").join(id)
     }
 
+    /// There if it was us who had the kernel favour moves between control groups.
+    pub fn favours_moves(&self) -> PathBuf {
+        self.root.join("favours-cgroup-moves")
+    }
+
     pub fn socket(&self, sandbox: &str) -> PathBuf {
         self.run_dir.join(format!("{sandbox}.sock"))
     }
@@ -167,6 +175,16 @@ pub fn read<T: DeserializeOwned>(path: &Path) -> Option<T> {
 /// Removes a folder with everything in it; one that is gone is fine.
 pub fn remove_folder(path: &Path) -> Result<(), Error> {
     match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(Error::internal(format!("remove {}", path.display()), error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Removes a file; one that is gone is fine.
+pub fn remove_file(path: &Path) -> Result<(), Error> {
+    match fs::remove_file(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             Err(Error::internal(format!("remove {}", path.display()), error))
         }

@@ -2,17 +2,19 @@
 
 use std::fs;
 use std::os::fd::AsFd;
+use std::process::Child;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use dhow_oci::cgroup::Cgroup;
 use dhow_oci::client::Shim;
 use dhow_oci::protocol::Request;
-use dhow_oci::spec::SandboxSpec;
+use dhow_oci::spec::{IdRange, SandboxSpec};
 
 use super::record::{self, Container, ContainerMeta, Sandbox, SandboxMeta, make_private_folder, new_id};
+use super::slots::{self, Slot};
 use super::specification::{NETWORK_SYSCTLS, resolv_conf};
-use super::{Inner, blocking, container, watch};
+use super::{Inner, blocking, container, users, watch};
 use crate::runtime::{NamespaceMode, RuntimeEventKind, SandboxConfig, SandboxState};
 use crate::{Error, NetworkRequest};
 
@@ -24,9 +26,10 @@ pub async fn run(inner: &Arc<Inner>, config: SandboxConfig) -> Result<String, Er
             config.runtime_handler
         )));
     }
+    let slot = inner.slots.take(&config);
     // Half the length of a container's id: it is part of a socket's path, which has 107 bytes.
-    let id = new_id()[..32].to_owned();
-    let made = make(inner, &id, config).await;
+    let id = slot.as_ref().map_or_else(|| new_id()[..32].to_owned(), |slot| slot.id.clone());
+    let made = make(inner, &id, config, slot).await;
     if made.is_err()
         && let Err(error) = discard(inner, &id).await
     {
@@ -35,18 +38,26 @@ pub async fn run(inner: &Arc<Inner>, config: SandboxConfig) -> Result<String, Er
     made.map(|()| id)
 }
 
-async fn make(inner: &Arc<Inner>, id: &str, config: SandboxConfig) -> Result<(), Error> {
+async fn make(inner: &Arc<Inner>, id: &str, config: SandboxConfig, slot: Option<Slot>) -> Result<(), Error> {
     let dir = inner.config.sandbox_dir(id);
     make_private_folder(&dir)?;
     write_files(inner, id, &config)?;
-    let (shim, child, pid) = {
-        let (inner, id, spec) =
-            (Arc::clone(inner), id.to_owned(), specification(id, &config, &inner.config.cgroup_root));
-        blocking(move || {
-            let dir = inner.config.sandbox_dir(&id);
-            Ok(Shim::start(&inner.config.program, &dir, &inner.config.socket(&id), &spec)?)
-        })
-        .await?
+    let claim = users::claim(inner, id, config.namespaces.user)?;
+    let spec = specification(id, &config, &inner.config.cgroup_root, claim.range);
+    let (shim, child, pid) = match slot {
+        None => start_shim(inner, id, spec).await?,
+        Some(slot) => {
+            if let Err(error) = slots::configure(&slot, spec.clone()).await {
+                // It ended while it waited; its name serves another.
+                tracing::warn!(sandbox = id, %error, "a sandbox made ahead of time cannot be used");
+                slots::discard(inner, slot).await;
+                make_private_folder(&dir)?;
+                write_files(inner, id, &config)?;
+                start_shim(inner, id, spec).await?
+            } else {
+                (slot.shim, slot.child, slot.pid)
+            }
+        }
     };
     let ips = if config.namespaces.network == NamespaceMode::Node {
         Vec::new()
@@ -60,16 +71,28 @@ async fn make(inner: &Arc<Inner>, id: &str, config: SandboxConfig) -> Result<(),
         };
         inner.config.network.attach(netns.as_fd(), &request).await?
     };
-    let meta = SandboxMeta { id: id.to_owned(), config, created_at: SystemTime::now(), ips };
+    let users = claim.range;
+    let meta = SandboxMeta { id: id.to_owned(), config, created_at: SystemTime::now(), ips, users };
     record::write(&dir.join("meta.json"), &meta)?;
     let sandbox = Sandbox { meta, state: SandboxState::Ready, shim };
     inner.sandboxes.lock().insert(id.to_owned(), sandbox.clone());
+    drop(claim);
     watch::follow(inner, &sandbox, Some(child)).await?;
     inner.announce(&sandbox, "", RuntimeEventKind::Started);
     Ok(())
 }
 
-fn specification(id: &str, config: &SandboxConfig, cgroup_root: &str) -> SandboxSpec {
+/// Starts a shim in the sandbox's folder; returns it with its process.
+pub async fn start_shim(inner: &Arc<Inner>, id: &str, spec: SandboxSpec) -> Result<(Shim, Child, i32), Error> {
+    let (inner, id) = (Arc::clone(inner), id.to_owned());
+    blocking(move || {
+        let dir = inner.config.sandbox_dir(&id);
+        Ok(Shim::start(&inner.config.program, &dir, &inner.config.socket(&id), &spec)?)
+    })
+    .await
+}
+
+fn specification(id: &str, config: &SandboxConfig, cgroup_root: &str, users: Option<IdRange>) -> SandboxSpec {
     let own_network = config.namespaces.network != NamespaceMode::Node;
     let mut sysctls: Vec<(String, String)> = Vec::new();
     if own_network {
@@ -84,6 +107,7 @@ fn specification(id: &str, config: &SandboxConfig, cgroup_root: &str) -> Sandbox
         pid: config.namespaces.pid == NamespaceMode::Pod,
         cgroup: format!("{cgroup_root}/{}", config.cgroup_parent),
         sysctls,
+        users,
     }
 }
 
@@ -185,7 +209,7 @@ pub async fn remove(inner: &Arc<Inner>, id: &str) -> Result<(), Error> {
 }
 
 /// Clears a sandbox that never became whole.
-async fn discard(inner: &Arc<Inner>, id: &str) -> Result<(), Error> {
+pub async fn discard(inner: &Arc<Inner>, id: &str) -> Result<(), Error> {
     let shim = Shim::at(inner.config.socket(id));
     blocking(move || {
         // No shim may have been started yet.

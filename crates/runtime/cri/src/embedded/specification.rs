@@ -69,7 +69,7 @@ pub fn container(
         id: id.to_owned(),
         process: process(config, image)?,
         rootfs,
-        mounts: mounts(runtime, sandbox, config)?,
+        mounts: mounts(runtime, sandbox, config),
         devices: config
             .devices
             .iter()
@@ -91,6 +91,7 @@ pub fn container(
         cgroup: format!("{}/{}/{id}", runtime.cgroup_root, sandbox.config.cgroup_parent),
         limits: limits(&config.resources),
         log_path: sandbox.config.log_directory.join(&config.log_path),
+        log_limits: Some(runtime.tuning.logs),
         stdin: config.stdin,
         stdin_once: config.stdin_once,
     })
@@ -138,6 +139,7 @@ fn process(config: &ContainerConfig, image: &Image) -> Result<Process, Error> {
             SeccompProfile::Localhost(path) => Seccomp::Profile(path.clone()),
         },
         oom_score_adj: config.resources.oom_score_adj,
+        ..Process::default()
     })
 }
 
@@ -164,6 +166,7 @@ fn user(security: &SecurityContext, image_user: &str) -> User {
         uid: security.run_as_user,
         gid: security.run_as_group,
         additional_gids: security.supplemental_groups.clone(),
+        ..User::default()
     }
 }
 
@@ -208,7 +211,7 @@ pub fn paths(given: Option<&[String]>, default: &[&str]) -> Vec<String> {
 }
 
 /// The sandbox's files, then what is asked for; a mount below another comes after it.
-fn mounts(runtime: &EmbeddedConfig, sandbox: &SandboxMeta, config: &ContainerConfig) -> Result<Vec<Mount>, Error> {
+fn mounts(runtime: &EmbeddedConfig, sandbox: &SandboxMeta, config: &ContainerConfig) -> Vec<Mount> {
     let dir = runtime.sandbox_dir(&sandbox.id);
     let mut all: Vec<Mount> = Vec::new();
     for name in ["resolv.conf", "hostname"] {
@@ -225,16 +228,12 @@ fn mounts(runtime: &EmbeddedConfig, sandbox: &SandboxMeta, config: &ContainerCon
             propagation: match mount.propagation {
                 MountPropagation::Private => Propagation::Private,
                 MountPropagation::HostToContainer => Propagation::Slave,
-                MountPropagation::Bidirectional => {
-                    let message =
-                        format!("mount {}: Bidirectional propagation is not supported", mount.container_path.display());
-                    return Err(Error::InvalidArgument(message));
-                }
+                MountPropagation::Bidirectional => Propagation::Shared,
             },
         });
     }
     all.sort_by_key(|mount| mount.target.components().count());
-    Ok(all)
+    all
 }
 
 pub fn limits(resources: &Resources) -> Limits {

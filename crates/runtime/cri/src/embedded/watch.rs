@@ -12,7 +12,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::record::Sandbox;
-use super::{Inner, blocking, record};
+use super::{Inner, blocking, logs, record};
 use crate::Error;
 use crate::runtime::{RuntimeEventKind, SandboxState};
 
@@ -35,8 +35,12 @@ pub async fn follow(inner: &Arc<Inner>, sandbox: &Sandbox, child: Option<Child>)
     let inner = Arc::clone(inner);
     let connection = nonblocking(connection)?;
     tokio::spawn(async move {
-        while let Ok(Some((Reply::State(state), _))) = receive::<Reply>(&connection).await {
-            note(&inner, &id, *state);
+        while let Ok(Some((reply, _))) = receive::<Reply>(&connection).await {
+            match reply {
+                Reply::State(state) => note(&inner, &id, *state),
+                Reply::Rotated { path } => drop(tokio::task::spawn_blocking(move || logs::compress(&path))),
+                _ => break,
+            }
         }
         gone(&inner, &id);
         if let Some(mut child) = child {

@@ -7,7 +7,7 @@ use crate::Error;
 use crate::proto;
 use crate::runtime::{
     ContainerConfig, Device, DnsConfig, ImageAuth, Mount, MountPropagation, NamespaceMode, NamespaceOptions,
-    PodIdentity, PortMapping, Resources, SandboxConfig, SeccompProfile, SecurityContext,
+    PodIdentity, PortMapping, Resources, SandboxConfig, SeccompProfile, SecurityContext, UserNamespace,
 };
 
 fn missing(what: &str) -> Error {
@@ -70,10 +70,18 @@ fn namespace_options(options: &proto::NamespaceOption) -> NamespaceOptions {
         proto::NamespaceMode::Container | proto::NamespaceMode::Target => NamespaceMode::Container,
         proto::NamespaceMode::Node => NamespaceMode::Node,
     };
-    NamespaceOptions { network: mode(options.network()), pid: mode(options.pid()), ipc: mode(options.ipc()) }
+    let user = match &options.userns_options {
+        Some(users) if users.mode() == proto::NamespaceMode::Pod => match users.uids.first() {
+            Some(range) => UserNamespace::Range { host: range.host_id, size: range.length },
+            None => UserNamespace::Pod,
+        },
+        _ => UserNamespace::Node,
+    };
+    NamespaceOptions { network: mode(options.network()), pid: mode(options.pid()), ipc: mode(options.ipc()), user }
 }
 
 pub fn container(config: proto::ContainerConfig) -> Result<ContainerConfig, Error> {
+    let stop_signal = config.stop_signal();
     let metadata = config.metadata.ok_or_else(|| missing("the container's metadata"))?;
     let image = config.image.ok_or_else(|| missing("the container's image"))?.image;
     let linux = config.linux.unwrap_or_default();
@@ -83,6 +91,9 @@ pub fn container(config: proto::ContainerConfig) -> Result<ContainerConfig, Erro
             .map(|value| (pair.key, value))
             .map_err(|_| Error::InvalidArgument("an environment value is no text".into()))
     };
+    let options = linux.security_context.as_ref().and_then(|security| security.namespace_options.as_ref());
+    let target = options.filter(|options| options.pid() == proto::NamespaceMode::Target);
+    let target = target.map(|options| options.target_id.clone());
     Ok(ContainerConfig {
         name: metadata.name,
         attempt: metadata.attempt,
@@ -108,6 +119,10 @@ pub fn container(config: proto::ContainerConfig) -> Result<ContainerConfig, Erro
         stdin_once: config.stdin_once,
         tty: config.tty,
         resources: resources(linux.resources.unwrap_or_default()),
+        target,
+        stop_signal: Some(stop_signal)
+            .filter(|signal| *signal != proto::Signal::RuntimeDefault)
+            .map(|signal| signal.as_str_name().to_owned()),
         security: security(linux.security_context.unwrap_or_default())?,
     })
 }
@@ -123,6 +138,8 @@ fn mount(mount: proto::Mount) -> Mount {
         container_path: mount.container_path.into(),
         readonly: mount.readonly,
         propagation,
+        recursive_readonly: mount.recursive_read_only,
+        ..Mount::default()
     }
 }
 
@@ -139,6 +156,7 @@ pub fn resources(limits: proto::LinuxContainerResources) -> Resources {
         pids_limit: limits.unified.get("pids.max").and_then(|limit| limit.parse().ok()),
         cpuset_cpus: some(limits.cpuset_cpus),
         cpuset_mems: some(limits.cpuset_mems),
+        hugepages: limits.hugepage_limits.into_iter().map(|limit| (limit.page_size, limit.limit)).collect(),
     }
 }
 
@@ -146,6 +164,7 @@ fn security(security: proto::LinuxContainerSecurityContext) -> Result<SecurityCo
     use proto::security_profile::ProfileType;
     let id =
         |value: i64| u32::try_from(value).map_err(|_| Error::InvalidArgument(format!("{value} is no user or group")));
+    let only_given_groups = security.supplemental_groups_policy() == proto::SupplementalGroupsPolicy::Strict;
     let capabilities = security.capabilities.unwrap_or_default();
     let seccomp = match security.seccomp {
         // Whoever asks for nothing gets the safe default, as with Docker.
@@ -162,6 +181,7 @@ fn security(security: proto::LinuxContainerSecurityContext) -> Result<SecurityCo
         run_as_user: security.run_as_user.map(|user| id(user.value)).transpose()?,
         run_as_group: security.run_as_group.map(|group| id(group.value)).transpose()?,
         run_as_username: some(security.run_as_username),
+        only_given_groups,
         supplemental_groups: security.supplemental_groups.into_iter().map(id).collect::<Result<_, _>>()?,
         add_capabilities: capabilities.add_capabilities,
         drop_capabilities: capabilities.drop_capabilities,

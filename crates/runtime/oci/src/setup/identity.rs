@@ -75,7 +75,7 @@ fn resolve_in(passwd: &str, group: &str, user: &User) -> Result<Identity> {
     };
     let gid = user.gid.or(named_group).or(entry.as_ref().map(|entry| entry.gid)).unwrap_or(0);
     let mut all = user.additional_gids.clone();
-    if let Some(entry) = &entry {
+    if let Some(entry) = entry.as_ref().filter(|_| !user.only_given_groups) {
         all.extend(groups(group).filter(|g| g.2.split(',').any(|member| member == entry.name)).map(|g| g.1));
     }
     all.sort_unstable();
@@ -103,8 +103,11 @@ mod tests {
         assert_eq!(of(&user("web")).unwrap(), (33, 33, vec![40], "/var/www".into()));
         assert_eq!(of(&user("33:logs")).unwrap(), (33, 40, vec![40], "/var/www".into()));
         assert_eq!(of(&user("1000")).unwrap(), (1000, 0, vec![], "/".into()));
-        let given = User { uid: Some(5), gid: Some(6), additional_gids: vec![9, 8, 9], name: "web".into() };
+        let given =
+            User { uid: Some(5), gid: Some(6), additional_gids: vec![9, 8, 9], name: "web".into(), ..User::default() };
         assert_eq!(of(&given).unwrap(), (5, 6, vec![8, 9], "/".into()));
+        let strict = User { only_given_groups: true, ..user("web") };
+        assert_eq!(of(&strict).unwrap(), (33, 33, vec![], "/var/www".into()));
         assert!(of(&user("nobody")).unwrap_err().to_string().contains("unable to find user nobody"));
         assert!(of(&user("web:none")).is_err());
     }

@@ -5,15 +5,16 @@ use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::fs::{Access, Mode};
 use rustix::process::{DumpableBehavior, Signal};
-use rustix::thread::{CapabilitySet, CapabilitySets, Gid, Uid};
+use rustix::thread::{Gid, Uid};
 
 use super::identity::Identity;
-use super::{identity, paths, seccomp};
+use super::{capabilities, identity, labels, limits, paths, seccomp};
 use crate::error::{Context, Error, Result};
-use crate::spec::Process;
+use crate::spec::{IdRange, Process};
 use crate::sys;
 
 /// A program whose user and folder are settled, inside the container's root.
@@ -22,8 +23,9 @@ pub struct Prepared {
     env: Vec<CString>,
     args: Vec<CString>,
     path: String,
-    filters: Vec<seccomp::Filter>,
-    caps: CapabilitySet,
+    filter: Option<Arc<seccomp::Filter>>,
+    capabilities: capabilities::Sets,
+    labels: labels::Labels,
 }
 
 /// Settles everything that can fail because of the specification. The process is inside the container already.
@@ -42,8 +44,9 @@ pub fn prepare(process: &Process) -> Result<Prepared> {
         env: env.iter().map(|variable| text("environment variable", variable)).collect::<Result<_>>()?,
         args: process.args.iter().map(|argument| text("argument", argument)).collect::<Result<_>>()?,
         path,
-        filters: seccomp::compile(&process.seccomp, &process.capabilities)?,
-        caps: capabilities(&process.capabilities)?,
+        filter: seccomp::compile(&process.seccomp, &process.capabilities)?,
+        capabilities: capabilities::Sets::of(process)?,
+        labels: labels::Labels::open(process)?,
         identity,
     })
 }
@@ -70,50 +73,52 @@ pub fn enter_folder(cwd: &str) -> Result<()> {
 }
 
 /// Gives stdin, stdout and stderr to the user, so that `/dev/stdout` can be opened again.
-pub fn own_streams(prepared: &Prepared) {
+///
+/// `users` says what the user's id is outside, for a process that has not joined its user namespace yet.
+pub fn own_streams(prepared: &Prepared, users: Option<IdRange>) {
+    let uid = users.map_or(0, |range| range.host) + prepared.identity.uid;
     for fd in [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()] {
         let Ok(stat) = rustix::fs::fstat(fd) else { continue };
         let null = (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev)) == (1, 3);
-        if !null && stat.st_uid != prepared.identity.uid {
+        if !null && stat.st_uid != uid {
             // Not all kinds of files can be given away; the program can still use what it has.
-            let _ = rustix::fs::fchown(fd, Some(Uid::from_raw(prepared.identity.uid)), None);
+            let _ = rustix::fs::fchown(fd, Some(Uid::from_raw(uid)), None);
         }
     }
 }
 
 /// Gives up privileges and runs the program. Returns only if that failed.
 pub fn run(process: &Process, prepared: &Prepared) -> Result<Infallible> {
-    sys::close_at_exec(3).step("close files")?;
+    sys::close_at_exec(3 + process.preserve_fds).step("close files")?;
+    limits::apply(process)?;
     let who = &prepared.identity;
-    for number in 0..64 {
-        let Some(bit) = CapabilitySet::from_bits(1 << number) else { break };
-        if !prepared.caps.contains(bit) {
-            match rustix::thread::remove_capability_from_bounding_set(bit) {
-                // The kernel knows fewer than we.
-                Err(rustix::io::Errno::INVAL) => break,
-                result => result.step("give up a capability")?,
-            }
-        }
-    }
+    prepared.capabilities.bound()?;
     let groups: Vec<Gid> = who.groups.iter().map(|gid| Gid::from_raw(*gid)).collect();
     rustix::thread::set_keep_capabilities(true).step("keep capabilities")?;
-    rustix::thread::set_thread_groups(&groups).step("set groups")?;
+    match rustix::thread::set_thread_groups(&groups) {
+        // A user namespace may forbid it; without groups nothing is missed.
+        Err(rustix::io::Errno::PERM) if groups.is_empty() => {}
+        result => result.step("set groups")?,
+    }
     let gid = Gid::from_raw(who.gid);
     rustix::thread::set_thread_res_gid(gid, gid, gid).step("set group")?;
     let uid = Uid::from_raw(who.uid);
     rustix::thread::set_thread_res_uid(uid, uid, uid).step("set user")?;
     // Changing the user made the process inspectable again by whoever has its user id.
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).step("hide from inspection")?;
-    rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).step("follow the shim's end")?;
+    if !process.detached {
+        rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).step("follow the shim's end")?;
+    }
+    prepared.labels.apply()?;
     if process.no_new_privs {
         rustix::thread::set_no_new_privs(true).step("set no_new_privs")?;
-        drop_capabilities(prepared)?;
+        prepared.capabilities.apply()?;
         install(prepared)?;
     } else {
         // Without no_new_privs the kernel wants CAP_SYS_ADMIN for a filter, so capabilities go after it.
-        raise_effective().step("use capabilities once more")?;
+        capabilities::raise_effective().step("use capabilities once more")?;
         install(prepared)?;
-        drop_capabilities(prepared)?;
+        prepared.capabilities.apply()?;
     }
     let program = find(prepared)?;
     let program_text = CString::new(program.as_os_str().as_bytes()).unwrap_or_default();
@@ -127,21 +132,9 @@ pub fn run(process: &Process, prepared: &Prepared) -> Result<Infallible> {
     Err(Error::CannotRun(format!("exec {}: {}", program.display(), described(sys::last_error()))))
 }
 
-fn raise_effective() -> rustix::io::Result<()> {
-    let sets = rustix::thread::capabilities(None)?;
-    rustix::thread::set_capabilities(None, CapabilitySets { effective: sets.permitted, ..sets })
-}
-
 /// The filter is last but for what the program itself does.
 fn install(prepared: &Prepared) -> Result<()> {
-    prepared.filters.iter().try_for_each(seccomp::Filter::install)
-}
-
-/// Nothing inheritable or ambient: a program that changes its user does not carry capabilities along.
-fn drop_capabilities(prepared: &Prepared) -> Result<()> {
-    let keep = if prepared.identity.uid == 0 { prepared.caps } else { CapabilitySet::empty() };
-    let sets = CapabilitySets { effective: keep, permitted: keep, inheritable: CapabilitySet::empty() };
-    rustix::thread::set_capabilities(None, sets).step("set capabilities")
+    prepared.filter.as_ref().map_or(Ok(()), |filter| filter.install())
 }
 
 /// The program's file: as given if it names a folder, else from PATH.
@@ -181,61 +174,6 @@ fn described(error: rustix::io::Errno) -> String {
     }
 }
 
-/// Names without `CAP_` to the kernel's set. Unknown names are refused.
-fn capabilities(names: &[String]) -> Result<CapabilitySet> {
-    names.iter().try_fold(CapabilitySet::empty(), |set, name| {
-        match CAPABILITIES.iter().position(|known| known == name) {
-            Some(number) => Ok(set | CapabilitySet::from_bits_retain(1 << number)),
-            None => Err(Error::Invalid(format!("unknown capability {name:?}"))),
-        }
-    })
-}
-
-/// All capabilities by number, without `CAP_`, as in `linux/capability.h`.
-pub const CAPABILITIES: [&str; 41] = [
-    "CHOWN",
-    "DAC_OVERRIDE",
-    "DAC_READ_SEARCH",
-    "FOWNER",
-    "FSETID",
-    "KILL",
-    "SETGID",
-    "SETUID",
-    "SETPCAP",
-    "LINUX_IMMUTABLE",
-    "NET_BIND_SERVICE",
-    "NET_BROADCAST",
-    "NET_ADMIN",
-    "NET_RAW",
-    "IPC_LOCK",
-    "IPC_OWNER",
-    "SYS_MODULE",
-    "SYS_RAWIO",
-    "SYS_CHROOT",
-    "SYS_PTRACE",
-    "SYS_PACCT",
-    "SYS_ADMIN",
-    "SYS_BOOT",
-    "SYS_NICE",
-    "SYS_RESOURCE",
-    "SYS_TIME",
-    "SYS_TTY_CONFIG",
-    "MKNOD",
-    "LEASE",
-    "AUDIT_WRITE",
-    "AUDIT_CONTROL",
-    "SETFCAP",
-    "MAC_OVERRIDE",
-    "MAC_ADMIN",
-    "SYSLOG",
-    "WAKE_ALARM",
-    "BLOCK_SUSPEND",
-    "AUDIT_READ",
-    "PERFMON",
-    "BPF",
-    "CHECKPOINT_RESTORE",
-];
-
 /// Installs stdin, stdout and stderr; those that are missing become `/dev/null`.
 pub fn install_streams(streams: [Option<&OwnedFd>; 3], null: BorrowedFd<'_>) -> Result<()> {
     for (number, stream) in (0..).zip(streams) {
@@ -245,7 +183,14 @@ pub fn install_streams(streams: [Option<&OwnedFd>; 3], null: BorrowedFd<'_>) -> 
     Ok(())
 }
 
-/// New files are as open as the program makes them.
-pub fn reset_umask() {
-    rustix::process::umask(Mode::from_raw_mode(0o022));
+/// How open new files are, unless the specification says otherwise.
+pub fn set_umask(process: &Process) {
+    rustix::process::umask(Mode::from_raw_mode(process.umask.unwrap_or(0o022)));
+}
+
+/// The container's processes share no keys with the host's.
+pub fn leave_keys(name: &str) {
+    // A kernel without keys has none to share; a quota that is used up leaves an anonymous keyring to the next exec.
+    let name = CString::new(format!("_ses.{name}")).unwrap_or_default();
+    let _ = sys::new_keyring(&name);
 }

@@ -1,49 +1,55 @@
-//! The container's file system: overlay, kernel file systems, bind mounts, devices, masks, and the change of root.
+//! A pod container's file system: overlay, kernel file systems, bind mounts, devices, masks, and the change of root.
 
+use std::collections::BTreeMap;
 use std::fs;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FileType, Mode, OFlags};
 use rustix::mount::{
-    MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind, mount_bind_recursive, mount_change,
-    mount_remount, unmount,
+    MountFlags, MountPropagationFlags, MoveMountFlags, UnmountFlags, mount, mount_change, mount_remount, unmount,
 };
 
-use super::paths::{by_fd, mount_point, open_in, open_root};
-use crate::cgroup;
+use super::mounts::{self, Source, Wanted};
+use super::options::{self, Options};
+use super::paths::open_root;
+use super::{devices, idmap};
 use crate::error::{Context, Error, Result};
-use crate::spec::{ContainerSpec, Mount, Propagation, Rootfs};
+use crate::spec::{ContainerSpec, IdRange, Mount, Propagation, Rootfs};
+use crate::sys;
 
-const PLAIN: MountFlags = MountFlags::NOSUID.union(MountFlags::NOEXEC).union(MountFlags::NODEV);
+/// A user namespace, and what its ids are outside.
+type Users<'a> = (BorrowedFd<'a>, IdRange);
 
-/// Character devices of every container: name, major, minor.
-const DEVICES: [(&str, u32, u32); 6] =
-    [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
-
-/// Links in `/dev`: name, target.
-const LINKS: [(&str, &str); 5] = [
-    ("ptmx", "pts/ptmx"),
-    ("fd", "/proc/self/fd"),
-    ("stdin", "/proc/self/fd/0"),
-    ("stdout", "/proc/self/fd/1"),
-    ("stderr", "/proc/self/fd/2"),
-];
-
-/// Builds the file system and makes it the root. The process has a mount namespace of its own.
-pub fn enter(spec: &ContainerSpec, shm: &Path) -> Result<()> {
+/// Builds the file system and makes it the root. The process has a mount namespace of its own; `users` is the user
+/// namespace it will join, whose ids the files are to have.
+pub fn enter(spec: &ContainerSpec, shm: &Path, host_mounts: BorrowedFd<'_>, users: Option<Users<'_>>) -> Result<()> {
     let target = &spec.rootfs.target;
-    overlay(&spec.rootfs)?;
+    let shared = shared_trees(&spec.mounts, host_mounts, users.is_some())?;
+    overlay(&spec.rootfs, users)?;
     {
         let root = open_root(target)?;
         let root = root.as_fd();
-        kernel_file_systems(root, spec)?;
-        devices(root, spec, shm)?;
-        for wanted in &spec.mounts {
-            bind(root, wanted)?;
+        kernel_file_systems(root, spec, users)?;
+        bind(root, shm, Path::new("/dev/shm"), Options::default(), users)?;
+        devices::standard(root, false)?;
+        if spec.privileged {
+            devices::of_the_host(root)?;
+        }
+        for device in &spec.devices {
+            devices::bind(root, &device.source, &device.target)?;
+        }
+        for (place, wanted) in spec.mounts.iter().enumerate() {
+            let options = Options { bind: true, recursive: true, ..options_of(wanted) };
+            match shared.get(&place) {
+                Some(tree) => {
+                    let source = Source::Tree(tree.as_fd());
+                    mounts::perform(root, &Wanted { source, target: &wanted.target, kind: "", options })?;
+                }
+                None => bind(root, &wanted.source, &wanted.target, options, users)?,
+            }
         }
         if !spec.privileged {
-            restrict(root, spec)?;
+            mounts::restrict(root, &spec.masked_paths, &spec.readonly_paths)?;
         }
     }
     change_root(target)?;
@@ -55,7 +61,7 @@ pub fn enter(spec: &ContainerSpec, shm: &Path) -> Result<()> {
 }
 
 /// Mounts the layers. Their names are made relative to a common folder, since options are a page at most.
-fn overlay(rootfs: &Rootfs) -> Result<()> {
+fn overlay(rootfs: &Rootfs, users: Option<Users<'_>>) -> Result<()> {
     let empty = rootfs.work.with_extension("empty");
     let (folder, names): (PathBuf, Vec<String>) = match rootfs.lower.first().and_then(|first| first.parent()) {
         Some(parent) if rootfs.lower.iter().all(|layer| layer.parent() == Some(parent)) => {
@@ -77,157 +83,127 @@ fn overlay(rootfs: &Rootfs) -> Result<()> {
     if options.len() >= 4096 {
         return Err(Error::Invalid(format!("image has {} layers, more than can be mounted", rootfs.lower.len())));
     }
-    rustix::process::chdir(&folder).step("enter the layers' folder")?;
+    match users {
+        None => rustix::process::chdir(&folder).step("enter the layers' folder")?,
+        Some((users, _)) => enter_translated(&folder, &rootfs.target, users)?,
+    }
     let options = std::ffi::CString::new(options).map_err(|_| Error::Invalid("layer path holds NUL".into()))?;
     mount("overlay", &rootfs.target, "overlay", MountFlags::empty(), Some(options.as_c_str())).step("mount overlay")
 }
 
-/// Mounts a new file system beneath the root.
-fn mount_in(root: BorrowedFd<'_>, kind: &str, path: &str, flags: MountFlags, options: &str) -> Result<()> {
-    let target = mount_point(root, Path::new(path), true)?;
-    let options = std::ffi::CString::new(options).unwrap_or_default();
-    mount(kind, by_fd(&target), kind, flags, Some(options.as_c_str())).step(format!("mount {kind} on {path}"))
+/// Enters the layers' folder through a mount that shows them with the ids of a user namespace. It lies on the place of
+/// the root, which the overlay covers next.
+fn enter_translated(folder: &Path, place: &Path, users: BorrowedFd<'_>) -> Result<()> {
+    if folder == Path::new("/") {
+        return Err(Error::Invalid(
+            "the image's layers lie apart: their ids cannot be translated for a user namespace".into(),
+        ));
+    }
+    let tree = mounts::clone_tree(folder, false)?;
+    idmap::apply_namespace(tree.as_fd(), users, false)
+        .map_err(|error| Error::Invalid(format!("image layers in {}: {error}", folder.display())))?;
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    rustix::mount::move_mount(&tree, "", rustix::fs::CWD, place, flags).step("mount the image's layers")?;
+    rustix::process::chdir(place).step("enter the layers' folder")
 }
 
-fn kernel_file_systems(root: BorrowedFd<'_>, spec: &ContainerSpec) -> Result<()> {
-    mount_in(root, "proc", "/proc", PLAIN, "")?;
-    let access = if spec.privileged { MountFlags::empty() } else { MountFlags::RDONLY };
-    mount_in(root, "sysfs", "/sys", PLAIN | access, "")?;
-    if cgroup::is_unified() {
-        return mount_in(root, "cgroup2", "/sys/fs/cgroup", PLAIN | access, "nsdelegate")
-            .or_else(|_| mount_in(root, "cgroup2", "/sys/fs/cgroup", PLAIN | access, ""));
-    }
-    mount_in(root, "tmpfs", "/sys/fs/cgroup", PLAIN, "mode=755,size=64k")?;
-    for controller in cgroup::controllers() {
-        let path = format!("/sys/fs/cgroup/{controller}");
-        mount_in(root, "cgroup", &path, PLAIN | access, controller)?;
-    }
-    let tree = open_in(root, Path::new("/sys/fs/cgroup"), OFlags::PATH).step("open /sys/fs/cgroup")?;
-    mount_remount(by_fd(&tree), MountFlags::BIND | PLAIN | access, "").step("protect /sys/fs/cgroup")
-}
+/// File systems of the kernel: type, place, options.
+const FILE_SYSTEMS: [(&str, &str, &[&str]); 5] = [
+    ("proc", "/proc", &["nosuid", "noexec", "nodev"]),
+    ("sysfs", "/sys", &["nosuid", "noexec", "nodev", "ro"]),
+    ("tmpfs", "/dev", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
+    ("devpts", "/dev/pts", &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]),
+    ("mqueue", "/dev/mqueue", &["nosuid", "noexec", "nodev"]),
+];
 
-fn devices(root: BorrowedFd<'_>, spec: &ContainerSpec, shm: &Path) -> Result<()> {
-    mount_in(root, "tmpfs", "/dev", MountFlags::NOSUID | MountFlags::STRICTATIME, "mode=755,size=65536k")?;
-    mount_in(
-        root,
-        "devpts",
-        "/dev/pts",
-        MountFlags::NOSUID | MountFlags::NOEXEC,
-        "newinstance,ptmxmode=0666,mode=0620,gid=5",
-    )?;
-    mount_in(root, "mqueue", "/dev/mqueue", PLAIN, "")?;
-    let target = mount_point(root, Path::new("/dev/shm"), true)?;
-    mount_bind(shm, by_fd(&target)).step("share /dev/shm")?;
-    let folder = open_in(root, Path::new("/dev"), OFlags::DIRECTORY).step("open /dev")?;
-    for (name, major, minor) in DEVICES {
-        node(&folder, name, FileType::CharacterDevice, 0o666, rustix::fs::makedev(major, minor))?;
+fn kernel_file_systems(root: BorrowedFd<'_>, spec: &ContainerSpec, users: Option<Users<'_>>) -> Result<()> {
+    let writable = |options: &mut Options| options.flags.set(MountFlags::RDONLY, false);
+    for (kind, target, names) in FILE_SYSTEMS {
+        let mut options = options::parse(names);
+        if spec.privileged {
+            writable(&mut options);
+        }
+        if let Some((_, range)) = users {
+            give_to(range, kind, &mut options);
+        }
+        mounts::perform(root, &Wanted { source: Source::Name(kind), target: Path::new(target), kind, options })?;
     }
-    for (name, target) in LINKS {
-        rustix::fs::symlinkat(target, &folder, name).step(format!("link /dev/{name}"))?;
-    }
+    let mut options = options::parse(&["nosuid", "noexec", "nodev", "ro"]);
     if spec.privileged {
-        host_devices(&folder)?;
+        writable(&mut options);
     }
-    for device in &spec.devices {
-        let stat = rustix::fs::stat(&device.source).step(format!("look at device {}", device.source.display()))?;
-        let kind = FileType::from_raw_mode(stat.st_mode);
-        if !kind.is_char_device() && !kind.is_block_device() {
-            return Err(Error::Invalid(format!("{} is not a device", device.source.display())));
-        }
-        let place = mount_point(root, &device.target, false)?;
-        mount_bind(&device.source, by_fd(&place)).step(format!("give device {}", device.target.display()))?;
-    }
-    Ok(())
+    mounts::control_groups(root, Path::new("/sys/fs/cgroup"), &options, None)
 }
 
-fn node(folder: impl AsFd, name: &str, kind: FileType, mode: u32, device: u64) -> Result<()> {
-    rustix::fs::mknodat(&folder, name, kind, Mode::from_raw_mode(mode), device).step(format!("make /dev/{name}"))?;
-    // The process's umask took bits away.
-    rustix::fs::chmodat(&folder, name, Mode::from_raw_mode(mode), rustix::fs::AtFlags::empty())
-        .step(format!("open /dev/{name} to its users"))
-}
-
-/// The devices at the top of the host's `/dev`, for privileged containers.
-fn host_devices(folder: impl AsFd) -> Result<()> {
-    for entry in fs::read_dir("/dev").step("list /dev")?.flatten() {
-        let Ok(stat) = rustix::fs::lstat(entry.path()) else { continue };
-        let kind = FileType::from_raw_mode(stat.st_mode);
-        let name = entry.file_name();
-        let Some(name) = name.to_str() else { continue };
-        if !kind.is_char_device() && !kind.is_block_device() {
-            continue;
+/// File systems with owners belong to the root of the namespace.
+fn give_to(range: IdRange, kind: &str, options: &mut Options) {
+    match kind {
+        "tmpfs" => options.data.extend([format!("uid={}", range.host), format!("gid={}", range.host)]),
+        // The group of terminals, 5, is the namespace's.
+        "devpts" => {
+            options.data.retain(|option| !option.starts_with("gid="));
+            options.data.extend([format!("uid={}", range.host), format!("gid={}", range.host + 5)]);
         }
-        match rustix::fs::mknodat(&folder, name, kind, Mode::from_raw_mode(stat.st_mode & 0o7777), stat.st_rdev) {
-            Err(rustix::io::Errno::EXIST) | Ok(()) => {}
-            Err(error) => return Err(error).step(format!("make /dev/{name}")),
-        }
+        _ => {}
     }
-    Ok(())
 }
 
 /// Binds a file or folder of the host. The place is made inside the root if it is missing.
-fn bind(root: BorrowedFd<'_>, wanted: &Mount) -> Result<()> {
-    let shown = wanted.target.display();
-    let folder =
-        fs::metadata(&wanted.source).step(format!("look at mount source {}", wanted.source.display()))?.is_dir();
-    let target = mount_point(root, &wanted.target, folder)?;
-    mount_bind_recursive(&wanted.source, by_fd(&target)).step(format!("mount {shown}"))?;
-    drop(target);
-    // The descriptor named what lay below; the path now leads to what was mounted.
-    let mounted = open_in(root, &wanted.target, OFlags::PATH).step(format!("open mount {shown}"))?;
-    let propagation = match wanted.propagation {
-        Propagation::Private => MountPropagationFlags::PRIVATE,
-        Propagation::Slave => MountPropagationFlags::DOWNSTREAM,
+fn bind(root: BorrowedFd<'_>, source: &Path, target: &Path, options: Options, users: Option<Users<'_>>) -> Result<()> {
+    let options = Options { bind: true, recursive: true, ..options };
+    let Some((users, _)) = users else {
+        return mounts::perform(root, &Wanted { source: Source::Path(source), target, kind: "", options });
     };
-    mount_change(by_fd(&mounted), propagation | MountPropagationFlags::REC).step(format!("isolate mount {shown}"))?;
-    if wanted.readonly {
-        let flags = MountFlags::BIND | MountFlags::RDONLY | inherited_flags(&mounted);
-        mount_remount(by_fd(&mounted), flags, "").step(format!("make mount {shown} read-only"))?;
-    }
-    Ok(())
+    let tree = mounts::clone_tree(source, true)?;
+    idmap::apply_namespace(tree.as_fd(), users, true)
+        .map_err(|error| Error::Invalid(format!("mount {}: {error}", target.display())))?;
+    mounts::perform(root, &Wanted { source: Source::Tree(tree.as_fd()), target, kind: "", options })
 }
 
-/// Flags of the mount that a remount must repeat, or it would lift them (or be refused).
-fn inherited_flags(mounted: impl AsFd) -> MountFlags {
-    use rustix::fs::StatVfsMountFlags as Have;
-    let Ok(have) = rustix::fs::fstatvfs(mounted) else { return MountFlags::empty() };
-    let mut flags = MountFlags::empty();
-    for (has, flag) in
-        [(Have::NOSUID, MountFlags::NOSUID), (Have::NODEV, MountFlags::NODEV), (Have::NOEXEC, MountFlags::NOEXEC)]
-    {
-        flags.set(flag, have.f_flag.contains(has));
+/// Copies of the host's mounts that stay their peers, by their place in the list: what is mounted on one side appears
+/// on the other. They are taken in the host's mount namespace, since in ours they listen only.
+fn shared_trees(wanted: &[Mount], host_mounts: BorrowedFd<'_>, own_users: bool) -> Result<BTreeMap<usize, OwnedFd>> {
+    let mut trees = BTreeMap::new();
+    let shared = wanted.iter().enumerate().filter(|(_, mount)| mount.propagation == Propagation::Shared);
+    let shared: Vec<_> = shared.collect();
+    if shared.is_empty() {
+        return Ok(trees);
     }
-    flags
-}
-
-/// Hides what a container must not see, and protects what it must not write.
-fn restrict(root: BorrowedFd<'_>, spec: &ContainerSpec) -> Result<()> {
-    for path in &spec.masked_paths {
-        let Ok(found) = open_in(root, Path::new(path), OFlags::PATH) else { continue };
-        let kind = FileType::from_raw_mode(rustix::fs::fstat(&found).step(format!("look at {path}"))?.st_mode);
-        if kind.is_dir() {
-            let options = c"size=0k";
-            mount("tmpfs", by_fd(&found), "tmpfs", PLAIN | MountFlags::RDONLY, Some(options))
-                .step(format!("mask {path}"))?;
-        } else {
-            mount_bind("/dev/null", by_fd(&found)).step(format!("mask {path}"))?;
+    if own_users {
+        return Err(Error::Invalid("a pod with user ids of its own cannot share mounts with the host".into()));
+    }
+    let own = fs::File::open("/proc/self/ns/mnt").step("keep the mount namespace")?;
+    let mounts = libc::CLONE_NEWNS as u64;
+    sys::join_namespaces(host_mounts, mounts).step("look at the host's mounts")?;
+    for (place, mount) in shared {
+        let source = mount.source.display();
+        if !mounts::is_shared(&mount.source)? {
+            return Err(Error::Invalid(format!("path {source} is not on a shared mount of the host")));
         }
+        trees.insert(place, mounts::clone_tree(&mount.source, true)?);
     }
-    for path in &spec.readonly_paths {
-        let Ok(found) = open_in(root, Path::new(path), OFlags::PATH) else { continue };
-        mount_bind_recursive(by_fd(&found), by_fd(&found)).step(format!("protect {path}"))?;
-        let mounted = open_in(root, Path::new(path), OFlags::PATH).step(format!("open {path}"))?;
-        let flags = MountFlags::BIND | MountFlags::RDONLY | inherited_flags(&mounted);
-        mount_remount(by_fd(&mounted), flags, "").step(format!("protect {path}"))?;
-    }
-    Ok(())
+    sys::join_namespaces(own.as_fd(), mounts).step("return to the mount namespace")?;
+    Ok(trees)
+}
+
+fn options_of(wanted: &Mount) -> Options {
+    let mut options = Options::default();
+    options.flags.set(MountFlags::RDONLY, wanted.readonly);
+    options.propagation = match wanted.propagation {
+        Propagation::Private => Vec::new(),
+        Propagation::Slave => vec![MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC],
+        Propagation::Shared => vec![MountPropagationFlags::SHARED | MountPropagationFlags::REC],
+    };
+    options
 }
 
 /// Makes `target` the root and lets go of the old one.
-fn change_root(target: &Path) -> Result<()> {
+pub fn change_root(target: &Path) -> Result<()> {
+    let old = open_root(Path::new("/"))?;
     rustix::process::chdir(target).step("enter the new root")?;
     rustix::process::pivot_root(".", ".").step("change the root")?;
-    // The old root lies on top of the new one now; what is below it must not hear of the unmount.
+    // The old root lies on top of the new one now; what it shares mounts with must not hear of the unmount.
+    rustix::process::fchdir(&old).step("enter the old root")?;
     mount_change(".", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC).step("isolate the old root")?;
     unmount(".", UnmountFlags::DETACH).step("let go of the old root")?;
     rustix::process::chdir("/").step("enter the root")

@@ -1,10 +1,12 @@
 //! A container's terminal: made in its own devpts, handed to the shim as the open master.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, unlockpt};
 
+use super::paths;
 use crate::error::{Context, Error, Result};
 use crate::sys;
 
@@ -29,4 +31,11 @@ pub fn take(slave: &OwnedFd) -> Result<()> {
         sys::install(slave.as_fd(), number).step("install the terminal")?;
     }
     Ok(())
+}
+
+/// The terminal is also `/dev/console`. Runs in the container's root.
+pub fn become_console(slave: &OwnedFd) -> Result<()> {
+    let root = paths::open_root(Path::new("/"))?;
+    let place = paths::mount_point(root.as_fd(), Path::new("/dev/console"), false)?;
+    rustix::mount::mount_bind(paths::by_fd(slave), paths::by_fd(&place)).step("make /dev/console")
 }

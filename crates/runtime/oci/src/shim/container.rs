@@ -10,8 +10,9 @@ use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
 use rustix::process::WaitStatus;
 
-use super::child::{self, Made, Streams};
+use super::child::{self, Streams, Surroundings};
 use super::log::Log;
+use crate::birth::Made;
 use crate::cgroup::Cgroup;
 use crate::error::{Context, Error, Result};
 use crate::protocol::Reply;
@@ -45,16 +46,16 @@ pub struct Attached {
 
 impl Container {
     /// Makes the container of the specification in `folder`, up to the point of running its program.
-    /// `join` finds the process whose process namespace it enters: a container's, or the sandbox's own.
-    pub fn create<'a>(folder: &Path, shm: &Path, join: impl Fn(Option<&str>) -> Option<&'a OwnedFd>) -> Result<Self> {
+    /// `surroundings` finds what the sandbox gives one that shares the process namespace of another container, or of none.
+    pub fn create<'a>(folder: &Path, surroundings: impl Fn(Option<&str>) -> Surroundings<'a>) -> Result<Self> {
         let path = folder.join("spec.json");
         let text = fs::read(&path).step(format!("read {}", path.display()))?;
         let spec: ContainerSpec = serde_json::from_slice(&text).map_err(|error| {
             Error::Invalid(format!("{} is not a container's specification: {error}", path.display()))
         })?;
-        let log = Log::open(&spec.log_path)?;
+        let log = Log::open(&spec.log_path, spec.log_limits)?;
         let cgroup = Cgroup::new(&spec.cgroup);
-        let made = Self::make(&spec, &cgroup, shm, join(spec.processes_of.as_deref()));
+        let made = Self::make(&spec, &cgroup, &surroundings(spec.processes_of.as_deref()));
         let (made, stdin, outputs) = match made {
             Ok(made) => made,
             Err(error) => {
@@ -73,15 +74,14 @@ impl Container {
     fn make(
         spec: &ContainerSpec,
         cgroup: &Cgroup,
-        shm: &Path,
-        init: Option<&OwnedFd>,
+        surroundings: &Surroundings<'_>,
     ) -> Result<(Made, Option<OwnedFd>, [Option<OwnedFd>; 2])> {
         cgroup.create(&spec.limits)?;
         if !spec.privileged {
             cgroup.restrict_devices(&spec.devices)?;
         }
         let (theirs, stdin, mut outputs) = streams(spec)?;
-        let mut made = child::container(spec, cgroup, &theirs, shm, init.map(AsFd::as_fd))?;
+        let mut made = child::container(spec, cgroup, &theirs, surroundings)?;
         let mut stdin = stdin;
         if let Some(terminal) = made.terminal.take() {
             rustix::fs::fcntl_setfl(&terminal, OFlags::NONBLOCK | OFlags::RDWR).step("prepare the terminal")?;
@@ -120,26 +120,31 @@ impl Container {
         let _ = sys::pidfd_kill(self.made.pidfd.as_fd(), signal);
     }
 
-    /// Passes on what can be read now. After the end of a stream its place is empty.
-    pub fn read(&mut self, stream: usize) {
+    /// Passes on what can be read now. After the end of a stream its place is empty. Returns the log's path if its file
+    /// was put aside.
+    pub fn read(&mut self, stream: usize) -> Option<PathBuf> {
         let mut buffer = [0; 16 * 1024];
+        let mut rotated = None;
         for _ in 0..CHUNKS {
-            let Some(output) = &self.outputs[stream] else { return };
+            let Some(output) = &self.outputs[stream] else { break };
             match rustix::io::read(output, &mut buffer) {
                 Ok(0) | Err(Errno::IO) => {
                     self.outputs[stream] = None;
                     self.attached.iter_mut().for_each(|attached| attached.outputs[stream] = None);
                 }
                 Ok(count) => {
-                    self.log.write(STREAMS[stream], &buffer[..count]);
+                    if self.log.write(STREAMS[stream], &buffer[..count]) {
+                        rotated = Some(self.log.path().to_owned());
+                    }
                     for attached in &mut self.attached {
                         attached.write(stream, &buffer[..count]);
                     }
                 }
                 Err(Errno::INTR) => {}
-                Err(_) => return,
+                Err(_) => break,
             }
         }
+        rotated
     }
 
     /// Takes a follower in; returns what it may write to.

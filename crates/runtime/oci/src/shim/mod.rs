@@ -5,12 +5,12 @@
 
 mod child;
 mod container;
-mod log;
+pub mod log;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
-use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -23,8 +23,11 @@ use rustix::process::{DumpableBehavior, WaitOptions};
 use crate::cgroup::{self, Cgroup};
 use crate::error::{Context, Error, Result};
 use crate::protocol::{Reply, Request};
-use crate::spec::{SandboxSpec, Status};
+use crate::setup::idmap::{self, Ids};
+use crate::setup::sysctl;
+use crate::spec::{IdRange, SandboxSpec, Status};
 use crate::{sys, wire};
+pub use container::exit_code;
 use container::{Attached, Container};
 
 /// First argument under which the binary is a shim.
@@ -57,6 +60,10 @@ struct Shim {
     signals: OwnedFd,
     /// Memory that the containers share as `/dev/shm`.
     shm: PathBuf,
+    /// The host's mount namespace, for mounts that are shared with it.
+    host_mounts: OwnedFd,
+    /// The user namespace of a pod that has ids of its own.
+    users: Option<(OwnedFd, IdRange)>,
     /// First process of a shared process namespace.
     init: Option<(i32, OwnedFd)>,
     containers: BTreeMap<String, Container>,
@@ -99,23 +106,45 @@ impl Shim {
         let _ = std::fs::write("/proc/self/oom_score_adj", "-998");
         let signals =
             sys::signal_file(&[libc::SIGCHLD, libc::SIGTERM, libc::SIGINT, libc::SIGHUP]).step("listen for signals")?;
-        if !cgroup::is_unified() {
-            child::warm_up(&Cgroup::new(&spec.cgroup))?;
-        }
         let shm = dir.join("shm");
-        enter_namespaces(&spec, &shm)?;
-        let init = spec.pid.then(child::pause).transpose()?;
-        Ok(Self {
+        let host_mounts = std::fs::File::open("/proc/self/ns/mnt").step("keep the host's mount namespace")?;
+        let users = spec.users.map(|range| Ok((idmap::namespace(&Ids::of(range))?, range))).transpose()?;
+        enter_namespaces(&spec, users.as_ref().map(|(users, _)| users.as_fd()), &shm)?;
+        // What most containers will need.
+        crate::setup::seccomp::warm_up();
+        let mut this = Self {
             dir: dir.to_owned(),
             listener,
             signals,
             shm,
-            init,
+            host_mounts: host_mounts.into(),
+            users,
+            init: None,
             containers: BTreeMap::new(),
             execs: Vec::new(),
             clients: Vec::new(),
             watchers: Vec::new(),
-        })
+        };
+        // One that waits for its sandbox learns the rest later.
+        if !spec.cgroup.is_empty() {
+            this.configure(&spec)?;
+        }
+        Ok(this)
+    }
+
+    /// Everything of a sandbox that needs no new namespace but the processes'.
+    fn configure(&mut self, spec: &SandboxSpec) -> Result<()> {
+        if !cgroup::is_unified() {
+            child::warm_up(&Cgroup::new(&spec.cgroup))?;
+        }
+        if spec.network {
+            rustix::system::sethostname(spec.hostname.as_bytes()).step(format!("set host name {:?}", spec.hostname))?;
+        }
+        spec.sysctls.iter().try_for_each(|(name, value)| sysctl::set(name, value))?;
+        if spec.pid && self.init.is_none() {
+            self.init = Some(child::pause()?);
+        }
+        Ok(())
     }
 
     fn serve(mut self) -> Result<()> {
@@ -125,8 +154,8 @@ impl Shim {
                     Source::Listener => self.accept(),
                     Source::Signals => self.bury(),
                     Source::Output(id, stream) => {
-                        if let Some(container) = self.containers.get_mut(&id) {
-                            container.read(stream);
+                        if let Some(path) = self.containers.get_mut(&id).and_then(|c| c.read(stream)) {
+                            self.tell(&Reply::Rotated { path });
                         }
                     }
                     // Clients come last and from the back, so that their places stay right.
@@ -231,16 +260,13 @@ impl Shim {
             Request::Hello => {
                 return Ok((Reply::Ready { pid: rustix::process::getpid().as_raw_nonzero().get() }, None));
             }
+            Request::Configure { spec } => self.configure(&spec)?,
             Request::Create { id } => {
                 if self.containers.contains_key(&id) {
                     return Err(Error::Invalid(format!("container {id} exists")));
                 }
                 let folder = self.dir.join("containers").join(&id);
-                let join = |of: Option<&str>| match of {
-                    Some(id) => self.containers.get(id).map(|container| &container.made.pidfd),
-                    None => self.init.as_ref().map(|init| &init.1),
-                };
-                let container = Container::create(&folder, &self.shm, join)?;
+                let container = Container::create(&folder, |of| self.surroundings(of))?;
                 self.containers.insert(id, container);
             }
             Request::Start { id } => {
@@ -263,13 +289,15 @@ impl Shim {
                 return Ok((Reply::States(self.containers.values().map(|c| c.state.clone()).collect()), None));
             }
             Request::Exec { id, process, stdin, stdout, stderr } => {
-                let container = self.container(&id)?;
+                let Self { containers, users, .. } = self;
+                let container = containers.get_mut(&id).ok_or_else(|| Error::NotFound(id.clone()))?;
                 if container.state.status != Status::Running {
                     return Err(Error::Invalid(format!("container {id} is not running")));
                 }
                 let mut fds = fds.into_iter();
                 let streams = [stdin, stdout, stderr].map(|wanted| if wanted { fds.next() } else { None });
-                let mut made = child::beside(container.made.pidfd.as_fd(), &container.cgroup, &process, &streams)?;
+                let (target, cgroup) = (container.made.pidfd.as_fd(), &container.cgroup);
+                let mut made = child::beside(target, cgroup, &process, &streams, users.as_ref())?;
                 let terminal = made.terminal.take();
                 let pid = made.pid;
                 self.execs.push(Exec { pid, connection: keep()? });
@@ -293,6 +321,15 @@ impl Shim {
             }
         }
         Ok((Reply::Done, None))
+    }
+
+    /// What a container gets that shares the process namespace of the container `of`, else the sandbox's if any.
+    fn surroundings(&self, of: Option<&str>) -> child::Surroundings<'_> {
+        let init = match of {
+            Some(id) => self.containers.get(id).map(|container| container.made.pidfd.as_fd()),
+            None => self.init.as_ref().map(|(_, init)| init.as_fd()),
+        };
+        child::Surroundings { shm: &self.shm, init, host_mounts: self.host_mounts.as_fd(), users: self.users.as_ref() }
     }
 
     fn container(&mut self, id: &str) -> Result<&mut Container> {
@@ -326,31 +363,25 @@ impl Shim {
 }
 
 /// Takes the sandbox's namespaces and prepares them.
-fn enter_namespaces(spec: &SandboxSpec, shm: &Path) -> Result<()> {
-    let mut kinds = libc::CLONE_NEWNS;
+fn enter_namespaces(spec: &SandboxSpec, users: Option<BorrowedFd<'_>>, shm: &Path) -> Result<()> {
+    let mut kinds = 0;
     if spec.network {
         kinds |= libc::CLONE_NEWNET | libc::CLONE_NEWUTS;
     }
     if spec.ipc {
         kinds |= libc::CLONE_NEWIPC;
     }
-    sys::unshare(kinds).step("take the sandbox's namespaces")?;
+    match users {
+        Some(users) => idmap::take_namespaces(users, kinds)?,
+        None => sys::unshare(kinds).step("take the sandbox's namespaces")?,
+    }
+    sys::unshare(libc::CLONE_NEWNS).step("take a mount namespace")?;
     // What the host mounts later is seen here; what is mounted here is not seen on the host.
     let slave = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
     rustix::mount::mount_change("/", slave).step("isolate mounts")?;
     std::fs::create_dir_all(shm).step("create the folder of shared memory")?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     rustix::mount::mount("shm", shm, "tmpfs", flags, Some(c"mode=1777,size=65536k")).step("mount shared memory")?;
-    if spec.network {
-        rustix::system::sethostname(spec.hostname.as_bytes()).step(format!("set host name {:?}", spec.hostname))?;
-    }
-    for (name, value) in &spec.sysctls {
-        let path = Path::new("/proc/sys").join(name.replace('.', "/"));
-        if path.components().any(|part| part == std::path::Component::ParentDir) {
-            return Err(Error::Invalid(format!("invalid sysctl {name:?}")));
-        }
-        std::fs::write(&path, value).step(format!("set sysctl {name} to {value}"))?;
-    }
     Ok(())
 }
 

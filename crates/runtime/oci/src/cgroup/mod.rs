@@ -1,19 +1,23 @@
 //! Control groups: one unified tree (v2) or one tree per controller (v1 and hybrid), behind one type.
 
+pub mod devices;
+
 use std::fs;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
 
-use crate::error::{Context, Result};
+use crate::error::{Context, Error, Result};
 use crate::spec::{DeviceNode, Limits};
 
 /// Where the kernel's trees are mounted.
 const ROOT: &str = "/sys/fs/cgroup";
 /// Controllers whose limits or counters we use, by their v1 names.
 const V1: [&str; 7] = ["memory", "cpu", "cpuacct", "pids", "devices", "freezer", "cpuset"];
+/// The others, for those who ask for more than pods do.
+const V1_OTHERS: [&str; 8] = ["blkio", "hugetlb", "net_cls", "net_prio", "perf_event", "rdma", "misc", "systemd"];
 
 /// One group, in every tree it has to be in.
 #[derive(Debug, Clone)]
@@ -34,13 +38,55 @@ impl Tree {
         if Path::new(ROOT).join("cgroup.controllers").exists() {
             return Self::Unified;
         }
-        Self::Split(V1.into_iter().filter(|name| Path::new(ROOT).join(name).join("tasks").exists()).collect())
+        Self::Split(mounted(&V1))
     }
+}
+
+fn mounted(controllers: &[&'static str]) -> Vec<&'static str> {
+    controllers.iter().copied().filter(|name| Path::new(ROOT).join(name).join("tasks").exists()).collect()
+}
+
+/// A file of a controller and what is to be written to it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Setting {
+    pub controller: &'static str,
+    pub file: String,
+    pub value: String,
 }
 
 /// Whether there is the one tree of cgroup v2 only.
 pub fn is_unified() -> bool {
     matches!(Tree::find(), Tree::Unified)
+}
+
+/// Has the kernel make moves between groups quick, at the price of slightly slower forks and exits on this machine, or
+/// no longer so. True if that changed anything.
+///
+/// On cgroup v1 the first move for a while waits until all processors have passed a grace period, some 10 ms. The kernel
+/// calls the choice `favordynmods`; it belongs to the tree of v2, which may be mounted beside those of v1, and holds for
+/// all. Where processes are born into their groups, or it cannot be chosen, nothing changes.
+pub fn favour_moves(favour: bool) -> bool {
+    if is_unified() || favours_moves() == favour {
+        return false;
+    }
+    // Made once more, the tree takes its options from the newest maker, whether that is mounted anywhere or not.
+    let context = rustix::mount::fsopen("cgroup2", rustix::mount::FsOpenFlags::FSOPEN_CLOEXEC);
+    let chosen = context.and_then(|context| {
+        if favour {
+            rustix::mount::fsconfig_set_flag(&context, "favordynmods")?;
+        }
+        rustix::mount::fsconfig_create(&context)
+    });
+    // An older kernel does not know it: containers start a little later there.
+    chosen.is_ok() && favours_moves() == favour
+}
+
+fn favours_moves() -> bool {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    mounts.lines().any(|line| {
+        let mut fields = line.split(' ').skip(2);
+        fields.next() == Some("cgroup2") && fields.next().is_some_and(|options| options.contains("favordynmods"))
+    })
 }
 
 /// Controllers mounted as trees of their own.
@@ -57,7 +103,17 @@ impl Cgroup {
         Self { tree: Tree::find(), path: path.trim_matches('/').to_owned() }
     }
 
-    fn folders(&self) -> Vec<PathBuf> {
+    /// The group of that name in every tree there is, and not in those alone that pods need.
+    pub fn everywhere(path: &str) -> Self {
+        let mut group = Self::new(path);
+        if let Tree::Split(controllers) = &mut group.tree {
+            controllers.extend(mounted(&V1_OTHERS));
+        }
+        group
+    }
+
+    /// Where the group is, once for each tree.
+    pub fn folders(&self) -> Vec<PathBuf> {
         match &self.tree {
             Tree::Unified => vec![Path::new(ROOT).join(&self.path)],
             Tree::Split(controllers) => {
@@ -66,7 +122,8 @@ impl Cgroup {
         }
     }
 
-    fn folder(&self, controller: &str) -> Option<PathBuf> {
+    /// Where the group is in a controller's tree.
+    pub fn folder(&self, controller: &str) -> Option<PathBuf> {
         match &self.tree {
             Tree::Unified => Some(Path::new(ROOT).join(&self.path)),
             Tree::Split(controllers) => {
@@ -93,7 +150,7 @@ impl Cgroup {
     fn create_unified(&self) -> Result<()> {
         let mut folder = PathBuf::from(ROOT);
         for part in self.path.split('/') {
-            for controller in ["cpu", "memory", "pids", "cpuset"] {
+            for controller in ["cpu", "memory", "pids", "cpuset", "io", "hugetlb"] {
                 // A controller that the kernel lacks is missed when a limit needs it.
                 let _ = fs::write(folder.join("cgroup.subtree_control"), format!("+{controller}"));
             }
@@ -172,44 +229,57 @@ impl Cgroup {
         Ok(())
     }
 
+    /// Writes what limits have no name for. A controller that this machine lacks is an error here: it was asked for.
+    pub fn write(&self, settings: &[Setting]) -> Result<()> {
+        for Setting { controller, file, value } in settings {
+            if self.folder(controller).is_none() {
+                return Err(Error::Invalid(format!("set {file}: there is no cgroup controller {controller} here")));
+            }
+            self.set(controller, file, value)?;
+        }
+        Ok(())
+    }
+
     fn set(&self, controller: &str, file: &str, value: &str) -> Result<()> {
         let Some(folder) = self.folder(controller) else { return Ok(()) };
         fs::write(folder.join(file), value).step(format!("set {file} to {value}"))
     }
 
-    /// Whether device access is confined by the kernel here. On the unified tree it is not (by us), so containers
-    /// there go without the capability to make device nodes.
+    /// Whether device access is confined by the kernel here. Where it is not, containers go without the capability to
+    /// make device nodes.
     pub fn confines_devices() -> bool {
-        matches!(Tree::find(), Tree::Split(controllers) if controllers.contains(&"devices"))
+        match Tree::find() {
+            Tree::Split(controllers) => controllers.contains(&"devices"),
+            Tree::Unified => devices::supported(),
+        }
     }
 
     /// Lets the group use the devices every container has, and those given.
-    pub fn restrict_devices(&self, devices: &[DeviceNode]) -> Result<()> {
-        let Tree::Split(_) = self.tree else { return Ok(()) };
-        self.set("devices", "devices.deny", "a")?;
-        // Making any node is allowed, using it is not; then null, zero, full, random, urandom, tty, console, ptmx, pts.
-        for rule in [
-            "c *:* m",
-            "b *:* m",
-            "c 1:3 rwm",
-            "c 1:5 rwm",
-            "c 1:7 rwm",
-            "c 1:8 rwm",
-            "c 1:9 rwm",
-            "c 5:0 rwm",
-            "c 5:1 rwm",
-            "c 5:2 rwm",
-            "c 136:* rwm",
-        ] {
-            self.set("devices", "devices.allow", rule)?;
+    pub fn restrict_devices(&self, given: &[DeviceNode]) -> Result<()> {
+        let mut rules = vec![devices::DENY_ALL];
+        rules.extend(devices::standard());
+        for device in given {
+            rules.push(devices::of(device)?);
         }
-        for device in devices {
-            let node = rustix::fs::stat(&device.source).step(format!("look at {}", device.source.display()))?;
-            let kind = if rustix::fs::FileType::from_raw_mode(node.st_mode).is_block_device() { 'b' } else { 'c' };
-            let (major, minor) = (rustix::fs::major(node.st_rdev), rustix::fs::minor(node.st_rdev));
-            self.set("devices", "devices.allow", &format!("{kind} {major}:{minor} {}", device.permissions))?;
+        self.filter_devices(&rules)
+    }
+
+    /// Lets the group use what the rules say.
+    pub fn filter_devices(&self, rules: &[devices::Rule]) -> Result<()> {
+        match &self.tree {
+            Tree::Split(_) => rules.iter().try_for_each(|rule| {
+                let (file, line) = rule.v1();
+                self.set("devices", file, &line)
+            }),
+            Tree::Unified if devices::supported() => {
+                let folder = Path::new(ROOT).join(&self.path);
+                let group =
+                    rustix::fs::open(&folder, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+                        .step(format!("open cgroup {}", folder.display()))?;
+                devices::attach(group.as_fd(), rules)
+            }
+            Tree::Unified => Ok(()),
         }
-        Ok(())
     }
 
     /// The ways into the group.
@@ -257,6 +327,15 @@ impl Cgroup {
         let Some(folder) = self.folders().into_iter().next() else { return Vec::new() };
         let text = fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
         text.lines().filter_map(|line| line.parse().ok()).collect()
+    }
+
+    /// Processes in the group and the groups below it.
+    pub fn all_processes(&self) -> Vec<i32> {
+        let mut pids = Vec::new();
+        if let Some(folder) = self.folders().into_iter().next() {
+            collect_processes(&folder, &mut pids);
+        }
+        pids
     }
 
     /// How often the kernel killed for want of memory.
@@ -329,6 +408,16 @@ impl Doors {
     /// Moves the calling process in, where it was not born inside.
     pub fn enter(&self) -> Result<()> {
         self.join.iter().try_for_each(|file| rustix::io::write(file, b"0").map(drop).step("join the cgroup"))
+    }
+}
+
+fn collect_processes(folder: &Path, pids: &mut Vec<i32>) {
+    let text = fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
+    pids.extend(text.lines().filter_map(|line| line.parse::<i32>().ok()));
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            collect_processes(&entry.path(), pids);
+        }
     }
 }
 

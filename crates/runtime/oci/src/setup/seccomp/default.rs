@@ -1,6 +1,6 @@
 //! The default profile: what ordinary programs call, and more for those with the capability it belongs to.
 
-use super::seccomp::{Argument, Profile, Rule, Scope};
+use super::{Argument, Profile, Rule, Scope};
 
 /// Calls that anyone may make. Left out: those that reach the whole machine, other containers, or rarely tested
 /// corners of the kernel.
@@ -39,12 +39,32 @@ poll readlink rename rmdir select set_thread_area signalfd stat symlink time unl
 #[cfg(not(target_arch = "x86_64"))]
 const ALLOWED_HERE: &str = "";
 
+/// What 32-bit programs on x86_64 call in the place of those above.
+#[cfg(target_arch = "x86_64")]
+const ALLOWED_32: &str = "
+_llseek _newselect chown32 clock_adjtime64 clock_getres_time64 clock_gettime64 clock_nanosleep_time64
+fadvise64_64 fchown32 fcntl64 fstat64 fstatat64 fstatfs64 ftruncate64 futex_time64 getegid32 geteuid32 getgid32
+getgroups32 getresgid32 getresuid32 getuid32 io_pgetevents_time64 ipc lchown32 lstat64 mmap2 mq_timedreceive_time64
+mq_timedsend_time64 nice ppoll_time64 pselect6_time64 recvmmsg_time64 rt_sigtimedwait_time64
+sched_rr_get_interval_time64 semtimedop_time64 sendfile64 set_thread_area setfsgid32 setfsuid32 setgid32
+setgroups32 setregid32 setresgid32 setresuid32 setreuid32 setuid32 sgetmask sigaction signal sigpending sigprocmask
+sigreturn sigsuspend socketcall ssetmask stat64 statfs64 timer_gettime64 timer_settime64 timerfd_gettime64
+timerfd_settime64 truncate64 ugetrlimit utimensat_time64 waitpid";
+#[cfg(not(target_arch = "x86_64"))]
+const ALLOWED_32: &str = "";
+
+/// The architectures whose programs run here.
+#[cfg(target_arch = "x86_64")]
+const ARCHITECTURES: [&str; 2] = ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86"];
+#[cfg(not(target_arch = "x86_64"))]
+const ARCHITECTURES: [&str; 1] = ["SCMP_ARCH_NATIVE"];
+
 /// Calls that come with a capability.
 const BY_CAPABILITY: &[(&str, &str)] = &[
     (
         "SYS_ADMIN",
         "bpf clone clone3 fanotify_init fsconfig fsmount fsopen fspick lookup_dcookie mount mount_setattr move_mount \
-         open_tree perf_event_open quotactl quotactl_fd setdomainname sethostname setns syslog umount2 unshare",
+         open_tree perf_event_open quotactl quotactl_fd setdomainname sethostname setns syslog umount umount2 unshare",
     ),
     ("DAC_READ_SEARCH", "open_by_handle_at"),
     ("SYS_BOOT", "reboot"),
@@ -73,9 +93,11 @@ const AF_VSOCK: u64 = 40;
 pub fn profile() -> Profile {
     let names = |list: &str| list.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
     let allow = |names: Vec<String>| Rule { names, action: "SCMP_ACT_ALLOW".into(), ..Rule::default() };
-    let argument = |value, value_two, op: &str| Some(vec![Argument { index: 0, value, value_two, op: op.into() }]);
+    let argument = |value, value_two, op: &str| {
+        Some(vec![Argument { index: 0, value, value_two: Some(value_two), op: op.into() }])
+    };
     let without_admin = || Some(Scope { caps: vec!["SYS_ADMIN".into()], ..Scope::default() });
-    let mut syscalls = vec![allow(names(ALLOWED)), allow(names(ALLOWED_HERE))];
+    let mut syscalls: Vec<Rule> = [ALLOWED, ALLOWED_HERE, ALLOWED_32].map(|list| allow(names(list))).into();
     for (capability, list) in BY_CAPABILITY {
         let includes = Some(Scope { caps: vec![(*capability).to_owned()], ..Scope::default() });
         syscalls.push(Rule { includes, ..allow(names(list)) });
@@ -97,5 +119,11 @@ pub fn profile() -> Profile {
         excludes: without_admin(),
         ..Rule::default()
     });
-    Profile { default_action: "SCMP_ACT_ERRNO".into(), default_errno_ret: Some(libc::EPERM as u32), syscalls }
+    Profile {
+        default_action: "SCMP_ACT_ERRNO".into(),
+        default_errno_ret: Some(libc::EPERM as u32),
+        architectures: ARCHITECTURES.map(str::to_owned).into(),
+        syscalls,
+        ..Profile::default()
+    }
 }
