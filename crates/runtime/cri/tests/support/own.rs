@@ -62,11 +62,12 @@ fn container(stage: &Stage, script: &str) -> ContainerConfig {
         tty: false,
         resources: Resources::default(),
         security: SecurityContext::default(),
+        ..ContainerConfig::default()
     }
 }
 
 fn mount(host: PathBuf, inside: &str, propagation: MountPropagation) -> Mount {
-    Mount { host_path: host, container_path: inside.into(), readonly: false, propagation }
+    Mount { host_path: host, container_path: inside.into(), propagation, ..Mount::default() }
 }
 
 /// Runs a container to its end; its exit code and what its log says.
