@@ -117,5 +117,6 @@ fn container() -> ContainerConfig {
         tty: false,
         resources: Resources { cpu_shares: Some(100), memory_limit: Some(64 << 20), ..Resources::default() },
         security: SecurityContext::default(),
+        ..ContainerConfig::default()
     }
 }
