@@ -185,14 +185,17 @@ impl Kernel {
         Set::new(&self.table, name).family(Family::Inet)
     }
 
-    /// Forgets UDP flows to `address` and `port` that go to `endpoint`: nothing else ends them.
+    /// Forgets UDP flows to `address` and `port` that go to `endpoint`, or to anyone: nothing else ends them.
     pub async fn forget_udp_flows(
         &self,
         address: Option<Ipv4Addr>,
         port: Option<u16>,
-        endpoint: Ipv4Addr,
+        endpoint: Option<Ipv4Addr>,
     ) -> Result<usize> {
-        let mut filter = ConntrackFilter::new().proto(IpProtocol::Udp).reply_src(endpoint);
+        let mut filter = ConntrackFilter::new().proto(IpProtocol::Udp);
+        if let Some(endpoint) = endpoint {
+            filter = filter.reply_src(endpoint);
+        }
         if let Some(address) = address {
             filter = filter.orig_dst(address);
         }
@@ -200,7 +203,7 @@ impl Kernel {
             filter = filter.orig_dst_port(port);
         }
         let removed = self.conntrack.del_conntrack_matching(&filter).await;
-        removed.doing(|| format!("forget UDP flows to {endpoint}"))
+        removed.doing(|| "forget UDP flows".to_owned())
     }
 
     // -- sysctls --------------------------------------------------------------------------------------

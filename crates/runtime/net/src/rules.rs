@@ -3,10 +3,11 @@
 //! All rules are for IPv4 packets in an `inet` table; [`RuleBody::ipv4`] starts those that read addresses.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use nlink::netlink::nftables::{
-    ChainName, CmpOp, DynsetExpr, DynsetOp, Expr, Family, FibFlags, FibResult, LookupExpr, MasqExpr, MetaKey,
+    ChainName, CmpOp, CtKey, DynsetExpr, DynsetOp, Expr, Family, FibFlags, FibResult, LookupExpr, MasqExpr, MetaKey,
     NFTA_NAT_FAMILY, NFTA_NAT_FLAGS, NFTA_NAT_REG_ADDR_MAX, NFTA_NAT_REG_ADDR_MIN, NFTA_NAT_REG_PROTO_MAX,
     NFTA_NAT_REG_PROTO_MIN, NFTA_NAT_TYPE, NatType, NumgenKind, PayloadBase, RawExpr, Register, SetDataType,
     SetElement, SetKeyType, Verdict,
@@ -227,9 +228,50 @@ impl RuleBody {
         self.push(Expr::Numgen { dreg: word(0), kind: NumgenKind::Random, modulus: count, offset: 0 })
     }
 
-    /// `ip saddr @clients`
-    pub fn client_in(self, clients: &str) -> Self {
-        self.load_source(0).push(LookupExpr::new(clients, word(0)))
+    /// `ip saddr @set`
+    pub fn source_in(self, set: &str) -> Self {
+        self.load_source(0).push(LookupExpr::new(set, word(0)))
+    }
+
+    /// `ip daddr @set`
+    pub fn destination_address_in(self, set: &str) -> Self {
+        self.load_destination(0).push(LookupExpr::new(set, word(0)))
+    }
+
+    /// `ip saddr vmap @map`
+    pub fn vmap_source(self, map: &str) -> Self {
+        self.load_source(0).push(LookupExpr::new(map, word(0)).dreg(Register::Verdict))
+    }
+
+    /// `ip daddr vmap @map`
+    pub fn vmap_destination_address(self, map: &str) -> Self {
+        self.load_destination(0).push(LookupExpr::new(map, word(0)).dreg(Register::Verdict))
+    }
+
+    /// `meta l4proto`
+    pub fn protocol(self, protocol: Protocol) -> Self {
+        self.push(Expr::Meta { dreg: word(0), key: MetaKey::L4Proto }).push(Expr::Cmp {
+            sreg: word(0),
+            op: CmpOp::Eq,
+            data: vec![protocol.number()],
+        })
+    }
+
+    /// `th dport <first>-<last>`; the protocol must have been compared before.
+    pub fn to_ports(self, ports: RangeInclusive<u16>) -> Self {
+        let bound = |op, port: &u16| Expr::Cmp { sreg: word(0), op, data: port.to_be_bytes().to_vec() };
+        self.push(Expr::Payload { dreg: word(0), base: PayloadBase::Transport, offset: 2, len: 2 })
+            .push(bound(CmpOp::Gte, ports.start()))
+            .push(bound(CmpOp::Lte, ports.end()))
+    }
+
+    /// Goes on for packets of connections that began earlier, and what belongs to them.
+    pub fn of_known_connection(self) -> Self {
+        const ESTABLISHED_OR_RELATED: u32 = 2 | 4;
+        let mask = ESTABLISHED_OR_RELATED.to_ne_bytes().to_vec();
+        self.push(Expr::Ct { dreg: word(0), key: CtKey::State })
+            .push(Expr::Bitwise { sreg: word(0), dreg: word(0), len: 4, mask, xor: vec![0; 4] })
+            .push(Expr::Cmp { sreg: word(0), op: CmpOp::Neq, data: vec![0; 4] })
     }
 
     /// `update @clients { ip saddr timeout … }`
@@ -308,6 +350,11 @@ impl RuleBody {
 
     pub fn reject(self) -> Self {
         self.push(Expr::Reject { reject_type: REJECT_ICMPX, icmp_code: ICMPX_PORT_UNREACHABLE })
+    }
+
+    /// Back to the chain that jumped here.
+    pub fn back(self) -> Self {
+        self.push(Expr::Verdict(Verdict::Return))
     }
 
     pub fn jump(self, chain: &str) -> Self {

@@ -1,11 +1,13 @@
 //! The service proxy: Services and EndpointSlices in, small nftables transactions out.
 //!
-//! [`plan`] is a pure function to the [`Tables`] we want; the difference to what the kernel holds becomes
-//! one transaction. Chains and endpoint maps are named after their content and never change: a new set of
+//! [`plan`] is a pure function from one service to the [`Tables`] it needs; the book keeps them all and knows
+//! whose each address is. A change is planned for the services it touches alone, and the difference to what
+//! the book held before becomes one transaction; the first one is the difference to what the kernel holds. Chains and endpoint maps are named after their content and never change: a new set of
 //! endpoints is a new chain, the verdict maps are pointed at it, and the old one goes, all at once. So the
 //! kernel's list of names says everything about what is there, and a restart reads it and carries on.
 
 mod apply;
+mod book;
 pub(crate) mod names;
 mod plan;
 mod run;

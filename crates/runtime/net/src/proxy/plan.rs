@@ -1,14 +1,15 @@
 //! From Services and EndpointSlices to the tables we want. Pure: no kernel, no clock.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
 use std::time::Duration;
 
+use dhow_client::Key;
 use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 
-use super::names::{CLIENTS, ENDPOINTS, EXTERNAL, PICK, SERVICE, STICKIES, STICKY, fingerprint};
+use super::names::{BALANCER, CLIENTS, ENDPOINTS, EXTERNAL, PICK, SERVICE, STICKIES, STICKY, fingerprint};
 use crate::Cidr;
 use crate::rules::{Destination, Protocol};
 
@@ -58,7 +59,7 @@ pub enum Step {
     Drop,
 }
 
-/// The service part of our table, complete.
+/// What one service needs of our table. Several may claim one address: [`super::book::Book`] decides.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Tables {
     pub(crate) endpoints: BTreeMap<String, Vec<SocketAddrV4>>,
@@ -74,47 +75,40 @@ pub struct Tables {
     pub(crate) udp: BTreeMap<(Option<Ipv4Addr>, u16), BTreeSet<Ipv4Addr>>,
 }
 
-/// What the kernel should hold for these services on this node. When two services claim one external
-/// address and port, the one that sorts first by namespace and name keeps it.
-pub fn plan(services: &[Arc<Service>], slices: &[Arc<EndpointSlice>], context: &PlanContext) -> Tables {
-    let mut by_service: HashMap<(&str, &str), Vec<&EndpointSlice>> = HashMap::new();
-    for slice in slices.iter().filter(|slice| slice.address_type == "IPv4") {
-        let namespace = slice.metadata.namespace.as_deref().unwrap_or_default();
-        let service = slice.metadata.labels.as_ref().and_then(|labels| labels.get(SERVICE_NAME_LABEL));
-        if let Some(service) = service {
-            by_service.entry((namespace, service)).or_default().push(slice);
-        }
-    }
-    let mut sorted: Vec<(&str, &str, &Service)> = services
-        .iter()
-        .map(|s| {
-            let name = s.metadata.name.as_deref().unwrap_or_default();
-            (s.metadata.namespace.as_deref().unwrap_or_default(), name, s.as_ref())
-        })
-        .collect();
-    sorted.sort_by_key(|(namespace, name, _)| (*namespace, *name));
+/// What the kernel should hold for one service on this node. `slices` are the service's own.
+pub fn plan(service: &Service, slices: &[Arc<EndpointSlice>], context: &PlanContext) -> Tables {
     let mut tables = Tables::default();
-    for (namespace, name, service) in sorted {
-        let Some(spec) = &service.spec else { continue };
-        let proxied = spec.type_.as_deref() != Some("ExternalName")
-            && !service.metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(OTHER_PROXY_LABEL));
-        let cluster_ips = cluster_ips(spec);
-        if !proxied || cluster_ips.is_empty() {
-            continue;
-        }
-        let slices = by_service.get(&(namespace, name)).map(Vec::as_slice).unwrap_or_default();
-        let external_ips = external_ips(service, spec);
-        for port in spec.ports.iter().flatten() {
-            let Some(protocol) = Protocol::parse(port.protocol.as_deref().unwrap_or_default()) else { continue };
-            let id = fingerprint(
-                format!("{namespace}/{name}:{}/{}", port.name.as_deref().unwrap_or_default(), protocol.name())
-                    .as_bytes(),
-            );
-            let planned = ServicePortPlan { id, spec, port, protocol, slices, context };
-            planned.add(&cluster_ips, &external_ips, &mut tables);
-        }
+    let Some(spec) = &service.spec else { return tables };
+    let proxied = spec.type_.as_deref() != Some("ExternalName")
+        && !service.metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(OTHER_PROXY_LABEL));
+    let cluster_ips = cluster_ips(spec);
+    if !proxied || cluster_ips.is_empty() {
+        return tables;
+    }
+    let namespace = service.metadata.namespace.as_deref().unwrap_or_default();
+    let name = service.metadata.name.as_deref().unwrap_or_default();
+    let fronts = Fronts { cluster: cluster_ips, external: external_ips(spec), balancer: balancer_ips(service) };
+    for port in spec.ports.iter().flatten() {
+        let Some(protocol) = Protocol::parse(port.protocol.as_deref().unwrap_or_default()) else { continue };
+        let id = fingerprint(
+            format!("{namespace}/{name}:{}/{}", port.name.as_deref().unwrap_or_default(), protocol.name()).as_bytes(),
+        );
+        ServicePortPlan { id, spec, port, protocol, slices, context }.add(&fronts, &mut tables);
     }
     tables
+}
+
+/// The service a slice belongs to.
+pub(crate) fn service_of(slice: &EndpointSlice) -> Option<Key> {
+    let service = slice.metadata.labels.as_ref()?.get(SERVICE_NAME_LABEL)?;
+    Some(Key::new(slice.metadata.namespace.as_deref(), service))
+}
+
+/// The addresses a service is reached at.
+struct Fronts {
+    cluster: Vec<Ipv4Addr>,
+    external: Vec<Ipv4Addr>,
+    balancer: Vec<Ipv4Addr>,
 }
 
 fn cluster_ips(spec: &ServiceSpec) -> Vec<Ipv4Addr> {
@@ -123,13 +117,17 @@ fn cluster_ips(spec: &ServiceSpec) -> Vec<Ipv4Addr> {
     unique.into_iter().collect()
 }
 
-/// External addresses and the load balancer's, unless the latter asks to be passed through itself.
-fn external_ips(service: &Service, spec: &ServiceSpec) -> Vec<Ipv4Addr> {
+fn external_ips(spec: &ServiceSpec) -> Vec<Ipv4Addr> {
+    let unique: BTreeSet<Ipv4Addr> = spec.external_ips.iter().flatten().filter_map(|ip| ip.parse().ok()).collect();
+    unique.into_iter().collect()
+}
+
+/// The load balancer's addresses, unless they ask to be passed through the balancer itself.
+fn balancer_ips(service: &Service) -> Vec<Ipv4Addr> {
     let ingress =
         service.status.iter().filter_map(|s| s.load_balancer.as_ref()).flat_map(|lb| lb.ingress.iter().flatten());
-    let balancer = ingress.filter(|i| i.ip_mode.as_deref() != Some("Proxy")).filter_map(|i| i.ip.as_ref());
-    let unique: BTreeSet<Ipv4Addr> =
-        spec.external_ips.iter().flatten().chain(balancer).filter_map(|ip| ip.parse().ok()).collect();
+    let ours = ingress.filter(|i| i.ip_mode.as_deref() != Some("Proxy")).filter_map(|i| i.ip.as_ref());
+    let unique: BTreeSet<Ipv4Addr> = ours.filter_map(|ip| ip.parse().ok()).collect();
     unique.into_iter().collect()
 }
 
@@ -138,20 +136,18 @@ struct ServicePortPlan<'a> {
     spec: &'a ServiceSpec,
     port: &'a ServicePort,
     protocol: Protocol,
-    slices: &'a [&'a EndpointSlice],
+    slices: &'a [Arc<EndpointSlice>],
     context: &'a PlanContext,
 }
 
 impl ServicePortPlan<'_> {
-    fn add(&self, cluster_ips: &[Ipv4Addr], external_ips: &[Ipv4Addr], tables: &mut Tables) {
+    fn add(&self, fronts: &Fronts, tables: &mut Tables) {
         let Ok(number) = u16::try_from(self.port.port) else { return };
         let all = self.endpoints(false);
         let destination = |ip: &Ipv4Addr| (*ip, self.protocol, number);
         if all.is_empty() {
-            let taken = |d: &Destination| tables.service_ips.contains_key(d);
-            let free: Vec<Destination> =
-                cluster_ips.iter().chain(external_ips).map(destination).filter(|d| !taken(d)).collect();
-            tables.no_endpoints.extend(free);
+            let addresses = fronts.cluster.iter().chain(&fronts.external).chain(&fronts.balancer);
+            tables.no_endpoints.extend(addresses.map(destination));
             return;
         }
         let local = self.endpoints(true);
@@ -160,7 +156,7 @@ impl ServicePortPlan<'_> {
             self.spec.external_traffic_policy.as_deref() == Some("Local"),
         );
         let node_port = self.port.node_port.and_then(|p| u16::try_from(p).ok()).filter(|p| *p != 0);
-        let has_external = node_port.is_some() || !external_ips.is_empty();
+        let has_external = node_port.is_some() || !fronts.external.is_empty() || !fronts.balancer.is_empty();
 
         let pick_all = (!internal_local || has_external).then(|| self.pick("c", &all, tables));
         let pick_local = ((internal_local || (external_local && has_external)) && !local.is_empty())
@@ -172,7 +168,7 @@ impl ServicePortPlan<'_> {
             to(if internal_local { &pick_local } else { &pick_all }),
         ];
         let service = self.chain(SERVICE, internal, tables);
-        for ip in cluster_ips {
+        for ip in &fronts.cluster {
             tables.service_ips.entry(destination(ip)).or_insert_with(|| service.clone());
             self.note_udp(Some(*ip), number, &all, tables);
         }
@@ -191,15 +187,34 @@ impl ServicePortPlan<'_> {
             steps.push(to(&pick_all));
         }
         let external = self.chain(EXTERNAL, steps, tables);
-        for ip in external_ips {
-            tables.no_endpoints.remove(&destination(ip));
+        for ip in &fronts.external {
             tables.service_ips.entry(destination(ip)).or_insert_with(|| external.clone());
             self.note_udp(Some(*ip), number, &all, tables);
+        }
+        if !fronts.balancer.is_empty() {
+            let balanced = self.restricted(&external, tables);
+            for ip in &fronts.balancer {
+                tables.service_ips.entry(destination(ip)).or_insert_with(|| balanced.clone());
+                self.note_udp(Some(*ip), number, &all, tables);
+            }
         }
         if let Some(port) = node_port {
             tables.node_ports.entry((self.protocol, port)).or_insert(external);
             self.note_udp(None, port, &all, tables);
         }
+    }
+
+    /// The chain that lets only the ranges a load balancer is open to into `external`.
+    fn restricted(&self, external: &str, tables: &mut Tables) -> String {
+        let ranges = self.spec.load_balancer_source_ranges.as_deref().unwrap_or_default();
+        if ranges.is_empty() {
+            return external.to_owned();
+        }
+        // A range of the other address family, or one we cannot read, opens nothing.
+        let parsed = ranges.iter().filter_map(|range| range.trim().parse::<Cidr>().ok());
+        let mut steps: Vec<Step> = parsed.map(|cidr| Step::GotoIfFrom(cidr, external.to_owned())).collect();
+        steps.push(Step::Drop);
+        self.chain(BALANCER, steps, tables)
     }
 
     fn note_udp(&self, ip: Option<Ipv4Addr>, port: u16, endpoints: &[SocketAddrV4], tables: &mut Tables) {

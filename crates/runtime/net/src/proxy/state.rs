@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use nlink::netlink::nftables::{SetElementData, Verdict};
 
 use super::names::{is_service_chain, is_service_map};
-use super::plan::Tables;
 use crate::Result;
 use crate::base_table::{NO_ENDPOINTS, SERVICE_IPS, SERVICE_NODEPORTS};
 use crate::kernel::Kernel;
@@ -19,21 +18,6 @@ pub(crate) struct State {
     pub service_ips: BTreeMap<Destination, String>,
     pub node_ports: BTreeMap<(Protocol, u16), String>,
     pub no_endpoints: BTreeSet<Destination>,
-}
-
-impl From<&Tables> for State {
-    fn from(tables: &Tables) -> Self {
-        Self {
-            maps: {
-                let maps = tables.endpoints.keys().chain(tables.stickies.keys()).chain(tables.clients.keys());
-                maps.cloned().collect()
-            },
-            chains: tables.chains.keys().cloned().collect(),
-            service_ips: tables.service_ips.clone(),
-            node_ports: tables.node_ports.clone(),
-            no_endpoints: tables.no_endpoints.clone(),
-        }
-    }
 }
 
 impl State {
@@ -59,7 +43,7 @@ impl State {
 
     /// What leads from here to `wanted`.
     pub fn changes_to(&self, wanted: &State) -> Changes {
-        let names = |from: &BTreeSet<String>, to: &BTreeSet<String>| from.difference(to).cloned().collect::<Vec<_>>();
+        let names = |from: &BTreeSet<String>, to: &BTreeSet<String>| from.difference(to).cloned().collect();
         let gone = |d: &BTreeSet<Destination>, other: &BTreeSet<Destination>| d.difference(other).copied().collect();
         Changes {
             add_maps: names(&wanted.maps, &self.maps),
@@ -83,10 +67,10 @@ fn entries<K: Ord + Copy>(from: &BTreeMap<K, String>, other: &BTreeMap<K, String
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Changes {
-    pub add_maps: Vec<String>,
-    pub remove_maps: Vec<String>,
-    pub add_chains: Vec<String>,
-    pub remove_chains: Vec<String>,
+    pub add_maps: BTreeSet<String>,
+    pub remove_maps: BTreeSet<String>,
+    pub add_chains: BTreeSet<String>,
+    pub remove_chains: BTreeSet<String>,
     pub remove_service_ips: Vec<(Destination, String)>,
     pub add_service_ips: Vec<(Destination, String)>,
     pub remove_node_ports: Vec<((Protocol, u16), String)>,
