@@ -1,12 +1,12 @@
 //! The part of our table that does not depend on services or pods: hooks, maps, and what they mean.
 //!
-//! Read top to bottom, this is the whole packet path; `service_ips`, `service_nodeports` and the host port
-//! maps are filled elsewhere.
+//! Read top to bottom, this is the whole packet path; `service_ips`, `service_nodeports`, the host port maps
+//! and the policy maps are filled elsewhere.
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
-use nlink::netlink::nftables::{BaseChain, Chain, FilterHook, NatHook, Priority, Set, SetElement};
+use nlink::netlink::nftables::{BaseChain, Chain, FilterHook, NatHook, Priority, Set, SetElement, SetKeyType};
 
 use crate::config::NetConfig;
 use crate::error::KernelContext;
@@ -25,14 +25,20 @@ pub(crate) const NO_ENDPOINTS: &str = "no_endpoints";
 pub(crate) const HOST_PORTS: &str = "host_ports";
 /// The same for mappings bound to one address of the host.
 pub(crate) const HOST_IP_PORTS: &str = "host_ip_ports";
+/// Address of a pod to the chain of what may be sent to it; pods that are not in it are open.
+pub(crate) const POLICY_INGRESS: &str = "policy_ingress";
+/// The same for what it may send.
+pub(crate) const POLICY_EGRESS: &str = "policy_egress";
 /// Pairs of a pod address with itself.
 const HAIRPIN: &str = "hairpin";
 const SERVICES: &str = "services";
 
 /// Raise it when the rules below change.
-const LAYOUT_VERSION: u32 = 1;
+const LAYOUT_VERSION: u32 = 2;
 /// Just after destination NAT, at -100.
 const AFTER_DSTNAT: i32 = -90;
+/// Just before the filter hook, at 0.
+const BEFORE_FILTER: i32 = -5;
 const LAYOUT_PREFIX: &str = "layout_";
 
 /// The maps that others fill; they keep their elements when the layout changes.
@@ -43,6 +49,8 @@ pub(crate) fn filled_sets(kernel: &Kernel) -> Vec<Set> {
         kernel.set(NO_ENDPOINTS).key_type(destination_type()),
         kernel.set(HOST_PORTS).key_type(port_type()).map(endpoint_type()),
         kernel.set(HOST_IP_PORTS).key_type(destination_type()).map(endpoint_type()),
+        kernel.set(POLICY_INGRESS).key_type(SetKeyType::Ipv4Addr).vmap(),
+        kernel.set(POLICY_EGRESS).key_type(SetKeyType::Ipv4Addr).vmap(),
     ]
 }
 
@@ -152,6 +160,18 @@ fn layout(config: &NetConfig) -> Vec<ChainLayout> {
                 RuleBody::ipv4().pair_in(HAIRPIN).masquerade(),
                 RuleBody::ipv4().out_to(bridge).from(loopback).masquerade(),
                 RuleBody::ipv4().from(config.pod_cidr).not_to(config.cluster_cidr).not_out_to(bridge).masquerade(),
+            ],
+        ),
+        (
+            // Network policies. What the node itself sends and receives does not pass here. After destination NAT,
+            // so services hide no pod; before source NAT, so clients keep their addresses.
+            "policy_forward",
+            Some(BaseChain::filter(FilterHook::Forward, Priority::Custom(BEFORE_FILTER))),
+            vec![
+                RuleBody::any().of_known_connection().accept(),
+                RuleBody::ipv4().pair_in(HAIRPIN).accept(),
+                RuleBody::ipv4().vmap_source(POLICY_EGRESS),
+                RuleBody::ipv4().vmap_destination_address(POLICY_INGRESS),
             ],
         ),
         (
