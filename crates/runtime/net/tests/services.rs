@@ -1,5 +1,5 @@
 //! Services on one node: cluster addresses, node ports, hairpin, updates and restarts, on real packets.
-#![allow(clippy::unwrap_used, clippy::print_stderr)]
+#![allow(clippy::unwrap_used)]
 
 mod support;
 
@@ -249,37 +249,4 @@ async fn a_service_on_the_node_itself_answers_pods_and_the_node() {
             assert_eq!(answer.unwrap(), VIP);
         }
     }
-}
-
-/// Prints what a large cluster costs; run it with `--run-ignored all --no-capture`.
-#[tokio::test]
-#[ignore = "a measurement"]
-async fn measure_many_services() {
-    if !privileged() {
-        return;
-    }
-    let node = Node::new().await;
-    let ip = |a: u8, index: u16| Ipv4Addr::new(10, a, (index >> 8) as u8, index as u8);
-    let services: Vec<_> = (1..=2000)
-        .map(|i| service(&format!("s{i}"), json!({"clusterIP": ip(43, i), "ports": [{"port": 80}]})))
-        .collect();
-    let mut slices: Vec<_> = (1..=2000)
-        .map(|i| slice(&format!("s{i}"), 8080, "TCP", &[ip(42, i), ip(42, i + 3000), ip(42, i + 6000)]))
-        .collect();
-    let mut proxy = Proxy::open(node.net.clone(), "node");
-    let mut timed = async |what: &str, slices: &[_]| {
-        let start = Instant::now();
-        let operations = proxy.sync(&services, slices).await.unwrap();
-        eprintln!("{what}: {operations} operations in {:?}", start.elapsed());
-    };
-    timed("all 2000", &slices).await;
-    slices[7] = slice("s8", 8080, "TCP", &[ip(42, 9)]);
-    timed("one changed", &slices).await;
-    timed("none changed", &slices).await;
-    let start = Instant::now();
-    let _restarted = Proxy::open(node.net.clone(), "node");
-    eprintln!("read after a restart: {:?}", start.elapsed());
-    let start = Instant::now();
-    let _pod = node.pod().await;
-    eprintln!("namespace and pod attach: {:?}", start.elapsed());
 }
