@@ -69,8 +69,11 @@ impl Protocol {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct RuleBody(Vec<Expr>);
 
-/// Where a looked-up value goes: past the twelve bytes a lookup key may take.
+/// Where a looked-up value goes: past the sixteen bytes a lookup key may take.
 const VALUE_WORD: usize = 4;
+
+/// Where the number of an endpoint goes in a key: after the destination.
+const SLOT_WORD: usize = 3;
 
 fn word(index: usize) -> Register {
     Register::word(index).expect("rules use the first sixteen words")
@@ -199,6 +202,20 @@ impl RuleBody {
         self.load_destination(0).load_protocol_port(1).push(LookupExpr::new(set, word(0)))
     }
 
+    /// Goes on for destinations that are in `map`, whatever it says of them.
+    pub fn destination_mapped_in(self, map: &str) -> Self {
+        self.load_destination(0).load_protocol_port(1).lookup_value(map)
+    }
+
+    /// Goes on for destinations that have `count` in `counts`, and sends them to one of as many in `endpoints`.
+    pub fn dnat_to_one_of(self, count: u32, counts: &str, endpoints: &str) -> Self {
+        self.destination_mapped_in(counts)
+            .push(Expr::Cmp { sreg: word(VALUE_WORD), op: CmpOp::Eq, data: count.to_ne_bytes().to_vec() })
+            .random(SLOT_WORD, count)
+            .lookup_value(endpoints)
+            .dnat_to_value()
+    }
+
     /// `ip saddr . ip daddr @set`
     pub fn pair_in(self, set: &str) -> Self {
         self.load_source(0).load_destination(1).push(LookupExpr::new(set, word(0)))
@@ -216,16 +233,16 @@ impl RuleBody {
 
     /// Loads one of the `count` endpoints in `map` at random.
     pub fn random_endpoint(self, map: &str, count: u32) -> Self {
-        self.random(count).lookup_value(map)
+        self.random(0, count).lookup_value(map)
     }
 
     /// Goes where one of the `count` verdicts in `map` says, at random.
     pub fn random_verdict(self, map: &str, count: u32) -> Self {
-        self.random(count).push(LookupExpr::new(map, word(0)).dreg(Register::Verdict))
+        self.random(0, count).push(LookupExpr::new(map, word(0)).dreg(Register::Verdict))
     }
 
-    fn random(self, count: u32) -> Self {
-        self.push(Expr::Numgen { dreg: word(0), kind: NumgenKind::Random, modulus: count, offset: 0 })
+    fn random(self, at: usize, count: u32) -> Self {
+        self.push(Expr::Numgen { dreg: word(at), kind: NumgenKind::Random, modulus: count, offset: 0 })
     }
 
     /// `ip saddr @set`
@@ -376,6 +393,28 @@ pub(crate) type Destination = (Ipv4Addr, Protocol, u16);
 
 pub(crate) fn destination_type() -> SetKeyType {
     SetKeyType::Concat(vec![SetKeyType::Ipv4Addr, SetKeyType::InetProto, SetKeyType::InetService])
+}
+
+/// A destination and the number of one of its endpoints.
+pub(crate) fn slot_type() -> SetKeyType {
+    SetKeyType::Concat(vec![SetKeyType::Ipv4Addr, SetKeyType::InetProto, SetKeyType::InetService, SetKeyType::Mark])
+}
+
+pub(crate) fn slot_key((address, protocol, port): Destination, slot: u32) -> SetElement {
+    let (address, protocol) = (SetElement::ipv4(address), SetElement::inet_proto(protocol.number()));
+    SetElement::concat([address, protocol, SetElement::port(port), SetElement::mark(slot)])
+}
+
+/// What [`slot_key`] wrote.
+pub(crate) fn read_slot(key: &[u8]) -> Option<(Destination, u32)> {
+    let slot = key.get(12..)?.first_chunk::<4>()?;
+    Some((read_destination(key)?, u32::from_ne_bytes(*slot)))
+}
+
+/// What [`endpoint_value`] wrote.
+pub(crate) fn read_endpoint(value: &[u8]) -> Option<SocketAddrV4> {
+    let (address, rest) = value.split_first_chunk::<4>()?;
+    Some(SocketAddrV4::new(Ipv4Addr::from(*address), u16::from_be_bytes(*rest.first_chunk::<2>()?)))
 }
 
 pub(crate) fn port_type() -> SetKeyType {

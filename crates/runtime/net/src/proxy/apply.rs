@@ -1,7 +1,7 @@
 //! Turns the difference between the kernel and the plan into one transaction.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
 
 use dhow_client::Key;
@@ -13,10 +13,10 @@ use super::book::Book;
 use super::names::{BALANCER, CLIENTS, ENDPOINTS, EXTERNAL, PICK, SERVICE, STICKIES, STICKY};
 use super::plan::{PlanContext, Step, Tables, plan, service_of};
 use super::state::{Changes, State};
-use crate::base_table::{NO_ENDPOINTS, SERVICE_IPS, SERVICE_NODEPORTS, filled_sets};
+use crate::base_table::{BALANCED, BALANCED_ENDPOINTS, NO_ENDPOINTS, SERVICE_IPS, SERVICE_NODEPORTS, filled_sets};
 use crate::error::KernelContext;
 use crate::kernel::{Batch, Kernel};
-use crate::rules::{RuleBody, chain_name, destination_key, endpoint_type, endpoint_value, port_key};
+use crate::rules::{RuleBody, chain_name, destination_key, endpoint_type, endpoint_value, port_key, slot_key};
 use crate::{Net, Result};
 
 /// Clients one endpoint remembers; a client beyond that is balanced anew each time.
@@ -187,7 +187,19 @@ fn queue<'a>(kernel: &'a Kernel, table: &str, changes: &Changes, tables: &[&Tabl
         entries.iter().map(element).collect::<Vec<_>>()
     };
     let keys = |entries: &[crate::rules::Destination]| entries.iter().map(|d| destination_key(*d)).collect::<Vec<_>>();
+    let slots = |slots: &[(_, u32, SocketAddrV4)]| {
+        let element = |(to, slot, endpoint): &(_, _, _)| slot_key(*to, *slot).value(endpoint_value(*endpoint));
+        slots.iter().map(element).collect::<Vec<_>>()
+    };
+    let counts = |counts: &[(_, u32)]| {
+        let element = |(to, count): &(_, _)| destination_key(*to).value(SetElement::mark(*count));
+        counts.iter().map(element).collect::<Vec<_>>()
+    };
     batch = batch
+        .remove_elements(set(BALANCED_ENDPOINTS), &slots(&changes.remove_slots))
+        .add_elements(set(BALANCED_ENDPOINTS), &slots(&changes.add_slots))
+        .remove_elements(set(BALANCED), &counts(&changes.remove_counts))
+        .add_elements(set(BALANCED), &counts(&changes.add_counts))
         .remove_elements(set(SERVICE_IPS), &ips(&changes.remove_service_ips))
         .add_elements(set(SERVICE_IPS), &ips(&changes.add_service_ips))
         .remove_elements(set(SERVICE_NODEPORTS), &ports(&changes.remove_node_ports))

@@ -36,7 +36,7 @@ impl Touched {
 }
 
 fn addresses(tables: &Tables) -> impl Iterator<Item = &Destination> {
-    tables.service_ips.keys().chain(&tables.no_endpoints)
+    tables.service_ips.keys().chain(tables.balanced.keys()).chain(&tables.no_endpoints)
 }
 
 impl Book {
@@ -102,25 +102,20 @@ impl Book {
         }
         for address in addresses {
             let Some(claimants) = self.addresses.get(address) else { continue };
-            match self.first(claimants, |tables| tables.service_ips.get(address)) {
-                Some(chain) => _ = state.service_ips.insert(*address, chain.clone()),
-                None => _ = state.no_endpoints.insert(*address),
-            }
+            let served = |tables: &&Tables| !tables.no_endpoints.contains(address);
+            let Some(tables) = claimants.iter().filter_map(|key| self.services.get(key)).find(served) else {
+                state.no_endpoints.insert(*address);
+                continue;
+            };
+            state.service_ips.extend(tables.service_ips.get(address).map(|chain| (*address, chain.clone())));
+            state.balanced.extend(tables.balanced.get(address).map(|endpoints| (*address, endpoints.clone())));
         }
         for port in node_ports {
             let Some(claimants) = self.node_ports.get(port) else { continue };
-            let chain = self.first(claimants, |tables| tables.node_ports.get(port));
-            state.node_ports.extend(chain.map(|chain| (*port, chain.clone())));
+            let first = claimants.iter().find_map(|key| self.services.get(key)?.node_ports.get(port));
+            state.node_ports.extend(first.map(|chain| (*port, chain.clone())));
         }
         state
-    }
-
-    fn first<'a>(
-        &'a self,
-        claimants: &BTreeSet<Key>,
-        chain: impl Fn(&'a Tables) -> Option<&'a String>,
-    ) -> Option<&'a String> {
-        claimants.iter().filter_map(|key| self.services.get(key)).find_map(chain)
     }
 }
 

@@ -11,6 +11,7 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 
 use super::names::{BALANCER, CLIENTS, ENDPOINTS, EXTERNAL, PICK, SERVICE, STICKIES, STICKY, fingerprint};
 use crate::Cidr;
+use crate::base_table::MAX_BALANCED;
 use crate::rules::{Destination, Protocol};
 
 const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
@@ -62,6 +63,8 @@ pub enum Step {
 /// What one service needs of our table. Several may claim one address: [`super::book::Book`] decides.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Tables {
+    /// Endpoints of destinations that need no chain of their own.
+    pub(crate) balanced: BTreeMap<Destination, Vec<SocketAddrV4>>,
     pub(crate) endpoints: BTreeMap<String, Vec<SocketAddrV4>>,
     /// Chains to choose from, by map.
     pub(crate) stickies: BTreeMap<String, Vec<String>>,
@@ -157,6 +160,15 @@ impl ServicePortPlan<'_> {
         );
         let node_port = self.port.node_port.and_then(|p| u16::try_from(p).ok()).filter(|p| *p != 0);
         let has_external = node_port.is_some() || !fronts.external.is_empty() || !fronts.balancer.is_empty();
+
+        let plain = !internal_local && !has_external && self.spec.session_affinity.as_deref() != Some("ClientIP");
+        if plain && all.len() <= MAX_BALANCED as usize {
+            for ip in &fronts.cluster {
+                tables.balanced.insert(destination(ip), all.clone());
+                self.note_udp(Some(*ip), number, &all, tables);
+            }
+            return;
+        }
 
         let pick_all = (!internal_local || has_external).then(|| self.pick("c", &all, tables));
         let pick_local = ((internal_local || (external_local && has_external)) && !local.is_empty())

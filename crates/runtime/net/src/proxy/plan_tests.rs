@@ -38,7 +38,12 @@ fn web(extra: Value) -> Arc<Service> {
 }
 
 fn picked(tables: &Tables) -> Vec<Vec<String>> {
-    tables.endpoints.values().map(|v| v.iter().map(|e| e.to_string()).collect()).collect()
+    tables
+        .endpoints
+        .values()
+        .chain(tables.balanced.values())
+        .map(|v| v.iter().map(|e| e.to_string()).collect())
+        .collect()
 }
 
 #[test]
@@ -80,9 +85,17 @@ fn same_input_same_names_and_one_endpoint_changes_only_its_service() {
     let before = book.part(&touched);
     book.replace(&key, changed[&key].clone());
     let changes = before.changes_to(&book.part(&touched));
-    assert_eq!((changes.add_maps.len(), changes.remove_maps.len()), (1, 1));
-    assert_eq!((changes.add_service_ips.len(), changes.remove_service_ips.len()), (1, 1));
-    assert_eq!((changes.add_chains.len(), changes.remove_chains.len()), (2, 2));
+    assert_eq!((changes.add_slots.len(), changes.remove_slots.len()), (0, 1));
+    assert_eq!((changes.add_counts.len(), changes.remove_counts.len()), (1, 1));
+}
+
+#[test]
+fn a_service_with_more_endpoints_than_rules_has_a_chain_of_its_own() {
+    let many: Vec<Value> = (1..=17).map(|n| json!({"addresses": [format!("10.42.1.{n}")]})).collect();
+    let tables = plan(&web(json!({})), &[slice(json!(many[..16]))], &context());
+    assert_eq!((tables.balanced.len(), tables.chains.len()), (1, 0));
+    let tables = plan(&web(json!({})), &[slice(json!(many))], &context());
+    assert_eq!((tables.balanced.len(), tables.endpoints.len(), tables.chains.len()), (0, 1, 2));
 }
 
 #[test]
