@@ -40,7 +40,7 @@ metadata: {namespace: shop, name: client, labels: {role: stranger}}
 spec:
   terminationGracePeriodSeconds: 0
   containers:
-    - {name: idle, image: "docker.io/library/busybox:latest", imagePullPolicy: Never, command: [sleep, "3600"]}
+    - {name: idle, image: "docker.io/library/python:latest", imagePullPolicy: Never, command: [sleep, "3600"]}
 ---
 apiVersion: v1
 kind: Pod
@@ -48,7 +48,19 @@ metadata: {namespace: default, name: visitor}
 spec:
   terminationGracePeriodSeconds: 0
   containers:
-    - {name: idle, image: "docker.io/library/busybox:latest", imagePullPolicy: Never, command: [sleep, "3600"]}
+    - {name: idle, image: "docker.io/library/python:latest", imagePullPolicy: Never, command: [sleep, "3600"]}
+"#;
+
+/// Prints the page, or why there is none; a name that does not resolve is an error.
+const FETCH: &str = r#"
+import http.client, socket, sys
+address = socket.gethostbyname(sys.argv[1])
+try:
+    connection = http.client.HTTPConnection(address, int(sys.argv[2]), timeout=1)
+    connection.request("GET", "/")
+    print(connection.getresponse().read().decode())
+except OSError as error:
+    print(error)
 "#;
 
 #[test]
@@ -68,9 +80,12 @@ fn policies_open_and_close_what_they_say() {
 
 fn starts(host: &Host) -> Result<()> {
     host.dhow(&["up"])?;
-    let archive = workspace().join("target/images/busybox.tar");
-    host.dhow(&["image", "import", archive.to_str().context("path")?])?;
-    host.apply(SHOP)?;
+    for image in ["busybox", "python"] {
+        let archive = workspace().join(format!("target/images/{image}.tar"));
+        host.dhow(&["image", "import", archive.to_str().context("path")?])?;
+    }
+    // A new namespace gets its service account a moment later; until then it takes no pods.
+    eventually(SOON, || host.apply(SHOP))?;
     host.kubectl(&["-n", "shop", "wait", "--for=condition=Ready", "pod", "--all", "--timeout=60s"])?;
     host.kubectl(&["wait", "--for=condition=Ready", "pod/visitor", "--timeout=60s"])?;
     reaches(host, "shop/client", "web:80", true)?;
@@ -78,15 +93,14 @@ fn starts(host: &Host) -> Result<()> {
     reaches(host, "default/visitor", "web.shop:80", true)
 }
 
-/// Waits until a pod does, or does not, get the page at `address`. A name that does not resolve is an error either way.
+/// Waits until a pod gets the page at `address`, or, when it should not, gets no answer.
 fn reaches(host: &Host, pod: &str, address: &str, expected: bool) -> Result<()> {
     let (namespace, name) = pod.split_once('/').context("namespace/name")?;
-    let url = format!("http://{address}/");
-    let fetch = format!("wget -q -T 1 -O - {url} 2>&1; true");
+    let (server, port) = address.split_once(':').context("name:port")?;
     eventually(SOON, || {
-        let answer = host.kubectl(&["-n", namespace, "exec", name, "--", "sh", "-c", &fetch])?;
-        ensure!(!answer.contains("bad address"), "{pod} cannot resolve {address}: {answer}");
-        ensure!(answer.contains("welcome") == expected, "{pod} to {address}, wanted {expected}: {answer}");
+        let answer = host.kubectl(&["-n", namespace, "exec", name, "--", "python3", "-c", FETCH, server, port])?;
+        let expected = if expected { "welcome" } else { "timed out" };
+        ensure!(answer.trim() == expected, "{pod} to {address}, wanted {expected}: {answer}");
         Ok(())
     })
 }

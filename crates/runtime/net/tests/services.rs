@@ -3,6 +3,7 @@
 
 mod support;
 
+use std::io::{Read, Write};
 use std::net::{Ipv4Addr, UdpSocket};
 use std::time::{Duration, Instant};
 
@@ -248,4 +249,58 @@ async fn a_service_on_the_node_itself_answers_pods_and_the_node() {
             assert_eq!(answer.unwrap(), VIP);
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_load_balancers_address_is_for_its_source_ranges_and_its_health_port_counts_local_endpoints() {
+    if !privileged() {
+        return;
+    }
+    let node = Node::new().await;
+    let outside = Netns::new();
+    connect_outside(&node.netns, &outside);
+    outside.command("ip", &["route", "add", "203.0.113.0/24", "via", "192.0.2.1"]);
+    let server = node.pod().await;
+    server.serve(8080, "server");
+    let (balancer, client) = (Ipv4Addr::new(203, 0, 113, 7), Ipv4Addr::new(192, 0, 2, 2));
+    let web = |range: &str| {
+        let spec = json!({
+            "type": "LoadBalancer", "clusterIP": VIP, "externalTrafficPolicy": "Local", "healthCheckNodePort": 30123,
+            "loadBalancerSourceRanges": [range], "ports": [{"port": 80, "nodePort": 30080}],
+        });
+        let mut web = (*service("web", spec)).clone();
+        let status = json!({"loadBalancer": {"ingress": [{"ip": balancer}]}});
+        web.status = Some(serde_json::from_value(status).unwrap());
+        [std::sync::Arc::new(web)]
+    };
+    let slices = [slice("web", 8080, "TCP", &[server.ip])];
+    let mut proxy = Proxy::open(node.net.clone(), "node");
+    proxy.sync(&web("192.0.2.0/24"), &slices).await.unwrap();
+    assert_eq!(greeting(&outside, (balancer, 80)).unwrap(), ("server".to_owned(), client));
+    proxy.sync(&web("198.51.100.0/24"), &slices).await.unwrap();
+    let refused = outside.run(move || {
+        let to = std::net::SocketAddr::from((balancer, 80));
+        std::net::TcpStream::connect_timeout(&to, Duration::from_millis(300)).unwrap_err()
+    });
+    assert_eq!(refused.kind(), std::io::ErrorKind::TimedOut, "dropped");
+
+    let health = || {
+        outside.run(|| {
+            let mut stream = std::net::TcpStream::connect(("192.0.2.1", 30123)).unwrap();
+            stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+            stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: node\r\n\r\n").unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).unwrap();
+            answer
+        })
+    };
+    // The test's thread blocks while the proxy's task answers.
+    let answer = tokio::task::block_in_place(health);
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("\"localEndpoints\":1"), "{answer}");
+    proxy.sync(&web("192.0.2.0/24"), &[]).await.unwrap();
+    let answer = tokio::task::block_in_place(health);
+    assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("\"name\":\"web\""), "{answer}");
+    proxy.sync(&[], &[]).await.unwrap();
+    let closed = outside.run(|| std::net::TcpStream::connect(("192.0.2.1", 30123)));
+    assert_eq!(closed.unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused);
 }

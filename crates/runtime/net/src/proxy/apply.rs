@@ -10,6 +10,7 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use nlink::netlink::nftables::{Chain, SetElement, SetKeyType, Verdict};
 
 use super::book::Book;
+use super::health::HealthServers;
 use super::names::{BALANCER, CLIENTS, ENDPOINTS, EXTERNAL, PICK, SERVICE, STICKIES, STICKY};
 use super::plan::{PlanContext, Step, Tables, plan, service_of};
 use super::state::{Changes, State};
@@ -53,6 +54,9 @@ pub struct Proxy {
     book: Book,
     kernel: Knowledge,
     stale: BTreeSet<StaleFlows>,
+    health: HealthServers,
+    /// Services whose health-check port is not as it should be yet.
+    health_due: BTreeSet<Key>,
 }
 
 impl Proxy {
@@ -60,10 +64,19 @@ impl Proxy {
     pub fn open(net: Arc<Net>, node_name: &str) -> Self {
         let context = PlanContext {
             node_name: node_name.to_owned(),
+            zone: None,
             cluster_cidr: net.config().cluster_cidr,
             pod_cidr: net.config().pod_cidr,
         };
-        Self { net, context, book: Book::default(), kernel: Knowledge::None, stale: BTreeSet::new() }
+        Self {
+            net,
+            context,
+            book: Book::default(),
+            kernel: Knowledge::None,
+            stale: BTreeSet::new(),
+            health: HealthServers::default(),
+            health_due: BTreeSet::new(),
+        }
     }
 
     /// Makes the kernel hold what these objects ask for, and nothing else. Returns the number of netlink
@@ -95,6 +108,7 @@ impl Proxy {
             planned.filter(|(key, tables)| self.book.get(key) != tables.as_ref()).collect();
         let touched = self.book.touched(&planned);
         let before = self.book.part(&touched);
+        self.health_due.extend(touched.keys.iter().cloned());
         for (key, tables) in planned {
             let old = self.book.replace(&key, tables);
             let new = self.book.get(&key);
@@ -117,7 +131,27 @@ impl Proxy {
         batch.commit().await?;
         self.kernel = Knowledge::Certain;
         self.forget_stale_flows().await?;
+        self.answer_health_checks().await;
         Ok(operations)
+    }
+
+    /// The zone this node is in, for endpoints that are kept for a zone. Returns whether it is another than before:
+    /// then all services have to be planned anew.
+    pub fn set_zone(&mut self, zone: Option<String>) -> bool {
+        let changed = self.context.zone != zone;
+        self.context.zone = zone;
+        changed
+    }
+
+    /// A port that cannot be opened now is tried again with the next change; services do not wait for it.
+    async fn answer_health_checks(&mut self) {
+        for key in std::mem::take(&mut self.health_due) {
+            let wanted = self.book.get(&key).and_then(|tables| tables.health);
+            if let Err(error) = self.health.set(&self.net, &key, wanted).await {
+                tracing::warn!(%error, service = %key, "cannot answer health checks");
+                self.health_due.insert(key);
+            }
+        }
     }
 
     /// UDP flows have no end of their own: one that goes to a removed endpoint would go there for ever.

@@ -12,10 +12,12 @@
 
 mod apply;
 mod book;
+mod health;
 pub(crate) mod names;
 mod plan;
 mod run;
 mod state;
+mod topology;
 
 pub use apply::Proxy;
 pub use plan::{PlanContext, Step, Tables, plan};

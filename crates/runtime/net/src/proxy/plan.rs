@@ -9,7 +9,9 @@ use dhow_client::Key;
 use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 
+use super::health::HealthCheck;
 use super::names::{BALANCER, CLIENTS, ENDPOINTS, EXTERNAL, PICK, SERVICE, STICKIES, STICKY, fingerprint};
+use super::topology;
 use crate::Cidr;
 use crate::base_table::MAX_BALANCED;
 use crate::rules::{Destination, Protocol};
@@ -23,6 +25,8 @@ const DEFAULT_AFFINITY: i32 = 10_800;
 #[derive(Debug, Clone)]
 pub struct PlanContext {
     pub node_name: String,
+    /// The node's zone, by its label.
+    pub zone: Option<String>,
     pub cluster_cidr: Cidr,
     pub pod_cidr: Cidr,
 }
@@ -74,6 +78,8 @@ pub struct Tables {
     pub(crate) service_ips: BTreeMap<Destination, String>,
     pub(crate) node_ports: BTreeMap<(Protocol, u16), String>,
     pub(crate) no_endpoints: BTreeSet<Destination>,
+    /// What load balancers are told about this node.
+    pub(crate) health: Option<HealthCheck>,
     /// Pods behind each UDP destination; the address is absent for node ports.
     pub(crate) udp: BTreeMap<(Option<Ipv4Addr>, u16), BTreeSet<Ipv4Addr>>,
 }
@@ -98,7 +104,20 @@ pub fn plan(service: &Service, slices: &[Arc<EndpointSlice>], context: &PlanCont
         );
         ServicePortPlan { id, spec, port, protocol, slices, context }.add(&fronts, &mut tables);
     }
+    tables.health = health_check(spec, slices, context);
     tables
+}
+
+/// Of load balancers whose traffic stays on the node that gets it.
+fn health_check(spec: &ServiceSpec, slices: &[Arc<EndpointSlice>], context: &PlanContext) -> Option<HealthCheck> {
+    let local = spec.external_traffic_policy.as_deref() == Some("Local");
+    let port = spec.health_check_node_port.filter(|_| local && spec.type_.as_deref() == Some("LoadBalancer"))?;
+    let port = u16::try_from(port).ok().filter(|port| *port != 0)?;
+    let endpoints = slices.iter().filter(|slice| slice.address_type == "IPv4").flat_map(|slice| &slice.endpoints);
+    let here = endpoints.filter(|endpoint| endpoint.node_name.as_deref() == Some(&context.node_name));
+    let ready = here.filter(|endpoint| endpoint.conditions.as_ref().and_then(|c| c.ready).unwrap_or(true));
+    let addresses: BTreeSet<&str> = ready.filter_map(|e| e.addresses.first().map(String::as_str)).collect();
+    Some(HealthCheck { port, local_endpoints: addresses.len() })
 }
 
 /// The service a slice belongs to.
@@ -235,11 +254,12 @@ impl ServicePortPlan<'_> {
         }
     }
 
-    /// Ready endpoints, or, when there are none, those that end but still serve.
+    /// Ready endpoints, or, when there are none, those that end but still serve. Of all nodes' ready ones, those
+    /// that the hints keep for this node or its zone.
     fn endpoints(&self, only_local: bool) -> Vec<SocketAddrV4> {
-        let (mut ready, mut ending) = (BTreeSet::new(), BTreeSet::new());
+        let (mut ready, mut ending) = (BTreeMap::new(), BTreeSet::new());
         let wanted = self.port.name.as_deref().unwrap_or_default();
-        for slice in self.slices {
+        for slice in self.slices.iter().filter(|slice| slice.address_type == "IPv4") {
             let port = slice.ports.iter().flatten().find(|p| {
                 p.name.as_deref().unwrap_or_default() == wanted
                     && Protocol::parse(p.protocol.as_deref().unwrap_or_default()) == Some(self.protocol)
@@ -256,14 +276,19 @@ impl ServicePortPlan<'_> {
                 let terminating = conditions.and_then(|c| c.terminating).unwrap_or(false);
                 let address = SocketAddrV4::new(ip, port);
                 if is_ready {
-                    ready.insert(address);
+                    ready.insert(address, endpoint);
                 } else if serving && terminating {
                     ending.insert(address);
                 }
             }
         }
-        let chosen = if ready.is_empty() { ending } else { ready };
-        chosen.into_iter().collect()
+        if ready.is_empty() {
+            return ending.into_iter().collect();
+        }
+        if only_local {
+            return ready.into_keys().collect();
+        }
+        topology::nearest(&ready, &self.context.node_name, self.context.zone.as_deref())
     }
 
     /// The chain that sends to one of `endpoints`.

@@ -24,6 +24,7 @@ fn slice(endpoints: Value) -> Arc<EndpointSlice> {
 fn context() -> PlanContext {
     PlanContext {
         node_name: "here".to_owned(),
+        zone: Some("east".to_owned()),
         cluster_cidr: "10.42.0.0/16".parse().unwrap(),
         pod_cidr: "10.42.1.0/24".parse().unwrap(),
     }
@@ -177,4 +178,36 @@ fn an_address_claimed_twice_goes_to_the_first_name_that_has_endpoints() {
     assert_eq!(book.whole().service_ips[&external], chain(&claim("b", some())));
     book.replace(&b, Some(claim("b", json!([]))));
     assert!(book.whole().no_endpoints.contains(&external));
+}
+
+#[test]
+fn hints_keep_endpoints_near_when_all_have_them() {
+    let endpoint = |ip: &str, hints: Value| json!({"addresses": [ip], "hints": hints});
+    let zone = |name: &str| json!({"forZones": [{"name": name}]});
+    let node = |name: &str, of: &str| json!({"forZones": [{"name": of}], "forNodes": [{"name": name}]});
+    let pick = |a: Value, b: Value| {
+        let slices = [slice(json!([endpoint("10.42.1.7", a), endpoint("10.42.2.7", b)]))];
+        picked(&plan(&web(json!({})), &slices, &context())).concat()
+    };
+    let (first, both) = (vec!["10.42.1.7:8080"], vec!["10.42.1.7:8080", "10.42.2.7:8080"]);
+    assert_eq!(pick(zone("east"), zone("west")), first);
+    assert_eq!(pick(zone("east"), json!({})), both, "hints are being changed");
+    assert_eq!(pick(zone("west"), zone("west")), both, "none for us");
+    assert_eq!(pick(node("here", "east"), node("there", "east")), first);
+    assert_eq!(pick(node("other", "east"), node("there", "west")), first, "no node, but the zone");
+}
+
+#[test]
+fn health_checks_are_for_load_balancers_with_local_traffic() {
+    let here = json!({"addresses": ["10.42.1.7"], "nodeName": "here"});
+    let ending = json!({"addresses": ["10.42.1.8"], "nodeName": "here", "conditions": {"ready": false}});
+    let there = json!({"addresses": ["10.42.2.7"], "nodeName": "there"});
+    let check = |policy: &str, endpoints: Value| {
+        let spec = json!({"type": "LoadBalancer", "externalTrafficPolicy": policy, "healthCheckNodePort": 30123});
+        plan(&web(spec), &[slice(endpoints)], &context()).health
+    };
+    let answer = |local_endpoints| Some(HealthCheck { port: 30123, local_endpoints });
+    assert_eq!(check("Local", json!([here, ending, there])), answer(1));
+    assert_eq!(check("Local", json!([there])), answer(0));
+    assert_eq!(check("Cluster", json!([here])), None);
 }

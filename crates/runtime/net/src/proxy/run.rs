@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dhow_client::{Change, Client, Informer, Key, ListParams};
-use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -20,6 +20,7 @@ const SETTLE: Duration = Duration::from_millis(10);
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LAST_RETRY: Duration = Duration::from_secs(30);
 
+const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 /// Index of EndpointSlices by the service they belong to.
 const BY_SERVICE: &str = "service";
 
@@ -41,7 +42,9 @@ impl Pending {
 /// there: services work on while we are gone.
 pub async fn run(client: Client, net: Arc<Net>, node_name: &str, shutdown: CancellationToken) -> Result<()> {
     let services = Informer::<Service>::start(client.clone(), ListParams::default(), None, shutdown.clone());
-    let slices = Informer::<EndpointSlice>::start(client, ListParams::default(), None, shutdown.clone());
+    let slices = Informer::<EndpointSlice>::start(client.clone(), ListParams::default(), None, shutdown.clone());
+    let myself = ListParams { field_selector: Some(format!("metadata.name={node_name}")), ..ListParams::default() };
+    let nodes = Informer::<Node>::start(client, myself, None, shutdown.clone());
     slices.add_index(BY_SERVICE, |slice| service_of(slice).map(|key| key.to_string()).into_iter().collect());
     let mut proxy = Proxy::open(net, node_name);
     // An incomplete view would remove services that are only not listed yet.
@@ -60,8 +63,14 @@ pub async fn run(client: Client, net: Arc<Net>, node_name: &str, shutdown: Cance
         };
         wake.add(old.into_iter().chain(service_of(change.object())));
     });
+    let wake = Arc::clone(&pending);
+    nodes.on_change(move |_| wake.add([]));
     let mut retry = FIRST_RETRY;
     loop {
+        let node = nodes.get(&Key::new(None, node_name));
+        if proxy.set_zone(node.as_ref().and_then(|node| node.metadata.labels.as_ref()?.get(ZONE_LABEL).cloned())) {
+            pending.keys.lock().extend(services.list().iter().map(|service| Key::of(&service.metadata)));
+        }
         let keys = std::mem::take(&mut *pending.keys.lock());
         let now = |key: &Key| {
             let service = services.get(key)?;
