@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use dhow_e2e::{Host, eventually, run, workspace};
+use dhow_e2e::{HOST_IP, Host, eventually, run, workspace};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -74,6 +74,7 @@ fn policies_open_and_close_what_they_say() {
     restricts_egress_but_not_names(&host).unwrap();
     holds_while_the_daemon_is_away(&host).unwrap();
     opens_again(&host).unwrap();
+    answers_a_load_balancers_health_checks(&host).unwrap();
     host.dhow(&["down", "--purge"]).unwrap();
     host.ensure_purged().unwrap();
 }
@@ -106,9 +107,8 @@ fn reaches(host: &Host, pod: &str, address: &str, expected: bool) -> Result<()> 
 }
 
 fn policy(host: &Host, name: &str, spec: &str) -> Result<()> {
-    let head =
-        format!("{{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {{namespace: shop, name: {name}}}");
-    host.apply(&format!("{head}, spec: {spec}}}\n")).map(drop)
+    let head = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy";
+    host.apply(&format!("{head}\nmetadata: {{namespace: shop, name: {name}}}\nspec: {spec}\n")).map(drop)
 }
 
 fn denies_by_default(host: &Host) -> Result<()> {
@@ -188,4 +188,23 @@ fn opens_again(host: &Host) -> Result<()> {
     let rules = run(host.command("nft").args(["list", "table", "inet", "dhow"]))?;
     ensure!(!rules.contains("policy_permits_") && !rules.contains("policy_peers_"), "rules left: {rules}");
     Ok(())
+}
+
+/// Not a policy's, but a host's: whether traffic that stays on the node finds endpoints there.
+fn answers_a_load_balancers_health_checks(host: &Host) -> Result<()> {
+    let spec = "{type: LoadBalancer, externalTrafficPolicy: Local, selector: {app: web}, ports: [{port: 80}]}";
+    host.apply(&format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{namespace: shop, name: balanced}}\nspec: {spec}\n"
+    ))?;
+    let service = host.get(&["-n", "shop", "get", "service", "balanced"])?;
+    let port = service["spec"]["healthCheckNodePort"].as_u64().context("no health-check port was allocated")?;
+    let url = format!("http://{HOST_IP}:{port}/");
+    let answer = eventually(SOON, || host.curl(&[&url]))?;
+    ensure!(answer.contains("\"localEndpoints\":1"), "{answer}");
+    host.kubectl(&["-n", "shop", "label", "pod", "web", "app=none", "--overwrite"])?;
+    eventually(SOON, || {
+        let refused = host.curl(&[&url]).err().context("still healthy")?.to_string();
+        ensure!(refused.contains("503"), "{refused}");
+        Ok(())
+    })
 }
