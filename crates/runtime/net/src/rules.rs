@@ -275,7 +275,7 @@ impl RuleBody {
     }
 
     /// `th dport <first>-<last>`; the protocol must have been compared before.
-    pub fn to_ports(self, ports: RangeInclusive<u16>) -> Self {
+    pub fn port_within(self, ports: RangeInclusive<u16>) -> Self {
         let bound = |op, port: &u16| Expr::Cmp { sreg: word(0), op, data: port.to_be_bytes().to_vec() };
         self.push(Expr::Payload { dreg: word(0), base: PayloadBase::Transport, offset: 2, len: 2 })
             .push(bound(CmpOp::Gte, ports.start()))

@@ -183,7 +183,7 @@ fn rule(permits: &Permits, permit: &Permit) -> RuleBody {
     let body = match &permit.ports {
         PermittedPorts::All => body,
         PermittedPorts::Protocol(protocol) => body.protocol(*protocol),
-        PermittedPorts::Range(protocol, first, last) => body.protocol(*protocol).to_ports(*first..=*last),
+        PermittedPorts::Range(protocol, first, last) => body.protocol(*protocol).port_within(*first..=*last),
         PermittedPorts::Named(set) => body.destination_in(set),
     };
     body.back()
