@@ -15,7 +15,7 @@ use hyper::{Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::task::{JoinHandle, JoinSet};
 
 use crate::{Net, Result};
 
@@ -35,7 +35,7 @@ pub(crate) struct HealthCheck {
 struct Server {
     port: u16,
     local_endpoints: watch::Sender<usize>,
-    task: AbortHandle,
+    task: JoinHandle<()>,
 }
 
 impl Drop for Server {
@@ -52,19 +52,28 @@ impl HealthServers {
     /// Opens, changes or closes the service's port. An error leaves it closed.
     pub async fn set(&mut self, net: &Net, service: &Key, wanted: Option<HealthCheck>) -> Result<()> {
         let Some(wanted) = wanted else {
-            self.0.remove(service);
+            self.close(service).await;
             return Ok(());
         };
         if let Some(server) = self.0.get(service).filter(|server| server.port == wanted.port) {
             server.local_endpoints.send_replace(wanted.local_endpoints);
             return Ok(());
         }
-        self.0.remove(service);
+        self.close(service).await;
         let listener = net.kernel.listen(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, wanted.port)).await?;
         let (local_endpoints, seen) = watch::channel(wanted.local_endpoints);
-        let task = tokio::spawn(serve(listener, service.clone(), seen)).abort_handle();
+        let task = tokio::spawn(serve(listener, service.clone(), seen));
         self.0.insert(service.clone(), Server { port: wanted.port, local_endpoints, task });
         Ok(())
+    }
+
+    /// Returns when the port is free again.
+    async fn close(&mut self, service: &Key) {
+        if let Some(mut server) = self.0.remove(service) {
+            server.task.abort();
+            // Ends as cancelled, which is what was asked for.
+            let _ = (&mut server.task).await;
+        }
     }
 }
 
