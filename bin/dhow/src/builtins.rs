@@ -262,6 +262,12 @@ fn start_network(
     let (net_, node, stop) = (Arc::clone(net), place.node_name.clone(), shutdown.clone());
     parts
         .spawn(async move { dhow_net::proxy::run(client, net_, &node, stop).await.context("keep the service tables") });
+    let client = server.client(UserInfo::new("system:dhow:network-policy", &[]));
+    let (net_, node, stop) = (Arc::clone(net), place.node_name.clone(), shutdown.clone());
+    parts.spawn(async move {
+        dhow_net::policy::run(client, net_, &node, stop).await;
+        Ok(())
+    });
     let administrator = server.client(UserInfo::new("system:dhow", &[keys::MASTERS]));
     let (gateway, node) = (net.bridge_gateway(), place.node_name.clone());
     let nameserver =

@@ -82,6 +82,7 @@ impl Taken {
         for port in meta::items(service, &["spec", "ports"]) {
             self.ports.extend(port["nodePort"].as_u64().and_then(|port| u16::try_from(port).ok()));
         }
+        self.ports.extend(health_port(service));
     }
 }
 
@@ -100,7 +101,8 @@ impl Allocator {
         let taken = self.taken(&choice.uid)?;
         let result = self
             .address(old, object, &taken, &mut choice.own)
-            .and_then(|()| self.node_ports(old, object, &taken, &mut choice.own));
+            .and_then(|()| self.node_ports(old, object, &taken, &mut choice.own))
+            .and_then(|()| self.health_port(old, object, &taken, &mut choice.own));
         if let Err(error) = result {
             return Err(Status::invalid("", "Service", meta::name(object), &[error]));
         }
@@ -228,32 +230,66 @@ impl Allocator {
                 old["port"] == port["port"] && old["protocol"] == port.get("protocol").cloned().unwrap_or_default()
             };
             let kept = old_ports.iter().find(same).and_then(|old| old["nodePort"].as_u64()).unwrap_or(0);
-            let number = match (wanted, kept) {
-                (0, 0) => self
-                    .free_port(taken, chosen)
-                    .ok_or_else(|| FieldError::internal(&field, "failed to allocate a nodePort: range is full"))?,
-                (0, kept) => u16::try_from(kept).unwrap_or_default(),
-                (wanted, _) => {
-                    let number = u16::try_from(wanted).ok().filter(|number| self.ports.contains(number));
-                    let number = number.ok_or_else(|| {
-                        let why = format!(
-                            "provided port is not in the valid range. The range of valid ports is {}-{}",
-                            self.ports.start(),
-                            self.ports.end()
-                        );
-                        FieldError::invalid(&field, &wanted.to_string(), &why)
-                    })?;
-                    if taken.ports.contains(&number) {
-                        let why = "provided port is already allocated";
-                        return Err(FieldError::invalid(&field, &wanted.to_string(), why));
-                    }
-                    number
-                }
-            };
+            let kept = u16::try_from(kept).unwrap_or_default();
+            let number = self.port(&field, wanted, kept, taken, chosen)?;
             chosen.ports.insert(number);
             port.insert("nodePort".into(), json!(number));
         }
         Ok(())
+    }
+
+    /// The port where load balancers ask for a service whose external traffic stays on the node.
+    fn health_port(
+        &self,
+        old: Option<&Value>,
+        object: &mut Value,
+        taken: &Taken,
+        chosen: &mut Taken,
+    ) -> Result<(), FieldError> {
+        let needed = meta::text(object, &["spec", "type"]) == "LoadBalancer"
+            && meta::text(object, &["spec", "externalTrafficPolicy"]) == "Local";
+        let held = old.and_then(health_port);
+        if !needed {
+            if held.is_some() && health_port(object) == held {
+                meta::child_mut(object, "spec").remove("healthCheckNodePort");
+            }
+            return Ok(());
+        }
+        let field = "spec.healthCheckNodePort";
+        let wanted = meta::at(object, &["spec", "healthCheckNodePort"]).and_then(Value::as_u64).unwrap_or(0);
+        let number = self.port(field, wanted, held.unwrap_or_default(), taken, chosen)?;
+        if !chosen.ports.insert(number) {
+            let why = "the port is a node port of this service already";
+            return Err(FieldError::invalid(field, &wanted.to_string(), why));
+        }
+        meta::child_mut(object, "spec").insert("healthCheckNodePort".into(), json!(number));
+        Ok(())
+    }
+
+    /// The port that is asked for if it is free, else the one held so far, else any; 0 means none.
+    fn port(&self, field: &str, wanted: u64, kept: u16, taken: &Taken, chosen: &Taken) -> Result<u16, FieldError> {
+        match (wanted, kept) {
+            (0, 0) => self
+                .free_port(taken, chosen)
+                .ok_or_else(|| FieldError::internal(field, "failed to allocate a nodePort: range is full")),
+            (0, kept) => Ok(kept),
+            (wanted, _) => {
+                let number = u16::try_from(wanted).ok().filter(|number| self.ports.contains(number));
+                let number = number.ok_or_else(|| {
+                    let why = format!(
+                        "provided port is not in the valid range. The range of valid ports is {}-{}",
+                        self.ports.start(),
+                        self.ports.end()
+                    );
+                    FieldError::invalid(field, &wanted.to_string(), &why)
+                })?;
+                if taken.ports.contains(&number) {
+                    let why = "provided port is already allocated";
+                    return Err(FieldError::invalid(field, &wanted.to_string(), why));
+                }
+                Ok(number)
+            }
+        }
     }
 
     fn free_port(&self, taken: &Taken, chosen: &Taken) -> Option<u16> {
@@ -263,6 +299,12 @@ impl Allocator {
         let candidates = (0..size).filter_map(|step| u16::try_from((begin + step) % size).ok());
         candidates.map(|offset| first + offset).find(|port| !taken.ports.contains(port) && !chosen.ports.contains(port))
     }
+}
+
+/// The health-check port a Service has; 0 is none.
+fn health_port(service: &Value) -> Option<u16> {
+    let port = meta::at(service, &["spec", "healthCheckNodePort"])?.as_u64()?;
+    u16::try_from(port).ok().filter(|port| *port != 0)
 }
 
 fn random_below(limit: u32) -> u32 {

@@ -293,6 +293,14 @@ fn roles() -> Vec<Value> {
                 rule(&["", "events.k8s.io"], &["events"], &["create", "patch", "update"]),
             ],
         ),
+        // What a node has to know to enforce network policies.
+        role(
+            "system:dhow:network-policy",
+            vec![
+                rule(&[""], &["namespaces", "pods"], &["list", "watch"]),
+                rule(&["networking.k8s.io"], &["networkpolicies"], &["list", "watch"]),
+            ],
+        ),
         role(
             "system:node-bootstrapper",
             vec![rule(&["certificates.k8s.io"], &["certificatesigningrequests"], &["create", "get", "list", "watch"])],
@@ -331,6 +339,7 @@ fn bindings() -> Vec<Value> {
             "system:serviceaccounts",
         ),
         bind("system:node-proxier", "system:node-proxier", "User", "system:kube-proxy"),
+        bind("system:dhow:network-policy", "system:dhow:network-policy", "User", "system:dhow:network-policy"),
         bind("system:kube-dns", "system:kube-dns", "User", "system:kube-dns"),
         bind(
             "system:kube-controller-manager",

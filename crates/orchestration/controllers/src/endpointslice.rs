@@ -6,8 +6,10 @@ use std::sync::Arc;
 use dhow_client::{
     Client, DeleteParams, Error, Informer, Key, Outcome, Queue, Reconcile, controller_reference, is_controlled_by,
 };
-use k8s_openapi::api::core::v1::{ObjectReference, Pod, Service, ServicePort};
-use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice};
+use k8s_openapi::api::core::v1::{ObjectReference, Pod, Service, ServicePort, ServiceSpec};
+use k8s_openapi::api::discovery::v1::{
+    Endpoint, EndpointConditions, EndpointHints, EndpointPort, EndpointSlice, ForNode,
+};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
@@ -132,6 +134,13 @@ fn identity(endpoint: &Endpoint) -> String {
     format!("{target} {}", endpoint.addresses.join(","))
 }
 
+/// For whom the service proxy keeps the pod: the clients on its node, where the service prefers that.
+fn hints(spec: &ServiceSpec, pod: &Pod) -> Option<EndpointHints> {
+    let same_node = spec.traffic_distribution.as_deref() == Some("PreferSameNode");
+    let name = node_name(pod).filter(|_| same_node)?.to_owned();
+    Some(EndpointHints { for_nodes: Some(vec![ForNode { name }]), ..EndpointHints::default() })
+}
+
 /// A pod as an endpoint of a service, in one address family, and the ports it has there.
 pub fn endpoint(service: &Service, pod: &Pod, family: &str) -> Option<(Ports, Endpoint)> {
     let spec = service.spec.as_ref()?;
@@ -156,6 +165,7 @@ pub fn endpoint(service: &Service, pod: &Pod, family: &str) -> Option<(Ports, En
             terminating: Some(terminating),
         }),
         hostname,
+        hints: hints(spec, pod),
         node_name: node_name(pod).map(str::to_owned),
         target_ref: Some(ObjectReference {
             kind: Some("Pod".into()),
@@ -349,6 +359,18 @@ mod tests {
         open.spec.as_mut().unwrap().publish_not_ready_addresses = Some(true);
         let slices = applied(plan(&open, &pods, &[]));
         assert!(slices.iter().all(|slice| slice.endpoints[0].conditions.as_ref().unwrap().ready == Some(true)));
+    }
+
+    #[test]
+    fn endpoints_are_kept_for_their_node_where_the_service_prefers_that() {
+        let pods = [pod(1, 8080, true, false)];
+        let slices = applied(plan(&service(), &pods, &[]));
+        assert_eq!(slices[0].endpoints[0].hints, None);
+        let mut near = service();
+        near.spec.as_mut().unwrap().traffic_distribution = Some("PreferSameNode".to_owned());
+        let [Action::Update(slice)] = plan(&near, &pods, &slices).try_into().unwrap() else { panic!("not updated") };
+        let hints = slice.endpoints[0].hints.clone().unwrap();
+        assert_eq!(hints.for_nodes.unwrap()[0].name, "n");
     }
 
     #[test]

@@ -1,38 +1,55 @@
 //! The part of our table that does not depend on services or pods: hooks, maps, and what they mean.
 //!
-//! Read top to bottom, this is the whole packet path; `service_ips`, `service_nodeports` and the host port
-//! maps are filled elsewhere.
+//! Read top to bottom, this is the whole packet path; `service_ips`, `service_nodeports`, the host port maps
+//! and the policy maps are filled elsewhere.
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
-use nlink::netlink::nftables::{BaseChain, Chain, FilterHook, NatHook, Priority, Set, SetElement};
+use nlink::netlink::nftables::{
+    BaseChain, Chain, FilterHook, NatHook, Priority, Set, SetDataType, SetElement, SetKeyType,
+};
 
 use crate::config::NetConfig;
 use crate::error::KernelContext;
 use crate::kernel::Kernel;
 use crate::proxy::names::fingerprint;
-use crate::rules::{RuleBody, destination_type, endpoint_type, pair_type, port_type};
+use crate::rules::{RuleBody, destination_type, endpoint_type, pair_type, port_type, slot_type};
 use crate::{Cidr, Result};
 
 /// Destination to service chain: cluster, external and load balancer addresses.
 pub(crate) const SERVICE_IPS: &str = "service_ips";
 /// Protocol and port to service chain, for the node's own addresses.
 pub(crate) const SERVICE_NODEPORTS: &str = "service_nodeports";
+/// Destination to how many endpoints it has, for services that need no chain of their own. Changes of such services
+/// are changes of data alone: the kernel validates all chains anew whenever a rule or a verdict is added, looks
+/// for a set by its name in a list, and walks a map for each rule that is bound to it.
+pub(crate) const BALANCED: &str = "balanced";
+/// Destination and number of the endpoint to endpoint.
+pub(crate) const BALANCED_ENDPOINTS: &str = "balanced_endpoints";
+/// Endpoints a balanced destination may have; one rule for each count.
+pub(crate) const MAX_BALANCED: u32 = 16;
 /// Destinations of services that have no endpoint now.
 pub(crate) const NO_ENDPOINTS: &str = "no_endpoints";
 /// Protocol and port to pod.
 pub(crate) const HOST_PORTS: &str = "host_ports";
 /// The same for mappings bound to one address of the host.
 pub(crate) const HOST_IP_PORTS: &str = "host_ip_ports";
+/// Address of a pod to the chain of what may be sent to it; pods that are not in it are open.
+pub(crate) const POLICY_INGRESS: &str = "policy_ingress";
+/// The same for what it may send.
+pub(crate) const POLICY_EGRESS: &str = "policy_egress";
 /// Pairs of a pod address with itself.
 const HAIRPIN: &str = "hairpin";
 const SERVICES: &str = "services";
+const BALANCE: &str = "balance";
 
 /// Raise it when the rules below change.
-const LAYOUT_VERSION: u32 = 1;
+const LAYOUT_VERSION: u32 = 2;
 /// Just after destination NAT, at -100.
 const AFTER_DSTNAT: i32 = -90;
+/// Just before the filter hook, at 0.
+const BEFORE_FILTER: i32 = -5;
 const LAYOUT_PREFIX: &str = "layout_";
 
 /// The maps that others fill; they keep their elements when the layout changes.
@@ -40,9 +57,13 @@ pub(crate) fn filled_sets(kernel: &Kernel) -> Vec<Set> {
     vec![
         kernel.set(SERVICE_IPS).key_type(destination_type()).vmap(),
         kernel.set(SERVICE_NODEPORTS).key_type(port_type()).vmap(),
+        kernel.set(BALANCED).key_type(destination_type()).map(SetDataType::Value(SetKeyType::Mark)),
+        kernel.set(BALANCED_ENDPOINTS).key_type(slot_type()).map(endpoint_type()),
         kernel.set(NO_ENDPOINTS).key_type(destination_type()),
         kernel.set(HOST_PORTS).key_type(port_type()).map(endpoint_type()),
         kernel.set(HOST_IP_PORTS).key_type(destination_type()).map(endpoint_type()),
+        kernel.set(POLICY_INGRESS).key_type(SetKeyType::Ipv4Addr).vmap(),
+        kernel.set(POLICY_EGRESS).key_type(SetKeyType::Ipv4Addr).vmap(),
     ]
 }
 
@@ -105,6 +126,14 @@ fn layout_marker(config: &NetConfig) -> String {
     format!("{LAYOUT_PREFIX}{}", fingerprint(text.as_bytes()))
 }
 
+/// Destination NAT to one of the endpoints of a balanced destination.
+fn balance(config: &NetConfig) -> Vec<RuleBody> {
+    // Sources outside the network get the node's address, so that replies come back this way.
+    let masquerade = RuleBody::ipv4().not_from(config.cluster_cidr).mark_for_masquerade();
+    let pick = |count| RuleBody::ipv4().dnat_to_one_of(count, BALANCED, BALANCED_ENDPOINTS);
+    std::iter::once(masquerade).chain((1..=MAX_BALANCED).map(pick)).collect()
+}
+
 type ChainLayout = (&'static str, Option<BaseChain>, Vec<RuleBody>);
 
 fn layout(config: &NetConfig) -> Vec<ChainLayout> {
@@ -121,10 +150,12 @@ fn layout(config: &NetConfig) -> Vec<ChainLayout> {
                 RuleBody::ipv4().in_from(bridge).from(loopback).drop(),
             ],
         ),
+        (BALANCE, None, balance(config)),
         (
             SERVICES,
             None,
             vec![
+                RuleBody::ipv4().destination_mapped_in(BALANCED).goto(BALANCE),
                 RuleBody::ipv4().vmap_destination(SERVICE_IPS),
                 RuleBody::ipv4().aimed_at_node().vmap_port(SERVICE_NODEPORTS),
                 RuleBody::ipv4().dnat_by_destination(HOST_IP_PORTS),
@@ -152,6 +183,18 @@ fn layout(config: &NetConfig) -> Vec<ChainLayout> {
                 RuleBody::ipv4().pair_in(HAIRPIN).masquerade(),
                 RuleBody::ipv4().out_to(bridge).from(loopback).masquerade(),
                 RuleBody::ipv4().from(config.pod_cidr).not_to(config.cluster_cidr).not_out_to(bridge).masquerade(),
+            ],
+        ),
+        (
+            // Network policies. What the node itself sends and receives does not pass here. After destination NAT,
+            // so services hide no pod; before source NAT, so clients keep their addresses.
+            "policy_forward",
+            Some(BaseChain::filter(FilterHook::Forward, Priority::Custom(BEFORE_FILTER))),
+            vec![
+                RuleBody::any().of_known_connection().accept(),
+                RuleBody::ipv4().pair_in(HAIRPIN).accept(),
+                RuleBody::ipv4().vmap_source(POLICY_EGRESS),
+                RuleBody::ipv4().vmap_destination_address(POLICY_INGRESS),
             ],
         ),
         (

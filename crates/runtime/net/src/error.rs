@@ -12,6 +12,8 @@ pub enum Error {
     Kernel { context: String, source: Box<nlink::Error> },
     #[error("{context} {}: {source}", path.display())]
     File { context: &'static str, path: PathBuf, source: std::io::Error },
+    #[error("listen on {address}: {source}")]
+    Listen { address: std::net::SocketAddrV4, source: std::io::Error },
     #[error("no free address left in {0}")]
     AddressesExhausted(Cidr),
     #[error("host port {port}/{protocol} is already used by sandbox {owner}")]

@@ -3,9 +3,10 @@
 //! Everything the crate does to the kernel goes through here, so the netlink library can be replaced.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use nlink::netlink::link::{BridgeLink, BridgePortConfig, LinkCreateExt, VethLink};
 use nlink::netlink::netfilter::{ConntrackFilter, IpProtocol};
@@ -185,14 +186,17 @@ impl Kernel {
         Set::new(&self.table, name).family(Family::Inet)
     }
 
-    /// Forgets UDP flows to `address` and `port` that go to `endpoint`: nothing else ends them.
+    /// Forgets UDP flows to `address` and `port` that go to `endpoint`, or to anyone: nothing else ends them.
     pub async fn forget_udp_flows(
         &self,
         address: Option<Ipv4Addr>,
         port: Option<u16>,
-        endpoint: Ipv4Addr,
+        endpoint: Option<Ipv4Addr>,
     ) -> Result<usize> {
-        let mut filter = ConntrackFilter::new().proto(IpProtocol::Udp).reply_src(endpoint);
+        let mut filter = ConntrackFilter::new().proto(IpProtocol::Udp);
+        if let Some(endpoint) = endpoint {
+            filter = filter.reply_src(endpoint);
+        }
         if let Some(address) = address {
             filter = filter.orig_dst(address);
         }
@@ -200,49 +204,59 @@ impl Kernel {
             filter = filter.orig_dst_port(port);
         }
         let removed = self.conntrack.del_conntrack_matching(&filter).await;
-        removed.doing(|| format!("forget UDP flows to {endpoint}"))
+        removed.doing(|| "forget UDP flows".to_owned())
     }
 
     // -- sysctls --------------------------------------------------------------------------------------
 
     /// Writes `/proc/sys/net/<key>` in our namespace unless it holds `value`. Returns what it held.
     pub async fn sysctl(&self, key: &str, value: &'static str) -> Result<String> {
-        let netns = match &self.netns {
-            Some(fd) => Some(fd.try_clone().map_err(|source| file_error("open namespace for", key, source))?),
-            None => None,
-        };
         let path = Path::new("/proc/sys/net").join(key);
-        let (send, receive) = tokio::sync::oneshot::channel();
-        // A thread of its own: it changes its namespace and then ends.
-        let worker = move || {
-            let written = (|| {
-                if let Some(fd) = &netns {
-                    rustix::thread::move_into_link_name_space(
-                        fd.as_fd(),
-                        Some(rustix::thread::LinkNameSpaceType::Network),
-                    )?;
-                }
+        let change = {
+            let path = path.clone();
+            move || {
                 let held = std::fs::read_to_string(&path)?.trim().to_owned();
                 if held != value {
                     std::fs::write(&path, value)?;
                 }
                 Ok(held)
-            })();
-            let _ = send.send(written.map_err(|source| Error::File { context: "write", path, source }));
+            }
         };
-        std::thread::Builder::new()
-            .name("net-sysctl".to_owned())
-            .spawn(worker)
-            .map_err(|source| file_error("start a thread for", key, source))?;
-        match receive.await {
-            Ok(written) => written,
-            Err(_) => Err(file_error("write", key, std::io::Error::other("worker ended early"))),
-        }
+        self.inside("net-sysctl", change).await.map_err(|source| Error::File { context: "write", path, source })
     }
-}
 
-fn file_error(context: &'static str, key: &str, source: std::io::Error) -> Error {
-    Error::File { context, path: PathBuf::from("/proc/sys/net").join(key), source }
+    /// A listening socket in our namespace.
+    pub async fn listen(&self, address: SocketAddrV4) -> Result<tokio::net::TcpListener> {
+        let listener = self.inside("net-listen", move || {
+            let listener = std::net::TcpListener::bind(address)?;
+            listener.set_nonblocking(true)?;
+            Ok(listener)
+        });
+        let listener = listener.await.and_then(tokio::net::TcpListener::from_std);
+        listener.map_err(|source| Error::Listen { address, source })
+    }
+
+    /// Runs `work` in our namespace, on a thread of its own: it changes its namespace and then ends.
+    async fn inside<T: Send + 'static>(
+        &self,
+        name: &str,
+        work: impl FnOnce() -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        let netns = self.netns.as_ref().map(OwnedFd::try_clone).transpose()?;
+        let (send, receive) = tokio::sync::oneshot::channel();
+        let worker = move || {
+            let done = (|| {
+                if let Some(fd) = &netns {
+                    let network = Some(rustix::thread::LinkNameSpaceType::Network);
+                    rustix::thread::move_into_link_name_space(fd.as_fd(), network)?;
+                }
+                work()
+            })();
+            let _ = send.send(done);
+        };
+        std::thread::Builder::new().name(name.to_owned()).spawn(worker)?;
+        receive.await.unwrap_or_else(|_| Err(io::Error::other("the thread ended early")))
+    }
 }
 
 /// Configures the inside of a pod's namespace: loopback, `eth0` with its address, the way out.

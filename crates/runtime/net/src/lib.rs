@@ -1,4 +1,4 @@
-//! Pod network and service proxy: one owner of our links, routes and nftables table.
+//! Pod network, service proxy and network policies: one owner of our links, routes and nftables table.
 //!
 //! Invariants:
 //! - Everything we make in the kernel is in one nftables table, on one bridge, or on an interface whose
@@ -21,6 +21,7 @@ mod kernel;
 mod net;
 pub mod node_routes;
 mod pod;
+pub mod policy;
 pub mod proxy;
 mod rules;
 

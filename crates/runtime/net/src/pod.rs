@@ -103,7 +103,7 @@ impl Net {
             }
             batch.commit().await?;
             if lease.host_ports.iter().any(|port| port.protocol == Protocol::Udp) {
-                self.kernel.forget_udp_flows(None, None, lease.address).await?;
+                self.kernel.forget_udp_flows(None, None, Some(lease.address)).await?;
             }
         }
         self.ipam.lock().release(id)?;

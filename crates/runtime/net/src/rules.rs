@@ -3,10 +3,11 @@
 //! All rules are for IPv4 packets in an `inet` table; [`RuleBody::ipv4`] starts those that read addresses.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use nlink::netlink::nftables::{
-    ChainName, CmpOp, DynsetExpr, DynsetOp, Expr, Family, FibFlags, FibResult, LookupExpr, MasqExpr, MetaKey,
+    ChainName, CmpOp, CtKey, DynsetExpr, DynsetOp, Expr, Family, FibFlags, FibResult, LookupExpr, MasqExpr, MetaKey,
     NFTA_NAT_FAMILY, NFTA_NAT_FLAGS, NFTA_NAT_REG_ADDR_MAX, NFTA_NAT_REG_ADDR_MIN, NFTA_NAT_REG_PROTO_MAX,
     NFTA_NAT_REG_PROTO_MIN, NFTA_NAT_TYPE, NatType, NumgenKind, PayloadBase, RawExpr, Register, SetDataType,
     SetElement, SetKeyType, Verdict,
@@ -68,8 +69,11 @@ impl Protocol {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct RuleBody(Vec<Expr>);
 
-/// Where a looked-up value goes: past the twelve bytes a lookup key may take.
+/// Where a looked-up value goes: past the sixteen bytes a lookup key may take.
 const VALUE_WORD: usize = 4;
+
+/// Where the number of an endpoint goes in a key: after the destination.
+const SLOT_WORD: usize = 3;
 
 fn word(index: usize) -> Register {
     Register::word(index).expect("rules use the first sixteen words")
@@ -198,6 +202,20 @@ impl RuleBody {
         self.load_destination(0).load_protocol_port(1).push(LookupExpr::new(set, word(0)))
     }
 
+    /// Goes on for destinations that are in `map`, whatever it says of them.
+    pub fn destination_mapped_in(self, map: &str) -> Self {
+        self.load_destination(0).load_protocol_port(1).lookup_value(map)
+    }
+
+    /// Goes on for destinations that have `count` in `counts`, and sends them to one of as many in `endpoints`.
+    pub fn dnat_to_one_of(self, count: u32, counts: &str, endpoints: &str) -> Self {
+        self.destination_mapped_in(counts)
+            .push(Expr::Cmp { sreg: word(VALUE_WORD), op: CmpOp::Eq, data: count.to_ne_bytes().to_vec() })
+            .random(SLOT_WORD, count)
+            .lookup_value(endpoints)
+            .dnat_to_value()
+    }
+
     /// `ip saddr . ip daddr @set`
     pub fn pair_in(self, set: &str) -> Self {
         self.load_source(0).load_destination(1).push(LookupExpr::new(set, word(0)))
@@ -215,21 +233,62 @@ impl RuleBody {
 
     /// Loads one of the `count` endpoints in `map` at random.
     pub fn random_endpoint(self, map: &str, count: u32) -> Self {
-        self.random(count).lookup_value(map)
+        self.random(0, count).lookup_value(map)
     }
 
     /// Goes where one of the `count` verdicts in `map` says, at random.
     pub fn random_verdict(self, map: &str, count: u32) -> Self {
-        self.random(count).push(LookupExpr::new(map, word(0)).dreg(Register::Verdict))
+        self.random(0, count).push(LookupExpr::new(map, word(0)).dreg(Register::Verdict))
     }
 
-    fn random(self, count: u32) -> Self {
-        self.push(Expr::Numgen { dreg: word(0), kind: NumgenKind::Random, modulus: count, offset: 0 })
+    fn random(self, at: usize, count: u32) -> Self {
+        self.push(Expr::Numgen { dreg: word(at), kind: NumgenKind::Random, modulus: count, offset: 0 })
     }
 
-    /// `ip saddr @clients`
-    pub fn client_in(self, clients: &str) -> Self {
-        self.load_source(0).push(LookupExpr::new(clients, word(0)))
+    /// `ip saddr @set`
+    pub fn source_in(self, set: &str) -> Self {
+        self.load_source(0).push(LookupExpr::new(set, word(0)))
+    }
+
+    /// `ip daddr @set`
+    pub fn destination_address_in(self, set: &str) -> Self {
+        self.load_destination(0).push(LookupExpr::new(set, word(0)))
+    }
+
+    /// `ip saddr vmap @map`
+    pub fn vmap_source(self, map: &str) -> Self {
+        self.load_source(0).push(LookupExpr::new(map, word(0)).dreg(Register::Verdict))
+    }
+
+    /// `ip daddr vmap @map`
+    pub fn vmap_destination_address(self, map: &str) -> Self {
+        self.load_destination(0).push(LookupExpr::new(map, word(0)).dreg(Register::Verdict))
+    }
+
+    /// `meta l4proto`
+    pub fn protocol(self, protocol: Protocol) -> Self {
+        self.push(Expr::Meta { dreg: word(0), key: MetaKey::L4Proto }).push(Expr::Cmp {
+            sreg: word(0),
+            op: CmpOp::Eq,
+            data: vec![protocol.number()],
+        })
+    }
+
+    /// `th dport <first>-<last>`; the protocol must have been compared before.
+    pub fn port_within(self, ports: RangeInclusive<u16>) -> Self {
+        let bound = |op, port: &u16| Expr::Cmp { sreg: word(0), op, data: port.to_be_bytes().to_vec() };
+        self.push(Expr::Payload { dreg: word(0), base: PayloadBase::Transport, offset: 2, len: 2 })
+            .push(bound(CmpOp::Gte, ports.start()))
+            .push(bound(CmpOp::Lte, ports.end()))
+    }
+
+    /// Goes on for packets of connections that began earlier, and what belongs to them.
+    pub fn of_known_connection(self) -> Self {
+        const ESTABLISHED_OR_RELATED: u32 = 2 | 4;
+        let mask = ESTABLISHED_OR_RELATED.to_ne_bytes().to_vec();
+        self.push(Expr::Ct { dreg: word(0), key: CtKey::State })
+            .push(Expr::Bitwise { sreg: word(0), dreg: word(0), len: 4, mask, xor: vec![0; 4] })
+            .push(Expr::Cmp { sreg: word(0), op: CmpOp::Neq, data: vec![0; 4] })
     }
 
     /// `update @clients { ip saddr timeout … }`
@@ -310,6 +369,11 @@ impl RuleBody {
         self.push(Expr::Reject { reject_type: REJECT_ICMPX, icmp_code: ICMPX_PORT_UNREACHABLE })
     }
 
+    /// Back to the chain that jumped here.
+    pub fn back(self) -> Self {
+        self.push(Expr::Verdict(Verdict::Return))
+    }
+
     pub fn jump(self, chain: &str) -> Self {
         self.push(Expr::Verdict(Verdict::JumpTo(chain_name(chain))))
     }
@@ -329,6 +393,28 @@ pub(crate) type Destination = (Ipv4Addr, Protocol, u16);
 
 pub(crate) fn destination_type() -> SetKeyType {
     SetKeyType::Concat(vec![SetKeyType::Ipv4Addr, SetKeyType::InetProto, SetKeyType::InetService])
+}
+
+/// A destination and the number of one of its endpoints.
+pub(crate) fn slot_type() -> SetKeyType {
+    SetKeyType::Concat(vec![SetKeyType::Ipv4Addr, SetKeyType::InetProto, SetKeyType::InetService, SetKeyType::Mark])
+}
+
+pub(crate) fn slot_key((address, protocol, port): Destination, slot: u32) -> SetElement {
+    let (address, protocol) = (SetElement::ipv4(address), SetElement::inet_proto(protocol.number()));
+    SetElement::concat([address, protocol, SetElement::port(port), SetElement::mark(slot)])
+}
+
+/// What [`slot_key`] wrote.
+pub(crate) fn read_slot(key: &[u8]) -> Option<(Destination, u32)> {
+    let slot = key.get(12..)?.first_chunk::<4>()?;
+    Some((read_destination(key)?, u32::from_ne_bytes(*slot)))
+}
+
+/// What [`endpoint_value`] wrote.
+pub(crate) fn read_endpoint(value: &[u8]) -> Option<SocketAddrV4> {
+    let (address, rest) = value.split_first_chunk::<4>()?;
+    Some(SocketAddrV4::new(Ipv4Addr::from(*address), u16::from_be_bytes(*rest.first_chunk::<2>()?)))
 }
 
 pub(crate) fn port_type() -> SetKeyType {

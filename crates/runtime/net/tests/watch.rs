@@ -43,7 +43,12 @@ impl Transport for Api {
             });
             StreamBody::new(stream).boxed_unsync()
         } else {
-            let items = if is_slices { &self.slices } else { &self.services };
+            let none = Vec::new();
+            let items = match request.uri().path() {
+                path if path.ends_with("/services") => &self.services,
+                _ if is_slices => &self.slices,
+                _ => &none,
+            };
             full(json!({"metadata": {"resourceVersion": "10"}, "items": items}).to_string().into())
         };
         Ok(http::Response::new(body))

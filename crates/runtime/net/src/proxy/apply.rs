@@ -1,97 +1,204 @@
 //! Turns the difference between the kernel and the plan into one transaction.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
 
+use dhow_client::Key;
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use nlink::netlink::nftables::{Chain, SetElement, SetKeyType, Verdict};
 
-use super::names::{CLIENTS, ENDPOINTS, EXTERNAL, PICK, SERVICE, STICKIES, STICKY};
-use super::plan::{PlanContext, Step, Tables, plan};
+use super::book::Book;
+use super::health::HealthServers;
+use super::names::{BALANCER, CLIENTS, ENDPOINTS, EXTERNAL, PICK, SERVICE, STICKIES, STICKY};
+use super::plan::{PlanContext, Step, Tables, plan, service_of};
 use super::state::{Changes, State};
-use crate::base_table::{NO_ENDPOINTS, SERVICE_IPS, SERVICE_NODEPORTS, filled_sets};
+use crate::base_table::{BALANCED, BALANCED_ENDPOINTS, NO_ENDPOINTS, SERVICE_IPS, SERVICE_NODEPORTS, filled_sets};
 use crate::error::KernelContext;
 use crate::kernel::{Batch, Kernel};
-use crate::rules::{RuleBody, chain_name, destination_key, endpoint_type, endpoint_value, port_key};
+use crate::rules::{RuleBody, chain_name, destination_key, endpoint_type, endpoint_value, port_key, slot_key};
 use crate::{Net, Result};
 
 /// Clients one endpoint remembers; a client beyond that is balanced anew each time.
 const MAX_CLIENTS: u32 = 65_536;
 
-type UdpEndpoints = BTreeMap<(Option<Ipv4Addr>, u16), BTreeSet<Ipv4Addr>>;
+/// A service as it is now with its slices, or its absence.
+pub type Current = Option<(Arc<Service>, Vec<Arc<EndpointSlice>>)>;
+
+/// UDP flows that go where they should not any more.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct StaleFlows {
+    address: Option<Ipv4Addr>,
+    port: u16,
+    /// Absent: wherever they go.
+    endpoint: Option<Ipv4Addr>,
+}
+
+/// What we know of the kernel's tables.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Knowledge {
+    /// Nothing: we have just started.
+    None,
+    /// A change failed, or was left half way: it may hold what the book says, or not.
+    Doubt,
+    /// It holds what the book says.
+    Certain,
+}
 
 /// The service proxy of one node. Knows what the kernel holds, so a change costs only its difference.
 #[derive(Debug)]
 pub struct Proxy {
     net: Arc<Net>,
     context: PlanContext,
-    state: State,
-    udp: UdpEndpoints,
+    book: Book,
+    kernel: Knowledge,
+    stale: BTreeSet<StaleFlows>,
+    health: HealthServers,
+    /// Services whose health-check port is not as it should be yet.
+    health_due: BTreeSet<Key>,
 }
 
 impl Proxy {
-    /// Reads what the kernel holds and changes nothing.
-    pub async fn open(net: Arc<Net>, node_name: &str) -> Result<Self> {
+    /// Changes nothing; the first [`Proxy::sync`] reads what the kernel holds.
+    pub fn open(net: Arc<Net>, node_name: &str) -> Self {
         let context = PlanContext {
             node_name: node_name.to_owned(),
+            zone: None,
             cluster_cidr: net.config().cluster_cidr,
             pod_cidr: net.config().pod_cidr,
         };
-        let state = State::read(&net.kernel).await?;
-        Ok(Self { net, context, state, udp: UdpEndpoints::new() })
+        Self {
+            net,
+            context,
+            book: Book::default(),
+            kernel: Knowledge::None,
+            stale: BTreeSet::new(),
+            health: HealthServers::default(),
+            health_due: BTreeSet::new(),
+        }
     }
 
-    /// Makes the kernel hold what these objects ask for. Returns the number of netlink operations of the
-    /// one transaction it took, 0 when nothing had to change.
+    /// Makes the kernel hold what these objects ask for, and nothing else. Returns the number of netlink
+    /// operations of the one transaction it took, 0 when nothing had to change.
     pub async fn sync(&mut self, services: &[Arc<Service>], slices: &[Arc<EndpointSlice>]) -> Result<usize> {
-        let tables = plan(services, slices, &self.context);
-        let wanted = State::from(&tables);
-        let changes = self.state.changes_to(&wanted);
+        let mut by_service: HashMap<Key, Vec<Arc<EndpointSlice>>> = HashMap::new();
+        for slice in slices {
+            if let Some(service) = service_of(slice) {
+                by_service.entry(service).or_default().push(Arc::clone(slice));
+            }
+        }
+        let mut changed: BTreeMap<Key, Current> = self.book.keys().map(|key| (key.clone(), None)).collect();
+        for service in services {
+            let key = Key::of(&service.metadata);
+            let slices = by_service.remove(&key).unwrap_or_default();
+            changed.insert(key, Some((Arc::clone(service), slices)));
+        }
+        self.update(changed).await
+    }
+
+    /// The same for the services in `changed` alone, however many others there are. After an error, the next
+    /// call, even with no change, tries all that was not done again.
+    pub async fn update(&mut self, changed: BTreeMap<Key, Current>) -> Result<usize> {
+        let planned = changed.into_iter().map(|(key, now)| {
+            let tables = now.map(|(service, slices)| plan(&service, &slices, &self.context));
+            (key, tables.filter(|tables| *tables != Tables::default()))
+        });
+        let planned: BTreeMap<Key, Option<Tables>> =
+            planned.filter(|(key, tables)| self.book.get(key) != tables.as_ref()).collect();
+        let touched = self.book.touched(&planned);
+        let before = self.book.part(&touched);
+        self.health_due.extend(touched.keys.iter().cloned());
+        for (key, tables) in planned {
+            let old = self.book.replace(&key, tables);
+            let new = self.book.get(&key);
+            self.stale.extend(flows_to_removed(old.as_ref(), new));
+            // After a restart we cannot tell new node ports from old ones, and leave their flows alone.
+            if self.kernel != Knowledge::None {
+                self.stale.extend(flows_past_us(old.as_ref(), new));
+            }
+        }
+        let certain = std::mem::replace(&mut self.kernel, Knowledge::Doubt) == Knowledge::Certain;
+        let (changes, keys) = if certain {
+            (before.changes_to(&self.book.part(&touched)), touched.keys)
+        } else {
+            let held = State::read(&self.net.kernel).await?;
+            (held.changes_to(&self.book.whole()), self.book.keys().cloned().collect())
+        };
+        let tables: Vec<&Tables> = keys.iter().filter_map(|key| self.book.get(key)).collect();
         let batch = queue(&self.net.kernel, &self.net.config().table, &changes, &tables)?;
         let operations = batch.len();
-        if let Err(error) = batch.commit().await {
-            // Someone else may have changed our table: look again before the next try.
-            self.state = State::read(&self.net.kernel).await?;
-            return Err(error);
-        }
-        self.state = wanted;
-        let before = std::mem::replace(&mut self.udp, tables.udp);
-        self.forget_stale_flows(&before).await?;
+        batch.commit().await?;
+        self.kernel = Knowledge::Certain;
+        self.forget_stale_flows().await?;
+        self.answer_health_checks().await;
         Ok(operations)
     }
 
-    /// UDP flows have no end of their own: one that goes to a removed endpoint would go there for ever.
-    async fn forget_stale_flows(&self, before: &UdpEndpoints) -> Result<()> {
-        for ((address, port), endpoints) in before {
-            let now = self.udp.get(&(*address, *port));
-            for endpoint in endpoints.iter().filter(|e| now.is_none_or(|now| !now.contains(e))) {
-                self.net.kernel.forget_udp_flows(*address, Some(*port), *endpoint).await?;
+    /// The zone this node is in, for endpoints that are kept for a zone. Returns whether it is another than before:
+    /// then all services have to be planned anew.
+    pub fn set_zone(&mut self, zone: Option<String>) -> bool {
+        let changed = self.context.zone != zone;
+        self.context.zone = zone;
+        changed
+    }
+
+    /// A port that cannot be opened now is tried again with the next change; services do not wait for it.
+    async fn answer_health_checks(&mut self) {
+        for key in std::mem::take(&mut self.health_due) {
+            let wanted = self.book.get(&key).and_then(|tables| tables.health);
+            if let Err(error) = self.health.set(&self.net, &key, wanted).await {
+                tracing::warn!(%error, service = %key, "cannot answer health checks");
+                self.health_due.insert(key);
             }
+        }
+    }
+
+    /// UDP flows have no end of their own: one that goes to a removed endpoint would go there for ever.
+    async fn forget_stale_flows(&mut self) -> Result<()> {
+        while let Some(flows) = self.stale.first().cloned() {
+            self.net.kernel.forget_udp_flows(flows.address, Some(flows.port), flows.endpoint).await?;
+            self.stale.remove(&flows);
         }
         Ok(())
     }
 }
 
+fn flows_to_removed(old: Option<&Tables>, new: Option<&Tables>) -> Vec<StaleFlows> {
+    let mut stale = Vec::new();
+    for (front, endpoints) in old.iter().flat_map(|tables| &tables.udp) {
+        let now = new.and_then(|tables| tables.udp.get(front));
+        let gone = endpoints.iter().filter(|endpoint| now.is_none_or(|now| !now.contains(endpoint)));
+        stale.extend(gone.map(|e| StaleFlows { address: front.0, port: front.1, endpoint: Some(*e) }));
+    }
+    stale
+}
+
+/// Flows to node ports that had no endpoints until now: they go to the node itself.
+fn flows_past_us(old: Option<&Tables>, new: Option<&Tables>) -> Vec<StaleFlows> {
+    let held = |front| old.is_some_and(|old| old.udp.contains_key(front));
+    let fresh = new.iter().flat_map(|tables| tables.udp.keys()).filter(|front| front.0.is_none() && !held(front));
+    fresh.map(|(_, port)| StaleFlows { address: None, port: *port, endpoint: None }).collect()
+}
+
 /// New things first, then the entries that point at them, then what nothing points at any more.
-fn queue<'a>(kernel: &'a Kernel, table: &str, changes: &Changes, tables: &Tables) -> Result<Batch<'a>> {
+fn queue<'a>(kernel: &'a Kernel, table: &str, changes: &Changes, tables: &[&Tables]) -> Result<Batch<'a>> {
     let mut batch = kernel.batch();
-    for name in &changes.add_maps {
-        if let Some(endpoints) = tables.endpoints.get(name) {
-            let set = kernel.set(name).key_type(SetKeyType::Mark).map(endpoint_type());
-            let elements: Vec<SetElement> = (0u32..)
-                .zip(endpoints)
-                .map(|(index, endpoint)| SetElement::mark(index).value(endpoint_value(*endpoint)))
-                .collect();
-            batch = batch.add_set(&set).add_elements(&set, &elements);
-        } else if let Some(timeout) = tables.clients.get(name) {
-            let clients = kernel.set(name).key_type(SetKeyType::Ipv4Addr).dynamic().timeout(*timeout);
-            batch = batch.add_set(&clients.size(MAX_CLIENTS));
-        }
+    let new = |name: &String| changes.add_maps.contains(name);
+    for (name, endpoints) in tables.iter().flat_map(|t| &t.endpoints).filter(|(name, _)| new(name)) {
+        let set = kernel.set(name).key_type(SetKeyType::Mark).map(endpoint_type());
+        let elements: Vec<SetElement> = (0u32..)
+            .zip(endpoints)
+            .map(|(index, endpoint)| SetElement::mark(index).value(endpoint_value(*endpoint)))
+            .collect();
+        batch = batch.add_set(&set).add_elements(&set, &elements);
+    }
+    for (name, timeout) in tables.iter().flat_map(|t| &t.clients).filter(|(name, _)| new(name)) {
+        let clients = kernel.set(name).key_type(SetKeyType::Ipv4Addr).dynamic().timeout(*timeout);
+        batch = batch.add_set(&clients.size(MAX_CLIENTS));
     }
     batch = add_chains(batch, table, STICKY, changes, tables)?;
-    for (name, chains) in changes.add_maps.iter().filter_map(|name| tables.stickies.get_key_value(name)) {
+    for (name, chains) in tables.iter().flat_map(|t| &t.stickies).filter(|(name, _)| new(name)) {
         let set = kernel.set(name).key_type(SetKeyType::Mark).vmap();
         let elements: Vec<SetElement> = (0u32..)
             .zip(chains)
@@ -99,7 +206,7 @@ fn queue<'a>(kernel: &'a Kernel, table: &str, changes: &Changes, tables: &Tables
             .collect();
         batch = batch.add_set(&set).add_elements(&set, &elements);
     }
-    for prefix in [PICK, SERVICE, EXTERNAL] {
+    for prefix in [PICK, SERVICE, EXTERNAL, BALANCER] {
         batch = add_chains(batch, table, prefix, changes, tables)?;
     }
     let sets = filled_sets(kernel);
@@ -114,14 +221,26 @@ fn queue<'a>(kernel: &'a Kernel, table: &str, changes: &Changes, tables: &Tables
         entries.iter().map(element).collect::<Vec<_>>()
     };
     let keys = |entries: &[crate::rules::Destination]| entries.iter().map(|d| destination_key(*d)).collect::<Vec<_>>();
+    let slots = |slots: &[(_, u32, SocketAddrV4)]| {
+        let element = |(to, slot, endpoint): &(_, _, _)| slot_key(*to, *slot).value(endpoint_value(*endpoint));
+        slots.iter().map(element).collect::<Vec<_>>()
+    };
+    let counts = |counts: &[(_, u32)]| {
+        let element = |(to, count): &(_, _)| destination_key(*to).value(SetElement::mark(*count));
+        counts.iter().map(element).collect::<Vec<_>>()
+    };
     batch = batch
+        .remove_elements(set(BALANCED_ENDPOINTS), &slots(&changes.remove_slots))
+        .add_elements(set(BALANCED_ENDPOINTS), &slots(&changes.add_slots))
+        .remove_elements(set(BALANCED), &counts(&changes.remove_counts))
+        .add_elements(set(BALANCED), &counts(&changes.add_counts))
         .remove_elements(set(SERVICE_IPS), &ips(&changes.remove_service_ips))
         .add_elements(set(SERVICE_IPS), &ips(&changes.add_service_ips))
         .remove_elements(set(SERVICE_NODEPORTS), &ports(&changes.remove_node_ports))
         .add_elements(set(SERVICE_NODEPORTS), &ports(&changes.add_node_ports))
         .remove_elements(set(NO_ENDPOINTS), &keys(&changes.remove_no_endpoints))
         .add_elements(set(NO_ENDPOINTS), &keys(&changes.add_no_endpoints));
-    for prefix in [EXTERNAL, SERVICE, PICK] {
+    for prefix in [BALANCER, EXTERNAL, SERVICE, PICK] {
         batch = remove_chains(batch, prefix, changes);
     }
     batch = remove_maps(batch, ENDPOINTS, changes);
@@ -136,12 +255,13 @@ fn add_chains<'a>(
     table: &str,
     prefix: &str,
     changes: &Changes,
-    tables: &Tables,
+    tables: &[&Tables],
 ) -> Result<Batch<'a>> {
-    for name in changes.add_chains.iter().filter(|name| name.starts_with(prefix)) {
+    let chains = tables.iter().flat_map(|t| &t.chains).filter(|(name, _)| name.starts_with(prefix));
+    for (name, steps) in chains.filter(|(name, _)| changes.add_chains.contains(*name)) {
         let chain = Chain::new(table, name.as_str()).doing(|| format!("name chain {name}"))?;
         batch = batch.add_chain(chain);
-        for step in tables.chains.get(name).into_iter().flatten() {
+        for step in steps {
             batch = batch.add_rule(name, rule(step));
         }
     }
@@ -172,7 +292,7 @@ fn rule(step: &Step) -> RuleBody {
         Step::GotoIfFromNode(chain) => rule.sent_by_node().goto(chain),
         Step::Goto(chain) => rule.goto(chain),
         Step::Balance { endpoints, count } => rule.random_endpoint(endpoints, *count).dnat_to_value(),
-        Step::GotoIfClient { clients, chain } => rule.client_in(clients).goto(chain),
+        Step::GotoIfClient { clients, chain } => rule.source_in(clients).goto(chain),
         Step::BalanceChains { chains, count } => rule.random_verdict(chains, *count),
         Step::RememberClient { clients, timeout } => rule.remember_client(clients, *timeout),
         Step::Dnat(endpoint) => rule.dnat_to(*endpoint),

@@ -6,6 +6,8 @@ use sha2::{Digest, Sha256};
 pub(crate) const SERVICE: &str = "svc_";
 /// The chain packets from outside enter: node ports, external addresses.
 pub(crate) const EXTERNAL: &str = "ext_";
+/// The chain packets to a load balancer's address enter when only some may.
+pub(crate) const BALANCER: &str = "lb_";
 /// The chain that picks an endpoint.
 pub(crate) const PICK: &str = "pick_";
 /// The map of numbered endpoints.
@@ -23,7 +25,7 @@ pub(crate) fn fingerprint(bytes: &[u8]) -> String {
 }
 
 pub(crate) fn is_service_chain(name: &str) -> bool {
-    [SERVICE, EXTERNAL, PICK, STICKY].iter().any(|prefix| name.starts_with(prefix))
+    [SERVICE, EXTERNAL, BALANCER, PICK, STICKY].iter().any(|prefix| name.starts_with(prefix))
 }
 
 pub(crate) fn is_service_map(name: &str) -> bool {

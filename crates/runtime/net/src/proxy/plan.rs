@@ -1,15 +1,19 @@
 //! From Services and EndpointSlices to the tables we want. Pure: no kernel, no clock.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
 use std::time::Duration;
 
+use dhow_client::Key;
 use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 
-use super::names::{CLIENTS, ENDPOINTS, EXTERNAL, PICK, SERVICE, STICKIES, STICKY, fingerprint};
+use super::health::HealthCheck;
+use super::names::{BALANCER, CLIENTS, ENDPOINTS, EXTERNAL, PICK, SERVICE, STICKIES, STICKY, fingerprint};
+use super::topology;
 use crate::Cidr;
+use crate::base_table::MAX_BALANCED;
 use crate::rules::{Destination, Protocol};
 
 const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
@@ -21,6 +25,8 @@ const DEFAULT_AFFINITY: i32 = 10_800;
 #[derive(Debug, Clone)]
 pub struct PlanContext {
     pub node_name: String,
+    /// The node's zone, by its label.
+    pub zone: Option<String>,
     pub cluster_cidr: Cidr,
     pub pod_cidr: Cidr,
 }
@@ -58,9 +64,11 @@ pub enum Step {
     Drop,
 }
 
-/// The service part of our table, complete.
+/// What one service needs of our table. Several may claim one address: [`super::book::Book`] decides.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Tables {
+    /// Endpoints of destinations that need no chain of their own.
+    pub(crate) balanced: BTreeMap<Destination, Vec<SocketAddrV4>>,
     pub(crate) endpoints: BTreeMap<String, Vec<SocketAddrV4>>,
     /// Chains to choose from, by map.
     pub(crate) stickies: BTreeMap<String, Vec<String>>,
@@ -70,51 +78,59 @@ pub struct Tables {
     pub(crate) service_ips: BTreeMap<Destination, String>,
     pub(crate) node_ports: BTreeMap<(Protocol, u16), String>,
     pub(crate) no_endpoints: BTreeSet<Destination>,
+    /// What load balancers are told about this node.
+    pub(crate) health: Option<HealthCheck>,
     /// Pods behind each UDP destination; the address is absent for node ports.
     pub(crate) udp: BTreeMap<(Option<Ipv4Addr>, u16), BTreeSet<Ipv4Addr>>,
 }
 
-/// What the kernel should hold for these services on this node. When two services claim one external
-/// address and port, the one that sorts first by namespace and name keeps it.
-pub fn plan(services: &[Arc<Service>], slices: &[Arc<EndpointSlice>], context: &PlanContext) -> Tables {
-    let mut by_service: HashMap<(&str, &str), Vec<&EndpointSlice>> = HashMap::new();
-    for slice in slices.iter().filter(|slice| slice.address_type == "IPv4") {
-        let namespace = slice.metadata.namespace.as_deref().unwrap_or_default();
-        let service = slice.metadata.labels.as_ref().and_then(|labels| labels.get(SERVICE_NAME_LABEL));
-        if let Some(service) = service {
-            by_service.entry((namespace, service)).or_default().push(slice);
-        }
-    }
-    let mut sorted: Vec<(&str, &str, &Service)> = services
-        .iter()
-        .map(|s| {
-            let name = s.metadata.name.as_deref().unwrap_or_default();
-            (s.metadata.namespace.as_deref().unwrap_or_default(), name, s.as_ref())
-        })
-        .collect();
-    sorted.sort_by_key(|(namespace, name, _)| (*namespace, *name));
+/// What the kernel should hold for one service on this node. `slices` are the service's own.
+pub fn plan(service: &Service, slices: &[Arc<EndpointSlice>], context: &PlanContext) -> Tables {
     let mut tables = Tables::default();
-    for (namespace, name, service) in sorted {
-        let Some(spec) = &service.spec else { continue };
-        let proxied = spec.type_.as_deref() != Some("ExternalName")
-            && !service.metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(OTHER_PROXY_LABEL));
-        let cluster_ips = cluster_ips(spec);
-        if !proxied || cluster_ips.is_empty() {
-            continue;
-        }
-        let slices = by_service.get(&(namespace, name)).map(Vec::as_slice).unwrap_or_default();
-        let external_ips = external_ips(service, spec);
-        for port in spec.ports.iter().flatten() {
-            let Some(protocol) = Protocol::parse(port.protocol.as_deref().unwrap_or_default()) else { continue };
-            let id = fingerprint(
-                format!("{namespace}/{name}:{}/{}", port.name.as_deref().unwrap_or_default(), protocol.name())
-                    .as_bytes(),
-            );
-            let planned = ServicePortPlan { id, spec, port, protocol, slices, context };
-            planned.add(&cluster_ips, &external_ips, &mut tables);
-        }
+    let Some(spec) = &service.spec else { return tables };
+    let proxied = spec.type_.as_deref() != Some("ExternalName")
+        && !service.metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(OTHER_PROXY_LABEL));
+    let cluster_ips = cluster_ips(spec);
+    if !proxied || cluster_ips.is_empty() {
+        return tables;
     }
+    let namespace = service.metadata.namespace.as_deref().unwrap_or_default();
+    let name = service.metadata.name.as_deref().unwrap_or_default();
+    let fronts = Fronts { cluster: cluster_ips, external: external_ips(spec), balancer: balancer_ips(service) };
+    for port in spec.ports.iter().flatten() {
+        let Some(protocol) = Protocol::parse(port.protocol.as_deref().unwrap_or_default()) else { continue };
+        let id = fingerprint(
+            format!("{namespace}/{name}:{}/{}", port.name.as_deref().unwrap_or_default(), protocol.name()).as_bytes(),
+        );
+        ServicePortPlan { id, spec, port, protocol, slices, context }.add(&fronts, &mut tables);
+    }
+    tables.health = health_check(spec, slices, context);
     tables
+}
+
+/// Of load balancers whose traffic stays on the node that gets it.
+fn health_check(spec: &ServiceSpec, slices: &[Arc<EndpointSlice>], context: &PlanContext) -> Option<HealthCheck> {
+    let local = spec.external_traffic_policy.as_deref() == Some("Local");
+    let port = spec.health_check_node_port.filter(|_| local && spec.type_.as_deref() == Some("LoadBalancer"))?;
+    let port = u16::try_from(port).ok().filter(|port| *port != 0)?;
+    let endpoints = slices.iter().filter(|slice| slice.address_type == "IPv4").flat_map(|slice| &slice.endpoints);
+    let here = endpoints.filter(|endpoint| endpoint.node_name.as_deref() == Some(&context.node_name));
+    let ready = here.filter(|endpoint| endpoint.conditions.as_ref().and_then(|c| c.ready).unwrap_or(true));
+    let addresses: BTreeSet<&str> = ready.filter_map(|e| e.addresses.first().map(String::as_str)).collect();
+    Some(HealthCheck { port, local_endpoints: addresses.len() })
+}
+
+/// The service a slice belongs to.
+pub(crate) fn service_of(slice: &EndpointSlice) -> Option<Key> {
+    let service = slice.metadata.labels.as_ref()?.get(SERVICE_NAME_LABEL)?;
+    Some(Key::new(slice.metadata.namespace.as_deref(), service))
+}
+
+/// The addresses a service is reached at.
+struct Fronts {
+    cluster: Vec<Ipv4Addr>,
+    external: Vec<Ipv4Addr>,
+    balancer: Vec<Ipv4Addr>,
 }
 
 fn cluster_ips(spec: &ServiceSpec) -> Vec<Ipv4Addr> {
@@ -123,13 +139,17 @@ fn cluster_ips(spec: &ServiceSpec) -> Vec<Ipv4Addr> {
     unique.into_iter().collect()
 }
 
-/// External addresses and the load balancer's, unless the latter asks to be passed through itself.
-fn external_ips(service: &Service, spec: &ServiceSpec) -> Vec<Ipv4Addr> {
+fn external_ips(spec: &ServiceSpec) -> Vec<Ipv4Addr> {
+    let unique: BTreeSet<Ipv4Addr> = spec.external_ips.iter().flatten().filter_map(|ip| ip.parse().ok()).collect();
+    unique.into_iter().collect()
+}
+
+/// The load balancer's addresses, unless they ask to be passed through the balancer itself.
+fn balancer_ips(service: &Service) -> Vec<Ipv4Addr> {
     let ingress =
         service.status.iter().filter_map(|s| s.load_balancer.as_ref()).flat_map(|lb| lb.ingress.iter().flatten());
-    let balancer = ingress.filter(|i| i.ip_mode.as_deref() != Some("Proxy")).filter_map(|i| i.ip.as_ref());
-    let unique: BTreeSet<Ipv4Addr> =
-        spec.external_ips.iter().flatten().chain(balancer).filter_map(|ip| ip.parse().ok()).collect();
+    let ours = ingress.filter(|i| i.ip_mode.as_deref() != Some("Proxy")).filter_map(|i| i.ip.as_ref());
+    let unique: BTreeSet<Ipv4Addr> = ours.filter_map(|ip| ip.parse().ok()).collect();
     unique.into_iter().collect()
 }
 
@@ -138,20 +158,18 @@ struct ServicePortPlan<'a> {
     spec: &'a ServiceSpec,
     port: &'a ServicePort,
     protocol: Protocol,
-    slices: &'a [&'a EndpointSlice],
+    slices: &'a [Arc<EndpointSlice>],
     context: &'a PlanContext,
 }
 
 impl ServicePortPlan<'_> {
-    fn add(&self, cluster_ips: &[Ipv4Addr], external_ips: &[Ipv4Addr], tables: &mut Tables) {
+    fn add(&self, fronts: &Fronts, tables: &mut Tables) {
         let Ok(number) = u16::try_from(self.port.port) else { return };
         let all = self.endpoints(false);
         let destination = |ip: &Ipv4Addr| (*ip, self.protocol, number);
         if all.is_empty() {
-            let taken = |d: &Destination| tables.service_ips.contains_key(d);
-            let free: Vec<Destination> =
-                cluster_ips.iter().chain(external_ips).map(destination).filter(|d| !taken(d)).collect();
-            tables.no_endpoints.extend(free);
+            let addresses = fronts.cluster.iter().chain(&fronts.external).chain(&fronts.balancer);
+            tables.no_endpoints.extend(addresses.map(destination));
             return;
         }
         let local = self.endpoints(true);
@@ -160,7 +178,16 @@ impl ServicePortPlan<'_> {
             self.spec.external_traffic_policy.as_deref() == Some("Local"),
         );
         let node_port = self.port.node_port.and_then(|p| u16::try_from(p).ok()).filter(|p| *p != 0);
-        let has_external = node_port.is_some() || !external_ips.is_empty();
+        let has_external = node_port.is_some() || !fronts.external.is_empty() || !fronts.balancer.is_empty();
+
+        let plain = !internal_local && !has_external && self.spec.session_affinity.as_deref() != Some("ClientIP");
+        if plain && all.len() <= MAX_BALANCED as usize {
+            for ip in &fronts.cluster {
+                tables.balanced.insert(destination(ip), all.clone());
+                self.note_udp(Some(*ip), number, &all, tables);
+            }
+            return;
+        }
 
         let pick_all = (!internal_local || has_external).then(|| self.pick("c", &all, tables));
         let pick_local = ((internal_local || (external_local && has_external)) && !local.is_empty())
@@ -172,7 +199,7 @@ impl ServicePortPlan<'_> {
             to(if internal_local { &pick_local } else { &pick_all }),
         ];
         let service = self.chain(SERVICE, internal, tables);
-        for ip in cluster_ips {
+        for ip in &fronts.cluster {
             tables.service_ips.entry(destination(ip)).or_insert_with(|| service.clone());
             self.note_udp(Some(*ip), number, &all, tables);
         }
@@ -191,15 +218,34 @@ impl ServicePortPlan<'_> {
             steps.push(to(&pick_all));
         }
         let external = self.chain(EXTERNAL, steps, tables);
-        for ip in external_ips {
-            tables.no_endpoints.remove(&destination(ip));
+        for ip in &fronts.external {
             tables.service_ips.entry(destination(ip)).or_insert_with(|| external.clone());
             self.note_udp(Some(*ip), number, &all, tables);
+        }
+        if !fronts.balancer.is_empty() {
+            let balanced = self.restricted(&external, tables);
+            for ip in &fronts.balancer {
+                tables.service_ips.entry(destination(ip)).or_insert_with(|| balanced.clone());
+                self.note_udp(Some(*ip), number, &all, tables);
+            }
         }
         if let Some(port) = node_port {
             tables.node_ports.entry((self.protocol, port)).or_insert(external);
             self.note_udp(None, port, &all, tables);
         }
+    }
+
+    /// The chain that lets only the ranges a load balancer is open to into `external`.
+    fn restricted(&self, external: &str, tables: &mut Tables) -> String {
+        let ranges = self.spec.load_balancer_source_ranges.as_deref().unwrap_or_default();
+        if ranges.is_empty() {
+            return external.to_owned();
+        }
+        // A range of the other address family, or one we cannot read, opens nothing.
+        let parsed = ranges.iter().filter_map(|range| range.trim().parse::<Cidr>().ok());
+        let mut steps: Vec<Step> = parsed.map(|cidr| Step::GotoIfFrom(cidr, external.to_owned())).collect();
+        steps.push(Step::Drop);
+        self.chain(BALANCER, steps, tables)
     }
 
     fn note_udp(&self, ip: Option<Ipv4Addr>, port: u16, endpoints: &[SocketAddrV4], tables: &mut Tables) {
@@ -208,11 +254,12 @@ impl ServicePortPlan<'_> {
         }
     }
 
-    /// Ready endpoints, or, when there are none, those that end but still serve.
+    /// Ready endpoints, or, when there are none, those that end but still serve. Of all nodes' ready ones, those
+    /// that the hints keep for this node or its zone.
     fn endpoints(&self, only_local: bool) -> Vec<SocketAddrV4> {
-        let (mut ready, mut ending) = (BTreeSet::new(), BTreeSet::new());
+        let (mut ready, mut ending) = (BTreeMap::new(), BTreeSet::new());
         let wanted = self.port.name.as_deref().unwrap_or_default();
-        for slice in self.slices {
+        for slice in self.slices.iter().filter(|slice| slice.address_type == "IPv4") {
             let port = slice.ports.iter().flatten().find(|p| {
                 p.name.as_deref().unwrap_or_default() == wanted
                     && Protocol::parse(p.protocol.as_deref().unwrap_or_default()) == Some(self.protocol)
@@ -229,14 +276,19 @@ impl ServicePortPlan<'_> {
                 let terminating = conditions.and_then(|c| c.terminating).unwrap_or(false);
                 let address = SocketAddrV4::new(ip, port);
                 if is_ready {
-                    ready.insert(address);
+                    ready.insert(address, endpoint);
                 } else if serving && terminating {
                     ending.insert(address);
                 }
             }
         }
-        let chosen = if ready.is_empty() { ending } else { ready };
-        chosen.into_iter().collect()
+        if ready.is_empty() {
+            return ending.into_iter().collect();
+        }
+        if only_local {
+            return ready.into_keys().collect();
+        }
+        topology::nearest(&ready, &self.context.node_name, self.context.zone.as_deref())
     }
 
     /// The chain that sends to one of `endpoints`.

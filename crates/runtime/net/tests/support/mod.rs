@@ -161,7 +161,7 @@ impl Pod {
             for stream in listener.incoming() {
                 let Ok(mut stream) = stream else { return };
                 std::thread::spawn(move || {
-                    let peer = stream.peer_addr().unwrap().ip();
+                    let Ok(peer) = stream.peer_addr().map(|peer| peer.ip()) else { return };
                     let _ = writeln!(stream, "{name} {peer}");
                     let mut buffer = [0; 256];
                     while let Ok(count @ 1..) = stream.read(&mut buffer) {
