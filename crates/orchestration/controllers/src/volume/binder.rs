@@ -175,7 +175,7 @@ impl Binder {
 
     async fn provision(&self, claim: &PersistentVolumeClaim, class: &StorageClass, node: &str) -> Result<(), Error> {
         let found = self.copies.node(node);
-        let refusal = provision::refusal(claim, class, found.as_deref(), self.promised(node, claim));
+        let refusal = provision::refusal(claim, found.as_deref(), self.promised(node, claim));
         let (None, Some(found)) = (&refusal, found) else {
             let why = refusal.unwrap_or_default();
             let message = format!("failed to provision volume with StorageClass \"{}\": {why}", class_of(claim));

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use dhow_api::local_volumes;
+use dhow_scheduler::volumes::local;
 use dhow_scheduler::volumes::matching::{
     BIND_COMPLETED, NO_PROVISIONER, annotation, capacity, class_of, class_of_volume, find, is_block, is_held_for,
     requested, selected_node, volume_name, waits_for_consumer,
@@ -123,6 +124,15 @@ fn unbound(view: &View<'_>) -> Plan {
     if let Some(volume) = find(view.volumes.iter(), claim, None, delayed) {
         return Plan::of(Act::Bind(Arc::clone(volume)));
     }
+    if let Some(class) = view.class.filter(|class| class.provisioner == local_volumes::PROVISIONER) {
+        let binding =
+            format!("storage class \"{}\" has to use volumeBindingMode WaitForFirstConsumer", class_of(claim));
+        let why = local::impossible(claim, class).or_else(|| (!delayed).then_some(binding));
+        if let Some(why) = why {
+            let message = format!("failed to provision volume with StorageClass \"{}\": {why}", class_of(claim));
+            return Plan::tell(Told::warning("ProvisioningFailed", message));
+        }
+    }
     if delayed && node.is_none() {
         return Plan::tell(match view.consumer {
             Some(pod) => Told::normal("WaitForPodScheduled", format!("waiting for pod {pod} to be scheduled")),
@@ -148,12 +158,6 @@ fn unbound(view: &View<'_>) -> Plan {
             "no persistent volumes available for this claim and no storage class is set",
         )),
         (local_volumes::PROVISIONER, Some(node)) => Plan::of(Act::Provision { node: node.to_owned() }),
-        (local_volumes::PROVISIONER, None) => Plan::tell(Told::warning(
-            "ProvisioningFailed",
-            format!(
-                "storage class \"{name}\" has to use volumeBindingMode WaitForFirstConsumer: its volumes are of one node"
-            ),
-        )),
         (provisioner, _) => Plan {
             act: Act::HandOver { provisioner: provisioner.to_owned() },
             told: Told::normal(

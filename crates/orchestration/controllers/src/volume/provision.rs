@@ -6,7 +6,7 @@
 use dhow_api::local_volumes::{FINALIZER, NODE_LABEL, PATH, PROVISIONER};
 use dhow_client::{Error, reference};
 use dhow_scheduler::volumes::local;
-use dhow_scheduler::volumes::matching::{annotation, class_of, is_block, requested};
+use dhow_scheduler::volumes::matching::{annotation, class_of, requested};
 use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim};
 use k8s_openapi::api::storage::v1::StorageClass;
 use serde_json::json;
@@ -15,29 +15,8 @@ use super::PROVISIONED_BY;
 
 const HOSTNAME: &str = "kubernetes.io/hostname";
 
-/// Why a volume cannot be made, for the claim's events.
-pub fn refusal(
-    claim: &PersistentVolumeClaim,
-    class: &StorageClass,
-    node: Option<&Node>,
-    promised: i64,
-) -> Option<String> {
-    let spec = claim.spec.as_ref()?;
-    if is_block(spec.volume_mode.as_deref()) {
-        return Some(format!("{PROVISIONER} makes directories, not block devices: use volumeMode Filesystem"));
-    }
-    let shared = |mode: &&String| matches!(mode.as_str(), "ReadWriteMany" | "ReadOnlyMany");
-    if let Some(mode) = spec.access_modes.iter().flatten().find(shared) {
-        return Some(format!(
-            "{PROVISIONER} makes volumes of one node: use ReadWriteOnce or ReadWriteOncePod, not {mode}"
-        ));
-    }
-    if spec.data_source.is_some() || spec.data_source_ref.is_some() {
-        return Some(format!("{PROVISIONER} cannot fill a volume from a data source"));
-    }
-    if let Some(name) = class.parameters.iter().flatten().map(|(name, _)| name).next() {
-        return Some(format!("{PROVISIONER} knows no parameter \"{name}\""));
-    }
+/// Why a volume cannot be made on the node that was selected, for the claim's events.
+pub fn refusal(claim: &PersistentVolumeClaim, node: Option<&Node>, promised: i64) -> Option<String> {
     let Some(node) = node else { return Some("the selected node is gone".to_owned()) };
     let name = node.metadata.name.as_deref().unwrap_or_default();
     if annotation(&node.metadata, PATH).is_none() {

@@ -142,14 +142,20 @@ fn the_provisioner_says_what_it_cannot_make() {
         "annotations": {"dhow.io/local-volumes-path": "/d/volumes", "dhow.io/local-volumes-capacity": "10Gi"}}}))
         .unwrap();
     let local = class("dhow.io/local", "WaitForFirstConsumer");
-    let refused =
-        |claim: &PersistentVolumeClaim, promised: i64| provision::refusal(claim, &local, Some(&node), promised);
+    let refused = |claim: &PersistentVolumeClaim, promised: i64| provision::refusal(claim, Some(&node), promised);
     assert_eq!(refused(&claim("10Gi", json!({})), 0), None);
     assert!(refused(&claim("10Gi", json!({})), 1).unwrap().contains("bytes left for local volumes"));
-    assert!(refused(&claim("1Gi", json!({"spec": {"volumeMode": "Block"}})), 0).unwrap().contains("block"));
-    let many = claim("1Gi", json!({"spec": {"accessModes": ["ReadWriteMany"]}}));
-    assert!(refused(&many, 0).unwrap().contains("ReadWriteMany"));
-    assert!(provision::refusal(&claim("1", json!({})), &local, Some(&Node::default()), 0).is_some());
+    assert!(provision::refusal(&claim("1", json!({})), Some(&Node::default()), 0).is_some());
+    assert!(provision::refusal(&claim("1", json!({})), None, 0).is_some());
+    for odd in [
+        json!({"volumeMode": "Block"}),
+        json!({"accessModes": ["ReadWriteMany"]}),
+        json!({"selector": {}}),
+        json!({"dataSource": {"kind": "PersistentVolumeClaim", "name": "d"}}),
+    ] {
+        let odd = claim("1Gi", json!({"spec": merged(json!({"storageClassName": "k"}), odd)}));
+        assert_eq!(planned(&odd, &[], Some(&local)), "wait: ProvisioningFailed", "{odd:?}");
+    }
     let made = provision::volume(&claim("1Gi", json!({})), &local, &node).unwrap();
     assert_eq!(made.metadata.name.as_deref(), Some("pvc-u"));
     assert_eq!(made.spec.unwrap().local.unwrap().path, "/d/volumes/pvc-u");

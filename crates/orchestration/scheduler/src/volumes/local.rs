@@ -5,15 +5,37 @@
 use std::collections::BTreeMap;
 use std::str::FromStr;
 
-use dhow_api::local_volumes::{CAPACITY, NODE_LABEL};
+use dhow_api::local_volumes::{CAPACITY, NODE_LABEL, PROVISIONER};
 use dhow_api::quantity::Quantity;
 use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim};
+use k8s_openapi::api::storage::v1::StorageClass;
 
-use super::matching::{annotation, capacity, requested};
+use super::matching::{annotation, capacity, is_block, requested};
 
 /// The name of the volume that is made for a claim.
 pub fn name(claim: &PersistentVolumeClaim) -> String {
     format!("pvc-{}", claim.metadata.uid.as_deref().unwrap_or_default())
+}
+
+/// Why no node can make a volume for the claim, for its events.
+pub fn impossible(claim: &PersistentVolumeClaim, class: &StorageClass) -> Option<String> {
+    let spec = claim.spec.as_ref()?;
+    if is_block(spec.volume_mode.as_deref()) {
+        return Some(format!("{PROVISIONER} makes directories, not block devices: use volumeMode Filesystem"));
+    }
+    let shared = |mode: &&String| matches!(mode.as_str(), "ReadWriteMany" | "ReadOnlyMany");
+    if let Some(mode) = spec.access_modes.iter().flatten().find(shared) {
+        return Some(format!(
+            "{PROVISIONER} makes volumes of one node: use ReadWriteOnce or ReadWriteOncePod, not {mode}"
+        ));
+    }
+    if spec.data_source.is_some() || spec.data_source_ref.is_some() {
+        return Some(format!("{PROVISIONER} cannot fill a volume from a data source"));
+    }
+    if spec.selector.is_some() {
+        return Some(format!("{PROVISIONER} makes new volumes: a claim with a selector gets none"));
+    }
+    class.parameters.iter().flatten().next().map(|(name, _)| format!("{PROVISIONER} knows no parameter \"{name}\""))
 }
 
 /// The node that holds a volume, if the built-in provisioner made it.

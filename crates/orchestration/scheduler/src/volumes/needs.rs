@@ -31,6 +31,18 @@ struct Waiting<'a> {
     candidates: Vec<&'a Arc<PersistentVolume>>,
 }
 
+impl Waiting<'_> {
+    /// Whether there is a provisioner that may make a volume for the node.
+    fn can_be_made(&self, node: &Node) -> bool {
+        let possible = match self.class.provisioner.as_str() {
+            NO_PROVISIONER => false,
+            PROVISIONER => local::impossible(self.claim, self.class).is_none(),
+            _ => true,
+        };
+        possible && is_allowed_on(self.class, node)
+    }
+}
+
 #[derive(Default)]
 pub(crate) struct Needs<'a> {
     bound: Vec<&'a PersistentVolume>,
@@ -158,7 +170,7 @@ impl<'a> Needs<'a> {
             let volume = find(free, waiting.claim, Some(node), true);
             if let Some(volume) = volume {
                 used.insert(volume.metadata.name.clone());
-            } else if waiting.class.provisioner == NO_PROVISIONER || !is_allowed_on(waiting.class, node) {
+            } else if !waiting.can_be_made(node) {
                 return Err(NONE_TO_BIND);
             } else if waiting.class.provisioner == PROVISIONER && waiting.node.is_none() {
                 left = left.saturating_sub(requested(waiting.claim));

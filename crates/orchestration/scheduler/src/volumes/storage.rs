@@ -91,9 +91,12 @@ impl Storage {
             let claim = self.claims.get(&key).filter(|claim| claim.metadata.deletion_timestamp.is_none());
             let Some(claim) = claim else { return Progress::Lost };
             if is_bound(claim) {
-                let there = self.volumes.get(volume_name(claim)).zip(snapshot.node(node));
-                if there.is_none_or(|(volume, node)| !reaches(volume, node)) {
-                    return Progress::Lost;
+                let lost = claim.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Lost");
+                match self.volumes.get(volume_name(claim)) {
+                    // The copy of the volumes is behind that of the claims.
+                    None if !lost => progress = Progress::Pending,
+                    Some(volume) if snapshot.node(node).is_some_and(|node| reaches(volume, node)) => {}
+                    _ => return Progress::Lost,
                 }
                 continue;
             }

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use dhow_api::local_volumes::{CAPACITY, FINALIZER, NODE_LABEL, PATH};
 use dhow_client::{Error as ClientError, Informer, Key, ListParams, Outcome, Patch, Queue, Reconcile, run_controller};
@@ -19,6 +20,9 @@ use tokio_util::sync::CancellationToken;
 use super::{bad, claim};
 use crate::Error;
 use crate::shared::Shared;
+
+/// After so long a copy is looked at again that may be behind.
+const BEHIND: Duration = Duration::from_secs(1);
 
 fn folder(root: &Path) -> PathBuf {
     root.join("volumes")
@@ -110,6 +114,8 @@ impl Reconcile for LocalVolumes {
         let patch = Patch::Merge(json!({"metadata": seen}));
         match self.shared.config.client.patch::<PersistentVolume>(None, &key.name, patch, None).await {
             Err(error) if error.is_not_found() => Ok(Outcome::Done),
+            // A volume that is gone is nobody's: the copy at hand is behind.
+            Err(error) if error.is_forbidden() => Ok(Outcome::RequeueAfter(BEHIND)),
             other => other.map(|_| Outcome::Done),
         }
     }
