@@ -22,7 +22,7 @@ pub fn run(args: &Args) -> Result<()> {
         shell::run("cargo", &["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"])?;
     }
     shell::step("images for the end-to-end test");
-    images::run(images::ImagesArgs::only(up::DEMO_IMAGES))?;
+    images::run(images::ImagesArgs::only(&[up::DEMO_IMAGES, &["busybox"]].concat()))?;
     shell::step("tests");
     // The end-to-end test drives the binary as a person would.
     shell::run("cargo", &["build", "--package", "dhow"])?;

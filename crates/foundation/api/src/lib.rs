@@ -27,6 +27,7 @@ pub mod discovery;
 pub mod error;
 pub mod header;
 pub mod list_semantics;
+pub mod local_volumes;
 pub mod meta;
 pub mod names;
 pub mod openapi;

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use dhow_api::Status;
+use dhow_api::{Status, local_volumes};
 use dhow_client::Client;
 use http::{Method, Request, header};
 use http_body_util::BodyExt;
@@ -36,8 +36,23 @@ pub async fn ensure(server: &Arc<ApiServer>, config: &Config) -> Result<(), Stat
     futures::future::try_join_all(settled).await?;
     let of_group = |plural: &'static str| move |object| (plural, object);
     let levels = flow::objects::levels().into_iter().map(of_group(LEVELS));
+    create(&client, "/apis/storage.k8s.io/v1/storageclasses", local_class()).await?;
     create_all(&client, levels.chain(flow::objects::schemas().into_iter().map(of_group(SCHEMAS)))).await?;
     api_service(&client, config).await
+}
+
+/// Volumes of the node that runs the pod, for claims that name no class.
+fn local_class() -> Value {
+    json!({
+        "metadata": {
+            "name": local_volumes::CLASS,
+            "annotations": {"storageclass.kubernetes.io/is-default-class": "true"},
+        },
+        "provisioner": local_volumes::PROVISIONER,
+        "reclaimPolicy": "Delete",
+        "volumeBindingMode": "WaitForFirstConsumer",
+        "allowVolumeExpansion": true,
+    })
 }
 
 const LEVELS: &str = "/apis/flowcontrol.apiserver.k8s.io/v1/prioritylevelconfigurations";
@@ -255,6 +270,7 @@ fn roles() -> Vec<Value> {
                 rule(&["apps"], &["replicasets", "statefulsets"], READ),
                 rule(&["policy"], &["poddisruptionbudgets"], READ),
                 rule(&["storage.k8s.io"], &["*"], READ),
+                rule(&[""], &["persistentvolumeclaims", "persistentvolumes"], &["patch", "update"]),
                 rule(&[""], &["pods/binding", "bindings"], &["create"]),
                 rule(&[""], &["pods/status"], &["patch", "update"]),
                 rule(&[""], &["pods"], &["delete"]),
@@ -276,6 +292,7 @@ fn roles() -> Vec<Value> {
                 rule(&[""], &["pods/eviction", "serviceaccounts/token"], &["create"]),
                 rule(&[""], &["configmaps", "secrets"], READ),
                 rule(&[""], &["endpoints", "persistentvolumeclaims", "persistentvolumes", "serviceaccounts"], &["get"]),
+                rule(&[""], &["persistentvolumes"], &["list", "patch", "watch"]),
                 rule(&[""], &["persistentvolumeclaims/status"], &["get", "patch", "update"]),
                 rule(&["certificates.k8s.io"], &["certificatesigningrequests"], &["create", "get", "list", "watch"]),
                 rule(&["coordination.k8s.io"], &["leases"], &["create", "delete", "get", "patch", "update"]),

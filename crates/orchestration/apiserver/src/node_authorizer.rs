@@ -5,8 +5,8 @@
 
 use std::sync::Arc;
 
-use dhow_api::meta;
 use dhow_api::registry;
+use dhow_api::{local_volumes, meta};
 use serde_json::Value;
 
 use crate::cache::Cache;
@@ -77,7 +77,13 @@ pub fn allows(cache: &Cache, node: &str, attributes: &Attributes, selected: &Sel
         ("", "persistentvolumeclaims/status") => {
             (verb == "get" || writes_status) && refers(cache, node, namespace, resource, name)
         }
-        ("", "persistentvolumes") => verb == "get" && !name.is_empty() && mounts(cache, node, name),
+        ("", "persistentvolumes") => match verb {
+            "get" => !name.is_empty() && (mounts(cache, node, name) || holds(cache, node, name)),
+            "list" | "watch" => selected.volumes_of.as_deref() == Some(node),
+            // What of it may change is for admission.
+            "patch" => !name.is_empty() && holds(cache, node, name),
+            _ => false,
+        },
         ("", "serviceaccounts") => verb == "get" && refers(cache, node, namespace, resource, name),
         ("", "serviceaccounts/token") => verb == "create" && refers(cache, node, namespace, resource, name),
         ("coordination.k8s.io", "leases") if namespace == LEASES => match verb {
@@ -173,6 +179,12 @@ fn volume_secret(volume: &Value, name: &str) -> bool {
 /// Whether a pod of the node mounts a volume by way of its claim.
 fn mounts(cache: &Cache, node: &str, volume: &str) -> bool {
     one(cache, "", "persistentvolumes", None, volume).is_some_and(|volume| claimed(cache, node, &volume))
+}
+
+/// Whether a volume of the built-in provisioner lies on the node.
+fn holds(cache: &Cache, node: &str, name: &str) -> bool {
+    let volume = one(cache, "", "persistentvolumes", None, name);
+    volume.is_some_and(|volume| meta::text(&volume, &["metadata", "labels", local_volumes::NODE_LABEL]) == node)
 }
 
 fn claimed(cache: &Cache, node: &str, volume: &Value) -> bool {

@@ -4,9 +4,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use dhow_api::Status;
 use dhow_api::registry::{self, Kind};
 use dhow_api::selectors::FieldSelector;
+use dhow_api::{Status, local_volumes};
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, PolicyRule, Role, RoleBinding, Subject};
 use serde::de::DeserializeOwned;
 
@@ -67,12 +67,24 @@ impl Attributes {
 pub struct Selected {
     /// `spec.nodeName` in the field selector.
     pub node: Option<String>,
+    /// The node whose local volumes alone the label selector lets through.
+    pub volumes_of: Option<String>,
 }
 
 impl Selected {
     pub fn of(info: &RequestInfo) -> Self {
-        Self { node: selected(info, "spec.nodeName") }
+        Self { node: selected(info, "spec.nodeName"), volumes_of: labelled(info, local_volumes::NODE_LABEL) }
     }
+}
+
+/// The one value that a list's or watch's label selector lets through for a label, in the form `label=value`.
+fn labelled(info: &RequestInfo, label: &str) -> Option<String> {
+    if !matches!(info.verb, "list" | "watch") {
+        return None;
+    }
+    let (name, value) = info.query.get("labelSelector")?.split_once('=')?;
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
+    (name == label && !value.is_empty() && value.chars().all(plain)).then(|| value.to_owned())
 }
 
 /// The one value that a list's or watch's field selector lets through at a path.

@@ -365,3 +365,44 @@ async fn a_node_sees_what_its_pods_need() {
     may("node1", "-n kube-node-lease label lease node1 a=b").await.unwrap();
     may("node1", "-n kube-node-lease label lease node2 a=b").await.unwrap_err();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_take_only_their_finalizer_from_only_their_volumes() {
+    let cluster = Cluster::start().await;
+    for node in ["node1", "node2"] {
+        cluster.kubeconfig(node, &format!("system:node:{node}"), &["system:nodes"]);
+    }
+    let terms = "{required: {nodeSelectorTerms: [{matchExpressions: [{key: a, operator: Exists}]}]}}";
+    apply(
+        &cluster,
+        &format!(
+            "{{apiVersion: v1, kind: PersistentVolume, metadata: {{name: held, labels: {{dhow.io/node: node1}}, finalizers: \
+             [dhow.io/local-volume, example.com/other]}}, spec: {{accessModes: [ReadWriteOnce], capacity: {{storage: 1Gi}}, \
+             local: {{path: /x}}, nodeAffinity: {terms}}}}}"
+        ),
+    )
+    .await;
+    let run = async |node: &str, args: &[&str]| cluster.run(node, args, "").await;
+    run("node1", &["get", "pv", "-l", "dhow.io/node=node1"]).await.unwrap();
+    for selector in ["dhow.io/node", "dhow.io/node=node2", "dhow.io/node!=node1", "dhow.io/node=node1,a!=b"] {
+        let error = run("node1", &["get", "pv", "-l", selector]).await.expect_err(selector);
+        assert!(error.contains("forbidden"), "{selector}: {error}");
+    }
+    run("node1", &["get", "pv"]).await.unwrap_err();
+    let patch = async |node: &str, patch: &str| run(node, &["patch", "pv", "held", "--type=merge", "-p", patch]).await;
+    for refused in [
+        r#"{"metadata":{"finalizers":["dhow.io/local-volume"]}}"#,
+        r#"{"metadata":{"finalizers":["dhow.io/local-volume","example.com/other","kubernetes.io/pv-protection","x.y/z"]}}"#,
+        r#"{"metadata":{"labels":{"dhow.io/node":"node2"}}}"#,
+        r#"{"spec":{"persistentVolumeReclaimPolicy":"Delete"}}"#,
+    ] {
+        let error = patch("node1", refused).await.expect_err(refused);
+        assert!(error.contains("may only take dhow.io/local-volume"), "{refused}: {error}");
+    }
+    let left = cluster.kubectl(&["get", "pv", "held", "-o", "jsonpath={.metadata.finalizers}"]).await;
+    let left = left.replace(r#""dhow.io/local-volume","#, "").replace(r#","dhow.io/local-volume""#, "");
+    let taken = format!(r#"{{"metadata":{{"finalizers":{left}}}}}"#);
+    patch("node2", &taken).await.unwrap_err();
+    patch("node1", &taken).await.unwrap();
+    run("node1", &["delete", "pv", "held", "--wait=false"]).await.unwrap_err();
+}

@@ -11,6 +11,7 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::ClusterRole;
+use k8s_openapi::api::storage::v1::StorageClass;
 use tokio_util::sync::CancellationToken;
 
 use crate::common::node_name;
@@ -47,6 +48,7 @@ informers! {
     endpoints: Endpoints = all,
     claims: PersistentVolumeClaim = all,
     volumes: PersistentVolume = all,
+    storage_classes: StorageClass = all,
     deployments: Deployment = all,
     sets: ReplicaSet = all,
     replication_controllers: ReplicationController = all,

@@ -29,6 +29,7 @@ mod replicaset;
 mod replication_controller;
 mod resources;
 mod statefulset;
+mod volume;
 
 use std::sync::Arc;
 
@@ -137,7 +138,7 @@ fn services_and_budgets(client: &Client, all: &Informers, run: Run<'_>) {
     run(queue, 2, reconciler);
 }
 
-/// What keeps the cluster itself in order.
+/// What keeps the cluster itself in order, volumes among it.
 fn cluster(client: &Client, config: ControllersConfig, all: Informers, run: Run<'_>) {
     let queue = Queue::new("namespace-defaults");
     let ca = config.root_ca_pem;
@@ -154,6 +155,13 @@ fn cluster(client: &Client, config: ControllersConfig, all: Informers, run: Run<
     let (nodes, pods) = (all.nodes.clone(), all.pods.clone());
     let reconciler = node_lifecycle::NodeLifecycle::new(client.clone(), nodes, &all.node_leases, pods, &queue);
     run(queue, 2, reconciler);
+    let queue = Queue::new("ephemeral-volume");
+    let (pods, claims) = (all.pods.clone(), all.claims.clone());
+    run(queue.clone(), 2, volume::EphemeralVolumes::new(client.clone(), pods, claims, &queue));
+    let queue = Queue::new("persistentvolume-binder");
+    let (volumes, classes, nodes) = (all.volumes.clone(), all.storage_classes, all.nodes.clone());
+    let copies = volume::Copies { claims: all.claims.clone(), volumes, classes, nodes };
+    run(queue.clone(), 4, volume::Binder::new(client.clone(), copies, all.pods.clone(), &queue));
     let queue = Queue::new("pvc-protection");
     let reconciler = pvc_protection::PvcProtection::new(client.clone(), all.claims, all.pods.clone(), &queue);
     run(queue, 2, reconciler);

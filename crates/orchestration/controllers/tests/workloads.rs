@@ -321,11 +321,12 @@ async fn claims_and_volumes_stay_while_they_are_used() {
         .apply(json!({"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": "pv"}, "spec": {
             "accessModes": ["ReadWriteOnce"], "capacity": {"storage": "1Gi"}, "hostPath": {"path": "/nowhere"}}}))
         .await;
-    let status = |phase: &str| json!({"status": {"phase": phase}});
-    let path = "/api/v1/persistentvolumes/pv/status";
-    cloud.cluster.json("PATCH", path, "application/merge-patch+json", &status("Bound")).await;
+    let mut holder = claim("holder");
+    holder["spec"]["storageClassName"] = json!("");
+    cloud.apply(holder).await;
+    cloud.until(&["get", "pv/pv", "-o", "jsonpath={.status.phase}"], "Bound").await;
     cloud.kubectl(&["delete", "pv", "pv", "--wait=false"]).await;
     assert_eq!(cloud.get("pv/pv", "{.metadata.finalizers[*]}").await, "kubernetes.io/pv-protection");
-    cloud.cluster.json("PATCH", path, "application/merge-patch+json", &status("Released")).await;
+    cloud.kubectl(&["delete", "pvc", "holder", "--timeout=20s"]).await;
     cloud.kubectl(&["wait", "pv/pv", "--for=delete", "--timeout=20s"]).await;
 }

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{Node, NodeAffinity, NodeSelectorRequirement, NodeSelectorTerm, PodSpec};
+use k8s_openapi::api::core::v1::{
+    Node, NodeAffinity, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, PodSpec,
+};
 
 fn node_affinity(spec: &PodSpec) -> Option<&NodeAffinity> {
     spec.affinity.as_ref().and_then(|a| a.node_affinity.as_ref())
@@ -14,7 +16,12 @@ pub fn required(spec: &PodSpec, node: &Node) -> bool {
     let labels = node.metadata.labels.as_ref().unwrap_or(&empty);
     let selected = spec.node_selector.iter().flatten().all(|(key, value)| labels.get(key) == Some(value));
     let required = node_affinity(spec).and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref());
-    selected && required.is_none_or(|r| r.node_selector_terms.iter().any(|term| term_matches(term, node)))
+    selected && required.is_none_or(|required| self::selected(required, node))
+}
+
+/// Whether one of the terms selects the node.
+pub fn selected(selector: &NodeSelector, node: &Node) -> bool {
+    selector.node_selector_terms.iter().any(|term| term_matches(term, node))
 }
 
 /// The summed weight of the preferred terms the node matches.

@@ -8,6 +8,7 @@ mod run;
 mod snapshot;
 pub mod taints;
 mod topology;
+pub mod volumes;
 
 pub use engine::{Engine, Outcome};
 pub use place::{Decision, Unschedulable, place};

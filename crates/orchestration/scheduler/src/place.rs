@@ -10,6 +10,7 @@ use k8s_openapi::api::core::v1::{Node, Pod, PodSpec};
 use crate::resources::Request;
 use crate::snapshot::{HostPort, NodeInfo, Snapshot, host_ports};
 use crate::topology::{self, Rules};
+use crate::volumes::Needs;
 use crate::{affinity, taints};
 
 /// What a pod asks of a node, worked out once per decision.
@@ -18,6 +19,7 @@ struct Demand<'a> {
     request: Request,
     ports: Vec<HostPort>,
     rules: Rules<'a>,
+    volumes: Needs<'a>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,6 +37,8 @@ pub struct Unschedulable {
     pub reasons: BTreeMap<String, usize>,
     /// The pod asks for something that is not supported; no node was asked.
     pub unsupported: Option<&'static str>,
+    /// What the pod's own volumes lack, whatever the node; no node was asked.
+    pub volumes: Option<String>,
 }
 
 impl std::fmt::Display for Unschedulable {
@@ -44,6 +48,9 @@ impl std::fmt::Display for Unschedulable {
         }
         if self.nodes == 0 {
             return f.write_str("no nodes available to schedule pods");
+        }
+        if let Some(lack) = &self.volumes {
+            return write!(f, "0/{} nodes are available: {lack}.", self.nodes);
         }
         let mut reasons: Vec<String> = self.reasons.iter().map(|(reason, count)| format!("{count} {reason}")).collect();
         reasons.sort();
@@ -58,8 +65,16 @@ pub fn place(snapshot: &Snapshot, pod: &Pod) -> Decision {
     if refused.unsupported.is_some() {
         return Decision::Unschedulable(refused);
     }
-    let demand =
-        Demand { spec, request: Request::of(pod), ports: host_ports(spec), rules: Rules::new(snapshot, pod, spec) };
+    let volumes = match Needs::new(snapshot, pod) {
+        Ok(volumes) => volumes,
+        Err(lack) => {
+            refused.nodes = snapshot.nodes().count();
+            refused.volumes = Some(lack);
+            return Decision::Unschedulable(refused);
+        }
+    };
+    let rules = Rules::new(snapshot, pod, spec);
+    let demand = Demand { spec, request: Request::of(pod), ports: host_ports(spec), rules, volumes };
     let mut candidates = Vec::new();
     for (name, info, node) in snapshot.nodes() {
         refused.nodes += 1;
@@ -101,7 +116,8 @@ fn refusals(demand: &Demand<'_>, info: &NodeInfo, node: &Node) -> Vec<String> {
     if !short.is_empty() {
         return short;
     }
-    demand.rules.refuses(node).map(str::to_owned).into_iter().collect()
+    let refusal = demand.volumes.refuses(node).or_else(|| demand.rules.refuses(node));
+    refusal.map(str::to_owned).into_iter().collect()
 }
 
 fn shortages(request: &Request, info: &NodeInfo) -> Vec<String> {

@@ -9,12 +9,17 @@ use dhow_client::{
     Change, Client, Error, EventRecorder, EventType, Informer, Key, ListParams, Patch, Queue, Reconcile, reference,
     run_controller,
 };
-use k8s_openapi::api::core::v1::{Binding, Node, ObjectReference, Pod, PodCondition};
+use k8s_openapi::api::core::v1::{
+    Binding, Node, ObjectReference, PersistentVolume, PersistentVolumeClaim, Pod, PodCondition,
+};
+use k8s_openapi::api::storage::v1::StorageClass;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use k8s_openapi::jiff::Timestamp;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
+use crate::volumes::Step;
+use crate::volumes::matching::{BOUND_BY_CONTROLLER, SELECTED_NODE};
 use crate::{Engine, Outcome, PodKey, Unschedulable};
 
 #[derive(Debug, Clone)]
@@ -37,17 +42,65 @@ pub async fn run(client: Client, config: SchedulerConfig, shutdown: Cancellation
     let queue = Queue::new("scheduler");
     let nodes = Informer::<Node>::start(client.clone(), ListParams::default(), None, shutdown.clone());
     let pods = Informer::<Pod>::start(client.clone(), ListParams::default(), None, shutdown.clone());
-    let both = async {
+    let storage = StorageInformers::start(&client, &shutdown);
+    let all = async {
         nodes.synced().await;
         pods.synced().await;
+        storage.synced().await;
     };
-    tokio::select! { () = both => {}, () = shutdown.cancelled() => return }
+    tokio::select! { () = all => {}, () = shutdown.cancelled() => return }
     // All that is known goes in before the first decision.
     follow_nodes(&nodes, &engine, &queue);
+    storage.follow(&engine, &queue);
     follow_pods(&pods, &engine, &queue);
     let recorder = EventRecorder::new(client.clone(), &config.name);
-    let scheduler = Scheduler { client, pods, engine, queue: queue.clone(), recorder };
+    let scheduler = Scheduler { client, pods, storage, engine, queue: queue.clone(), recorder };
     run_controller(Arc::new(scheduler), queue, config.workers, shutdown).await;
+}
+
+/// What pods' volumes are decided from.
+struct StorageInformers {
+    claims: Informer<PersistentVolumeClaim>,
+    volumes: Informer<PersistentVolume>,
+    classes: Informer<StorageClass>,
+}
+
+impl StorageInformers {
+    fn start(client: &Client, shutdown: &CancellationToken) -> Self {
+        Self {
+            claims: Informer::start(client.clone(), ListParams::default(), None, shutdown.clone()),
+            volumes: Informer::start(client.clone(), ListParams::default(), None, shutdown.clone()),
+            classes: Informer::start(client.clone(), ListParams::default(), None, shutdown.clone()),
+        }
+    }
+
+    async fn synced(&self) {
+        self.claims.synced().await;
+        self.volumes.synced().await;
+        self.classes.synced().await;
+    }
+
+    /// A volume and the claim that it is bound to arrive in any order; each wakes those who wait for it.
+    fn follow(&self, engine: &Arc<Engine>, queue: &Queue) {
+        fn now<K>(change: &Change<K>) -> Option<Arc<K>> {
+            (!matches!(change, Change::Deleted(_))).then(|| Arc::clone(change.object()))
+        }
+        fn name(metadata: &ObjectMeta) -> &str {
+            metadata.name.as_deref().unwrap_or_default()
+        }
+        let (to, woken) = (Arc::clone(engine), queue.clone());
+        self.classes.on_change(move |change| {
+            wake(&woken, to.class_changed(name(&change.object().metadata), now(change)));
+        });
+        let (to, woken) = (Arc::clone(engine), queue.clone());
+        self.volumes.on_change(move |change| {
+            wake(&woken, to.volume_changed(name(&change.object().metadata), now(change)));
+        });
+        let (to, woken) = (Arc::clone(engine), queue.clone());
+        self.claims.on_change(move |change| {
+            wake(&woken, to.claim_changed(pod_key(&change.object().metadata), now(change)));
+        });
+    }
 }
 
 fn follow_nodes(nodes: &Informer<Node>, engine: &Arc<Engine>, queue: &Queue) {
@@ -100,6 +153,7 @@ fn pod_key(metadata: &ObjectMeta) -> PodKey {
 struct Scheduler {
     client: Client,
     pods: Informer<Pod>,
+    storage: StorageInformers,
     engine: Arc<Engine>,
     queue: Queue,
     recorder: EventRecorder,
@@ -117,6 +171,7 @@ impl Reconcile for Scheduler {
         match self.engine.decide(&id, &pod) {
             Outcome::Ignore => Ok(dhow_client::Outcome::Done),
             Outcome::Bind { node } => self.bind(&id, &pod, &node).await,
+            Outcome::Provide { node, steps } => self.provide(&id, &node, &steps).await,
             Outcome::Wait(why) => {
                 // The pod waits in the engine already; a retry of this write alone keeps no one waiting.
                 self.tell(&pod, &why).await
@@ -126,6 +181,51 @@ impl Reconcile for Scheduler {
 }
 
 impl Scheduler {
+    /// Writes what was decided for a pod's claims; the pod goes on when they are bound.
+    async fn provide(&self, id: &PodKey, node: &str, steps: &[Step]) -> Result<dhow_client::Outcome, Error> {
+        for step in steps {
+            let written = match step {
+                Step::Select { claim, node } => self.select(claim, node).await,
+                Step::Hold { claim, volume } => self.hold(claim, volume).await,
+            };
+            if let Err(error) = written {
+                wake(&self.queue, self.engine.bind_failed(id));
+                if error.is_not_found() || error.is_conflict() {
+                    tracing::debug!(pod = %format!("{}/{}", id.0, id.1), node, %error, "volumes changed meanwhile");
+                    return Ok(dhow_client::Outcome::RequeueAfter(Duration::from_secs(1)));
+                }
+                return Err(error);
+            }
+        }
+        Ok(dhow_client::Outcome::Done)
+    }
+
+    async fn select(&self, claim: &PodKey, node: &str) -> Result<(), Error> {
+        let (namespace, name) = (Some(claim.0.as_str()), claim.1.as_str());
+        let uid = self.storage.claims.get(&Key::new(namespace, name)).and_then(|claim| claim.metadata.uid.clone());
+        let patch = json!({"metadata": {"uid": uid, "annotations": {SELECTED_NODE: node}}});
+        self.client.patch::<PersistentVolumeClaim>(namespace, name, Patch::Merge(patch), None).await.map(drop)
+    }
+
+    /// The volume is written only as it was seen: another claim may take it at the same moment.
+    async fn hold(&self, claim: &PodKey, volume: &str) -> Result<(), Error> {
+        let key = Key::new(Some(&claim.0), &claim.1);
+        let (Some(claim), Some(seen)) =
+            (self.storage.claims.get(&key), self.storage.volumes.get(&Key::new(None, volume)))
+        else {
+            return Err(Error::Reconcile(format!("claim {key} or volume {volume} is gone")));
+        };
+        let free = seen.spec.as_ref().is_some_and(|spec| spec.claim_ref.is_none());
+        let mut patch = json!({
+            "metadata": {"resourceVersion": seen.metadata.resource_version},
+            "spec": {"claimRef": reference(&*claim)},
+        });
+        if free {
+            patch["metadata"]["annotations"] = json!({BOUND_BY_CONTROLLER: "yes"});
+        }
+        self.client.patch::<PersistentVolume>(None, volume, Patch::Merge(patch), None).await.map(drop)
+    }
+
     async fn bind(&self, id: &PodKey, pod: &Pod, node: &str) -> Result<dhow_client::Outcome, Error> {
         let binding = Binding {
             metadata: ObjectMeta {

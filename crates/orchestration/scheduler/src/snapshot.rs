@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::{Node, Pod, PodAffinityTerm, PodSpec};
 
 use crate::resources::{Amounts, Capacity, Request};
 use crate::topology;
+use crate::volumes::{Storage, claim_names};
 
 /// Identifies a pod: namespace and name.
 pub type PodKey = (String, String);
@@ -62,6 +63,7 @@ pub(crate) struct Placed {
     ports: Vec<HostPort>,
     labels: BTreeMap<String, String>,
     anti_terms: Vec<PodAffinityTerm>,
+    claims: Vec<String>,
 }
 
 impl Placed {
@@ -77,6 +79,11 @@ impl Placed {
     pub fn anti_terms(&self) -> &[PodAffinityTerm] {
         &self.anti_terms
     }
+
+    /// The names of the claims it uses.
+    pub fn claims(&self) -> &[String] {
+        &self.claims
+    }
 }
 
 #[derive(Debug, Clone, Default)]
@@ -85,11 +92,20 @@ pub struct Snapshot {
     pods: OrdMap<PodKey, Arc<Placed>>,
     /// How many placed pods have anti-affinity terms.
     with_anti_terms: usize,
+    storage: Storage,
 }
 
 impl Snapshot {
     pub fn new() -> Self {
         Self::default()
+    }
+
+    pub(crate) fn storage(&self) -> &Storage {
+        &self.storage
+    }
+
+    pub(crate) fn storage_mut(&mut self) -> &mut Storage {
+        &mut self.storage
     }
 
     /// Nodes of the API, in the order of their names.
@@ -119,7 +135,14 @@ impl Snapshot {
         let anti_terms = pod.spec.as_ref().map(|s| topology::anti_terms(s).to_vec()).unwrap_or_default();
         self.with_anti_terms += usize::from(!anti_terms.is_empty());
         let labels = pod.metadata.labels.clone().unwrap_or_default();
-        let placed = Placed { node: node.into(), request: Request::of(pod), ports, labels, anti_terms };
+        let placed = Placed {
+            node: node.into(),
+            request: Request::of(pod),
+            ports,
+            labels,
+            anti_terms,
+            claims: claim_names(pod),
+        };
         self.change(node, |info| {
             info.used.add(&placed.request.amounts);
             info.scored_cpu += placed.request.scored_cpu;

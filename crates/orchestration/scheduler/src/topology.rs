@@ -66,7 +66,7 @@ pub(crate) fn unsupported(spec: &PodSpec) -> Option<&'static str> {
     hard_spread(spec).any(|c| c.match_label_keys.is_some()).then_some("topology spread with matchLabelKeys")
 }
 
-fn matches(selector: Option<&LabelSelector>, labels: &Labels) -> bool {
+pub(crate) fn matches(selector: Option<&LabelSelector>, labels: &Labels) -> bool {
     // No selector selects nothing, an empty one everything.
     let Some(selector) = selector else { return false };
     selector.match_labels.iter().flatten().all(|(k, v)| labels.get(k) == Some(v))

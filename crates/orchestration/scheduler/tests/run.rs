@@ -104,7 +104,8 @@ impl Transport for Connection {
     async fn call(&self, request: Request<Bytes>) -> Result<Response<Body>, Error> {
         let query: BTreeMap<&str, &str> =
             request.uri().query().unwrap_or_default().split('&').filter_map(|p| p.split_once('=')).collect();
-        let path: Vec<&str> = request.uri().path().trim_start_matches("/api/v1/").split('/').collect();
+        let path = request.uri().path().trim_start_matches("/api/v1/").trim_start_matches("/apis/storage.k8s.io/v1/");
+        let path: Vec<&str> = path.split('/').collect();
         let body: Value = serde_json::from_slice(request.body()).unwrap_or_default();
         Ok(match (request.method().as_str(), &path[..]) {
             ("GET", [plural]) if query.contains_key("watch") => {

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use dhow_cri::runtime::{
-    ContainerConfig, ImageInfo, Mount, MountPropagation, NamespaceMode, NamespaceOptions, PodIdentity, PortMapping,
-    SandboxConfig, SeccompProfile, SecurityContext, UserNamespace,
+    ContainerConfig, Device, ImageInfo, Mount, MountPropagation, NamespaceMode, NamespaceOptions, PodIdentity,
+    PortMapping, SandboxConfig, SeccompProfile, SecurityContext, UserNamespace,
 };
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 
@@ -123,7 +123,33 @@ fn security(root: &Path, spec: &PodSpec, container: &Container, image: &ImageInf
     })
 }
 
-fn mounts(container: &Container, start: &Start<'_>) -> Result<Vec<Mount>, Error> {
+/// Whether the pod has the volume for reading only, whatever a container says.
+fn is_read_only(spec: &PodSpec, name: &str) -> bool {
+    let volume = spec.volumes.iter().flatten().find(|volume| volume.name == name);
+    let claim = volume.and_then(|volume| volume.persistent_volume_claim.as_ref());
+    claim.is_some_and(|claim| claim.read_only == Some(true))
+}
+
+/// Volumes that are block devices, each at its path in the container.
+fn devices(spec: &PodSpec, container: &Container, start: &Start<'_>) -> Result<Vec<Device>, Error> {
+    let given = container.volume_devices.iter().flatten().map(|device| {
+        let base = start.volumes.get(&device.name);
+        let base = base.ok_or_else(|| Error::config(format!("volume {:?} not found", device.name)))?;
+        if !volumes::is_block_device(base) {
+            let why = format!("volume {:?} has volumeMode Filesystem, but is specified in volumeDevices", device.name);
+            return Err(Error::config(why));
+        }
+        let permissions = if is_read_only(spec, &device.name) { "r" } else { "rwm" };
+        Ok(Device {
+            host_path: base.clone(),
+            container_path: Path::new("/").join(&device.device_path),
+            permissions: permissions.into(),
+        })
+    });
+    given.collect()
+}
+
+fn mounts(spec: &PodSpec, container: &Container, start: &Start<'_>) -> Result<Vec<Mount>, Error> {
     let mut out = Vec::new();
     for (index, mount) in container.volume_mounts.iter().flatten().enumerate() {
         let base = start.volumes.get(&mount.name);
@@ -138,7 +164,7 @@ fn mounts(container: &Container, start: &Start<'_>) -> Result<Vec<Mount>, Error>
             Some(sub) => volumes::mount_sub_path(base, &sub, &place).map(|()| place)?,
             None => base.clone(),
         };
-        let readonly = mount.read_only == Some(true);
+        let readonly = mount.read_only == Some(true) || is_read_only(spec, &mount.name);
         out.push(Mount {
             host_path,
             container_path: Path::new("/").join(&mount.mount_path),
@@ -187,7 +213,8 @@ pub fn container(
     let expand =
         |list: &Option<Vec<String>>| list.iter().flatten().map(|a| crate::env::expand(a, &start.env)).collect();
     let security = security(&config.root_dir, spec, container, start.image)?;
-    let mut mounts = mounts(container, &start)?;
+    let mut mounts = mounts(spec, container, &start)?;
+    let devices = devices(spec, container, &start)?;
     let mut file = |host_path: PathBuf, container_path: &str| {
         if !mounts.iter().any(|m| m.container_path == Path::new(container_path)) {
             let propagation = MountPropagation::Private;
@@ -206,7 +233,7 @@ pub fn container(
         args: expand(&container.args),
         working_dir: container.working_dir.clone(),
         mounts,
-        devices: Vec::new(),
+        devices,
         labels: BTreeMap::new(),
         annotations: BTreeMap::new(),
         log_path: Path::new(&container.name).join(format!("{}.log", start.attempt)),

@@ -173,6 +173,7 @@ impl Node {
                     .or_insert_with(|| spawn(&shared, None, sandbox.pod.uid, &shutdown));
             }
         }
+        tokio::spawn(volumes::local::run(Arc::clone(&shared), shutdown.clone()));
         ready();
         loop {
             tokio::select! {

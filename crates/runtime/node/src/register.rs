@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::volumes::local;
 use crate::{Error, NodeConfig, capacity, status};
 
 const HEARTBEAT: Duration = Duration::from_secs(10);
@@ -110,7 +111,8 @@ pub async fn register(config: &NodeConfig) -> Result<Node, Error> {
         }
         Err(error) => return Err(Error::client("get node")(error)),
     };
-    let patch = Patch::Merge(json!({"metadata": {"labels": labels}}));
+    let annotations = local::announcement(&config.root_dir)?;
+    let patch = Patch::Merge(json!({"metadata": {"labels": labels, "annotations": annotations}}));
     client.patch::<Node>(None, &config.name, patch, None).await.map_err(Error::client("label node"))?;
     let status = measure(config, &existing, BTreeSet::new()).await?;
     write_status(config, status).await

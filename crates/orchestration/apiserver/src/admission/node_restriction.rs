@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use dhow_api::registry::Subresource;
-use dhow_api::{Status, meta};
+use dhow_api::{Status, local_volumes, meta};
 use serde_json::{Map, Value};
 
 use super::{Attributes, Operation, cached};
@@ -45,6 +45,7 @@ pub fn admit(server: &ApiServer, attributes: &Attributes<'_>) -> Result<(), Stat
         ("", "pods") => pod(server, node, attributes),
         ("", "nodes") => own_node(node, attributes),
         ("", "persistentvolumeclaims") => claim(node, attributes),
+        ("", "persistentvolumes") => volume(node, attributes),
         ("", "serviceaccounts") => token(server, node, attributes),
         ("coordination.k8s.io", "leases") => {
             if attributes.namespace != Some(LEASES) {
@@ -240,6 +241,30 @@ fn claim(node: &str, attributes: &Attributes<'_>) -> Result<(), Status> {
     }
     let why = format!("node {node:?} is not allowed to update fields other than status.capacity and status.conditions");
     Err(attributes.forbidden(&why))
+}
+
+/// A node says of a volume of its own that nothing is left of it, by taking the finalizer away; nothing else.
+fn volume(node: &str, attributes: &Attributes<'_>) -> Result<(), Status> {
+    let (Operation::Update, None, Some(old)) = (attributes.operation, attributes.subresource, attributes.old) else {
+        return Err(attributes.forbidden("may only take a finalizer from a PersistentVolume"));
+    };
+    let own = meta::text(old, &["metadata", "labels", local_volumes::NODE_LABEL]) == node;
+    let rest = |volume: &Value, taken: bool| {
+        let mut rest = volume.clone();
+        let metadata = meta::metadata_mut(&mut rest);
+        for field in ["resourceVersion", "managedFields", "generation"] {
+            metadata.remove(field);
+        }
+        let finalizers = metadata.remove("finalizers").unwrap_or_default();
+        let finalizers = finalizers.as_array().cloned().unwrap_or_default();
+        let left = finalizers.into_iter().filter(|name| !taken || name != local_volumes::FINALIZER);
+        (rest, left.collect::<Vec<_>>())
+    };
+    if own && rest(old, true) == rest(&attributes.object, false) {
+        return Ok(());
+    }
+    let finalizer = local_volumes::FINALIZER;
+    Err(attributes.forbidden(&format!("node {node:?} may only take {finalizer} from PersistentVolumes that it holds")))
 }
 
 /// A node asks for tokens of the pods it runs only.

@@ -50,8 +50,9 @@ impl Cloud {
     }
 
     pub async fn node(&self, name: &str, taints: Value) {
-        self.apply(json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}, "spec": {"taints": taints}}))
-            .await;
+        let volumes = json!({"dhow.io/local-volumes-path": "/volumes", "dhow.io/local-volumes-capacity": "100Gi"});
+        let metadata = json!({"name": name, "annotations": volumes, "labels": {"kubernetes.io/hostname": name}});
+        self.apply(json!({"apiVersion": "v1", "kind": "Node", "metadata": metadata, "spec": {"taints": taints}})).await;
         let status = json!({"status": {
             "conditions": [{"type": "Ready", "status": "True"}],
             "allocatable": {"cpu": "4", "memory": "8Gi", "pods": "110"}, "capacity": {"cpu": "4", "memory": "8Gi", "pods": "110"}

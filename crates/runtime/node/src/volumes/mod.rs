@@ -1,5 +1,8 @@
 //! A pod's volumes: made before its containers, refreshed while it runs, removed after it.
 
+mod claim;
+pub mod local;
+mod ownership;
 mod payload;
 mod subpath;
 mod token;
@@ -22,6 +25,10 @@ fn bad(message: impl Into<String>) -> Error {
     Error::Spec { reason: "ContainerCreating", message: message.into() }
 }
 
+pub fn is_block_device(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|meta| meta.file_type().is_block_device())
+}
+
 /// Whether a relative path stays below where it starts.
 pub fn is_inside(path: &str) -> bool {
     Path::new(path).components().all(|c| matches!(c, Component::Normal(_) | Component::CurDir))
@@ -42,13 +49,20 @@ pub async fn prepare(shared: &Shared, pod: &Pod, dir: &Path) -> Result<Prepared,
         if !is_inside(name) {
             return Err(bad(format!("volume name {name:?} is not valid")));
         }
-        let (path, refresh) = one(shared, pod, volume, dir.join(name))
-            .await
-            .map_err(|error| bad(format!("MountVolume.SetUp failed for volume {name:?} : {error}")))?;
+        if let Some(claim) = claim::named(pod, volume) {
+            let path = claim::prepare(shared, pod, volume, &claim, dir).await.map_err(|error| failed(name, &error))?;
+            prepared.paths.insert(name.clone(), path);
+            continue;
+        }
+        let (path, refresh) = one(shared, pod, volume, dir.join(name)).await.map_err(|error| failed(name, &error))?;
         prepared.refresh = [prepared.refresh, refresh].into_iter().flatten().min();
         prepared.paths.insert(name.clone(), path);
     }
     Ok(prepared)
+}
+
+fn failed(volume: &str, error: &Error) -> Error {
+    bad(format!("MountVolume.SetUp failed for volume {volume:?} : {error}"))
 }
 
 fn fs_group(pod: &Pod) -> Option<u32> {

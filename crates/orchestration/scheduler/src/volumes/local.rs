@@ -1,0 +1,71 @@
+//! Room for the built-in provisioner's volumes: what each node has, less what was promised of it.
+//!
+//! A directory has no size of its own, so the sum of promises is what is kept within the node's capacity.
+
+use std::collections::BTreeMap;
+use std::str::FromStr;
+
+use dhow_api::local_volumes::{CAPACITY, NODE_LABEL, PROVISIONER};
+use dhow_api::quantity::Quantity;
+use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim};
+use k8s_openapi::api::storage::v1::StorageClass;
+
+use super::matching::{annotation, capacity, is_block, requested};
+
+/// The name of the volume that is made for a claim.
+pub fn name(claim: &PersistentVolumeClaim) -> String {
+    format!("pvc-{}", claim.metadata.uid.as_deref().unwrap_or_default())
+}
+
+/// Why no node can make a volume for the claim, for its events.
+pub fn impossible(claim: &PersistentVolumeClaim, class: &StorageClass) -> Option<String> {
+    let spec = claim.spec.as_ref()?;
+    if is_block(spec.volume_mode.as_deref()) {
+        return Some(format!("{PROVISIONER} makes directories, not block devices: use volumeMode Filesystem"));
+    }
+    let shared = |mode: &&String| matches!(mode.as_str(), "ReadWriteMany" | "ReadOnlyMany");
+    if let Some(mode) = spec.access_modes.iter().flatten().find(shared) {
+        return Some(format!(
+            "{PROVISIONER} makes volumes of one node: use ReadWriteOnce or ReadWriteOncePod, not {mode}"
+        ));
+    }
+    if spec.data_source.is_some() || spec.data_source_ref.is_some() {
+        return Some(format!("{PROVISIONER} cannot fill a volume from a data source"));
+    }
+    if spec.selector.is_some() {
+        return Some(format!("{PROVISIONER} makes new volumes: a claim with a selector gets none"));
+    }
+    class.parameters.iter().flatten().next().map(|(name, _)| format!("{PROVISIONER} knows no parameter \"{name}\""))
+}
+
+/// The node that holds a volume, if the built-in provisioner made it.
+pub fn node_of(volume: &PersistentVolume) -> Option<&str> {
+    volume.metadata.labels.as_ref().and_then(|labels| labels.get(NODE_LABEL)).map(String::as_str)
+}
+
+/// Bytes that a node's volumes may take in sum; nothing for a node that holds none.
+pub fn room(node: &Node) -> i64 {
+    let text = annotation(&node.metadata, CAPACITY);
+    text.and_then(|text| Quantity::from_str(text).ok()).map_or(0, |size| size.units())
+}
+
+/// Bytes promised by node: to volumes, and to claims whose volume is yet to be made on the node they are given with.
+pub fn promised<'a>(
+    volumes: impl Iterator<Item = &'a PersistentVolume>,
+    claims: impl Iterator<Item = (&'a PersistentVolumeClaim, &'a str)>,
+) -> BTreeMap<String, i64> {
+    let mut sums: BTreeMap<String, i64> = BTreeMap::new();
+    let mut add = |node: &str, bytes: i64| {
+        let sum = sums.entry(node.to_owned()).or_default();
+        *sum = sum.saturating_add(bytes);
+    };
+    for volume in volumes {
+        if let Some(node) = node_of(volume) {
+            add(node, capacity(volume));
+        }
+    }
+    for (claim, node) in claims {
+        add(node, requested(claim));
+    }
+    sums
+}

@@ -1,0 +1,14 @@
+//! Volumes: which one serves a claim, where a pod can have its own, and what is to be written for it.
+//!
+//! A claim of a class that waits for its first consumer is decided together with the pod's node: an existing volume is
+//! held for it, or the node is written on it for its provisioner. The pod is bound once all its claims are.
+
+pub mod local;
+pub mod matching;
+mod needs;
+mod storage;
+
+pub use needs::Step;
+pub(crate) use needs::{Needs, claim_names, steps};
+pub use storage::ClaimKey;
+pub(crate) use storage::{Progress, Storage, keys};
