@@ -368,7 +368,8 @@ mod tests {
         assert_eq!(slices[0].endpoints[0].hints, None);
         let mut near = service();
         near.spec.as_mut().unwrap().traffic_distribution = Some("PreferSameNode".to_owned());
-        let [Action::Update(slice)] = plan(&near, &pods, &slices).try_into().unwrap() else { panic!("not updated") };
+        let actions = plan(&near, &pods, &slices);
+        let [Action::Update(slice)] = actions.as_slice() else { panic!("not updated") };
         let hints = slice.endpoints[0].hints.clone().unwrap();
         assert_eq!(hints.for_nodes.unwrap()[0].name, "n");
     }
