@@ -24,8 +24,9 @@ pub fn run(args: &Args) -> Result<()> {
     shell::step("images for the end-to-end test");
     images::run(images::ImagesArgs::only(&[up::DEMO_IMAGES, &["busybox"]].concat()))?;
     shell::step("tests");
-    // The end-to-end test drives the binary as a person would.
-    shell::run("cargo", &["build", "--package", "dhow"])?;
+    // The end-to-end tests drive the binary as a person would. Made together with the tests, so that both use the same
+    // dependencies: alone, it would have them built a second time.
+    shell::run("cargo", &["build", "--workspace", "--bins", "--tests"])?;
     if !shell::has("cargo-nextest") {
         return shell::run("cargo", &["test", "--workspace"]);
     }

@@ -76,7 +76,8 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::ServeDns { .. } => tokio::runtime::Builder::new_current_thread(),
         _ => tokio::runtime::Builder::new_multi_thread(),
     };
-    let runtime = builder.enable_all().build()?;
+    // Readers of documents go down with them, at most `dhow_api::bounds::MAX_DEPTH` levels; only what is used is taken.
+    let runtime = builder.enable_all().thread_stack_size(8 << 20).build()?;
     let result = runtime.block_on(async {
         match command {
             Command::Up(args) => commands::up::run(args).await,

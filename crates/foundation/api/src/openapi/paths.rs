@@ -7,6 +7,7 @@ use crate::registry::{Kind, Subresource, builtin, group_path};
 
 const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1";
 const WRITE: &[&str] = &["dryRun", "fieldManager", "fieldValidation"];
+const STRATEGIC: &str = "application/strategic-merge-patch+json";
 const PATCH: &[&str] = &["dryRun", "fieldManager", "fieldValidation", "force"];
 const DELETE: &[&str] = &[
     "dryRun",
@@ -103,6 +104,9 @@ pub(super) fn of(kind: &Kind) -> Vec<(String, Value)> {
             paths.push((format!("{path}/{{path}}"), item.clone()));
         }
         paths.push((path, item));
+    }
+    if kind.custom.is_some() {
+        paths.iter_mut().for_each(|(_, item)| item.forget_strategic());
     }
     paths.into_iter().filter(|(_, item)| !item.0.is_empty()).map(|(path, item)| item.at(path)).collect()
 }
@@ -225,7 +229,7 @@ impl Item {
                     "application/apply-patch+yaml",
                     "application/json-patch+json",
                     "application/merge-patch+json",
-                    "application/strategic-merge-patch+json",
+                    STRATEGIC,
                 ],
                 _ => &["application/json"],
             };
@@ -234,6 +238,14 @@ impl Item {
             operation["requestBody"] = json!({"content": content});
         }
         self.0.insert(method.to_owned(), operation);
+    }
+
+    /// Clients send a strategic merge patch where one is announced, and custom kinds take none.
+    fn forget_strategic(&mut self) {
+        let content = self.0.get_mut("patch").and_then(|patch| patch.pointer_mut("/requestBody/content"));
+        if let Some(content) = content.and_then(Value::as_object_mut) {
+            content.shift_remove(STRATEGIC);
+        }
     }
 
     /// The finished item, with the parameters that its path itself has.
