@@ -49,6 +49,8 @@ enum Task {
 }
 
 fn main() -> anyhow::Result<()> {
+    // Package managers and pods read what is made here as users of their own, whatever the caller keeps from others.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     match Cli::parse().task {
         Task::Descriptors(args) => descriptors::run(&args),
         Task::Fuzz { cases, filter } => {

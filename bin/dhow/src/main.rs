@@ -68,6 +68,8 @@ fn arguments() -> Vec<OsString> {
 }
 
 fn run(command: Command) -> anyhow::Result<()> {
+    // Pods' users read what is made for them, whatever the caller of a daemon keeps from others; secrets name their mode.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     rustls::crypto::ring::default_provider()
         .install_default()
         .map_err(|_| anyhow::anyhow!("the TLS provider was installed twice"))?;
