@@ -290,14 +290,8 @@ async fn run_node(
     let root_dir = place.data_dir.join("node");
     fs::create_dir_all(&root_dir).with_context(|| format!("create {}", root_dir.display()))?;
     let runtime = runtimes::open(&place, &images, net).await?;
-    let image_api = matches!(runtime, Opened::Embedded(_)).then(|| {
-        let api = dhow_image::api::Api { store: images.store.clone(), registries: Arc::clone(&images.registries) };
-        let serve: dhow_node::ImageApi = Arc::new(move |request| {
-            let api = api.clone();
-            Box::pin(async move { api.serve(request).await })
-        });
-        serve
-    });
+    // Other runtimes keep their images themselves.
+    let image_api = matches!(runtime, Opened::Embedded(_)).then(|| image_api(images, &shutdown));
     let config = NodeConfig {
         name: place.node_name.clone(),
         client: node_client(&place, &server),
@@ -318,12 +312,21 @@ async fn run_node(
             ..NodeSettings::default()
         },
     };
-    tokio::spawn(images.store.keep_room(images.gc, shutdown.clone()));
     Node::run(config, shutdown, || {
         let _ = ready.send(());
     })
     .await
     .context("run the node")
+}
+
+/// Serves our image store to whoever administers the node, and keeps it from filling the disk.
+fn image_api(images: Images, shutdown: &CancellationToken) -> dhow_node::ImageApi {
+    tokio::spawn(images.store.clone().keep_room(images.gc, shutdown.clone()));
+    let api = dhow_image::api::Api { store: images.store, registries: images.registries };
+    Arc::new(move |request| {
+        let api = api.clone();
+        Box::pin(async move { api.serve(request).await })
+    })
 }
 
 /// Stops all containers of a cloud whose daemon is down, and with `remove` forgets them; returns how many pod sandboxes

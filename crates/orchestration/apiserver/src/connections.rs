@@ -2,16 +2,14 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::Bytes;
 use dhow_client::Body;
-use http_body::{Frame, SizeHint};
 use parking_lot::Mutex;
 use tokio::time::Instant;
+
+use crate::held::Held;
 
 /// How long clients may take, and how many of those who have proven nothing may be connected.
 #[derive(Debug, Clone)]
@@ -130,8 +128,8 @@ pub struct Busy(Arc<Activity>);
 
 impl Busy {
     /// Lasts as long as the answer.
-    pub fn hold(self, body: Body) -> Held {
-        Held { body, _busy: self }
+    pub fn hold(self, body: Body) -> Held<Self> {
+        Held::new(body, self)
     }
 }
 
@@ -140,32 +138,6 @@ impl Drop for Busy {
         let mut state = self.0.0.lock();
         state.running -= 1;
         state.quiet_since = Instant::now();
-    }
-}
-
-/// An answer's body whose connection is in use.
-pub struct Held {
-    body: Body,
-    _busy: Busy,
-}
-
-impl http_body::Body for Held {
-    type Data = Bytes;
-    type Error = dhow_client::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        Pin::new(&mut self.body).poll_frame(context)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }
 

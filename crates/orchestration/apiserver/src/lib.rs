@@ -26,6 +26,7 @@ mod eviction;
 mod flow;
 mod graft;
 mod health;
+mod held;
 mod identity;
 mod impersonate;
 mod info;

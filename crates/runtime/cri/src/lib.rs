@@ -14,7 +14,8 @@ mod proto;
 mod proto_debug;
 pub mod runtime;
 pub mod server;
-mod streaming;
+mod socket;
+pub mod streaming;
 pub mod suite;
 
 pub use error::Error;

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use dhow_cri::runtime::Resources;
 use dhow_oci::cgroup::Cgroup;
 use dhow_oci::spec::Limits;
 use k8s_openapi::api::core::v1::{Pod, PodSpec};
@@ -17,17 +16,6 @@ pub struct Cgroups {
     limits: NodeLimits,
     /// Shares that the burstable pods were given last.
     burstable: Mutex<Option<u64>>,
-}
-
-fn limits(resources: &Resources) -> Limits {
-    Limits {
-        cpu_quota: resources.cpu_quota,
-        cpu_period: resources.cpu_period,
-        cpu_shares: resources.cpu_shares,
-        memory: resources.memory_limit,
-        pids: resources.pids_limit,
-        ..Limits::default()
-    }
 }
 
 fn failed(error: dhow_oci::Error) -> Error {
@@ -52,7 +40,7 @@ impl Cgroups {
 
     /// Makes a pod's group, or brings its limits up to its spec.
     pub fn prepare_pod(&self, spec: &PodSpec, uid: &str) -> Result<(), Error> {
-        self.of_pod(spec, uid).create(&limits(&of_pod(spec, &self.limits))).map_err(failed)
+        self.of_pod(spec, uid).create(&Limits::from(&of_pod(spec, &self.limits))).map_err(failed)
     }
 
     /// As [`Cgroups::prepare_pod`], but without its limits: for while those of its containers change.

@@ -4,16 +4,14 @@ mod policy;
 mod sink;
 mod webhook;
 
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use dhow_api::{cbor, meta, protobuf};
 use dhow_base::metrics::{Counter, Counters};
 use dhow_client::{Body, full};
 use http::{HeaderMap, HeaderName, HeaderValue, Response, Uri};
-use http_body::{Body as _, Frame, SizeHint};
+use http_body::Body as _;
 use http_body_util::BodyExt;
 use k8s_openapi::jiff::Timestamp;
 use parking_lot::Mutex;
@@ -26,6 +24,7 @@ use sink::Sink;
 pub use webhook::AuditWebhook;
 
 use crate::authenticate::Caller;
+use crate::held::Held;
 use crate::identity::UserInfo;
 use crate::info::{RequestInfo, Target};
 use crate::metrics::Metrics;
@@ -216,7 +215,7 @@ impl Trail {
             return response;
         }
         let open = self.started();
-        response.map(|body| Followed { body, _open: open }.boxed_unsync())
+        response.map(|body| Held::new(body, open).boxed_unsync())
     }
 
     /// A stream has begun; it is complete when what this returns is dropped.
@@ -296,28 +295,6 @@ pub struct Open(Trail);
 impl Drop for Open {
     fn drop(&mut self) {
         self.0.emit(Stage::ResponseComplete);
-    }
-}
-
-/// A body whose end completes a trail.
-struct Followed {
-    body: Body,
-    _open: Open,
-}
-
-impl http_body::Body for Followed {
-    type Data = Bytes;
-    type Error = dhow_client::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        Pin::new(&mut self.body).poll_frame(context)
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }
 

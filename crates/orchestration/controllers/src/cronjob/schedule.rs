@@ -94,27 +94,9 @@ fn field(text: &str, low: u32, high: u32, words: &[&str]) -> Result<(u64, bool),
 
 /// A duration as Go writes it, of one second or more: `1h30m`.
 fn duration(text: &str) -> Option<Duration> {
-    let mut rest = text.trim();
-    let mut total = 0.0_f64;
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
-        let (number, tail) = rest.split_at(digits);
-        let letters = tail.find(|c: char| c.is_ascii_digit()).unwrap_or(tail.len());
-        let (unit, tail) = tail.split_at(letters);
-        let seconds = match unit {
-            "h" => 3600.0,
-            "m" => 60.0,
-            "s" => 1.0,
-            "ms" => 1e-3,
-            "us" | "µs" => 1e-6,
-            "ns" => 1e-9,
-            _ => return None,
-        };
-        total += number.parse::<f64>().ok()? * seconds;
-        rest = tail;
-    }
+    let total = dhow_base::duration::go_seconds(text.trim())?;
     let whole = Duration::try_from_secs_f64(total.floor().max(1.0)).ok()?;
-    (!text.trim().is_empty() && whole < Duration::from_secs(u64::from(u32::MAX))).then_some(whole)
+    (whole < Duration::from_secs(u64::from(u32::MAX))).then_some(whole)
 }
 
 impl Schedule {

@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use super::{
 };
 use crate::cri_client::CniFolders;
 use crate::runtime::{PodIdentity, PortMapping};
-use crate::{Error, NetworkRequest, PodNetwork};
+use crate::{Error, NetworkRequest, PodNetwork, socket};
 
 /// Longest request; a configuration with every port mapped stays far below.
 const MAX_REQUEST: u64 = 1 << 20;
@@ -33,13 +33,7 @@ pub struct Server {
 impl Server {
     /// Listens at `socket`, for root only.
     pub fn bind(socket: &Path, network: Arc<dyn PodNetwork>) -> Result<Self, Error> {
-        let failed = |error: io::Error| Error::internal(format!("listen at {}", socket.display()), error);
-        match fs::remove_file(socket) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
-            _ => {}
-        }
-        let listener = UnixListener::bind(socket).map_err(failed)?;
-        fs::set_permissions(socket, fs::Permissions::from_mode(0o600)).map_err(failed)?;
+        let listener = socket::listen(socket)?;
         Ok(Self { listener, network })
     }
 

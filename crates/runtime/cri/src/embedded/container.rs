@@ -9,7 +9,7 @@ use std::time::Duration;
 use dhow_image::Image;
 use dhow_oci::cgroup::Cgroup;
 use dhow_oci::protocol::Request;
-use dhow_oci::spec::{ContainerSpec, Rootfs, State, Status};
+use dhow_oci::spec::{ContainerSpec, Limits, Rootfs, State, Status};
 
 use super::record::{self, Container, ContainerMeta, new_id};
 use super::{Inner, blocking, specification};
@@ -161,7 +161,7 @@ pub async fn remove(inner: &Arc<Inner>, id: &str) -> Result<(), Error> {
 
 pub async fn update(inner: &Arc<Inner>, id: &str, resources: Resources) -> Result<(), Error> {
     let container = inner.container(id)?;
-    let limits = specification::limits(&resources);
+    let limits = Limits::from(&resources);
     let path = inner.config.container_dir(&container.meta.sandbox_id, id).join("spec.json");
     Cgroup::new(&container.meta.cgroup).apply(&limits)?;
     let mut spec = specification_of(&path)?;

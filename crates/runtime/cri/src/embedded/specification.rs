@@ -89,7 +89,7 @@ pub fn container(
         },
         processes_of: config.target.clone(),
         cgroup: format!("{}/{}/{id}", runtime.cgroup_root, sandbox.config.cgroup_parent),
-        limits: limits(&config.resources),
+        limits: Limits::from(&config.resources),
         log_path: sandbox.config.log_directory.join(&config.log_path),
         log_limits: Some(runtime.tuning.logs),
         stdin: config.stdin,
@@ -236,15 +236,17 @@ fn mounts(runtime: &EmbeddedConfig, sandbox: &SandboxMeta, config: &ContainerCon
     all
 }
 
-pub fn limits(resources: &Resources) -> Limits {
-    Limits {
-        cpu_quota: resources.cpu_quota,
-        cpu_period: resources.cpu_period,
-        cpu_shares: resources.cpu_shares,
-        memory: resources.memory_limit,
-        pids: resources.pids_limit,
-        cpuset_cpus: resources.cpuset_cpus.clone(),
-        cpuset_mems: resources.cpuset_mems.clone(),
+impl From<&Resources> for Limits {
+    fn from(resources: &Resources) -> Self {
+        Self {
+            cpu_quota: resources.cpu_quota,
+            cpu_period: resources.cpu_period,
+            cpu_shares: resources.cpu_shares,
+            memory: resources.memory_limit,
+            pids: resources.pids_limit,
+            cpuset_cpus: resources.cpuset_cpus.clone(),
+            cpuset_mems: resources.cpuset_mems.clone(),
+        }
     }
 }
 

@@ -10,9 +10,6 @@ mod runtime;
 mod streaming;
 
 use std::convert::Infallible;
-use std::fs;
-use std::io;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,7 +24,7 @@ use tower::ServiceExt;
 
 use crate::proto::image_service_server::ImageServiceServer;
 use crate::proto::runtime_service_server::RuntimeServiceServer;
-use crate::{Error, Runtime};
+use crate::{Error, Runtime, socket};
 use streaming::Tickets;
 
 /// As the client side: lists of a full node are longer than gRPC's usual limit.
@@ -65,13 +62,7 @@ pub struct CriServer {
 impl CriServer {
     /// Listens at `socket`, for root only.
     pub async fn bind(socket: &Path, runtime: Arc<dyn Runtime>, images_folder: PathBuf) -> Result<Self, Error> {
-        let failed = |error: io::Error| Error::internal(format!("listen at {}", socket.display()), error);
-        match fs::remove_file(socket) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
-            _ => {}
-        }
-        let listener = UnixListener::bind(socket).map_err(failed)?;
-        fs::set_permissions(socket, fs::Permissions::from_mode(0o600)).map_err(failed)?;
+        let listener = socket::listen(socket)?;
         let streams = TcpListener::bind("127.0.0.1:0").await;
         let streams = streams.map_err(|error| Error::internal("listen for streams on loopback", error))?;
         let address = streams.local_addr().map_err(|error| Error::internal("listen for streams", error))?;

@@ -12,7 +12,6 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
-use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -22,7 +21,7 @@ use super::Shared;
 use crate::Error;
 use crate::runtime::{ExecRequest, Streams};
 use crate::streaming::spdy::{Session, Stream};
-use crate::streaming::{PORT_FORWARD, REMOTE_COMMAND, STREAM_TYPE, TerminalSize, UPGRADE, VERSION};
+use crate::streaming::{PORT_FORWARD, REMOTE_COMMAND, STREAM_TYPE, TerminalSize, UPGRADE, VERSION, status};
 
 /// How long an issued URL is good.
 const LIFETIME: Duration = Duration::from_secs(60);
@@ -229,9 +228,9 @@ impl Client {
                 exit.unwrap_or_else(|_| Err(Error::FailedPrecondition("the runtime lost the process".into())))
             }
         };
-        let status = status(outcome.map(|code| if tell_code { code } else { 0 }));
+        let told = outcome.map(|code| if tell_code { code } else { 0 }).map_err(|error| error.to_string());
         // Whoever went away needs no outcome.
-        let _ = error.writer.write_all(status.to_string().as_bytes()).await;
+        let _ = error.writer.write_all(status(told).to_string().as_bytes()).await;
         let _ = error.writer.shutdown().await;
     }
 }
@@ -259,27 +258,6 @@ async fn resizes(mut from: Stream, to: mpsc::Sender<(u16, u16)>) {
         if text.len() > block.len() {
             return;
         }
-    }
-}
-
-/// What the error stream says at the end: a `Status` of `metav1`.
-fn status(outcome: Result<i32, Error>) -> Value {
-    match outcome {
-        Ok(0) => json!({"metadata": {}, "status": "Success"}),
-        Ok(code) => json!({
-            "metadata": {},
-            "status": "Failure",
-            "message": format!("command terminated with non-zero exit code: exit status {code}"),
-            "reason": "NonZeroExitCode",
-            "details": {"causes": [{"reason": "ExitCode", "message": code.to_string()}]},
-        }),
-        Err(error) => json!({
-            "metadata": {},
-            "status": "Failure",
-            "message": error.to_string(),
-            "reason": "InternalError",
-            "code": 500,
-        }),
     }
 }
 

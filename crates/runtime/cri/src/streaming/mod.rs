@@ -1,7 +1,10 @@
 //! Byte streams between runtimes and their callers as CRI has them: SPDY/3.1 streams on an upgraded HTTP connection.
 
-pub mod dial;
-pub mod spdy;
+pub(crate) mod dial;
+pub mod frame;
+pub(crate) mod spdy;
+
+use serde_json::{Value, json};
 
 /// What is spoken on the streams of exec and attach: the fourth version ends with a `Status` on the error stream.
 pub const REMOTE_COMMAND: &str = "v4.channel.k8s.io";
@@ -20,4 +23,25 @@ pub const STREAM_TYPE: &str = "streamtype";
 pub struct TerminalSize {
     pub width: u16,
     pub height: u16,
+}
+
+/// What the error stream of exec and attach says at the end: a `Status` of `metav1`.
+pub fn status(outcome: Result<i32, String>) -> Value {
+    match outcome {
+        Ok(0) => json!({"metadata": {}, "status": "Success"}),
+        Ok(code) => json!({
+            "metadata": {},
+            "status": "Failure",
+            "message": format!("command terminated with non-zero exit code: exit status {code}"),
+            "reason": "NonZeroExitCode",
+            "details": {"causes": [{"reason": "ExitCode", "message": code.to_string()}]},
+        }),
+        Err(message) => json!({
+            "metadata": {},
+            "status": "Failure",
+            "message": message,
+            "reason": "InternalError",
+            "code": 500,
+        }),
+    }
 }

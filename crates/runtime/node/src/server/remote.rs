@@ -1,8 +1,7 @@
 //! Exec and attach: a process' streams as channels of one WebSocket.
 
 use dhow_cri::runtime::{ExecRequest, Reader, Streams};
-use serde::Deserialize;
-use serde_json::{Value, json};
+use dhow_cri::streaming::{TerminalSize, status};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::socket::{self, Receiver, Sender};
@@ -18,13 +17,6 @@ const RESIZE: u8 = 4;
 /// v5 only: the payload names the channel that ended.
 const CLOSE: u8 = 255;
 
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct Size {
-    width: u16,
-    height: u16,
-}
-
 /// Reads the query of exec and attach, in the words of the public API or of the kubelet's own.
 pub fn request(query: &[(String, String)]) -> ExecRequest {
     let is = |names: [&str; 2]| {
@@ -37,27 +29,6 @@ pub fn request(query: &[(String, String)]) -> ExecRequest {
         stdin: is(["stdin", "input"]),
         stdout: is(["stdout", "output"]),
         stderr: is(["stderr", "error"]),
-    }
-}
-
-/// What the error channel says at the end.
-fn outcome(exit: Result<i32, String>) -> Value {
-    match exit {
-        Ok(0) => json!({"metadata": {}, "status": "Success"}),
-        Ok(code) => json!({
-            "metadata": {},
-            "status": "Failure",
-            "message": format!("command terminated with non-zero exit code: exit status {code}"),
-            "reason": "NonZeroExitCode",
-            "details": {"causes": [{"reason": "ExitCode", "message": code.to_string()}]},
-        }),
-        Err(message) => json!({
-            "metadata": {},
-            "status": "Failure",
-            "message": message,
-            "reason": "InternalError",
-            "code": 500,
-        }),
     }
 }
 
@@ -87,7 +58,7 @@ async fn input(
                 }
             }
             RESIZE => {
-                if let (Some(resize), Ok(size)) = (&resize, serde_json::from_slice::<Size>(&data)) {
+                if let (Some(resize), Ok(size)) = (&resize, serde_json::from_slice::<TerminalSize>(&data)) {
                     let _ = resize.send((size.width, size.height)).await;
                 }
             }
@@ -122,7 +93,7 @@ pub async fn serve(asked: ExecRequest, streams: Streams, v5: bool, to: Sender, m
             Ok(exit) => exit.map_err(|error| error.to_string()),
             Err(_) => Err("the runtime lost the process".to_owned()),
         };
-        to.send(ERROR, outcome(exit).to_string().as_bytes()).await;
+        to.send(ERROR, status(exit).to_string().as_bytes()).await;
         to.close().await;
     };
     tokio::select! {
