@@ -16,8 +16,10 @@ use serde_json::{Value, json};
 const LARGE: usize = (3 << 20) - 1000;
 /// Clients at once.
 const CLIENTS: usize = 16;
-/// What all of them together may cost at any moment.
-const MOST: u64 = 1 << 30;
+/// What all of them together may cost at any moment, however their worst moments fall together.
+const MOST: u64 = 3 << 29;
+/// A server that kept from each what it took for it would need more by the last.
+const ROUNDS: usize = 4;
 
 const MAPS: &str = "/api/v1/namespaces/default/configmaps";
 const THINGS: &str = "/apis/example.com/v1/namespaces/default/things";
@@ -112,17 +114,11 @@ async fn bad_bodies_take_no_more_than_their_share() {
         futures::stream::iter(requests).buffer_unordered(CLIENTS).collect::<Vec<()>>().await;
         server.resident().unwrap().1
     };
-    let first = round().await;
-    let second = round().await;
-    eprintln!(
-        "{} MiB before, at most {} MiB in the first round, {} MiB in the second",
-        before >> 20,
-        first >> 20,
-        second >> 20
-    );
-    assert!(first - before < MOST, "{} MiB", (first - before) >> 20);
-    // Nothing is kept from one round to the next.
-    assert!(second - first < first / 2, "{} MiB, then {} MiB", first >> 20, second >> 20);
+    for number in 0..ROUNDS {
+        let most = round().await;
+        eprintln!("{} MiB before, at most {} MiB in round {number}", before >> 20, most >> 20);
+        assert!(most - before < MOST, "{} MiB in round {number}", (most - before) >> 20);
+    }
     // Others are served.
     assert_eq!(client.apiserver_version().await.unwrap().minor, "35");
 }

@@ -22,7 +22,7 @@ pub fn run(args: &Args) -> Result<()> {
         shell::run("cargo", &["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"])?;
     }
     shell::step("images for the end-to-end test");
-    images::run(images::ImagesArgs::only(&[up::DEMO_IMAGES, &["busybox"]].concat()))?;
+    images::run(images::ImagesArgs::only(&[up::DEMO_IMAGES, &["busybox", "redis", "python"]].concat()))?;
     shell::step("tests");
     // The end-to-end tests drive the binary as a person would. Made together with the tests, so that both use the same
     // dependencies: alone, it would have them built a second time.

@@ -17,8 +17,15 @@ pub fn runs_static_pods(host: &Host) -> Result<()> {
     std::fs::write(&file, manifest)?;
     let seen = running(host, "own-e2e")?;
     let id = own(&seen)["containerID"].clone();
-    // Whoever deletes the mirror deletes a picture.
-    host.kubectl(&["delete", "pod", "own-e2e", "--timeout=20s"])?;
+    // Whoever deletes the mirror deletes a picture. Not waited for by kubectl, which may look between the deletion and the
+    // next mirror's coming and then waits for that one's end.
+    let uid = seen["metadata"]["uid"].clone();
+    host.kubectl(&["delete", "pod", "own-e2e", "--wait=false"])?;
+    eventually(SOON, || {
+        let now = host.get(&["get", "pod", "own-e2e"])?;
+        ensure!(now["metadata"]["uid"] != uid, "the same mirror is still there");
+        Ok(())
+    })?;
     let seen = running(host, "own-e2e")?;
     ensure!(own(&seen)["containerID"] == id && own(&seen)["restartCount"] == 0, "{seen:#}");
     std::fs::remove_file(&file)?;

@@ -116,7 +116,7 @@ impl Changes {
     pub async fn recv(&mut self) -> Result<Arc<Change>, Missed> {
         loop {
             self.news.borrow_and_update();
-            if let Some(next) = self.next() {
+            if let Some(next) = self.ready() {
                 return next;
             }
             // The sender lives as long as the log, which is held here.
@@ -124,7 +124,8 @@ impl Changes {
         }
     }
 
-    fn next(&mut self) -> Option<Result<Arc<Change>, Missed>> {
+    /// The next change if there is one already.
+    pub fn ready(&mut self) -> Option<Result<Arc<Change>, Missed>> {
         let kept = self.log.kept.read();
         let Some(place) = self.next.checked_sub(kept.first) else { return Some(Err(Missed::Behind)) };
         match usize::try_from(place).ok().and_then(|place| kept.changes.get(place)) {

@@ -75,10 +75,9 @@ impl ObjectStore {
         self.converter.all(kind, objects).await
     }
 
-    /// Changes as a row of the registry shows them.
-    pub async fn in_form(&self, kind: &Kind, changes: &[Arc<Change>]) -> Result<Vec<Arc<Change>>, Status> {
-        self.converter.shared(kind, changes.iter().flat_map(|change| change.states())).await?;
-        Ok(changes.iter().map(|change| change.in_form(kind)).collect())
+    /// Has a webhook make what of the changes only it can, so that [`Change::in_form`] finds it.
+    pub async fn shape(&self, kind: &Kind, changes: &[Arc<Change>]) -> Result<(), Status> {
+        self.converter.shared(kind, changes.iter().flat_map(|change| change.states())).await
     }
 
     /// The kind's objects; what a webhook converts is still to be converted.

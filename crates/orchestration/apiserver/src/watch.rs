@@ -1,9 +1,10 @@
 //! watch: frames from the shared changes, as long as the client listens.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use dhow_api::Status;
 use dhow_api::registry::{Kind, KindRef};
 use dhow_client::{Body, full};
@@ -12,7 +13,7 @@ use http::Response;
 use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
 use serde_json::json;
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep};
 
 use crate::ApiServer;
 use crate::changes::{Changes, Missed};
@@ -25,6 +26,9 @@ use crate::read;
 /// Longest life of a watch that names no timeout, and the pause between bookmarks.
 const TIMEOUT: Duration = Duration::from_secs(30 * 60);
 const BOOKMARKS: Duration = Duration::from_secs(60);
+/// Bytes of frames that go out together where a watcher has several before it; a chunk of its own for each costs more
+/// than their copy.
+const TOGETHER: usize = 32 << 10;
 
 struct Watcher {
     kind: KindRef,
@@ -37,7 +41,8 @@ struct Watcher {
     /// Changes at or below it have been delivered already.
     seen: u64,
     deadline: Instant,
-    next_bookmark: Instant,
+    /// The next bookmark or the deadline. Kept, since a timer made for each change would be most of its cost.
+    wake: Pin<Box<Sleep>>,
     server: Arc<ApiServer>,
     ended: bool,
     _running: Running,
@@ -99,14 +104,16 @@ pub async fn open(
         let mut past = subscription.past;
         let last = past.last().map_or(version, |change| change.revision);
         past.retain(|change| change.object.key.starts_with(&prefix));
-        for change in server.store.in_form(kind, &past).await? {
+        server.store.shape(kind, &past).await?;
+        for change in past {
+            let change = change.in_form(kind);
             if let Some(verdict) = change.verdict(&selection) {
                 first.push(change.frame(kind, verdict, accept)?);
             }
         }
         (changes, seen) = (subscription.future, last);
     }
-    let now = Instant::now();
+    let deadline = Instant::now() + timeout;
     let watcher = Watcher {
         kind: kind.clone(),
         prefix,
@@ -115,13 +122,13 @@ pub async fn open(
         bookmarks,
         accept: accept.clone(),
         seen,
-        deadline: now + timeout,
-        next_bookmark: now + BOOKMARKS,
+        deadline,
+        wake: Box::pin(tokio::time::sleep_until(next_wake(bookmarks, deadline))),
         server: server.clone(),
         ended: false,
         _running: server.metrics.long_running(&Labels::of(&request.info)),
     };
-    let frames = stream::iter(first).chain(watcher.into_stream());
+    let frames = stream::iter(first).chain(watcher.into_stream()).take_until(server.shutdown.clone().cancelled_owned());
     let body = StreamBody::new(frames.map(|bytes| Ok(Frame::data(bytes)))).boxed_unsync();
     encode::stream(body, accept)
 }
@@ -136,48 +143,67 @@ impl Watcher {
 
     async fn next(&mut self) -> Option<Bytes> {
         while !self.ended {
-            let wake = if self.bookmarks { self.next_bookmark.min(self.deadline) } else { self.deadline };
-            let received = tokio::select! {
-                received = self.changes.recv() => received,
-                () = tokio::time::sleep_until(wake) => {
+            // Changes first: while there are some, nobody waits for the clock.
+            tokio::select! {
+                biased;
+                received = self.changes.recv() => match received {
+                    Ok(change) => {
+                        if let Some(bytes) = self.frames_from(change).await {
+                            return Some(bytes);
+                        }
+                    }
+                    // As upstream, a watcher that is too slow is cut off: it asks again from where it was, and is told
+                    // then if that is too long ago.
+                    Err(Missed::Behind | Missed::Closed) => return None,
+                },
+                () = self.wake.as_mut() => {
                     if Instant::now() >= self.deadline {
                         return None;
                     }
-                    self.next_bookmark = Instant::now() + BOOKMARKS;
+                    self.wake.as_mut().reset(next_wake(self.bookmarks, self.deadline));
                     return bookmark(&self.kind, self.server.store.cache.revision(), false, &self.accept).ok();
                 }
-                () = self.server.shutdown.cancelled() => return None,
-            };
-            match received {
-                Ok(change) if change.revision <= self.seen => {}
-                Ok(change) => {
-                    if let Some(bytes) = self.frame_of(change).await {
-                        return Some(bytes);
-                    }
-                }
-                // As upstream, a watcher that is too slow is cut off: it asks again from where it was, and is told
-                // then if that is too long ago.
-                Err(Missed::Behind | Missed::Closed) => return None,
             }
         }
         None
     }
 
+    /// Frames of a change and of those after it that are there already.
+    async fn frames_from(&mut self, change: Arc<Change>) -> Option<Bytes> {
+        let mut first = self.frame_of(change).await;
+        let mut joined = BytesMut::new();
+        while !self.ended && joined.len() < TOGETHER {
+            // Having missed something is met again by who waits for the next.
+            let Some(Ok(change)) = self.changes.ready() else { break };
+            let Some(frame) = self.frame_of(change).await else { continue };
+            match first.take() {
+                None if joined.is_empty() => first = Some(frame),
+                before => {
+                    joined.extend_from_slice(&before.unwrap_or_default());
+                    joined.extend_from_slice(&frame);
+                }
+            }
+        }
+        if joined.is_empty() { first } else { Some(joined.freeze()) }
+    }
+
     async fn frame_of(&mut self, change: Arc<Change>) -> Option<Bytes> {
-        if !change.object.key.starts_with(&self.prefix) {
+        if change.revision <= self.seen || !change.object.key.starts_with(&self.prefix) {
             return None;
         }
-        let change = match self.server.store.in_form(&self.kind, &[change]).await {
-            Ok(changes) => changes.into_iter().next()?,
-            Err(status) => {
-                // Going on would be to pass over a change.
-                self.ended = true;
-                return encode::value_frame("ERROR", &status.to_value(), &self.accept).ok();
-            }
-        };
+        if let Err(status) = self.server.store.shape(&self.kind, std::slice::from_ref(&change)).await {
+            // Going on would be to pass over a change.
+            self.ended = true;
+            return encode::value_frame("ERROR", &status.to_value(), &self.accept).ok();
+        }
+        let change = change.in_form(&self.kind);
         let verdict = change.verdict(&self.selection)?;
         change.frame(&self.kind, verdict, &self.accept).ok()
     }
+}
+
+fn next_wake(bookmarks: bool, deadline: Instant) -> Instant {
+    if bookmarks { deadline.min(Instant::now() + BOOKMARKS) } else { deadline }
 }
 
 fn bookmark(kind: &Kind, revision: u64, initial_end: bool, accept: &Accept) -> Result<Bytes, Status> {

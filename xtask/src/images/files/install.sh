@@ -2,7 +2,8 @@
 root=$1 cache=$2 options=$3 packages=$4 script=$5
 mount -t overlay overlay -o "$options" "$root"
 mount -t proc proc "$root/proc"
-mount -t tmpfs tmpfs "$root/dev"
+# Open to root alone: in a folder that all may write to, not even root may open somebody else's file anew.
+mount -t tmpfs -o mode=755 tmpfs "$root/dev"
 for node in null zero full random urandom tty; do
     : >"$root/dev/$node"
     mount --bind "/dev/$node" "$root/dev/$node"

@@ -402,6 +402,8 @@ fn has_users_of_its_own(name: &str) -> Outcome {
     contains(&text, "0\n 0 200000 65536\n0\nc\n")?;
     let made = std::fs::metadata(stage.rootfs().join("tmp/mine"))?;
     ensure(std::os::unix::fs::MetadataExt::uid(&made) == 200_000, || format!("{made:?}"))?;
+    let null = std::fs::metadata("/dev/null")?;
+    ensure(std::os::unix::fs::MetadataExt::uid(&null) == 0, || "the machine's /dev/null was given away".to_owned())?;
     // A program beside is in the same namespace.
     let mut stage = Stage::new(name, "read line")?;
     stage.config["linux"]["namespaces"] = namespaces(&["pid", "network", "ipc", "uts", "mount", "cgroup", "user"]);

@@ -43,8 +43,16 @@ impl Runtime {
                 command
             }
         };
-        command.arg("--root").arg(root).stdin(Stdio::null());
+        command.arg("--root").arg(root).stdin(self.no_input());
         command
+    }
+
+    /// Nothing to read. crun gives its streams to the container's user, and `/dev/null` is the machine's.
+    fn no_input(self) -> Stdio {
+        match (self, io::pipe()) {
+            (Self::Crun, Ok((reader, _closed))) => reader.into(),
+            _ => Stdio::null(),
+        }
     }
 }
 
