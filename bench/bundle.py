@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""create, start and exit of a static binary from one bundle, through `dhow oci`, runc, crun and, if it is there, ctr.
+"""create, start and exit of a static binary from one bundle, through `dhow oci`, runc and crun. (For `ctr`, see slice.py.)
 
 Usage, as root: bench/bundle.py [--binary target/release/dhow] [--rounds 30]
 Prints a Markdown table. The runtimes take turns within each round, so that all see the same machine. Each round runs

@@ -1,8 +1,10 @@
 #!/usr/bin/env python3
 """Start to Ready, first pod, pod start latency, memory and idle CPU of one cloud in a network namespace of its own.
 
-Usage, as root: bench/slice.py [--binary target/release/dhow] [--image target/images/busybox.tar] [--pods 50]
-Prints a Markdown table. Latency is measured from the outside: a POST of the pod, then the watch until it is Running.
+Usage, as root: bench/slice.py [--binary target/release/dhow] [--image target/images/busybox.tar] [--pods 50] [--burst 60]
+                               [--peers]
+Prints a Markdown table. Latency is measured from the outside: a POST of the pod, then the watch until it is Running; for peers
+`docker run --detach` (with Docker's bridge) and `ctr run --detach` (without a network) until they return, in turns with pods.
 """
 
 import argparse
@@ -16,6 +18,8 @@ import statistics
 import subprocess
 import tempfile
 import time
+
+import peers
 
 HOST = "198.18.0.1"
 
@@ -85,6 +89,59 @@ def start_pod(writer, watch, name):
             return (time.perf_counter() - begin) * 1000
 
 
+def start_burst(writer, watch, count):
+    """Pods as fast as one client can write them, until the last is Running."""
+    begin, waiting = time.perf_counter(), {f"burst-{n}" for n in range(count)}
+    for name in sorted(waiting):
+        writer.request("POST", "/api/v1/namespaces/default/pods", pod(name), {"Content-Type": "application/json"})
+        answer = writer.getresponse()
+        body = answer.read()
+        assert answer.status == 201, body
+    written = (time.perf_counter() - begin) * 1000
+    while waiting:
+        event = json.loads(watch.readline())
+        if event["object"].get("status", {}).get("phase") == "Running":
+            waiting.discard(event["object"]["metadata"]["name"])
+    return written, (time.perf_counter() - begin) * 1000
+
+
+def beside(cloud, folder, writer, watch, rounds=20):
+    """Starts of pods, of Docker's and of containerd's containers, taking turns."""
+    daemons, times = [], {"pod": [], "docker run": [], "ctr run": []}
+    docker = ["docker", "--host", f"unix://{folder}/d.sock"]
+    run = lambda command: subprocess.run(command, check=True, capture_output=True, stdin=subprocess.DEVNULL)
+
+    def timed(what, call):
+        begin = time.perf_counter()
+        call()
+        times[what].append((time.perf_counter() - begin) * 1000)
+
+    try:
+        daemons.append(peers.containerd(folder))
+        daemons.append(peers.docker(folder))
+        cloud.dhow("image", "export", "--format", "docker", "--output", f"{folder}/busybox.tar", "busybox")
+        run([*docker, "load", "--input", f"{folder}/busybox.tar"])
+        peers.ctr(folder, "images", "import", f"{folder}/busybox.tar")
+        image = peers.ctr(folder, "images", "list", "-q").split()[0]
+        for turn in range(rounds):
+            times["pod"].append(start_pod(writer, watch, f"beside-{turn}"))
+            timed("docker run", lambda: run([*docker, "run", "--detach", "busybox", "sleep", "100000"]))
+            timed("ctr run", lambda: peers.ctr(folder, "run", "--detach", image, f"beside-{turn}", "sleep", "100000"))
+        run(["sh", "-c", f"{' '.join(docker)} rm --force $({' '.join(docker)} ps --all --quiet)"])
+        for turn in range(rounds):
+            peers.ctr(folder, "tasks", "delete", "--force", f"beside-{turn}")
+            peers.ctr(folder, "containers", "delete", f"beside-{turn}")
+    finally:
+        for daemon in reversed(daemons):
+            daemon.end()
+    return times
+
+
+def in_short(times):
+    ordered = sorted(times)
+    return f"{statistics.median(ordered):.0f} / {ordered[max(int(len(ordered) * 0.99) - 1, 0)]:.0f} ms"
+
+
 def memory(pid):
     fields = {}
     for line in pathlib.Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]:
@@ -119,6 +176,8 @@ def main():
     parser.add_argument("--binary", default="target/release/dhow")
     parser.add_argument("--image", default="target/images/busybox.tar")
     parser.add_argument("--pods", type=int, default=50)
+    parser.add_argument("--burst", type=int, default=50, help="pods written at once")
+    parser.add_argument("--peers", action="store_true", help="also start containers in Docker and containerd")
     parser.add_argument("--idle", type=int, default=30, help="seconds of idling to measure")
     options = parser.parse_args()
     rows, begun = [], os.getloadavg()[0]
@@ -152,9 +211,7 @@ def main():
             watch = watcher.getresponse()
             times = [start_pod(writer, watch, f"pod-{n}") for n in range(options.pods)]
             rows.append(("first pod, cached image, POST to Running", f"{times[0]:.0f} ms"))
-            ordered = sorted(times[1:])
-            rows.append((f"next {len(ordered)} pods one after another, p50 / p99",
-                         f"{statistics.median(ordered):.0f} / {ordered[int(len(ordered) * 0.99) - 1]:.0f} ms"))
+            rows.append((f"next {len(times) - 1} pods one after another, p50 / p99", in_short(times[1:])))
             shims = processes(data)["shims"]
             shares = [memory(pid) for pid in shims]
             rows.append((f"memory of a shim (RSS / PSS, median of {len(shims)})",
@@ -165,6 +222,11 @@ def main():
             after = cpu_seconds(daemon) + cpu_seconds(nameserver) + sum(map(cpu_seconds, shims))
             rows.append((f"idle CPU with {options.pods} pods over {options.idle} s",
                          f"{(after - before) / options.idle * 100:.2f} % of a core"))
+            written, running = start_burst(writer, watch, options.burst)
+            rows.append((f"{options.burst} pods at once, until all are written / Running", f"{written:.0f} / {running:.0f} ms"))
+            if options.peers:
+                for what, times in beside(cloud, folder, writer, watch).items():
+                    rows.append((f"in turns, p50 / p99: {what}", in_short(times)))
         finally:
             cloud.end()
     size = os.path.getsize(options.binary) / (1 << 20)
