@@ -71,9 +71,12 @@ pub async fn adopt_all(inner: &Arc<Inner>) -> Result<(), Error> {
         if answer::sandbox_state(listed["State"].as_str().unwrap_or_default()) == SandboxState::NotReady {
             continue;
         }
-        let inspected = inner.inspect("sandbox", SANDBOX, id).await?;
-        connect(inner, id, &config, &inspected).await?;
-        live.push(id.to_owned());
+        match adopt(inner, id, &config).await {
+            Ok(()) => live.push(id.to_owned()),
+            // One that ended since it was listed needs no network.
+            Err(error) if runs(inner, id).await? => return Err(error),
+            Err(error) => tracing::debug!(sandbox = id, %error, "pass over a sandbox that ended"),
+        }
     }
     inner.config.network.retain(&live).await?;
     for listed in inner.list(CONTAINER).await? {
@@ -84,6 +87,21 @@ pub async fn adopt_all(inner: &Arc<Inner>) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+async fn adopt(inner: &Inner, id: &str, config: &SandboxConfig) -> Result<(), Error> {
+    let inspected = inner.inspect("sandbox", SANDBOX, id).await?;
+    connect(inner, id, config, &inspected).await
+}
+
+async fn runs(inner: &Inner, id: &str) -> Result<bool, Error> {
+    match inner.inspect("sandbox", SANDBOX, id).await {
+        Ok(inspected) => {
+            Ok(answer::sandbox_state(inspected["State"]["Status"].as_str().unwrap_or_default()) == SandboxState::Ready)
+        }
+        Err(Error::NotFound { .. }) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 pub async fn status(inner: &Inner, id: &str) -> Result<SandboxStatus, Error> {
