@@ -4,7 +4,7 @@
 //! - A reconciler takes a key and decides from local copies; what it does is idempotent.
 //! - A status that would not change is not written.
 
-pub mod autoscale;
+mod autoscale;
 mod cluster_role;
 mod common;
 mod cronjob;
@@ -27,7 +27,10 @@ mod pv_protection;
 mod pvc_protection;
 mod replicaset;
 mod replication_controller;
+mod resource_claims;
 mod resources;
+mod rollback;
+mod scale;
 mod statefulset;
 mod volume;
 
@@ -111,6 +114,15 @@ fn workloads(client: &Client, all: &Informers, run: Run<'_>) {
     let queue = Queue::new("cronjob");
     let reconciler = cronjob::CronJobs::new(client.clone(), all.cron_jobs.clone(), all.jobs.clone(), &queue);
     run(queue, 4, reconciler);
+    let queue = Queue::new("horizontal-pod-autoscaler");
+    let (autoscalers, pods) = (all.autoscalers.clone(), all.pods.clone());
+    let reconciler = autoscale::Autoscalers::new(client.clone(), autoscalers, pods, &queue);
+    run(queue, 5, reconciler);
+    let queue = Queue::new("pod-resource-claims");
+    let (pods, claims) = (all.pods.clone(), all.resource_claims.clone());
+    run(queue.clone(), 2, resource_claims::PodClaims::new(client.clone(), pods.clone(), claims.clone(), &queue));
+    let queue = Queue::new("resource-claim");
+    run(queue.clone(), 2, resource_claims::ResourceClaims::new(client.clone(), pods, claims, &queue));
 }
 
 /// What follows from pods.
