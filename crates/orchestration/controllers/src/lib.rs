@@ -32,6 +32,7 @@ mod resources;
 mod rollback;
 mod scale;
 mod statefulset;
+mod vertical;
 mod volume;
 
 use std::sync::Arc;
@@ -65,6 +66,7 @@ pub async fn run_all(client: Client, config: ControllersConfig, shutdown: Cancel
     let content_gone = namespace::Namespaces::content_gone(&all.namespaces, &namespaces_queue);
     let reconciler = namespace::Namespaces::new(client.clone(), all.namespaces.clone(), &namespaces_queue);
     run(namespaces_queue, 4, reconciler);
+    let pods = all.pods.clone();
     cluster(&client, config, all, &mut run);
     let queue = Queue::new("garbage-collector");
     let mut pause = std::time::Duration::from_millis(50);
@@ -77,6 +79,7 @@ pub async fn run_all(client: Client, config: ControllersConfig, shutdown: Cancel
         pause = (pause * 2).min(std::time::Duration::from_secs(10));
     };
     run(queue, 8, collector);
+    running.spawn(vertical::run(client, pods, shutdown.clone()));
     while running.join_next().await.is_some() {}
 }
 

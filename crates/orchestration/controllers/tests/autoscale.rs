@@ -172,3 +172,35 @@ async fn an_autoscaler_that_cannot_says_why() {
     cloud.kubectl(&["delete", "hpa", "both"]).await;
     cloud.until(&["get", "hpa/second", "-o", &condition("ScalingActive")], "ValidMetricFound").await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vertical_autoscaler_recommends_and_resizes_in_place() {
+    let (cloud, metrics) = start().await;
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../examples/vertical-autoscaler");
+    cloud.kubectl(&["apply", "-f", folder.join("crd.yaml").to_str().unwrap()]).await;
+    let definition = "crd/verticalpodautoscalers.autoscaling.k8s.io";
+    cloud.kubectl(&["wait", "--for=condition=established", definition, "--timeout=30s"]).await;
+    deploy(&cloud, "web", 2).await;
+    metrics.cpu(&pods(&cloud, "web").await, "500m");
+    let target = json!({"apiVersion": "apps/v1", "kind": "Deployment", "name": "web"});
+    let vertical = |mode: &str| {
+        json!({"apiVersion": "autoscaling.k8s.io/v1", "kind": "VerticalPodAutoscaler", "metadata": {"name": "web"},
+            "spec": {"targetRef": target, "updatePolicy": {"updateMode": mode},
+                "resourcePolicy": {"containerPolicies": [{"containerName": "*", "controlledResources": ["cpu"], "maxAllowed": {"cpu": "550m"}}]}}})
+    };
+    cloud.apply(vertical("Off")).await;
+    let recommended = "jsonpath={.status.recommendation.containerRecommendations[0].target.cpu}";
+    cloud.until(&["get", "vpa/web", "-o", recommended], "550m").await;
+    let requests = "jsonpath={.items[*].spec.containers[0].resources.requests.cpu}";
+    let all = ["get", "pods", "-l", "app=web", "-o", requests];
+    assert_eq!(cloud.kubectl(&all).await, "10m 10m", "a recommendation alone changes nothing");
+    let before = pods(&cloud, "web").await;
+    cloud.apply(vertical("InPlaceOrRecreate")).await;
+    cloud.until(&all, "550m 550m").await;
+    assert_eq!(pods(&cloud, "web").await, before, "resized where they are");
+    let shown = cloud.kubectl(&["get", "vpa"]).await;
+    assert!(shown.contains("InPlaceOrRecreate") && shown.contains("550m") && shown.contains("True"), "{shown}");
+    // A new pod gets what is recommended at once.
+    cloud.kubectl(&["scale", "deploy/web", "--replicas=3"]).await;
+    cloud.until(&all, "550m 550m 550m").await;
+}

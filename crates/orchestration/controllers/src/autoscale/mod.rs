@@ -4,7 +4,7 @@
 mod behavior;
 mod controller;
 mod metric;
-mod read;
+pub mod read;
 mod status;
 
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscalerSpec;

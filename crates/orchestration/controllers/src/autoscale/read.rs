@@ -137,11 +137,14 @@ async fn custom(client: &Client, about: &str, labels: Option<&LabelSelector>) ->
     let selector = labels.map(text).filter(|text| !text.is_empty());
     let selector = selector.map_or(String::new(), |text| format!("&metricLabelSelector={}", escape(&text)));
     let path = |version: &str| format!("/apis/custom.metrics.k8s.io/{version}/{about}{selector}");
-    let mut answer = call(client, Method::GET, &path("v1beta2"), "", Vec::new()).await;
-    if answer.as_ref().is_err_and(Error::is_not_found) {
-        // Older adapters have the older version only.
-        answer = call(client, Method::GET, &path("v1beta1"), "", Vec::new()).await;
-    }
+    let answer = match call(client, Method::GET, &path("v1beta2"), "", Vec::new()).await {
+        // Older adapters have the older version only. Where neither has it, the newer one says so best.
+        Err(missing) if missing.is_not_found() => {
+            let older = call(client, Method::GET, &path("v1beta1"), "", Vec::new()).await;
+            if older.as_ref().is_err_and(Error::is_not_found) { Err(missing) } else { older }
+        }
+        other => other,
+    };
     answer.map_err(|error| format!("unable to fetch metrics from custom metrics API: {error}"))
 }
 
@@ -167,8 +170,38 @@ pub async fn external(
     Ok(items.iter().filter_map(|item| amount(&item["value"])).sum())
 }
 
+/// What one container uses.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Usage {
+    pub pod: String,
+    pub container: String,
+    pub at: Timestamp,
+    /// Processors.
+    pub cpu: f64,
+    /// Bytes.
+    pub memory: f64,
+}
+
+/// What the containers of pods use.
+pub async fn usage(client: &Client, namespace: &str, selector: &str) -> Result<Vec<Usage>, String> {
+    let path = format!("/apis/metrics.k8s.io/v1beta1/namespaces/{namespace}/pods?labelSelector={}", escape(selector));
+    let list = get(client, &path).await?;
+    let mut all = Vec::new();
+    for item in list["items"].as_array().into_iter().flatten() {
+        for one in item["containers"].as_array().into_iter().flatten() {
+            let (Some(cpu), Some(memory)) = (amount(&one["usage"]["cpu"]), amount(&one["usage"]["memory"])) else {
+                continue;
+            };
+            let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+            let (pod, container) = (text(&item["metadata"]["name"]), text(&one["name"]));
+            all.push(Usage { pod, container, at: time(&item["timestamp"]), cpu, memory });
+        }
+    }
+    Ok(all)
+}
+
 /// A selector as a query has it.
-fn text(selector: &LabelSelector) -> String {
+pub fn text(selector: &LabelSelector) -> String {
     let equal = selector.match_labels.iter().flatten().map(|(key, value)| format!("{key}={value}"));
     let others = selector.match_expressions.iter().flatten().map(|one| {
         let values = one.values.as_deref().unwrap_or_default().join(",");

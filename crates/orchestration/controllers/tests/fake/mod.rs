@@ -1,5 +1,5 @@
 //! A cluster whose controllers and scheduler are real, and whose nodes are played by a task.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, dead_code)]
 
 use std::time::Duration;
 

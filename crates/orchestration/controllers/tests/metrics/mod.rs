@@ -1,5 +1,5 @@
 //! A server of the three metrics APIs behind the API server, whose answers the test sets.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, dead_code)]
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
