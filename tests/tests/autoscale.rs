@@ -13,10 +13,12 @@ const IMAGE: &str = "docker.io/library/busybox:latest";
 const MEASURED: Duration = Duration::from_secs(150);
 const SOON: Duration = Duration::from_secs(60);
 
+type Step = fn(&Host) -> Result<()>;
+
 #[test]
 fn a_cloud_that_looks_after_its_workloads() {
     let host = Host::new().unwrap();
-    let steps: &[(&str, fn(&Host) -> Result<()>)] = &[
+    let steps: &[(&str, Step)] = &[
         ("starts", starts),
         ("scales up under load", scales_up_under_load),
         ("scales down without", scales_down_without),
