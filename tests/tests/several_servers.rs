@@ -14,7 +14,7 @@ use dhow_e2e::kubelets;
 use dhow_e2e::servers::{Etcd, Server};
 use futures::future::join_all;
 use http_body_util::BodyExt;
-use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, ResourceQuota, Service};
@@ -71,6 +71,7 @@ async fn several_servers_on_one_etcd() {
     step!(addresses_and_ports_are_given_once);
     step!(a_leader_is_killed_under_load);
     step!(a_leader_that_ends_in_order_is_followed_at_once);
+    step!(leaders_are_killed_one_after_the_other);
     step!(an_etcd_member_is_lost);
 }
 
@@ -414,6 +415,86 @@ impl Cluster {
         })
         .await?;
         self.servers[leader].start(&flags)
+    }
+
+    /// Three kills while workloads of every kind are made; each killed server comes back and waits for its turn.
+    async fn leaders_are_killed_one_after_the_other(&mut self) -> Result<()> {
+        const ROUNDS: usize = 30;
+        let flags = self.flags();
+        let both = self.clients.clone();
+        let load = tokio::spawn(async move {
+            for round in 0..ROUNDS {
+                create_surely(&both, &deployment(&format!("k{round}"), 2)).await?;
+                let template = json!({"metadata": {"annotations": {"ends": ""}},
+                    "spec": {"restartPolicy": "Never", "containers": spec()["containers"]}});
+                let job: Job = object(json!({"metadata": {"name": format!("kj{round}"), "namespace": "default"},
+                    "spec": {"completions": 3, "parallelism": 2, "template": template}}));
+                create_surely(&both, &job).await?;
+                let labels = json!({"app": format!("ks{round}")});
+                let set: StatefulSet =
+                    object(json!({"metadata": {"name": format!("ks{round}"), "namespace": "default"},
+                    "spec": {"replicas": 2, "serviceName": "ks", "selector": {"matchLabels": labels},
+                        "template": {"metadata": {"labels": labels}, "spec": spec()}}}));
+                create_surely(&both, &set).await?;
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            Ok::<_, anyhow::Error>(())
+        });
+        for kill in 0..3 {
+            let name = format!("k{}", kill * 9 + 4);
+            let clients = self.clients.clone();
+            eventually(async || {
+                surely(&clients, |client| {
+                    let name = name.clone();
+                    async move { client.get::<Deployment>(Some("default"), &name).await.map(drop) }
+                })
+                .await
+            })
+            .await?;
+            let mut leader = self.leader(0).await?;
+            self.servers[leader].kill()?;
+            let dead = leader;
+            eventually(async || {
+                leader = self.leader(1 - dead).await?;
+                ensure!(leader != dead, "the dead leader leads");
+                Ok(())
+            })
+            .await?;
+            self.servers[dead].start(&flags)?;
+        }
+        load.await??;
+        let client = self.clients[0].clone();
+        eventually(async || {
+            for round in 0..ROUNDS {
+                let found = client.get::<Deployment>(Some("default"), &format!("k{round}")).await?.status;
+                ensure!(found.as_ref().and_then(|status| status.available_replicas) == Some(2), "{round}: {found:?}");
+                let found = client.get::<StatefulSet>(Some("default"), &format!("ks{round}")).await?.status;
+                ensure!(found.as_ref().and_then(|status| status.ready_replicas) == Some(2), "{round}: {found:?}");
+                let done = client.get::<Job>(Some("default"), &format!("kj{round}")).await?.status.unwrap_or_default();
+                ensure!(done.succeeded == Some(3) && done.completion_time.is_some(), "{round}: {done:?}");
+            }
+            Ok(())
+        })
+        .await?;
+        let pods = client.list::<Pod>(Some("default"), &ListParams::default()).await?.items;
+        let mut counts = HashMap::<&str, usize>::new();
+        for labels in pods.iter().filter_map(|pod| pod.metadata.labels.as_ref()) {
+            let of = labels.get("app").or_else(|| labels.get("job-name"));
+            *counts.entry(of.map_or("", String::as_str)).or_default() += 1;
+        }
+        for round in 0..ROUNDS {
+            for (name, wanted) in [(format!("k{round}"), 2), (format!("ks{round}"), 2), (format!("kj{round}"), 3)] {
+                ensure!(
+                    counts.get(name.as_str()) == Some(&wanted),
+                    "{name}: {:?} of {wanted} pods",
+                    counts.get(name.as_str())
+                );
+            }
+        }
+        let placed = self.placed.0.lock();
+        let twice: Vec<_> = placed.iter().filter(|(_, nodes)| nodes.len() > 1).collect();
+        ensure!(twice.is_empty(), "on two nodes: {twice:?}");
+        Ok(())
     }
 
     async fn an_etcd_member_is_lost(&mut self) -> Result<()> {

@@ -222,7 +222,7 @@ fn roles() -> Vec<Value> {
         "verbs": ["get"],
     });
     vec![
-        role("cluster-admin", everything.clone()),
+        role("cluster-admin", everything),
         role("admin", admin),
         role("edit", edit),
         role("view", view),
@@ -249,8 +249,7 @@ fn roles() -> Vec<Value> {
                 rule(&["authorization.k8s.io"], &["subjectaccessreviews"], &["create"]),
             ],
         ),
-        // Controllers act on all kinds, also on those that are yet to come.
-        role("system:kube-controller-manager", everything),
+        role("system:kube-controller-manager", controllers()),
         role(
             "system:kube-scheduler",
             vec![
@@ -329,6 +328,44 @@ fn roles() -> Vec<Value> {
                 rule(&["discovery.k8s.io"], &["endpointslices"], &["list", "watch"]),
             ],
         ),
+    ]
+}
+
+/// What controllers need. They delete, adopt and resize objects of all kinds, also of those that are yet to come, but
+/// make only what is theirs to make, and act as nobody else.
+fn controllers() -> Vec<Value> {
+    let anywhere = ["delete", "deletecollection", "get", "list", "patch", "update", "watch"];
+    vec![
+        rule(&["*"], &["*"], &anywhere),
+        json!({"nonResourceURLs": ["/api", "/api/*", "/apis", "/apis/*", "/version"], "verbs": ["get"]}),
+        rule(
+            &[""],
+            &[
+                "configmaps",
+                "endpoints",
+                "events",
+                "persistentvolumeclaims",
+                "persistentvolumes",
+                "pods",
+                "pods/eviction",
+                "serviceaccounts",
+                "serviceaccounts/token",
+            ],
+            &["create"],
+        ),
+        rule(&["apps"], &["controllerrevisions", "replicasets"], &["create"]),
+        rule(&["authentication.k8s.io"], &["tokenreviews"], &["create"]),
+        rule(&["authorization.k8s.io"], &["subjectaccessreviews"], &["create"]),
+        rule(&["batch"], &["jobs"], &["create"]),
+        rule(&["certificates.k8s.io"], &["clustertrustbundles"], &["create"]),
+        rule(&["certificates.k8s.io"], &["signers"], &["approve", "attest", "sign"]),
+        rule(&["coordination.k8s.io"], &["leases"], &["create"]),
+        rule(&["discovery.k8s.io"], &["endpointslices"], &["create"]),
+        rule(&["events.k8s.io"], &["events"], &["create"]),
+        // A role that sums others up gets rules that its keeper has not.
+        rule(&["rbac.authorization.k8s.io"], &["clusterroles"], &["escalate"]),
+        rule(&["resource.k8s.io"], &["resourceclaims"], &["create"]),
+        rule(&["storage.k8s.io"], &["csistoragecapacities", "volumeattachments"], &["create"]),
     ]
 }
 

@@ -10,11 +10,12 @@ use dhow_client::{
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::core::v1::{Pod, ReplicationController};
 use k8s_openapi::api::policy::v1::{PodDisruptionBudget, PodDisruptionBudgetStatus};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, OwnerReference, Time};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use k8s_openapi::jiff::Timestamp;
 
 use crate::common::{is_ready, portion, selects};
+use crate::scale::{Kinds, Scaled};
 
 /// An eviction that was granted but did not happen is forgotten after this time.
 const DELETION_TIMEOUT: Duration = Duration::from_secs(120);
@@ -53,18 +54,21 @@ impl Scales {
                 .replication_controllers
                 .get(&key)
                 .map(|set| (set.metadata.uid.clone(), set.spec.as_ref().and_then(|spec| spec.replicas))),
-            kind => {
-                return Err(format!(
-                    "{}.{} does not implement the scale subresource",
-                    kind.to_lowercase(),
-                    owner.api_version
-                ));
-            }
+            kind => return Err(not_scalable(kind, &owner.api_version)),
         };
         let (uid, size) =
             found.ok_or_else(|| format!("the {} \"{}\" of pod \"{name}\" is gone", owner.kind, owner.name))?;
         Ok((uid.unwrap_or_default(), size.unwrap_or(1)))
     }
+}
+
+fn not_scalable(kind: &str, api_version: &str) -> String {
+    format!("{}.{api_version} does not implement the scale subresource", kind.to_lowercase())
+}
+
+/// The kinds whose size is known from copies.
+fn is_known(owner: &OwnerReference) -> bool {
+    ["ReplicaSet", "StatefulSet", "ReplicationController"].contains(&owner.kind.as_str())
 }
 
 /// How many pods there should be, and how many of them healthy.
@@ -167,6 +171,7 @@ pub struct Disruption {
     budgets: Informer<PodDisruptionBudget>,
     pods: Informer<Pod>,
     scales: Scales,
+    kinds: Kinds,
 }
 
 impl Disruption {
@@ -211,7 +216,32 @@ impl Disruption {
                 wake(new.metadata.namespace.as_deref(), &to, &all);
             }
         });
-        Arc::new(Self { client, recorder, budgets, pods, scales })
+        let kinds = Kinds::new(client.clone());
+        Arc::new(Self { client, recorder, budgets, pods, scales, kinds })
+    }
+
+    /// The sizes of what manages pods and is of another kind, by uid: asked of the server.
+    async fn others(&self, pods: &[Arc<Pod>]) -> Result<BTreeMap<String, Result<i32, String>>, Error> {
+        let mut sizes = BTreeMap::new();
+        for pod in pods {
+            let Some(owner) = controller_of(&pod.metadata).filter(|owner| !is_known(owner)) else { continue };
+            if sizes.contains_key(&owner.uid) {
+                continue;
+            }
+            let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+            let found = async {
+                let kind = self.kinds.find(&owner.api_version, &owner.kind).await?;
+                Scaled::get(&self.client, &kind, namespace, &owner.name).await
+            };
+            let size = match found.await {
+                Ok(scaled) => Ok(scaled.replicas()),
+                Err(error) if error.is_not_found() => Err(not_scalable(&owner.kind, &owner.api_version)),
+                Err(Error::Reconcile(text)) => Err(text),
+                Err(error) => return Err(error),
+            };
+            sizes.insert(owner.uid.clone(), size);
+        }
+        Ok(sizes)
     }
 }
 
@@ -230,7 +260,19 @@ impl Reconcile for Disruption {
         let Some(budget) = self.budgets.get(key) else { return Ok(Outcome::Done) };
         let all = self.pods.by_index("namespace", key.namespace().unwrap_or_default());
         let pods: Vec<_> = all.into_iter().filter(|pod| covers(&budget, pod)).collect();
-        let expected = expected(&budget, &pods, |pod| self.scales.of(pod));
+        // A plain number of healthy pods needs nobody's size.
+        let spec = budget.spec.as_ref();
+        let by_size = spec.is_some_and(|spec| {
+            spec.max_unavailable.is_some() || matches!(spec.min_available, Some(IntOrString::String(_)))
+        });
+        let others = if by_size { self.others(&pods).await? } else { BTreeMap::new() };
+        let expected = expected(&budget, &pods, |pod| {
+            let owner = controller_of(&pod.metadata);
+            match owner.and_then(|owner| Some((owner.uid.clone(), others.get(&owner.uid)?.clone()))) {
+                Some((uid, size)) => size.map(|size| (uid, size)),
+                None => self.scales.of(pod),
+            }
+        });
         let about = || reference(&*budget);
         if pods.is_empty() {
             self.recorder.event(about(), EventType::Normal, "NoPods", "No matching pods found");

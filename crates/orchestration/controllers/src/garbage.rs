@@ -8,7 +8,7 @@ use bytes::BytesMut;
 use dhow_client::{Client, Error, Key, Outcome, Queue, Reconcile};
 use http::Method;
 use http_body_util::BodyExt;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
@@ -202,8 +202,15 @@ impl Garbage {
         let Ok(metadata) = serde_json::from_value::<ObjectMeta>(metadata.clone()) else { return };
         let Some(uid) = metadata.uid.clone() else { return };
         let concerns = metadata.owner_references.is_some() || metadata.deletion_timestamp.is_some();
-        let owners: Vec<_> = metadata.owner_references.iter().flatten().map(|owner| owner.uid.clone()).collect();
-        self.graph.lock().insert(&uid, Entry { resource: resource.clone(), metadata: Arc::new(metadata) });
+        let mut owners: HashSet<_> =
+            metadata.owner_references.iter().flatten().map(|owner| owner.uid.clone()).collect();
+        {
+            let mut graph = self.graph.lock();
+            // One that it does not name any more may have waited for it.
+            let before = graph.entries.get(&uid).and_then(|entry| entry.metadata.owner_references.as_ref());
+            owners.extend(before.into_iter().flatten().map(|owner| owner.uid.clone()));
+            graph.insert(&uid, Entry { resource: resource.clone(), metadata: Arc::new(metadata) });
+        }
         if concerns {
             self.queue.add(Key::new(None, &uid));
         }
@@ -243,14 +250,10 @@ impl Garbage {
         self.patch(entry, json!({"finalizers": some(left)})).await
     }
 
-    /// Whether the owner is there. The copy may be behind or not see a kind, so absence is asked of the server.
-    async fn owner_exists(
-        &self,
-        entry: &Entry,
-        owner: &k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference,
-    ) -> Result<bool, Error> {
-        if self.graph.lock().entries.contains_key(&owner.uid) {
-            return Ok(true);
+    /// How it stands with an owner. The copy may be behind or not see a kind, so absence is asked of the server.
+    async fn owner(&self, entry: &Entry, owner: &OwnerReference) -> Result<Owner, Error> {
+        if let Some(known) = self.graph.lock().entries.get(&owner.uid) {
+            return Ok(known.metadata.as_ref().into());
         }
         let group = |version: &str| version.split_once('/').map(|(group, _)| group.to_owned());
         let known = {
@@ -259,12 +262,93 @@ impl Garbage {
             resources.keys().find(|one| same(one)).cloned()
         };
         // An unknown kind proves nothing: never delete on a guess.
-        let Some(resource) = known else { return Ok(true) };
+        let Some(resource) = known else { return Ok(Owner::Solid) };
         let path = resource.path(entry.metadata.namespace.as_deref(), Some(&owner.name));
         match call(&self.client, Method::GET, &path, "", Vec::new()).await {
-            Err(error) if error.is_not_found() => Ok(false),
-            other => Ok(other?["metadata"]["uid"].as_str() == Some(owner.uid.as_str())),
+            Err(error) if error.is_not_found() => Ok(Owner::Absent),
+            other => {
+                let metadata: ObjectMeta = serde_json::from_value(other?["metadata"].take())
+                    .map_err(|source| Error::Decode { context: format!("read {path}"), source })?;
+                Ok(if metadata.uid.as_ref() == Some(&owner.uid) { (&metadata).into() } else { Owner::Absent })
+            }
         }
+    }
+
+    /// Deletes or keeps an object, whatever its owners say.
+    async fn follow_owners(&self, uid: &str, entry: &Entry, dependents: &[(String, Entry)]) -> Result<(), Error> {
+        let owners = entry.metadata.owner_references.clone().unwrap_or_default();
+        let mut found = Vec::new();
+        for owner in &owners {
+            found.push(self.owner(entry, owner).await?);
+        }
+        let circle = dependents.iter().any(|(_, dependent)| Owner::from(dependent.metadata.as_ref()) == Owner::Waiting);
+        match fate(&found, !dependents.is_empty(), circle) {
+            Fate::Keep => Ok(()),
+            Fate::Leave => {
+                let solid: Vec<_> = owners
+                    .iter()
+                    .zip(&found)
+                    .filter(|(_, state)| **state == Owner::Solid)
+                    .map(|(one, _)| one)
+                    .collect();
+                self.patch(entry, json!({"ownerReferences": some(solid)})).await
+            }
+            Fate::Delete { foreground, unblock } => {
+                if unblock {
+                    let mut free = owners.clone();
+                    free.iter_mut().for_each(|owner| owner.block_owner_deletion = Some(false));
+                    if free != owners {
+                        self.patch(entry, json!({"ownerReferences": free})).await?;
+                    }
+                }
+                let has = |finalizer: &str| entry.metadata.finalizers.iter().flatten().any(|one| one == finalizer);
+                let propagation = match (foreground, has(ORPHAN), has(FOREGROUND)) {
+                    (true, ..) | (false, false, true) => "Foreground",
+                    (false, true, _) => "Orphan",
+                    (false, false, false) => "Background",
+                };
+                self.delete(uid, entry, propagation).await
+            }
+        }
+    }
+}
+
+/// How it stands with an owner.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Owner {
+    Absent,
+    Solid,
+    /// Being deleted, after those that it owns.
+    Waiting,
+}
+
+impl From<&ObjectMeta> for Owner {
+    fn from(metadata: &ObjectMeta) -> Self {
+        let foreground = metadata.finalizers.iter().flatten().any(|one| one == FOREGROUND);
+        if metadata.deletion_timestamp.is_some() && foreground { Self::Waiting } else { Self::Solid }
+    }
+}
+
+/// What follows for an object from its owners.
+#[derive(Debug, PartialEq, Eq)]
+enum Fate {
+    Keep,
+    /// It stays, without the owners that go.
+    Leave,
+    /// `foreground`: after those that it owns in turn. `unblock`: one of them waits for it already, round a circle.
+    Delete {
+        foreground: bool,
+        unblock: bool,
+    },
+}
+
+fn fate(owners: &[Owner], has_dependents: bool, circle: bool) -> Fate {
+    let any = |state: Owner| owners.contains(&state);
+    match (any(Owner::Solid), any(Owner::Waiting), any(Owner::Absent)) {
+        (_, false, false) => Fate::Keep,
+        (true, ..) => Fate::Leave,
+        (false, true, _) if has_dependents => Fate::Delete { foreground: true, unblock: circle },
+        _ => Fate::Delete { foreground: false, unblock: false },
     }
 }
 
@@ -303,32 +387,20 @@ impl Reconcile for Garbage {
                 }
                 self.unfinalize(&entry, ORPHAN).await?;
             } else if has(FOREGROUND) {
-                let mut blocked = false;
-                for (own, dependent) in &dependents {
-                    let owners = || dependent.metadata.owner_references.iter().flatten();
-                    blocked |= owners().any(|owner| owner.uid == uid && owner.block_owner_deletion == Some(true));
-                    if owners().all(|owner| owner.uid == uid) && dependent.metadata.deletion_timestamp.is_none() {
-                        self.delete(own, dependent, "Foreground").await?;
-                    }
-                }
+                let blocks = |owner: &OwnerReference| owner.uid == uid && owner.block_owner_deletion == Some(true);
+                let blocked = dependents
+                    .iter()
+                    .any(|(_, dependent)| dependent.metadata.owner_references.iter().flatten().any(blocks));
+                // Each of them sees to itself.
+                let alive = dependents.iter().filter(|(_, one)| one.metadata.deletion_timestamp.is_none());
+                alive.for_each(|(own, _)| self.queue.add(Key::new(None, own)));
                 if !blocked {
                     self.unfinalize(&entry, FOREGROUND).await?;
                 }
             }
             return Ok(Outcome::Done);
         }
-        let owners = entry.metadata.owner_references.clone().unwrap_or_default();
-        let mut solid = Vec::new();
-        for owner in &owners {
-            if self.owner_exists(&entry, owner).await? {
-                solid.push(owner);
-            }
-        }
-        if !owners.is_empty() && solid.is_empty() {
-            self.delete(uid, &entry, "Background").await?;
-        } else if solid.len() < owners.len() {
-            self.patch(&entry, json!({"ownerReferences": some(solid)})).await?;
-        }
+        self.follow_owners(uid, &entry, &dependents).await?;
         Ok(Outcome::Done)
     }
 }
@@ -336,4 +408,22 @@ impl Reconcile for Garbage {
 /// An empty list is left out of an object, as upstream's JSON has it.
 fn some<T>(list: Vec<T>) -> Option<Vec<T>> {
     (!list.is_empty()).then_some(list)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn owners_decide_what_becomes_of_an_object() {
+        use Owner::{Absent, Solid, Waiting};
+        assert_eq!(fate(&[], true, false), Fate::Keep);
+        assert_eq!(fate(&[Solid], false, false), Fate::Keep);
+        assert_eq!(fate(&[Solid, Absent], false, false), Fate::Leave);
+        assert_eq!(fate(&[Solid, Waiting], true, false), Fate::Leave, "a valid owner keeps it");
+        assert_eq!(fate(&[Absent, Absent], true, false), Fate::Delete { foreground: false, unblock: false });
+        assert_eq!(fate(&[Waiting], false, false), Fate::Delete { foreground: false, unblock: false });
+        assert_eq!(fate(&[Waiting, Absent], true, false), Fate::Delete { foreground: true, unblock: false });
+        assert_eq!(fate(&[Waiting], true, true), Fate::Delete { foreground: true, unblock: true });
+    }
 }

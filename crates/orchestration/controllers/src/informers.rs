@@ -2,6 +2,7 @@
 
 use dhow_client::{Client, Informer, ListParams, Object, controller_of};
 use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet};
+use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
@@ -11,6 +12,7 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::ClusterRole;
+use k8s_openapi::api::resource::v1::ResourceClaim;
 use k8s_openapi::api::storage::v1::StorageClass;
 use tokio_util::sync::CancellationToken;
 
@@ -57,6 +59,8 @@ informers! {
     revisions: ControllerRevision = all,
     jobs: Job = all,
     cron_jobs: CronJob = all,
+    autoscalers: HorizontalPodAutoscaler = all,
+    resource_claims: ResourceClaim = all,
     budgets: PodDisruptionBudget = all,
     cluster_roles: ClusterRole = all,
     root_cas: ConfigMap = root_cas,

@@ -4,7 +4,7 @@
 //! - A reconciler takes a key and decides from local copies; what it does is idempotent.
 //! - A status that would not change is not written.
 
-pub mod autoscale;
+mod autoscale;
 mod cluster_role;
 mod common;
 mod cronjob;
@@ -27,8 +27,12 @@ mod pv_protection;
 mod pvc_protection;
 mod replicaset;
 mod replication_controller;
+mod resource_claims;
 mod resources;
+mod rollback;
+mod scale;
 mod statefulset;
+mod vertical;
 mod volume;
 
 use std::sync::Arc;
@@ -62,6 +66,7 @@ pub async fn run_all(client: Client, config: ControllersConfig, shutdown: Cancel
     let content_gone = namespace::Namespaces::content_gone(&all.namespaces, &namespaces_queue);
     let reconciler = namespace::Namespaces::new(client.clone(), all.namespaces.clone(), &namespaces_queue);
     run(namespaces_queue, 4, reconciler);
+    let pods = all.pods.clone();
     cluster(&client, config, all, &mut run);
     let queue = Queue::new("garbage-collector");
     let mut pause = std::time::Duration::from_millis(50);
@@ -74,6 +79,7 @@ pub async fn run_all(client: Client, config: ControllersConfig, shutdown: Cancel
         pause = (pause * 2).min(std::time::Duration::from_secs(10));
     };
     run(queue, 8, collector);
+    running.spawn(vertical::run(client, pods, shutdown.clone()));
     while running.join_next().await.is_some() {}
 }
 
@@ -111,6 +117,15 @@ fn workloads(client: &Client, all: &Informers, run: Run<'_>) {
     let queue = Queue::new("cronjob");
     let reconciler = cronjob::CronJobs::new(client.clone(), all.cron_jobs.clone(), all.jobs.clone(), &queue);
     run(queue, 4, reconciler);
+    let queue = Queue::new("horizontal-pod-autoscaler");
+    let (autoscalers, pods) = (all.autoscalers.clone(), all.pods.clone());
+    let reconciler = autoscale::Autoscalers::new(client.clone(), autoscalers, pods, &queue);
+    run(queue, 5, reconciler);
+    let queue = Queue::new("pod-resource-claims");
+    let (pods, claims) = (all.pods.clone(), all.resource_claims.clone());
+    run(queue.clone(), 2, resource_claims::PodClaims::new(client.clone(), pods.clone(), claims.clone(), &queue));
+    let queue = Queue::new("resource-claim");
+    run(queue.clone(), 2, resource_claims::ResourceClaims::new(client.clone(), pods, claims, &queue));
 }
 
 /// What follows from pods.

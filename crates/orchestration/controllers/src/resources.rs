@@ -52,40 +52,56 @@ impl Resource {
 
 /// Every kind, each in the best version that has it, without subresources.
 pub async fn discover(client: &Client) -> Result<Vec<Resource>, Error> {
+    discover_all(client).await.map(|(found, _)| found)
+}
+
+/// As [`discover`], and the group versions whose servers are away.
+pub async fn discover_all(client: &Client) -> Result<(Vec<Resource>, Vec<String>), Error> {
     let mut versions = vec!["v1".to_owned()];
     let groups = call(client, Method::GET, "/apis", "", Vec::new()).await?;
     for group in groups["groups"].as_array().into_iter().flatten() {
         let all = group["versions"].as_array().into_iter().flatten();
         versions.extend(all.filter_map(|version| version["groupVersion"].as_str().map(str::to_owned)));
     }
-    let mut resources: Vec<Resource> = Vec::new();
+    let (mut resources, mut away) = (Vec::<Resource>::new(), Vec::new());
     let group = |api_version: &str| api_version.rsplit_once('/').map_or("", |(group, _)| group).to_owned();
     for api_version in versions {
-        let path =
-            if api_version.contains('/') { format!("/apis/{api_version}") } else { format!("/api/{api_version}") };
-        let answer = match call(client, Method::GET, &path, "", Vec::new()).await {
+        let found = match kinds_of_version(client, &api_version).await {
             // The definition of its last kind went meanwhile.
             Err(error) if error.is_not_found() => continue,
             // An extension server is away; what others have goes on.
-            Err(Error::Api { code: 503, .. }) => continue,
-            other => other?,
-        };
-        let list: Versions = serde_json::from_value(answer)
-            .map_err(|source| Error::Decode { context: format!("read resources of {api_version}"), source })?;
-        for found in list.resources.into_iter().filter(|found| !found.name.contains('/')) {
-            if resources.iter().any(|one| one.plural == found.name && group(&one.api_version) == group(&api_version)) {
+            Err(Error::Api { code: 503, message, .. }) => {
+                away.push(format!("{api_version}: {message}"));
                 continue;
             }
-            resources.push(Resource {
-                api_version: api_version.clone(),
-                plural: found.name,
-                kind: found.kind,
-                namespaced: found.namespaced,
-                verbs: found.verbs,
-            });
+            other => other?,
+        };
+        for one in found {
+            let same =
+                |known: &&Resource| known.plural == one.plural && group(&known.api_version) == group(&api_version);
+            if !resources.iter().any(|known| same(&known)) {
+                resources.push(one);
+            }
         }
     }
-    Ok(resources)
+    Ok((resources, away))
+}
+
+/// The kinds of one group version, without subresources.
+pub async fn kinds_of_version(client: &Client, api_version: &str) -> Result<Vec<Resource>, Error> {
+    let root = if api_version.contains('/') { "apis" } else { "api" };
+    let answer = call(client, Method::GET, &format!("/{root}/{api_version}"), "", Vec::new()).await?;
+    let list: Versions = serde_json::from_value(answer)
+        .map_err(|source| Error::Decode { context: format!("read resources of {api_version}"), source })?;
+    let own = list.resources.into_iter().filter(|found| !found.name.contains('/'));
+    let resource = |found: Found| Resource {
+        api_version: api_version.to_owned(),
+        plural: found.name,
+        kind: found.kind,
+        namespaced: found.namespaced,
+        verbs: found.verbs,
+    };
+    Ok(own.map(resource).collect())
 }
 
 /// Sends a request and reads its JSON answer; a `Status` failure is an error.

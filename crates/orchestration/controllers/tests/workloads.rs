@@ -330,3 +330,155 @@ async fn claims_and_volumes_stay_while_they_are_used() {
     cloud.kubectl(&["delete", "pvc", "holder", "--timeout=20s"]).await;
     cloud.kubectl(&["wait", "pv/pv", "--for=delete", "--timeout=20s"]).await;
 }
+
+/// A template of the second version, whose pods play what is said.
+fn second(play: &str) -> String {
+    let metadata = json!({"labels": {"app": "w"}, "annotations": {"play": play}});
+    let spec = json!({"containers": [{"name": "c", "image": "example/app:2"}]});
+    json!({"spec": {"template": {"metadata": metadata, "spec": spec}}}).to_string()
+}
+
+/// Applies a workload that goes back by itself, waits for its first version, and gives it a second that is no good.
+async fn fails_to_roll(cloud: &Cloud, kind: &str, spec: Value, play: &str) -> String {
+    let what = format!("{}/w", kind.to_lowercase());
+    let mut whole = json!({"selector": {"matchLabels": {"app": "w"}}, "template": template("w", json!({}))});
+    whole.as_object_mut().unwrap().extend(spec.as_object().unwrap().clone());
+    let annotations = json!({"dhow.io/auto-rollback": "true", "dhow.io/progress-deadline-seconds": "2"});
+    let metadata = json!({"name": "w", "annotations": annotations});
+    cloud.apply(json!({"apiVersion": "apps/v1", "kind": kind, "metadata": metadata, "spec": whole})).await;
+    cloud.kubectl(&["rollout", "status", &what, "--timeout=60s"]).await;
+    let revisions = if kind == "Deployment" { "replicasets" } else { "controllerrevisions" };
+    let marks = "jsonpath={.items[*].metadata.annotations.dhow\\.io/completed}";
+    cloud.until(&["get", revisions, "-o", marks], "1").await;
+    cloud.kubectl(&["patch", &what, "-p", &second(play)]).await;
+    let image = "jsonpath={.spec.template.spec.containers[0].image} {.metadata.annotations.dhow\\.io/rolled-back}";
+    // The record is there with the first template.
+    let mut seen = String::new();
+    for _ in 0..150 {
+        seen = cloud.kubectl(&["get", &what, "-o", image]).await;
+        if seen.starts_with("example/app:1 {") {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    }
+    assert!(seen.starts_with("example/app:1 {"), "{seen}\n{}", cloud.kubectl(&["get", "events,pods,rs"]).await);
+    cloud.kubectl(&["rollout", "status", &what, "--timeout=60s"]).await;
+    let images =
+        "jsonpath={.items[*].spec.containers[0].image} {.items[*].status.conditions[?(@.type==\"Ready\")].status}";
+    cloud.until(&["get", "pods", "-l", "app=w", "-o", images], "example/app:1 example/app:1 True True").await;
+    let condition = "jsonpath={.status.conditions[?(@.type==\"RolledBack\")].reason}";
+    let reason = if play == "crash" { "CrashLoopBackOff" } else { "ProgressDeadlineExceeded" };
+    cloud.until(&["get", &what, "-o", condition], reason).await;
+    let events = ["get", "events", "--field-selector=reason=AutoRollback", "-o", "jsonpath={.items[*].message}"];
+    let message = cloud.kubectl(&events).await;
+    assert!(message.starts_with("Rolled back from revision 2 (w-"), "{message}");
+    assert_eq!(message.matches("Rolled back").count(), 1, "{message}");
+    message
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deployment_that_fails_goes_back_and_says_why() {
+    let cloud = Cloud::start().await;
+    cloud.node("n1", json!([])).await;
+    let spec = json!({"replicas": 2, "progressDeadlineSeconds": 2});
+    let said = fails_to_roll(&cloud, "Deployment", spec, "unready").await;
+    assert!(said.contains("has timed out progressing: pod w-"), "{said}");
+    // What was put back and then replaced by something good is forgotten.
+    cloud.kubectl(&["set", "image", "deploy/w", "c=example/app:3"]).await;
+    cloud.kubectl(&["rollout", "status", "deploy/w", "--timeout=60s"]).await;
+    cloud
+        .until(&["get", "deploy/w", "-o", "jsonpath={.status.conditions[?(@.type==\"RolledBack\")].reason}"], "")
+        .await;
+    // A pod that keeps ending is not waited for; back to the version that was up last.
+    let forever = r#"{"spec":{"progressDeadlineSeconds":600}}"#;
+    cloud.kubectl(&["patch", "deploy/w", "-p", forever]).await;
+    cloud.kubectl(&["patch", "deploy/w", "-p", &second("crash")]).await;
+    cloud
+        .until(
+            &["get", "deploy/w", "-o", "jsonpath={.status.conditions[?(@.type==\"RolledBack\")].reason}"],
+            "CrashLoopBackOff",
+        )
+        .await;
+    assert_eq!(cloud.get("deploy/w", "{.spec.template.spec.containers[0].image}").await, "example/app:3");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stateful_set_that_fails_goes_back_and_says_why() {
+    let cloud = Cloud::start().await;
+    cloud.node("n1", json!([])).await;
+    let said = fails_to_roll(&cloud, "StatefulSet", json!({"replicas": 2, "serviceName": "w"}), "unready").await;
+    assert!(said.contains("pod w-1 is not ready after 2 seconds: container c waits: CrashLoopBackOff"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_set_that_fails_goes_back_and_says_why() {
+    let cloud = Cloud::start().await;
+    cloud.node("n1", json!([])).await;
+    cloud.node("n2", json!([])).await;
+    let said = fails_to_roll(&cloud, "DaemonSet", json!({}), "crash").await;
+    assert!(said.contains("ended 3 times, the last time with exit code 3"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_namespace_ends_with_its_pods_first_and_says_what_is_left() {
+    let cloud = Cloud::start().await;
+    cloud.node("n1", json!([])).await;
+    cloud.kubectl(&["create", "namespace", "ending"]).await;
+    let held = json!({"name": "held", "namespace": "ending", "finalizers": ["example.com/hold"]});
+    cloud.apply(json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": held})).await;
+    let spec = template("p", json!({}))["spec"].clone();
+    cloud.apply(json!({"apiVersion": "v1", "kind": "Pod", "metadata": held, "spec": spec})).await;
+    cloud.kubectl(&["delete", "namespace", "ending", "--wait=false"]).await;
+    let remaining = "jsonpath={.status.conditions[?(@.type==\"NamespaceContentRemaining\")].message}";
+    let namespace = ["get", "namespace", "ending", "-o"];
+    cloud
+        .until(&[&namespace[..], &[remaining]].concat(), "Some resources are remaining: pods. has 1 resource instances")
+        .await;
+    let deleted = ["get", "configmap", "held", "-n", "ending", "-o", "jsonpath={.metadata.deletionTimestamp}"];
+    assert_eq!(cloud.kubectl(&deleted).await, "", "what pods may need stays until they are gone");
+    let free = r#"{"metadata":{"finalizers":null}}"#;
+    cloud.kubectl(&["patch", "pod", "held", "-n", "ending", "-p", free]).await;
+    cloud
+        .until(
+            &[&namespace[..], &[remaining]].concat(),
+            "Some resources are remaining: configmaps. has 1 resource instances",
+        )
+        .await;
+    let finalizers = "jsonpath={.status.conditions[?(@.type==\"NamespaceFinalizersRemaining\")].message}";
+    let said = cloud.kubectl(&[&namespace[..], &[finalizers]].concat()).await;
+    assert!(said.ends_with("example.com/hold in 1 resource instances"), "{said}");
+    cloud.kubectl(&["patch", "configmap", "held", "-n", "ending", "-p", free]).await;
+    cloud.kubectl(&["wait", "namespace/ending", "--for=delete", "--timeout=30s"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn garbage_with_another_owner_stays_and_circles_go() {
+    let cloud = Cloud::start().await;
+    let map = |name: &str| json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}});
+    let uid = async |name: &str| cloud.get(&format!("configmap/{name}"), "{.metadata.uid}").await;
+    let owned = |name: &str, owners: &[(&str, String)]| {
+        let owner = |(name, uid): &(&str, String)| json!({"apiVersion": "v1", "kind": "ConfigMap", "name": name, "uid": uid, "blockOwnerDeletion": true});
+        let mut map = map(name);
+        map["metadata"]["ownerReferences"] = owners.iter().map(owner).collect();
+        map
+    };
+    for name in ["going", "staying"] {
+        cloud.apply(map(name)).await;
+    }
+    let (going, staying) = (uid("going").await, uid("staying").await);
+    cloud.apply(owned("both", &[("going", going.clone()), ("staying", staying)])).await;
+    cloud.apply(owned("one", &[("going", going)])).await;
+    cloud.kubectl(&["delete", "configmap", "going", "--cascade=foreground", "--timeout=30s"]).await;
+    cloud.until(&["get", "configmap", "one", "--ignore-not-found", "-o", "name"], "").await;
+    assert_eq!(cloud.get("configmap/both", "{.metadata.ownerReferences[*].name}").await, "staying");
+
+    // Each owned by the next, and the last by the first.
+    for name in ["a", "b", "c"] {
+        cloud.apply(map(name)).await;
+    }
+    for (name, owner) in [("a", "c"), ("b", "a"), ("c", "b")] {
+        cloud.apply(owned(name, &[(owner, uid(owner).await)])).await;
+    }
+    cloud.kubectl(&["delete", "configmap", "a", "--cascade=foreground", "--timeout=30s"]).await;
+    cloud.until(&["get", "configmap", "a", "b", "c", "--ignore-not-found", "-o", "name"], "").await;
+}

@@ -18,10 +18,10 @@ const SOURCES: [(&str, &str); 5] = [
     ("Resource", "resource"),
 ];
 
-fn bounds(spec: &Field, errors: &mut Errors) {
+fn bounds(spec: &Field, lowest: i64, errors: &mut Errors) {
     let (least, most) = (spec.at("minReplicas"), spec.at("maxReplicas"));
-    if least.int().is_some_and(|number| number < 1) {
-        errors.bad(&least, "must be greater than or equal to 1");
+    if least.int().is_some_and(|number| number < lowest) {
+        errors.bad(&least, &format!("must be greater than or equal to {lowest}"));
     }
     if most.int().unwrap_or(0) < 1 {
         errors.bad(&most, "must be greater than 0");
@@ -36,7 +36,7 @@ fn bounds(spec: &Field, errors: &mut Errors) {
 
 pub fn v1(value: &Value, errors: &mut Errors) {
     let spec = Field::spec(value);
-    bounds(&spec, errors);
+    bounds(&spec, 1, errors);
     let percent = spec.at("targetCPUUtilizationPercentage");
     if percent.int().is_some_and(|number| number < 1) {
         errors.bad(&percent, "must be greater than 0");
@@ -45,7 +45,9 @@ pub fn v1(value: &Value, errors: &mut Errors) {
 
 pub fn v2(value: &Value, errors: &mut Errors) {
     let spec = Field::spec(value);
-    bounds(&spec, errors);
+    // Only what is told of something else than the pods can bring them back from none.
+    let wakes = spec.at("metrics").items().any(|metric| ["Object", "External"].contains(&metric.at("type").text()));
+    bounds(&spec, i64::from(!wakes), errors);
     for metric in spec.at("metrics").items() {
         self::metric(&metric, errors);
     }

@@ -21,6 +21,13 @@ pub struct Scaled {
 const LONGEST: i64 = 3600;
 
 impl History {
+    /// What an autoscaler finds when it begins counts as recommended, so that nothing shrinks at once.
+    pub fn begin(&mut self, current: i32, now: Timestamp) {
+        if self.recommended.is_empty() {
+            self.recommended.push((now, current));
+        }
+    }
+
     /// Remembers a change that was made.
     pub fn scaled(&mut self, from: i32, to: i32, at: Timestamp) {
         self.done.push(Scaled { at, by: to - from });
@@ -66,6 +73,9 @@ pub fn stabilize(
     let floor = within(window(spec, true)).fold(wanted, i32::min);
     let ceiling = within(window(spec, false)).fold(wanted, i32::max);
     history.recommended.push((now, wanted));
+    if spec.behavior.is_none() {
+        return (ceiling, if ceiling == wanted { "ReadyForNewScale" } else { "ScaleDownStabilized" });
+    }
     let settled = current.max(floor).min(ceiling);
     let why = match settled {
         _ if settled == wanted => "ReadyForNewScale",
@@ -84,6 +94,9 @@ pub fn limit(
     now: Timestamp,
 ) -> (i32, (bool, &'static str)) {
     let least = spec.min_replicas.unwrap_or(1);
+    if spec.behavior.is_none() {
+        return limit_plainly(least, spec.max_replicas, current, wanted);
+    }
     if wanted > current {
         let most = reach(spec, current, true, history, now).max(current);
         if wanted > most.min(spec.max_replicas) {
@@ -98,6 +111,18 @@ pub fn limit(
         }
     }
     (wanted, (false, "DesiredWithinRange"))
+}
+
+/// Without a behavior: no faster up than twice the size, or four.
+fn limit_plainly(least: i32, most: i32, current: i32, wanted: i32) -> (i32, (bool, &'static str)) {
+    let reach = current.saturating_mul(2).max(4);
+    if wanted < least {
+        (least, (true, "TooFewReplicas"))
+    } else if wanted > reach.min(most) {
+        (reach.min(most), (true, if most > reach { "ScaleUpLimit" } else { "TooManyReplicas" }))
+    } else {
+        (wanted, (false, "DesiredWithinRange"))
+    }
 }
 
 /// How far the policies let it go in one direction now.

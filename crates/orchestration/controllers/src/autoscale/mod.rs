@@ -1,57 +1,68 @@
-//! How many replicas a HorizontalPodAutoscaler (autoscaling/v2) asks for: functions of what was measured and of what
-//! was done lately. Where the measurements come from is not this module's business.
+//! Autoscales by HorizontalPodAutoscalers (autoscaling/v2): what was measured and what was done lately decide how many
+//! replicas there are to be.
 
 mod behavior;
+mod controller;
 mod metric;
+pub mod read;
+mod status;
 
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscalerSpec;
 use k8s_openapi::jiff::Timestamp;
 
-pub use behavior::{History, Scaled};
-pub use metric::{Measured, PodState, Target, proposal};
+use behavior::History;
+pub use controller::Autoscalers;
 
-/// A change of size smaller than this part is none.
-pub const TOLERANCE: f64 = 0.1;
+/// Why a size is changed without a look at any metric, or never looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outside {
+    /// Switched off by hand: at zero, where zero is not allowed.
+    Disabled,
+    Above,
+    Below,
+}
+
+fn outside(spec: &HorizontalPodAutoscalerSpec, current: i32) -> Option<Outside> {
+    let least = spec.min_replicas.unwrap_or(1);
+    if current == 0 && least != 0 {
+        Some(Outside::Disabled)
+    } else if current > spec.max_replicas {
+        Some(Outside::Above)
+    } else if current < least {
+        Some(Outside::Below)
+    } else {
+        None
+    }
+}
 
 /// The size to go to, and why it is not another.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Decision {
-    pub replicas: i32,
+struct Decision {
+    /// What the metrics ask for.
+    wanted: i32,
+    replicas: i32,
     /// For the condition `AbleToScale`.
-    pub able: &'static str,
+    able: &'static str,
     /// For the condition `ScalingLimited`, and whether it is.
-    pub limited: (bool, &'static str),
+    limited: (bool, &'static str),
 }
 
 /// Decides from one proposal per metric; a metric that could not be read proposes nothing. `None` where nothing can
-/// be said.
-pub fn decide(
+/// be said: nothing was read, or what was not read may be what needs the present size.
+fn decide(
     spec: &HorizontalPodAutoscalerSpec,
     current: i32,
     proposals: &[Option<i32>],
     history: &mut History,
     now: Timestamp,
 ) -> Option<Decision> {
-    let least = spec.min_replicas.unwrap_or(1);
-    let plain = |replicas, limited| Some(Decision { replicas, able: "SucceededRescale", limited });
-    if current == 0 && least != 0 {
-        // Switched off by hand.
-        return plain(0, (false, "ScalingDisabled"));
-    }
-    if current > spec.max_replicas {
-        return plain(spec.max_replicas, (true, "TooManyReplicas"));
-    }
-    if current < least {
-        return plain(least, (true, "TooFewReplicas"));
-    }
     let wanted = proposals.iter().flatten().copied().max()?;
     if wanted < current && proposals.contains(&None) {
-        // What could not be read may be the one that needs the size.
-        return Some(Decision { replicas: current, able: "ReadyForNewScale", limited: (false, "DesiredWithinRange") });
+        return None;
     }
     let (settled, able) = behavior::stabilize(spec, current, wanted, history, now);
     let (replicas, limited) = behavior::limit(spec, current, settled, history, now);
-    Some(Decision { replicas, able, limited })
+    Some(Decision { wanted, replicas, able, limited })
 }
 
 #[cfg(test)]
@@ -79,21 +90,28 @@ mod tests {
 
     #[test]
     fn bounds_and_unread_metrics() {
-        assert_eq!(ask(json!({}), 0, &[Some(5)]), Some((0, "ScalingDisabled")));
-        assert_eq!(ask(json!({}), 30, &[Some(5)]), Some((20, "TooManyReplicas")));
-        assert_eq!(ask(json!({}), 1, &[]), Some((2, "TooFewReplicas")));
+        assert_eq!(outside(&spec(json!({})), 0), Some(Outside::Disabled));
+        assert_eq!(outside(&spec(json!({"minReplicas": 0})), 0), None);
+        assert_eq!(outside(&spec(json!({})), 30), Some(Outside::Above));
+        assert_eq!(outside(&spec(json!({})), 1), Some(Outside::Below));
+        assert_eq!(outside(&spec(json!({})), 2), None);
         assert_eq!(ask(json!({}), 4, &[Some(5), Some(6)]), Some((6, "DesiredWithinRange")), "the greatest counts");
-        assert_eq!(ask(json!({}), 4, &[Some(3), None]), Some((4, "DesiredWithinRange")), "no way down half blind");
+        assert_eq!(ask(json!({}), 4, &[Some(3), None]), None, "no way down half blind");
         assert_eq!(ask(json!({}), 4, &[Some(6), None]), Some((6, "DesiredWithinRange")));
         assert_eq!(ask(json!({}), 4, &[None]), None);
         assert_eq!(ask(json!({}), 18, &[Some(50)]), Some((20, "TooManyReplicas")));
+        assert_eq!(ask(json!({}), 2, &[Some(0)]), Some((2, "TooFewReplicas")));
         let instant = json!({"behavior": {"scaleDown": {"stabilizationWindowSeconds": 0}}});
         assert_eq!(ask(instant, 3, &[Some(0)]), Some((2, "TooFewReplicas")));
     }
 
     #[test]
     fn going_up_doubles_or_adds_four_at_most() {
-        assert_eq!(ask(json!({}), 2, &[Some(20)]), Some((6, "ScaleUpLimit")));
+        let standard = json!({"behavior": {}});
+        assert_eq!(ask(standard.clone(), 2, &[Some(20)]), Some((6, "ScaleUpLimit")));
+        assert_eq!(ask(standard, 8, &[Some(20)]), Some((16, "ScaleUpLimit")));
+        // Where nothing is said of it, to twice the size or to four.
+        assert_eq!(ask(json!({}), 1, &[Some(20)]), Some((4, "ScaleUpLimit")));
         assert_eq!(ask(json!({}), 8, &[Some(20)]), Some((16, "ScaleUpLimit")));
         let policies = json!({"behavior": {"scaleUp": {"selectPolicy": "Min", "policies": [
             {"type": "Pods", "value": 1, "periodSeconds": 60}, {"type": "Percent", "value": 100, "periodSeconds": 60}]}}});
@@ -127,5 +145,10 @@ mod tests {
         let held = decide(&spec, 10, &[Some(4)], &mut history, at(100)).unwrap();
         assert_eq!((held.replicas, held.able), (10, "ScaleDownStabilized"));
         assert_eq!(decide(&spec, 10, &[Some(5)], &mut history, at(301)).unwrap().replicas, 5);
+
+        // What was found at the start holds too.
+        let mut history = History::default();
+        history.begin(10, start());
+        assert_eq!(decide(&spec, 10, &[Some(4)], &mut history, at(20)).unwrap().replicas, 10);
     }
 }

@@ -4,6 +4,7 @@ mod placement;
 mod plan;
 #[cfg(test)]
 mod tests;
+mod undo;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use tokio::time::Instant;
 use crate::common::{is_finished, phase};
 use crate::history::{self, History, POD_REVISION};
 use crate::pods::{PodControl, claim};
+use crate::rollback;
 use plan::{Plan, Snapshot};
 
 /// Back-off of failing daemons on one node, and when it is forgotten.
@@ -146,8 +148,16 @@ impl Reconcile for DaemonSets {
         let snapshot =
             Snapshot { set: &set, nodes: &nodes, pods: &pods, hash: &hash, collisions, now: Timestamp::now() };
         let mut plan = plan::plan(&snapshot);
+        let record = rollback::record(&set.metadata, history::name(&current));
+        undo::tell(record.as_ref(), &mut plan.status);
         let mut result = Ok(());
         let mut wait = plan.wait;
+        if rollback::is_wanted(&set.metadata) && record.is_none() {
+            match self.undo(&snapshot, &plan.status, &revisions, &current).await? {
+                undo::Done::PutBack => return Ok(Outcome::Done),
+                undo::Done::Wait(again) => wait = wait.into_iter().chain(again).min(),
+            }
+        }
         if settled {
             let (ended, next) = self.due(key, std::mem::take(&mut plan.ended));
             wait = wait.into_iter().chain(next).min();

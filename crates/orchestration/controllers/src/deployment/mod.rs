@@ -3,6 +3,7 @@
 mod plan;
 #[cfg(test)]
 mod tests;
+mod undo;
 
 use std::sync::Arc;
 
@@ -18,6 +19,7 @@ use serde_json::{Value, json};
 
 use crate::common::{Labels, in_ending_namespace, is_finished, selects, template_hash};
 use crate::pods::claim;
+use crate::rollback;
 use plan::{Action, DESIRED, HASH, MAX, REVISION, REVISION_HISTORY, Snapshot, name, replicas, same_template, surge};
 
 pub struct Deployments {
@@ -56,11 +58,13 @@ impl Deployments {
                 }
             }
         });
-        // Recreate waits for old pods to go.
+        // Recreate waits for old pods to go; a rollback does not wait for pods that keep ending.
         let (to, all) = (queue.clone(), sets.clone());
         pods.on_change(move |change| {
             let pod = change.object();
-            let gone = matches!(change, dhow_client::Change::Deleted(_)) || is_finished(pod);
+            let gone = matches!(change, dhow_client::Change::Deleted(_))
+                || is_finished(pod)
+                || rollback::is_crash_looping(pod);
             if let Some(owner) = controller_of(&pod.metadata).filter(|_| gone)
                 && let Some(set) = all.get(&Key::new(pod.metadata.namespace.as_deref(), &owner.name))
                 && let Some(owner) = controller_of(&set.metadata)
@@ -179,7 +183,12 @@ impl Reconcile for Deployments {
             .filter(|pod| !is_finished(pod))
             .count();
         let snapshot = Snapshot { deployment: &deployment, sets: &sets, old_pods, now: Timestamp::now() };
-        let plan = plan::plan(&snapshot);
+        let mut plan = plan::plan(&snapshot);
+        undo::tell(&deployment, &sets, &mut plan.status);
+        if rollback::is_wanted(&deployment.metadata) && self.undo(&deployment, &sets, &plan.status).await? {
+            // What changed comes back by the informer.
+            return Ok(Outcome::Done);
+        }
         let mut touched = Vec::new();
         for action in &plan.actions {
             if let Action::Revise { set, .. } | Action::Scale { set, .. } = action {

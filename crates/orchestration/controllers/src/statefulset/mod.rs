@@ -4,6 +4,7 @@ mod identity;
 mod plan;
 #[cfg(test)]
 mod tests;
+mod undo;
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use serde_json::json;
 use crate::common::in_ending_namespace;
 use crate::history::{self, History};
 use crate::pods::{PodControl, claim};
+use crate::rollback;
 use plan::{Action, Snapshot, Why};
 
 pub struct StatefulSets {
@@ -218,15 +220,25 @@ impl Reconcile for StatefulSets {
         }
         let known = |wanted: &String| revisions.iter().any(|one| history::name(one) == wanted);
         let current = status.current_revision.filter(known).unwrap_or_else(|| update_name.clone());
+        let record = rollback::record(&set.metadata, &update_name);
         let snapshot = Snapshot {
             set: &set,
+            undone: record.as_ref().map(|record| record.from.as_str()),
             pods: &pods,
             current: &current,
             update: &update_name,
             collisions,
             now: Timestamp::now(),
         };
-        let plan = plan::plan(&snapshot);
+        let mut plan = plan::plan(&snapshot);
+        undo::tell(record.as_ref(), &mut plan.status);
+        let mut look_again = None;
+        if rollback::is_wanted(&set.metadata) {
+            match self.undo(&snapshot, &plan.status, &revisions).await? {
+                undo::Done::PutBack => return Ok(Outcome::Done),
+                undo::Done::Wait(wait) => look_again = wait,
+            }
+        }
         let mut result = Ok(());
         for action in &plan.actions {
             let done = self.act(&set, &revisions, action).await;
@@ -247,7 +259,7 @@ impl Reconcile for StatefulSets {
         let mut live: HashSet<String> = pods.iter().map(|pod| identity::revision(pod).to_owned()).collect();
         live.extend([current, update_name]);
         self.history.prune(&history::surplus(&revisions, &live, spec.revision_history_limit)).await?;
-        Ok(plan.wait.map_or(Outcome::Done, Outcome::RequeueAfter))
+        Ok(plan.wait.into_iter().chain(look_again).min().map_or(Outcome::Done, Outcome::RequeueAfter))
     }
 }
 

@@ -18,6 +18,8 @@ pub struct Snapshot<'a> {
     /// Name of the revision that pods had before the rollout, and of the present template.
     pub current: &'a str,
     pub update: &'a str,
+    /// The revision that the present one was put back in place of: its pods hold nobody up.
+    pub undone: Option<&'a str>,
     pub collisions: Option<i32>,
     pub now: Timestamp,
 }
@@ -77,7 +79,7 @@ pub fn ordered(set: &StatefulSet) -> bool {
     set.spec.as_ref().and_then(|spec| spec.pod_management_policy.as_deref()) != Some("Parallel")
 }
 
-fn rolls(set: &StatefulSet) -> bool {
+pub fn rolls(set: &StatefulSet) -> bool {
     let strategy = set.spec.as_ref().and_then(|spec| spec.update_strategy.as_ref());
     strategy.and_then(|strategy| strategy.type_.as_deref()) != Some("OnDelete")
 }
@@ -101,6 +103,11 @@ fn running_and_ready(pod: &Pod) -> bool {
 fn available(snapshot: &Snapshot<'_>, pod: &Pod) -> bool {
     let least = snapshot.set.spec.as_ref().and_then(|spec| spec.min_ready_seconds).unwrap_or(0);
     running_and_ready(pod) && available_in(pod, least, snapshot.now).is_some_and(|left| left.is_zero())
+}
+
+/// Up, and not about to go.
+pub fn is_serving(snapshot: &Snapshot<'_>, pod: &Pod) -> bool {
+    !terminating(pod) && available(snapshot, pod)
 }
 
 fn status(snapshot: &Snapshot<'_>) -> (StatefulSetStatus, Option<Duration>) {
@@ -180,6 +187,11 @@ fn actions(snapshot: &Snapshot<'_>) -> Vec<Action> {
             }
             continue;
         }
+        let is_undone = snapshot.undone == Some(revision(pod)) && !running_and_ready(pod);
+        if ordered && is_undone && !terminating(pod) {
+            actions.push(Action::Delete { pod: pod.clone(), why: Why::Update });
+            return actions;
+        }
         actions.push(Action::Keep { pod: pod.clone(), ordinal });
         if ordered && (terminating(pod) || !available(snapshot, pod)) {
             return actions;
@@ -215,7 +227,7 @@ fn roll(snapshot: &Snapshot<'_>, begin: i32, end: i32) -> Vec<Action> {
     let set = snapshot.set;
     let (partition, most) = rolling(set);
     let at = |wanted: i32| snapshot.pods.iter().find(|pod| ordinal(set, pod) == Some(wanted));
-    let serves = |pod: &Pod| !terminating(pod) && available(snapshot, pod);
+    let serves = |pod: &Pod| is_serving(snapshot, pod);
     let down = (begin..end).filter(|ordinal| !at(*ordinal).is_some_and(|pod| serves(pod))).count();
     let mut budget = most - i32::try_from(down).unwrap_or(i32::MAX);
     let mut actions = Vec::new();

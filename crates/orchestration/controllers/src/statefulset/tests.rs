@@ -38,7 +38,7 @@ fn pod(set: &StatefulSet, ordinal: i32, revision: &str, ready: bool) -> Arc<Pod>
 
 fn decide(set: &StatefulSet, pods: &[Arc<Pod>]) -> Vec<String> {
     let now = "2026-01-01T00:00:05Z".parse().unwrap();
-    let snapshot = Snapshot { set, pods, current: "old", update: "new", collisions: None, now };
+    let snapshot = Snapshot { set, pods, current: "old", update: "new", undone: None, collisions: None, now };
     let text = |action| match action {
         Action::Create { ordinal, revision } => Some(format!("+{ordinal} {revision}")),
         Action::Delete { pod, .. } => Some(format!("-{}", ordinal(set, &pod).unwrap())),
@@ -118,7 +118,8 @@ fn a_failed_pod_is_replaced_and_min_ready_seconds_hold_the_next() {
     let pods = [pod(&two, 0, "new", true)];
     assert!(decide(&two, &pods).is_empty());
     let now = "2026-01-01T00:00:05Z".parse().unwrap();
-    let snapshot = Snapshot { set: &two, pods: &pods, current: "old", update: "new", collisions: None, now };
+    let snapshot =
+        Snapshot { set: &two, pods: &pods, current: "old", update: "new", undone: None, collisions: None, now };
     let plan = plan(&snapshot);
     assert_eq!(plan.wait.unwrap().as_secs(), 5);
     assert_eq!((plan.status.ready_replicas, plan.status.available_replicas), (Some(1), Some(0)));
@@ -130,7 +131,8 @@ fn a_rollout_ends_when_all_are_new_and_ready() {
     let pods = [pod(&two, 0, "new", true), pod(&two, 1, "new", true)];
     let now = "2026-01-01T00:00:05Z".parse().unwrap();
     let status =
-        plan(&Snapshot { set: &two, pods: &pods, current: "old", update: "new", collisions: None, now }).status;
+        plan(&Snapshot { set: &two, pods: &pods, current: "old", update: "new", undone: None, collisions: None, now })
+            .status;
     assert_eq!(status.current_revision.as_deref(), Some("new"));
     assert_eq!((status.current_replicas, status.updated_replicas), (Some(2), Some(2)));
 }
@@ -163,4 +165,19 @@ fn a_pod_has_an_identity_of_its_own() {
     assert_eq!(labels["controller-revision-hash"], "new");
     let claim = spec.volumes.as_ref().unwrap()[0].persistent_volume_claim.as_ref().unwrap();
     assert_eq!(claim.claim_name, "data-db-3");
+}
+
+#[test]
+fn what_was_taken_back_holds_nobody_up() {
+    let two = set(2, json!({}));
+    let pods = [pod(&two, 0, "new", true), pod(&two, 1, "bad", false)];
+    let now = "2026-01-01T00:00:05Z".parse().unwrap();
+    let decided = |undone, pods: &[Arc<Pod>]| {
+        let snapshot = Snapshot { set: &two, pods, current: "new", update: "new", undone, collisions: None, now };
+        let deleted = |action: &Action| matches!(action, Action::Delete { pod, .. } if ordinal(&two, pod) == Some(1));
+        plan(&snapshot).actions.iter().filter(|action| deleted(action)).count()
+    };
+    assert_eq!(decided(None, &pods), 0, "as upstream, which waits for somebody to delete it");
+    assert_eq!(decided(Some("bad"), &pods), 1);
+    assert_eq!(decided(Some("bad"), &[pods[0].clone(), terminating(&pods[1])]), 0);
 }

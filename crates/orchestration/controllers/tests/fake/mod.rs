@@ -1,5 +1,5 @@
 //! A cluster whose controllers and scheduler are real, and whose nodes are played by a task.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, dead_code)]
 
 use std::time::Duration;
 
@@ -25,7 +25,11 @@ impl Drop for Cloud {
 
 impl Cloud {
     pub async fn start() -> Self {
-        let cluster = Cluster::start().await;
+        Self::start_with(dhow_apiserver::AccessConfig::default()).await
+    }
+
+    pub async fn start_with(access: dhow_apiserver::AccessConfig) -> Self {
+        let cluster = Cluster::start_with(access).await;
         let shutdown = CancellationToken::new();
         let client = |file: &str, user: &str, groups: &[&str]| {
             cluster.kubeconfig(file, user, groups);
@@ -120,7 +124,13 @@ impl dhow_client::Reconcile for Player {
                 {"name": "c", "image": "x", "imageID": "", "ready": false, "restartCount": 0, "state": {"terminated": end}}
             ]})
         };
-        let running = json!({"phase": "Running", "conditions":
+        let restarts = if play == "crash" { 3 } else { 0 };
+        let waits = json!({"waiting": {"reason": "CrashLoopBackOff"}});
+        let unready = json!({"phase": "Running", "startTime": Timestamp::now().to_string(),
+            "conditions": [{"type": "Ready", "status": "False", "lastTransitionTime": Timestamp::now().to_string()}],
+            "containerStatuses": [{"name": "c", "image": "x", "imageID": "", "ready": false, "restartCount": restarts,
+                "state": waits, "lastState": {"terminated": {"exitCode": 3}}}]});
+        let running = json!({"phase": "Running", "startTime": Timestamp::now().to_string(), "conditions":
             [{"type": "Ready", "status": "True", "lastTransitionTime": Timestamp::now().to_string()}]});
         let status = match play.as_str() {
             _ if matches!(phase, "Succeeded" | "Failed") => None,
@@ -129,6 +139,7 @@ impl dhow_client::Reconcile for Player {
             "fail" => Some(ended("Failed", 1)),
             "fail-0" => Some(if index.as_deref() == Some("0") { ended("Failed", 1) } else { ended("Succeeded", 0) }),
             _ if phase == "Running" => None,
+            "crash" | "unready" => Some(unready),
             _ => Some(running),
         };
         if let Some(status) = status {

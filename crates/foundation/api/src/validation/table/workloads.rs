@@ -411,6 +411,7 @@ fn autoscalers_and_budgets() {
         spec,
         &[
             ("/spec/maxReplicas", "0", "spec.maxReplicas: Invalid value: 0: must be greater than 0"),
+            ("/spec/minReplicas", "0", "spec.minReplicas: Invalid value: 0: must be greater than or equal to 1"),
             (
                 "/spec/minReplicas",
                 "4",
