@@ -7,6 +7,7 @@ mod cli;
 mod cluster_dns;
 mod commands;
 mod daemon;
+mod dns_settings;
 mod exit;
 mod keys;
 mod kubeconfig;
