@@ -9,6 +9,7 @@ use anyhow::{Context, Result, anyhow};
 use dhow_dns::{DnsConfig, UpstreamAddress};
 use serde::{Deserialize, Serialize};
 
+use crate::dns_zones;
 use crate::place::{self, Place};
 
 /// CoreDNS' port for metrics.
@@ -53,6 +54,11 @@ impl Default for DnsSettings {
     }
 }
 
+fn network(cidr: &str) -> Result<(IpAddr, u8)> {
+    let (address, prefix) = cidr.split_once('/').with_context(|| format!("{cidr} is not a network"))?;
+    Ok((address.parse().context("read the pods' network")?, prefix.parse().context("read the pods' network")?))
+}
+
 impl DnsSettings {
     /// What the name server at `gateway` is told. Questions are never sent to `own` addresses.
     pub fn resolve(self, place: &Place, gateway: Ipv4Addr, own: &[IpAddr]) -> Result<DnsConfig> {
@@ -78,7 +84,9 @@ impl DnsSettings {
             search: self.search_path.then_some(host.search),
             node: Some(place.node_name.clone()),
             rate_limit: Some(self.rate_limit).filter(|limit| *limit > 0),
+            trusted: vec![network(place::CLUSTER_CIDR)?],
             http: Some(SocketAddr::new(gateway.into(), HTTP_PORT)),
+            zones: Some(dns_zones::config()),
             ..DnsConfig::default()
         })
     }

@@ -8,6 +8,7 @@ mod cluster_dns;
 mod commands;
 mod daemon;
 mod dns_settings;
+mod dns_zones;
 mod exit;
 mod keys;
 mod kubeconfig;

@@ -57,7 +57,11 @@ pub struct Origin {
 pub enum Next {
     Silent,
     /// The reply is in the buffer; `refresh` is to be fetched again in the background.
-    Send { kind: u16, rcode: u16, refresh: Option<Ask> },
+    Send {
+        kind: u16,
+        rcode: u16,
+        refresh: Option<Ask>,
+    },
     /// Ask this, then look at the question again with what came of it.
     Ask(Ask),
     /// A transfer of a zone, for the loop that may write more than one message.
@@ -138,9 +142,6 @@ impl View {
         let Some(limiter) = self.limiter.as_ref().filter(|_| origin.transport == Transport::Udp && !proved) else {
             return next;
         };
-        if self.names.read().namespace_of(origin.peer).is_some() {
-            return next;
-        }
         match (limiter.judge(origin.peer, origin.now), request) {
             (Verdict::Send, _) => next,
             (Verdict::Cut, Some(request)) => {

@@ -33,6 +33,8 @@ pub struct DnsConfig {
     pub node: Option<String>,
     /// Most replies per second to clients of one network by UDP, unless they are pods or have proved their address.
     pub rate_limit: Option<u32>,
+    /// Networks, with the lengths of their prefixes, whose clients are not limited: nobody else can use their addresses.
+    pub trusted: Vec<(IpAddr, u8)>,
     /// Where `/metrics`, `/healthz` and `/readyz` are served.
     pub http: Option<SocketAddr>,
     /// Whether zones and records of users are watched and served, and where their keys lie.
@@ -97,6 +99,7 @@ impl Default for DnsConfig {
             search: Some(Vec::new()),
             node: None,
             rate_limit: None,
+            trusted: Vec::new(),
             http: None,
             zones: None,
         }

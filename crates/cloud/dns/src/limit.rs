@@ -19,6 +19,7 @@ pub enum Verdict {
 
 pub struct Limiter {
     per_second: u32,
+    trusted: Vec<(IpAddr, u8)>,
     start: Instant,
     buckets: Mutex<Box<[Bucket]>>,
 }
@@ -31,11 +32,14 @@ struct Bucket {
 }
 
 impl Limiter {
-    pub fn new(per_second: u32, now: Instant) -> Self {
-        Self { per_second, start: now, buckets: Mutex::new(vec![Bucket::default(); BUCKETS].into()) }
+    pub fn new(per_second: u32, trusted: Vec<(IpAddr, u8)>, now: Instant) -> Self {
+        Self { per_second, trusted, start: now, buckets: Mutex::new(vec![Bucket::default(); BUCKETS].into()) }
     }
 
     pub fn judge(&self, peer: IpAddr, now: Instant) -> Verdict {
+        if self.trusted.iter().any(|trusted| contains(*trusted, peer)) {
+            return Verdict::Send;
+        }
         let network = network(peer);
         let second = u32::try_from(now.saturating_duration_since(self.start).as_secs()).unwrap_or(u32::MAX);
         let mut buckets = self.buckets.lock();
@@ -51,6 +55,18 @@ impl Limiter {
             Some(over) if over % SLIP == 0 => Verdict::Cut,
             Some(_) => Verdict::Drop,
         }
+    }
+}
+
+fn contains((network, prefix): (IpAddr, u8), peer: IpAddr) -> bool {
+    match (network, peer) {
+        (IpAddr::V4(network), IpAddr::V4(peer)) => {
+            (network.to_bits() ^ peer.to_bits()).leading_zeros() >= u32::from(prefix.min(32))
+        }
+        (IpAddr::V6(network), IpAddr::V6(peer)) => {
+            (network.to_bits() ^ peer.to_bits()).leading_zeros() >= u32::from(prefix.min(128))
+        }
+        _ => false,
     }
 }
 
@@ -70,12 +86,14 @@ mod tests {
     #[test]
     fn a_network_gets_so_many_a_second() {
         let start = Instant::now();
-        let limiter = Limiter::new(3, start);
+        let limiter = Limiter::new(3, vec![(IpAddr::from([10, 42, 0, 0]), 16)], start);
         let judge = |last: u8, at: u64| limiter.judge(IpAddr::from([192, 0, 2, last]), start + Duration::from_secs(at));
         let verdicts: Vec<Verdict> = (0..7).map(|last| judge(last, 0)).collect();
         use Verdict::{Cut, Drop, Send};
         assert_eq!(verdicts, [Send, Send, Send, Drop, Cut, Drop, Cut]);
         assert_eq!(limiter.judge(IpAddr::from([198, 51, 100, 1]), start), Send);
         assert_eq!(judge(1, 1), Send);
+        assert!((0..20).all(|_| limiter.judge(IpAddr::from([10, 42, 7, 1]), start) == Send));
+        assert_ne!((0..20).map(|_| limiter.judge(IpAddr::from([10, 43, 7, 1]), start)).last(), Some(Send));
     }
 }

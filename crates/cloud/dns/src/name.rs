@@ -232,9 +232,13 @@ mod tests {
 
     #[test]
     fn text_and_wire_agree() {
-        for (text, shown) in
-            [("Example.ORG", "example.org."), (".", "."), ("a\\.b.c.", "a\\.b.c."), ("\\065.x", "a.x."), ("*.x", "*.x.")]
-        {
+        for (text, shown) in [
+            ("Example.ORG", "example.org."),
+            (".", "."),
+            ("a\\.b.c.", "a\\.b.c."),
+            ("\\065.x", "a.x."),
+            ("*.x", "*.x."),
+        ] {
             let name = WireName::parse(text).unwrap();
             assert_eq!(name.to_string(), shown);
             assert_eq!(WireName::from_wire(name.as_bytes()), Some(name));

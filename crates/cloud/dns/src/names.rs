@@ -71,8 +71,7 @@ impl Names {
         let server = name(&[b"ns", b"dns"]).ok_or_else(invalid)?;
         let mailbox = name(&[b"hostmaster"]).ok_or_else(invalid)?;
         let times = SoaTimes { refresh: 7200, retry: 1800, expire: 86400, minimum: ttl };
-        let soa =
-            Rrset::new(rtype::SOA, ttl, [soa_rdata(&server, &mailbox, 1, times)]).ok_or_else(invalid)?;
+        let soa = Rrset::new(rtype::SOA, ttl, [soa_rdata(&server, &mailbox, 1, times)]).ok_or_else(invalid)?;
         let ns = Rrset::new(rtype::NS, ttl, [server.as_bytes().to_vec()]);
         Ok(Self {
             apex,
@@ -163,9 +162,13 @@ impl Names {
             count += 1;
             at += 1 + usize::from(prefix[at]);
         }
-        let label = |back: usize| count.checked_sub(back).map_or(&[][..], |index| &prefix[offsets[index] + 1..])
-            .get(..count.checked_sub(back).map_or(0, |index| usize::from(prefix[offsets[index]])))
-            .unwrap_or_default();
+        let label = |back: usize| {
+            count
+                .checked_sub(back)
+                .map_or(&[][..], |index| &prefix[offsets[index] + 1..])
+                .get(..count.checked_sub(back).map_or(0, |index| usize::from(prefix[offsets[index]])))
+                .unwrap_or_default()
+        };
         match (count, label(1)) {
             (0, _) => Found::Node(&self.top),
             (1, b"dns-version") => Found::Node(&self.version),

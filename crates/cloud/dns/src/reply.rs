@@ -86,7 +86,8 @@ impl<'a> Writer<'a> {
                 // A set is whole or not there.
                 self.out.truncate(begin);
                 self.counts[section as usize] = count;
-                self.known = self.names[..self.known].iter().filter(|at| usize::from(**at) < begin - self.begin).count();
+                self.known =
+                    self.names[..self.known].iter().filter(|at| usize::from(**at) < begin - self.begin).count();
                 return;
             }
         }
@@ -207,7 +208,8 @@ impl<'a> Writer<'a> {
         let header = &mut self.out[self.begin..self.begin + HEADER];
         header[..2].copy_from_slice(&request.id.to_be_bytes());
         let bit = |on: bool, mask: u8| if on { mask } else { 0 };
-        header[2] = 0x80 | request.opcode << 3 | bit(flags.authoritative, 4) | bit(self.truncated, 2) | bit(request.rd, 1);
+        header[2] =
+            0x80 | request.opcode << 3 | bit(flags.authoritative, 4) | bit(self.truncated, 2) | bit(request.rd, 1);
         let low = u8::try_from(flags.rcode & 15).unwrap_or(0);
         header[3] = bit(recursion, 0x80) | bit(flags.authentic, 0x20) | bit(request.cd, 0x10) | low;
         header[4..6].copy_from_slice(&1u16.to_be_bytes());

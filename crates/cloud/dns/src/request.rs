@@ -15,7 +15,12 @@ pub enum Incoming<'a> {
     /// Not a question: answering could start a loop between servers.
     Ignore,
     /// So broken that only the header can be sent back.
-    Broken { id: u16, opcode: u8, rd: bool, rcode: u16 },
+    Broken {
+        id: u16,
+        opcode: u8,
+        rd: bool,
+        rcode: u16,
+    },
     /// A question that is refused whatever we know.
     Refused(Request<'a>, u16),
     Query(Request<'a>),

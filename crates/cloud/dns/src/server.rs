@@ -48,18 +48,21 @@ impl Server {
     /// Listens on every address by UDP and TCP. With port 0 both get the same free port.
     pub async fn bind(addrs: &[SocketAddr], config: DnsConfig) -> Result<Self> {
         let names = Names::new(&config.domain, config.ttl)?;
-        let failed = |address| move |source| Error::Bind { address, source };
         let (mut udp, mut tcp) = (Vec::new(), Vec::new());
         for address in addrs {
-            let failed = failed(*address);
+            let failed = |source| Error::Bind { address: *address, source };
             let listener = TcpListener::bind(address).await.map_err(failed)?;
             let bound = listener.local_addr().map_err(failed)?;
             udp.push(UdpSocket::bind(bound).await.map_err(failed)?);
             tcp.push(listener);
         }
         let http = match config.http {
-            Some(address) => Some(TcpListener::bind(address).await.map_err(failed(address))?),
             None => None,
+            // Somebody else may have the port; names matter more than being measured.
+            Some(address) => TcpListener::bind(address)
+                .await
+                .inspect_err(|error| tracing::warn!(%address, %error, "cannot serve health and metrics of DNS"))
+                .ok(),
         };
         let own: Vec<SocketAddr> = tcp.iter().filter_map(|listener| listener.local_addr().ok()).collect();
         let domain = |domain: &String| WireName::parse(domain).ok_or_else(|| Error::InvalidDomain(domain.clone()));
@@ -73,7 +76,7 @@ impl Server {
             names: RwLock::new(names),
             search,
             cookies: Cookies::new()?,
-            limiter: config.rate_limit.map(|limit| Limiter::new(limit, Instant::now())),
+            limiter: config.rate_limit.map(|limit| Limiter::new(limit, config.trusted.clone(), Instant::now())),
             rotation: AtomicUsize::new(0),
             loop_seen: tokio::sync::Notify::new(),
         };

@@ -44,9 +44,16 @@ struct Entry {
 #[derive(Debug, Clone)]
 pub enum Lookup {
     /// With the seconds since it came; `refresh` asks for a new one before this one ends.
-    Fresh { reply: Arc<Reply>, age: u32, refresh: bool },
+    Fresh {
+        reply: Arc<Reply>,
+        age: u32,
+        refresh: bool,
+    },
     /// Ended, but better than nothing; `only` if nobody is to be asked now.
-    Stale { reply: Arc<Reply>, only: bool },
+    Stale {
+        reply: Arc<Reply>,
+        only: bool,
+    },
     Miss,
 }
 
@@ -85,8 +92,7 @@ impl Cache {
             return;
         }
         let mut inner = self.inner.lock();
-        let entry =
-            Entry { reply, stored: now, used: false, hits: 0, refreshing: false, failed_until: None };
+        let entry = Entry { reply, stored: now, used: false, hits: 0, refreshing: false, failed_until: None };
         match inner.entries.get_mut(key) {
             Some(old) => {
                 // Hot names stay hot.

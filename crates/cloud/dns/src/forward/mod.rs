@@ -239,7 +239,9 @@ fn roots(config: &DnsConfig) -> Result<Arc<rustls::ClientConfig>> {
         Some(path) => {
             let failed = |error: String| Error::Roots { path: path.clone(), error };
             let pem = std::fs::read(path).map_err(|error| failed(error.to_string()))?;
-            for certificate in <rustls_pki_types::CertificateDer<'_> as rustls_pki_types::pem::PemObject>::pem_slice_iter(&pem) {
+            for certificate in
+                <rustls_pki_types::CertificateDer<'_> as rustls_pki_types::pem::PemObject>::pem_slice_iter(&pem)
+            {
                 let certificate = certificate.map_err(|error| failed(error.to_string()))?;
                 roots.add(certificate).map_err(|error| failed(error.to_string()))?;
             }

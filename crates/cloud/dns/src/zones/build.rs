@@ -32,7 +32,6 @@ pub struct Inputs<'a> {
 
 pub struct Built {
     pub zone: Zone,
-    pub content_hash: String,
     /// Why a record is not served, by its place among the inputs.
     pub refused: BTreeMap<usize, Refusal>,
 }
@@ -96,8 +95,11 @@ pub fn build(inputs: &Inputs<'_>) -> Result<Built, Refusal> {
     let Some(soa) = Rrset::new(rtype::SOA, soa_ttl, [soa_rdata(&primary, &mailbox, serial, times)]) else {
         return refuse("InvalidZone", "the zone's SOA record is too long");
     };
-    let cuts: Vec<WireName> =
-        sets.values().filter(|(name, sets)| *name != origin && sets.contains_key(&rtype::NS)).map(|(n, _)| *n).collect();
+    let cuts: Vec<WireName> = sets
+        .values()
+        .filter(|(name, sets)| *name != origin && sets.contains_key(&rtype::NS))
+        .map(|(n, _)| *n)
+        .collect();
     let mut nodes = BTreeMap::new();
     for (key, (name, kinds)) in sets {
         let glue = cuts.iter().any(|cut| *cut != name && name.under(cut).is_some());
@@ -112,17 +114,21 @@ pub fn build(inputs: &Inputs<'_>) -> Result<Built, Refusal> {
         let entry = Entry { name: name.as_bytes().into(), node: Node::new(made), signatures: Box::default(), glue };
         nodes.insert(key, entry);
     }
-    let mut zone = Zone { origin, serial, signed: false, soa, nodes, keys: inputs.transfer_keys.clone() };
+    let mut zone = Zone { origin, serial, content_hash, signed: false, soa, nodes, keys: inputs.transfer_keys.clone() };
     if let Some(key) = inputs.key {
         sign(&mut zone, key, inputs.previous, negative_ttl, inputs.now);
     }
-    Ok(Built { zone, content_hash, refused })
+    Ok(Built { zone, refused })
 }
 
 /// A content that others know by a number keeps it; another has a higher one.
 fn serial(inputs: &Inputs<'_>, content_hash: &str) -> u32 {
     let status = inputs.zone.status.as_ref();
     let known = status.and_then(|status| status.serial);
+    // The status may not have come back to us yet.
+    if let Some(previous) = inputs.previous.filter(|previous| previous.content_hash == content_hash) {
+        return previous.serial;
+    }
     if let Some(serial) = known
         && status.and_then(|status| status.content_hash.as_deref()) == Some(content_hash)
     {

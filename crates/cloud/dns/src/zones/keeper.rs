@@ -98,7 +98,10 @@ impl Keeper {
         let mut objects = self.zones.list();
         let created = |zone: &ZoneObject| zone.metadata.creation_timestamp.as_ref().map(|time| time.0);
         objects.sort_by(|a, b| (created(a), &a.metadata.name).cmp(&(created(b), &b.metadata.name)));
-        let records = self.records.list();
+        let mut records = self.records.list();
+        // Of two that cannot both be, the older is.
+        let age = |record: &Record| record.metadata.creation_timestamp.as_ref().map(|time| time.0);
+        records.sort_by_key(|record| age(record));
         let mut complete = true;
         let (mut claimed, mut verdicts) = (HashSet::new(), Vec::new());
         for object in objects {
@@ -226,18 +229,21 @@ impl Keeper {
         let zone = &verdict.zone;
         let old = zone.status.clone().unwrap_or_default();
         let generation = zone.metadata.generation;
-        let mut status = ZoneStatus { observed_generation: generation, ds: verdict.ds.clone(), ..ZoneStatus::default() };
+        let mut status =
+            ZoneStatus { observed_generation: generation, ds: verdict.ds.clone(), ..ZoneStatus::default() };
         let accepted = match &verdict.built {
             Ok(built) => {
                 status.serial = Some(built.zone.serial);
-                status.content_hash = Some(built.content_hash.clone());
+                status.content_hash = Some(built.zone.content_hash.clone());
                 let sets = built.zone.nodes.values().flat_map(|entry| entry.node.sets.iter());
                 status.records = u32::try_from(sets.map(crate::rrset::Rrset::len).sum::<usize>()).ok();
                 let missing = missing_glue(&built.zone);
                 let wanted = zone.spec.transfer.key_secrets.len();
                 let message = match missing.first() {
                     Some(server) => format!("serving; the delegation to {server} lacks the server's address"),
-                    None if built.zone.keys.len() < wanted => "serving; a transfer key's Secret is not usable".to_owned(),
+                    None if built.zone.keys.len() < wanted => {
+                        "serving; a transfer key's Secret is not usable".to_owned()
+                    }
                     None => "serving".to_owned(),
                 };
                 condition("Accepted", true, "Served", &message, generation)
@@ -264,7 +270,9 @@ impl Keeper {
                     index += 1;
                     built.refused.get(&(index - 1)).cloned()
                 }
-                (true, Err(_)) => Some(Refusal { reason: "ZoneNotServed", message: "the Zone is not served".to_owned() }),
+                (true, Err(_)) => {
+                    Some(Refusal { reason: "ZoneNotServed", message: "the Zone is not served".to_owned() })
+                }
             };
             complete &= self.report_record(record, refusal.as_ref()).await;
         }
@@ -283,7 +291,12 @@ impl Keeper {
         status == old || self.write::<Record>(meta.namespace.as_deref(), meta.name.as_deref(), &status).await
     }
 
-    async fn write<K: Object>(&self, namespace: Option<&str>, name: Option<&str>, status: &impl serde::Serialize) -> bool {
+    async fn write<K: Object>(
+        &self,
+        namespace: Option<&str>,
+        name: Option<&str>,
+        status: &impl serde::Serialize,
+    ) -> bool {
         let patch = Patch::Merge(json!({ "status": status }));
         match self.client.patch::<K>(namespace, name.unwrap_or_default(), patch, Some("status")).await {
             Ok(_) => true,

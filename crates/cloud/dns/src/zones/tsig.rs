@@ -34,7 +34,15 @@ impl TsigKey {
 
     /// Appends the record that signs the message at the end of `out`, whose other end is `begin`. `previous` is the
     /// MAC that this one goes on from, `follows` whether it is one of several messages but not the first.
-    pub fn sign(&self, out: &mut Vec<u8>, begin: usize, previous: &[u8], follows: bool, now: u64, error: u16) -> Vec<u8> {
+    pub fn sign(
+        &self,
+        out: &mut Vec<u8>,
+        begin: usize,
+        previous: &[u8],
+        follows: bool,
+        now: u64,
+        error: u16,
+    ) -> Vec<u8> {
         let time = time48(now);
         let mut context = hmac::Context::with_key(&self.key);
         if !previous.is_empty() {
@@ -73,7 +81,11 @@ pub enum Verified<'a> {
     /// By this key; the MAC goes into the reply's.
     By(&'a TsigKey, Vec<u8>),
     /// The reply says why, in a record that is not signed.
-    Failed { name: WireName, algorithm: WireName, error: u16 },
+    Failed {
+        name: WireName,
+        algorithm: WireName,
+        error: u16,
+    },
     /// Right, but of another time: signed, so that the clock's owner learns of it.
     BadTime(&'a TsigKey, Vec<u8>),
     Malformed,

@@ -21,6 +21,8 @@ pub type SortKey = Box<[u8]>;
 pub struct Zone {
     pub origin: WireName,
     pub serial: u32,
+    /// Of what the serial stands for.
+    pub content_hash: String,
     pub signed: bool,
     pub soa: Rrset,
     pub nodes: BTreeMap<SortKey, Entry>,
@@ -79,7 +81,10 @@ enum Place<'z> {
     /// A zone of somebody else begins on the way.
     Delegated(&'z Entry),
     /// Not there; with the wildcard that stands for it, if there is one, and its closest name that is there.
-    Absent { wildcard: Option<&'z Entry>, encloser: WireName },
+    Absent {
+        wildcard: Option<&'z Entry>,
+        encloser: WireName,
+    },
 }
 
 impl Zone {

@@ -39,9 +39,30 @@ async fn errors_say_what_is_wrong() {
         ("a pointer to itself", with(|b| b.splice(12..length - 4, [0xc0, 12]).for_each(drop)), 1),
         ("a pointer into the header", with(|b| b.splice(12..length - 4, [0xc0, 0]).for_each(drop)), 1),
         ("a label type nobody has", with(|b| b[12] = 0x40), 1),
-        ("two OPT records", with(|b| { b[11] = 2; b.extend([0, 0, 41, 4, 208, 0, 0, 0, 0, 0, 0].repeat(2)); }), 1),
-        ("an option longer than its record", with(|b| { b[11] = 1; b.extend([0, 0, 41, 4, 208, 0, 0, 0, 0, 0, 4, 0, 10, 0, 9]); }), 1),
-        ("a cookie too short", with(|b| { b[11] = 1; b.extend([0, 0, 41, 4, 208, 0, 0, 0, 0, 0, 6, 0, 10, 0, 2, 1, 2]); }), 1),
+        (
+            "two OPT records",
+            with(|b| {
+                b[11] = 2;
+                b.extend([0, 0, 41, 4, 208, 0, 0, 0, 0, 0, 0].repeat(2));
+            }),
+            1,
+        ),
+        (
+            "an option longer than its record",
+            with(|b| {
+                b[11] = 1;
+                b.extend([0, 0, 41, 4, 208, 0, 0, 0, 0, 0, 4, 0, 10, 0, 9]);
+            }),
+            1,
+        ),
+        (
+            "a cookie too short",
+            with(|b| {
+                b[11] = 1;
+                b.extend([0, 0, 41, 4, 208, 0, 0, 0, 0, 0, 6, 0, 10, 0, 2, 1, 2]);
+            }),
+            1,
+        ),
         ("OPT as a question", with(|b| kind(b, 41)), 1),
         ("AXFR in a datagram", with(|b| kind(b, 252)), 1),
         ("MAILA", with(|b| kind(b, 254)), 4),
@@ -59,7 +80,10 @@ async fn errors_say_what_is_wrong() {
     let name = "x".repeat(63);
     let long = format!("{name}.{name}.{name}.{name}");
     let mut labels = Vec::new();
-    long.split('.').for_each(|label| { labels.push(63); labels.extend(label.bytes()); });
+    long.split('.').for_each(|label| {
+        labels.push(63);
+        labels.extend(label.bytes());
+    });
     labels.push(0);
     let reply = raw(dns.address, &with(|b| b.splice(12..length - 4, labels).for_each(drop))).await.unwrap();
     assert_eq!(code(&reply), 1, "a name of 257 bytes");

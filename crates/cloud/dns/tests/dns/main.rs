@@ -1,7 +1,9 @@
 //! The server on loopback, asked over real UDP and TCP with messages built by hickory-proto.
 #![allow(clippy::unwrap_used)]
 
+mod forward;
 mod hostile;
+mod kinds;
 mod support;
 mod zones;
 
@@ -41,8 +43,12 @@ pub fn fixture() -> Fixture {
         json!({"type": "ExternalName", "externalName": "kubernetes.default.svc.cluster.local"}),
     );
     service("default", "round", json!({"type": "ExternalName", "externalName": "round.default.svc.cluster.local"}));
-    service("default", "web", json!({"clusterIP": "10.43.0.9", "clusterIPs": ["10.43.0.9", "fd43::9"],
-        "ports": [{"name": "http", "port": 80}, {"name": "http", "port": 81, "protocol": "UDP"}]}));
+    service(
+        "default",
+        "web",
+        json!({"clusterIP": "10.43.0.9", "clusterIPs": ["10.43.0.9", "fd43::9"],
+        "ports": [{"name": "http", "port": 80}, {"name": "http", "port": 81, "protocol": "UDP"}]}),
+    );
     service("default", "early", json!({"clusterIP": "None", "publishNotReadyAddresses": true}));
     service("kube-system", "kube-dns", json!({"clusterIP": "10.43.0.10"}));
     service("shop", "cart", json!({"clusterIP": "10.43.0.33"}));
@@ -229,7 +235,7 @@ async fn upstream() -> (SocketAddr, Arc<AtomicUsize>) {
         let query = question.queries[0].clone();
         let name = query.name().clone();
         reply.add_query(query);
-        match name.to_ascii().as_str() {
+        match name.to_ascii().to_ascii_lowercase().as_str() {
             "big.example.org." if !by_tcp => reply.metadata.truncation = true,
             "www.example.org." | "big.example.org." => {
                 reply.add_answer(Record::from_rdata(name, 60, RData::A(A(Ipv4Addr::new(192, 0, 2, 80)))));
@@ -245,7 +251,9 @@ async fn upstream() -> (SocketAddr, Arc<AtomicUsize>) {
     tokio::spawn(async move {
         let mut buffer = [0; 4096];
         while let Ok((length, peer)) = udp.recv_from(&mut buffer).await {
-            counter.fetch_add(1, Ordering::SeqCst);
+            // The probe for loops does not count.
+            let probe = Message::from_vec(&buffer[..length]).unwrap().queries[0].query_type() == RecordType::HINFO;
+            counter.fetch_add(usize::from(!probe), Ordering::SeqCst);
             // Somebody else's guess comes first; it must not be believed.
             let mut forged = answer(&buffer[..length], false);
             forged[0] ^= 0xff;
@@ -312,7 +320,7 @@ async fn nonsense_gets_an_error_or_silence() {
     let reply = raw(dns.address, &update.to_vec().unwrap()).await.unwrap();
     assert!(matches!(reply[3] & 15, 1 | 4), "NOTIMP or FORMERR");
     let transfer = ask(dns.address, "cluster.local.", RecordType::AXFR).await;
-    assert_eq!(transfer.metadata.response_code, ResponseCode::Refused);
+    assert_eq!(transfer.metadata.response_code, ResponseCode::FormErr, "not in a datagram");
 }
 
 /// Asks as the pod.
@@ -332,19 +340,16 @@ async fn a_pods_search_path_is_walked_in_one_question() {
     let dns = start(config.clone()).await;
     let at = dns.address;
     let first = "www.example.org.default.svc.cluster.local.";
-    // What the probe for loops asked does not count.
-    let mut begin = asked.load(Ordering::SeqCst);
-    while begin == 0 {
-        tokio::task::yield_now().await;
-        begin = asked.load(Ordering::SeqCst);
-    }
     let answer = ask_as_pod(at, first, RecordType::A).await;
     assert_eq!(data(&answer), ["www.example.org.", "192.0.2.80"]);
     assert_eq!(answer.answers[0].name.to_ascii(), first);
-    assert_eq!(asked.load(Ordering::SeqCst) - begin, 2, "the host's search domain, then the name itself");
+    assert_eq!(asked.load(Ordering::SeqCst), 2, "the host's search domain, then the name itself");
     // The other family: the name exists, so the search ends there too.
     let other = ask_as_pod(at, first, RecordType::AAAA).await;
-    assert_eq!((other.metadata.response_code, data(&other)), (ResponseCode::NoError, vec!["www.example.org.".to_owned()]));
+    assert_eq!(
+        (other.metadata.response_code, data(&other)),
+        (ResponseCode::NoError, vec!["www.example.org.".to_owned()])
+    );
     // Another namespace's service, and a name of the cluster that was written out.
     for name in ["cart.shop.default.svc.cluster.local.", "cart.shop.svc.cluster.local.default.svc.cluster.local."] {
         let answer = ask_as_pod(at, name, RecordType::A).await;
@@ -375,13 +380,19 @@ async fn families_ports_and_names_of_the_specification() {
         ("web-0.web.default.svc.cluster.local.", RecordType::A, vec!["10.42.0.20"]),
         ("early.default.svc.cluster.local.", RecordType::AAAA, vec!["fd00::7"]),
         ("early-0.early.default.svc.cluster.local.", RecordType::AAAA, vec!["fd00::7"]),
-        ("_dns._udp.early.default.svc.cluster.local.", RecordType::SRV,
-            vec!["0 100 53 early-0.early.default.svc.cluster.local."]),
+        (
+            "_dns._udp.early.default.svc.cluster.local.",
+            RecordType::SRV,
+            vec!["0 100 53 early-0.early.default.svc.cluster.local."],
+        ),
         ("ns.dns.cluster.local.", RecordType::A, vec!["10.43.0.10"]),
         ("cluster.local.", RecordType::NS, vec!["ns.dns.cluster.local."]),
         ("9.0.43.10.in-addr.arpa.", RecordType::PTR, vec!["web.default.svc.cluster.local."]),
-        ("7.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.d.f.ip6.arpa.", RecordType::PTR,
-            vec!["early-0.early.default.svc.cluster.local."]),
+        (
+            "7.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.d.f.ip6.arpa.",
+            RecordType::PTR,
+            vec!["early-0.early.default.svc.cluster.local."],
+        ),
         ("fd00--7.default.pod.cluster.local.", RecordType::AAAA, vec!["fd00::7"]),
         ("8.0.42.10.in-addr.arpa.", RecordType::PTR, vec!["10-42-0-8.db.default.svc.cluster.local."]),
     ] {
@@ -418,7 +429,7 @@ async fn letters_cookies_and_versions_are_answered_as_they_came() {
     bytes.truncate(plain);
     bytes.extend([0, 0, 41, 4, 208, 0, 7, 0, 0, 0, 0]);
     let version = Message::from_vec(&raw(dns.address, &bytes).await.unwrap()).unwrap();
-    assert_eq!((version.metadata.response_code, version.edns.unwrap().version()), (ResponseCode::BADVERS, 0));
+    assert_eq!((u16::from(version.metadata.response_code), version.edns.unwrap().version()), (16, 0));
 }
 
 #[tokio::test]

@@ -38,7 +38,8 @@ fn zone(dnssec: bool, notify: &[SocketAddr]) -> Value {
 
 fn record(id: &str, name: &str, kind: &str, values: &[&str]) -> Value {
     json!({
-        "metadata": {"name": id, "namespace": "default", "generation": 1, "resourceVersion": "41"},
+        "metadata": {"name": id, "namespace": "default", "generation": 1, "resourceVersion": "41",
+            "creationTimestamp": "2026-01-02T00:00:00Z"},
         "spec": {"zone": "shop", "name": name, "type": kind, "values": values},
     })
 }
@@ -65,6 +66,9 @@ fn records() -> Vec<Value> {
         record("bad", "bad", "A", &["not an address"]),
         record("conflict", "www", "CNAME", &["other.example."]),
     ];
+    for late in records.iter_mut().filter(|record| record["metadata"]["name"] == "conflict") {
+        late["metadata"]["creationTimestamp"] = json!("2026-01-03T00:00:00Z");
+    }
     let mut foreign = record("foreign", "foreign", "A", &["192.0.2.66"]);
     foreign["metadata"]["namespace"] = json!("shop");
     records.push(foreign);
@@ -143,28 +147,34 @@ async fn records_are_served_and_told_of() {
     assert!(!referral.metadata.authoritative && referral.answers.is_empty());
     assert_eq!(referral.authorities[0].data.to_string(), "ns.child.shop.example.");
     assert_eq!(referral.additionals[0].data.to_string(), "192.0.2.54");
-    let zone = until("the zone's status", async || dns.api.get("zones", "shop").filter(|z| z["status"].is_object())).await;
+    let zone =
+        until("the zone's status", async || dns.api.get("zones", "shop").filter(|z| z["status"].is_object())).await;
     assert_eq!(accepted(&zone), ("True".into(), "Served".into()));
     let soa = ask(at, "shop.example.", RecordType::SOA).await;
     let hickory_proto::rr::RData::SOA(soa) = &soa.answers[0].data else { panic!("no SOA") };
     assert_eq!(zone["status"]["serial"], soa.serial);
-    for (name, reason) in [
-        ("www", "Served"), ("bad", "InvalidValue"), ("conflict", "Conflict"), ("foreign", "NamespaceNotAllowed"),
-    ] {
+    for (name, reason) in
+        [("www", "Served"), ("bad", "InvalidValue"), ("conflict", "Conflict"), ("foreign", "NamespaceNotAllowed")]
+    {
         until(name, async || {
             let record = dns.api.get("records", name).unwrap();
             (accepted(&record).1 == reason).then_some(())
-        }).await;
+        })
+        .await;
     }
     // One that comes, one that goes; the serial moves with each, and never back.
     let serial = soa.serial;
     dns.api.put("records", record("new", "new", "A", &["192.0.2.77"]));
-    until("the new record", async || (data(&ask(at, "new.shop.example.", RecordType::A).await) == ["192.0.2.77"]).then_some(())).await;
+    until("the new record", async || {
+        (data(&ask(at, "new.shop.example.", RecordType::A).await) == ["192.0.2.77"]).then_some(())
+    })
+    .await;
     dns.api.delete("records", "new");
     until("the record's end", async || {
         let answer = ask(at, "new.shop.example.", RecordType::A).await;
         (answer.metadata.response_code == ResponseCode::NXDomain).then_some(())
-    }).await;
+    })
+    .await;
     let answer = ask(at, "shop.example.", RecordType::SOA).await;
     let hickory_proto::rr::RData::SOA(soa) = &answer.answers[0].data else { panic!("no SOA") };
     assert!(soa.serial > serial + 1, "{} after {serial}", soa.serial);
@@ -183,13 +193,15 @@ async fn dig(at: SocketAddr, args: &str) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_signed_zone_is_validated_by_delv() {
     let dns = start(true, &[]).await;
-    let zone = until("the DS record", async || dns.api.get("zones", "shop").filter(|z| z["status"]["ds"].is_string())).await;
+    let zone =
+        until("the DS record", async || dns.api.get("zones", "shop").filter(|z| z["status"]["ds"].is_string())).await;
     let ds = zone["status"]["ds"].as_str().unwrap().to_owned();
     let words: Vec<&str> = ds.split(' ').collect();
     let folder = tempfile::tempdir().unwrap();
     let anchor = folder.path().join("anchor");
     let text = format!(
-        "trust-anchors {{ \"shop.example.\" static-ds {} {} {} \"{}\"; }};\n", words[0], words[1], words[2], words[3]
+        "trust-anchors {{ \"shop.example.\" static-ds {} {} {} \"{}\"; }};\n",
+        words[0], words[1], words[2], words[3]
     );
     std::fs::write(&anchor, text).unwrap();
     let port = dns.address.port().to_string();
@@ -247,7 +259,8 @@ fn nsd(folder: &Path, own: SocketAddr, primary: SocketAddr) -> Daemon {
          remote-control:\n  control-enable: no\n\
          key:\n  name: \"xfr\"\n  algorithm: hmac-sha256\n  secret: \"{SECRET}\"\n\
          zone:\n  name: shop.example\n  zonefile: zone\n  request-xfr: AXFR 127.0.0.1@{} xfr\n  allow-notify: 127.0.0.1 xfr\n",
-        own.port(), primary.port()
+        own.port(),
+        primary.port()
     );
     std::fs::write(folder.join("nsd.conf"), config).unwrap();
     let mut command = Command::new("/usr/sbin/nsd");
@@ -264,7 +277,8 @@ fn knot(folder: &Path, own: SocketAddr, primary: SocketAddr) -> Daemon {
          remote:\n  - id: primary\n    address: 127.0.0.1@{}\n    key: xfr\n\
          acl:\n  - id: notify\n    key: xfr\n    action: notify\n\
          zone:\n  - domain: shop.example\n    storage: \"{dir}\"\n    master: primary\n    acl: notify\n",
-        own.port(), primary.port()
+        own.port(),
+        primary.port()
     );
     std::fs::write(folder.join("knot.conf"), config).unwrap();
     let mut command = Command::new("/usr/sbin/knotd");
@@ -279,8 +293,13 @@ async fn secondaries_follow_by_transfer_and_notify() {
     let (nsd_folder, knot_folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let _nsd = nsd(nsd_folder.path(), nsd_at, dns.address);
     let _knot = knot(knot_folder.path(), knot_at, dns.address);
-    let questions =
-        ["www.shop.example A", "+dnssec www.shop.example AAAA", "x.apps.shop.example A", "+dnssec no.shop.example A"];
+    let questions = [
+        "+noauthority www.shop.example A",
+        "+noauthority +dnssec www.shop.example AAAA",
+        "+noauthority x.apps.shop.example A",
+        "+dnssec no.shop.example A",
+        "+dnssec b.deep.shop.example A",
+    ];
     let essence = |text: String| {
         let mut lines: Vec<String> = text
             .lines()
@@ -307,8 +326,12 @@ async fn secondaries_follow_by_transfer_and_notify() {
     let whole = dig(dns.address, &format!("-y hmac-sha256:xfr:{SECRET} shop.example AXFR")).await;
     assert!(whole.contains("a.b.deep.shop.example.") && !whole.contains("failed"), "{whole}");
     assert_eq!(whole.matches("\tSOA\t").count(), 2, "{whole}");
-    for args in ["shop.example AXFR", "-y hmac-sha256:xfr:YWJjZGVmZ2hpamtsbW5vcHFyc3R1dnd4eXo= shop.example AXFR",
-        &format!("-y hmac-sha256:other:{SECRET} shop.example AXFR"), "cluster.local AXFR"] {
+    for args in [
+        "shop.example AXFR",
+        "-y hmac-sha256:xfr:YWJjZGVmZ2hpamtsbW5vcHFyc3R1dnd4eXo= shop.example AXFR",
+        &format!("-y hmac-sha256:other:{SECRET} shop.example AXFR"),
+        "cluster.local AXFR",
+    ] {
         let refused = dig(dns.address, args).await;
         assert!(refused.contains("failed") && !refused.contains("192.0.2"), "{args}: {refused}");
     }
