@@ -1,12 +1,13 @@
-//! A server over a cluster of many services, for `bench/dns.sh`: serves on the address given until it is killed.
-//! Cargo calls it without one when it runs tests; then it does nothing.
+//! A server over a cluster of many services, for `bench/dns.sh`: serves on the address given until it is killed. In place
+//! of the number of services a kubeconfig may follow: then it serves that cluster, with zones of users.
+//! Cargo calls it without an address when it runs tests; then it does nothing.
 #![allow(clippy::unwrap_used)]
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 use dhow_client::{Body, Client, Error, Transport, full};
-use dhow_dns::{DnsConfig, Server};
+use dhow_dns::{DnsConfig, Server, ZonesConfig};
 use http::{Request, Response};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
@@ -45,10 +46,19 @@ impl Transport for Api {
 fn main() {
     let mut args = std::env::args().skip(1).filter(|arg| !arg.starts_with("--"));
     let Some(address) = args.next() else { return };
-    let services = args.next().map_or(1000, |count| count.parse().unwrap());
+    let second = args.next().unwrap_or_else(|| "1000".to_owned());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
-        let server = Server::bind(&[address.parse().unwrap()], DnsConfig::default()).await.unwrap();
-        server.run(Client::new(Arc::new(Api { services })), CancellationToken::new()).await;
+        let (client, zones) = match second.parse() {
+            Ok(services) => (Client::new(Arc::new(Api { services })), None),
+            Err(_) => {
+                rustls::crypto::ring::default_provider().install_default().unwrap();
+                let zones = ZonesConfig { namespace: "dhow-dns".into(), server: "ns.dns.cluster.local".into() };
+                (Client::from_kubeconfig(second.as_ref(), None).unwrap(), Some(zones))
+            }
+        };
+        let config = DnsConfig { zones, ..DnsConfig::default() };
+        let server = Server::bind(&[address.parse().unwrap()], config).await.unwrap();
+        server.run(client, CancellationToken::new()).await;
     });
 }

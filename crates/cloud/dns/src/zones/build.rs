@@ -197,7 +197,7 @@ fn ds_rdata(value: &str) -> Option<Vec<u8>> {
     rdata.push(words.next()?.parse().ok()?);
     rdata.push(words.next()?.parse().ok()?);
     let digits: String = words.collect();
-    if digits.is_empty() || digits.len() % 2 != 0 || !digits.is_ascii() {
+    if digits.is_empty() || !digits.len().is_multiple_of(2) || !digits.is_ascii() {
         return None;
     }
     for pair in digits.as_bytes().chunks(2) {

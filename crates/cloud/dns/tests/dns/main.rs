@@ -26,8 +26,8 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use support::{Api, Fixture};
 
 pub fn fixture() -> Fixture {
-    let mut fixture = Fixture::default();
-    fixture.namespaces = vec![json!({"metadata": {"name": "default"}}), json!({"metadata": {"name": "shop"}})];
+    let namespaces = vec![json!({"metadata": {"name": "default"}}), json!({"metadata": {"name": "shop"}})];
+    let mut fixture = Fixture { namespaces, ..Fixture::default() };
     let mut service = |namespace: &str, name: &str, spec: Value| {
         let object = json!({"metadata": {"namespace": namespace, "name": name}, "spec": spec});
         fixture.services.push(object);
