@@ -8,11 +8,11 @@ seconds=${2:-5}
 services=1000
 folder=$(mktemp -d)
 pids=
-trap 'kill $pids 2>/dev/null || true; rm -rf "$folder"' EXIT
+trap 'kill $pids 2>/dev/null || true; wait; rm -rf "$folder"' EXIT
 bench=${DHOW_DNS_BENCH:-$(cargo bench --quiet --no-run --message-format=json -p dhow-dns --bench serve |
     sed -n 's/.*"executable":"\([^"]*serve[^"]*\)".*/\1/p')}
 
-# The same names for all three: $services services, of which one in ten does not exist.
+# The same names for all three: $services services; one question in eleven is for one that does not exist.
 zone=$folder/cluster.local.zone
 {
     echo '$ORIGIN cluster.local.'
