@@ -20,7 +20,9 @@ fn problems(mut object: Value) -> Vec<String> {
 
 #[test]
 fn the_definitions_are_valid_and_so_is_the_documented_example() {
-    for definition in definitions() {
+    for mut definition in definitions() {
+        // What the API fills in before it judges.
+        definition["spec"]["conversion"] = json!({"strategy": "None"});
         let mut errors = Errors::default();
         extension::definition(&definition, &mut errors);
         extension::definition_create(&definition, &mut errors);
