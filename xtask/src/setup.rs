@@ -25,6 +25,8 @@ pub const TEST_NEEDS: &[Need] = &[
     ("runc", "runc"),
     ("dockerd", "docker.io"),
     ("dig", "bind9-dnsutils"),
+    ("nsd", "nsd"),
+    ("knotd", "knot"),
     ("kubectl", "kubernetes-client"),
     ("python3", "python3"),
     ("/usr/lib/python3/dist-packages/kubernetes/__init__.py", "python3-kubernetes"),

@@ -27,7 +27,7 @@ use crate::place::{self, Place};
 use crate::runtimes::{Opened, RuntimeChoice};
 use crate::settings::Settings;
 use crate::store::{self, Store};
-use crate::{cluster_dns, nameserver, runtimes};
+use crate::{cluster_dns, dns_zones, nameserver, runtimes};
 
 /// Parts that run until told to stop; one that ends by itself is an error.
 type Parts = JoinSet<Result<()>>;
@@ -241,6 +241,8 @@ fn start_leading(
     shutdown: &CancellationToken,
     parts: &mut Parts,
 ) {
+    let administrator = server.client(UserInfo::new("system:dhow", &[keys::MASTERS]));
+    parts.spawn(dns_zones::keep(administrator, shutdown.clone()));
     let leading = Leading { server: Arc::clone(server), root_ca_pem: keys.ca.cert_pem().to_owned(), shared };
     parts.spawn(part("controllers and scheduler", leading.run(place.clone(), shutdown.clone())));
 }

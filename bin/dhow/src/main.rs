@@ -7,6 +7,8 @@ mod cli;
 mod cluster_dns;
 mod commands;
 mod daemon;
+mod dns_settings;
+mod dns_zones;
 mod exit;
 mod keys;
 mod kubeconfig;

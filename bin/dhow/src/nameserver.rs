@@ -4,7 +4,6 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,13 +11,13 @@ use std::{fs, io};
 
 use anyhow::{Context, Result};
 use dhow_client::Client;
-use dhow_dns::DnsConfig;
 use rustix::process::Pid;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::pidfile::{self, PidFile};
 use crate::place::{self, Place};
+use crate::settings::Settings;
 
 /// The command under which the binary is the name server.
 pub const COMMAND: &str = "serve-dns";
@@ -31,8 +30,7 @@ pub async fn serve(place: &Place, gateway: Ipv4Addr) -> Result<()> {
     let _pid_file = PidFile::take(&place.dns_pid_file())?;
     let client = Client::from_kubeconfig(&place.dns_kubeconfig(), None).context("reach the API")?;
     let own = [gateway.into(), place::DNS_SERVICE_IP.into()];
-    let upstreams = dhow_dns::host_upstreams(Path::new("/etc/resolv.conf"), &own);
-    let config = DnsConfig { domain: place::CLUSTER_DOMAIN.to_owned(), upstreams, ..DnsConfig::default() };
+    let config = Settings::load(&place.config)?.dns.resolve(place, gateway, &own)?;
     let address = SocketAddr::new(gateway.into(), PORT);
     let server = dhow_dns::Server::bind(&[address], config).await.context("serve the cluster's DNS")?;
     let shutdown = crate::daemon::shutdown_signal()?;

@@ -7,6 +7,8 @@ use dhow_base::config::Sources;
 use dhow_image::{GcConfig, RegistriesConfig};
 use serde::{Deserialize, Serialize};
 
+use crate::dns_settings::DnsSettings;
+
 pub const DEFAULT_FILE: &str = "/etc/dhow/config.yaml";
 
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -16,6 +18,8 @@ pub struct Settings {
     pub registries: RegistriesConfig,
     /// When images go.
     pub images: GcConfig,
+    /// How names are resolved.
+    pub dns: DnsSettings,
 }
 
 impl Settings {
@@ -24,7 +28,7 @@ impl Settings {
     pub fn load(file: &Path) -> Result<Self> {
         let variables = std::env::vars_os().filter_map(|(name, value)| {
             let name = name.into_string().ok()?;
-            let ours = ["DHOW_IMAGES_", "DHOW_REGISTRIES_"].iter().any(|prefix| name.starts_with(prefix));
+            let ours = ["DHOW_IMAGES_", "DHOW_REGISTRIES_", "DHOW_DNS_"].iter().any(|prefix| name.starts_with(prefix));
             Some((name, value.into_string().ok()?)).filter(|_| ours)
         });
         let settings: Self = Sources::new()

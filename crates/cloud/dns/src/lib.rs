@@ -1,20 +1,36 @@
-//! Cluster DNS, answered straight from the watch.
+//! DNS: the cluster's zone straight from the watch, zones of users, and everything else from the resolvers upstream.
 //!
-//! Names in the cluster's zone are computed from Services and EndpointSlices at the moment of the question:
-//! there is no zone file to be stale. Everything else goes to the upstream resolvers, through a bounded
-//! cache. [`zone`] decides and does no IO; [`Server`] moves packets.
+//! What a name holds is encoded when its object changes ([`names`], [`zones`]); a question is answered by one function
+//! without IO ([`answer`]); `udp` and `tcp` move packets. See docs/dns.md.
 
-mod cluster;
+// Names are on the stack on purpose: a question allocates nothing. So what holds one is large.
+#![allow(clippy::large_enum_variant, clippy::result_large_err)]
+
+pub mod answer;
 mod config;
+mod cookies;
 mod error;
-mod forward;
+pub mod forward;
+mod http;
+pub mod kind;
+mod limit;
+mod metrics;
+pub mod name;
+pub mod names;
+pub mod objects;
+mod random;
+mod reply;
+mod request;
+mod rrset;
 mod server;
+mod tcp;
+#[doc(hidden)]
+pub mod testing;
+mod udp;
 mod watch;
-mod wire;
-pub mod zone;
+pub mod zones;
 
-pub use cluster::Cluster;
-pub use config::{DnsConfig, host_upstreams};
+pub use config::{DnsConfig, HostResolver, UpstreamAddress, ZonesConfig, host_resolver};
 pub use error::Error;
 pub use server::Server;
 

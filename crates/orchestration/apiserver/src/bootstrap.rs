@@ -324,8 +324,10 @@ fn roles() -> Vec<Value> {
         role(
             "system:kube-dns",
             vec![
-                rule(&[""], &["endpoints", "namespaces", "services"], &["list", "watch"]),
+                rule(&[""], &["endpoints", "namespaces", "pods", "services"], &["list", "watch"]),
                 rule(&["discovery.k8s.io"], &["endpointslices"], &["list", "watch"]),
+                rule(&["dns.dhow.io"], &["records", "zones"], &["list", "watch"]),
+                rule(&["dns.dhow.io"], &["records/status", "zones/status"], &["patch"]),
             ],
         ),
     ]

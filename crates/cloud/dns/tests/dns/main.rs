@@ -1,64 +1,36 @@
 //! The server on loopback, asked over real UDP and TCP with messages built by hickory-proto.
 #![allow(clippy::unwrap_used)]
 
+mod forward;
+mod hostile;
+mod kinds;
+mod support;
+mod zones;
+
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use dhow_dns::{Cluster, DnsConfig, Server};
+use dhow_client::Client;
+use dhow_dns::{DnsConfig, Server};
 use hickory_proto::op::{Edns, Message, OpCode, Query, ResponseCode};
 use hickory_proto::rr::rdata::{A, SOA};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
-use k8s_openapi::api::core::v1::Service;
-use k8s_openapi::api::discovery::v1::EndpointSlice;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-#[derive(Default)]
-struct Fixture {
-    services: Vec<Arc<Service>>,
-    slices: Vec<Arc<EndpointSlice>>,
-}
+use support::{Api, Fixture};
 
-impl Cluster for Fixture {
-    fn namespace_exists(&self, name: &str) -> bool {
-        self.services.iter().any(|s| s.metadata.namespace.as_deref() == Some(name))
-    }
-
-    fn service(&self, namespace: &str, name: &str) -> Option<Arc<Service>> {
-        let mut found = self.services.iter().filter(|s| s.metadata.namespace.as_deref() == Some(namespace));
-        found.find(|s| s.metadata.name.as_deref() == Some(name)).cloned()
-    }
-
-    fn slices(&self, namespace: &str, service: &str) -> Vec<Arc<EndpointSlice>> {
-        let in_namespace = self.slices.iter().filter(|s| s.metadata.namespace.as_deref() == Some(namespace));
-        in_namespace
-            .filter(|s| s.metadata.labels.as_ref().unwrap()["kubernetes.io/service-name"] == service)
-            .cloned()
-            .collect()
-    }
-
-    fn service_by_ip(&self, ip: IpAddr) -> Option<Arc<Service>> {
-        let ip = ip.to_string();
-        self.services.iter().find(|s| s.spec.as_ref().unwrap().cluster_ip.as_deref() == Some(&ip)).cloned()
-    }
-
-    fn slices_by_ip(&self, ip: IpAddr) -> Vec<Arc<EndpointSlice>> {
-        let ip = ip.to_string();
-        let holds = |s: &&Arc<EndpointSlice>| s.endpoints.iter().any(|e| e.addresses.contains(&ip));
-        self.slices.iter().filter(holds).cloned().collect()
-    }
-}
-
-fn fixture() -> Fixture {
-    let mut fixture = Fixture::default();
+pub fn fixture() -> Fixture {
+    let namespaces = vec![json!({"metadata": {"name": "default"}}), json!({"metadata": {"name": "shop"}})];
+    let mut fixture = Fixture { namespaces, ..Fixture::default() };
     let mut service = |namespace: &str, name: &str, spec: Value| {
         let object = json!({"metadata": {"namespace": namespace, "name": name}, "spec": spec});
-        fixture.services.push(Arc::new(serde_json::from_value(object).unwrap()));
+        fixture.services.push(object);
     };
     let https = json!([{"name": "https", "port": 443}]);
     service("default", "kubernetes", json!({"clusterIP": "10.43.0.1", "ports": https}));
@@ -71,13 +43,22 @@ fn fixture() -> Fixture {
         json!({"type": "ExternalName", "externalName": "kubernetes.default.svc.cluster.local"}),
     );
     service("default", "round", json!({"type": "ExternalName", "externalName": "round.default.svc.cluster.local"}));
+    service(
+        "default",
+        "web",
+        json!({"clusterIP": "10.43.0.9", "clusterIPs": ["10.43.0.9", "fd43::9"],
+        "ports": [{"name": "http", "port": 80}, {"name": "http", "port": 81, "protocol": "UDP"}]}),
+    );
+    service("default", "early", json!({"clusterIP": "None", "publishNotReadyAddresses": true}));
+    service("kube-system", "kube-dns", json!({"clusterIP": "10.43.0.10"}));
+    service("shop", "cart", json!({"clusterIP": "10.43.0.33"}));
     service("default", "many", json!({"clusterIP": "None", "ports": []}));
     let mut slice = |name: &str, endpoints: Value| {
         let object = json!({
             "metadata": {"namespace": "default", "name": format!("{name}-1"), "labels": {"kubernetes.io/service-name": name}},
             "addressType": "IPv4", "endpoints": endpoints, "ports": [{"name": "sql", "port": 3306, "protocol": "TCP"}],
         });
-        fixture.slices.push(Arc::new(serde_json::from_value(object).unwrap()));
+        fixture.slices.push(object);
     };
     slice(
         "db",
@@ -89,31 +70,44 @@ fn fixture() -> Fixture {
     );
     let many: Vec<Value> = (0..200).map(|i| json!({"addresses": [format!("10.42.1.{i}")]})).collect();
     slice("many", json!(many));
+    slice("web", json!([{"addresses": ["10.42.0.20"], "hostname": "web-0"}, {"addresses": ["10.42.0.21"]}]));
+    // Unready, but published; in two families; with a port of each protocol.
+    fixture.slices.push(json!({
+        "metadata": {"namespace": "default", "name": "early-6", "labels": {"kubernetes.io/service-name": "early"}},
+        "addressType": "IPv6",
+        "endpoints": [{"addresses": ["fd00::7"], "hostname": "Early-0", "conditions": {"ready": false}}],
+        "ports": [{"name": "dns", "port": 53, "protocol": "UDP"}, {"name": "dns", "port": 53, "protocol": "TCP"}],
+    }));
+    fixture.pods.push(json!({"metadata": {"namespace": "default", "name": "me"}, "spec": {},
+        "status": {"phase": "Running", "podIPs": [{"ip": POD}]}}));
     fixture
 }
 
-struct Running {
-    address: SocketAddr,
+/// The address of a pod in `default`, on loopback so that it can ask.
+const POD: &str = "127.0.0.77";
+
+pub struct Running {
+    pub address: SocketAddr,
     _stop: DropGuard,
 }
 
-async fn start(config: DnsConfig) -> Running {
+pub async fn start(config: DnsConfig) -> Running {
     let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     let server = Server::bind(&[loopback], config).await.unwrap();
     let address = server.local_addrs()[0];
     let shutdown = CancellationToken::new();
-    tokio::spawn(server.serve(Arc::new(fixture()), shutdown.clone()));
+    tokio::spawn(server.run(Client::new(Arc::new(Api::new(fixture()))), shutdown.clone()));
     Running { address, _stop: shutdown.drop_guard() }
 }
 
-fn question(name: &str, kind: RecordType) -> Message {
+pub fn question(name: &str, kind: RecordType) -> Message {
     let mut message = Message::query();
     message.metadata.recursion_desired = true;
     message.add_query(Query::query(Name::from_ascii(name).unwrap(), kind));
     message
 }
 
-async fn raw(server: SocketAddr, bytes: &[u8]) -> std::io::Result<Vec<u8>> {
+pub async fn raw(server: SocketAddr, bytes: &[u8]) -> std::io::Result<Vec<u8>> {
     let socket = UdpSocket::bind("127.0.0.1:0").await?;
     socket.connect(server).await?;
     socket.send(bytes).await?;
@@ -123,14 +117,14 @@ async fn raw(server: SocketAddr, bytes: &[u8]) -> std::io::Result<Vec<u8>> {
     Ok(buffer)
 }
 
-async fn ask(server: SocketAddr, name: &str, kind: RecordType) -> Message {
+pub async fn ask(server: SocketAddr, name: &str, kind: RecordType) -> Message {
     let question = question(name, kind);
     let answer = Message::from_vec(&raw(server, &question.to_vec().unwrap()).await.unwrap()).unwrap();
     assert_eq!(answer.metadata.id, question.metadata.id);
     answer
 }
 
-async fn ask_tcp(server: SocketAddr, question: &Message) -> Message {
+pub async fn ask_tcp(server: SocketAddr, question: &Message) -> Message {
     let mut stream = TcpStream::connect(server).await.unwrap();
     let bytes = question.to_vec().unwrap();
     stream.write_all(&[&(bytes.len() as u16).to_be_bytes(), bytes.as_slice()].concat()).await.unwrap();
@@ -139,7 +133,7 @@ async fn ask_tcp(server: SocketAddr, question: &Message) -> Message {
     Message::from_vec(&frame).unwrap()
 }
 
-fn data(message: &Message) -> Vec<String> {
+pub fn data(message: &Message) -> Vec<String> {
     message.answers.iter().map(|record| record.data.to_string()).collect()
 }
 
@@ -241,7 +235,7 @@ async fn upstream() -> (SocketAddr, Arc<AtomicUsize>) {
         let query = question.queries[0].clone();
         let name = query.name().clone();
         reply.add_query(query);
-        match name.to_ascii().as_str() {
+        match name.to_ascii().to_ascii_lowercase().as_str() {
             "big.example.org." if !by_tcp => reply.metadata.truncation = true,
             "www.example.org." | "big.example.org." => {
                 reply.add_answer(Record::from_rdata(name, 60, RData::A(A(Ipv4Addr::new(192, 0, 2, 80)))));
@@ -257,7 +251,9 @@ async fn upstream() -> (SocketAddr, Arc<AtomicUsize>) {
     tokio::spawn(async move {
         let mut buffer = [0; 4096];
         while let Ok((length, peer)) = udp.recv_from(&mut buffer).await {
-            counter.fetch_add(1, Ordering::SeqCst);
+            // The probe for loops does not count.
+            let probe = Message::from_vec(&buffer[..length]).unwrap().queries[0].query_type() == RecordType::HINFO;
+            counter.fetch_add(usize::from(!probe), Ordering::SeqCst);
             // Somebody else's guess comes first; it must not be believed.
             let mut forged = answer(&buffer[..length], false);
             forged[0] ^= 0xff;
@@ -280,7 +276,7 @@ async fn upstream() -> (SocketAddr, Arc<AtomicUsize>) {
 async fn other_names_come_from_upstream_once() {
     let (upstream, asked) = upstream().await;
     let dead = UdpSocket::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    let upstreams = vec![dead, upstream];
+    let upstreams = vec![dead.into(), upstream.into()];
     let dns = start(DnsConfig { upstreams, upstream_timeout: Duration::from_secs(1), ..DnsConfig::default() }).await;
     let at = dns.address;
     for _ in 0..3 {
@@ -324,75 +320,151 @@ async fn nonsense_gets_an_error_or_silence() {
     let reply = raw(dns.address, &update.to_vec().unwrap()).await.unwrap();
     assert!(matches!(reply[3] & 15, 1 | 4), "NOTIMP or FORMERR");
     let transfer = ask(dns.address, "cluster.local.", RecordType::AXFR).await;
-    assert_eq!(transfer.metadata.response_code, ResponseCode::Refused);
+    assert_eq!(transfer.metadata.response_code, ResponseCode::FormErr, "not in a datagram");
 }
 
-/// Whatever bytes arrive, the server still answers afterwards.
-#[test]
-fn random_bytes_do_not_stop_it() {
-    use proptest::prelude::*;
-    let runtime = tokio::runtime::Runtime::new().unwrap();
-    let dns = runtime.block_on(start(DnsConfig::default()));
-    let valid = question("_https._tcp.kubernetes.default.svc.cluster.local.", RecordType::SRV).to_vec().unwrap();
-    let noise = prop_oneof![
-        proptest::collection::vec(any::<u8>(), 0..600),
-        // A question with some bytes changed gets further than noise does.
-        proptest::collection::vec((0..valid.len(), any::<u8>()), 1..6).prop_map(move |changes| {
-            let mut bytes = valid.clone();
-            changes.into_iter().for_each(|(index, byte)| bytes[index] = byte);
-            bytes
-        }),
-    ];
-    let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig::with_cases(2000));
-    let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
-    let send = |bytes: Vec<u8>| {
-        socket.send_to(&bytes, dns.address).unwrap();
-        Ok(())
-    };
-    runner.run(&noise, send).unwrap();
-    let answer = runtime.block_on(ask(dns.address, "kubernetes.default.svc.cluster.local.", RecordType::A));
-    assert_eq!(data(&answer), ["10.43.0.1"]);
-}
-
-/// An API with the fixture's objects; its watches stay silent.
-struct Api(Fixture);
-
-#[async_trait::async_trait]
-impl dhow_client::Transport for Api {
-    async fn call(
-        &self,
-        request: http::Request<bytes::Bytes>,
-    ) -> Result<http::Response<dhow_client::Body>, dhow_client::Error> {
-        if request.uri().query().is_some_and(|query| query.contains("watch=true")) {
-            return std::future::pending().await;
-        }
-        let items = match request.uri().path().rsplit('/').next().unwrap() {
-            "services" => json!(self.0.services.iter().map(AsRef::as_ref).collect::<Vec<&Service>>()),
-            "endpointslices" => json!(self.0.slices.iter().map(AsRef::as_ref).collect::<Vec<&EndpointSlice>>()),
-            "namespaces" => json!([{"metadata": {"name": "default"}}]),
-            other => panic!("{other} is not needed for DNS"),
-        };
-        let list = json!({"metadata": {"resourceVersion": "1"}, "items": items});
-        Ok(http::Response::new(dhow_client::full(list.to_string().into())))
-    }
+/// Asks as the pod.
+async fn ask_as_pod(server: SocketAddr, name: &str, kind: RecordType) -> Message {
+    let socket = UdpSocket::bind((POD, 0)).await.unwrap();
+    socket.send_to(&question(name, kind).to_vec().unwrap(), server).await.unwrap();
+    let mut buffer = vec![0; 4096];
+    let length = tokio::time::timeout(Duration::from_secs(5), socket.recv(&mut buffer)).await.unwrap().unwrap();
+    Message::from_vec(&buffer[..length]).unwrap()
 }
 
 #[tokio::test]
-async fn answers_come_from_the_watch() {
-    let server = Server::bind(&[SocketAddr::from((Ipv4Addr::LOCALHOST, 0))], DnsConfig::default()).await.unwrap();
-    let at = server.local_addrs()[0];
-    let shutdown = CancellationToken::new();
-    let client = dhow_client::Client::new(Arc::new(Api(fixture())));
-    let running = tokio::spawn(server.run(client, shutdown.clone()));
-    for (name, kind, expected) in [
-        ("kubernetes.default.svc.cluster.local.", RecordType::A, "10.43.0.1"),
-        ("db-0.db.default.svc.cluster.local.", RecordType::A, "10.42.0.7"),
-        ("1.0.43.10.in-addr.arpa.", RecordType::PTR, "kubernetes.default.svc.cluster.local."),
-        ("8.0.42.10.in-addr.arpa.", RecordType::PTR, "10-42-0-8.db.default.svc.cluster.local."),
-        ("10-0-0-1.default.pod.cluster.local.", RecordType::A, "10.0.0.1"),
-    ] {
-        assert_eq!(data(&ask(at, name, kind).await), [expected], "{name}");
+async fn a_pods_search_path_is_walked_in_one_question() {
+    let (upstream, asked) = upstream().await;
+    let upstreams = vec![upstream.into()];
+    let config = DnsConfig { upstreams, search: Some(vec!["corp.example.org".into()]), ..DnsConfig::default() };
+    let dns = start(config.clone()).await;
+    let at = dns.address;
+    let first = "www.example.org.default.svc.cluster.local.";
+    let answer = ask_as_pod(at, first, RecordType::A).await;
+    assert_eq!(data(&answer), ["www.example.org.", "192.0.2.80"]);
+    assert_eq!(answer.answers[0].name.to_ascii(), first);
+    assert_eq!(asked.load(Ordering::SeqCst), 2, "the host's search domain, then the name itself");
+    // The other family: the name exists, so the search ends there too.
+    let other = ask_as_pod(at, first, RecordType::AAAA).await;
+    assert_eq!(
+        (other.metadata.response_code, data(&other)),
+        (ResponseCode::NoError, vec!["www.example.org.".to_owned()])
+    );
+    // Another namespace's service, and a name of the cluster that was written out.
+    for name in ["cart.shop.default.svc.cluster.local.", "cart.shop.svc.cluster.local.default.svc.cluster.local."] {
+        let answer = ask_as_pod(at, name, RecordType::A).await;
+        assert_eq!(data(&answer), ["cart.shop.svc.cluster.local.", "10.43.0.33"], "{name}");
     }
-    shutdown.cancel();
-    running.await.unwrap();
+    // Single labels are services; others' namespaces, other clients and nonsense are not searched for.
+    let count = asked.load(Ordering::SeqCst);
+    for name in ["missing.default.svc.cluster.local.", "www.example.org.shop.svc.cluster.local."] {
+        assert_eq!(ask_as_pod(at, name, RecordType::A).await.metadata.response_code, ResponseCode::NXDomain, "{name}");
+    }
+    assert_eq!(ask(at, first, RecordType::A).await.metadata.response_code, ResponseCode::NXDomain);
+    assert_eq!(asked.load(Ordering::SeqCst), count);
+    let nowhere = ask_as_pod(at, "no.such.host.default.svc.cluster.local.", RecordType::A).await;
+    assert_eq!(nowhere.metadata.response_code, ResponseCode::NXDomain);
+    let off = start(DnsConfig { search: None, ..config }).await;
+    assert_eq!(ask_as_pod(off.address, first, RecordType::A).await.metadata.response_code, ResponseCode::NXDomain);
+}
+
+#[tokio::test]
+async fn families_ports_and_names_of_the_specification() {
+    let dns = start(DnsConfig::default()).await;
+    let at = dns.address;
+    for (name, kind, expected) in [
+        ("web.default.svc.cluster.local.", RecordType::A, vec!["10.43.0.9"]),
+        ("web.default.svc.cluster.local.", RecordType::AAAA, vec!["fd43::9"]),
+        ("_http._tcp.web.default.svc.cluster.local.", RecordType::SRV, vec!["0 100 80 web.default.svc.cluster.local."]),
+        ("_http._udp.web.default.svc.cluster.local.", RecordType::SRV, vec!["0 100 81 web.default.svc.cluster.local."]),
+        ("web-0.web.default.svc.cluster.local.", RecordType::A, vec!["10.42.0.20"]),
+        ("early.default.svc.cluster.local.", RecordType::AAAA, vec!["fd00::7"]),
+        ("early-0.early.default.svc.cluster.local.", RecordType::AAAA, vec!["fd00::7"]),
+        (
+            "_dns._udp.early.default.svc.cluster.local.",
+            RecordType::SRV,
+            vec!["0 100 53 early-0.early.default.svc.cluster.local."],
+        ),
+        ("ns.dns.cluster.local.", RecordType::A, vec!["10.43.0.10"]),
+        ("cluster.local.", RecordType::NS, vec!["ns.dns.cluster.local."]),
+        ("9.0.43.10.in-addr.arpa.", RecordType::PTR, vec!["web.default.svc.cluster.local."]),
+        (
+            "7.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.d.f.ip6.arpa.",
+            RecordType::PTR,
+            vec!["early-0.early.default.svc.cluster.local."],
+        ),
+        ("fd00--7.default.pod.cluster.local.", RecordType::AAAA, vec!["fd00::7"]),
+        ("8.0.42.10.in-addr.arpa.", RecordType::PTR, vec!["10-42-0-8.db.default.svc.cluster.local."]),
+    ] {
+        assert_eq!(data(&ask(at, name, kind).await), expected, "{name} {kind}");
+    }
+    // Endpoints without a host name of their own have one only where nothing balances.
+    let hidden = ask(at, "10-42-0-21.web.default.svc.cluster.local.", RecordType::A).await;
+    assert_eq!(hidden.metadata.response_code, ResponseCode::NXDomain);
+    // Something is below `_tcp`, so it exists.
+    let between = ask(at, "_tcp.web.default.svc.cluster.local.", RecordType::SRV).await;
+    assert_eq!((between.metadata.response_code, between.answers.len()), (ResponseCode::NoError, 0));
+    let srv = ask(at, "_http._tcp.web.default.svc.cluster.local.", RecordType::SRV).await;
+    assert_eq!(srv.additionals.len(), 2, "both families of the target");
+}
+
+#[tokio::test]
+async fn letters_cookies_and_versions_are_answered_as_they_came() {
+    let dns = start(DnsConfig::default()).await;
+    let mut bytes = question("kUberNetes.Default.sVc.cluster.LOCAL.", RecordType::A).to_vec().unwrap();
+    let reply = raw(dns.address, &bytes).await.unwrap();
+    assert_eq!(reply[12..bytes.len()], bytes[12..]);
+    // A client's cookie comes back with ours behind it; with both, the same comes back.
+    let plain = bytes.len();
+    bytes[11] = 1;
+    bytes.extend([0, 0, 41, 4, 208, 0, 0, 0, 0, 0, 12, 0, 10, 0, 8, 1, 2, 3, 4, 5, 6, 7, 8]);
+    let reply = raw(dns.address, &bytes).await.unwrap();
+    let cookie = reply[reply.len() - 24..].to_vec();
+    assert_eq!(cookie[..8], [1, 2, 3, 4, 5, 6, 7, 8]);
+    bytes.truncate(plain);
+    bytes.extend([0, 0, 41, 4, 208, 0, 0, 0, 0, 0, 28, 0, 10, 0, 24]);
+    bytes.extend(&cookie);
+    let again = raw(dns.address, &bytes).await.unwrap();
+    assert!(again.ends_with(&cookie));
+    bytes.truncate(plain);
+    bytes.extend([0, 0, 41, 4, 208, 0, 7, 0, 0, 0, 0]);
+    let version = Message::from_vec(&raw(dns.address, &bytes).await.unwrap()).unwrap();
+    assert_eq!((u16::from(version.metadata.response_code), version.edns.unwrap().version()), (16, 0));
+}
+
+#[tokio::test]
+async fn connections_carry_many_questions_at_once() {
+    let (upstream, _) = upstream().await;
+    let slow = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let stub_domains = vec![("slow.example.".to_owned(), vec![slow.local_addr().unwrap().into()])];
+    let dns = start(DnsConfig { upstreams: vec![upstream.into()], stub_domains, ..DnsConfig::default() }).await;
+    let mut stream = TcpStream::connect(dns.address).await.unwrap();
+    let mut sent = Vec::new();
+    let names = ["x.slow.example.", "www.example.org.", "kubernetes.default.svc.cluster.local."];
+    let questions: Vec<Message> = names.iter().map(|name| question(name, RecordType::A)).collect();
+    for question in &questions {
+        let bytes = question.to_vec().unwrap();
+        sent.extend((bytes.len() as u16).to_be_bytes());
+        sent.extend(bytes);
+    }
+    stream.write_all(&sent).await.unwrap();
+    let mut ids = Vec::new();
+    for _ in 0..3 {
+        let mut frame = vec![0; usize::from(stream.read_u16().await.unwrap())];
+        stream.read_exact(&mut frame).await.unwrap();
+        ids.push(Message::from_vec(&frame).unwrap().metadata.id);
+    }
+    // Who has to wait holds nobody up.
+    assert_eq!(ids.last(), Some(&questions[0].metadata.id));
+}
+
+/// The fixture's services with their slices.
+pub fn fixture_services() -> Vec<(Value, Vec<Value>)> {
+    let fixture = fixture();
+    let slices = |service: &Value| {
+        let name = &service["metadata"]["name"];
+        let of = |slice: &&Value| slice["metadata"]["labels"]["kubernetes.io/service-name"] == *name;
+        fixture.slices.iter().filter(of).cloned().collect()
+    };
+    fixture.services.iter().map(|service| (service.clone(), slices(service))).collect()
 }
