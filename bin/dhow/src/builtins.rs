@@ -240,9 +240,12 @@ fn start_leading(
     shared: Option<Arc<dyn Kv>>,
     shutdown: &CancellationToken,
     parts: &mut Parts,
-) {
-    let leading = Leading { server: Arc::clone(server), root_ca_pem: keys.ca.cert_pem().to_owned(), shared };
+) -> Result<()> {
+    let schedulers = Settings::load(&place.config)?.schedulers()?;
+    let leading =
+        Leading { server: Arc::clone(server), root_ca_pem: keys.ca.cert_pem().to_owned(), shared, schedulers };
     parts.spawn(part("controllers and scheduler", leading.run(place.clone(), shutdown.clone())));
+    Ok(())
 }
 
 /// As whom the node's agent calls the API.

@@ -5,6 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use dhow_base::config::Sources;
 use dhow_image::{GcConfig, RegistriesConfig};
+use dhow_scheduler::SchedulerConfig;
 use serde::{Deserialize, Serialize};
 
 pub const DEFAULT_FILE: &str = "/etc/dhow/config.yaml";
@@ -16,6 +17,8 @@ pub struct Settings {
     pub registries: RegistriesConfig,
     /// When images go.
     pub images: GcConfig,
+    /// Upstream's `KubeSchedulerConfiguration`.
+    pub scheduler: Option<serde_json::Value>,
 }
 
 impl Settings {
@@ -34,6 +37,17 @@ impl Settings {
             .context("read the settings")?;
         settings.images.check()?;
         Ok(settings)
+    }
+}
+
+impl Settings {
+    /// The schedulers of this cluster.
+    pub fn schedulers(&self) -> Result<SchedulerConfig> {
+        let mut config = SchedulerConfig::default();
+        if let Some(document) = &self.scheduler {
+            config.profiles = dhow_scheduler::profiles(document)?;
+        }
+        Ok(config)
     }
 }
 
@@ -59,5 +73,9 @@ mod tests {
         let error = format!("{:#}", Settings::load(&file).unwrap_err());
         assert!(error.contains("unknown key \"image\""), "{error}");
         assert!(Settings::load(&folder.path().join("none")).is_err());
+        let text = include_str!("../../../docs/scheduling.md");
+        let example = text.split("```yaml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+        std::fs::write(&file, example).unwrap();
+        assert_eq!(Settings::load(&file).unwrap().schedulers().unwrap().profiles.len(), 2);
     }
 }

@@ -99,8 +99,6 @@ fn way(snapshot: &Snapshot, shape: &Shape, pod: &Pod, refusal: &Refusal, slots: 
         }
         Refusal::KeptAway => "a node is without pods whose anti-affinity keeps it away".to_owned(),
         Refusal::Volume(text) => volume(text),
-        Refusal::Devices(_) => "a node has devices free that its resource claims ask for".to_owned(),
-        Refusal::Extender(_) => "a scheduler extender accepts a node".to_owned(),
     }
 }
 

@@ -93,18 +93,11 @@ impl Decider {
 
     pub fn decide(&mut self, snapshot: &mut Snapshot, pod: &Pod) -> Decision {
         let signature = self.signature(snapshot, pod);
-        self.decide_as(snapshot, pod, &signature, &[])
+        self.decide_as(snapshot, pod, &signature)
     }
 
-    /// With refusals of others than this scheduler, by node.
-    pub fn decide_as(
-        &mut self,
-        snapshot: &mut Snapshot,
-        pod: &Pod,
-        signature: &Signature,
-        also: &[(Slot, Refusal)],
-    ) -> Decision {
-        match self.choose(snapshot, pod, signature, also) {
+    pub fn decide_as(&mut self, snapshot: &mut Snapshot, pod: &Pod, signature: &Signature) -> Decision {
+        match self.choose(snapshot, pod, signature) {
             Ok(choice) => Decision::Place { node: snapshot.row(choice.slot).name.to_string() },
             Err(why) => Decision::Unschedulable(Unschedulable::clone(&why)),
         }
@@ -115,7 +108,6 @@ impl Decider {
         snapshot: &mut Snapshot,
         pod: &Pod,
         signature: &Signature,
-        also: &[(Slot, Refusal)],
     ) -> Result<Choice, Arc<Unschedulable>> {
         self.ranking(snapshot, signature);
         let profile = &self.profile;
@@ -129,16 +121,14 @@ impl Decider {
         };
         let ranking = &mut kept.ranking;
         let volumes = |slot: Slot| snapshot.row(slot).node.as_deref().and_then(|node| needs.refuses(node));
-        let others = |slot: Slot| also.iter().find(|(at, _)| *at == slot).map(|(_, refusal)| refusal.clone());
         let key = pod_key(pod);
         if let Some(slot) = snapshot.nominated_slot(&key)
             && ranking.allows_nominee(snapshot, profile, slot, &key)
             && volumes(slot).is_none()
-            && others(slot).is_none()
         {
             return Ok(Choice { slot, score: 0 });
         }
-        let plain = !needs.restricts() && also.is_empty();
+        let plain = !needs.restricts();
         let choice = if plain {
             let end = snapshot.log_end();
             if let Some((at, why)) = &ranking.refused
@@ -157,8 +147,7 @@ impl Decider {
                 Some(slots) => slots.into_iter().filter(|slot| ranking.allows(*slot)).collect(),
                 None => ranking.open(),
             };
-            let open: Vec<Slot> =
-                open.into_iter().filter(|slot| volumes(*slot).is_none() && others(*slot).is_none()).collect();
+            let open: Vec<Slot> = open.into_iter().filter(|slot| volumes(*slot).is_none()).collect();
             ranking.best_of(profile, &open)
         };
         if let Some(choice) = choice {
@@ -175,9 +164,6 @@ impl Decider {
                 && let Some(refusal) = volumes(slot)
             {
                 refusals = vec![Refusal::Volume(refusal)];
-            }
-            if refusals.is_empty() {
-                refusals.extend(others(slot));
             }
             by_node.push((slot, refusals));
         }

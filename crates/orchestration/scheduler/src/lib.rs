@@ -2,6 +2,7 @@
 
 mod advice;
 pub mod affinity;
+mod config;
 mod counts;
 mod decider;
 mod engine;
@@ -22,6 +23,7 @@ pub mod taints;
 mod topologies;
 pub mod volumes;
 
+pub use config::{ConfigError, profiles};
 pub use engine::{Engine, GroupRule, Outcome};
 pub use place::{Decision, Unschedulable, place};
 pub use preempt::Preemption;

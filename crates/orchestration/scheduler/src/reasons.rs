@@ -26,8 +26,6 @@ pub enum Refusal {
     Affinity,
     AntiAffinity,
     KeptAway,
-    Devices(String),
-    Extender(String),
 }
 
 impl Refusal {
@@ -37,7 +35,6 @@ impl Refusal {
             Self::Ports | Self::TooManyPods | Self::Spread | Self::AntiAffinity | Self::KeptAway => true,
             Self::Insufficient { ever, .. } => *ever,
             Self::Volume(text) => *text == crate::volumes::USED_ALONE || *text == crate::volumes::TOO_MANY,
-            Self::Devices(_) | Self::Extender(_) => false,
             Self::Cordoned
             | Self::NodeName
             | Self::Taint { .. }
@@ -68,7 +65,6 @@ impl fmt::Display for Refusal {
             Self::Affinity => f.write_str("node(s) didn't match pod affinity rules"),
             Self::AntiAffinity => f.write_str("node(s) didn't match pod anti-affinity rules"),
             Self::KeptAway => f.write_str("node(s) didn't satisfy existing pods anti-affinity rules"),
-            Self::Devices(text) | Self::Extender(text) => f.write_str(text),
         }
     }
 }

@@ -165,16 +165,6 @@ impl Engine {
             state.budgets.remove(&name.0);
         }
     }
-
-    /// An extender does not want the pod on these nodes; it is tried again without them.
-    pub fn refused(&self, key: &PodKey, nodes: &[String]) {
-        self.change(|state| {
-            state.refused_elsewhere.entry(key.clone()).or_default().extend(nodes.iter().cloned());
-            let Some(assumed) = state.release(key) else { return };
-            state.snapshot.remove_pod(key);
-            state.queue.offer(key, &assumed.pod);
-        });
-    }
 }
 
 impl State {
@@ -195,7 +185,6 @@ impl State {
         self.release(key);
         self.queue.remove(key);
         self.with_claims.remove(key);
-        self.refused_elsewhere.remove(key);
         if self.snapshot.unnominate(key).is_some() {
             self.events.nominees = true;
         }

@@ -12,6 +12,9 @@ use super::{Outcome, State, node_name};
 use crate::{PodKey, Unschedulable};
 
 const LABEL: &str = "scheduling.x-k8s.io/pod-group";
+/// Labels of pods that bring the rule themselves, without any other object.
+const OWN_NAME: &str = "pod-group.scheduling.sigs.k8s.io/name";
+const OWN_LEAST: &str = "pod-group.scheduling.sigs.k8s.io/min-available";
 
 /// Namespace, the kind of reference, and the names it consists of.
 pub(crate) type GroupKey = (String, &'static str, String);
@@ -40,9 +43,18 @@ fn named(key: &PodKey, pod: &Pod) -> Option<(GroupKey, GroupKey)> {
         let group = (key.0.clone(), "Workload", format!("{rule}/{replica}"));
         return Some((group, (key.0.clone(), "Workload", rule)));
     }
-    let name = pod.metadata.labels.as_ref().and_then(|labels| labels.get(LABEL))?;
+    let label = |label: &str| pod.metadata.labels.as_ref().and_then(|labels| labels.get(label));
+    if let (Some(name), Some(_)) = (label(OWN_NAME), own_least(pod)) {
+        let group = (key.0.clone(), "labels", name.clone());
+        return Some((group.clone(), group));
+    }
+    let name = label(LABEL)?;
     let group = (key.0.clone(), "PodGroup", name.clone());
     Some((group.clone(), group))
+}
+
+fn own_least(pod: &Pod) -> Option<usize> {
+    pod.metadata.labels.as_ref()?.get(OWN_LEAST)?.parse().ok()
 }
 
 impl Groups {
@@ -92,7 +104,8 @@ impl State {
         let Some((group, rule)) = self.groups.of.get(key).cloned() else {
             return vec![(key.clone(), Arc::clone(pod), self.decide(key, pod))];
         };
-        match self.groups.rules.get(&rule).copied() {
+        let own = || own_least(pod).filter(|_| rule.1 == "labels").map(GroupRule::Gang);
+        match self.groups.rules.get(&rule).copied().or_else(own) {
             Some(GroupRule::Basic) => vec![(key.clone(), Arc::clone(pod), self.decide(key, pod))],
             Some(GroupRule::Gang(least)) => self.decide_gang(key, pod, &group, least),
             None => {
@@ -150,7 +163,7 @@ impl State {
         let mut failed: Vec<(PodKey, Arc<Pod>, Unschedulable)> = Vec::new();
         let arrived = self.events.arrived;
         for (member, pod) in open {
-            match self.try_place(&pod, &member) {
+            match self.try_place(&pod) {
                 Ok(node) => {
                     let outcome = self.assume(&member, &pod, &node);
                     outcomes.push((member, pod, outcome));

@@ -7,7 +7,7 @@ mod changes;
 mod gang;
 mod hints;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Pod;
@@ -15,12 +15,10 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::counts::Slot;
 use crate::decider::{Decider, Signature};
 use crate::preempt::{Budgets, Preemption};
 use crate::profile::Profile;
 use crate::queue::PodQueue;
-use crate::reasons::Refusal;
 use crate::snapshot::Nominee;
 use crate::volumes::{self, ClaimKey, Needs, Progress, Step};
 use crate::{Decision, PodKey, Snapshot, Unschedulable};
@@ -64,8 +62,6 @@ struct State {
     budgets: Budgets,
     events: hints::Events,
     groups: gang::Groups,
-    /// What others than this scheduler refuse, for the pod that is decided now.
-    refused_elsewhere: HashMap<PodKey, BTreeSet<String>>,
 }
 
 pub struct Engine {
@@ -167,7 +163,7 @@ impl State {
             self.queue.remove(key);
             return outcome;
         }
-        match self.try_place(pod, key) {
+        match self.try_place(pod) {
             Ok(node) => self.assume(key, pod, &node),
             Err((why, signature)) => self.no_node(key, pod, why, signature),
         }
@@ -179,16 +175,12 @@ impl State {
     }
 
     /// The node that the pod would have now; nothing is taken yet.
-    fn try_place(&mut self, pod: &Pod, key: &PodKey) -> Result<String, (Unschedulable, Signature)> {
+    fn try_place(&mut self, pod: &Pod) -> Result<String, (Unschedulable, Signature)> {
         let Some(decider) = self.deciders.get_mut(Self::decider_name(pod)) else {
             return Err((Unschedulable::default(), Decider::new(Profile::default()).signature(&self.snapshot, pod)));
         };
         let signature = decider.signature(&self.snapshot, pod);
-        let refused: Vec<(Slot, Refusal)> = self.refused_elsewhere.get(key).map_or_else(Vec::new, |names| {
-            let slots = names.iter().filter_map(|name| self.snapshot.slot_of(name));
-            slots.map(|slot| (slot, Refusal::Extender("node(s) refused by a scheduler extender".to_owned()))).collect()
-        });
-        match decider.decide_as(&mut self.snapshot, pod, &signature, &refused) {
+        match decider.decide_as(&mut self.snapshot, pod, &signature) {
             Decision::Place { node } => Ok(node),
             Decision::Unschedulable(why) => Err((why, signature)),
         }
@@ -197,7 +189,6 @@ impl State {
     /// Takes the node, and for the pod's claims what they get there.
     fn assume(&mut self, key: &PodKey, pod: &Pod, node: &str) -> Outcome {
         self.with_claims.remove(key);
-        self.refused_elsewhere.remove(key);
         let steps = self.take_claims(pod, node);
         let known = self.queue.remove(key).unwrap_or_else(|| Arc::new(pod.clone()));
         let mut assumed = Assumed { node: node.to_owned(), pod: known, ..Assumed::default() };

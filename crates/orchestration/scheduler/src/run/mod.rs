@@ -2,6 +2,7 @@
 //!
 //! Decisions are made one after another; the writes that follow go on beside them, many at a time. Nothing polls.
 
+mod groups;
 mod informers;
 mod writes;
 
@@ -40,6 +41,7 @@ pub async fn run(client: Client, config: SchedulerConfig, shutdown: Cancellation
     let informers = Informers::start(&client, &shutdown);
     tokio::select! { () = informers.synced() => {}, () = shutdown.cancelled() => return }
     // All that is known goes in before the first decision.
+    groups::follow(&client, &engine, &shutdown);
     informers.follow(&engine);
     let writer = Arc::new(Writer { client, storage: informers.storage(), engine: Arc::clone(&engine), recorder });
     let permits = Arc::new(Semaphore::new(config.workers.max(1)));
