@@ -168,7 +168,8 @@ impl State {
                     let outcome = self.assume(&member, &pod, &node);
                     outcomes.push((member, pod, outcome));
                 }
-                Err((why, signature)) => {
+                Err(unplaced) => {
+                    let (why, signature) = *unplaced;
                     self.queue.park(&member, &pod, signature);
                     failed.push((member, pod, why));
                 }

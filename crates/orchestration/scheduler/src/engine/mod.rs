@@ -165,7 +165,10 @@ impl State {
         }
         match self.try_place(pod) {
             Ok(node) => self.assume(key, pod, &node),
-            Err((why, signature)) => self.no_node(key, pod, why, signature),
+            Err(failed) => {
+                let (why, signature) = *failed;
+                self.no_node(key, pod, why, signature)
+            }
         }
     }
 
@@ -175,14 +178,15 @@ impl State {
     }
 
     /// The node that the pod would have now; nothing is taken yet.
-    fn try_place(&mut self, pod: &Pod) -> Result<String, (Unschedulable, Signature)> {
+    fn try_place(&mut self, pod: &Pod) -> Result<String, Box<(Unschedulable, Signature)>> {
         let Some(decider) = self.deciders.get_mut(Self::decider_name(pod)) else {
-            return Err((Unschedulable::default(), Decider::new(Profile::default()).signature(&self.snapshot, pod)));
+            let signature = Decider::new(Profile::default()).signature(&self.snapshot, pod);
+            return Err(Box::new((Unschedulable::default(), signature)));
         };
         let signature = decider.signature(&self.snapshot, pod);
         match decider.decide_as(&mut self.snapshot, pod, &signature) {
             Decision::Place { node } => Ok(node),
-            Decision::Unschedulable(why) => Err((why, signature)),
+            Decision::Unschedulable(why) => Err(Box::new((why, signature))),
         }
     }
 
