@@ -46,7 +46,7 @@ pub async fn run(place: &Place, shutdown: CancellationToken, ready: impl FnOnce(
     let (mut api, mut users) = (Parts::new(), Parts::new());
     let shared = store.shared.clone();
     let server = start_api(place, listener, store, &mut keys, sa_key, &api_shutdown, &mut api).await?;
-    start_leading(place, &server, &keys, shared, &users_shutdown, &mut users);
+    start_leading(place, &server, &keys, shared, &users_shutdown, &mut users)?;
     start_network(place, &server, &node_keys, &net, &users_shutdown, &mut users);
     let (tell_ready, is_ready) = oneshot::channel();
     let node = run_node(
@@ -82,7 +82,7 @@ pub async fn run_server(place: &Place, shutdown: CancellationToken, ready: impl 
     let (mut api, mut users) = (Parts::new(), Parts::new());
     let shared = store.shared.clone();
     let server = start_api(place, listener, store, &mut keys, sa_key, &api_shutdown, &mut api).await?;
-    start_leading(place, &server, &keys, shared, &users_shutdown, &mut users);
+    start_leading(place, &server, &keys, shared, &users_shutdown, &mut users)?;
     ready();
     tracing::info!(api = place.api_url(), "ready");
     let ended = until_end(&mut api, &mut users, &shutdown).await;
@@ -240,11 +240,14 @@ fn start_leading(
     shared: Option<Arc<dyn Kv>>,
     shutdown: &CancellationToken,
     parts: &mut Parts,
-) {
+) -> Result<()> {
     let administrator = server.client(UserInfo::new("system:dhow", &[keys::MASTERS]));
     parts.spawn(dns_zones::keep(administrator, shutdown.clone()));
-    let leading = Leading { server: Arc::clone(server), root_ca_pem: keys.ca.cert_pem().to_owned(), shared };
+    let schedulers = Settings::load(&place.config)?.schedulers()?;
+    let leading =
+        Leading { server: Arc::clone(server), root_ca_pem: keys.ca.cert_pem().to_owned(), shared, schedulers };
     parts.spawn(part("controllers and scheduler", leading.run(place.clone(), shutdown.clone())));
+    Ok(())
 }
 
 /// As whom the node's agent calls the API.

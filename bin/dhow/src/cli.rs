@@ -44,6 +44,8 @@ pub enum Command {
     Serve(PlaceArgs),
     /// Run the embedded container runtime alone, behind CRI v1, for crictl and other kubelets.
     Cri(CriArgs),
+    /// Simulate nodes and pods, to see how they are placed and how fast.
+    Sim(SimArgs),
     /// Run the cluster's name server (what the daemon starts).
     #[command(name = crate::nameserver::COMMAND, hide = true)]
     ServeDns {
@@ -305,6 +307,52 @@ pub struct ConnectArgs {
     /// Folder of its run-time state.
     #[arg(long, env = "DHOW_RUN_DIR", default_value = "/run/dhow", value_name = "DIR")]
     pub run_dir: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub struct SimArgs {
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+    /// Simulated nodes.
+    #[arg(long, default_value_t = 100, value_name = "N")]
+    pub nodes: usize,
+    /// Simulated pods, all alike.
+    #[arg(long, default_value_t = 1000, value_name = "N", conflicts_with = "trace")]
+    pub pods: usize,
+    /// Replay pods from a trace instead: lines with name, cpu_milli, memory_mib, num_gpu, creation_time, deletion_time.
+    #[arg(long, value_name = "CSV")]
+    pub trace: Option<PathBuf>,
+    /// How much faster than in the trace time passes.
+    #[arg(long, default_value_t = 1.0, value_name = "FACTOR", value_parser = factor)]
+    pub speed: f64,
+    /// The scheduler alone, in this process: no cloud is touched, and a trace's time passes at once.
+    #[arg(long)]
+    pub alone: bool,
+    /// Keep what was made, instead of removing it at the end.
+    #[arg(long)]
+    pub keep: bool,
+    /// Namespace of the pods.
+    #[arg(long, default_value = "dhow-sim", value_name = "NAME")]
+    pub namespace: String,
+    /// Seconds to wait for the last pod.
+    #[arg(long, default_value_t = 600, value_name = "SECONDS")]
+    pub timeout: u64,
+    #[arg(long, default_value = "32", value_name = "QUANTITY")]
+    pub node_cpu: String,
+    #[arg(long, default_value = "128Gi", value_name = "QUANTITY")]
+    pub node_memory: String,
+    #[arg(long, default_value = "100m", value_name = "QUANTITY")]
+    pub pod_cpu: String,
+    #[arg(long, default_value = "100Mi", value_name = "QUANTITY")]
+    pub pod_memory: String,
+    /// Zones over which nodes are spread.
+    #[arg(long, default_value_t = 3, value_name = "N")]
+    pub zones: usize,
+}
+
+fn factor(text: &str) -> Result<f64, String> {
+    let factor: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
+    if factor.is_finite() && factor > 0.0 { Ok(factor) } else { Err("must be above 0".to_owned()) }
 }
 
 #[derive(Debug, Args)]

@@ -25,6 +25,7 @@ pub struct Leading {
     pub root_ca_pem: String,
     /// The store, where other servers use it too.
     pub shared: Option<Arc<dyn Kv>>,
+    pub schedulers: SchedulerConfig,
 }
 
 impl Leading {
@@ -49,7 +50,7 @@ impl Leading {
         let config = ControllersConfig { root_ca_pem: self.root_ca_pem.clone() };
         let controllers = dhow_controllers::run_all(client, config, stop.clone());
         let client = self.server.client(UserInfo::new(SCHEDULER, &[]));
-        let scheduler = dhow_scheduler::run(client, SchedulerConfig::default(), stop.clone());
+        let scheduler = dhow_scheduler::run(client, self.schedulers.clone(), stop.clone());
         let compaction = compact(self.shared.clone(), stop.clone());
         tokio::join!(ending(&stop, controllers), ending(&stop, scheduler), ending(&stop, compaction));
     }

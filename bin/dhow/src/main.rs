@@ -94,6 +94,7 @@ fn run(command: Command) -> anyhow::Result<()> {
                 Some(command) => commands::server::run(command).await,
                 None => daemon::serve(&place::Place::resolve(&args.place)?, daemon::Role::Server).await,
             },
+            Command::Sim(args) => commands::sim::run(args).await,
             Command::Cri(args) => commands::cri::run(args).await,
             Command::Serve(args) => daemon::serve(&place::Place::resolve(&args)?, daemon::Role::All).await,
             Command::ServeDns { place, gateway } => {

@@ -5,6 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use dhow_base::config::Sources;
 use dhow_image::{GcConfig, RegistriesConfig};
+use dhow_scheduler::SchedulerConfig;
 use serde::{Deserialize, Serialize};
 
 use crate::dns_settings::DnsSettings;
@@ -20,6 +21,8 @@ pub struct Settings {
     pub images: GcConfig,
     /// How names are resolved.
     pub dns: DnsSettings,
+    /// Upstream's `KubeSchedulerConfiguration`.
+    pub scheduler: Option<serde_json::Value>,
 }
 
 impl Settings {
@@ -38,6 +41,17 @@ impl Settings {
             .context("read the settings")?;
         settings.images.check()?;
         Ok(settings)
+    }
+}
+
+impl Settings {
+    /// The schedulers of this cluster.
+    pub fn schedulers(&self) -> Result<SchedulerConfig> {
+        let mut config = SchedulerConfig::default();
+        if let Some(document) = &self.scheduler {
+            config.profiles = dhow_scheduler::profiles(document)?;
+        }
+        Ok(config)
     }
 }
 
@@ -63,5 +77,9 @@ mod tests {
         let error = format!("{:#}", Settings::load(&file).unwrap_err());
         assert!(error.contains("unknown key \"image\""), "{error}");
         assert!(Settings::load(&folder.path().join("none")).is_err());
+        let text = include_str!("../../../docs/scheduling.md");
+        let example = text.split("```yaml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+        std::fs::write(&file, example).unwrap();
+        assert_eq!(Settings::load(&file).unwrap().schedulers().unwrap().profiles.len(), 2);
     }
 }

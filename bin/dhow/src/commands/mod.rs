@@ -5,6 +5,7 @@ pub mod deploy;
 pub mod down;
 pub mod image;
 pub mod server;
+pub mod sim;
 pub mod status;
 pub mod up;
 

@@ -268,6 +268,8 @@ fn roles() -> Vec<Value> {
                 ),
                 rule(&["apps"], &["replicasets", "statefulsets"], READ),
                 rule(&["policy"], &["poddisruptionbudgets"], READ),
+                rule(&["scheduling.x-k8s.io"], &["podgroups"], READ),
+                rule(&["apiextensions.k8s.io"], &["customresourcedefinitions"], READ),
                 rule(&["storage.k8s.io"], &["*"], READ),
                 rule(&[""], &["persistentvolumeclaims", "persistentvolumes"], &["patch", "update"]),
                 rule(&[""], &["pods/binding", "bindings"], &["create"]),

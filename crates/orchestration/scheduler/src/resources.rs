@@ -12,7 +12,7 @@ const DEFAULT_CPU_MILLIS: i64 = 100;
 const DEFAULT_MEMORY: i64 = 200 << 20;
 
 /// Amounts by resource: CPU in thousandths, everything else in whole units.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Amounts {
     pub cpu: i64,
     pub memory: i64,
@@ -49,6 +49,22 @@ impl Amounts {
         self.extended.retain(|_, amount| *amount != 0);
     }
 
+    /// The amount of a resource by its name.
+    pub fn get(&self, name: &str) -> i64 {
+        match name {
+            "cpu" => self.cpu,
+            "memory" => self.memory,
+            "ephemeral-storage" => self.ephemeral,
+            _ => self.extended.get(name).copied().unwrap_or(0),
+        }
+    }
+
+    /// All that is asked for, by name.
+    pub fn each(&self) -> impl Iterator<Item = (&str, i64)> {
+        let plain = [("cpu", self.cpu), ("memory", self.memory), ("ephemeral-storage", self.ephemeral)];
+        plain.into_iter().chain(self.extended.iter().map(|(name, amount)| (name.as_str(), *amount)))
+    }
+
     fn raise_to(&mut self, other: &Self) {
         self.combine(other, i64::max);
     }
@@ -65,7 +81,7 @@ impl Amounts {
 }
 
 /// What one pod takes from its node.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Request {
     pub amounts: Amounts,
     /// The same with defaults for CPU and memory, for scoring.

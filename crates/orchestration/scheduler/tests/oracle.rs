@@ -138,8 +138,8 @@ proptest! {
             let feasible: Vec<String> =
                 (0..nodes.len()).filter(|n| fits(&nodes[*n], &beside(*n), pod)).map(|n| format!("n{n}")).collect();
             let real = real_pod(i, pod);
-            let before = snapshot.clone();
-            match place(&snapshot, &real) {
+            let mut before = snapshot.clone();
+            match place(&mut snapshot, &real) {
                 Decision::Place { node } => {
                     prop_assert!(feasible.contains(&node), "pod {i} on {node}, feasible {feasible:?}");
                     snapshot.place_pod(("d".into(), format!("p{i}")), &real, &node);
@@ -151,7 +151,7 @@ proptest! {
                 }
             }
             // A decision depends on nothing but its input.
-            prop_assert_eq!(place(&before, &real), place(&before.clone(), &real));
+            prop_assert_eq!(place(&mut before.clone(), &real), place(&mut before, &real));
             if pod.leaves {
                 snapshot.remove_pod(&("d".into(), format!("p{i}")));
                 placed.values_mut().for_each(|on| on.retain(|p| *p != i));

@@ -4,8 +4,9 @@
 use std::sync::Arc;
 
 use dhow_scheduler::resources::Request;
-use dhow_scheduler::{Decision, Engine, Outcome, PodKey, Snapshot, place};
+use dhow_scheduler::{Decision, Engine, GroupRule, Outcome, PodKey, Snapshot, place};
 use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use serde_json::{Value, json};
 
 fn node(name: &str, change: impl FnOnce(&mut Value)) -> Arc<Node> {
@@ -45,16 +46,16 @@ fn key(name: &str) -> PodKey {
 }
 
 fn chosen(snapshot: &Snapshot, pod: &Pod) -> String {
-    match place(snapshot, pod) {
+    match place(&mut snapshot.clone(), pod) {
         Decision::Place { node } => node,
         Decision::Unschedulable(why) => panic!("{why}"),
     }
 }
 
 fn refusal(snapshot: &Snapshot, pod: &Pod) -> String {
-    match place(snapshot, pod) {
+    match place(&mut snapshot.clone(), pod) {
         Decision::Place { node } => panic!("placed on {node}"),
-        Decision::Unschedulable(why) => why.to_string(),
+        Decision::Unschedulable(why) => why.plain(),
     }
 }
 
@@ -139,7 +140,8 @@ fn tolerations_open_doors() {
     ];
     for (toleration, fits) in cases {
         let spec = json!({"tolerations": [toleration.clone()]});
-        let placed = matches!(place(&cluster(&[tainted("k", "NoSchedule")]), &pod("p", spec)), Decision::Place { .. });
+        let placed =
+            matches!(place(&mut cluster(&[tainted("k", "NoSchedule")]), &pod("p", spec)), Decision::Place { .. });
         assert_eq!(placed, fits, "{toleration}");
     }
     let cordoned = node("n1", |n| n["spec"]["unschedulable"] = json!(true));
@@ -282,7 +284,15 @@ fn pods_keep_together_and_apart() {
     let mut odd = beside("podAffinity", "web");
     odd["affinity"]["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"][0]["matchLabelKeys"] =
         json!(["v"]);
-    assert_eq!(refusal(&nodes, &pod("p", odd)), "pod affinity with matchLabelKeys is not supported by this scheduler.");
+    let mut versioned = pod("p", odd);
+    versioned.metadata.labels = Some([("v".to_owned(), "2".to_owned())].into());
+    assert!(refusal(&nodes, &versioned).contains("3 node(s) didn't match pod affinity rules"), "none of its version");
+    let mut web = labelled("web-2", "web", json!({}));
+    web.metadata.labels.as_mut().unwrap().insert("v".to_owned(), "2".to_owned());
+    nodes.remove_pod(&key("x1"));
+    nodes.place_pod(key("web-2"), &web, "n1");
+    versioned.metadata.labels.as_mut().unwrap().insert("app".to_owned(), "y".to_owned());
+    assert!(["n0", "n1"].contains(&chosen(&nodes, &versioned).as_str()));
 }
 
 #[test]
@@ -313,63 +323,212 @@ fn spread_constraints_hold() {
     );
 }
 
+/// Everything that would be tried now.
+fn awake(engine: &Engine) -> Vec<PodKey> {
+    std::iter::from_fn(|| engine.pop().map(|(key, _)| key)).collect()
+}
+
+fn see(engine: &Engine, pod: &Pod) -> Vec<PodKey> {
+    engine.pod_changed(key(pod.metadata.name.as_deref().unwrap()), &Arc::new(pod.clone()));
+    awake(engine)
+}
+
 #[test]
 fn an_arrival_wakes_pods_that_wait_for_company() {
     let engine = Engine::new("default-scheduler");
-    engine.node_changed(None, node("n0", |n| n["metadata"]["labels"] = json!({"zone": "a"})));
+    engine.node_changed(node("n0", |n| n["metadata"]["labels"] = json!({"zone": "a"})));
     let near = pod("near", beside("podAffinity", "web"));
     assert!(matches!(engine.decide(&key("near"), &near), Outcome::Wait(_)));
     let mut web = labelled("web", "web", json!({"nodeName": "n0"}));
-    assert_eq!(engine.pod_changed(key("web"), &web), [key("near")]);
+    assert_eq!(see(&engine, &web), [key("near")]);
     assert_eq!(engine.decide(&key("near"), &near), Outcome::Bind { node: "n0".into() });
     web.metadata.resource_version = Some("2".into());
-    assert!(engine.pod_changed(key("web"), &web).is_empty());
+    assert!(see(&engine, &web).is_empty());
 }
 
 #[test]
 fn the_engine_counts_assumed_pods_and_wakes_waiting_ones() {
     let engine = Engine::new("default-scheduler");
     let n1 = node("n1", |n| n["status"]["allocatable"]["cpu"] = json!("1"));
-    assert!(engine.node_changed(None, Arc::clone(&n1)).is_empty());
+    engine.node_changed(Arc::clone(&n1));
     let (a, b) = (asking("a", json!({"cpu": "600m"})), asking("b", json!({"cpu": "600m"})));
-    assert_eq!(engine.pod_changed(key("a"), &a), [key("a")]);
+    assert_eq!(see(&engine, &a), [key("a")]);
     assert_eq!(engine.decide(&key("a"), &a), Outcome::Bind { node: "n1".into() });
     assert_eq!(engine.decide(&key("a"), &a), Outcome::Ignore, "decided once");
-    assert!(engine.pod_changed(key("a"), &a).is_empty(), "an update before the binding is seen changes nothing");
+    assert!(see(&engine, &a).is_empty(), "an update before the binding is seen changes nothing");
+    assert_eq!(see(&engine, &b), [key("b")]);
     let Outcome::Wait(why) = engine.decide(&key("b"), &b) else { panic!("b fits beside an assumed pod") };
-    assert_eq!(why.to_string(), "0/1 nodes are available: 1 Insufficient cpu.");
-
-    // Our own status update must not make us try again; a heartbeat neither.
-    assert!(engine.pod_changed(key("b"), &b).is_empty());
-    assert!(
-        engine
-            .node_changed(
-                Some(&n1),
-                node("n1", |n| {
-                    n["status"]["allocatable"]["cpu"] = json!("1");
-                    n["status"]["conditions"] = json!([{"type": "Ready", "status": "True"}]);
-                })
-            )
-            .is_empty()
+    assert_eq!(why.plain(), "0/1 nodes are available: 1 Insufficient cpu.");
+    assert_eq!(
+        why.advice.unwrap(),
+        "It can run once a node has 600m of cpu free (the most is 400m on n1), or it requests less."
     );
 
-    assert_eq!(engine.bind_failed(&key("a")), [key("b")]);
+    // Our own status update must not make us try again; a heartbeat neither.
+    assert!(see(&engine, &b).is_empty());
+    engine.node_changed(node("n1", |n| {
+        n["status"]["allocatable"]["cpu"] = json!("1");
+        n["status"]["conditions"] = json!([{"type": "Ready", "status": "True"}]);
+    }));
+    assert!(awake(&engine).is_empty());
+
+    engine.bind_failed(&key("a"));
+    assert_eq!(awake(&engine), [key("b")], "the room is free; a itself rests after the failure");
+    assert!(engine.due().is_some());
     assert_eq!(engine.decide(&key("b"), &b), Outcome::Bind { node: "n1".into() });
     assert!(matches!(engine.decide(&key("a"), &a), Outcome::Wait(_)));
     let mut bound = b.clone();
     bound.spec.as_mut().unwrap().node_name = Some("n1".into());
-    assert!(engine.pod_changed(key("b"), &bound).is_empty());
-    assert!(engine.bind_failed(&key("b")).is_empty(), "the API says it is bound");
-    assert!(matches!(engine.decide(&key("a"), &a), Outcome::Wait(_)));
+    assert!(see(&engine, &bound).is_empty());
+    engine.bind_failed(&key("b"));
+    assert!(awake(&engine).is_empty(), "the API says it is bound");
 
     bound.status.get_or_insert_default().phase = Some("Succeeded".into());
-    assert_eq!(engine.pod_changed(key("b"), &bound), [key("a")], "a finished pod makes room");
+    assert_eq!(see(&engine, &bound), [key("a")], "a finished pod makes room");
     assert!(matches!(engine.decide(&key("a"), &a), Outcome::Bind { .. }));
-    assert!(engine.pod_removed(&key("a")).is_empty());
+    engine.pod_removed(&key("a"));
+    assert!(awake(&engine).is_empty());
 
-    let gated = pod("g", json!({"schedulingGates": [{"name": "x"}]}));
-    assert!(engine.pod_changed(key("g"), &gated).is_empty());
+    assert!(see(&engine, &pod("g", json!({"schedulingGates": [{"name": "x"}]}))).is_empty());
     let other = pod("o", json!({"schedulerName": "other"}));
-    assert!(engine.pod_changed(key("o"), &other).is_empty());
+    assert!(see(&engine, &other).is_empty());
     assert_eq!(engine.decide(&key("o"), &other), Outcome::Ignore);
+    assert_eq!(see(&engine, &pod("g", json!({}))), [key("g")], "the gate is open");
+}
+
+#[test]
+fn only_what_a_change_helps_is_tried_again() {
+    let engine = Engine::new("default-scheduler");
+    engine.node_changed(node("n1", |_| {}));
+    engine.node_changed(node("n2", |n| n["spec"]["taints"] = json!([{"key": "k", "effect": "NoSchedule"}])));
+    let large = asking("large", json!({"cpu": "5"}));
+    let picky = pod("picky", json!({"nodeSelector": {"disk": "ssd"}}));
+    for one in [&large, &picky] {
+        see(&engine, one);
+        assert!(matches!(engine.decide(&key(one.metadata.name.as_deref().unwrap()), one), Outcome::Wait(_)));
+    }
+    engine.node_changed(node("n3", |n| n["metadata"]["labels"] = json!({"disk": "ssd"})));
+    assert_eq!(awake(&engine), [key("picky")]);
+    engine.node_changed(node("n4", |n| n["status"]["allocatable"]["cpu"] = json!("8")));
+    assert_eq!(awake(&engine), [key("large")]);
+}
+
+#[test]
+fn the_important_go_first() {
+    let engine = Engine::new("default-scheduler");
+    for (name, priority) in [("a", 0), ("b", 10), ("c", 0), ("d", 10)] {
+        engine.pod_changed(key(name), &Arc::new(pod(name, json!({"priority": priority}))));
+    }
+    assert_eq!(awake(&engine), [key("b"), key("d"), key("a"), key("c")]);
+}
+
+fn prioritised(name: &str, priority: i32, cpu: &str, node: Option<&str>) -> Pod {
+    let containers = json!([{"name": "c", "resources": {"requests": {"cpu": cpu}}}]);
+    let mut one = pod(name, json!({"priority": priority, "containers": containers, "nodeName": node}));
+    one.metadata.labels = Some([("app".to_owned(), name[..1].to_owned())].into());
+    one.metadata.uid = Some(name.to_owned());
+    one
+}
+
+fn budget(app: &str, allowed: i32) -> PodDisruptionBudget {
+    let budget = json!({"metadata": {"name": app, "namespace": "default"},
+        "spec": {"selector": {"matchLabels": {"app": app}}}, "status": {"disruptionsAllowed": allowed,
+        "currentHealthy": 1, "desiredHealthy": 1, "expectedPods": 1}});
+    serde_json::from_value(budget).unwrap()
+}
+
+#[test]
+fn preemption_ends_as_little_as_it_can() {
+    let engine = Engine::new("default-scheduler");
+    for name in ["n1", "n2", "n3"] {
+        engine.node_changed(node(name, |_| {}));
+    }
+    // A budget covers n1's pod; n2 would lose a more important pod than n3.
+    for (name, priority, cpu, node) in [
+        ("guarded-1", 1, "3", "n1"),
+        ("high-2", 5, "3", "n2"),
+        ("low-3a", 1, "1", "n3"),
+        ("mid-3b", 2, "1500m", "n3"),
+        ("low-3c", 1, "500m", "n3"),
+    ] {
+        assert!(see(&engine, &prioritised(name, priority, cpu, Some(node))).is_empty());
+    }
+    engine.budget_changed(key("g"), Some(&budget("g", 0)));
+    let urgent = prioritised("urgent", 100, "2", None);
+    see(&engine, &urgent);
+    let Outcome::Preempt { preemption, why, .. } = engine.decide(&key("urgent"), &urgent) else {
+        panic!("not preempted")
+    };
+    assert_eq!(why.plain(), "0/3 nodes are available: 3 Insufficient cpu.");
+    assert_eq!(preemption.node, "n3");
+    assert_eq!(preemption.victims, [key("low-3a")], "one is enough: 1 was free");
+    // The room is kept: another pod does not get it, though it fits.
+    engine.pod_removed(&key("low-3a"));
+    assert_eq!(awake(&engine), [key("urgent")]);
+    let rival = prioritised("rival", 0, "2", None);
+    see(&engine, &rival);
+    assert!(matches!(engine.decide(&key("rival"), &rival), Outcome::Wait(_)));
+    assert_eq!(engine.decide(&key("urgent"), &urgent), Outcome::Bind { node: "n3".into() });
+
+    let mut polite = prioritised("polite", 100, "4", None);
+    polite.spec.as_mut().unwrap().preemption_policy = Some("Never".into());
+    let Outcome::Wait(why) = engine.decide(&key("polite"), &polite) else { panic!("it preempts") };
+    assert_eq!(why.preemption.as_deref(), Some("not eligible due to preemptionPolicy=Never."));
+    let Outcome::Wait(why) = engine.decide(&key("meek"), &prioritised("meek", 0, "4", None)) else { panic!("placed") };
+    let none = "0/3 nodes are available: 3 No preemption victims found for incoming pod.";
+    assert_eq!(why.preemption.as_deref(), Some(none));
+}
+
+#[test]
+fn preemption_breaks_budgets_only_without_another_way() {
+    let engine = Engine::new("default-scheduler");
+    engine.node_changed(node("n1", |_| {}));
+    engine.node_changed(node("n2", |_| {}));
+    see(&engine, &prioritised("guarded", 0, "4", Some("n1")));
+    see(&engine, &prioritised("plain", 50, "4", Some("n2")));
+    engine.budget_changed(key("g"), Some(&budget("g", 0)));
+    let urgent = prioritised("urgent", 100, "4", None);
+    let Outcome::Preempt { preemption, .. } = engine.decide(&key("urgent"), &urgent) else { panic!("not preempted") };
+    assert_eq!((preemption.node.as_str(), &preemption.victims[..]), ("n2", &[key("plain")][..]));
+    let next = prioritised("next", 40, "4", None);
+    let Outcome::Preempt { preemption, .. } = engine.decide(&key("next"), &next) else { panic!("not preempted") };
+    assert_eq!(preemption.node, "n1", "a budget is broken where nothing else helps");
+}
+
+#[test]
+fn a_group_is_placed_all_or_not_at_all() {
+    let engine = Engine::new("default-scheduler");
+    engine.node_changed(node("n1", |_| {}));
+    let member = |name: &str, cpu: &str| {
+        let mut member = asking(name, json!({"cpu": cpu}));
+        member.metadata.labels = Some([("scheduling.x-k8s.io/pod-group".to_owned(), "train".to_owned())].into());
+        Arc::new(member)
+    };
+    let arrive = |name: &str, cpu: &str| {
+        engine.pod_changed(key(name), &member(name, cpu));
+        let (key, pod) = engine.pop().unwrap();
+        engine.decide_all(&key, &pod)
+    };
+    let waits = |outcome: &Outcome| match outcome {
+        Outcome::Wait(why) => why.to_string(),
+        other => panic!("{other:?}"),
+    };
+    let first = arrive("a", "2");
+    assert!(waits(&first[0].2).contains("waiting for PodGroup \"train\" to exist"));
+    engine.groups_changed("default", "PodGroup", &[("train".to_owned(), Some(GroupRule::Gang(3)))]);
+    let (known, first) = engine.pop().unwrap();
+    assert!(waits(&engine.decide_all(&known, &first)[0].2).contains("has 1 of the 3 pods it needs"));
+    assert_eq!(arrive("b", "2").len(), 2);
+    let all = arrive("c", "2");
+    assert_eq!(all.len(), 3);
+    assert!(all.iter().all(|(_, _, outcome)| waits(outcome).contains("2 of the 3 pods that pod group train needs")));
+    // What they had for a moment is free.
+    let single = asking("single", json!({"cpu": "4"}));
+    assert_eq!(engine.decide(&key("single"), &single), Outcome::Bind { node: "n1".into() });
+    engine.node_changed(node("n2", |n| n["status"]["allocatable"]["cpu"] = json!("6")));
+    let (woken, pod) = engine.pop().unwrap();
+    let all = engine.decide_all(&woken, &pod);
+    assert_eq!(all.len(), 3);
+    assert!(all.iter().all(|(_, _, outcome)| *outcome == Outcome::Bind { node: "n2".into() }), "{all:?}");
+    assert!(engine.pop().is_none());
 }

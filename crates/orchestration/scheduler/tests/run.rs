@@ -104,7 +104,9 @@ impl Transport for Connection {
     async fn call(&self, request: Request<Bytes>) -> Result<Response<Body>, Error> {
         let query: BTreeMap<&str, &str> =
             request.uri().query().unwrap_or_default().split('&').filter_map(|p| p.split_once('=')).collect();
-        let path = request.uri().path().trim_start_matches("/api/v1/").trim_start_matches("/apis/storage.k8s.io/v1/");
+        let path = request.uri().path();
+        let groups = ["/api/v1/", "/apis/storage.k8s.io/v1/", "/apis/apps/v1/", "/apis/policy/v1/"];
+        let path = groups.iter().find_map(|group| path.strip_prefix(group)).unwrap_or(path);
         let path: Vec<&str> = path.split('/').collect();
         let body: Value = serde_json::from_slice(request.body()).unwrap_or_default();
         Ok(match (request.method().as_str(), &path[..]) {
@@ -183,9 +185,12 @@ async fn binds_what_fits_and_wakes_what_waits() {
     assert_eq!(condition["type"], "PodScheduled");
     assert_eq!(condition["status"], "False");
     assert_eq!(condition["reason"], "Unschedulable");
-    assert_eq!(condition["message"], "0/1 nodes are available: 1 Insufficient cpu.");
+    let message = "0/1 nodes are available: 1 Insufficient cpu. preemption: 0/1 nodes are available: 1 No preemption \
+                   victims found for incoming pod. It can run once a node has 600m of cpu free (the most is 400m on n1), \
+                   or it requests less.";
+    assert_eq!(condition["message"], message);
     assert!(condition["lastTransitionTime"].is_string());
-    let failed = ("FailedScheduling", "0/1 nodes are available: 1 Insufficient cpu.");
+    let failed = ("FailedScheduling", message);
     api.until("b's event", |s| s.events().contains(&failed)).await;
     api.until("a's event", |s| s.events().contains(&("Scheduled", "Successfully assigned default/a to n1"))).await;
 

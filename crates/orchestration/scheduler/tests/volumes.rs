@@ -69,7 +69,7 @@ fn volume(name: &str, node: &str, claim: Option<&str>) -> Option<Arc<PersistentV
 fn engine(nodes: &[Arc<Node>], provisioner: &str) -> Engine {
     let engine = Engine::new("default-scheduler");
     for node in nodes {
-        engine.node_changed(None, Arc::clone(node));
+        engine.node_changed(Arc::clone(node));
     }
     let class: Value = json!({"metadata": {"name": "local"}, "provisioner": provisioner,
         "volumeBindingMode": "WaitForFirstConsumer"});
@@ -79,12 +79,23 @@ fn engine(nodes: &[Arc<Node>], provisioner: &str) -> Engine {
 }
 
 fn set(engine: &Engine, wish: &Claim<'_>) -> Vec<PodKey> {
-    engine.claim_changed(key(wish.name), claim(wish))
+    engine.claim_changed(key(wish.name), claim(wish));
+    awake(engine)
+}
+
+/// Everything that would be tried now.
+fn awake(engine: &Engine) -> Vec<PodKey> {
+    std::iter::from_fn(|| engine.pop().map(|(key, _)| key)).collect()
+}
+
+fn set_volume(engine: &Engine, name: &str, volume: Option<Arc<PersistentVolume>>) -> Vec<PodKey> {
+    engine.volume_changed(name, volume);
+    awake(engine)
 }
 
 fn why(outcome: Outcome) -> String {
     match outcome {
-        Outcome::Wait(why) => why.to_string(),
+        Outcome::Wait(why) => why.plain(),
         other => panic!("{other:?}"),
     }
 }
@@ -109,7 +120,7 @@ fn a_pod_waits_for_its_claim_and_the_claim_for_its_node() {
     // The claim is seen before its volume is.
     assert_eq!(set(&engine, &Claim { node: Some("n1"), volume: Some("pvc-c"), ..CLAIM }), [key("p")]);
     assert_eq!(engine.decide(&key("p"), &one), Outcome::Ignore);
-    assert_eq!(engine.volume_changed("pvc-c", volume("pvc-c", "n1", Some("c"))), [key("p")]);
+    assert_eq!(set_volume(&engine, "pvc-c", volume("pvc-c", "n1", Some("c"))), [key("p")]);
     assert_eq!(engine.decide(&key("p"), &one), Outcome::Bind { node: "n1".into() });
     // Another pod with the claim follows it.
     assert_eq!(engine.decide(&key("q"), &pod("q", "c")), Outcome::Bind { node: "n1".into() });
@@ -121,9 +132,11 @@ fn a_claim_that_could_not_be_provided_goes_elsewhere() {
     set(&engine, &CLAIM);
     let one = pod("p", "c");
     assert_eq!(provided(engine.decide(&key("p"), &one)).0, "n1");
-    set(&engine, &Claim { node: Some("n1"), ..CLAIM });
-    engine.node_changed(Some(&node("n1", "10Gi")), node("n1", "1Gi"));
-    engine.node_changed(None, node("n2", "10Gi"));
+    assert_eq!(set(&engine, &Claim { node: Some("n1"), ..CLAIM }), [key("p")]);
+    assert_eq!(engine.decide(&key("p"), &one), Outcome::Ignore, "not made yet");
+    engine.node_changed(node("n1", "1Gi"));
+    engine.node_changed(node("n2", "10Gi"));
+    awake(&engine);
     assert_eq!(set(&engine, &CLAIM), [key("p")], "the annotation is taken back");
     let (chosen, steps) = provided(engine.decide(&key("p"), &one));
     assert_eq!((chosen.as_str(), steps), ("n2", vec![Step::Select { claim: key("c"), node: "n2".into() }]));
@@ -138,10 +151,10 @@ fn a_node_promises_no_more_than_it_has() {
     let second = pod("q", "d");
     let full = "0/1 nodes are available: 1 node(s) did not have enough free storage.";
     assert_eq!(why(engine.decide(&key("q"), &second)), full, "what is assumed counts");
-    engine.volume_changed("pvc-c", volume("pvc-c", "n1", Some("c")));
+    set_volume(&engine, "pvc-c", volume("pvc-c", "n1", Some("c")));
     set(&engine, &Claim { node: Some("n1"), volume: Some("pvc-c"), ..CLAIM });
     assert_eq!(why(engine.decide(&key("q"), &second)), full, "what is made counts once");
-    assert!(engine.volume_changed("pvc-c", None).contains(&key("q")), "what is gone makes room");
+    assert!(set_volume(&engine, "pvc-c", None).contains(&key("q")), "what is gone makes room");
     engine.claim_changed(key("c"), None);
     assert_eq!(provided(engine.decide(&key("q"), &second)).0, "n1");
 }
@@ -149,14 +162,15 @@ fn a_node_promises_no_more_than_it_has() {
 #[test]
 fn a_free_volume_is_held_for_one_claim_only() {
     let engine = engine(&[node("n1", "0"), node("n2", "0")], "kubernetes.io/no-provisioner");
-    engine.volume_changed("v2", volume("v2", "n2", None));
+    set_volume(&engine, "v2", volume("v2", "n2", None));
     set(&engine, &CLAIM);
     set(&engine, &Claim { name: "d", ..CLAIM });
     let (chosen, steps) = provided(engine.decide(&key("p"), &pod("p", "c")));
     assert_eq!((chosen.as_str(), steps), ("n2", vec![Step::Hold { claim: key("c"), volume: "v2".into() }]));
     let none = "0/2 nodes are available: 2 node(s) didn't find available persistent volumes to bind.";
     assert_eq!(why(engine.decide(&key("q"), &pod("q", "d"))), none);
-    assert_eq!(engine.bind_failed(&key("p")), [key("q")]);
+    engine.bind_failed(&key("p"));
+    assert_eq!(awake(&engine), [key("q")]);
     assert_eq!(provided(engine.decide(&key("q"), &pod("q", "d"))).0, "n2");
 }
 
@@ -166,17 +180,18 @@ fn says_why_a_claim_keeps_a_pod_from_a_node() {
     let asked = |claim: &str| why(engine.decide(&key(claim), &pod(claim, claim)));
     set(&engine, &Claim { name: "plain", class: "", ..CLAIM });
     assert_eq!(asked("plain"), "0/1 nodes are available: pod has unbound immediate PersistentVolumeClaims.");
-    engine.volume_changed("far", volume("far", "n9", Some("far")));
+    set_volume(&engine, "far", volume("far", "n9", Some("far")));
     set(&engine, &Claim { name: "far", volume: Some("far"), ..CLAIM });
     assert_eq!(asked("far"), "0/1 nodes are available: 1 node(s) didn't match PersistentVolume's node affinity.");
     set(&engine, &Claim { name: "lost", volume: Some("nothing"), ..CLAIM });
     let lost = "0/1 nodes are available: 1 node(s) unavailable due to one or more pvc(s) bound to non-existent pv(s).";
     assert_eq!(asked("lost"), lost);
-    engine.volume_changed("v", volume("v", "n1", Some("alone")));
+    set_volume(&engine, "v", volume("v", "n1", Some("alone")));
     set(&engine, &Claim { name: "alone", volume: Some("v"), mode: "ReadWriteOncePod", ..CLAIM });
     assert_eq!(engine.decide(&key("first"), &pod("first", "alone")), Outcome::Bind { node: "n1".into() });
     let alone = "0/1 nodes are available: 1 node has pod using PersistentVolumeClaim with the same name and \
                  ReadWriteOncePod access mode.";
     assert_eq!(asked("alone"), alone);
-    assert!(engine.pod_removed(&key("first")).contains(&key("alone")));
+    engine.pod_removed(&key("first"));
+    assert!(awake(&engine).contains(&key("alone")));
 }

@@ -10,7 +10,8 @@ use k8s_openapi::api::storage::v1::StorageClass;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use crate::{affinity, topology};
+use crate::affinity;
+use crate::selecting::Selector;
 
 /// Annotation of what a controller bound, not a person: it may be undone.
 pub const BOUND_BY_CONTROLLER: &str = "pv.kubernetes.io/bound-by-controller";
@@ -116,7 +117,8 @@ fn is_choice(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> bool {
     volume.spec.as_ref().is_some_and(|spec| spec.claim_ref.is_none())
         && phase(volume) == "Available"
         && class_of_volume(volume) == class_of(claim)
-        && selector.is_none_or(|_| topology::matches(selector, volume.metadata.labels.as_ref().unwrap_or(&empty)))
+        && selector
+            .is_none_or(|selector| Selector::from(selector).matches(volume.metadata.labels.as_ref().unwrap_or(&empty)))
 }
 
 /// The volume held for the claim, or else the smallest free one that serves it; on `node`, if that is known. Without a

@@ -9,6 +9,8 @@ mod needs;
 mod storage;
 
 pub use needs::Step;
-pub(crate) use needs::{Needs, claim_names, steps};
+pub(crate) use needs::{
+    NO_SPACE, NO_VOLUME, NONE_TO_BIND, Needs, OTHER_NODE, TOO_MANY, USED_ALONE, claim_names, steps,
+};
 pub use storage::ClaimKey;
 pub(crate) use storage::{Progress, Storage, keys};

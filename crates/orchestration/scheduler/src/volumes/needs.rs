@@ -13,13 +13,15 @@ use super::matching::{
 };
 use super::storage::{ClaimKey, Storage, Taken, used_by};
 use super::{local, storage};
-use crate::snapshot::{PodKey, Snapshot};
+use crate::snapshot::Snapshot;
 
-const OTHER_NODE: &str = "node(s) didn't match PersistentVolume's node affinity";
-const NONE_TO_BIND: &str = "node(s) didn't find available persistent volumes to bind";
-const NO_SPACE: &str = "node(s) did not have enough free storage";
-const NO_VOLUME: &str = "node(s) unavailable due to one or more pvc(s) bound to non-existent pv(s)";
-const USED_ALONE: &str = "node has pod using PersistentVolumeClaim with the same name and ReadWriteOncePod access mode";
+pub(crate) const OTHER_NODE: &str = "node(s) didn't match PersistentVolume's node affinity";
+pub(crate) const NONE_TO_BIND: &str = "node(s) didn't find available persistent volumes to bind";
+pub(crate) const NO_SPACE: &str = "node(s) did not have enough free storage";
+pub(crate) const NO_VOLUME: &str = "node(s) unavailable due to one or more pvc(s) bound to non-existent pv(s)";
+pub(crate) const TOO_MANY: &str = "node(s) exceed max volume count";
+pub(crate) const USED_ALONE: &str =
+    "node has pod using PersistentVolumeClaim with the same name and ReadWriteOncePod access mode";
 
 /// A claim that gets its volume with its first pod's node.
 struct Waiting<'a> {
@@ -141,6 +143,19 @@ impl<'a> Needs<'a> {
         Ok(())
     }
 
+    /// Whether nodes differ in what they can offer.
+    pub fn restricts(&self) -> bool {
+        self.refusal.is_some() || !self.bound.is_empty() || !self.waiting.is_empty()
+    }
+
+    /// The only nodes that can do, where that is known without asking them all.
+    pub fn only_nodes(&self) -> Option<Vec<&str>> {
+        if let Some(node) = self.waiting.iter().find_map(|waiting| waiting.node) {
+            return Some(vec![node]);
+        }
+        self.bound.iter().find_map(|volume| named_nodes(volume))
+    }
+
     /// Whether claims get their volumes with this decision.
     pub fn has_waiting(&self) -> bool {
         !self.waiting.is_empty()
@@ -185,6 +200,15 @@ impl<'a> Needs<'a> {
     }
 }
 
+/// The nodes that a volume's affinity lists by their host names, which are node names unless someone changed the label.
+fn named_nodes(volume: &PersistentVolume) -> Option<Vec<&str>> {
+    let required = volume.spec.as_ref()?.node_affinity.as_ref()?.required.as_ref()?;
+    let [term] = required.node_selector_terms.as_slice() else { return None };
+    let hosts = term.match_expressions.iter().flatten().find(|one| one.key == "kubernetes.io/hostname");
+    let hosts = hosts.filter(|one| one.operator == "In")?;
+    Some(hosts.values.iter().flatten().map(String::as_str).collect())
+}
+
 /// What has to be written so that claims get what was decided; nothing for what the API shows already.
 pub(crate) fn steps(known: &Storage, given: &[(ClaimKey, Taken)]) -> Vec<Step> {
     let steps = given.iter().filter_map(|(key, taken)| {
@@ -203,14 +227,6 @@ pub(crate) fn steps(known: &Storage, given: &[(ClaimKey, Taken)]) -> Vec<Step> {
         }
     });
     steps.collect()
-}
-
-impl Snapshot {
-    /// Whether a placed pod uses the claim.
-    fn uses(&self, key: &ClaimKey) -> bool {
-        let in_namespace = |pod: &PodKey| pod.0 == key.0;
-        self.placed().any(|(pod, placed)| in_namespace(pod) && placed.claims().contains(&key.1))
-    }
 }
 
 /// The names of the claims a pod uses, to be kept with it once it is placed.

@@ -1,0 +1,81 @@
+//! The thin loop: informers feed the engine, its answers become bindings, conditions and events.
+//!
+//! Decisions are made one after another; the writes that follow go on beside them, many at a time. Nothing polls.
+
+mod groups;
+mod informers;
+mod writes;
+
+use std::sync::Arc;
+
+use dhow_client::{Client, EventRecorder};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use crate::{Engine, Profile};
+use informers::Informers;
+use writes::Writer;
+
+#[derive(Debug, Clone)]
+pub struct SchedulerConfig {
+    /// Pods whose `schedulerName` is none of theirs are left alone.
+    pub profiles: Vec<Profile>,
+    /// Writes under way at a time.
+    pub workers: usize,
+}
+
+impl Default for SchedulerConfig {
+    fn default() -> Self {
+        Self { profiles: vec![Profile::default()], workers: 64 }
+    }
+}
+
+/// Decisions between two looks at what else there is to do.
+const IN_A_ROW: usize = 64;
+
+/// Schedules until `shutdown`. Exactly one may run in a cluster at a time.
+pub async fn run(client: Client, config: SchedulerConfig, shutdown: CancellationToken) {
+    let name = config.profiles.first().map_or("", |profile| profile.name.as_str());
+    let recorder = EventRecorder::new(client.clone(), name);
+    let engine = Arc::new(Engine::with_profiles(config.profiles.clone()));
+    let informers = Informers::start(&client, &shutdown);
+    tokio::select! { () = informers.synced() => {}, () = shutdown.cancelled() => return }
+    // All that is known goes in before the first decision.
+    groups::follow(&client, &engine, &shutdown);
+    informers.follow(&engine);
+    let writer = Arc::new(Writer { client, storage: informers.storage(), engine: Arc::clone(&engine), recorder });
+    let permits = Arc::new(Semaphore::new(config.workers.max(1)));
+    loop {
+        tokio::select! { () = decide_all(&engine, &writer, &permits) => {}, () = shutdown.cancelled() => return }
+        let rest = engine.due();
+        let rest = async {
+            match rest {
+                Some(until) => tokio::time::sleep_until(until).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! { () = engine.changed() => {}, () = rest => {}, () = shutdown.cancelled() => return }
+    }
+}
+
+/// Until no pod is left that can be decided now.
+async fn decide_all(engine: &Arc<Engine>, writer: &Arc<Writer>, permits: &Arc<Semaphore>) {
+    for count in 1_usize.. {
+        let Some(decided) = engine.next() else { return };
+        for (key, pod, outcome) in decided {
+            if outcome == crate::Outcome::Ignore {
+                continue;
+            }
+            // Never closed, so this cannot fail.
+            let Ok(permit) = Arc::clone(permits).acquire_owned().await else { return };
+            let writer = Arc::clone(writer);
+            tokio::spawn(async move {
+                writer.write(&key, &pod, outcome).await;
+                drop(permit);
+            });
+        }
+        if count % IN_A_ROW == 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+}
