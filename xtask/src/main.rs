@@ -7,6 +7,8 @@
 mod cri_proto;
 mod descriptors;
 mod images;
+#[cfg(feature = "cri-proto")]
+mod plugin_protos;
 mod setup;
 mod shell;
 mod test;
@@ -38,6 +40,9 @@ enum Task {
     /// Generate the CRI client and server from their definition.
     #[cfg(feature = "cri-proto")]
     CriProto,
+    /// Generate the clients and servers of plugins from their definitions.
+    #[cfg(feature = "cri-proto")]
+    PluginProtos,
     /// Build the images used by tests and examples from Debian packages, as oci-archives.
     Images(images::ImagesArgs),
     /// Run every check: set-up, tidy, formatting, lints, all tests.
@@ -60,6 +65,8 @@ fn main() -> anyhow::Result<()> {
         }
         #[cfg(feature = "cri-proto")]
         Task::CriProto => cri_proto::run(),
+        #[cfg(feature = "cri-proto")]
+        Task::PluginProtos => plugin_protos::run(),
         Task::Images(args) => images::run(args),
         Task::Test(args) => test::run(&args),
         Task::Up(args) => up::run(&args),

@@ -73,7 +73,8 @@ pub fn allows(cache: &Cache, node: &str, attributes: &Attributes, selected: &Sel
             refers(cache, node, namespace, resource, name)
                 || full == "secrets" && volume_refers(cache, node, namespace, name)
         }
-        ("", "persistentvolumeclaims") => verb == "get" && refers(cache, node, namespace, resource, name),
+        // Watched by name, to hear that a mounted volume grew.
+        ("", "persistentvolumeclaims") => reads && !name.is_empty() && refers(cache, node, namespace, resource, name),
         ("", "persistentvolumeclaims/status") => {
             (verb == "get" || writes_status) && refers(cache, node, namespace, resource, name)
         }

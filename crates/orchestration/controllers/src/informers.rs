@@ -13,7 +13,7 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::ClusterRole;
 use k8s_openapi::api::resource::v1::ResourceClaim;
-use k8s_openapi::api::storage::v1::StorageClass;
+use k8s_openapi::api::storage::v1::{CSIDriver, StorageClass, VolumeAttachment};
 use tokio_util::sync::CancellationToken;
 
 use crate::common::node_name;
@@ -51,6 +51,8 @@ informers! {
     claims: PersistentVolumeClaim = all,
     volumes: PersistentVolume = all,
     storage_classes: StorageClass = all,
+    csi_drivers: CSIDriver = all,
+    volume_attachments: VolumeAttachment = all,
     deployments: Deployment = all,
     sets: ReplicaSet = all,
     replication_controllers: ReplicationController = all,

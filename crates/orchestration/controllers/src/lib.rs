@@ -4,6 +4,7 @@
 //! - A reconciler takes a key and decides from local copies; what it does is idempotent.
 //! - A status that would not change is not written.
 
+mod attach_detach;
 mod autoscale;
 mod cluster_role;
 mod common;
@@ -177,6 +178,16 @@ fn cluster(client: &Client, config: ControllersConfig, all: Informers, run: Run<
     let (volumes, classes, nodes) = (all.volumes.clone(), all.storage_classes, all.nodes.clone());
     let copies = volume::Copies { claims: all.claims.clone(), volumes, classes, nodes };
     run(queue.clone(), 4, volume::Binder::new(client.clone(), copies, all.pods.clone(), &queue));
+    let queue = Queue::new("attachdetach");
+    let copies = attach_detach::Copies {
+        pods: all.pods.clone(),
+        nodes: all.nodes.clone(),
+        claims: all.claims.clone(),
+        volumes: all.volumes.clone(),
+        drivers: all.csi_drivers,
+        attachments: all.volume_attachments,
+    };
+    run(queue.clone(), 2, attach_detach::AttachDetach::new(client.clone(), copies, &queue));
     let queue = Queue::new("pvc-protection");
     let reconciler = pvc_protection::PvcProtection::new(client.clone(), all.claims, all.pods.clone(), &queue);
     run(queue, 2, reconciler);

@@ -215,6 +215,9 @@ pub struct ContainerConfig {
     pub tty: bool,
     pub resources: Resources,
     pub security: SecurityContext,
+    /// Devices by their names in the Container Device Interface, such as `vendor.com/class=0`.
+    #[serde(default)]
+    pub cdi_devices: Vec<String>,
     /// Shares the process namespace of this container, for debugging it.
     #[serde(default)]
     pub target: Option<ContainerId>,
@@ -263,6 +266,15 @@ pub struct ContainerStats {
     /// Usage less inactive file pages.
     pub memory_working_set_bytes: u64,
     pub pids: u64,
+}
+
+/// What not every runtime can do.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Features {
+    /// [`Mount::recursive_readonly`].
+    pub recursive_readonly: bool,
+    /// [`Mount::image`].
+    pub image_volumes: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -364,6 +376,11 @@ pub struct Streams {
 #[async_trait::async_trait]
 pub trait Runtime: Send + Sync + 'static {
     async fn version(&self) -> Result<RuntimeVersion, Error>;
+    /// What it can do for containers of a handler (see [`SandboxConfig::runtime_handler`]).
+    async fn features(&self, handler: &str) -> Result<Features, Error> {
+        let _ = handler;
+        Ok(Features::default())
+    }
 
     /// Creates and starts a sandbox: namespaces, cgroup, network. On error nothing is left behind.
     async fn run_sandbox(&self, config: SandboxConfig) -> Result<SandboxId, Error>;

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use dhow_cri::runtime::{
-    ContainerConfig, Device, ImageInfo, Mount, MountPropagation, NamespaceMode, NamespaceOptions, PodIdentity,
-    PortMapping, SandboxConfig, SeccompProfile, SecurityContext, UserNamespace,
+    ContainerConfig, Device, Features, ImageInfo, Mount, MountPropagation, NamespaceMode, NamespaceOptions,
+    PodIdentity, PortMapping, SandboxConfig, SeccompProfile, SecurityContext, UserNamespace,
 };
-use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, VolumeMount};
 
 use crate::containers::is_sidecar;
 use crate::resources::NodeLimits;
@@ -127,7 +127,8 @@ fn security(root: &Path, spec: &PodSpec, container: &Container, image: &ImageInf
 fn is_read_only(spec: &PodSpec, name: &str) -> bool {
     let volume = spec.volumes.iter().flatten().find(|volume| volume.name == name);
     let claim = volume.and_then(|volume| volume.persistent_volume_claim.as_ref());
-    claim.is_some_and(|claim| claim.read_only == Some(true))
+    let own = volume.and_then(|volume| volume.csi.as_ref());
+    claim.is_some_and(|claim| claim.read_only == Some(true)) || own.is_some_and(|own| own.read_only == Some(true))
 }
 
 /// Volumes that are block devices, each at its path in the container.
@@ -152,14 +153,29 @@ fn devices(spec: &PodSpec, container: &Container, start: &Start<'_>) -> Result<V
 fn mounts(spec: &PodSpec, container: &Container, start: &Start<'_>) -> Result<Vec<Mount>, Error> {
     let mut out = Vec::new();
     for (index, mount) in container.volume_mounts.iter().flatten().enumerate() {
-        let base = start.volumes.get(&mount.name);
-        let base = base.ok_or_else(|| Error::config(format!("volume {:?} not found", mount.name)))?;
-        let place = start.subpaths.join(index.to_string());
+        let recursive_readonly = recursive_read_only(mount, start.features)?;
         let sub = match (&mount.sub_path, &mount.sub_path_expr) {
             (Some(sub), _) if !sub.is_empty() => Some(sub.clone()),
             (_, Some(expression)) if !expression.is_empty() => Some(expand_all(expression, &start.env)?),
             _ => None,
         };
+        let container_path = Path::new("/").join(&mount.mount_path);
+        if let Some(image) = start.images.get(&mount.name) {
+            let image_sub_path = PathBuf::from(sub.unwrap_or_default());
+            let image = Some(image.clone());
+            out.push(Mount {
+                container_path,
+                readonly: true,
+                recursive_readonly,
+                image,
+                image_sub_path,
+                ..Mount::default()
+            });
+            continue;
+        }
+        let base = start.volumes.get(&mount.name);
+        let base = base.ok_or_else(|| Error::config(format!("volume {:?} not found", mount.name)))?;
+        let place = start.subpaths.join(index.to_string());
         let host_path = match sub {
             Some(sub) => volumes::mount_sub_path(base, &sub, &place).map(|()| place)?,
             None => base.clone(),
@@ -167,10 +183,9 @@ fn mounts(spec: &PodSpec, container: &Container, start: &Start<'_>) -> Result<Ve
         let readonly = mount.read_only == Some(true) || is_read_only(spec, &mount.name);
         out.push(Mount {
             host_path,
-            container_path: Path::new("/").join(&mount.mount_path),
+            container_path,
             readonly,
-            recursive_readonly: readonly
-                && matches!(mount.recursive_read_only.as_deref(), Some("Enabled" | "IfPossible")),
+            recursive_readonly,
             propagation: match mount.mount_propagation.as_deref() {
                 Some("HostToContainer") => MountPropagation::HostToContainer,
                 Some("Bidirectional") => MountPropagation::Bidirectional,
@@ -180,6 +195,30 @@ fn mounts(spec: &PodSpec, container: &Container, start: &Start<'_>) -> Result<Ve
         });
     }
     Ok(out)
+}
+
+/// Whether a mount's reading only holds for what is mounted below it, too.
+fn recursive_read_only(mount: &VolumeMount, features: Features) -> Result<bool, Error> {
+    let name = &mount.name;
+    let mode = match mount.recursive_read_only.as_deref() {
+        None | Some("" | "Disabled") => return Ok(false),
+        Some(mode) => mode,
+    };
+    let refuse = |why: String| {
+        Err(Error::config(format!("volume {name:?} requested recursive read-only mode, but it is not {why}")))
+    };
+    if mount.read_only != Some(true) {
+        return refuse("read-only".into());
+    }
+    match mount.mount_propagation.as_deref() {
+        None | Some("None") => {}
+        Some(other) => return refuse(format!("compatible with propagation {other:?}")),
+    }
+    match (mode, features.recursive_readonly) {
+        ("IfPossible", supported) => Ok(supported),
+        (_, true) => Ok(true),
+        (_, false) => refuse("supported by the runtime".into()),
+    }
 }
 
 /// As [`crate::env::expand`], but every name has to be there.
@@ -195,6 +234,10 @@ pub struct Start<'a> {
     pub image: &'a ImageInfo,
     pub env: BTreeMap<String, String>,
     pub volumes: &'a BTreeMap<String, PathBuf>,
+    /// Volumes that are images, by name: the images' ids.
+    pub images: &'a BTreeMap<String, String>,
+    /// What the runtime can do.
+    pub features: Features,
     pub hosts: Option<PathBuf>,
     pub termination_log: PathBuf,
     /// A folder for the parts of volumes that this container mounts.
@@ -242,6 +285,7 @@ pub fn container(
         tty: container.tty == Some(true),
         resources: resources::of(spec, container, start.node),
         security,
+        cdi_devices: Vec::new(),
         target: start.target,
         stop_signal: container.lifecycle.as_ref().and_then(|l| l.stop_signal.clone()),
         envs: start.env.into_iter().collect(),

@@ -8,6 +8,8 @@ mod cgroups;
 mod conditions;
 mod config;
 mod containers;
+mod csi;
+mod devices;
 mod directory;
 mod env;
 mod error;
@@ -16,7 +18,9 @@ mod grpc;
 mod hooks;
 mod hosts;
 mod http_check;
+mod image_volumes;
 mod objects;
+mod plugins;
 mod probes;
 mod pull_secrets;
 mod pulls;
@@ -36,7 +40,7 @@ mod testing;
 mod volumes;
 mod worker;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -102,7 +106,9 @@ impl Node {
     /// node is registered as Ready, its server answers, and it knows its pods.
     pub async fn run(config: NodeConfig, shutdown: CancellationToken, ready: impl FnOnce()) -> Result<(), Error> {
         import_images(&config).await;
+        // What drivers mount has to be seen here, and what is mounted here by drivers.
         volumes::share(&config.root_dir.join("pods"))?;
+        volumes::share(&config.root_dir.join("plugins"))?;
         // Bound before the node is announced, so that nobody is sent to a port where nothing listens.
         let listener = match &config.tls {
             Some(tls) => {
@@ -133,7 +139,13 @@ impl Node {
             runtime_name: config.runtime.version().await?.name,
         };
         let shared = Arc::new(Shared::new(config, around, std::time::SystemTime::now));
-        tokio::spawn(register::heartbeat(shared.config.clone(), registered, shared.pressures(), shutdown.clone()));
+        let facts = register::Changing {
+            pressures: shared.pressures(),
+            in_use: shared.csi.in_use(),
+            devices: shared.devices.counts(),
+        };
+        tokio::spawn(register::heartbeat(shared.config.clone(), registered, facts, shutdown.clone()));
+        start_plugins(&shared, &shutdown);
         tokio::spawn(eviction::run(Arc::clone(&shared), Informer::clone(&pods), shutdown.clone()));
 
         if let Some((listener, tls)) = listener {
@@ -147,6 +159,7 @@ impl Node {
                 probes: Box::new(move || counting.probe_counts()),
                 settings: shared.config.settings.clone(),
                 meter: server::Meter::default(),
+                volumes: volume_stats(&shared),
             });
             let shutdown = shutdown.clone();
             tokio::spawn(async move { server::serve(listener, &tls, server, shutdown).await });
@@ -173,6 +186,15 @@ impl Node {
                     .or_insert_with(|| spawn(&shared, None, sandbox.pod.uid, &shutdown));
             }
         }
+        for (pod, _) in csi::record::all(&shared.config.root_dir) {
+            let uid = pod.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            if !pods.list().iter().any(|p| p.metadata.uid.as_ref() == Some(&uid)) {
+                workers.entry(uid.clone()).or_insert_with(|| spawn(&shared, None, uid, &shutdown));
+            }
+        }
+        let mut known: BTreeSet<String> = workers.keys().cloned().collect();
+        known.extend(pods.list().iter().filter_map(|pod| pod.metadata.uid.clone()));
+        shared.devices.keep_only(&known);
         tokio::spawn(volumes::local::run(Arc::clone(&shared), shutdown.clone()));
         ready();
         loop {
@@ -218,6 +240,37 @@ impl Node {
             }
         }
     }
+}
+
+fn volume_stats(shared: &Arc<Shared>) -> server::VolumeStats {
+    let shared = Arc::clone(shared);
+    Box::new(move |uid| {
+        let shared = Arc::clone(&shared);
+        Box::pin(async move { csi::stats::of_pod(&shared, &uid).await })
+    })
+}
+
+/// Listens for CSI drivers and device plugins.
+fn start_plugins(shared: &Arc<Shared>, shutdown: &CancellationToken) {
+    csi::follow(shared);
+    let weak = Arc::downgrade(shared);
+    shared.devices.on_change(move |uid| {
+        if let Some(shared) = weak.upgrade() {
+            shared.wake(uid);
+        }
+    });
+    let watching = plugins::run(Arc::clone(shared), shutdown.clone());
+    tokio::spawn(async move {
+        if let Err(error) = watching.await {
+            tracing::error!(%error, "plugins are not looked for any more");
+        }
+    });
+    let listening = devices::run(Arc::clone(&shared.devices), shutdown.clone());
+    tokio::spawn(async move {
+        if let Err(error) = listening.await {
+            tracing::error!(%error, "device plugins cannot present themselves");
+        }
+    });
 }
 
 /// Takes note of a mirror pod. One that somebody deletes, or that mirrors nothing any more, goes at once; what is still

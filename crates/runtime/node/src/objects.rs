@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dhow_client::{Client, Informer, ListParams};
-use k8s_openapi::api::core::v1::{ConfigMap, Container, Pod, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, Container, PersistentVolumeClaim, Pod, Secret};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -19,6 +19,8 @@ const FIRST_LOOK: Duration = Duration::from_secs(10);
 pub enum Kind {
     ConfigMap,
     Secret,
+    /// Of volumes that may grow while they are mounted.
+    Claim,
 }
 
 /// An object in a pod's namespace.
@@ -28,6 +30,7 @@ pub type Name = (Kind, String, String);
 enum Copy {
     ConfigMap(Informer<ConfigMap>),
     Secret(Informer<Secret>),
+    Claim(Informer<PersistentVolumeClaim>),
 }
 
 struct Entry {
@@ -138,6 +141,11 @@ impl Objects {
                 informer.on_change(move |_| wake());
                 Copy::Secret(informer)
             }
+            Kind::Claim => {
+                let informer = Informer::start(client, scope, Some(ns), stop.clone());
+                informer.on_change(move |_| wake());
+                Copy::Claim(informer)
+            }
         };
         Entry { copy, users, stop }
     }
@@ -146,6 +154,7 @@ impl Objects {
         let what = match kind {
             Kind::ConfigMap => "configmap",
             Kind::Secret => "secret",
+            Kind::Claim => "persistentvolumeclaim",
         };
         let found = self.entries.lock().get(&(kind, ns.to_owned(), name.to_owned())).map(|entry| entry.copy.clone());
         let copy = found.ok_or_else(|| Error::config(format!("{what} \"{ns}/{name}\" not registered")))?;
@@ -153,6 +162,7 @@ impl Objects {
             match &copy {
                 Copy::ConfigMap(informer) => informer.synced().await,
                 Copy::Secret(informer) => informer.synced().await,
+                Copy::Claim(informer) => informer.synced().await,
             }
         };
         let late = |_| Error::config(format!("failed to sync {what} cache: timed out waiting for {ns}/{name}"));
@@ -164,7 +174,16 @@ impl Objects {
     pub async fn config_map(&self, ns: &str, name: &str, optional: bool) -> Result<Option<Arc<ConfigMap>>, Error> {
         match self.copy(Kind::ConfigMap, ns, name).await? {
             Copy::ConfigMap(informer) => only(&informer, optional, || format!("configmap {name:?} not found")),
-            Copy::Secret(_) => Ok(None),
+            Copy::Secret(_) | Copy::Claim(_) => Ok(None),
+        }
+    }
+
+    /// A claim as far as it is watched and known.
+    pub fn claim(&self, ns: &str, name: &str) -> Option<Arc<PersistentVolumeClaim>> {
+        let entries = self.entries.lock();
+        match &entries.get(&(Kind::Claim, ns.to_owned(), name.to_owned()))?.copy {
+            Copy::Claim(informer) => informer.list().into_iter().next(),
+            Copy::ConfigMap(_) | Copy::Secret(_) => None,
         }
     }
 
@@ -172,7 +191,7 @@ impl Objects {
     pub async fn secret(&self, ns: &str, name: &str, optional: bool) -> Result<Option<Arc<Secret>>, Error> {
         match self.copy(Kind::Secret, ns, name).await? {
             Copy::Secret(informer) => only(&informer, optional, || format!("secret {name:?} not found")),
-            Copy::ConfigMap(_) => Ok(None),
+            Copy::ConfigMap(_) | Copy::Claim(_) => Ok(None),
         }
     }
 }

@@ -11,6 +11,8 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::devices::Counts;
+use crate::resources::List;
 use crate::volumes::local;
 use crate::{Error, NodeConfig, capacity, status};
 
@@ -40,10 +42,34 @@ fn images(mut all: Vec<ImageInfo>) -> Vec<Value> {
 }
 
 /// What is measured or asked for the node's status.
+#[derive(Default)]
 pub struct Facts {
     pub version: String,
     pub images: Vec<ImageInfo>,
     pub pressures: BTreeSet<&'static str>,
+    pub in_use: BTreeSet<String>,
+    pub devices: Counts,
+}
+
+/// What changes while the node runs.
+pub struct Changing {
+    pub pressures: watch::Receiver<BTreeSet<&'static str>>,
+    /// Attached volumes that pods use.
+    pub in_use: watch::Receiver<BTreeSet<String>>,
+    pub devices: watch::Receiver<Counts>,
+}
+
+impl Changing {
+    async fn changed(&mut self) {
+        let gone = tokio::select! {
+            changed = self.pressures.changed() => changed,
+            changed = self.in_use.changed() => changed,
+            changed = self.devices.changed() => changed,
+        };
+        if gone.is_err() {
+            std::future::pending().await
+        }
+    }
 }
 
 fn node_status(config: &NodeConfig, old: &Node, facts: Facts) -> Value {
@@ -55,7 +81,7 @@ fn node_status(config: &NodeConfig, old: &Node, facts: Facts) -> Value {
         json!({"type": type_, "status": status, "reason": reason, "message": message,
             "lastHeartbeatTime": now, "lastTransitionTime": since})
     };
-    let Facts { version, images: list, pressures } = facts;
+    let Facts { version, images: list, pressures, in_use, devices } = facts;
     let pressure = |type_: &str, under: [&str; 2], fine: [&str; 2]| {
         let held = pressures.contains(type_);
         let [reason, message] = if held { under } else { fine };
@@ -65,7 +91,9 @@ fn node_status(config: &NodeConfig, old: &Node, facts: Facts) -> Value {
     let release = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
     let os = release.lines().find_map(|l| l.strip_prefix("PRETTY_NAME=")).unwrap_or("Linux").trim_matches('"');
     json!({
-        "capacity": capacity::capacity(config), "allocatable": capacity::allocatable(config),
+        "capacity": with(capacity::capacity(config), devices.capacity),
+        "allocatable": with(capacity::allocatable(config), devices.allocatable),
+        "volumesInUse": (!in_use.is_empty()).then_some(in_use),
         "addresses": [{"type": "InternalIP", "address": config.node_ip}, {"type": "Hostname", "address": config.name}],
         "images": images(list),
         "daemonEndpoints": {"kubeletEndpoint": {"Port": config.kubelet_port}},
@@ -83,6 +111,11 @@ fn node_status(config: &NodeConfig, old: &Node, facts: Facts) -> Value {
             condition("Ready", "True", "KubeletReady", "kubelet is posting ready status"),
         ],
     })
+}
+
+fn with(mut list: List, more: List) -> List {
+    list.extend(more);
+    list
 }
 
 /// The machine's own id, where its firmware gives one.
@@ -114,16 +147,17 @@ pub async fn register(config: &NodeConfig) -> Result<Node, Error> {
     let annotations = local::announcement(&config.root_dir)?;
     let patch = Patch::Merge(json!({"metadata": {"labels": labels, "annotations": annotations}}));
     client.patch::<Node>(None, &config.name, patch, None).await.map_err(Error::client("label node"))?;
-    let status = measure(config, &existing, BTreeSet::new()).await?;
+    let facts = Facts { in_use: crate::csi::record::attached_below(&config.root_dir), ..Facts::default() };
+    let status = measure(config, &existing, facts).await?;
     write_status(config, status).await
 }
 
 /// The node's status as it is now; `old` says since when conditions hold.
-async fn measure(config: &NodeConfig, old: &Node, pressures: BTreeSet<&'static str>) -> Result<Value, Error> {
+async fn measure(config: &NodeConfig, old: &Node, known: Facts) -> Result<Value, Error> {
     let version = config.runtime.version().await?;
     let version = format!("{}://{}", version.name, version.version);
     let images = config.runtime.list_images().await?;
-    Ok(node_status(config, old, Facts { version, images, pressures }))
+    Ok(node_status(config, old, Facts { version, images, ..known }))
 }
 
 async fn write_status(config: &NodeConfig, status: Value) -> Result<Node, Error> {
@@ -171,19 +205,14 @@ async fn renew(config: &NodeConfig) -> Result<(), Error> {
 }
 
 /// Renews the lease, and writes the status whenever something of it changed, and from time to time all the same.
-pub async fn heartbeat(
-    config: NodeConfig,
-    mut known: Node,
-    mut pressures: watch::Receiver<BTreeSet<&'static str>>,
-    shutdown: CancellationToken,
-) {
+pub async fn heartbeat(config: NodeConfig, mut known: Node, mut changing: Changing, shutdown: CancellationToken) {
     let mut beats = 0_u32;
     let mut timer = tokio::time::interval(HEARTBEAT);
     loop {
         let beat = tokio::select! {
             () = shutdown.cancelled() => return,
             _ = timer.tick() => true,
-            Ok(()) = pressures.changed() => false,
+            () = changing.changed() => false,
         };
         if beat {
             if let Err(error) = renew(&config).await {
@@ -191,7 +220,12 @@ pub async fn heartbeat(
             }
             beats += 1;
         }
-        let now = pressures.borrow_and_update().clone();
+        let now = Facts {
+            pressures: changing.pressures.borrow_and_update().clone(),
+            in_use: changing.in_use.borrow_and_update().clone(),
+            devices: changing.devices.borrow_and_update().clone(),
+            ..Facts::default()
+        };
         let result = match measure(&config, &known, now).await {
             Ok(status) if is_written(&status, &known) && !beats.is_multiple_of(STATUS_EVERY) => continue,
             Ok(status) => write_status(&config, status).await,
@@ -225,7 +259,12 @@ mod tests {
             uid: None,
             username: None,
         };
-        let facts = |images: Vec<ImageInfo>, pressures| Facts { version: "dhow://1".into(), images, pressures };
+        let facts = |images: Vec<ImageInfo>, pressures| Facts {
+            version: "dhow://1".into(),
+            images,
+            pressures,
+            ..Facts::default()
+        };
         let status = node_status(&config, &Node::default(), facts(vec![image.clone()], BTreeSet::new()));
         let mut node: Node = serde_json::from_value(json!({"status": status})).unwrap();
         let others = json!({"type": "NetworkUnavailable", "status": "False"});

@@ -13,6 +13,8 @@ use tokio::sync::{Notify, watch};
 use crate::NodeConfig;
 use crate::admission::{self, NodeFacts};
 use crate::cgroups::Cgroups;
+use crate::csi::Csi;
+use crate::devices::Devices;
 use crate::objects::Objects;
 use crate::probes::{Kind, Report};
 use crate::resources::{List, NodeLimits};
@@ -43,6 +45,8 @@ pub struct Shared {
     workers: Mutex<HashMap<String, Arc<Notify>>>,
     probed: Mutex<BTreeMap<ProbeKey, u64>>,
     pub mirrors: Mirrors,
+    pub csi: Csi,
+    pub devices: Arc<Devices>,
     /// The node's conditions of being short of something.
     pressures: watch::Sender<BTreeSet<&'static str>>,
 }
@@ -61,6 +65,8 @@ pub struct Around {
 impl Shared {
     pub fn new(config: NodeConfig, around: Around, now: fn() -> SystemTime) -> Self {
         let Around { services, node, events, objects, limits, cgroups, runtime_name } = around;
+        let csi = Csi::new(&config.root_dir);
+        let devices = Arc::new(Devices::new(&config.root_dir));
         Self {
             config,
             services,
@@ -76,6 +82,8 @@ impl Shared {
             workers: Mutex::default(),
             probed: Mutex::default(),
             mirrors: Mirrors::default(),
+            csi,
+            devices,
             pressures: watch::Sender::default(),
         }
     }
@@ -127,8 +135,9 @@ impl Shared {
 
     /// A pod uses nothing of the node any more; those that wait for room look again.
     pub fn leave(&self, uid: &str) {
+        self.devices.take_back(uid);
         if self.admitted.lock().remove(uid).is_some() {
-            self.workers.lock().values().for_each(|worker| worker.notify_one());
+            self.wake_all();
         }
     }
 
@@ -162,6 +171,10 @@ impl Shared {
         if let Some(worker) = self.workers.lock().get(uid) {
             worker.notify_one();
         }
+    }
+
+    pub fn wake_all(&self) {
+        self.workers.lock().values().for_each(|worker| worker.notify_one());
     }
 
     /// The handler that a pod's runtime class names; none for a pod without one. The error is for the pod's events.

@@ -9,7 +9,7 @@ use dhow_cri::runtime::{ContainerStatus, ImageInfo, SandboxStatus};
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 
 use crate::containers::latest;
-use crate::pulls::{Image, Wanted};
+use crate::pulls::{Image, Notice, Wanted};
 use crate::worker::{Worker, grace};
 use crate::{Error, config, env, hooks, hosts, pull_secrets};
 
@@ -17,6 +17,7 @@ use crate::{Error, config, env, hooks, hosts, pull_secrets};
 pub const IMAGE_DIGEST: &str = "dhow.io/image-digest";
 
 /// The pod as it is now, around a container that starts.
+#[derive(Clone, Copy)]
 pub struct Stage<'a> {
     pub pod: &'a Pod,
     pub spec: &'a PodSpec,
@@ -40,20 +41,16 @@ impl Worker {
     /// Brings a container as far as it goes now. What went wrong is told by event and kept as the waiting reason.
     pub(crate) async fn bring_up(&mut self, stage: &Stage<'_>, container: &Container) -> Outcome {
         let name = &container.name;
-        let image = match self.image(stage.pod, container, stage.now).await {
-            Ok(Image::Here(image)) => image,
-            Ok(Image::Pulling) => return Outcome::Pulling,
-            Ok(Image::Waiting { reason, message, until }) => {
-                self.waiting.insert(name.clone(), (reason.into(), message));
-                return Outcome::Waits(until);
-            }
-            Err(error) => {
-                self.container_event(stage.pod, name, EventType::Warning, "Failed", &format!("Error: {error}"));
-                self.waiting.insert(name.clone(), ("ImageInspectError".into(), error.to_string()));
-                return Outcome::Waits(None);
-            }
+        let found = self.image(stage.pod, container, stage.now).await;
+        let image = match self.present(stage.pod, container, found) {
+            Ok(image) => image,
+            Err(outcome) => return outcome,
         };
-        match self.start(stage, container, &image).await {
+        let images = match self.image_volumes(stage, container).await {
+            Ok(images) => images,
+            Err(outcome) => return outcome,
+        };
+        match self.start(stage, container, &image, &images).await {
             Ok(()) => {
                 self.waiting.remove(name);
                 Outcome::Started
@@ -64,7 +61,32 @@ impl Worker {
                     self.container_event(stage.pod, name, EventType::Warning, "Failed", &format!("Error: {error}"));
                 }
                 self.waiting.insert(name.clone(), (error.reason().into(), error.to_string()));
+                // One of their images may be gone.
+                self.volumes_pulled.clear();
                 Outcome::Waits(None)
+            }
+        }
+    }
+
+    /// The image, or how far the container comes without it.
+    pub(crate) fn present(
+        &mut self,
+        pod: &Pod,
+        container: &Container,
+        found: Result<Image, Error>,
+    ) -> Result<Box<ImageInfo>, Outcome> {
+        let name = &container.name;
+        match found {
+            Ok(Image::Here(image)) => Ok(image),
+            Ok(Image::Pulling) => Err(Outcome::Pulling),
+            Ok(Image::Waiting { reason, message, until }) => {
+                self.waiting.insert(name.clone(), (reason.into(), message));
+                Err(Outcome::Waits(until))
+            }
+            Err(error) => {
+                self.container_event(pod, name, EventType::Warning, "Failed", &format!("Error: {error}"));
+                self.waiting.insert(name.clone(), ("ImageInspectError".into(), error.to_string()));
+                Err(Outcome::Waits(None))
             }
         }
     }
@@ -84,19 +106,30 @@ impl Worker {
     async fn image(&mut self, pod: &Pod, container: &Container, now: SystemTime) -> Result<Image, Error> {
         let image = container.image.as_deref().unwrap_or_default();
         let policy = container.image_pull_policy.as_deref().unwrap_or("IfNotPresent");
-        let wanted = Wanted { container: &container.name, image, policy, now };
-        let shared = std::sync::Arc::clone(&self.shared);
-        let auth = || pull_secrets::auth(&shared.config.client, pod, image);
-        let mut notices = Vec::new();
-        let found = self.pulls.image(&shared.config.runtime, &wanted, auth, &self.wake, &mut notices).await;
+        let (found, notices) = self.look_for(pod, &Wanted { container: &container.name, image, policy, now }).await;
         for notice in notices {
             let kind = if notice.warning { EventType::Warning } else { EventType::Normal };
             self.container_event(pod, &container.name, kind, notice.reason, &notice.message);
         }
-        Ok(found?)
+        found
     }
 
-    async fn start(&mut self, stage: &Stage<'_>, container: &Container, image: &ImageInfo) -> Result<(), Error> {
+    /// The image, and what is to be told of it.
+    pub(crate) async fn look_for(&mut self, pod: &Pod, wanted: &Wanted<'_>) -> (Result<Image, Error>, Vec<Notice>) {
+        let shared = std::sync::Arc::clone(&self.shared);
+        let auth = || pull_secrets::auth(&shared.config.client, pod, wanted.image);
+        let mut notices = Vec::new();
+        let found = self.pulls.image(&shared.config.runtime, wanted, auth, &self.wake, &mut notices).await;
+        (found.map_err(Error::from), notices)
+    }
+
+    async fn start(
+        &mut self,
+        stage: &Stage<'_>,
+        container: &Container,
+        image: &ImageInfo,
+        images: &BTreeMap<String, String>,
+    ) -> Result<(), Error> {
         let shared = std::sync::Arc::clone(&self.shared);
         let runtime = &shared.config.runtime;
         let (spec, sandbox) = (stage.spec, stage.sandbox);
@@ -139,6 +172,8 @@ impl Worker {
             image,
             env: vars,
             volumes: stage.volumes,
+            images,
+            features: runtime.features(&shared.runtime_handler(spec).await.map_err(Error::config)?).await?,
             hosts: Some(etc_hosts),
             termination_log,
             subpaths: dir.join("subpaths").join(&container.name),
@@ -152,6 +187,7 @@ impl Worker {
         }
         let digest = image.repo_digests.first().unwrap_or(&image.id);
         config.annotations.insert(IMAGE_DIGEST.into(), digest.clone());
+        shared.devices.equip(&sandbox.pod.uid, &mut config).await?;
         let id = runtime.create_container(&sandbox.id, config).await?;
         let name = &container.name;
         self.container_event(&pod, name, EventType::Normal, "Created", &format!("Container created: {name}"));

@@ -11,7 +11,7 @@ use tokio::sync::watch;
 
 use crate::containers::{self, ends_after};
 use crate::worker::{GONE_GRACE, Worker, grace};
-use crate::{Error, config, hooks, static_pods, volumes};
+use crate::{Error, config, csi, hooks, static_pods, volumes};
 
 /// What a process gets at least between its signal and its kill.
 const MIN_GRACE: Duration = Duration::from_secs(2);
@@ -108,7 +108,10 @@ impl Worker {
             runtime.remove_sandbox(&sandbox.id).await?;
             let _ = std::fs::remove_dir_all(config::log_directory(&self.shared.config.root_dir, &sandbox.pod));
         }
-        volumes::remove(&self.pod_dir(&self.uid))?;
+        let dir = self.pod_dir(&self.uid);
+        volumes::unmount(&dir);
+        csi::release(&shared, &dir).await?;
+        volumes::remove(&dir)?;
         if let (Some(cgroups), Some(spec)) = (&shared.cgroups, pod.and_then(|p| p.spec.as_ref())) {
             cgroups.remove_pod(spec, &self.uid);
         }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use dhow_client::{EventType, Patch, reference};
-use dhow_cri::runtime::{ContainerStatus, SandboxState, SandboxStatus};
+use dhow_cri::runtime::{ContainerStatus, ImageInfo, SandboxState, SandboxStatus};
 use k8s_openapi::api::core::v1::{Pod, PodSpec, ResourceRequirements};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
@@ -19,7 +19,7 @@ use crate::pulls::Pulls;
 use crate::shared::Shared;
 use crate::start::{Outcome, Stage};
 use crate::status::Ended;
-use crate::{Error, config, objects, resize, static_pods, status, volumes};
+use crate::{Error, config, csi, objects, resize, static_pods, status, volumes};
 
 /// For a pod whose API object is gone.
 pub const GONE_GRACE: Duration = Duration::from_secs(1);
@@ -40,6 +40,8 @@ pub struct Worker {
     pub(crate) waiting: BTreeMap<String, (String, String)>,
     pub(crate) crashes: Backoff,
     pub(crate) pulls: Pulls,
+    /// The images that are volumes of the pod, by volume.
+    pub(crate) volumes_pulled: BTreeMap<String, Box<ImageInfo>>,
     probes: Probes,
     /// Requests and limits in force, where a resize made them differ from the runtime's first ones.
     pub(crate) allocated: BTreeMap<String, ResourceRequirements>,
@@ -74,6 +76,7 @@ impl Worker {
             waiting: BTreeMap::new(),
             crashes: Backoff::default(),
             pulls: Pulls::default(),
+            volumes_pulled: BTreeMap::new(),
             probes: Probes::default(),
             resizing: None,
             widened: false,
@@ -187,7 +190,14 @@ impl Worker {
         if !over && !self.admitted {
             // What runs already was let in before.
             let given = Pod { spec: Some(resize::with(spec, &self.allocated)), ..pod.as_ref().clone() };
-            if let Err(ended) = self.shared.admit(&given, !sandboxes.is_empty()) {
+            let admitted = match self.shared.devices.give(pod).await {
+                Ok(()) => self.shared.admit(&given, !sandboxes.is_empty()),
+                Err(message) => {
+                    Err(Ended { reason: "UnexpectedAdmissionError", message: format!("Pod was rejected: {message}") })
+                }
+            };
+            if let Err(ended) = admitted {
+                self.shared.devices.take_back(&self.uid);
                 self.event(pod, EventType::Warning, ended.reason, &ended.message);
                 self.ended = Some(ended);
                 self.write_status(pod, spec, true).await?;
@@ -286,10 +296,14 @@ impl Worker {
         for sandbox in sandboxes.iter().filter(|s| s.state == SandboxState::Ready) {
             self.shared.config.runtime.stop_sandbox(&sandbox.id).await?;
         }
-        volumes::unmount(&self.pod_dir(&self.uid));
+        let dir = self.pod_dir(&self.uid);
+        volumes::unmount(&dir);
+        let released = csi::release(&self.shared, &dir).await;
         self.shared.objects.forget(&self.uid);
         self.shared.leave(&self.uid);
-        self.write_status(pod, spec, true).await
+        self.write_status(pod, spec, true).await?;
+        // Tried again; a driver that is away does not hide how the pod ended.
+        released
     }
 
     /// On failure, the reason and message of the event that tells of it.
@@ -307,9 +321,18 @@ impl Worker {
         let dir = self.pod_dir(&self.uid);
         let unmounted = |error: Error| ("FailedMount", error.to_string());
         std::fs::create_dir_all(&dir).map_err(|error| unmounted(Error::io("create pod directory")(error)))?;
-        shared.objects.follow(&self.uid, &objects::referred(pod), &self.wake);
-        let prepared = volumes::prepare(&shared, pod, &dir.join("volumes")).await;
-        let prepared = prepared.map_err(unmounted)?;
+        let mut referred = objects::referred(pod);
+        let claims = csi::record::of_pod(&dir).into_iter().filter_map(|(_, own)| own.claim);
+        referred.extend(claims.map(|(namespace, name)| (objects::Kind::Claim, namespace, name)));
+        shared.objects.follow(&self.uid, &referred, &self.wake);
+        let prepared = match volumes::prepare(&shared, pod, &dir.join("volumes")).await {
+            // Woken when the node's status says more.
+            Err(error) if error.reason() == csi::attach::WAITS => {
+                next.at((shared.now)() + RETRY);
+                return Ok(());
+            }
+            prepared => prepared.map_err(unmounted)?,
+        };
         next.at(prepared.refresh);
         if todo.new_sandbox {
             if !sandboxes.is_empty() {
@@ -444,7 +467,8 @@ impl Worker {
             over,
             ended: self.ended.as_ref(),
         };
-        let new = status::compute(pod, &facts);
+        let mut new = status::compute(pod, &facts);
+        self.shared.devices.show(&self.uid, &mut new);
         let shown = !static_pods::is_static(pod) || self.shared.mirrors.get(&self.uid).is_some();
         if shown && pod.status.as_ref() == Some(&new) {
             return Ok(());

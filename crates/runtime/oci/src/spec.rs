@@ -197,13 +197,19 @@ pub struct Rootfs {
     pub readonly: bool,
 }
 
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Mount {
     pub source: PathBuf,
     /// Inside the container; resolved beneath its root.
     pub target: PathBuf,
     pub readonly: bool,
     pub propagation: Propagation,
+    /// `readonly` holds for the mounts below it as well.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub recursive_readonly: bool,
+    /// Read-only layers, top first, whose files are mounted: `source` is then a path among them, resolved beneath them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub layers: Vec<PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]

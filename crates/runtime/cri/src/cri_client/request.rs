@@ -133,6 +133,8 @@ pub fn container(config: &ContainerConfig, sandbox: &SandboxConfig, unified: boo
                     MountPropagation::Bidirectional => proto::MountPropagation::PropagationBidirectional,
                 }
                 .into(),
+                image: mount.image.as_deref().map(image),
+                image_sub_path: text(&mount.image_sub_path),
                 ..Default::default()
             })
             .collect(),
@@ -151,6 +153,7 @@ pub fn container(config: &ContainerConfig, sandbox: &SandboxConfig, unified: boo
         stdin: config.stdin,
         stdin_once: config.stdin_once,
         tty: config.tty,
+        cdi_devices: config.cdi_devices.iter().map(|name| proto::CdiDevice { name: name.clone() }).collect(),
         stop_signal: config.stop_signal.as_deref().and_then(proto::Signal::from_str_name).unwrap_or_default().into(),
         linux: Some(proto::LinuxContainerConfig {
             resources: Some(resources(&config.resources, unified)),

@@ -12,8 +12,8 @@ use super::{CriRuntime, Inner, answer, images, request, streams};
 use crate::cgroups::{self, CgroupDriver, cgroup_parent};
 use crate::proto;
 use crate::runtime::{
-    ContainerConfig, ContainerState, ContainerStats, ContainerStatus, Duplex, ExecRequest, ExecResult, ImageAuth,
-    ImageInfo, Reader, Resources, RuntimeEvent, RuntimeVersion, SandboxConfig, SandboxStatus, Streams,
+    ContainerConfig, ContainerState, ContainerStats, ContainerStatus, Duplex, ExecRequest, ExecResult, Features,
+    ImageAuth, ImageInfo, Reader, Resources, RuntimeEvent, RuntimeVersion, SandboxConfig, SandboxStatus, Streams,
 };
 use crate::{Error, Runtime};
 
@@ -118,11 +118,35 @@ fn seconds(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis().div_ceil(1000)).unwrap_or(i64::MAX)
 }
 
+/// CRI has no word for that: an older runtime takes such a mount for one without a source.
+fn mounts_images(name: &str, version: &str) -> bool {
+    let mut numbers = version.trim_start_matches('v').split('.').map(|part| part.parse::<u32>().unwrap_or(0));
+    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    match name {
+        "containerd" => version >= (2, 1),
+        "cri-o" => version >= (1, 31),
+        "dhow" => true,
+        _ => false,
+    }
+}
+
 #[async_trait::async_trait]
 impl Runtime for CriRuntime {
     async fn version(&self) -> Result<RuntimeVersion, Error> {
         let version = &self.inner.version;
         Ok(RuntimeVersion { name: version.runtime_name.clone(), version: version.runtime_version.clone() })
+    }
+
+    async fn features(&self, handler: &str) -> Result<Features, Error> {
+        let status = self.inner.runtime.clone().status(proto::StatusRequest { verbose: false }).await;
+        let status = status.map_err(|status| Error::internal("ask the container runtime for its status", status))?;
+        let handlers = status.into_inner().runtime_handlers;
+        let own = handlers.into_iter().find(|one| one.name == handler).and_then(|one| one.features);
+        let version = &self.inner.version;
+        Ok(Features {
+            recursive_readonly: own.is_some_and(|own| own.recursive_read_only_mounts),
+            image_volumes: mounts_images(&version.runtime_name, &version.runtime_version),
+        })
     }
 
     async fn run_sandbox(&self, config: SandboxConfig) -> Result<String, Error> {

@@ -26,6 +26,8 @@ pub struct Api {
     socket: PathBuf,
     /// Before every path, such as `/v1.41`.
     prefix: String,
+    /// Of the protocol that is spoken, such as 1.41.
+    pub version: (u32, u32),
 }
 
 /// What the daemon says instead of success.
@@ -69,7 +71,7 @@ type Answer = Result<Response<Incoming>, Failure>;
 impl Api {
     /// Asks the daemon which version of the API it speaks; returns what it says of itself, too.
     pub async fn connect(socket: &Path) -> Result<(Self, Value), Error> {
-        let mut api = Self { socket: socket.to_owned(), prefix: String::new() };
+        let mut api = Self { socket: socket.to_owned(), prefix: String::new(), version: (0, 0) };
         let about = api.get("/version").await.map_err(|failure| failure.on("daemon", "docker"))?;
         let text = about["ApiVersion"].as_str().unwrap_or_default();
         let version = text.split_once('.').and_then(|(major, minor)| Some((major.parse().ok()?, minor.parse().ok()?)));
@@ -77,7 +79,7 @@ impl Api {
             return Err(Error::internal("ask Docker for its version", format!("unexpected API version {text:?}")));
         };
         let (major, minor): (u32, u32) = std::cmp::min(version, NEWEST);
-        api.prefix = format!("/v{major}.{minor}");
+        (api.prefix, api.version) = (format!("/v{major}.{minor}"), (major, minor));
         Ok((api, about))
     }
 

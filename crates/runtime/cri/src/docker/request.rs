@@ -8,7 +8,9 @@ use serde_json::{Value, json};
 
 use crate::cgroups::{CgroupDriver, cgroup_parent};
 use crate::embedded::specification::{MASKED_PATHS, NETWORK_SYSCTLS, READONLY_PATHS, paths};
-use crate::runtime::{ContainerConfig, MountPropagation, NamespaceMode, Resources, SandboxConfig, SeccompProfile};
+use crate::runtime::{
+    ContainerConfig, Mount, MountPropagation, NamespaceMode, Resources, SandboxConfig, SeccompProfile,
+};
 use crate::{Error, pause};
 
 /// Label: the cloud that a container belongs to, by its top control group.
@@ -122,17 +124,7 @@ pub fn container(
         "CapDrop": security.drop_capabilities,
         "GroupAdd": security.supplemental_groups.iter().map(u32::to_string).collect::<Vec<_>>(),
         "SecurityOpt": options,
-        "Mounts": config.mounts.iter().map(|mount| json!({
-            "Type": "bind",
-            "Source": mount.host_path,
-            "Target": mount.container_path,
-            "ReadOnly": mount.readonly,
-            "BindOptions": {"Propagation": match mount.propagation {
-                MountPropagation::Private => "rprivate",
-                MountPropagation::HostToContainer => "rslave",
-                MountPropagation::Bidirectional => "rshared",
-            }},
-        })).collect::<Vec<_>>(),
+        "Mounts": config.mounts.iter().map(mount).collect::<Vec<_>>(),
         "Devices": config.devices.iter().map(|device| json!({
             "PathOnHost": device.host_path,
             "PathInContainer": device.container_path,
@@ -140,6 +132,9 @@ pub fn container(
         })).collect::<Vec<_>>(),
         "LogConfig": {"Type": "json-file", "Config": {"max-size": LOG.0, "max-file": LOG.1}},
     });
+    if !config.cdi_devices.is_empty() {
+        host_config["DeviceRequests"] = json!([{"Driver": "cdi", "DeviceIDs": config.cdi_devices}]);
+    }
     if !security.privileged {
         host_config["MaskedPaths"] = json!(paths(security.masked_paths.as_deref(), &MASKED_PATHS));
         host_config["ReadonlyPaths"] = json!(paths(security.readonly_paths.as_deref(), &READONLY_PATHS));
@@ -185,6 +180,25 @@ pub fn container(
         (None, None) => {}
     }
     Ok(asked)
+}
+
+fn mount(mount: &Mount) -> Value {
+    let propagation = match mount.propagation {
+        MountPropagation::Private => "rprivate",
+        MountPropagation::HostToContainer => "rslave",
+        MountPropagation::Bidirectional => "rshared",
+    };
+    let mut options = json!({ "Propagation": propagation });
+    if mount.recursive_readonly {
+        options["ReadOnlyForceRecursive"] = json!(true);
+    }
+    json!({
+        "Type": "bind",
+        "Source": mount.host_path,
+        "Target": mount.container_path,
+        "ReadOnly": mount.readonly,
+        "BindOptions": options,
+    })
 }
 
 /// Limits as part of a `HostConfig` or an update.

@@ -10,8 +10,9 @@ use serde_json::Value;
 use super::request::{CONTAINER, SANDBOX};
 use super::{DockerRuntime, Inner, answer, api, images, request, sandbox, streams};
 use crate::runtime::{
-    ContainerConfig, ContainerState, ContainerStats, ContainerStatus, Duplex, ExecRequest, ExecResult, ImageAuth,
-    ImageInfo, Reader, Resources, RuntimeEvent, RuntimeVersion, SandboxConfig, SandboxState, SandboxStatus, Streams,
+    ContainerConfig, ContainerState, ContainerStats, ContainerStatus, Duplex, ExecRequest, ExecResult, Features,
+    ImageAuth, ImageInfo, Reader, Resources, RuntimeEvent, RuntimeVersion, SandboxConfig, SandboxState, SandboxStatus,
+    Streams,
 };
 use crate::{Error, Runtime};
 
@@ -81,6 +82,11 @@ fn seconds(duration: Duration) -> u128 {
 impl Runtime for DockerRuntime {
     async fn version(&self) -> Result<RuntimeVersion, Error> {
         Ok(RuntimeVersion { name: "docker".into(), version: self.inner.version.clone() })
+    }
+
+    async fn features(&self, _: &str) -> Result<Features, Error> {
+        // Since Docker 25.
+        Ok(Features { recursive_readonly: self.inner.api.version >= (1, 44), image_volumes: false })
     }
 
     async fn run_sandbox(&self, config: SandboxConfig) -> Result<String, Error> {

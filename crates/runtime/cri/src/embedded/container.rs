@@ -12,14 +12,16 @@ use dhow_oci::protocol::Request;
 use dhow_oci::spec::{ContainerSpec, Limits, Rootfs, State, Status};
 
 use super::record::{self, Container, ContainerMeta, new_id};
-use super::{Inner, blocking, specification};
+use super::specification::ImageVolumes;
+use super::{Inner, blocking, cdi, specification};
 use crate::Error;
 use crate::runtime::{ContainerConfig, ContainerStats, Resources, RuntimeEventKind, SandboxState};
 
 /// How long a killed container gets to disappear.
 const KILL_LIMIT: Duration = Duration::from_secs(20);
 
-pub async fn create(inner: &Arc<Inner>, sandbox_id: &str, config: ContainerConfig) -> Result<String, Error> {
+pub async fn create(inner: &Arc<Inner>, sandbox_id: &str, mut config: ContainerConfig) -> Result<String, Error> {
+    cdi::resolve(&mut config)?;
     let sandbox = inner.sandbox(sandbox_id)?;
     if sandbox.state != SandboxState::Ready {
         return Err(Error::FailedPrecondition(format!("sandbox {sandbox_id} is not ready")));
@@ -60,7 +62,8 @@ async fn make(
         target: dir.join("root"),
         readonly: config.security.readonly_rootfs,
     };
-    let spec = specification::container(&inner.config, &sandbox.meta, id, &config, image, rootfs)?;
+    let volumes = image_volumes(inner, &config, id).await?;
+    let spec = specification::container(&inner.config, &sandbox.meta, id, &config, image, rootfs, &volumes)?;
     let meta = ContainerMeta {
         id: id.to_owned(),
         sandbox_id: sandbox.meta.id.clone(),
@@ -193,6 +196,23 @@ pub fn stats(inner: &Inner, id: &str) -> Result<ContainerStats, Error> {
         memory_working_set_bytes: usage.working_set_bytes,
         pids: usage.pids,
     })
+}
+
+/// The layers of the images that the container has as volumes, held as its own are.
+async fn image_volumes(inner: &Inner, config: &ContainerConfig, id: &str) -> Result<ImageVolumes, Error> {
+    let mut volumes = ImageVolumes::new();
+    for name in config.mounts.iter().filter_map(|mount| mount.image.as_ref()) {
+        let found = inner.config.images.get(name);
+        let image = found.ok_or_else(|| Error::NotFound { kind: "image", id: name.clone() })?;
+        hold_image(inner, &image, id)?;
+        let layers = inner.config.images.layers(&image).await;
+        let layers = layers.map_err(|error| Error::internal("unpack the image of a volume", error))?;
+        if layers.is_empty() {
+            return Err(Error::InvalidArgument(format!("image {name} has no files to mount")));
+        }
+        volumes.insert(name.clone(), layers);
+    }
+    Ok(volumes)
 }
 
 /// While the container exists its layers stay, also when the image loses its names.

@@ -3,6 +3,7 @@
 //! What exists is on disk, one folder per sandbox (see [`record`]); what runs is known by the shims. A daemon that comes
 //! back reads the folders, asks the shims, and goes on.
 
+mod cdi;
 mod container;
 mod images;
 mod logs;

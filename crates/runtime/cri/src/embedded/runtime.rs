@@ -8,8 +8,8 @@ use futures::stream::BoxStream;
 
 use super::{EmbeddedRuntime, blocking, container, images, sandbox, streams};
 use crate::runtime::{
-    ContainerConfig, ContainerStats, ContainerStatus, Duplex, ExecRequest, ExecResult, ImageAuth, ImageFsInfo,
-    ImageInfo, Reader, Resources, RuntimeEvent, RuntimeVersion, SandboxConfig, SandboxStatus, Streams,
+    ContainerConfig, ContainerStats, ContainerStatus, Duplex, ExecRequest, ExecResult, Features, ImageAuth,
+    ImageFsInfo, ImageInfo, Reader, Resources, RuntimeEvent, RuntimeVersion, SandboxConfig, SandboxStatus, Streams,
 };
 use crate::{Error, Runtime};
 
@@ -17,6 +17,10 @@ use crate::{Error, Runtime};
 impl Runtime for EmbeddedRuntime {
     async fn version(&self) -> Result<RuntimeVersion, Error> {
         Ok(RuntimeVersion { name: "dhow".into(), version: env!("CARGO_PKG_VERSION").into() })
+    }
+
+    async fn features(&self, _: &str) -> Result<Features, Error> {
+        Ok(Features { recursive_readonly: true, image_volumes: true })
     }
 
     async fn run_sandbox(&self, config: SandboxConfig) -> Result<String, Error> {

@@ -1,5 +1,6 @@
 //! From what is asked and what the image says to what the shim is told. Pure.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use dhow_image::Image;
@@ -55,6 +56,9 @@ pub const NETWORK_SYSCTLS: [(&str, &str); 2] =
 
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// The layers of images that are mounted as volumes, top first, by what they were asked for as.
+pub type ImageVolumes = BTreeMap<String, Vec<PathBuf>>;
+
 /// A container, ready to be made.
 pub fn container(
     runtime: &EmbeddedConfig,
@@ -63,13 +67,14 @@ pub fn container(
     config: &ContainerConfig,
     image: &Image,
     rootfs: Rootfs,
+    volumes: &ImageVolumes,
 ) -> Result<ContainerSpec, Error> {
     let security = &config.security;
     Ok(ContainerSpec {
         id: id.to_owned(),
         process: process(config, image)?,
         rootfs,
-        mounts: mounts(runtime, sandbox, config),
+        mounts: mounts(runtime, sandbox, config, volumes),
         devices: config
             .devices
             .iter()
@@ -211,18 +216,24 @@ pub fn paths(given: Option<&[String]>, default: &[&str]) -> Vec<String> {
 }
 
 /// The sandbox's files, then what is asked for; a mount below another comes after it.
-fn mounts(runtime: &EmbeddedConfig, sandbox: &SandboxMeta, config: &ContainerConfig) -> Vec<Mount> {
+fn mounts(
+    runtime: &EmbeddedConfig,
+    sandbox: &SandboxMeta,
+    config: &ContainerConfig,
+    volumes: &ImageVolumes,
+) -> Vec<Mount> {
     let dir = runtime.sandbox_dir(&sandbox.id);
     let mut all: Vec<Mount> = Vec::new();
     for name in ["resolv.conf", "hostname"] {
         let target = PathBuf::from(format!("/etc/{name}"));
         if !config.mounts.iter().any(|mount| mount.container_path == target) {
-            all.push(Mount { source: dir.join(name), target, readonly: false, propagation: Propagation::Private });
+            all.push(Mount { source: dir.join(name), target, ..Mount::default() });
         }
     }
     for mount in &config.mounts {
+        let layers = mount.image.as_ref().and_then(|image| volumes.get(image));
         all.push(Mount {
-            source: mount.host_path.clone(),
+            source: if layers.is_some() { mount.image_sub_path.clone() } else { mount.host_path.clone() },
             target: mount.container_path.clone(),
             readonly: mount.readonly,
             propagation: match mount.propagation {
@@ -230,6 +241,8 @@ fn mounts(runtime: &EmbeddedConfig, sandbox: &SandboxMeta, config: &ContainerCon
                 MountPropagation::HostToContainer => Propagation::Slave,
                 MountPropagation::Bidirectional => Propagation::Shared,
             },
+            recursive_readonly: mount.recursive_readonly,
+            layers: layers.cloned().unwrap_or_default(),
         });
     }
     all.sort_by_key(|mount| mount.target.components().count());

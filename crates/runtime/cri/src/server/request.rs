@@ -119,6 +119,7 @@ pub fn container(config: proto::ContainerConfig) -> Result<ContainerConfig, Erro
         stdin_once: config.stdin_once,
         tty: config.tty,
         resources: resources(linux.resources.unwrap_or_default()),
+        cdi_devices: config.cdi_devices.into_iter().map(|device| device.name).collect(),
         target,
         stop_signal: Some(stop_signal)
             .filter(|signal| *signal != proto::Signal::RuntimeDefault)
@@ -139,7 +140,8 @@ fn mount(mount: proto::Mount) -> Mount {
         readonly: mount.readonly,
         propagation,
         recursive_readonly: mount.recursive_read_only,
-        ..Mount::default()
+        image: mount.image.map(|image| image.image).filter(|image| !image.is_empty()),
+        image_sub_path: mount.image_sub_path.into(),
     }
 }
 
@@ -220,7 +222,12 @@ mod tests {
         let asked: ContainerConfig = serde_json::from_value(serde_json::json!({
             "name": "c", "attempt": 3, "image": "i", "command": ["/a"], "args": ["b"], "working_dir": "/w",
             "envs": [["A", "b"]], "labels": {"l": "1"}, "annotations": {}, "log_path": "c/3.log",
-            "mounts": [{"host_path": "/h", "container_path": "/c", "readonly": true, "propagation": "HostToContainer"}],
+            "mounts": [
+                {"host_path": "/h", "container_path": "/c", "readonly": true, "propagation": "HostToContainer",
+                    "recursive_readonly": true},
+                {"host_path": "", "container_path": "/i", "readonly": true, "propagation": "Private", "image": "v",
+                    "image_sub_path": "etc"},
+            ],
             "devices": [{"host_path": "/dev/x", "container_path": "/dev/y", "permissions": "rw"}],
             "stdin": true, "stdin_once": true, "tty": false,
             "resources": Resources { cpu_quota: Some(5000), memory_limit: Some(1 << 24), ..Resources::default() },

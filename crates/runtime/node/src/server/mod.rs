@@ -19,6 +19,7 @@ use bytes::Bytes;
 use dhow_cri::Runtime;
 use dhow_cri::runtime::{ContainerStatus, SandboxStatus};
 use futures::TryStreamExt;
+use futures::future::BoxFuture;
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
@@ -103,7 +104,11 @@ pub struct Server {
     pub probes: Box<dyn Fn() -> BTreeMap<ProbeKey, u64> + Send + Sync>,
     pub settings: NodeSettings,
     pub meter: usage::Meter,
+    /// What drivers tell of the volumes of a pod, by its uid.
+    pub volumes: VolumeStats,
 }
+
+pub type VolumeStats = Box<dyn Fn(String) -> BoxFuture<'static, Vec<serde_json::Value>> + Send + Sync>;
 
 /// The pods in the shape of the API.
 fn pod_list(pods: &[Arc<Pod>]) -> serde_json::Value {
@@ -208,7 +213,15 @@ impl Server {
                 let usage = self.meter.measure(self.runtime.as_ref()).await?;
                 // A runtime that does not tell leaves it out.
                 let images = self.runtime.image_fs_info().await.ok();
-                Ok(json(&summary::of(&self.node, &self.root_dir, images.as_ref(), &usage)))
+                let mut all = summary::of(&self.node, &self.root_dir, images.as_ref(), &usage);
+                for pod in all["pods"].as_array_mut().into_iter().flatten() {
+                    let uid = pod["podRef"]["uid"].as_str().unwrap_or_default().to_owned();
+                    let volumes = (self.volumes)(uid).await;
+                    if !volumes.is_empty() {
+                        pod["volume"] = volumes.into();
+                    }
+                }
+                Ok(json(&all))
             }
             (Method::POST, ["images", "import"]) => self.import(request).await,
             (_, ["images", ..]) if let Some(api) = &self.image_api => Ok(api(request).await),

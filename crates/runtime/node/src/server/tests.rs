@@ -51,6 +51,7 @@ impl Fixture {
             probes: Box::new(BTreeMap::new),
             settings: NodeSettings::default(),
             meter: usage::Meter::default(),
+            volumes: Box::new(|_| Box::pin(async { Vec::new() })),
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();

@@ -5,14 +5,18 @@
 //! pod, so that no mistake there can reach the data.
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use dhow_api::local_volumes::NODE_LABEL;
 use dhow_client::EventType;
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, PersistentVolumeSpec, Pod, Volume};
 
 use super::{bad, fs_group, host_path, is_block_device, is_inside, local, ownership};
-use crate::Error;
 use crate::shared::Shared;
+use crate::{Error, csi};
+
+/// A volume that could not grow is asked for again after this long.
+const GROW_AGAIN: Duration = Duration::from_secs(60);
 
 /// A claim of a pod.
 pub struct Named {
@@ -30,14 +34,38 @@ pub fn named(pod: &Pod, volume: &Volume) -> Option<Named> {
     Some(Named { name, ephemeral: true })
 }
 
-/// The host path of the claim's volume. `dir` is the pod's folder of volumes.
-pub async fn prepare(shared: &Shared, pod: &Pod, volume: &Volume, claim: &Named, dir: &Path) -> Result<PathBuf, Error> {
+/// The host path of the claim's volume, and when to look again. `dir` is the pod's folder of volumes.
+pub async fn prepare(
+    shared: &Shared,
+    pod: &Pod,
+    volume: &Volume,
+    claim: &Named,
+    dir: &Path,
+) -> Result<(PathBuf, Option<SystemTime>), Error> {
+    let pod_dir = dir.parent().unwrap_or(dir);
+    let driven = csi::record::of_pod(pod_dir).into_iter().find(|(_, own)| own.pod_volume == volume.name);
+    // A volume that cannot grow is tried again, and used as it is.
+    let again = match &driven {
+        Some((_, own)) => csi::expand::check(shared, pod, own).await.err().map(|_| (shared.now)() + GROW_AGAIN),
+        None => None,
+    };
     let record = dir.with_file_name("claims").join(&volume.name);
-    if let Ok(known) = std::fs::read_to_string(&record) {
-        return Ok(PathBuf::from(known));
+    let gone = driven.is_some_and(|(_, own)| !csi::is_there(&own.target, own.block));
+    if let Ok(known) = std::fs::read_to_string(&record)
+        && !gone
+    {
+        return Ok((PathBuf::from(known), again));
     }
     let found = bound(shared, pod, claim).await?;
     let read_only = volume.persistent_volume_claim.as_ref().is_some_and(|source| source.read_only == Some(true));
+    if let Some(source) = csi::Source::of_volume(&found, &volume.name, read_only) {
+        let (path, again) = csi::prepare(shared, pod, &source, pod_dir).await?;
+        // One that its driver wants to see again is not settled.
+        if again.is_none() {
+            remember(&record, &path)?;
+        }
+        return Ok((path, again));
+    }
     let path = source(shared, &found)?;
     let is_local = found.spec.as_ref().is_some_and(|spec| spec.local.is_some());
     if let Some(group) = fs_group(pod).filter(|_| is_local && !read_only && path.is_dir()) {
@@ -49,7 +77,7 @@ pub async fn prepare(shared: &Shared, pod: &Pod, volume: &Volume, claim: &Named,
         given.map_err(|error| bad(format!("set the owner of {}: {error}", path.display())))??;
     }
     remember(&record, &path)?;
-    Ok(path)
+    Ok((path, None))
 }
 
 /// Whole or not at all.
@@ -126,9 +154,6 @@ fn source(shared: &Shared, volume: &PersistentVolume) -> Result<PathBuf, Error> 
     let kind = match spec {
         PersistentVolumeSpec { nfs: Some(_), .. } => {
             "nfs (mount it on the node and use a volume of type local or hostPath)"
-        }
-        PersistentVolumeSpec { csi: Some(csi), .. } => {
-            return Err(bad(format!("driver name {} not found in the list of registered CSI drivers", csi.driver)));
         }
         PersistentVolumeSpec { host_path: Some(_), .. } => "hostPath with volumeMode Block",
         _ => "a type this node does not support",

@@ -2,10 +2,10 @@
 
 mod claim;
 pub mod local;
-mod ownership;
+pub mod ownership;
 mod payload;
 mod subpath;
-mod token;
+pub mod token;
 mod write;
 
 use std::collections::BTreeMap;
@@ -17,8 +17,8 @@ use std::time::SystemTime;
 use k8s_openapi::api::core::v1::{EmptyDirVolumeSource, Pod, Volume};
 use rustix::mount::{MountFlags, UnmountFlags};
 
-use crate::Error;
 use crate::shared::Shared;
+use crate::{Error, csi};
 pub use subpath::mount as mount_sub_path;
 
 fn bad(message: impl Into<String>) -> Error {
@@ -49,23 +49,44 @@ pub async fn prepare(shared: &Shared, pod: &Pod, dir: &Path) -> Result<Prepared,
         if !is_inside(name) {
             return Err(bad(format!("volume name {name:?} is not valid")));
         }
-        if let Some(claim) = claim::named(pod, volume) {
-            let path = claim::prepare(shared, pod, volume, &claim, dir).await.map_err(|error| failed(name, &error))?;
-            prepared.paths.insert(name.clone(), path);
+        // Mounted by the runtime.
+        if volume.image.is_some() {
             continue;
         }
-        let (path, refresh) = one(shared, pod, volume, dir.join(name)).await.map_err(|error| failed(name, &error))?;
-        prepared.refresh = [prepared.refresh, refresh].into_iter().flatten().min();
-        prepared.paths.insert(name.clone(), path);
+        if let Some(claim) = claim::named(pod, volume) {
+            let found = claim::prepare(shared, pod, volume, &claim, dir).await.map_err(|error| failed(name, error))?;
+            prepared.add(name, found);
+            continue;
+        }
+        if let Some(csi) = &volume.csi {
+            let source = csi::Source::of_pod(pod, name, csi);
+            let pod_dir = dir.parent().unwrap_or(dir);
+            let found = csi::prepare(shared, pod, &source, pod_dir).await.map_err(|error| failed(name, error))?;
+            prepared.add(name, found);
+            continue;
+        }
+        let found = one(shared, pod, volume, dir.join(name)).await.map_err(|error| failed(name, error))?;
+        prepared.add(name, found);
     }
     Ok(prepared)
 }
 
-fn failed(volume: &str, error: &Error) -> Error {
+impl Prepared {
+    fn add(&mut self, name: &str, (path, refresh): (PathBuf, Option<SystemTime>)) {
+        self.refresh = [self.refresh, refresh].into_iter().flatten().min();
+        self.paths.insert(name.to_owned(), path);
+    }
+}
+
+fn failed(volume: &str, error: Error) -> Error {
+    // Who waits for somebody else has not failed.
+    if error.reason() == csi::attach::WAITS {
+        return error;
+    }
     bad(format!("MountVolume.SetUp failed for volume {volume:?} : {error}"))
 }
 
-fn fs_group(pod: &Pod) -> Option<u32> {
+pub fn fs_group(pod: &Pod) -> Option<u32> {
     let security = pod.spec.as_ref()?.security_context.as_ref()?;
     security.fs_group.and_then(|group| u32::try_from(group).ok())
 }
@@ -231,9 +252,36 @@ pub fn unmount(pod_dir: &Path) {
     }
 }
 
-/// Unmounts and removes a pod's directory.
+/// Where something is mounted at a path or below it, the deepest first.
+pub fn mounts_below(path: &Path) -> Vec<PathBuf> {
+    if path.as_os_str().is_empty() {
+        return Vec::new();
+    }
+    let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let points = mounts.lines().filter_map(|line| line.split(' ').nth(4)).map(|point| PathBuf::from(unescape(point)));
+    let mut below: Vec<PathBuf> = points.filter(|point| point.starts_with(&path)).collect();
+    below.reverse();
+    below
+}
+
+/// Blanks and the like are octal in lists of mounts.
+fn unescape(text: &str) -> String {
+    ["\\040", "\\011", "\\012", "\\134"]
+        .iter()
+        .zip([" ", "\t", "\n", "\\"])
+        .fold(text.to_owned(), |text, (code, char)| text.replace(code, char))
+}
+
+/// Unmounts and removes a pod's directory. What a driver mounted there has to be gone: it is somebody's data.
 pub fn remove(pod_dir: &Path) -> Result<(), Error> {
     unmount(pod_dir);
+    for point in mounts_below(pod_dir) {
+        if point.components().any(|part| part.as_os_str() == "kubernetes.io~csi") {
+            return Err(bad(format!("{} is still mounted", point.display())));
+        }
+        let _ = rustix::mount::unmount(&point, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);
+    }
     match std::fs::remove_dir_all(pod_dir) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             Err(Error::io(format!("remove {}", pod_dir.display()))(error))

@@ -7,6 +7,7 @@ use base64::Engine;
 use dhow_client::Client;
 use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::core::v1::{Pod, ServiceAccount, ServiceAccountTokenProjection};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::is_inside;
 use crate::Error;
@@ -47,13 +48,19 @@ pub async fn of(
     let seconds = now.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs());
     let token = match kept(data, &source.path, i64::try_from(seconds).unwrap_or(i64::MAX)) {
         Some(token) => token,
-        None => request(client, pod, source.audience.clone(), source.expiration_seconds).await?,
+        None => request(client, pod, source.audience.clone(), source.expiration_seconds).await?.0,
     };
     let at = renewal(&token).and_then(|at| u64::try_from(at).ok());
     Ok((token, at.map(|at| SystemTime::UNIX_EPOCH + Duration::from_secs(at))))
 }
 
-async fn request(client: &Client, pod: &Pod, audience: Option<String>, seconds: Option<i64>) -> Result<String, Error> {
+/// A new token for the pod's account, and when it expires.
+pub async fn request(
+    client: &Client,
+    pod: &Pod,
+    audience: Option<String>,
+    seconds: Option<i64>,
+) -> Result<(String, Option<Time>), Error> {
     let account = pod.spec.as_ref().and_then(|s| s.service_account_name.as_deref()).unwrap_or("default");
     let request = TokenRequest {
         spec: TokenRequestSpec {
@@ -73,7 +80,7 @@ async fn request(client: &Client, pod: &Pod, audience: Option<String>, seconds: 
         .create_subresource::<ServiceAccount, _, _>(ns, account, "token", &request)
         .await
         .map_err(Error::client("request service account token"))?;
-    Ok(answer.status.map(|s| s.token).unwrap_or_default())
+    Ok(answer.status.map(|status| (status.token, Some(status.expiration_timestamp))).unwrap_or_default())
 }
 
 #[cfg(test)]

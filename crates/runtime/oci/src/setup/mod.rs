@@ -6,6 +6,7 @@ pub mod devices;
 pub mod identity;
 pub mod idmap;
 pub mod labels;
+pub mod layers;
 pub mod limits;
 pub mod mounts;
 pub mod options;

@@ -3,29 +3,32 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use rustix::mount::{
-    MountFlags, MountPropagationFlags, MoveMountFlags, UnmountFlags, mount, mount_change, mount_remount, unmount,
-};
+use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount_change, mount_remount, unmount};
 
 use super::mounts::{self, Source, Wanted};
 use super::options::{self, Options};
 use super::paths::open_root;
-use super::{devices, idmap};
+use super::{devices, idmap, layers};
 use crate::error::{Context, Error, Result};
-use crate::spec::{ContainerSpec, IdRange, Mount, Propagation, Rootfs};
+use crate::spec::{ContainerSpec, IdRange, Mount, Propagation};
 use crate::sys;
 
+/// What holds for the files of an image that is mounted as a volume.
+const IMAGE_FLAGS: MountFlags =
+    MountFlags::RDONLY.union(MountFlags::NOSUID).union(MountFlags::NODEV).union(MountFlags::NOEXEC);
+
 /// A user namespace, and what its ids are outside.
-type Users<'a> = (BorrowedFd<'a>, IdRange);
+pub type Users<'a> = (BorrowedFd<'a>, IdRange);
 
 /// Builds the file system and makes it the root. The process has a mount namespace of its own; `users` is the user
 /// namespace it will join, whose ids the files are to have.
 pub fn enter(spec: &ContainerSpec, shm: &Path, host_mounts: BorrowedFd<'_>, users: Option<Users<'_>>) -> Result<()> {
     let target = &spec.rootfs.target;
-    let shared = shared_trees(&spec.mounts, host_mounts, users.is_some())?;
-    overlay(&spec.rootfs, users)?;
+    let mut trees = shared_trees(&spec.mounts, host_mounts, users.is_some())?;
+    trees.extend(layers::trees(&spec.mounts, &spec.rootfs, users)?);
+    layers::root(&spec.rootfs, users)?;
     {
         let root = open_root(target)?;
         let root = root.as_fd();
@@ -40,7 +43,7 @@ pub fn enter(spec: &ContainerSpec, shm: &Path, host_mounts: BorrowedFd<'_>, user
         }
         for (place, wanted) in spec.mounts.iter().enumerate() {
             let options = Options { bind: true, recursive: true, ..options_of(wanted) };
-            match shared.get(&place) {
+            match trees.get(&place) {
                 Some(tree) => {
                     let source = Source::Tree(tree.as_fd());
                     mounts::perform(root, &Wanted { source, target: &wanted.target, kind: "", options })?;
@@ -58,53 +61,6 @@ pub fn enter(spec: &ContainerSpec, shm: &Path, host_mounts: BorrowedFd<'_>, user
         mount_remount("/", flags, "").step("make the root read-only")?;
     }
     Ok(())
-}
-
-/// Mounts the layers. Their names are made relative to a common folder, since options are a page at most.
-fn overlay(rootfs: &Rootfs, users: Option<Users<'_>>) -> Result<()> {
-    let empty = rootfs.work.with_extension("empty");
-    let (folder, names): (PathBuf, Vec<String>) = match rootfs.lower.first().and_then(|first| first.parent()) {
-        Some(parent) if rootfs.lower.iter().all(|layer| layer.parent() == Some(parent)) => {
-            let name = |layer: &PathBuf| layer.file_name().map(|n| n.to_string_lossy().into_owned());
-            (parent.to_owned(), rootfs.lower.iter().filter_map(name).collect())
-        }
-        Some(_) => ("/".into(), rootfs.lower.iter().map(|layer| layer.display().to_string()).collect()),
-        None => {
-            // An image without layers.
-            fs::create_dir_all(&empty).step("create an empty layer")?;
-            ("/".into(), vec![empty.display().to_string()])
-        }
-    };
-    let escape = |text: String| text.replace('\\', "\\\\").replace(':', "\\:").replace(',', "\\,");
-    let lower: Vec<String> = names.into_iter().map(escape).collect();
-    let place = |path: &Path| escape(path.display().to_string());
-    let options =
-        format!("lowerdir={},upperdir={},workdir={}", lower.join(":"), place(&rootfs.upper), place(&rootfs.work));
-    if options.len() >= 4096 {
-        return Err(Error::Invalid(format!("image has {} layers, more than can be mounted", rootfs.lower.len())));
-    }
-    match users {
-        None => rustix::process::chdir(&folder).step("enter the layers' folder")?,
-        Some((users, _)) => enter_translated(&folder, &rootfs.target, users)?,
-    }
-    let options = std::ffi::CString::new(options).map_err(|_| Error::Invalid("layer path holds NUL".into()))?;
-    mount("overlay", &rootfs.target, "overlay", MountFlags::empty(), Some(options.as_c_str())).step("mount overlay")
-}
-
-/// Enters the layers' folder through a mount that shows them with the ids of a user namespace. It lies on the place of
-/// the root, which the overlay covers next.
-fn enter_translated(folder: &Path, place: &Path, users: BorrowedFd<'_>) -> Result<()> {
-    if folder == Path::new("/") {
-        return Err(Error::Invalid(
-            "the image's layers lie apart: their ids cannot be translated for a user namespace".into(),
-        ));
-    }
-    let tree = mounts::clone_tree(folder, false)?;
-    idmap::apply_namespace(tree.as_fd(), users, false)
-        .map_err(|error| Error::Invalid(format!("image layers in {}: {error}", folder.display())))?;
-    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-    rustix::mount::move_mount(&tree, "", rustix::fs::CWD, place, flags).step("mount the image's layers")?;
-    rustix::process::chdir(place).step("enter the layers' folder")
 }
 
 /// File systems of the kernel: type, place, options.
@@ -189,6 +145,12 @@ fn shared_trees(wanted: &[Mount], host_mounts: BorrowedFd<'_>, own_users: bool) 
 fn options_of(wanted: &Mount) -> Options {
     let mut options = Options::default();
     options.flags.set(MountFlags::RDONLY, wanted.readonly);
+    if wanted.recursive_readonly && wanted.readonly {
+        options.all_below = options::attributes(MountFlags::RDONLY, MountFlags::empty());
+    }
+    if !wanted.layers.is_empty() {
+        options.flags |= IMAGE_FLAGS;
+    }
     options.propagation = match wanted.propagation {
         Propagation::Private => Vec::new(),
         Propagation::Slave => vec![MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC],
