@@ -243,7 +243,7 @@ pub struct ContainerStatus {
     pub finished_at: Option<SystemTime>,
     /// 128 + signal when killed by one.
     pub exit_code: i32,
-    /// `Completed`, `Error`, `OOMKilled`, `ContainerCannotRun`, …
+    /// `Completed`, `Error`, `OOMKilled`, `StartError`, …
     pub reason: String,
     pub message: String,
     /// What the container was made from, as asked.
@@ -263,6 +263,15 @@ pub struct ContainerStats {
     /// Usage less inactive file pages.
     pub memory_working_set_bytes: u64,
     pub pids: u64,
+}
+
+/// What a runtime can run pods with, by the name that runtime classes have for it; the default has none.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RuntimeHandler {
+    pub name: String,
+    pub user_namespaces: bool,
+    /// Read-only mounts can be so with all that is mounted below them.
+    pub recursive_readonly_mounts: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -364,6 +373,10 @@ pub struct Streams {
 #[async_trait::async_trait]
 pub trait Runtime: Send + Sync + 'static {
     async fn version(&self) -> Result<RuntimeVersion, Error>;
+    /// What pods can be run with; empty from a runtime that does not say.
+    async fn handlers(&self) -> Result<Vec<RuntimeHandler>, Error> {
+        Ok(Vec::new())
+    }
 
     /// Creates and starts a sandbox: namespaces, cgroup, network. On error nothing is left behind.
     async fn run_sandbox(&self, config: SandboxConfig) -> Result<SandboxId, Error>;

@@ -17,6 +17,7 @@ mod hooks;
 mod hosts;
 mod http_check;
 mod objects;
+mod options;
 mod probes;
 mod pull_secrets;
 mod pulls;
@@ -27,6 +28,7 @@ mod resources;
 mod server;
 mod settings;
 mod shared;
+mod shutdown;
 mod start;
 mod static_pods;
 mod status;
@@ -53,8 +55,9 @@ use tokio_util::sync::CancellationToken;
 
 use cgroups::Cgroups;
 use objects::Objects;
+pub use options::NodeOptions;
 use resources::NodeLimits;
-pub use settings::{Amount, NodeSettings, Signal, Threshold};
+pub use settings::{Amount, NodeSettings, ShutdownGroup, Signal, Threshold};
 use shared::Shared;
 use static_pods::StaticPods;
 use worker::Worker;
@@ -78,6 +81,8 @@ pub struct NodeConfig {
     pub labels: BTreeMap<String, String>,
     /// What serves `/images` of the node's server, when the runtime has more to offer there than to list and import.
     pub image_api: Option<ImageApi>,
+    /// Address of the bus on which systemd and logind are, for shutdowns in order.
+    pub system_bus: Option<String>,
     pub settings: NodeSettings,
 }
 
@@ -98,9 +103,12 @@ struct Handle {
 }
 
 impl Node {
-    /// Runs until `shutdown`; containers go on without it and are adopted by the next run. Calls `ready` once the
+    /// Runs until `stop`; containers go on without it and are adopted by the next run. Calls `ready` once the
     /// node is registered as Ready, its server answers, and it knows its pods.
-    pub async fn run(config: NodeConfig, shutdown: CancellationToken, ready: impl FnOnce()) -> Result<(), Error> {
+    pub async fn run(config: NodeConfig, stop: CancellationToken, ready: impl FnOnce()) -> Result<(), Error> {
+        // What is done for pods goes on for a moment when the agent is to end with its machine.
+        let shutdown = CancellationToken::new();
+        let _ends_with_us = shutdown.clone().drop_guard();
         import_images(&config).await;
         volumes::share(&config.root_dir.join("pods"))?;
         // Bound before the node is announced, so that nobody is sent to a port where nothing listens.
@@ -122,7 +130,15 @@ impl Node {
         let own = ListParams { field_selector: Some(format!("metadata.name={}", config.name)), ..Default::default() };
         let own = Informer::start(config.client.clone(), own, None, shutdown.clone());
         own.synced().await;
-        let limits = NodeLimits { memory: capacity::memory_bytes(), pod_pids: config.settings.pod_pids };
+        let limits = NodeLimits {
+            memory: capacity::memory_bytes(),
+            pod_pids: config.settings.pod_pids,
+            huge_pages: capacity::huge_pages()
+                .into_iter()
+                .filter(|(_, bytes)| *bytes > 0)
+                .map(|(size, _)| size)
+                .collect(),
+        };
         let around = shared::Around {
             services,
             node: own,
@@ -133,8 +149,15 @@ impl Node {
             runtime_name: config.runtime.version().await?.name,
         };
         let shared = Arc::new(Shared::new(config, around, std::time::SystemTime::now));
-        tokio::spawn(register::heartbeat(shared.config.clone(), registered, shared.pressures(), shutdown.clone()));
+        tokio::spawn(register::heartbeat(
+            shared.config.clone(),
+            registered,
+            shared.pressures(),
+            shared.shutting_down(),
+            shutdown.clone(),
+        ));
         tokio::spawn(eviction::run(Arc::clone(&shared), Informer::clone(&pods), shutdown.clone()));
+        tokio::spawn(shutdown::run(Arc::clone(&shared), Informer::clone(&pods), shutdown.clone()));
 
         if let Some((listener, tls)) = listener {
             let (known, counting) = (Informer::clone(&pods), Arc::clone(&shared));
@@ -175,9 +198,14 @@ impl Node {
         }
         tokio::spawn(volumes::local::run(Arc::clone(&shared), shutdown.clone()));
         ready();
+        let ending = async {
+            stop.cancelled().await;
+            shutdown::at_the_end(&shared, &pods).await;
+        };
+        tokio::pin!(ending);
         loop {
             tokio::select! {
-                () = shutdown.cancelled() => return Ok(()),
+                () = &mut ending => return Ok(()),
                 Some(pod) = static_changed.recv() => {
                     let uid = pod.metadata.uid.clone().unwrap_or_default();
                     workers.retain(|_, handle| !handle.pod.is_closed());

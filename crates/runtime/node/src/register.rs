@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
 
 use dhow_client::Patch;
-use dhow_cri::runtime::ImageInfo;
+use dhow_cri::runtime::{ImageInfo, RuntimeHandler};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Node;
 use serde_json::{Value, json};
@@ -44,6 +44,8 @@ pub struct Facts {
     pub version: String,
     pub images: Vec<ImageInfo>,
     pub pressures: BTreeSet<&'static str>,
+    pub shutting_down: bool,
+    pub handlers: Vec<RuntimeHandler>,
 }
 
 fn node_status(config: &NodeConfig, old: &Node, facts: Facts) -> Value {
@@ -55,7 +57,7 @@ fn node_status(config: &NodeConfig, old: &Node, facts: Facts) -> Value {
         json!({"type": type_, "status": status, "reason": reason, "message": message,
             "lastHeartbeatTime": now, "lastTransitionTime": since})
     };
-    let Facts { version, images: list, pressures } = facts;
+    let Facts { version, images: list, pressures, shutting_down, handlers } = facts;
     let pressure = |type_: &str, under: [&str; 2], fine: [&str; 2]| {
         let held = pressures.contains(type_);
         let [reason, message] = if held { under } else { fine };
@@ -68,6 +70,7 @@ fn node_status(config: &NodeConfig, old: &Node, facts: Facts) -> Value {
         "capacity": capacity::capacity(config), "allocatable": capacity::allocatable(config),
         "addresses": [{"type": "InternalIP", "address": config.node_ip}, {"type": "Hostname", "address": config.name}],
         "images": images(list),
+        "runtimeHandlers": handlers_shown(&handlers),
         "daemonEndpoints": {"kubeletEndpoint": {"Port": config.kubelet_port}},
         "nodeInfo": {"machineID": read("/etc/machine-id"), "systemUUID": system_uuid(),
             "bootID": read("/proc/sys/kernel/random/boot_id"), "kernelVersion": read("/proc/sys/kernel/osrelease"),
@@ -80,9 +83,22 @@ fn node_status(config: &NodeConfig, old: &Node, facts: Facts) -> Value {
                 ["KubeletHasNoDiskPressure", "kubelet has no disk pressure"]),
             pressure("PIDPressure", ["KubeletHasInsufficientPID", "kubelet has insufficient PID available"],
                 ["KubeletHasSufficientPID", "kubelet has sufficient PID available"]),
-            condition("Ready", "True", "KubeletReady", "kubelet is posting ready status"),
+            match shutting_down {
+                true => condition("Ready", "False", "KubeletNotReady", "node is shutting down"),
+                false => condition("Ready", "True", "KubeletReady", "kubelet is posting ready status"),
+            },
         ],
     })
+}
+
+/// Nothing of a runtime that does not say.
+fn handlers_shown(handlers: &[RuntimeHandler]) -> Value {
+    let one = |handler: &RuntimeHandler| {
+        let (recursive, users) = (handler.recursive_readonly_mounts, handler.user_namespaces);
+        json!({"name": handler.name, "features": {"recursiveReadOnlyMounts": recursive, "userNamespaces": users}})
+    };
+    let all: Vec<Value> = handlers.iter().map(one).collect();
+    if all.is_empty() { Value::Null } else { all.into() }
 }
 
 /// The machine's own id, where its firmware gives one.
@@ -114,16 +130,22 @@ pub async fn register(config: &NodeConfig) -> Result<Node, Error> {
     let annotations = local::announcement(&config.root_dir)?;
     let patch = Patch::Merge(json!({"metadata": {"labels": labels, "annotations": annotations}}));
     client.patch::<Node>(None, &config.name, patch, None).await.map_err(Error::client("label node"))?;
-    let status = measure(config, &existing, BTreeSet::new()).await?;
+    let status = measure(config, &existing, BTreeSet::new(), false).await?;
     write_status(config, status).await
 }
 
 /// The node's status as it is now; `old` says since when conditions hold.
-async fn measure(config: &NodeConfig, old: &Node, pressures: BTreeSet<&'static str>) -> Result<Value, Error> {
+async fn measure(
+    config: &NodeConfig,
+    old: &Node,
+    pressures: BTreeSet<&'static str>,
+    shutting_down: bool,
+) -> Result<Value, Error> {
     let version = config.runtime.version().await?;
     let version = format!("{}://{}", version.name, version.version);
     let images = config.runtime.list_images().await?;
-    Ok(node_status(config, old, Facts { version, images, pressures }))
+    let handlers = config.runtime.handlers().await?;
+    Ok(node_status(config, old, Facts { version, images, pressures, shutting_down, handlers }))
 }
 
 async fn write_status(config: &NodeConfig, status: Value) -> Result<Node, Error> {
@@ -175,6 +197,7 @@ pub async fn heartbeat(
     config: NodeConfig,
     mut known: Node,
     mut pressures: watch::Receiver<BTreeSet<&'static str>>,
+    mut shutting_down: watch::Receiver<bool>,
     shutdown: CancellationToken,
 ) {
     let mut beats = 0_u32;
@@ -184,6 +207,7 @@ pub async fn heartbeat(
             () = shutdown.cancelled() => return,
             _ = timer.tick() => true,
             Ok(()) = pressures.changed() => false,
+            Ok(()) = shutting_down.changed() => false,
         };
         if beat {
             if let Err(error) = renew(&config).await {
@@ -192,7 +216,8 @@ pub async fn heartbeat(
             beats += 1;
         }
         let now = pressures.borrow_and_update().clone();
-        let result = match measure(&config, &known, now).await {
+        let stops = *shutting_down.borrow_and_update();
+        let result = match measure(&config, &known, now, stops).await {
             Ok(status) if is_written(&status, &known) && !beats.is_multiple_of(STATUS_EVERY) => continue,
             Ok(status) => write_status(&config, status).await,
             Err(error) => Err(error),
@@ -225,7 +250,13 @@ mod tests {
             uid: None,
             username: None,
         };
-        let facts = |images: Vec<ImageInfo>, pressures| Facts { version: "dhow://1".into(), images, pressures };
+        let facts = |images: Vec<ImageInfo>, pressures| Facts {
+            version: "dhow://1".into(),
+            images,
+            pressures,
+            shutting_down: false,
+            handlers: Vec::new(),
+        };
         let status = node_status(&config, &Node::default(), facts(vec![image.clone()], BTreeSet::new()));
         let mut node: Node = serde_json::from_value(json!({"status": status})).unwrap();
         let others = json!({"type": "NetworkUnavailable", "status": "False"});

@@ -13,7 +13,7 @@ use crate::cgroups::{self, CgroupDriver, cgroup_parent};
 use crate::proto;
 use crate::runtime::{
     ContainerConfig, ContainerState, ContainerStats, ContainerStatus, Duplex, ExecRequest, ExecResult, ImageAuth,
-    ImageInfo, Reader, Resources, RuntimeEvent, RuntimeVersion, SandboxConfig, SandboxStatus, Streams,
+    ImageInfo, Reader, Resources, RuntimeEvent, RuntimeHandler, RuntimeVersion, SandboxConfig, SandboxStatus, Streams,
 };
 use crate::{Error, Runtime};
 
@@ -123,6 +123,20 @@ impl Runtime for CriRuntime {
     async fn version(&self) -> Result<RuntimeVersion, Error> {
         let version = &self.inner.version;
         Ok(RuntimeVersion { name: version.runtime_name.clone(), version: version.runtime_version.clone() })
+    }
+
+    async fn handlers(&self) -> Result<Vec<RuntimeHandler>, Error> {
+        let status = self.inner.runtime.clone().status(proto::StatusRequest::default()).await;
+        let status = status.map_err(|status| answer::failure("runtime", "", status))?.into_inner();
+        let handler = |handler: proto::RuntimeHandler| {
+            let features = handler.features.unwrap_or_default();
+            RuntimeHandler {
+                name: handler.name,
+                user_namespaces: features.user_namespaces,
+                recursive_readonly_mounts: features.recursive_read_only_mounts,
+            }
+        };
+        Ok(status.runtime_handlers.into_iter().map(handler).collect())
     }
 
     async fn run_sandbox(&self, config: SandboxConfig) -> Result<String, Error> {

@@ -9,7 +9,7 @@ use futures::stream::BoxStream;
 use super::{EmbeddedRuntime, blocking, container, images, sandbox, streams};
 use crate::runtime::{
     ContainerConfig, ContainerStats, ContainerStatus, Duplex, ExecRequest, ExecResult, ImageAuth, ImageFsInfo,
-    ImageInfo, Reader, Resources, RuntimeEvent, RuntimeVersion, SandboxConfig, SandboxStatus, Streams,
+    ImageInfo, Reader, Resources, RuntimeEvent, RuntimeHandler, RuntimeVersion, SandboxConfig, SandboxStatus, Streams,
 };
 use crate::{Error, Runtime};
 
@@ -17,6 +17,12 @@ use crate::{Error, Runtime};
 impl Runtime for EmbeddedRuntime {
     async fn version(&self) -> Result<RuntimeVersion, Error> {
         Ok(RuntimeVersion { name: "dhow".into(), version: env!("CARGO_PKG_VERSION").into() })
+    }
+
+    async fn handlers(&self) -> Result<Vec<RuntimeHandler>, Error> {
+        let own = RuntimeHandler { user_namespaces: true, ..RuntimeHandler::default() };
+        let named = |name: &String| RuntimeHandler { name: name.clone(), ..RuntimeHandler::default() };
+        Ok(std::iter::once(own).chain(self.inner.config.handlers.keys().map(named)).collect())
     }
 
     async fn run_sandbox(&self, config: SandboxConfig) -> Result<String, Error> {

@@ -60,6 +60,13 @@ pub fn enter(spec: &ContainerSpec, shm: &Path, host_mounts: BorrowedFd<'_>, user
     Ok(())
 }
 
+/// Mounts the layers in this process's own mount namespace, for a runtime that wants a root that stands.
+pub fn stand(rootfs: &Rootfs) -> Result<()> {
+    let mounted = overlay(rootfs, None);
+    rustix::process::chdir("/").step("leave the layers' folder")?;
+    mounted
+}
+
 /// Mounts the layers. Their names are made relative to a common folder, since options are a page at most.
 fn overlay(rootfs: &Rootfs, users: Option<Users<'_>>) -> Result<()> {
     let empty = rootfs.work.with_extension("empty");
