@@ -100,7 +100,7 @@ fn lives(host: &Host, name: &str, file: Option<&str>) -> Result<String> {
     let seen = until(host, &none, |s| s["phase"] == "Failed")?;
     let end = &own(&seen)["state"]["terminated"];
     ensure!(end["exitCode"] == 128 && end["reason"] == "StartError", "{end}");
-    ensure!(end["message"].as_str().unwrap_or_default().contains("no such file or directory"), "{end}");
+    ensure!(end["message"].as_str().unwrap_or_default().to_lowercase().contains("no such file or directory"), "{end}");
     event(host, &none, "Failed", "/no/such/program")?;
     let shares = format!("{name}-shares");
     running(host, &shares)?;
