@@ -10,9 +10,9 @@ use anyhow::{Context, Result, anyhow};
 use dhow_apiserver::{AccessConfig, ApiServer, ServiceRange, UserInfo};
 use dhow_base::pki::SaKey;
 use dhow_client::Client;
-use dhow_image::{GcConfig, ImageStore, Registries};
+use dhow_image::{ImageStore, Registries};
 use dhow_net::{Cidr, Net, NetConfig};
-use dhow_node::{Node, NodeConfig, NodeSettings};
+use dhow_node::{Node, NodeConfig};
 use dhow_store::Kv;
 use rustix::mount::UnmountFlags;
 use tokio::net::TcpListener;
@@ -185,18 +185,18 @@ async fn open_net(place: &Place) -> Result<Arc<Net>> {
     Net::open(config).await.context("set up the pod network")
 }
 
-/// The image store, how it reaches registries, and when its images go.
+/// The image store, how it reaches registries, and the settings that say so.
 pub struct Images {
     pub store: ImageStore,
     pub registries: Arc<Registries>,
-    gc: GcConfig,
+    pub settings: Settings,
 }
 
 fn open_images(place: &Place) -> Result<Images> {
     let settings = Settings::load(&place.config)?;
-    let registries = Registries::new(settings.registries)?;
+    let registries = Registries::new(settings.registries.clone())?;
     let store = ImageStore::open(&place.data_dir.join("images"))?;
-    Ok(Images { store, registries, gc: settings.images })
+    Ok(Images { store, registries, settings })
 }
 
 /// Starts the API server and the renewal of certificates.
@@ -295,6 +295,9 @@ async fn run_node(
     let root_dir = place.data_dir.join("node");
     fs::create_dir_all(&root_dir).with_context(|| format!("create {}", root_dir.display()))?;
     let runtime = runtimes::open(&place, &images, net).await?;
+    let mut settings = images.settings.node.settings().map_err(anyhow::Error::msg).context("read the settings")?;
+    settings.cgroup_root = Some(place.cgroup());
+    settings.static_pods.get_or_insert_with(|| place.data_dir.join("static-pods"));
     // Other runtimes keep their images themselves.
     let image_api = matches!(runtime, Opened::Embedded(_)).then(|| image_api(images, &shutdown));
     let config = NodeConfig {
@@ -311,11 +314,8 @@ async fn run_node(
         cluster_domain: place::CLUSTER_DOMAIN.to_owned(),
         labels: BTreeMap::new(),
         image_api,
-        settings: NodeSettings {
-            cgroup_root: Some(place.cgroup()),
-            static_pods: Some(place.data_dir.join("static-pods")),
-            ..NodeSettings::default()
-        },
+        system_bus: system_bus(),
+        settings,
     };
     Node::run(config, shutdown, || {
         let _ = ready.send(());
@@ -324,9 +324,16 @@ async fn run_node(
     .context("run the node")
 }
 
+/// Where systemd is to be asked, by the variable that everyone uses for it or in its usual place; `None` without it.
+fn system_bus() -> Option<String> {
+    const SOCKET: &str = "/run/dbus/system_bus_socket";
+    let usual = || Path::new(SOCKET).exists().then(|| format!("unix:path={SOCKET}"));
+    std::env::var("DBUS_SYSTEM_BUS_ADDRESS").ok().filter(|address| !address.is_empty()).or_else(usual)
+}
+
 /// Serves our image store to whoever administers the node, and keeps it from filling the disk.
 fn image_api(images: Images, shutdown: &CancellationToken) -> dhow_node::ImageApi {
-    tokio::spawn(images.store.clone().keep_room(images.gc, shutdown.clone()));
+    tokio::spawn(images.store.clone().keep_room(images.settings.images, shutdown.clone()));
     let api = dhow_image::api::Api { store: images.store, registries: images.registries };
     Arc::new(move |request| {
         let api = api.clone();

@@ -138,12 +138,12 @@ pub struct PlaceArgs {
     /// Admission plugins to turn on beside the usual ones.
     #[arg(long, env = "DHOW_ENABLE_ADMISSION_PLUGINS", value_enum, value_delimiter = ',', value_name = "PLUGIN,...")]
     pub enable_admission_plugins: Vec<AdmissionPlugin>,
-    /// Settings of registries and of the image store, as YAML; `FILE.d/*.yaml` is read before it.
+    /// Settings of the node, of registries and of the image store, as YAML; `FILE.d/*.yaml` is read before it.
     #[arg(long, env = "DHOW_CONFIG", default_value = crate::settings::DEFAULT_FILE, value_name = "FILE")]
     pub config: PathBuf,
-    /// How many pod sandboxes wait, ready made, for pods to come; each holds about a MiB and an address.
-    #[arg(long, env = "DHOW_POD_SLOTS", default_value_t = 2, value_name = "N")]
-    pub pod_slots: usize,
+    /// How many pod sandboxes wait, ready made, for pods to come; each holds about a MiB and an address [default: 2].
+    #[arg(long, env = "DHOW_POD_SLOTS", value_name = "N")]
+    pub pod_slots: Option<usize>,
     /// Log format.
     #[arg(long, env = "DHOW_LOG_FORMAT", value_enum, default_value_t = LogFormat::Auto)]
     pub log_format: LogFormat,

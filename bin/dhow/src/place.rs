@@ -38,8 +38,8 @@ pub struct Place {
     /// The file of settings.
     pub config: PathBuf,
     pub log_format: LogFormat,
-    /// Sandboxes that wait, ready made, for pods.
-    pub slots: usize,
+    /// Sandboxes that wait, ready made, for pods; the settings say how many if nobody else does.
+    pub slots: Option<usize>,
 }
 
 /// What is recorded of requests, and where to.
@@ -172,7 +172,7 @@ impl Place {
 
     /// The flags that resolve to this place again.
     pub fn as_args(&self) -> Vec<OsString> {
-        let flags: [(&str, OsString); 9] = [
+        let flags: [(&str, OsString); 8] = [
             ("--config", self.config.clone().into()),
             ("--data-dir", self.data_dir.clone().into()),
             ("--run-dir", self.run_dir.clone().into()),
@@ -181,9 +181,9 @@ impl Place {
             ("--api-port", self.api_port.to_string().into()),
             ("--node-port", self.node_port.to_string().into()),
             ("--leader-elect-lease-duration", self.leader_lease.as_secs().to_string().into()),
-            ("--pod-slots", self.slots.to_string().into()),
         ];
         let mut flags = Vec::from(flags);
+        flags.extend(self.slots.iter().map(|slots| ("--pod-slots", slots.to_string().into())));
         flags.extend(self.runtime.iter().map(|runtime| ("--runtime", runtime.to_string().into())));
         if let Some(etcd) = &self.etcd {
             flags.push(("--store", etcd.endpoints.text.clone().into()));

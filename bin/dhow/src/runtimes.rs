@@ -9,7 +9,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 use dhow_cri::cri_client::{CriConfig, CriRuntime};
 use dhow_cri::docker::{DockerConfig, DockerRuntime};
-use dhow_cri::embedded::{EmbeddedConfig, EmbeddedRuntime, Tuning};
+use dhow_cri::embedded::{EmbeddedConfig, EmbeddedRuntime};
 use dhow_cri::runtime::SandboxState;
 use dhow_cri::{PodNetwork, Runtime, cgroups, cni};
 use dhow_image::PullOptions;
@@ -183,7 +183,8 @@ async fn open_embedded(place: &Place, images: &Images, net: Arc<Net>) -> Result<
         images: images.store.clone(),
         pull: PullOptions { registries: Arc::clone(&images.registries), ..PullOptions::default() },
         network: net,
-        tuning: Tuning { slots: place.slots, ..Tuning::default() },
+        tuning: images.settings.tuning(place.slots)?,
+        handlers: images.settings.runtime_handlers.clone(),
     };
     Ok(Opened::Embedded(EmbeddedRuntime::open(config).await.context("open the container runtime")?))
 }

@@ -1,10 +1,15 @@
 //! The configuration file: what is too much for flags. Unknown keys are errors.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+use clap::CommandFactory;
 use dhow_base::config::Sources;
+use dhow_cri::embedded::Tuning;
 use dhow_image::{GcConfig, RegistriesConfig};
+use dhow_node::NodeOptions;
+use dhow_oci::spec::{LogLimits, OciProgram};
 use dhow_scheduler::SchedulerConfig;
 use serde::{Deserialize, Serialize};
 
@@ -12,9 +17,13 @@ use crate::dns_settings::DnsSettings;
 
 pub const DEFAULT_FILE: &str = "/etc/dhow/config.yaml";
 
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Settings {
+    /// What the node's agent does.
+    pub node: NodeOptions,
+    /// Programs that run containers in the place of our own, by the name that a runtime class has for them.
+    pub runtime_handlers: BTreeMap<String, OciProgram>,
     /// How registries are reached.
     pub registries: RegistriesConfig,
     /// When images go.
@@ -29,10 +38,13 @@ impl Settings {
     /// Reads the file and its `.d` folder, then variables such as `DHOW_IMAGES_GC_HIGH_THRESHOLD_PERCENT`. A file that is
     /// not there is fine if nobody asked for it.
     pub fn load(file: &Path) -> Result<Self> {
+        let command = crate::cli::Cli::command();
+        let flags = flag_variables(&command);
         let variables = std::env::vars_os().filter_map(|(name, value)| {
             let name = name.into_string().ok()?;
-            let ours = ["DHOW_IMAGES_", "DHOW_REGISTRIES_", "DHOW_DNS_"].iter().any(|prefix| name.starts_with(prefix));
-            Some((name, value.into_string().ok()?)).filter(|_| ours)
+            let prefixes = ["DHOW_IMAGES_", "DHOW_REGISTRIES_", "DHOW_NODE_", "DHOW_DNS_"];
+            let ours = prefixes.iter().any(|prefix| name.starts_with(prefix));
+            Some((name, value.into_string().ok()?)).filter(|(name, _)| ours && !flags.contains(name))
         });
         let settings: Self = Sources::new()
             .file(file, file != Path::new(DEFAULT_FILE))
@@ -40,8 +52,26 @@ impl Settings {
             .load()
             .context("read the settings")?;
         settings.images.check()?;
+        settings.node.settings().map_err(anyhow::Error::msg).context("read the settings")?;
+        for (name, program) in &settings.runtime_handlers {
+            let of = format!("runtimeHandlers.{name}");
+            ensure!(!name.is_empty() && name.len() <= 63, "read the settings: {of}: a name of 1 to 63 characters");
+            ensure!(program.path.is_absolute(), "read the settings: {of}.path: an absolute path");
+        }
         Ok(settings)
     }
+
+    /// What the embedded runtime is told; a flag has the last word on `slots`.
+    pub fn tuning(&self, slots: Option<usize>) -> Result<Tuning> {
+        let (max_size, max_files) = self.node.log_limits().map_err(anyhow::Error::msg)?;
+        Ok(Tuning { slots: slots.unwrap_or(self.node.pod_slots), logs: LogLimits { max_size, max_files } })
+    }
+}
+
+/// Variables that stand for flags of any command, and not for keys of the file.
+fn flag_variables(command: &clap::Command) -> BTreeSet<String> {
+    let own = command.get_arguments().filter_map(|argument| Some(argument.get_env()?.to_str()?.to_owned()));
+    own.chain(command.get_subcommands().flat_map(flag_variables)).collect()
 }
 
 impl Settings {
@@ -81,5 +111,41 @@ mod tests {
         let example = text.split("```yaml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
         std::fs::write(&file, example).unwrap();
         assert_eq!(Settings::load(&file).unwrap().schedulers().unwrap().profiles.len(), 2);
+    }
+
+    #[test]
+    fn the_node_s_documented_example_is_valid_and_mistakes_show_with_their_line() {
+        let text = include_str!("../../../docs/nodes.md");
+        let example = text.split("```yaml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("config.yaml");
+        let load = |text: &str| {
+            std::fs::write(&file, text).unwrap();
+            Settings::load(&file).map_err(|error| format!("{error:#}"))
+        };
+        let settings = load(example).unwrap();
+        assert_eq!(settings.node.max_pods, 200);
+        assert_eq!(settings.runtime_handlers["crun"].path, Path::new("/usr/bin/crun"));
+        assert_eq!(settings.tuning(None).unwrap().logs.max_size, 20 << 20);
+        assert_eq!(settings.tuning(Some(7)).unwrap().slots, 7);
+        let line = |what: &str| example.lines().position(|line| line.contains(what)).unwrap() + 1;
+        for (from, to, says) in [
+            ("maxPods:", "maxPod:", "unknown key \"node.maxPod\""),
+            ("maxPods: 200", "maxPods: many", "node.maxPods: invalid type"),
+        ] {
+            let error = load(&example.replace(from, to)).unwrap_err();
+            let place = format!("config.yaml:{}: ", line("maxPods:"));
+            assert!(error.contains(&place) && error.contains(says), "{error}");
+        }
+        let error = load("node: {shutdownGracePeriod: soon}\n").unwrap_err();
+        assert!(error.contains("node.shutdownGracePeriod"), "{error}");
+        assert!(load("runtimeHandlers: {crun: {path: crun}}\n").unwrap_err().contains("absolute"));
+        assert!(load("runtimeHandlers: {crun: {pth: /crun}}\n").unwrap_err().contains("config.yaml:1"));
+    }
+
+    #[test]
+    fn variables_of_flags_are_not_keys() {
+        let flags = flag_variables(&crate::cli::Cli::command());
+        assert!(flags.contains("DHOW_NODE_NAME") && !flags.contains("DHOW_NODE_MAX_PODS"));
     }
 }

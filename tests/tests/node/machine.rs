@@ -1,6 +1,4 @@
-//! The node as a whole: static pods, numbers, what is left behind, and a restart of the machine.
-
-use std::time::Duration;
+//! The node as a whole: static pods, numbers, and a restart of the machine.
 
 use anyhow::{Context, Result, ensure};
 use dhow_e2e::{Host, eventually};
@@ -19,7 +17,7 @@ pub fn runs_static_pods(host: &Host) -> Result<()> {
     let id = own(&seen)["containerID"].clone();
     // Whoever deletes the mirror deletes a picture. Not waited for by kubectl, which may look between the deletion and the
     // next mirror's coming and then waits for that one's end.
-    let uid = seen["metadata"]["uid"].clone();
+    let uid = host.get(&["get", "pod", "own-e2e"])?["metadata"]["uid"].clone();
     host.kubectl(&["delete", "pod", "own-e2e", "--wait=false"])?;
     eventually(SOON, || {
         let now = host.get(&["get", "pod", "own-e2e"])?;
@@ -73,64 +71,6 @@ pub fn tells_numbers(host: &Host) -> Result<()> {
     let (have, usable) = (&node["status"]["capacity"]["memory"], &node["status"]["allocatable"]["memory"]);
     ensure!(have != usable && usable.is_string(), "{node:#}");
     Ok(())
-}
-
-/// Mounts, processes and network interfaces of this cloud.
-fn traces(host: &Host) -> Result<[usize; 3]> {
-    let mine = host.folder().to_string_lossy().into_owned();
-    let mounts = std::fs::read_to_string("/proc/self/mounts")?.lines().filter(|line| line.contains(&mine)).count();
-    let mut shims = 0;
-    for entry in std::fs::read_dir("/proc")?.flatten() {
-        let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        shims += usize::from(String::from_utf8_lossy(&line).contains(&mine));
-    }
-    let links = dhow_e2e::run(host.command("ip").args(["-br", "link"]))?.lines().count();
-    Ok([mounts, shims, links])
-}
-
-/// Control groups of these pods.
-fn groups(uids: &[String]) -> Result<Vec<String>> {
-    let mut find = std::process::Command::new("find");
-    let all = dhow_e2e::run(find.args(["/sys/fs/cgroup", "-ignore_readdir_race", "-name", "pod*"]))?;
-    Ok(all.lines().filter(|line| uids.iter().any(|uid| line.contains(uid))).map(str::to_owned).collect())
-}
-
-pub fn leaves_nothing_behind(host: &Host) -> Result<()> {
-    let count: u32 = std::env::var("DHOW_LEAK_PODS").ok().and_then(|n| n.parse().ok()).unwrap_or(50);
-    host.kubectl(&["delete", "pods", "--all", "--now", "--timeout=60s"])?;
-    let before = traces(host)?;
-    let limit = Duration::from_secs(60 + u64::from(count) * 4);
-    let template = json!({"restartPolicy": "Never",
-        "volumes": [{"name": "m", "emptyDir": {"medium": "Memory"}}],
-        "containers": [{"name": "a", "image": IMAGE, "imagePullPolicy": "IfNotPresent", "command": ["true"],
-            "volumeMounts": [{"name": "m", "mountPath": "/m"}, {"name": "m", "mountPath": "/part", "subPath": "a/b"}]}]});
-    let job = json!({"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "many"},
-        "spec": {"completions": count, "parallelism": 20, "template": {"spec": template}}});
-    host.apply(&job.to_string())?;
-    // Pods that never come to run take nothing either.
-    pod(host, "no-binary", "", json!({"command": ["/absent"]}), json!({"restartPolicy": "Never"}))?;
-    pod(host, "no-image", "", json!({"image": "127.0.0.1:1/absent"}), nothing())?;
-    let wait = format!("--timeout={}s", limit.as_secs());
-    host.kubectl(&["wait", "--for=condition=complete", "job/many", &wait])?;
-    until(host, "no-binary", |s| s["phase"] == "Failed")?;
-    // What is over keeps its records only.
-    let meanwhile = traces(host)?;
-    ensure!(meanwhile[0] <= before[0] + 4, "mounts of pods that are over: {before:?} became {meanwhile:?}");
-    let pods = host.get(&["get", "pods"])?;
-    let uids = pods["items"].as_array().context("no pods")?.iter().filter_map(|pod| pod["metadata"]["uid"].as_str());
-    let uids: Vec<String> = uids.map(str::to_owned).collect();
-    ensure!(uids.len() > count as usize, "{} pods", uids.len());
-    host.kubectl(&["delete", "job", "many", "--cascade=foreground", &wait])?;
-    host.kubectl(&["delete", "pods", "--all", "--now", &wait])?;
-    eventually(limit, || {
-        let after = traces(host)?;
-        // Sandboxes made ahead of time come and go.
-        ensure!(after[0] <= before[0], "{before:?} became {after:?}");
-        ensure!(after[1] <= before[1] + 4 && after[2] <= before[2] + 4, "{before:?} became {after:?}");
-        let left = groups(&uids)?;
-        ensure!(left.is_empty(), "control groups left: {left:?}");
-        Ok(())
-    })
 }
 
 /// What a restart of the machine leaves: neither daemon nor shims nor what was mounted.

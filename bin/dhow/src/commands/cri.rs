@@ -40,6 +40,7 @@ pub async fn run(args: CriArgs) -> Result<()> {
         pull: PullOptions::default(),
         network,
         tuning: Tuning::default(),
+        handlers: Default::default(),
     };
     let runtime = EmbeddedRuntime::open(config).await.context("open the container runtime")?;
     let socket = args.socket.unwrap_or_else(|| args.run_dir.join("cri.sock"));

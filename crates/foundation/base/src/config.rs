@@ -60,18 +60,23 @@ impl Sources {
             .map_err(|e| Error::Config { origin: "defaults".to_owned(), message: e.to_string() })?;
         let mut merged = defaults.clone();
         let mut config = T::default();
-        let mut apply = |origin: &str, layer: &Value| -> Result<()> {
-            unknown_keys(&defaults, layer, &mut Vec::new())
-                .map_err(|message| Error::Config { origin: origin.to_owned(), message })?;
+        let mut apply = |origin: &str, text: &str, layer: &Value| -> Result<()> {
+            let wrong = |path: &[String], message: String| Error::Config { origin: place(origin, text, path), message };
+            let mut path = Vec::new();
+            unknown_keys(&defaults, layer, &mut path).map_err(|message| wrong(&path, message))?;
             let mut next = merged.clone();
             merge(&mut next, layer);
-            config = serde_json::from_value(next.clone())
-                .map_err(|e| Error::Config { origin: origin.to_owned(), message: e.to_string() })?;
+            config = serde_json::from_value(next.clone()).map_err(|error| {
+                let path = culprit::<T>(&merged, layer);
+                let of = if path.is_empty() { String::new() } else { format!("{}: ", path.join(".")) };
+                wrong(&path, format!("{of}{error}"))
+            })?;
             merged = next;
             Ok(())
         };
         for path in self.files()? {
-            apply(&path.display().to_string(), &read_yaml(&path)?)?;
+            let (text, layer) = read_yaml(&path)?;
+            apply(&path.display().to_string(), &text, &layer)?;
         }
         for (name, text) in &self.variables {
             if self.reserved.contains(&name.as_str()) {
@@ -84,14 +89,14 @@ impl Sources {
             let origin = format!("environment variable {name}");
             let mut tried = Ok(());
             for value in readings(at(&defaults, &path), text) {
-                tried = apply(&origin, &nest(&path, value));
+                tried = apply(&origin, "", &nest(&path, value));
                 if tried.is_ok() {
                     break;
                 }
             }
             tried?;
         }
-        apply("command line", &without_nulls(&self.flags))?;
+        apply("command line", "", &without_nulls(&self.flags))?;
         Ok(config)
     }
 
@@ -121,16 +126,16 @@ impl Sources {
     }
 }
 
-fn read_yaml(path: &Path) -> Result<Value> {
+fn read_yaml(path: &Path) -> Result<(String, Value)> {
     let bad = |message: String| Error::Config { origin: path.display().to_string(), message };
     let text = files::read_optional(path)?.ok_or_else(|| bad("no such file".to_owned()))?;
     let only_comments = text.lines().all(|l| l.trim().is_empty() || l.trim_start().starts_with('#'));
     if only_comments {
-        return Ok(Value::Object(Map::new()));
+        return Ok((text, Value::Object(Map::new())));
     }
     match yaml(&text).map_err(|e| bad(e.to_string()))? {
-        Value::Null => Ok(Value::Object(Map::new())),
-        value @ Value::Object(_) => Ok(value),
+        Value::Null => Ok((text, Value::Object(Map::new()))),
+        value @ Value::Object(_) => Ok((text, value)),
         _ => Err(bad("a configuration is a map of keys to values".to_owned())),
     }
 }
@@ -155,6 +160,57 @@ fn unknown_keys(known: &Value, layer: &Value, path: &mut Vec<String>) -> std::re
         path.pop();
     }
     Ok(())
+}
+
+/// The key of a layer that does not fit, if one alone does not.
+fn culprit<T: DeserializeOwned>(base: &Value, layer: &Value) -> Vec<String> {
+    fn leaves(value: &Value, path: &mut Vec<String>, all: &mut Vec<(Vec<String>, Value)>) {
+        match value {
+            Value::Object(map) if !map.is_empty() => {
+                for (key, below) in map {
+                    path.push(key.clone());
+                    leaves(below, path, all);
+                    path.pop();
+                }
+            }
+            other => all.push((path.clone(), other.clone())),
+        }
+    }
+    let mut all = Vec::new();
+    leaves(layer, &mut Vec::new(), &mut all);
+    let bad = all.into_iter().find(|(path, value)| {
+        let mut next = base.clone();
+        merge(&mut next, &nest(path, value.clone()));
+        serde_json::from_value::<T>(next).is_err()
+    });
+    bad.map(|(path, _)| path).unwrap_or_default()
+}
+
+/// Where a key was written: `origin`, with the line if it is in the text.
+fn place(origin: &str, text: &str, path: &[String]) -> String {
+    let mut lines = text.lines().enumerate();
+    let mut found = None;
+    for key in path {
+        // The same line may hold the next key, too.
+        let here = found.filter(|(_, line): &(usize, &str)| names(line, key));
+        match here.or_else(|| lines.by_ref().find(|(_, line)| names(line, key))) {
+            Some(line) => found = Some(line),
+            None => break,
+        }
+    }
+    match found {
+        Some((number, _)) => format!("{origin}:{}", number + 1),
+        None => origin.to_owned(),
+    }
+}
+
+/// Whether a line of YAML has this key.
+fn names(line: &str, key: &str) -> bool {
+    line.match_indices(key).any(|(at, _)| {
+        let before = line[..at].trim_end_matches(['"', '\'']);
+        let after = line[at + key.len()..].trim_start_matches(['"', '\'']).trim_start();
+        after.starts_with(':') && before.chars().next_back().is_none_or(|c| c.is_whitespace() || "{,".contains(c))
+    })
 }
 
 fn merge(base: &mut Value, layer: &Value) {

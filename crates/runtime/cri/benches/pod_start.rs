@@ -50,6 +50,7 @@ async fn measure(slots: usize, pods: usize) {
         pull: PullOptions::default(),
         network: Arc::new(loopback::Loopback),
         tuning: Tuning { slots, ..Tuning::default() },
+        handlers: Default::default(),
     })
     .await
     .unwrap();

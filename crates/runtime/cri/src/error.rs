@@ -16,7 +16,7 @@ pub enum Error {
     ImagePull { reference: String, message: String },
     #[error("command timed out after {0:?}")]
     DeadlineExceeded(std::time::Duration),
-    /// The container's process could not be started (`ContainerCannotRun`).
+    /// The container's process could not be started (`StartError`).
     #[error("cannot run container: {0}")]
     CannotRun(String),
     /// Failure to set up or tear down the pod's network.

@@ -246,7 +246,7 @@ pub struct ContainerStatus {
     pub finished_at: Option<SystemTime>,
     /// 128 + signal when killed by one.
     pub exit_code: i32,
-    /// `Completed`, `Error`, `OOMKilled`, `ContainerCannotRun`, …
+    /// `Completed`, `Error`, `OOMKilled`, `StartError`, …
     pub reason: String,
     pub message: String,
     /// What the container was made from, as asked.
@@ -268,11 +268,13 @@ pub struct ContainerStats {
     pub pids: u64,
 }
 
-/// What not every runtime can do.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Features {
+/// What a runtime can run pods with, by the name that runtime classes have for it; the default has none.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RuntimeHandler {
+    pub name: String,
+    pub user_namespaces: bool,
     /// [`Mount::recursive_readonly`].
-    pub recursive_readonly: bool,
+    pub recursive_readonly_mounts: bool,
     /// [`Mount::image`].
     pub image_volumes: bool,
 }
@@ -376,10 +378,15 @@ pub struct Streams {
 #[async_trait::async_trait]
 pub trait Runtime: Send + Sync + 'static {
     async fn version(&self) -> Result<RuntimeVersion, Error>;
-    /// What it can do for containers of a handler (see [`SandboxConfig::runtime_handler`]).
-    async fn features(&self, handler: &str) -> Result<Features, Error> {
-        let _ = handler;
-        Ok(Features::default())
+    /// What pods can be run with; empty from a runtime that does not say.
+    async fn handlers(&self) -> Result<Vec<RuntimeHandler>, Error> {
+        Ok(Vec::new())
+    }
+
+    /// What it can do for containers of a handler (see [`SandboxConfig::runtime_handler`]): nothing that it does not tell.
+    async fn features(&self, handler: &str) -> Result<RuntimeHandler, Error> {
+        let told = self.handlers().await?.into_iter().find(|told| told.name == handler);
+        Ok(told.unwrap_or_default())
     }
 
     /// Creates and starts a sandbox: namespaces, cgroup, network. On error nothing is left behind.

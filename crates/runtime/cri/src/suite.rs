@@ -29,6 +29,8 @@ pub struct Stage {
     pub scratch: PathBuf,
     /// An image with a shell in a registry that wants a password.
     pub private_image: Option<PrivateImage>,
+    /// What runtime class the sandboxes are of; empty is the default.
+    pub handler: String,
     /// Opens the same runtime anew, knowing only what is on disk, as a restarted daemon does.
     pub reopen: Box<dyn Fn() -> BoxFuture<'static, Arc<dyn Runtime>> + Send + Sync>,
 }
@@ -91,7 +93,7 @@ fn sandbox(stage: &Stage) -> SandboxConfig {
         namespaces: NamespaceOptions { pid: NamespaceMode::Container, ..NamespaceOptions::default() },
         sysctls: BTreeMap::new(),
         cgroup_parent: "kubepods/besteffort/poduid-1".into(),
-        runtime_handler: String::new(),
+        runtime_handler: stage.handler.clone(),
     }
 }
 

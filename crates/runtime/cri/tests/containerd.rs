@@ -120,6 +120,7 @@ disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapsho
             image: busybox::NAME.into(),
             private_image: registry.as_ref().map(registry::Registry::image),
             scratch,
+            handler: String::new(),
             reopen: Box::new(move || {
                 let socket = socket.clone();
                 Box::pin(async move { open(&socket).await as Arc<dyn Runtime> })

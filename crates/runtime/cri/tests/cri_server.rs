@@ -48,6 +48,7 @@ fn main() -> ExitCode {
                     image: busybox::NAME.into(),
                     private_image: registry.as_ref().map(registry::Registry::image),
                     scratch: folder.path().join("scratch"),
+                    handler: String::new(),
                     reopen: Box::new(move || {
                         let place = Arc::clone(&place);
                         Box::pin(async move { place.open().await.1 as Arc<dyn Runtime> })
@@ -81,6 +82,7 @@ impl Place {
             pull: PullOptions::default(),
             network: Arc::new(loopback::Loopback),
             tuning: Tuning::default(),
+            handlers: Default::default(),
         };
         let embedded = EmbeddedRuntime::open(config).await.unwrap();
         let socket = self.folder.join(format!("cri-{}.sock", self.opened.fetch_add(1, Ordering::Relaxed)));

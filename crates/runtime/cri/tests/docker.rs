@@ -113,6 +113,7 @@ impl Docker {
             image: busybox::NAME.into(),
             private_image: registry.as_ref().map(registry::Registry::image),
             scratch,
+            handler: String::new(),
             reopen: Box::new(move || {
                 let socket = socket.clone();
                 Box::pin(async move { open(&socket).await as Arc<dyn Runtime> })

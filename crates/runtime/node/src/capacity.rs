@@ -14,7 +14,7 @@ pub fn memory_bytes() -> u64 {
 }
 
 /// Bytes of huge pages by page size in bytes.
-fn huge_pages() -> BTreeMap<u64, u64> {
+pub fn huge_pages() -> BTreeMap<u64, u64> {
     let entries = std::fs::read_dir("/sys/kernel/mm/hugepages").into_iter().flatten().flatten();
     let sizes = entries.filter_map(|entry| {
         let name = entry.file_name().to_string_lossy().into_owned();

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use dhow_cri::runtime::{
-    ContainerConfig, Device, Features, ImageInfo, Mount, MountPropagation, NamespaceMode, NamespaceOptions,
+    ContainerConfig, Device, ImageInfo, Mount, MountPropagation, NamespaceMode, NamespaceOptions, RuntimeHandler,
     PodIdentity, PortMapping, SandboxConfig, SeccompProfile, SecurityContext, UserNamespace,
 };
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, VolumeMount};
@@ -153,7 +153,7 @@ fn devices(spec: &PodSpec, container: &Container, start: &Start<'_>) -> Result<V
 fn mounts(spec: &PodSpec, container: &Container, start: &Start<'_>) -> Result<Vec<Mount>, Error> {
     let mut out = Vec::new();
     for (index, mount) in container.volume_mounts.iter().flatten().enumerate() {
-        let recursive_readonly = recursive_read_only(mount, start.features)?;
+        let recursive_readonly = recursive_read_only(mount, &start.features)?;
         let sub = match (&mount.sub_path, &mount.sub_path_expr) {
             (Some(sub), _) if !sub.is_empty() => Some(sub.clone()),
             (_, Some(expression)) if !expression.is_empty() => Some(expand_all(expression, &start.env)?),
@@ -198,7 +198,7 @@ fn mounts(spec: &PodSpec, container: &Container, start: &Start<'_>) -> Result<Ve
 }
 
 /// Whether a mount's reading only holds for what is mounted below it, too.
-fn recursive_read_only(mount: &VolumeMount, features: Features) -> Result<bool, Error> {
+fn recursive_read_only(mount: &VolumeMount, features: &RuntimeHandler) -> Result<bool, Error> {
     let name = &mount.name;
     let mode = match mount.recursive_read_only.as_deref() {
         None | Some("" | "Disabled") => return Ok(false),
@@ -214,7 +214,7 @@ fn recursive_read_only(mount: &VolumeMount, features: Features) -> Result<bool, 
         None | Some("None") => {}
         Some(other) => return refuse(format!("compatible with propagation {other:?}")),
     }
-    match (mode, features.recursive_readonly) {
+    match (mode, features.recursive_readonly_mounts) {
         ("IfPossible", supported) => Ok(supported),
         (_, true) => Ok(true),
         (_, false) => refuse("supported by the runtime".into()),
@@ -237,7 +237,7 @@ pub struct Start<'a> {
     /// Volumes that are images, by name: the images' ids.
     pub images: &'a BTreeMap<String, String>,
     /// What the runtime can do.
-    pub features: Features,
+    pub features: RuntimeHandler,
     pub hosts: Option<PathBuf>,
     pub termination_log: PathBuf,
     /// A folder for the parts of volumes that this container mounts.

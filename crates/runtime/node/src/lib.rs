@@ -20,6 +20,7 @@ mod hosts;
 mod http_check;
 mod image_volumes;
 mod objects;
+mod options;
 mod plugins;
 mod probes;
 mod pull_secrets;
@@ -31,6 +32,7 @@ mod resources;
 mod server;
 mod settings;
 mod shared;
+mod shutdown;
 mod start;
 mod static_pods;
 mod status;
@@ -57,8 +59,9 @@ use tokio_util::sync::CancellationToken;
 
 use cgroups::Cgroups;
 use objects::Objects;
+pub use options::NodeOptions;
 use resources::NodeLimits;
-pub use settings::{Amount, NodeSettings, Signal, Threshold};
+pub use settings::{Amount, NodeSettings, ShutdownGroup, Signal, Threshold};
 use shared::Shared;
 use static_pods::StaticPods;
 use worker::Worker;
@@ -82,6 +85,8 @@ pub struct NodeConfig {
     pub labels: BTreeMap<String, String>,
     /// What serves `/images` of the node's server, when the runtime has more to offer there than to list and import.
     pub image_api: Option<ImageApi>,
+    /// Address of the bus on which systemd and logind are, for shutdowns in order.
+    pub system_bus: Option<String>,
     pub settings: NodeSettings,
 }
 
@@ -102,9 +107,12 @@ struct Handle {
 }
 
 impl Node {
-    /// Runs until `shutdown`; containers go on without it and are adopted by the next run. Calls `ready` once the
+    /// Runs until `stop`; containers go on without it and are adopted by the next run. Calls `ready` once the
     /// node is registered as Ready, its server answers, and it knows its pods.
-    pub async fn run(config: NodeConfig, shutdown: CancellationToken, ready: impl FnOnce()) -> Result<(), Error> {
+    pub async fn run(config: NodeConfig, stop: CancellationToken, ready: impl FnOnce()) -> Result<(), Error> {
+        // What is done for pods goes on for a moment when the agent is to end with its machine.
+        let shutdown = CancellationToken::new();
+        let _ends_with_us = shutdown.clone().drop_guard();
         import_images(&config).await;
         // What drivers mount has to be seen here, and what is mounted here by drivers.
         volumes::share(&config.root_dir.join("pods"))?;
@@ -128,7 +136,15 @@ impl Node {
         let own = ListParams { field_selector: Some(format!("metadata.name={}", config.name)), ..Default::default() };
         let own = Informer::start(config.client.clone(), own, None, shutdown.clone());
         own.synced().await;
-        let limits = NodeLimits { memory: capacity::memory_bytes(), pod_pids: config.settings.pod_pids };
+        let limits = NodeLimits {
+            memory: capacity::memory_bytes(),
+            pod_pids: config.settings.pod_pids,
+            huge_pages: capacity::huge_pages()
+                .into_iter()
+                .filter(|(_, bytes)| *bytes > 0)
+                .map(|(size, _)| size)
+                .collect(),
+        };
         let around = shared::Around {
             services,
             node: own,
@@ -143,10 +159,12 @@ impl Node {
             pressures: shared.pressures(),
             in_use: shared.csi.in_use(),
             devices: shared.devices.counts(),
+            shutting_down: shared.shutting_down(),
         };
         tokio::spawn(register::heartbeat(shared.config.clone(), registered, facts, shutdown.clone()));
         start_plugins(&shared, &shutdown);
         tokio::spawn(eviction::run(Arc::clone(&shared), Informer::clone(&pods), shutdown.clone()));
+        tokio::spawn(shutdown::run(Arc::clone(&shared), Informer::clone(&pods), shutdown.clone()));
 
         if let Some((listener, tls)) = listener {
             let (known, counting) = (Informer::clone(&pods), Arc::clone(&shared));
@@ -197,9 +215,14 @@ impl Node {
         shared.devices.keep_only(&known);
         tokio::spawn(volumes::local::run(Arc::clone(&shared), shutdown.clone()));
         ready();
+        let ending = async {
+            stop.cancelled().await;
+            shutdown::at_the_end(&shared, &pods).await;
+        };
+        tokio::pin!(ending);
         loop {
             tokio::select! {
-                () = shutdown.cancelled() => return Ok(()),
+                () = &mut ending => return Ok(()),
                 Some(pod) = static_changed.recv() => {
                     let uid = pod.metadata.uid.clone().unwrap_or_default();
                     workers.retain(|_, handle| !handle.pod.is_closed());

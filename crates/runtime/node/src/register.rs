@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
 
 use dhow_client::Patch;
-use dhow_cri::runtime::ImageInfo;
+use dhow_cri::runtime::{ImageInfo, RuntimeHandler};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Node;
 use serde_json::{Value, json};
@@ -49,6 +49,8 @@ pub struct Facts {
     pub pressures: BTreeSet<&'static str>,
     pub in_use: BTreeSet<String>,
     pub devices: Counts,
+    pub shutting_down: bool,
+    pub handlers: Vec<RuntimeHandler>,
 }
 
 /// What changes while the node runs.
@@ -57,6 +59,7 @@ pub struct Changing {
     /// Attached volumes that pods use.
     pub in_use: watch::Receiver<BTreeSet<String>>,
     pub devices: watch::Receiver<Counts>,
+    pub shutting_down: watch::Receiver<bool>,
 }
 
 impl Changing {
@@ -65,6 +68,7 @@ impl Changing {
             changed = self.pressures.changed() => changed,
             changed = self.in_use.changed() => changed,
             changed = self.devices.changed() => changed,
+            changed = self.shutting_down.changed() => changed,
         };
         if gone.is_err() {
             std::future::pending().await
@@ -81,7 +85,7 @@ fn node_status(config: &NodeConfig, old: &Node, facts: Facts) -> Value {
         json!({"type": type_, "status": status, "reason": reason, "message": message,
             "lastHeartbeatTime": now, "lastTransitionTime": since})
     };
-    let Facts { version, images: list, pressures, in_use, devices } = facts;
+    let Facts { version, images: list, pressures, in_use, devices, shutting_down, handlers } = facts;
     let pressure = |type_: &str, under: [&str; 2], fine: [&str; 2]| {
         let held = pressures.contains(type_);
         let [reason, message] = if held { under } else { fine };
@@ -96,6 +100,7 @@ fn node_status(config: &NodeConfig, old: &Node, facts: Facts) -> Value {
         "volumesInUse": (!in_use.is_empty()).then_some(in_use),
         "addresses": [{"type": "InternalIP", "address": config.node_ip}, {"type": "Hostname", "address": config.name}],
         "images": images(list),
+        "runtimeHandlers": handlers_shown(&handlers),
         "daemonEndpoints": {"kubeletEndpoint": {"Port": config.kubelet_port}},
         "nodeInfo": {"machineID": read("/etc/machine-id"), "systemUUID": system_uuid(),
             "bootID": read("/proc/sys/kernel/random/boot_id"), "kernelVersion": read("/proc/sys/kernel/osrelease"),
@@ -108,7 +113,10 @@ fn node_status(config: &NodeConfig, old: &Node, facts: Facts) -> Value {
                 ["KubeletHasNoDiskPressure", "kubelet has no disk pressure"]),
             pressure("PIDPressure", ["KubeletHasInsufficientPID", "kubelet has insufficient PID available"],
                 ["KubeletHasSufficientPID", "kubelet has sufficient PID available"]),
-            condition("Ready", "True", "KubeletReady", "kubelet is posting ready status"),
+            match shutting_down {
+                true => condition("Ready", "False", "KubeletNotReady", "node is shutting down"),
+                false => condition("Ready", "True", "KubeletReady", "kubelet is posting ready status"),
+            },
         ],
     })
 }
@@ -116,6 +124,16 @@ fn node_status(config: &NodeConfig, old: &Node, facts: Facts) -> Value {
 fn with(mut list: List, more: List) -> List {
     list.extend(more);
     list
+}
+
+/// Nothing of a runtime that does not say.
+fn handlers_shown(handlers: &[RuntimeHandler]) -> Value {
+    let one = |handler: &RuntimeHandler| {
+        let (recursive, users) = (handler.recursive_readonly_mounts, handler.user_namespaces);
+        json!({"name": handler.name, "features": {"recursiveReadOnlyMounts": recursive, "userNamespaces": users}})
+    };
+    let all: Vec<Value> = handlers.iter().map(one).collect();
+    if all.is_empty() { Value::Null } else { all.into() }
 }
 
 /// The machine's own id, where its firmware gives one.
@@ -157,7 +175,8 @@ async fn measure(config: &NodeConfig, old: &Node, known: Facts) -> Result<Value,
     let version = config.runtime.version().await?;
     let version = format!("{}://{}", version.name, version.version);
     let images = config.runtime.list_images().await?;
-    Ok(node_status(config, old, Facts { version, images, ..known }))
+    let handlers = config.runtime.handlers().await?;
+    Ok(node_status(config, old, Facts { version, images, handlers, ..known }))
 }
 
 async fn write_status(config: &NodeConfig, status: Value) -> Result<Node, Error> {
@@ -224,6 +243,7 @@ pub async fn heartbeat(config: NodeConfig, mut known: Node, mut changing: Changi
             pressures: changing.pressures.borrow_and_update().clone(),
             in_use: changing.in_use.borrow_and_update().clone(),
             devices: changing.devices.borrow_and_update().clone(),
+            shutting_down: *changing.shutting_down.borrow_and_update(),
             ..Facts::default()
         };
         let result = match measure(&config, &known, now).await {

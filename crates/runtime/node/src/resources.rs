@@ -21,6 +21,8 @@ pub struct NodeLimits {
     pub memory: u64,
     /// Processes of one pod; `None` leaves it to the kernel.
     pub pod_pids: Option<i64>,
+    /// Sizes of huge pages that the machine has some of.
+    pub huge_pages: Vec<u64>,
 }
 
 /// A quantity in thousandths; `None` when it cannot be read.
@@ -202,18 +204,23 @@ fn oom_score(spec: &PodSpec, container: &Container, node_memory: u64) -> i32 {
 
 /// Page sizes as cgroups name them: `2Mi` is `2MB`.
 fn page_name(size: &str) -> Option<String> {
-    let bytes = whole(size)?;
-    Some(match bytes {
+    whole(size).map(page_size)
+}
+
+fn page_size(bytes: u64) -> String {
+    match bytes {
         b if b >= 1 << 30 && b % (1 << 30) == 0 => format!("{}GB", b >> 30),
         b if b >= 1 << 20 && b % (1 << 20) == 0 => format!("{}MB", b >> 20),
         b => format!("{}KB", b >> 10),
-    })
+    }
 }
 
 /// The limits of one container.
 pub fn of(spec: &PodSpec, container: &Container, node: &NodeLimits) -> Resources {
     let limits = container.resources.as_ref().and_then(|r| r.limits.as_ref());
-    let pages = limits
+    // Whoever asks for none of the machine's huge pages gets none.
+    let none = node.huge_pages.iter().map(|size| (page_size(*size), 0));
+    let asked = limits
         .into_iter()
         .flatten()
         .filter_map(|(name, quantity)| Some((page_name(name.strip_prefix("hugepages-")?)?, whole(&quantity.0)?)));
@@ -223,7 +230,7 @@ pub fn of(spec: &PodSpec, container: &Container, node: &NodeLimits) -> Resources
         cpu_period: limit(container, "cpu").map(|_| PERIOD),
         memory_limit: limit(container, "memory").map(bytes),
         oom_score_adj: Some(oom_score(spec, container, node.memory)),
-        hugepages: pages.collect(),
+        hugepages: none.chain(asked).collect(),
         ..Default::default()
     }
 }
@@ -250,7 +257,7 @@ mod tests {
         serde_json::from_value(json).unwrap()
     }
 
-    const NODE: NodeLimits = NodeLimits { memory: 1 << 30, pod_pids: Some(100) };
+    const NODE: NodeLimits = NodeLimits { memory: 1 << 30, pod_pids: Some(100), huge_pages: Vec::new() };
 
     #[test]
     fn quantities_are_read_exactly() {
@@ -280,6 +287,9 @@ mod tests {
         assert_eq!((got.cpu_quota, got.cpu_shares, got.memory_limit), (Some(50_000), Some(512), Some(64 << 20)));
         assert_eq!(got.oom_score_adj, Some(-997));
         assert_eq!(got.hugepages.get("2MB"), Some(&(4 << 20)));
+        let node = NodeLimits { huge_pages: vec![2 << 20, 1 << 30], ..NODE };
+        let got = of(&spec, &spec.containers[0], &node).hugepages;
+        assert_eq!(got, [("1GB".to_owned(), 0), ("2MB".to_owned(), 4 << 20)].into());
         let pod = of_pod(&spec, &NODE);
         assert_eq!((pod.cpu_quota, pod.memory_limit, pod.pids_limit), (Some(50_000), Some(64 << 20), Some(100)));
     }

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::options::NodeOptions;
+
 /// A limit of something the node runs out of: an amount, or a part of what it has.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Amount {
@@ -45,6 +47,13 @@ pub struct Threshold {
     pub reclaim: Amount,
 }
 
+/// Pods of this priority, and of higher ones up to the next group's, end together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ShutdownGroup {
+    pub priority: i32,
+    pub grace: Duration,
+}
+
 #[derive(Debug, Clone)]
 pub struct NodeSettings {
     pub max_pods: u32,
@@ -60,9 +69,8 @@ pub struct NodeSettings {
     pub allowed_unsafe_sysctls: Vec<String>,
     /// A directory of pod manifests that this node runs by itself.
     pub static_pods: Option<PathBuf>,
-    /// Time for all pods to end when the machine shuts down, and the part of it for critical ones.
-    pub shutdown_grace: Duration,
-    pub shutdown_grace_critical: Duration,
+    /// How long pods get when the machine shuts down, the least important first; nothing for no shutdown in order.
+    pub shutdown: Vec<ShutdownGroup>,
     /// Top control group of the runtime, where the groups of pods are this agent's to keep.
     pub cgroup_root: Option<String>,
 }
@@ -84,6 +92,13 @@ impl NodeSettings {
             let chosen = self.eviction.iter().filter(|t| t.grace.is_some() == soft);
             chosen.map(|t| (name(t.signal), amount(t.least))).collect()
         };
+        let group = |group: &ShutdownGroup| {
+            serde_json::json!({
+                "priority": group.priority,
+                "shutdownGracePeriodSeconds": group.grace.as_secs(),
+            })
+        };
+        let groups: Vec<serde_json::Value> = self.shutdown.iter().map(group).collect();
         serde_json::json!({
             "kind": "KubeletConfiguration",
             "apiVersion": "kubelet.config.k8s.io/v1beta1",
@@ -96,32 +111,15 @@ impl NodeSettings {
             "evictionPressureTransitionPeriod": format!("{}s", self.pressure_transition.as_secs()),
             "allowedUnsafeSysctls": self.allowed_unsafe_sysctls,
             "staticPodPath": self.static_pods,
-            "shutdownGracePeriod": format!("{}s", self.shutdown_grace.as_secs()),
-            "shutdownGracePeriodCriticalPods": format!("{}s", self.shutdown_grace_critical.as_secs()),
+            "shutdownGracePeriodByPodPriority": groups,
         })
     }
 }
 
 impl Default for NodeSettings {
-    /// Upstream's defaults, but for the disk: k3s' 5%, for disks are large.
+    /// Those of a node that nobody configured.
     fn default() -> Self {
-        let hard = |signal, least| Threshold { signal, least, grace: None, reclaim: Amount::Units(0) };
-        Self {
-            max_pods: 110,
-            pod_pids: None,
-            reserved: BTreeMap::new(),
-            eviction: vec![
-                hard(Signal::MemoryAvailable, Amount::Units(100 << 20)),
-                hard(Signal::DiskAvailable, Amount::Part(0.05)),
-                hard(Signal::InodesFree, Amount::Part(0.05)),
-            ],
-            eviction_grace: Duration::from_secs(30),
-            pressure_transition: Duration::from_secs(300),
-            allowed_unsafe_sysctls: Vec::new(),
-            static_pods: None,
-            shutdown_grace: Duration::from_secs(30),
-            shutdown_grace_critical: Duration::from_secs(10),
-            cgroup_root: None,
-        }
+        // A test holds the default options valid.
+        NodeOptions::default().settings().unwrap_or_else(|error| unreachable!("{error}"))
     }
 }

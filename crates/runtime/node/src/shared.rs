@@ -18,6 +18,7 @@ use crate::devices::Devices;
 use crate::objects::Objects;
 use crate::probes::{Kind, Report};
 use crate::resources::{List, NodeLimits};
+use crate::shutdown;
 use crate::static_pods::Mirrors;
 use crate::status::Ended;
 
@@ -49,6 +50,8 @@ pub struct Shared {
     pub devices: Arc<Devices>,
     /// The node's conditions of being short of something.
     pressures: watch::Sender<BTreeSet<&'static str>>,
+    /// The machine goes down.
+    shutting_down: watch::Sender<bool>,
 }
 
 /// What the agent has around it when it starts.
@@ -85,6 +88,7 @@ impl Shared {
             csi,
             devices,
             pressures: watch::Sender::default(),
+            shutting_down: watch::Sender::default(),
         }
     }
 
@@ -103,6 +107,9 @@ impl Shared {
     pub fn admit(&self, pod: &Pod, running: bool) -> Result<(), Ended> {
         let Some(spec) = &pod.spec else { return Ok(()) };
         let uid = pod.metadata.uid.clone().unwrap_or_default();
+        if !running && *self.shutting_down.borrow() {
+            return Err(Ended { reason: "NodeShutdown", message: shutdown::REFUSED.to_owned() });
+        }
         let node = self.own();
         let labels = node.and_then(|node| node.metadata.labels.clone()).unwrap_or_default();
         let allocatable = self.allocatable();
@@ -179,11 +186,22 @@ impl Shared {
 
     /// The handler that a pod's runtime class names; none for a pod without one. The error is for the pod's events.
     pub async fn runtime_handler(&self, spec: &PodSpec) -> Result<String, String> {
-        let Some(name) = spec.runtime_class_name.as_deref().filter(|name| !name.is_empty()) else {
-            return Ok(String::new());
+        let failed = |error: &dyn std::fmt::Display| format!("failed to get sandbox runtime: {error}");
+        let handler = match spec.runtime_class_name.as_deref().filter(|name| !name.is_empty()) {
+            Some(name) => {
+                let found = self.config.client.get::<RuntimeClass>(None, name).await;
+                found.map_err(|error| failed(&error))?.handler
+            }
+            None => String::new(),
         };
-        let found = self.config.client.get::<RuntimeClass>(None, name).await;
-        found.map(|class| class.handler).map_err(|error| format!("failed to get sandbox runtime: {error}"))
+        if spec.host_users == Some(false) {
+            // A runtime that does not know of them would run the pod as the host's root.
+            let all = self.config.runtime.handlers().await.map_err(|error| failed(&error))?;
+            if all.iter().any(|one| one.name == handler && !one.user_namespaces) || all.is_empty() {
+                return Err(format!("RuntimeClass handler {handler:?} does not support user namespaces"));
+            }
+        }
+        Ok(handler)
     }
 
     /// What the node is short of, in the names of its conditions.
@@ -193,6 +211,14 @@ impl Shared {
             *old = now;
             changed
         });
+    }
+
+    pub fn set_shutting_down(&self, now: bool) {
+        self.shutting_down.send_if_modified(|old| std::mem::replace(old, now) != now);
+    }
+
+    pub fn shutting_down(&self) -> watch::Receiver<bool> {
+        self.shutting_down.subscribe()
     }
 
     pub fn pressures(&self) -> watch::Receiver<BTreeSet<&'static str>> {

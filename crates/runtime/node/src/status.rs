@@ -62,9 +62,11 @@ pub fn compute(pod: &Pod, facts: &Facts<'_>) -> PodStatus {
     let statuses = of(&spec.containers, old.container_statuses.as_ref(), false);
     let debug: Vec<Container> = spec.ephemeral_containers.iter().flatten().map(of_ephemeral).collect();
     let debug = of(&debug, old.ephemeral_container_statuses.as_ref(), false);
-    let phase = match facts.ended {
-        Some(_) => "Failed",
-        None => conditions::phase(spec, &init_statuses, &statuses, facts.over),
+    let phase = match (facts.ended, old.phase.as_deref()) {
+        // What has ended once stays as it ended, also for an agent that does not know why.
+        (Some(_), _) | (None, Some("Failed")) => "Failed",
+        (None, Some("Succeeded")) => "Succeeded",
+        (None, _) => conditions::phase(spec, &init_statuses, &statuses, facts.over),
     };
     let ips = addresses(spec, facts, &old);
     let sandbox_ready = facts.sandbox.is_some_and(|s| s.state == SandboxState::Ready);

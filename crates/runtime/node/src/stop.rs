@@ -53,7 +53,15 @@ impl Worker {
         }
         // A hook that took it all still leaves the process a moment to end by itself.
         let left = grace.saturating_sub(begun.elapsed()).max(MIN_GRACE.min(grace));
-        Ok(runtime.stop_container(&seen.id, left).await?)
+        let stopped = runtime.stop_container(&seen.id, left).await;
+        if let (Some(pod), Err(error)) = (pod, &stopped) {
+            let name = &seen.name;
+            let message = format!(
+                "error killing pod: failed to \"KillContainer\" for {name:?} with KillContainerError: \"{error}\""
+            );
+            self.event(pod, EventType::Warning, "FailedKillPod", &message);
+        }
+        Ok(stopped?)
     }
 
     /// Resolves once all of these have ended.

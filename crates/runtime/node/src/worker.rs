@@ -120,6 +120,9 @@ impl Worker {
             return pod;
         }
         let status = self.shared.mirrors.get(&self.uid).and_then(|mirror| mirror.status.clone());
+        // What ended with the machine begins anew with it.
+        let stays = |reason: Option<&str>| reason != Some("Terminated") || self.ended.is_some();
+        let status = status.filter(|status| stays(status.reason.as_deref()));
         Arc::new(Pod { status, ..pod.as_ref().clone() })
     }
 

@@ -1,5 +1,6 @@
 //! What a sandbox and its containers are made of, resolved: nothing here needs an image or an API to understand.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -60,6 +61,18 @@ pub struct ContainerSpec {
     /// A pipe or terminal stays open for input.
     pub stdin: bool,
     pub stdin_once: bool,
+    /// Runs the container in our place.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub program: Option<OciProgram>,
+}
+
+/// A program with runc's command line, such as runc and crun.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OciProgram {
+    pub path: PathBuf,
+    /// Given before every verb.
+    #[serde(default)]
+    pub options: Vec<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -244,6 +257,9 @@ pub struct Limits {
     pub pids: Option<i64>,
     pub cpuset_cpus: Option<String>,
     pub cpuset_mems: Option<String>,
+    /// Bytes by page size in the kernel's spelling, such as `2MB`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub hugepages: BTreeMap<String, u64>,
 }
 
 /// A container's life so far, kept on disk so that whoever asks later finds it.

@@ -12,8 +12,8 @@ use super::{CriRuntime, Inner, answer, images, request, streams};
 use crate::cgroups::{self, CgroupDriver, cgroup_parent};
 use crate::proto;
 use crate::runtime::{
-    ContainerConfig, ContainerState, ContainerStats, ContainerStatus, Duplex, ExecRequest, ExecResult, Features,
-    ImageAuth, ImageInfo, Reader, Resources, RuntimeEvent, RuntimeVersion, SandboxConfig, SandboxStatus, Streams,
+    ContainerConfig, ContainerState, ContainerStats, ContainerStatus, Duplex, ExecRequest, ExecResult, ImageAuth,
+    ImageInfo, Reader, Resources, RuntimeEvent, RuntimeHandler, RuntimeVersion, SandboxConfig, SandboxStatus, Streams,
 };
 use crate::{Error, Runtime};
 
@@ -137,16 +137,21 @@ impl Runtime for CriRuntime {
         Ok(RuntimeVersion { name: version.runtime_name.clone(), version: version.runtime_version.clone() })
     }
 
-    async fn features(&self, handler: &str) -> Result<Features, Error> {
-        let status = self.inner.runtime.clone().status(proto::StatusRequest { verbose: false }).await;
-        let status = status.map_err(|status| Error::internal("ask the container runtime for its status", status))?;
-        let handlers = status.into_inner().runtime_handlers;
-        let own = handlers.into_iter().find(|one| one.name == handler).and_then(|one| one.features);
+    async fn handlers(&self) -> Result<Vec<RuntimeHandler>, Error> {
+        let status = self.inner.runtime.clone().status(proto::StatusRequest::default()).await;
+        let status = status.map_err(|status| answer::failure("runtime", "", status))?.into_inner();
         let version = &self.inner.version;
-        Ok(Features {
-            recursive_readonly: own.is_some_and(|own| own.recursive_read_only_mounts),
-            image_volumes: mounts_images(&version.runtime_name, &version.runtime_version),
-        })
+        let image_volumes = mounts_images(&version.runtime_name, &version.runtime_version);
+        let handler = |handler: proto::RuntimeHandler| {
+            let features = handler.features.unwrap_or_default();
+            RuntimeHandler {
+                name: handler.name,
+                user_namespaces: features.user_namespaces,
+                recursive_readonly_mounts: features.recursive_read_only_mounts,
+                image_volumes,
+            }
+        };
+        Ok(status.runtime_handlers.into_iter().map(handler).collect())
     }
 
     async fn run_sandbox(&self, config: SandboxConfig) -> Result<String, Error> {

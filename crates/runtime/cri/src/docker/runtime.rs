@@ -10,9 +10,7 @@ use serde_json::Value;
 use super::request::{CONTAINER, SANDBOX};
 use super::{DockerRuntime, Inner, answer, api, images, request, sandbox, streams};
 use crate::runtime::{
-    ContainerConfig, ContainerState, ContainerStats, ContainerStatus, Duplex, ExecRequest, ExecResult, Features,
-    ImageAuth, ImageInfo, Reader, Resources, RuntimeEvent, RuntimeVersion, SandboxConfig, SandboxState, SandboxStatus,
-    Streams,
+    ContainerConfig, ContainerState, ContainerStats, ContainerStatus, Duplex, ExecRequest, ExecResult, ImageAuth, ImageInfo, Reader, Resources, RuntimeEvent, RuntimeHandler, RuntimeVersion, SandboxConfig, SandboxState, SandboxStatus, Streams,
 };
 use crate::{Error, Runtime};
 
@@ -84,9 +82,10 @@ impl Runtime for DockerRuntime {
         Ok(RuntimeVersion { name: "docker".into(), version: self.inner.version.clone() })
     }
 
-    async fn features(&self, _: &str) -> Result<Features, Error> {
+    async fn handlers(&self) -> Result<Vec<RuntimeHandler>, Error> {
         // Since Docker 25.
-        Ok(Features { recursive_readonly: self.inner.api.version >= (1, 44), image_volumes: false })
+        let recursive_readonly_mounts = self.inner.api.version >= (1, 44);
+        Ok(vec![RuntimeHandler { recursive_readonly_mounts, ..RuntimeHandler::default() }])
     }
 
     async fn run_sandbox(&self, config: SandboxConfig) -> Result<String, Error> {

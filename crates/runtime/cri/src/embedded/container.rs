@@ -126,7 +126,12 @@ pub async fn stop(inner: &Arc<Inner>, id: &str, grace: Duration) -> Result<(), E
     signal(inner, &container, rustix::process::Signal::KILL.as_raw(), true).await?;
     match tokio::time::timeout(KILL_LIMIT, inner.wait_until(stopped)).await {
         Ok(()) => Ok(()),
-        Err(_) => Err(Error::DeadlineExceeded(KILL_LIMIT)),
+        Err(_) => {
+            let seconds = KILL_LIMIT.as_secs();
+            let context =
+                format!("container {id} was killed {seconds} s ago and has not ended; it may wait for a device");
+            Err(Error::Internal { context, source: None })
+        }
     }
 }
 
@@ -147,7 +152,7 @@ pub async fn remove(inner: &Arc<Inner>, id: &str) -> Result<(), Error> {
     let sandbox = inner.sandbox(&container.meta.sandbox_id)?;
     let (shim, request) = (sandbox.shim.clone(), Request::Remove { id: id.to_owned() });
     let dir = inner.config.container_dir(&container.meta.sandbox_id, id);
-    let cgroup = Cgroup::new(&container.meta.cgroup);
+    let cgroup = Cgroup::everywhere(&container.meta.cgroup);
     blocking(move || {
         match shim.tell(&request) {
             Err(dhow_oci::Error::Gone { .. } | dhow_oci::Error::NotFound(_)) => cgroup.remove_all(),

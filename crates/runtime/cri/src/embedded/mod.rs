@@ -22,7 +22,7 @@ use std::sync::Arc;
 
 use dhow_image::{ImageStore, PullOptions};
 use dhow_oci::client::Program;
-use dhow_oci::spec::{IdRange, LogLimits};
+use dhow_oci::spec::{IdRange, LogLimits, OciProgram};
 use parking_lot::Mutex;
 use tokio::sync::broadcast;
 
@@ -45,6 +45,8 @@ pub struct EmbeddedConfig {
     pub pull: PullOptions,
     pub network: Arc<dyn PodNetwork>,
     pub tuning: Tuning,
+    /// Programs that run containers in our place, by the handler that a runtime class names.
+    pub handlers: BTreeMap<String, OciProgram>,
 }
 
 /// What may be turned up or down.
@@ -124,7 +126,7 @@ impl EmbeddedRuntime {
         for id in &ids {
             sandbox::remove(&self.inner, id).await?;
         }
-        dhow_oci::cgroup::Cgroup::new(&self.inner.config.cgroup_root).remove_all();
+        dhow_oci::cgroup::Cgroup::everywhere(&self.inner.config.cgroup_root).remove_all();
         let marker = self.inner.config.favours_moves();
         if marker.exists() {
             dhow_oci::cgroup::favour_moves(false);

@@ -120,7 +120,7 @@ fn reason(state: &State) -> &'static str {
     match state.status {
         Status::Created | Status::Running => "",
         Status::Stopped if state.oom_killed => "OOMKilled",
-        Status::Stopped if state.error.is_some() => "ContainerCannotRun",
+        Status::Stopped if state.error.is_some() => "StartError",
         Status::Stopped if state.exit_code == 0 => "Completed",
         Status::Stopped if state.exit_code == 255 && state.pid == 0 && state.started_at.is_some() => "Unknown",
         Status::Stopped => "Error",

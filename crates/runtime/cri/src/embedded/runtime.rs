@@ -8,8 +8,8 @@ use futures::stream::BoxStream;
 
 use super::{EmbeddedRuntime, blocking, container, images, sandbox, streams};
 use crate::runtime::{
-    ContainerConfig, ContainerStats, ContainerStatus, Duplex, ExecRequest, ExecResult, Features, ImageAuth,
-    ImageFsInfo, ImageInfo, Reader, Resources, RuntimeEvent, RuntimeVersion, SandboxConfig, SandboxStatus, Streams,
+    ContainerConfig, ContainerStats, ContainerStatus, Duplex, ExecRequest, ExecResult, ImageAuth, ImageFsInfo,
+    ImageInfo, Reader, Resources, RuntimeEvent, RuntimeHandler, RuntimeVersion, SandboxConfig, SandboxStatus, Streams,
 };
 use crate::{Error, Runtime};
 
@@ -19,8 +19,15 @@ impl Runtime for EmbeddedRuntime {
         Ok(RuntimeVersion { name: "dhow".into(), version: env!("CARGO_PKG_VERSION").into() })
     }
 
-    async fn features(&self, _: &str) -> Result<Features, Error> {
-        Ok(Features { recursive_readonly: true, image_volumes: true })
+    async fn handlers(&self) -> Result<Vec<RuntimeHandler>, Error> {
+        let own = RuntimeHandler {
+            name: String::new(),
+            user_namespaces: true,
+            recursive_readonly_mounts: true,
+            image_volumes: true,
+        };
+        let named = |name: &String| RuntimeHandler { name: name.clone(), ..RuntimeHandler::default() };
+        Ok(std::iter::once(own).chain(self.inner.config.handlers.keys().map(named)).collect())
     }
 
     async fn run_sandbox(&self, config: SandboxConfig) -> Result<String, Error> {

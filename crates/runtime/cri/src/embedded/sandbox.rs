@@ -15,17 +15,12 @@ use super::record::{self, Container, ContainerMeta, Sandbox, SandboxMeta, make_p
 use super::slots::{self, Slot};
 use super::specification::{NETWORK_SYSCTLS, resolv_conf};
 use super::{Inner, blocking, container, users, watch};
-use crate::runtime::{NamespaceMode, RuntimeEventKind, SandboxConfig, SandboxState};
+use crate::runtime::{NamespaceMode, RuntimeEventKind, SandboxConfig, SandboxState, UserNamespace};
 use crate::{Error, NetworkRequest};
 
 /// Starts a sandbox. On error nothing is left behind.
 pub async fn run(inner: &Arc<Inner>, config: SandboxConfig) -> Result<String, Error> {
-    if !config.runtime_handler.is_empty() {
-        return Err(Error::InvalidArgument(format!(
-            "no runtime for handler {:?} is configured",
-            config.runtime_handler
-        )));
-    }
+    check_handler(inner, &config)?;
     let slot = inner.slots.take(&config);
     // Half the length of a container's id: it is part of a socket's path, which has 107 bytes.
     let id = slot.as_ref().map_or_else(|| new_id()[..32].to_owned(), |slot| slot.id.clone());
@@ -36,6 +31,24 @@ pub async fn run(inner: &Arc<Inner>, config: SandboxConfig) -> Result<String, Er
         tracing::warn!(sandbox = id, %error, "cannot clear a sandbox that failed to start");
     }
     made.map(|()| id)
+}
+
+/// Whether the handler that is asked for can run such a sandbox.
+fn check_handler(inner: &Inner, config: &SandboxConfig) -> Result<(), Error> {
+    let name = &config.runtime_handler;
+    if name.is_empty() {
+        return Ok(());
+    }
+    let refused = |why: String| Error::InvalidArgument(format!("failed to get sandbox runtime: {why}"));
+    let program = inner.config.handlers.get(name);
+    let program = program.ok_or_else(|| refused(format!("no runtime for {name:?} is configured")))?;
+    fs::metadata(&program.path).map_err(|error| {
+        refused(format!("runtime handler {name:?}: cannot find {}: {error}", program.path.display()))
+    })?;
+    match config.namespaces.user {
+        UserNamespace::Node => Ok(()),
+        _ => Err(Error::InvalidArgument(format!("RuntimeClass handler {name:?} does not support user namespaces"))),
+    }
 }
 
 async fn make(inner: &Arc<Inner>, id: &str, config: SandboxConfig, slot: Option<Slot>) -> Result<(), Error> {
@@ -202,7 +215,11 @@ pub async fn remove(inner: &Arc<Inner>, id: &str) -> Result<(), Error> {
     let dir = inner.config.sandbox_dir(id);
     blocking(move || record::remove_folder(&dir)).await?;
     let _ = fs::remove_file(inner.config.socket(id));
-    Cgroup::new(&format!("{}/{}", inner.config.cgroup_root, sandbox.meta.config.cgroup_parent)).remove();
+    let group = format!("{}/{}", inner.config.cgroup_root, sandbox.meta.config.cgroup_parent);
+    // Other programs make groups in every tree there is.
+    let own = sandbox.meta.config.runtime_handler.is_empty();
+    let group = if own { Cgroup::new(&group) } else { Cgroup::everywhere(&group) };
+    group.remove();
     inner.sandboxes.lock().remove(id);
     inner.announce(&sandbox, "", RuntimeEventKind::Removed);
     Ok(())

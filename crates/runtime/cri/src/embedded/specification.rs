@@ -99,6 +99,7 @@ pub fn container(
         log_limits: Some(runtime.tuning.logs),
         stdin: config.stdin,
         stdin_once: config.stdin_once,
+        program: runtime.handlers.get(&sandbox.config.runtime_handler).cloned(),
     })
 }
 
@@ -171,7 +172,7 @@ fn user(security: &SecurityContext, image_user: &str) -> User {
         uid: security.run_as_user,
         gid: security.run_as_group,
         additional_gids: security.supplemental_groups.clone(),
-        ..User::default()
+        only_given_groups: security.only_given_groups,
     }
 }
 
@@ -259,6 +260,7 @@ impl From<&Resources> for Limits {
             pids: resources.pids_limit,
             cpuset_cpus: resources.cpuset_cpus.clone(),
             cpuset_mems: resources.cpuset_mems.clone(),
+            hugepages: resources.hugepages.clone(),
         }
     }
 }

@@ -5,8 +5,8 @@ use std::time::SystemTime;
 
 use crate::proto;
 use crate::runtime::{
-    ContainerState, ContainerStats, ContainerStatus, ImageInfo, PodIdentity, RuntimeEventKind, SandboxState,
-    SandboxStatus,
+    ContainerState, ContainerStats, ContainerStatus, ImageInfo, PodIdentity, RuntimeEventKind, RuntimeHandler,
+    SandboxState, SandboxStatus,
 };
 
 /// Nanoseconds since 1970; zero is "not yet".
@@ -17,6 +17,16 @@ pub fn nanos(time: Option<SystemTime>) -> i64 {
 
 fn map(map: &BTreeMap<String, String>) -> HashMap<String, String> {
     map.clone().into_iter().collect()
+}
+
+pub fn handler(handler: &RuntimeHandler) -> proto::RuntimeHandler {
+    proto::RuntimeHandler {
+        name: handler.name.clone(),
+        features: Some(proto::RuntimeHandlerFeatures {
+            recursive_read_only_mounts: handler.recursive_readonly_mounts,
+            user_namespaces: handler.user_namespaces,
+        }),
+    }
 }
 
 fn metadata(pod: &PodIdentity) -> proto::PodSandboxMetadata {

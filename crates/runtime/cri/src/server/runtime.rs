@@ -344,9 +344,11 @@ impl RuntimeService for Shared {
         let condition =
             |kind: &str| proto::RuntimeCondition { r#type: kind.into(), status: true, ..Default::default() };
         let conditions = vec![condition("RuntimeReady"), condition("NetworkReady")];
+        let handlers = self.runtime.handlers().await.map_err(status)?;
         Ok(Response::new(proto::StatusResponse {
             status: Some(proto::RuntimeStatus { conditions }),
-            runtime_handlers: vec![proto::RuntimeHandler::default()],
+            runtime_handlers: handlers.iter().map(answer::handler).collect(),
+            features: Some(proto::RuntimeFeatures { supplemental_groups_policy: true, ..Default::default() }),
             ..Default::default()
         }))
     }

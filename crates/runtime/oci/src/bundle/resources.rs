@@ -19,6 +19,8 @@ pub fn limits(resources: &LinuxResources) -> Limits {
         pids: resources.pids().as_ref().map(|pids| pids.limit()),
         cpuset_cpus: cpu.and_then(|cpu| cpu.cpus().clone()).filter(|list| !list.is_empty()),
         cpuset_mems: cpu.and_then(|cpu| cpu.mems().clone()).filter(|list| !list.is_empty()),
+        // Among the settings: a size that the machine lacks is an error there.
+        ..Limits::default()
     }
 }
 

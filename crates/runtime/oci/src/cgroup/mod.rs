@@ -2,6 +2,7 @@
 
 pub mod devices;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -14,10 +15,12 @@ use crate::spec::{DeviceNode, Limits};
 
 /// Where the kernel's trees are mounted.
 const ROOT: &str = "/sys/fs/cgroup";
+/// Where the tree of v2 is mounted beside those of v1; it has the controllers that v1's lack.
+const BESIDE: &str = "/sys/fs/cgroup/unified";
 /// Controllers whose limits or counters we use, by their v1 names.
-const V1: [&str; 7] = ["memory", "cpu", "cpuacct", "pids", "devices", "freezer", "cpuset"];
+const V1: [&str; 8] = ["memory", "cpu", "cpuacct", "pids", "devices", "freezer", "cpuset", "hugetlb"];
 /// The others, for those who ask for more than pods do.
-const V1_OTHERS: [&str; 8] = ["blkio", "hugetlb", "net_cls", "net_prio", "perf_event", "rdma", "misc", "systemd"];
+const V1_OTHERS: [&str; 7] = ["blkio", "net_cls", "net_prio", "perf_event", "rdma", "misc", "systemd"];
 
 /// One group, in every tree it has to be in.
 #[derive(Debug, Clone)]
@@ -135,20 +138,28 @@ impl Cgroup {
     /// Makes the group with its parents and sets its limits.
     pub fn create(&self, limits: &Limits) -> Result<()> {
         match &self.tree {
-            Tree::Unified => self.create_unified()?,
+            Tree::Unified => self.create_unified(Path::new(ROOT))?,
             Tree::Split(_) => {
                 for folder in self.folders() {
                     fs::create_dir_all(&folder).step(format!("create cgroup {}", folder.display()))?;
                 }
                 self.inherit_cpuset()?;
+                if !limits.hugepages.is_empty() && self.folder("hugetlb").is_none() && Path::new(BESIDE).exists() {
+                    self.create_unified(Path::new(BESIDE))?;
+                }
             }
         }
         self.apply(limits)
     }
 
+    /// Where the group is in v2's tree on a machine that has most controllers in v1's.
+    fn beside(&self) -> PathBuf {
+        Path::new(BESIDE).join(&self.path)
+    }
+
     /// Every group on the way has to hand its controllers down.
-    fn create_unified(&self) -> Result<()> {
-        let mut folder = PathBuf::from(ROOT);
+    fn create_unified(&self, root: &Path) -> Result<()> {
+        let mut folder = root.to_owned();
         for part in self.path.split('/') {
             for controller in ["cpu", "memory", "pids", "cpuset", "io", "hugetlb"] {
                 // A controller that the kernel lacks is missed when a limit needs it.
@@ -226,6 +237,25 @@ impl Cgroup {
         if let Some(mems) = &limits.cpuset_mems {
             self.set("cpuset", "cpuset.mems", mems)?;
         }
+        self.limit_huge_pages(&limits.hugepages)
+    }
+
+    /// A size that the kernel lacks cannot be used either, so a limit of none is met there.
+    fn limit_huge_pages(&self, limits: &BTreeMap<String, u64>) -> Result<()> {
+        let unified = matches!(self.tree, Tree::Unified);
+        for (size, bytes) in limits {
+            let (folder, file) = match self.folder("hugetlb") {
+                Some(folder) if !unified => (folder, format!("hugetlb.{size}.limit_in_bytes")),
+                Some(folder) => (folder, format!("hugetlb.{size}.max")),
+                None => (self.beside(), format!("hugetlb.{size}.max")),
+            };
+            let path = folder.join(&file);
+            if path.exists() {
+                fs::write(&path, bytes.to_string()).step(format!("set {file} to {bytes}"))?;
+            } else if *bytes > 0 {
+                return Err(Error::Invalid(format!("huge pages of {size} cannot be limited on this machine")));
+            }
+        }
         Ok(())
     }
 
@@ -294,7 +324,9 @@ impl Cgroup {
                 Ok(Doors { born_into: Some(folder), join: Vec::new() })
             }
             Tree::Split(_) => {
-                let files = self.folders().into_iter().map(|folder| open(folder.join("cgroup.procs"), OFlags::WRONLY));
+                let beside = Some(self.beside()).filter(|folder| folder.exists());
+                let folders = self.folders().into_iter().chain(beside);
+                let files = folders.map(|folder| open(folder.join("cgroup.procs"), OFlags::WRONLY));
                 Ok(Doors { born_into: None, join: files.collect::<Result<_>>()? })
             }
         }
@@ -383,14 +415,14 @@ impl Cgroup {
 
     /// Removes the group itself if it is empty.
     pub fn remove(&self) {
-        for folder in self.folders() {
+        for folder in self.folders().into_iter().chain([self.beside()]) {
             let _ = fs::remove_dir(&folder);
         }
     }
 
     /// Removes everything below and including this group; the groups must hold no process.
     pub fn remove_all(&self) {
-        for folder in self.folders() {
+        for folder in self.folders().into_iter().chain([self.beside()]) {
             remove_tree(&folder);
         }
     }

@@ -91,23 +91,29 @@ pub fn bind(root: BorrowedFd<'_>, source: &Path, target: &Path) -> Result<()> {
     mounts::perform(root, &Wanted { source: Source::Path(source), target, kind: "", options })
 }
 
-/// The devices at the top of the host's `/dev`, for privileged containers.
+/// Makes the host's devices, for privileged containers.
 pub fn of_the_host(root: BorrowedFd<'_>) -> Result<()> {
-    for entry in fs::read_dir("/dev").step("list /dev")?.flatten() {
-        let Ok(stat) = rustix::fs::lstat(entry.path()) else { continue };
-        let kind = FileType::from_raw_mode(stat.st_mode);
-        let name = entry.file_name();
-        let Some(name) = name.to_str().filter(|_| kind.is_char_device() || kind.is_block_device()) else { continue };
-        let node = Node {
-            path: format!("/dev/{name}"),
-            kind,
-            major: rustix::fs::major(stat.st_rdev),
-            minor: rustix::fs::minor(stat.st_rdev),
-            mode: stat.st_mode,
-            uid: stat.st_uid,
-            gid: stat.st_gid,
-        };
-        make(root, &node, false)?;
-    }
-    Ok(())
+    host_nodes()?.iter().try_for_each(|node| make(root, node, false))
+}
+
+/// The devices at the top of the host's `/dev`.
+pub fn host_nodes() -> Result<Vec<Node>> {
+    let entries = fs::read_dir("/dev").step("list /dev")?.flatten();
+    Ok(entries.filter_map(|entry| look(&entry.path(), &entry.path())).collect())
+}
+
+/// The device at `source`, as it is to be at `target`; `None` if there is none.
+pub fn look(source: &Path, target: &Path) -> Option<Node> {
+    let stat = rustix::fs::lstat(source).ok()?;
+    let kind = FileType::from_raw_mode(stat.st_mode);
+    (kind.is_char_device() || kind.is_block_device()).then_some(())?;
+    Some(Node {
+        path: target.to_str()?.to_owned(),
+        kind,
+        major: rustix::fs::major(stat.st_rdev),
+        minor: rustix::fs::minor(stat.st_rdev),
+        mode: stat.st_mode,
+        uid: stat.st_uid,
+        gid: stat.st_gid,
+    })
 }

@@ -23,6 +23,13 @@ pub fn root(rootfs: &Rootfs, users: Option<Users<'_>>) -> Result<()> {
     overlay(&rootfs.lower, &empty, &rootfs.target, Some(&writable), users)
 }
 
+/// Mounts the container's root in this process's own mount namespace, for a runtime that wants a root that stands.
+pub fn stand(rootfs: &Rootfs) -> Result<()> {
+    let mounted = root(rootfs, None);
+    rustix::process::chdir("/").step("leave the layers' folder")?;
+    mounted
+}
+
 /// The files of the images among the mounts, by their place in the list: mounts of which nobody else knows.
 pub fn trees(wanted: &[Mount], rootfs: &Rootfs, users: Option<Users<'_>>) -> Result<BTreeMap<usize, OwnedFd>> {
     let mut trees = BTreeMap::new();

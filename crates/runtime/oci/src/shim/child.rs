@@ -22,6 +22,7 @@ pub struct Surroundings<'a> {
     pub shm: &'a Path,
     /// The process whose process namespace a container of a shared one joins.
     pub init: Option<BorrowedFd<'a>>,
+    pub init_pid: Option<i32>,
     /// The host's mount namespace, for mounts that are shared with it.
     pub host_mounts: BorrowedFd<'a>,
     /// The user namespace, and what its ids are outside.
@@ -35,7 +36,7 @@ pub fn container(
     streams: &Streams,
     surroundings: &Surroundings<'_>,
 ) -> Result<Made> {
-    let Surroundings { shm, init, host_mounts, users } = *surroundings;
+    let Surroundings { shm, init, host_mounts, users, .. } = *surroundings;
     seccomp::keep(&spec.process.seccomp, &spec.process.capabilities)?;
     let doors = cgroup.doors()?;
     let born_into = doors.born_into.as_ref().map(AsFd::as_fd);

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::Write;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
@@ -11,12 +11,13 @@ use rustix::pipe::PipeFlags;
 use rustix::process::WaitStatus;
 
 use super::child::{self, Streams, Surroundings};
+use super::external::External;
 use super::log::Log;
 use crate::birth::Made;
 use crate::cgroup::Cgroup;
 use crate::error::{Context, Error, Result};
 use crate::protocol::Reply;
-use crate::spec::{ContainerSpec, State, Status};
+use crate::spec::{ContainerSpec, IdRange, Process, State, Status};
 use crate::{sys, wire};
 
 const STREAMS: [&str; 2] = ["stdout", "stderr"];
@@ -28,13 +29,20 @@ pub struct Container {
     pub spec: ContainerSpec,
     pub cgroup: Cgroup,
     pub state: State,
-    pub made: Made,
+    body: Body,
     log: Log,
     /// The end we write to, until it is handed over or closed.
     stdin: Option<OwnedFd>,
     /// Stdout and stderr, or the terminal alone; `None` after their end.
     pub outputs: [Option<OwnedFd>; 2],
     attached: Vec<Attached>,
+}
+
+/// What there is of its process.
+enum Body {
+    Own(Made),
+    /// Another runtime's.
+    External(Box<External>),
 }
 
 /// Somebody who follows what the container prints.
@@ -54,18 +62,23 @@ impl Container {
             Error::Invalid(format!("{} is not a container's specification: {error}", path.display()))
         })?;
         let log = Log::open(&spec.log_path, spec.log_limits)?;
-        let cgroup = Cgroup::new(&spec.cgroup);
-        let made = Self::make(&spec, &cgroup, &surroundings(spec.processes_of.as_deref()));
-        let (made, stdin, outputs) = match made {
+        // Another runtime takes its groups in every tree there is.
+        let cgroup = if spec.program.is_some() { Cgroup::everywhere(&spec.cgroup) } else { Cgroup::new(&spec.cgroup) };
+        let made = Self::make(&spec, folder, &cgroup, &surroundings(spec.processes_of.as_deref()));
+        let (body, stdin, outputs) = match made {
             Ok(made) => made,
             Err(error) => {
+                if spec.program.is_some() {
+                    let _ = rustix::mount::unmount(&spec.rootfs.target, rustix::mount::UnmountFlags::DETACH);
+                }
                 cgroup.remove_all();
                 return Err(error);
             }
         };
-        let state = State { id: spec.id.clone(), pid: made.pid, created_at: now(), ..State::default() };
+        let pid = if let Body::Own(made) = &body { made.pid } else { 0 };
+        let state = State { id: spec.id.clone(), pid, created_at: now(), ..State::default() };
         let container =
-            Self { folder: folder.to_owned(), spec, cgroup, state, made, log, stdin, outputs, attached: Vec::new() };
+            Self { folder: folder.to_owned(), spec, cgroup, state, body, log, stdin, outputs, attached: Vec::new() };
         container.record()?;
         Ok(container)
     }
@@ -73,29 +86,49 @@ impl Container {
     #[allow(clippy::type_complexity)]
     fn make(
         spec: &ContainerSpec,
+        folder: &Path,
         cgroup: &Cgroup,
         surroundings: &Surroundings<'_>,
-    ) -> Result<(Made, Option<OwnedFd>, [Option<OwnedFd>; 2])> {
+    ) -> Result<(Body, Option<OwnedFd>, [Option<OwnedFd>; 2])> {
+        let (theirs, mut stdin, mut outputs) = streams(spec)?;
+        if let Some(program) = &spec.program {
+            let external = External::prepare(spec, program, folder, theirs, surroundings)?;
+            return Ok((Body::External(Box::new(external)), stdin, outputs));
+        }
         cgroup.create(&spec.limits)?;
         if !spec.privileged {
             cgroup.restrict_devices(&spec.devices)?;
         }
-        let (theirs, stdin, mut outputs) = streams(spec)?;
         let mut made = child::container(spec, cgroup, &theirs, surroundings)?;
-        let mut stdin = stdin;
         if let Some(terminal) = made.terminal.take() {
-            rustix::fs::fcntl_setfl(&terminal, OFlags::NONBLOCK | OFlags::RDWR).step("prepare the terminal")?;
-            stdin = Some(rustix::io::fcntl_dupfd_cloexec(&terminal, 3).step("copy the terminal")?);
-            outputs = [Some(terminal), None];
+            (stdin, outputs) = ends_of(terminal)?;
         }
-        Ok((made, stdin, outputs))
+        Ok((Body::Own(made), stdin, outputs))
+    }
+
+    /// The first process, once there is one.
+    pub fn process(&self) -> Option<BorrowedFd<'_>> {
+        match &self.body {
+            Body::Own(made) => Some(made.pidfd.as_fd()),
+            Body::External(external) => external.process(),
+        }
     }
 
     pub fn start(&mut self) -> Result<()> {
         if self.state.status != Status::Created {
             return Err(Error::Invalid(format!("container {} is not in created state", self.spec.id)));
         }
-        match self.made.start() {
+        let started = match &mut self.body {
+            Body::Own(made) => made.start(),
+            Body::External(external) => external.start().and_then(|left| {
+                self.state.pid = left.pid;
+                if let Some(terminal) = left.terminal {
+                    (self.stdin, self.outputs) = ends_of(terminal)?;
+                }
+                Ok(())
+            }),
+        };
+        match started {
             Ok(()) => {
                 self.state.status = Status::Running;
                 self.state.started_at = Some(now());
@@ -103,21 +136,61 @@ impl Container {
             }
             Err(error) => {
                 self.state.error = Some(error.to_string());
+                if self.state.pid == 0 {
+                    // There is no process whose end would be noticed.
+                    self.over(CANNOT_RUN);
+                }
                 Err(error)
             }
         }
     }
 
-    pub fn signal(&self, signal: i32, all: bool) {
+    /// Runs a program beside the first process; returns its number, and its terminal if it has one.
+    pub fn exec(
+        &self,
+        process: &Process,
+        streams: &Streams,
+        users: Option<&(OwnedFd, IdRange)>,
+        shm: &Path,
+    ) -> Result<(i32, Option<OwnedFd>)> {
+        match &self.body {
+            Body::Own(made) => {
+                let mut beside = child::beside(made.pidfd.as_fd(), &self.cgroup, process, streams, users)?;
+                Ok((beside.pid, beside.terminal.take()))
+            }
+            Body::External(external) => {
+                let left = external.exec(process, shm, streams)?;
+                Ok((left.pid, left.terminal))
+            }
+        }
+    }
+
+    /// True if that ended a container that has no process yet.
+    pub fn signal(&mut self, signal: i32, all: bool) -> bool {
         if self.state.status == Status::Stopped {
-            return;
+            return false;
         }
         if all {
             for pid in self.cgroup.processes() {
                 sys::kill(pid, signal);
             }
         }
-        let _ = sys::pidfd_kill(self.made.pidfd.as_fd(), signal);
+        if let Some(process) = self.process() {
+            let _ = sys::pidfd_kill(process, signal);
+            return false;
+        }
+        if signal == libc::SIGKILL {
+            self.over(128 + signal);
+        }
+        signal == libc::SIGKILL
+    }
+
+    /// Frees what a container holds that has ended.
+    pub fn free(&mut self) {
+        if let Body::External(external) = &mut self.body {
+            external.remove();
+        }
+        self.cgroup.remove_all();
     }
 
     /// Passes on what can be read now. After the end of a stream its place is empty. Returns the log's path if its file
@@ -171,17 +244,18 @@ impl Container {
                 self.read(stream);
             }
         }
+        // It may have ended because its program could not be run.
+        self.over(if self.state.error.is_some() { CANNOT_RUN } else { exit_code(status) });
+    }
+
+    /// Notes the end, and tells the followers.
+    fn over(&mut self, code: i32) {
         self.stdin = None;
-        self.state.exit_code = exit_code(status);
-        if self.state.error.is_some() {
-            // It ended because its program could not be run; 128 is what Docker and containerd say then.
-            self.state.exit_code = 128;
-        }
+        self.state.exit_code = code;
         self.state.oom_killed = self.cgroup.oom_kills() > 0;
         self.state.status = Status::Stopped;
         self.state.pid = 0;
         self.state.finished_at = Some(now());
-        let code = self.state.exit_code;
         for attached in self.attached.drain(..) {
             let _ = wire::send(attached.connection.as_fd(), &Reply::Exited { code }, &[]);
         }
@@ -211,6 +285,16 @@ impl Attached {
             }
         }
     }
+}
+
+/// What Docker and containerd say of a container whose program could not be run.
+const CANNOT_RUN: i32 = 128;
+
+/// Our end of a terminal, to write to and to read from.
+fn ends_of(terminal: OwnedFd) -> Result<(Option<OwnedFd>, [Option<OwnedFd>; 2])> {
+    rustix::fs::fcntl_setfl(&terminal, OFlags::NONBLOCK | OFlags::RDWR).step("prepare the terminal")?;
+    let stdin = rustix::io::fcntl_dupfd_cloexec(&terminal, 3).step("copy the terminal")?;
+    Ok((Some(stdin), [Some(terminal), None]))
 }
 
 type Ends = (Streams, Option<OwnedFd>, [Option<OwnedFd>; 2]);

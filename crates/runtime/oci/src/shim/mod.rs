@@ -5,6 +5,8 @@
 
 mod child;
 mod container;
+mod document;
+mod external;
 pub mod log;
 
 use std::collections::BTreeMap;
@@ -273,12 +275,18 @@ impl Shim {
                 let container = self.container(&id)?;
                 let result = container.start();
                 let state = container.state.clone();
-                if result.is_ok() {
+                if result.is_ok() || state.status == Status::Stopped {
                     self.tell(&Reply::State(Box::new(state)));
                 }
                 result?;
             }
-            Request::Signal { id, signal, all } => self.container(&id)?.signal(signal, all),
+            Request::Signal { id, signal, all } => {
+                let container = self.container(&id)?;
+                if container.signal(signal, all) {
+                    let state = container.state.clone();
+                    self.tell(&Reply::State(Box::new(state)));
+                }
+            }
             Request::SignalExec { pid, signal } => {
                 if self.execs.iter().any(|exec| exec.pid == pid) {
                     sys::kill(pid, signal);
@@ -289,17 +297,14 @@ impl Shim {
                 return Ok((Reply::States(self.containers.values().map(|c| c.state.clone()).collect()), None));
             }
             Request::Exec { id, process, stdin, stdout, stderr } => {
-                let Self { containers, users, .. } = self;
+                let Self { containers, users, shm, .. } = self;
                 let container = containers.get_mut(&id).ok_or_else(|| Error::NotFound(id.clone()))?;
                 if container.state.status != Status::Running {
                     return Err(Error::Invalid(format!("container {id} is not running")));
                 }
                 let mut fds = fds.into_iter();
                 let streams = [stdin, stdout, stderr].map(|wanted| if wanted { fds.next() } else { None });
-                let (target, cgroup) = (container.made.pidfd.as_fd(), &container.cgroup);
-                let mut made = child::beside(target, cgroup, &process, &streams, users.as_ref())?;
-                let terminal = made.terminal.take();
-                let pid = made.pid;
+                let (pid, terminal) = container.exec(&process, &streams, users.as_ref(), shm)?;
                 self.execs.push(Exec { pid, connection: keep()? });
                 return Ok((Reply::Running { pid }, terminal));
             }
@@ -325,11 +330,12 @@ impl Shim {
 
     /// What a container gets that shares the process namespace of the container `of`, else the sandbox's if any.
     fn surroundings(&self, of: Option<&str>) -> child::Surroundings<'_> {
-        let init = match of {
-            Some(id) => self.containers.get(id).map(|container| container.made.pidfd.as_fd()),
-            None => self.init.as_ref().map(|(_, init)| init.as_fd()),
+        let (init, init_pid) = match of.map(|id| self.containers.get(id)) {
+            Some(container) => (container.and_then(Container::process), container.map(|container| container.state.pid)),
+            None => (self.init.as_ref().map(|(_, init)| init.as_fd()), self.init.as_ref().map(|(pid, _)| *pid)),
         };
-        child::Surroundings { shm: &self.shm, init, host_mounts: self.host_mounts.as_fd(), users: self.users.as_ref() }
+        let (host_mounts, users) = (self.host_mounts.as_fd(), self.users.as_ref());
+        child::Surroundings { shm: &self.shm, init, init_pid, host_mounts, users }
     }
 
     fn container(&mut self, id: &str) -> Result<&mut Container> {
@@ -340,7 +346,7 @@ impl Shim {
     fn remove(&mut self, id: &str) -> Result<()> {
         let deadline = Instant::now() + KILL_LIMIT;
         loop {
-            let Some(container) = self.containers.get(id) else { return Ok(()) };
+            let Some(container) = self.containers.get_mut(id) else { return Ok(()) };
             let stopped = container.state.status == Status::Stopped;
             if stopped && container.cgroup.processes().is_empty() {
                 break;
@@ -355,8 +361,8 @@ impl Shim {
             let _ = poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 20_000_000 }));
             self.bury();
         }
-        if let Some(container) = self.containers.remove(id) {
-            container.cgroup.remove_all();
+        if let Some(mut container) = self.containers.remove(id) {
+            container.free();
         }
         Ok(())
     }

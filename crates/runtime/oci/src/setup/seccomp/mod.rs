@@ -129,6 +129,45 @@ pub fn warm_up() {
     let _ = Arch::NATIVE.number("read");
 }
 
+/// A profile in the runtime specification's words for another runtime: the rules that apply to these capabilities, and
+/// nothing that only Docker's form has. `None` for a process without a filter.
+pub fn document(seccomp: &Seccomp, capabilities: &[String]) -> Result<Option<serde_json::Value>> {
+    let given = match seccomp {
+        Seccomp::Unconfined => return Ok(None),
+        Seccomp::Default => default::profile(),
+        Seccomp::Profile(path) => read(path)?,
+        Seccomp::Inline(profile) => profile.as_ref().clone(),
+    };
+    let mut architectures = given.architectures.clone();
+    let native = |map: &&ArchMap| Arch::from_profile(&map.architecture) == Some(Arch::NATIVE);
+    for map in given.arch_map.iter().filter(native) {
+        architectures.push(map.architecture.clone());
+        architectures.extend(map.sub_architectures.iter().flatten().cloned());
+    }
+    let mut syscalls = Vec::new();
+    for rule in given.syscalls.iter().filter(|rule| applies(rule, capabilities)) {
+        let mut written = serde_json::json!({"names": rule.names, "action": rule.action});
+        if let Some(errno) = rule.errno_ret {
+            written["errnoRet"] = errno.into();
+        }
+        if let Some(arguments) = rule.args.as_ref().filter(|list| !list.is_empty()) {
+            written["args"] = serde_json::to_value(arguments)
+                .map_err(|error| Error::Invalid(format!("encode a seccomp rule: {error}")))?;
+        }
+        syscalls.push(written);
+    }
+    let mut all = serde_json::json!({"defaultAction": given.default_action, "syscalls": syscalls});
+    for (name, list) in [("architectures", &architectures), ("flags", &given.flags)] {
+        if !list.is_empty() {
+            all[name] = list.clone().into();
+        }
+    }
+    if let Some(errno) = given.default_errno_ret {
+        all["defaultErrnoRet"] = errno.into();
+    }
+    Ok(Some(all))
+}
+
 fn read(path: &Path) -> Result<Profile> {
     let shown = path.display();
     let text =
