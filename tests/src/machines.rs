@@ -30,18 +30,17 @@ pub struct Machines {
     /// The first is the server.
     pub all: Vec<Machine>,
     switch: Switch,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
 }
 
 impl Machines {
     /// `near` machines on one link and one behind a router.
     pub fn new(near: usize) -> Result<Self> {
         let id = std::process::id();
-        let folder =
-            tempfile::Builder::new().prefix("dhow-e2e-cluster").tempdir_in("/var/tmp").context("make a folder")?;
+        let folder = tempfile::Builder::new().prefix("dc").tempdir_in("/var/tmp").context("make a folder")?;
         let switch = Switch { namespace: format!("dhow-cl-{id}-sw") };
         run(Command::new("ip").args(["netns", "add", &switch.namespace]))?;
-        let mut machines = Self { all: Vec::new(), switch, _folder: folder };
+        let mut machines = Self { all: Vec::new(), switch, folder };
         for args in [
             ["link", "add", "near", "type", "bridge"].as_slice(),
             &["addr", "add", "198.18.0.254/24", "dev", "near"],
@@ -64,7 +63,7 @@ impl Machines {
             true => (format!("198.18.0.{}", index + 1), "198.18.0.254"),
             false => ("198.19.0.1".to_owned(), "198.19.0.254"),
         };
-        let folder = self._folder.path().join(&name);
+        let folder = self.folder.path().join(&name);
         std::fs::create_dir_all(&folder).context("make a machine's folder")?;
         run(Command::new("ip").args(["netns", "add", &namespace]))?;
         let switch = self.switch.namespace.clone();

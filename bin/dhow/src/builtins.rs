@@ -56,22 +56,22 @@ pub async fn run(place: &Place, shutdown: CancellationToken, ready: impl FnOnce(
     let server = start_api(place, listener, store, &mut keys, sa_key, &api_shutdown, &mut api).await?;
     start_leading(place, &server, &keys, shared, &users_shutdown, &mut users);
     let access = NodeAccess::Here(Arc::clone(&server));
-    let network = pod_network::obtain(&access.node(&place.node_name), place).await?;
+    let client = access.node(&place.node_name);
+    let network = tokio::select! {
+        network = pod_network::obtain(&client, place) => network?,
+        () = shutdown.cancelled() => {
+            stop(users_shutdown, users, api_shutdown, api).await;
+            return Ok(());
+        }
+    };
     let net = match net {
         Some(net) => net,
         None => open_net(place, network).await?,
     };
     start_network(place, &access, &node_keys.nameserver_renewed, &net, &users_shutdown, &mut users)?;
     let (tell_ready, is_ready) = oneshot::channel();
-    let node = run_node(
-        place.clone(),
-        access.node(&place.node_name),
-        Arc::clone(&node_keys.tls),
-        net,
-        images,
-        users_shutdown.clone(),
-        tell_ready,
-    );
+    let node =
+        run_node(place.clone(), client, Arc::clone(&node_keys.tls), net, images, users_shutdown.clone(), tell_ready);
     users.spawn(node);
 
     tokio::select! {
@@ -317,7 +317,7 @@ pub async fn run_node(
         tls: Some(tls),
         cluster_dns: place::DNS_SERVICE_IP.to_string(),
         cluster_domain: place::CLUSTER_DOMAIN.to_owned(),
-        labels: BTreeMap::new(),
+        labels: BTreeMap::from([(place::SERVES_DNS.to_owned(), "true".to_owned())]),
         image_api,
         settings: NodeSettings {
             cgroup_root: Some(place.cgroup()),

@@ -16,7 +16,7 @@ const NAME: &str = "kube-dns";
 
 /// How the controllers know the nodes that answer.
 pub fn of_nodes() -> NodeDnsConfig {
-    NodeDnsConfig { namespace: NAMESPACE.into(), service: NAME.into(), annotation: place::SERVES_DNS.into() }
+    NodeDnsConfig { namespace: NAMESPACE.into(), service: NAME.into(), label: place::SERVES_DNS.into() }
 }
 
 /// Makes the Service of the cluster's DNS.

@@ -5,12 +5,13 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail};
 use dhow_client::{Client, Error, Informer, Key, ListParams, Patch};
 use dhow_net::Cidr;
+use dhow_net::peers::OUTER_ADDRESS;
 use k8s_openapi::api::core::v1::Node;
 use serde_json::json;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::place::{self, Place};
+use crate::place::Place;
 
 fn record(place: &Place) -> PathBuf {
     place.data_dir.join("net/pod-network")
@@ -70,18 +71,15 @@ async fn create(client: &Client, place: &Place, known: Option<Cidr>) -> Result<N
     .context("register the node")
 }
 
-/// Says what others need to know of this node before it is Ready.
+/// Says where others reach this node, if that is not where they would look.
 async fn announce(client: &Client, place: &Place, node: &Node) -> Result<()> {
-    let mut wanted = vec![(place::SERVES_DNS, "true".to_owned())];
-    wanted.extend(place.outer_address.map(|address| (dhow_net::peers::OUTER_ADDRESS, address.to_string())));
-    let held = node.metadata.annotations.as_ref();
-    if wanted.iter().all(|(key, value)| held.is_some_and(|held| held.get(*key) == Some(value))) {
+    let wanted = place.outer_address.map(|address| address.to_string());
+    let held = node.metadata.annotations.as_ref().and_then(|held| held.get(OUTER_ADDRESS));
+    if held == wanted.as_ref() {
         return Ok(());
     }
-    let annotations: serde_json::Map<String, _> =
-        wanted.into_iter().map(|(key, value)| (key.to_owned(), value.into())).collect();
-    let patch = Patch::Merge(json!({"metadata": {"annotations": annotations}}));
-    client.patch::<Node>(None, &place.node_name, patch, None).await.context("announce the node")?;
+    let patch = Patch::Merge(json!({"metadata": {"annotations": {OUTER_ADDRESS: wanted}}}));
+    client.patch::<Node>(None, &place.node_name, patch, None).await.context("announce the node's address")?;
     Ok(())
 }
 

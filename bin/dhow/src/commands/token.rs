@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use comfy_table::{Table, presets};
 use dhow_base::pki;
 use dhow_client::{Client, DeleteParams, HttpsConfig, ListParams};

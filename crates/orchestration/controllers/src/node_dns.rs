@@ -14,8 +14,8 @@ use serde_json::{Value, json};
 pub struct NodeDnsConfig {
     pub namespace: String,
     pub service: String,
-    /// An annotation that our agent puts on its node.
-    pub annotation: String,
+    /// A label that our agent puts on its node.
+    pub label: String,
 }
 
 const MANAGED_BY: &str = "dns.dhow.io";
@@ -57,7 +57,7 @@ fn node_of(slice: &EndpointSlice) -> Option<String> {
 fn wanted(node: &Node, config: &NodeDnsConfig) -> Option<Value> {
     let metadata = &node.metadata;
     let (name, uid) = (metadata.name.as_deref()?, metadata.uid.as_deref()?);
-    if metadata.deletion_timestamp.is_some() || !metadata.annotations.as_ref()?.contains_key(&config.annotation) {
+    if metadata.deletion_timestamp.is_some() || !metadata.labels.as_ref()?.contains_key(&config.label) {
         return None;
     }
     let spec = node.spec.as_ref()?;
@@ -133,10 +133,10 @@ mod tests {
 
     #[test]
     fn nodes_that_say_so_answer_at_their_bridge() {
-        let config = NodeDnsConfig { namespace: "n".into(), service: "s".into(), annotation: "a".into() };
-        let node = |annotation: &str, cidrs: Value, ready: &str| -> Node {
+        let config = NodeDnsConfig { namespace: "n".into(), service: "s".into(), label: "a".into() };
+        let node = |label: &str, cidrs: Value, ready: &str| -> Node {
             serde_json::from_value(json!({
-                "metadata": {"name": "x", "uid": "u", "annotations": {annotation: ""}},
+                "metadata": {"name": "x", "uid": "u", "labels": {label: ""}},
                 "spec": {"podCIDRs": cidrs}, "status": {"conditions": [{"type": "Ready", "status": ready}]},
             }))
             .unwrap()
