@@ -2,6 +2,7 @@
 #![allow(clippy::print_stderr)]
 
 pub mod kubelets;
+pub mod machines;
 mod server;
 pub mod servers;
 

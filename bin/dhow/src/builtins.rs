@@ -16,21 +16,22 @@ use dhow_node::{Node, NodeConfig};
 use dhow_store::Kv;
 use rustix::mount::UnmountFlags;
 use tokio::net::TcpListener;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::access;
-use crate::keys::{self, Keys, NodeKeys};
+use crate::keys::Keys;
 use crate::leading::Leading;
+use crate::node_access::NodeAccess;
 use crate::place::{self, Place};
 use crate::runtimes::{Opened, RuntimeChoice};
 use crate::settings::Settings;
 use crate::store::{self, Store};
-use crate::{cluster_dns, dns_zones, nameserver, runtimes};
+use crate::{dns_zones, nameserver, pod_network, runtimes};
 
 /// Parts that run until told to stop; one that ends by itself is an error.
-type Parts = JoinSet<Result<()>>;
+pub type Parts = JoinSet<Result<()>>;
 
 /// Runs server and node on this machine until `shutdown`; calls `ready` once the node takes pods.
 ///
@@ -39,25 +40,38 @@ type Parts = JoinSet<Result<()>>;
 pub async fn run(place: &Place, shutdown: CancellationToken, ready: impl FnOnce()) -> Result<()> {
     // Before anything is made: whether we may listen at all.
     let listener = listen(place, place.api_port).await?;
+    let known = pod_network::known(place)?;
+    let early = async {
+        match known {
+            Some(network) => open_net(place, network).await.map(Some),
+            None => Ok(None),
+        }
+    };
     let ((store, mut keys, sa_key), net, images) =
-        tokio::try_join!(open_state(place), open_net(place), blocking(place, "open the image store", open_images),)?;
+        tokio::try_join!(open_state(place), early, blocking(place, "open the image store", open_images),)?;
     let node_keys = keys.open_node(place)?;
     let (api_shutdown, users_shutdown) = (CancellationToken::new(), CancellationToken::new());
     let (mut api, mut users) = (Parts::new(), Parts::new());
     let shared = store.shared.clone();
     let server = start_api(place, listener, store, &mut keys, sa_key, &api_shutdown, &mut api).await?;
     start_leading(place, &server, &keys, shared, &users_shutdown, &mut users)?;
-    start_network(place, &server, &node_keys, &net, &users_shutdown, &mut users);
+    let access = NodeAccess::Here(Arc::clone(&server));
+    let client = access.node(&place.node_name);
+    let network = tokio::select! {
+        network = pod_network::obtain(&client, place) => network?,
+        () = shutdown.cancelled() => {
+            stop(users_shutdown, users, api_shutdown, api).await;
+            return Ok(());
+        }
+    };
+    let net = match net {
+        Some(net) => net,
+        None => open_net(place, network).await?,
+    };
+    start_network(place, &access, &node_keys.nameserver_renewed, &net, &users_shutdown, &mut users)?;
     let (tell_ready, is_ready) = oneshot::channel();
-    let node = run_node(
-        place.clone(),
-        Arc::clone(&server),
-        Arc::clone(&node_keys.tls),
-        net,
-        images,
-        users_shutdown.clone(),
-        tell_ready,
-    );
+    let node =
+        run_node(place.clone(), client, Arc::clone(&node_keys.tls), net, images, users_shutdown.clone(), tell_ready);
     users.spawn(node);
 
     tokio::select! {
@@ -91,7 +105,7 @@ pub async fn run_server(place: &Place, shutdown: CancellationToken, ready: impl 
 }
 
 /// Ends well at `shutdown`; without one of its parts the cloud would only seem to run.
-async fn until_end(api: &mut Parts, users: &mut Parts, shutdown: &CancellationToken) -> Result<()> {
+pub async fn until_end(api: &mut Parts, users: &mut Parts, shutdown: &CancellationToken) -> Result<()> {
     tokio::select! {
         ended = users.join_next() => Err(ended_early(ended)),
         ended = api.join_next() => Err(ended_early(ended)),
@@ -100,7 +114,7 @@ async fn until_end(api: &mut Parts, users: &mut Parts, shutdown: &CancellationTo
 }
 
 /// Those who use the API stop first, then the API.
-async fn stop(users_shutdown: CancellationToken, users: Parts, api_shutdown: CancellationToken, api: Parts) {
+pub async fn stop(users_shutdown: CancellationToken, users: Parts, api_shutdown: CancellationToken, api: Parts) {
     for (token, mut parts) in [(users_shutdown, users), (api_shutdown, api)] {
         token.cancel();
         while let Some(ended) = parts.join_next().await {
@@ -112,7 +126,7 @@ async fn stop(users_shutdown: CancellationToken, users: Parts, api_shutdown: Can
 }
 
 /// What nobody asked to end did end, or failed.
-fn ended_early(ended: Option<Result<Result<()>, tokio::task::JoinError>>) -> anyhow::Error {
+pub fn ended_early(ended: Option<Result<Result<()>, tokio::task::JoinError>>) -> anyhow::Error {
     match ended {
         Some(Ok(Err(error))) => error,
         Some(Err(panic)) => anyhow::Error::new(panic).context("a part panicked"),
@@ -130,7 +144,7 @@ async fn open_state(place: &Place) -> Result<(Store, Keys, SaKey)> {
     Ok((store, keys, sa_key))
 }
 
-async fn part(name: &'static str, run: impl Future<Output = ()>) -> Result<()> {
+pub async fn part(name: &'static str, run: impl Future<Output = ()>) -> Result<()> {
     run.await;
     tracing::debug!(part = name, "ended");
     Ok(())
@@ -169,10 +183,11 @@ fn service_range() -> Result<ServiceRange> {
     Ok(ServiceRange { first: range.network(), prefix: range.prefix() })
 }
 
-async fn open_net(place: &Place) -> Result<Arc<Net>> {
+pub async fn open_net(place: &Place, network: Cidr) -> Result<Arc<Net>> {
     let state_dir = place.data_dir.join("net");
     fs::create_dir_all(&state_dir).with_context(|| format!("create {}", state_dir.display()))?;
-    let mut config = NetConfig::new(cidr(place::POD_CIDR)?, state_dir);
+    let mut config = NetConfig::new(network, state_dir);
+    (config.mode, config.mtu) = (place.pod_network, 0);
     config.bridge = place::BRIDGE.to_owned();
     config.table = place::TABLE.to_owned();
     config.cluster_cidr = cidr(place::CLUSTER_CIDR)?;
@@ -192,7 +207,7 @@ pub struct Images {
     pub settings: Settings,
 }
 
-fn open_images(place: &Place) -> Result<Images> {
+pub fn open_images(place: &Place) -> Result<Images> {
     let settings = Settings::load(&place.config)?;
     let registries = Registries::new(settings.registries.clone())?;
     let store = ImageStore::open(&place.data_dir.join("images"))?;
@@ -244,48 +259,44 @@ fn start_leading(
     let administrator = server.client(UserInfo::new("system:dhow", &[keys::MASTERS]));
     parts.spawn(dns_zones::keep(administrator, shutdown.clone()));
     let schedulers = Settings::load(&place.config)?.schedulers()?;
-    let leading =
-        Leading { server: Arc::clone(server), root_ca_pem: keys.ca.cert_pem().to_owned(), shared, schedulers };
+    let leading = Leading { server: Arc::clone(server), ca: Arc::clone(&keys.ca), shared, schedulers };
     parts.spawn(part("controllers and scheduler", leading.run(place.clone(), shutdown.clone())));
     Ok(())
 }
 
-/// As whom the node's agent calls the API.
-fn node_client(place: &Place, server: &Arc<ApiServer>) -> Client {
-    server.client(UserInfo::new(&format!("system:node:{}", place.node_name), &["system:nodes"]))
-}
-
-fn start_network(
+/// Starts what makes the node's network of what the API says. `renewed` is told when the name server's kubeconfig has a new
+/// certificate.
+pub fn start_network(
     place: &Place,
-    server: &Arc<ApiServer>,
-    keys: &NodeKeys,
+    access: &NodeAccess,
+    renewed: &Arc<Notify>,
     net: &Arc<Net>,
     shutdown: &CancellationToken,
     parts: &mut Parts,
-) {
-    let client = server.client(UserInfo::new("system:kube-proxy", &[]));
+) -> Result<()> {
+    let client = access.client("system:kube-proxy")?;
     let (net_, node, stop) = (Arc::clone(net), place.node_name.clone(), shutdown.clone());
+    let ways = client.clone();
     parts
         .spawn(async move { dhow_net::proxy::run(client, net_, &node, stop).await.context("keep the service tables") });
-    let client = server.client(UserInfo::new("system:dhow:network-policy", &[]));
+    let (net_, node, stop) = (Arc::clone(net), place.node_name.clone(), shutdown.clone());
+    parts.spawn(async move {
+        dhow_net::peers::run(ways, net_, &node, stop).await.context("keep the ways to other nodes' pods")
+    });
+    let client = access.client("system:dhow:network-policy")?;
     let (net_, node, stop) = (Arc::clone(net), place.node_name.clone(), shutdown.clone());
     parts.spawn(async move {
         dhow_net::policy::run(client, net_, &node, stop).await;
         Ok(())
     });
-    let administrator = server.client(UserInfo::new("system:dhow", &[keys::MASTERS]));
-    let (gateway, node) = (net.bridge_gateway(), place.node_name.clone());
-    let nameserver =
-        nameserver::keep_running(place.clone(), gateway, Arc::clone(&keys.nameserver_renewed), shutdown.clone());
-    parts.spawn(async move {
-        cluster_dns::ensure(&administrator, place::DNS_SERVICE_IP.into(), gateway.into(), &node).await?;
-        nameserver.await
-    });
+    let gateway = net.bridge_gateway();
+    parts.spawn(nameserver::keep_running(place.clone(), gateway, Arc::clone(renewed), shutdown.clone()));
+    Ok(())
 }
 
-async fn run_node(
+pub async fn run_node(
     place: Place,
-    server: Arc<ApiServer>,
+    client: Client,
     tls: Arc<rustls::ServerConfig>,
     net: Arc<Net>,
     images: Images,
@@ -294,6 +305,7 @@ async fn run_node(
 ) -> Result<()> {
     let root_dir = place.data_dir.join("node");
     fs::create_dir_all(&root_dir).with_context(|| format!("create {}", root_dir.display()))?;
+    let network = net.config().pod_cidr;
     let runtime = runtimes::open(&place, &images, net).await?;
     let mut settings = images.settings.node.settings().map_err(anyhow::Error::msg).context("read the settings")?;
     settings.cgroup_root = Some(place.cgroup());
@@ -302,17 +314,17 @@ async fn run_node(
     let image_api = matches!(runtime, Opened::Embedded(_)).then(|| image_api(images, &shutdown));
     let config = NodeConfig {
         name: place.node_name.clone(),
-        client: node_client(&place, &server),
+        client,
         runtime: runtime.runtime(),
         root_dir,
         node_ip: place.node_ip.to_string(),
-        pod_cidr: Some(place::POD_CIDR.to_owned()),
+        pod_cidr: Some(network.to_string()),
         kubelet_port: place.node_port,
         listen: any_address(&place, place.node_port),
         tls: Some(tls),
         cluster_dns: place::DNS_SERVICE_IP.to_string(),
         cluster_domain: place::CLUSTER_DOMAIN.to_owned(),
-        labels: BTreeMap::new(),
+        labels: BTreeMap::from([(place::SERVES_DNS.to_owned(), "true".to_owned())]),
         image_api,
         system_bus: system_bus(),
         settings,
@@ -349,7 +361,7 @@ pub async fn stop_containers(place: &Place, remove: bool) -> Result<usize> {
     if !place.data_dir.exists() || choice == RuntimeChoice::Embedded && !runtimes::embedded_dir(place).exists() {
         return Ok(0);
     }
-    let net = open_net(place).await?;
+    let net = open_net(place, known_network(place)?).await?;
     let images = blocking(place, "open the image store", open_images).await?;
     fs::create_dir_all(&place.run_dir).with_context(|| format!("create {}", place.run_dir.display()))?;
     let runtime = runtimes::open(place, &images, net).await?;
@@ -360,10 +372,15 @@ pub async fn stop_containers(place: &Place, remove: bool) -> Result<usize> {
     Ok(stopped)
 }
 
+/// The node's network, or any if it never had one: then nothing is in it.
+fn known_network(place: &Place) -> Result<Cidr> {
+    pod_network::known(place)?.map_or_else(|| cidr(place::FIRST_POD_CIDR), Ok)
+}
+
 /// Removes all network state and mounts of a cloud whose containers are stopped. Its folders are the caller's.
 pub async fn purge(place: &Place) -> Result<()> {
     // A network is opened to be removed, so that nothing of it needs to be remembered.
-    open_net(place).await?.purge().await.context("remove the pod network")?;
+    open_net(place, known_network(place)?).await?.purge().await.context("remove the pod network")?;
     unmount_below(&[&place.data_dir, &place.run_dir])
 }
 

@@ -24,6 +24,11 @@ pub enum Command {
     Up(UpArgs),
     /// Stop the cloud and its containers; data is kept unless --purge is given.
     Down(DownArgs),
+    /// Make this machine a node of a cluster, and wait until it takes pods.
+    Join(Box<JoinArgs>),
+    /// Make, list and remove the tokens with which machines join.
+    #[command(subcommand)]
+    Token(TokenCommand),
     /// Show what runs: nodes, workloads, memory, where the data lives.
     Status(StatusArgs),
     /// Apply Kubernetes YAML and follow it to a reachable address.
@@ -42,6 +47,9 @@ pub enum Command {
     /// Run server and node in the foreground (what `dhow up` starts, and a service manager may).
     #[command(name = "serve")]
     Serve(PlaceArgs),
+    /// Run the node of a cluster that this machine joined, in the foreground (what `dhow join` starts).
+    #[command(name = "serve-node")]
+    ServeNode(PlaceArgs),
     /// Run the embedded container runtime alone, behind CRI v1, for crictl and other kubelets.
     Cri(CriArgs),
     /// Simulate nodes and pods, to see how they are placed and how fast.
@@ -93,8 +101,9 @@ pub struct PlaceArgs {
     /// Its private key.
     #[arg(long, env = "DHOW_STORE_KEY", requires = "store_cert", value_name = "FILE")]
     pub store_key: Option<PathBuf>,
-    /// File with the server token of the cluster in these etcd servers, for a server that joins it.
-    #[arg(long, env = "DHOW_TOKEN_FILE", requires = "store", value_name = "FILE")]
+    /// File with the server token of the cluster in these etcd servers, for a server that joins it; for `dhow join`, with
+    /// the token to join with.
+    #[arg(long, env = "DHOW_TOKEN_FILE", value_name = "FILE")]
     pub token_file: Option<PathBuf>,
     /// Seconds after which another server leads in place of one that went silent.
     #[arg(
@@ -144,6 +153,12 @@ pub struct PlaceArgs {
     /// How many pod sandboxes wait, ready made, for pods to come; each holds about a MiB and an address [default: 2].
     #[arg(long, env = "DHOW_POD_SLOTS", value_name = "N")]
     pub pod_slots: Option<usize>,
+    /// How packets travel to other nodes' pods: by routes where nodes share a link and by VXLAN elsewhere, or always one.
+    #[arg(long, env = "DHOW_POD_NETWORK", default_value = "auto", value_name = "auto|routes|vxlan")]
+    pub pod_network: dhow_net::peers::Mode,
+    /// Address under which other nodes reach this one, where that is not the node's own.
+    #[arg(long = "node-external-ip", env = "DHOW_NODE_EXTERNAL_IP", value_name = "IP")]
+    pub outer_address: Option<std::net::Ipv4Addr>,
     /// Log format.
     #[arg(long, env = "DHOW_LOG_FORMAT", value_enum, default_value_t = LogFormat::Auto)]
     pub log_format: LogFormat,
@@ -265,6 +280,72 @@ pub struct UpArgs {
     /// Seconds to wait for readiness.
     #[arg(long, default_value_t = 60, value_name = "SECONDS")]
     pub timeout: u64,
+}
+
+#[derive(Debug, Args)]
+pub struct JoinArgs {
+    #[command(flatten)]
+    pub place: PlaceArgs,
+    /// A server of the cluster [default: the one this machine joined before].
+    #[arg(env = "DHOW_SERVER", value_name = "URL")]
+    pub server: Option<String>,
+    /// Token, as `dhow token create` prints it; --token-file and DHOW_TOKEN keep it from other users' eyes.
+    #[arg(
+        long,
+        short,
+        env = "DHOW_TOKEN",
+        hide_env_values = true,
+        conflicts_with = "token_file",
+        value_name = "TOKEN"
+    )]
+    pub token: Option<String>,
+    /// Digest of the public key of the cluster's authority, for a token that does not name it.
+    #[arg(long = "discovery-token-ca-cert-hash", alias = "ca-hash", value_name = "sha256:HASH")]
+    pub ca_hash: Option<String>,
+    /// The cluster's authority itself.
+    #[arg(long, alias = "certificate-authority", conflicts_with = "ca_hash", value_name = "FILE")]
+    pub ca_file: Option<PathBuf>,
+    /// Stay in the foreground instead of leaving a daemon behind.
+    #[arg(long)]
+    pub foreground: bool,
+    /// Seconds to wait for readiness.
+    #[arg(long, default_value_t = 60, value_name = "SECONDS")]
+    pub timeout: u64,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum TokenCommand {
+    /// Make a token and print it.
+    Create {
+        #[command(flatten)]
+        connect: ConnectArgs,
+        /// How long it lasts, such as 30m or 24h; 0 for ever.
+        #[arg(long, default_value = "24h", value_parser = crate::commands::token::parse_life, value_name = "DURATION")]
+        ttl: std::time::Duration,
+        /// What it is for.
+        #[arg(long, default_value = "", value_name = "TEXT")]
+        description: String,
+        /// Print the whole command for the other machine.
+        #[arg(long)]
+        print_join_command: bool,
+    },
+    /// List the tokens, without their secrets.
+    #[command(alias = "ls")]
+    List {
+        #[command(flatten)]
+        connect: ConnectArgs,
+        #[arg(short, long, value_enum, default_value_t = Output::Table)]
+        output: Output,
+    },
+    /// Remove tokens.
+    #[command(alias = "rm")]
+    Delete {
+        #[command(flatten)]
+        connect: ConnectArgs,
+        /// Their ids, or whole tokens.
+        #[arg(required = true, value_name = "TOKEN")]
+        tokens: Vec<String>,
+    },
 }
 
 #[derive(Debug, Args)]

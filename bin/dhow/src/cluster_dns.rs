@@ -1,19 +1,26 @@
-//! The `kube-system/kube-dns` Service and its endpoint, the node's bridge gateway.
+//! The `kube-system/kube-dns` Service. Its endpoints, the nodes' own name servers, are kept by a controller.
 
 use std::net::IpAddr;
 
 use anyhow::{Context, Result};
 use dhow_client::{Client, Object};
+use dhow_controllers::NodeDnsConfig;
 use k8s_openapi::api::core::v1::Service;
-use k8s_openapi::api::discovery::v1::EndpointSlice;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+
+use crate::place;
 
 const NAMESPACE: &str = "kube-system";
 const NAME: &str = "kube-dns";
 
-/// Makes the cluster's DNS reachable under its Service address.
-pub async fn ensure(client: &Client, service_ip: IpAddr, gateway: IpAddr, node: &str) -> Result<()> {
+/// How the controllers know the nodes that answer.
+pub fn of_nodes() -> NodeDnsConfig {
+    NodeDnsConfig { namespace: NAMESPACE.into(), service: NAME.into(), label: place::SERVES_DNS.into() }
+}
+
+/// Makes the Service of the cluster's DNS.
+pub async fn ensure(client: &Client, service_ip: IpAddr) -> Result<()> {
     let labels = json!({"k8s-app": "kube-dns", "kubernetes.io/name": "DhowDNS"});
     ensure_object::<Service>(
         client,
@@ -23,22 +30,7 @@ pub async fn ensure(client: &Client, service_ip: IpAddr, gateway: IpAddr, node: 
         }),
     )
     .await
-    .context("publish the DNS service")?;
-    ensure_object::<EndpointSlice>(
-        client,
-        json!({
-            "metadata": {
-                "name": format!("{NAME}-{node}"),
-                "namespace": NAMESPACE,
-                "labels": {"kubernetes.io/service-name": NAME, "endpointslice.kubernetes.io/managed-by": "dns.dhow.io"},
-            },
-            "addressType": "IPv4",
-            "endpoints": [{"addresses": [gateway], "conditions": {"ready": true}, "nodeName": node}],
-            "ports": ports(),
-        }),
-    )
-    .await
-    .context("publish the DNS endpoint")
+    .context("publish the DNS service")
 }
 
 fn ports() -> Value {

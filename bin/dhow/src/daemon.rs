@@ -13,11 +13,11 @@ use rustix::process::Pid;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use crate::builtins;
 use crate::cli::LogFormat;
 use crate::exit::TimedOut;
 use crate::pidfile::PidFile;
 use crate::place::Place;
+use crate::{agent, builtins};
 
 /// What of the cloud this process runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,6 +26,19 @@ pub enum Role {
     All,
     /// The control plane alone.
     Server,
+    /// The node alone, of a cluster that this machine joined.
+    Node,
+}
+
+impl Role {
+    /// The command that runs it in the foreground.
+    fn command(self) -> &'static str {
+        match self {
+            Self::All => "serve",
+            Self::Server => "server",
+            Self::Node => "serve-node",
+        }
+    }
 }
 
 /// Runs the cloud's parts until SIGTERM or SIGINT. Containers go on running afterwards.
@@ -40,6 +53,7 @@ pub async fn serve(place: &Place, role: Role) -> Result<()> {
     let result = match role {
         Role::All => builtins::run(place, shutdown, ready).await,
         Role::Server => builtins::run_server(place, shutdown, ready).await,
+        Role::Node => agent::run(place, shutdown, ready).await,
     };
     notify("STOPPING=1");
     let _ = fs::remove_file(place.pid_file());
@@ -88,8 +102,8 @@ fn notify(message: &str) {
     }
 }
 
-/// Starts `dhow serve` in the background and waits until it is ready, or says why it is not.
-pub fn start(place: &Place, timeout: Duration) -> Result<()> {
+/// Starts a role in the background and waits until it is ready, or says why it is not.
+pub fn start(place: &Place, role: Role, timeout: Duration) -> Result<()> {
     for folder in [&place.data_dir, &place.run_dir] {
         fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
     }
@@ -103,9 +117,11 @@ pub fn start(place: &Place, timeout: Duration) -> Result<()> {
     let mut command = Command::new("/proc/self/exe");
     command
         .arg0("dhow")
-        .arg("serve")
+        .arg(role.command())
         .args(place.as_args())
         .env("NOTIFY_SOCKET", &socket_path)
+        // It has been used by now.
+        .env_remove("DHOW_TOKEN")
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(log)

@@ -63,7 +63,15 @@ impl Keys {
         let folder = place.pki_dir();
         let ca = Arc::new(ca(&folder)?);
         let sa_key = sa_key(&folder)?;
-        let (api, kept_api) = live(place, &ca, "apiserver", CertSpec::server(API_SERVER, &api_names(place)))?;
+        let (api, mut kept_api) = live(place, &ca, "apiserver", CertSpec::server(API_SERVER, &api_names(place)))?;
+        // It shows its authority, too: a machine that is to join knows that one by its digest and by nothing else.
+        let (shown, authority) = (Arc::clone(&api), ca.cert_pem().to_owned());
+        let whole = move |pair: &CertPair| {
+            let cert_pem = format!("{}{authority}", pair.cert_pem);
+            Ok(shown.replace(&CertPair { cert_pem, key_pem: pair.key_pem.clone() })?)
+        };
+        whole(&kept_api.pair)?;
+        kept_api.renewed = Box::new(whole);
         let (caller, kept_caller) = live(place, &ca, "apiserver-to-node", CertSpec::client(API_SERVER, &[]))?;
         // An authority of its own: whoever gets a certificate of the cluster's cannot speak for others with it.
         let front_proxy_ca = Arc::new(front_proxy_ca(&folder)?);

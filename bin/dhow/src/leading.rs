@@ -4,25 +4,30 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dhow_apiserver::{ApiServer, UserInfo};
+use dhow_base::pki::ClusterCa;
 use dhow_client::leader::{self, LeaseSpec, LeaseTiming};
-use dhow_controllers::ControllersConfig;
+use dhow_controllers::{ClusterRange, ControllersConfig};
 use dhow_scheduler::SchedulerConfig;
 use dhow_store::{Error, Kv};
 use tokio_util::sync::CancellationToken;
 
-use crate::place::Place;
+use crate::place::{self, Place};
+use crate::{cluster_dns, keys};
 
 /// Who leads, as `kubectl get lease -n kube-system` shows it.
 const LEASE: &str = "dhow-server";
 /// How much of etcd's history is kept, as upstream's API server does.
 const HISTORY: Duration = Duration::from_secs(5 * 60);
 
+const DNS_RETRY: Duration = Duration::from_secs(5);
+
 const CONTROLLERS: &str = "system:kube-controller-manager";
 const SCHEDULER: &str = "system:kube-scheduler";
 
 pub struct Leading {
     pub server: Arc<ApiServer>,
-    pub root_ca_pem: String,
+    /// Published, and signs certificates.
+    pub ca: Arc<ClusterCa>,
     /// The store, where other servers use it too.
     pub shared: Option<Arc<dyn Kv>>,
     pub schedulers: SchedulerConfig,
@@ -47,12 +52,32 @@ impl Leading {
     /// All of it, until told to stop. One that ends by itself ends the others: half of it would only seem to run.
     async fn work(&self, stop: CancellationToken) {
         let client = self.server.client(UserInfo::new(CONTROLLERS, &[]));
-        let config = ControllersConfig { root_ca_pem: self.root_ca_pem.clone() };
+        let config = ControllersConfig {
+            root_ca_pem: self.ca.cert_pem().to_owned(),
+            signer: Some(Arc::clone(&self.ca)),
+            cluster_ranges: vec![ClusterRange {
+                cidr: place::CLUSTER_CIDR.to_owned(),
+                node_prefix: place::NODE_PREFIX,
+            }],
+            node_dns: Some(cluster_dns::of_nodes()),
+        };
         let controllers = dhow_controllers::run_all(client, config, stop.clone());
         let client = self.server.client(UserInfo::new(SCHEDULER, &[]));
         let scheduler = dhow_scheduler::run(client, self.schedulers.clone(), stop.clone());
         let compaction = compact(self.shared.clone(), stop.clone());
-        tokio::join!(ending(&stop, controllers), ending(&stop, scheduler), ending(&stop, compaction));
+        let dns = self.publish_dns(stop.clone());
+        tokio::join!(ending(&stop, controllers), ending(&stop, scheduler), ending(&stop, compaction), dns);
+    }
+}
+
+impl Leading {
+    /// Makes the Service of the cluster's DNS.
+    async fn publish_dns(&self, stop: CancellationToken) {
+        let administrator = self.server.client(UserInfo::new("system:dhow", &[keys::MASTERS]));
+        while let Err(error) = cluster_dns::ensure(&administrator, place::DNS_SERVICE_IP.into()).await {
+            tracing::warn!(error = format!("{error:#}"), "trying again");
+            tokio::select! { () = tokio::time::sleep(DNS_RETRY) => {}, () = stop.cancelled() => return }
+        }
     }
 }
 

@@ -1,6 +1,8 @@
 //! `dhow`: command line and wiring. See `ARCHITECTURE.md` for where everything else lives.
 
 mod access;
+mod agent;
+mod agent_keys;
 mod backup;
 mod builtins;
 mod cli;
@@ -10,13 +12,16 @@ mod daemon;
 mod dns_settings;
 mod dns_zones;
 mod exit;
+mod join;
 mod keys;
 mod kubeconfig;
 mod leading;
 mod migrate;
 mod nameserver;
+mod node_access;
 mod pidfile;
 mod place;
+mod pod_network;
 mod preflight;
 mod runtimes;
 mod settings;
@@ -85,6 +90,8 @@ fn run(command: Command) -> anyhow::Result<()> {
     let result = runtime.block_on(async {
         match command {
             Command::Up(args) => commands::up::run(args).await,
+            Command::Join(args) => commands::join::run(*args).await,
+            Command::Token(command) => commands::token::run(command).await,
             Command::Down(args) => commands::down::run(args).await,
             Command::Status(args) => commands::status::run(args).await,
             Command::Deploy(args) => commands::deploy::run(args).await,
@@ -97,6 +104,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             Command::Sim(args) => commands::sim::run(args).await,
             Command::Cri(args) => commands::cri::run(args).await,
             Command::Serve(args) => daemon::serve(&place::Place::resolve(&args)?, daemon::Role::All).await,
+            Command::ServeNode(args) => daemon::serve(&place::Place::resolve(&args)?, daemon::Role::Node).await,
             Command::ServeDns { place, gateway } => {
                 let place = place::Place::resolve(&place)?;
                 daemon::init_logging(place.log_format)?;

@@ -40,6 +40,10 @@ pub struct Place {
     pub log_format: LogFormat,
     /// Sandboxes that wait, ready made, for pods; the settings say how many if nobody else does.
     pub slots: Option<usize>,
+    /// How packets travel to other nodes' pods.
+    pub pod_network: dhow_net::peers::Mode,
+    /// Where other nodes reach this one, if that is not the node's address.
+    pub outer_address: Option<Ipv4Addr>,
 }
 
 /// What is recorded of requests, and where to.
@@ -67,8 +71,14 @@ pub struct EtcdPlace {
 pub const DEFAULT_DATA_DIR: &str = "/var/lib/dhow";
 /// All pods of the cluster.
 pub const CLUSTER_CIDR: &str = "10.42.0.0/16";
-/// The pods of the first node.
-pub const POD_CIDR: &str = "10.42.0.0/24";
+/// How long the prefix of one node's pods is.
+pub const NODE_PREFIX: u8 = 24;
+/// Where network state is looked for that no node's network is known of: one node's part, the first.
+pub const FIRST_POD_CIDR: &str = "10.42.0.0/24";
+/// What a node that runs the cluster's name server says of itself.
+pub const SERVES_DNS: &str = "dns.dhow.io/serves";
+/// As whom the name server calls the API.
+pub const DNS_USER: &str = "system:kube-dns";
 pub const SERVICE_CIDR: &str = "10.43.0.0/16";
 /// The `default/kubernetes` Service.
 pub const API_SERVICE_IP: Ipv4Addr = Ipv4Addr::new(10, 43, 0, 1);
@@ -125,6 +135,8 @@ impl Place {
             config: std::path::absolute(&args.config).context("resolve the settings file")?,
             log_format: args.log_format,
             slots: args.pod_slots,
+            pod_network: args.pod_network,
+            outer_address: args.outer_address,
         })
     }
 
@@ -172,7 +184,7 @@ impl Place {
 
     /// The flags that resolve to this place again.
     pub fn as_args(&self) -> Vec<OsString> {
-        let flags: [(&str, OsString); 8] = [
+        let flags: [(&str, OsString); 9] = [
             ("--config", self.config.clone().into()),
             ("--data-dir", self.data_dir.clone().into()),
             ("--run-dir", self.run_dir.clone().into()),
@@ -181,9 +193,11 @@ impl Place {
             ("--api-port", self.api_port.to_string().into()),
             ("--node-port", self.node_port.to_string().into()),
             ("--leader-elect-lease-duration", self.leader_lease.as_secs().to_string().into()),
+            ("--pod-network", self.pod_network.name().into()),
         ];
         let mut flags = Vec::from(flags);
         flags.extend(self.slots.iter().map(|slots| ("--pod-slots", slots.to_string().into())));
+        flags.extend(self.outer_address.map(|address| ("--node-external-ip", address.to_string().into())));
         flags.extend(self.runtime.iter().map(|runtime| ("--runtime", runtime.to_string().into())));
         if let Some(etcd) = &self.etcd {
             flags.push(("--store", etcd.endpoints.text.clone().into()));

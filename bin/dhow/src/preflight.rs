@@ -15,9 +15,9 @@ use crate::runtimes::{self, RuntimeChoice};
 /// Durable writes slower than this make the API feel slow.
 const SLOW_FSYNC: Duration = Duration::from_millis(20);
 
-/// Fails with every problem at once; returns warnings.
-pub fn check(place: &Place) -> Result<Vec<String>> {
-    root("dhow up")?;
+/// Fails with every problem at once; returns warnings. `ports` are those that are to be listened on, with their flags.
+pub fn check(place: &Place, ports: &[(u16, &str)]) -> Result<Vec<String>> {
+    root("dhow")?;
     let mut problems = Vec::new();
     filesystems(&mut problems);
     cgroups(&mut problems);
@@ -25,8 +25,8 @@ pub fn check(place: &Place) -> Result<Vec<String>> {
         Ok(choice) => runtime(&choice, &mut problems),
         Err(error) => problems.push(format!("{error:#}")),
     }
-    for (port, flag) in [(place.api_port, "--api-port"), (place.node_port, "--node-port")] {
-        if let Err(error) = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)) {
+    for (port, flag) in ports {
+        if let Err(error) = TcpListener::bind((Ipv4Addr::UNSPECIFIED, *port)) {
             problems.push(format!(
                 "port {port} cannot be used: {error}; stop what listens there or choose another with {flag}"
             ));

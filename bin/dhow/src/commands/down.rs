@@ -26,11 +26,15 @@ pub async fn run(args: DownArgs) -> Result<()> {
         eprintln!("Data is kept in {}; `dhow up` starts everything again.", place.data_dir.display());
         return Ok(());
     }
+    let had_context = place.admin_kubeconfig().exists();
     builtins::purge(&place).await?;
     for folder in [&place.run_dir, &place.data_dir] {
         remove_folder(folder)?;
     }
-    kubeconfig::forget_for_user()?;
+    // A node that joined wrote none; one of that name would lead elsewhere.
+    if had_context {
+        kubeconfig::forget_for_user()?;
+    }
     eprintln!("Purged: no rule, interface, mount, cgroup or file of Dhow is left.");
     Ok(())
 }

@@ -4,9 +4,11 @@ pub mod cri;
 pub mod deploy;
 pub mod down;
 pub mod image;
+pub mod join;
 pub mod server;
 pub mod sim;
 pub mod status;
+pub mod token;
 pub mod up;
 
 use std::path::PathBuf;
@@ -18,7 +20,7 @@ use crate::cli::ConnectArgs;
 use crate::kubeconfig;
 
 /// The kubeconfig that reaches the cloud, and the context in it (`None` is the file's current one).
-fn kubeconfig_path(args: &ConnectArgs) -> Result<(PathBuf, Option<&'static str>)> {
+pub fn kubeconfig_path(args: &ConnectArgs) -> Result<(PathBuf, Option<&'static str>)> {
     if let Some(named) = &args.kubeconfig {
         return Ok((named.clone(), None));
     }

@@ -6,8 +6,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use dhow_client::Client;
 
+use super::token;
 use crate::cli::UpArgs;
 use crate::exit::TimedOut;
+use crate::join::Join;
 use crate::place::Place;
 use crate::{daemon, kubeconfig, pidfile, preflight};
 
@@ -19,14 +21,20 @@ pub async fn run(args: UpArgs) -> Result<()> {
         eprintln!("dhow is already running; see `dhow status`");
         return Ok(());
     }
-    for warning in preflight::check(&place)? {
+    if let Some(join) = Join::read(&place)? {
+        bail!("this machine is a node of {}; start it with `dhow join`", join.server);
+    }
+    let ports = [(place.api_port, "--api-port"), (place.node_port, "--node-port")];
+    for warning in preflight::check(&place, &ports)? {
         eprintln!("warning: {warning}");
     }
     if args.foreground {
         return daemon::serve(&place, daemon::Role::All).await;
     }
     let started = place.clone();
-    tokio::task::spawn_blocking(move || daemon::start(&started, timeout)).await.context("start the daemon")??;
+    tokio::task::spawn_blocking(move || daemon::start(&started, daemon::Role::All, timeout))
+        .await
+        .context("start the daemon")??;
     eprintln!("Dhow is ready after {} ms.", begin.elapsed().as_millis());
     eprintln!("  Kubernetes API  {}", place.api_url());
     if !args.no_kubeconfig {
@@ -37,6 +45,9 @@ pub async fn run(args: UpArgs) -> Result<()> {
     }
     eprintln!("  data            {}", place.data_dir.display());
     eprintln!("  log             {}", place.log_file().display());
+    if let Some(line) = token::line_after_start(&place).await {
+        eprintln!("  join            {line}");
+    }
     eprintln!("Next: dhow deploy FILE, kubectl get pods -A, dhow status");
     Ok(())
 }

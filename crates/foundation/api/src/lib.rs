@@ -30,6 +30,7 @@ pub mod list_semantics;
 pub mod local_volumes;
 pub mod meta;
 pub mod names;
+pub mod node_parts;
 pub mod openapi;
 pub mod patch;
 pub mod protobuf;

@@ -5,6 +5,7 @@
 //! are replaced when less than a third of that is left.
 
 mod leaf;
+mod request;
 mod sa_key;
 
 use std::path::{Path, PathBuf};
@@ -19,7 +20,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{Error, Result, files};
 
-pub use leaf::{needs_renewal, renewal_time};
+pub use leaf::{expires, needs_renewal, renewal_time, serves};
+pub use request::{CertRequest, new_request};
 pub use sa_key::SaKey;
 
 const CA_LIFE: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
@@ -48,6 +50,12 @@ pub enum CertSpec {
         cn: String,
         sans: Vec<String>,
     },
+    /// A server that is a user in groups, as a kubelet's is, without the right to call as such.
+    ServerOf {
+        cn: String,
+        groups: Vec<String>,
+        sans: Vec<String>,
+    },
     Client {
         user: String,
         groups: Vec<String>,
@@ -71,7 +79,7 @@ impl CertSpec {
 
     fn common_name(&self) -> &str {
         match self {
-            Self::Server { cn, .. } => cn,
+            Self::Server { cn, .. } | Self::ServerOf { cn, .. } => cn,
             Self::Client { user, .. } | Self::Peer { user, .. } => user,
         }
     }
@@ -79,20 +87,20 @@ impl CertSpec {
     fn groups(&self) -> &[String] {
         match self {
             Self::Server { .. } => &[],
-            Self::Client { groups, .. } | Self::Peer { groups, .. } => groups,
+            Self::ServerOf { groups, .. } | Self::Client { groups, .. } | Self::Peer { groups, .. } => groups,
         }
     }
 
     fn sans(&self) -> &[String] {
         match self {
             Self::Client { .. } => &[],
-            Self::Server { sans, .. } | Self::Peer { sans, .. } => sans,
+            Self::Server { sans, .. } | Self::ServerOf { sans, .. } | Self::Peer { sans, .. } => sans,
         }
     }
 
     fn usages(&self) -> Vec<ExtendedKeyUsagePurpose> {
         match self {
-            Self::Server { .. } => vec![ExtendedKeyUsagePurpose::ServerAuth],
+            Self::Server { .. } | Self::ServerOf { .. } => vec![ExtendedKeyUsagePurpose::ServerAuth],
             Self::Client { .. } => vec![ExtendedKeyUsagePurpose::ClientAuth],
             Self::Peer { .. } => vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth],
         }
@@ -103,6 +111,12 @@ impl CertSpec {
 pub struct ClusterCa {
     cert_pem: String,
     issuer: Issuer<'static, KeyPair>,
+}
+
+impl std::fmt::Debug for ClusterCa {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ClusterCa").field("cert_pem", &self.cert_pem).finish_non_exhaustive()
+    }
 }
 
 impl ClusterCa {
@@ -158,6 +172,11 @@ impl ClusterCa {
         &self.cert_pem
     }
 
+    /// How those who are to trust this authority know it: `sha256:` and the digest of its public key (RFC 7469).
+    pub fn fingerprint(&self) -> Result<String> {
+        fingerprint(&self.cert_pem)
+    }
+
     pub fn issue_server(&self, cn: &str, sans: &[String]) -> Result<CertPair> {
         self.issue(&CertSpec::server(cn, sans))
     }
@@ -200,7 +219,8 @@ impl ClusterCa {
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = spec.usages();
         params.not_before = (SystemTime::now() - BACKDATE).into();
-        params.not_after = (SystemTime::now() + life).into();
+        // Nobody would believe it for longer than its authority.
+        params.not_after = (SystemTime::now() + life).min(leaf::expires(&self.cert_pem)?).into();
         csr.params = params;
         Ok(csr.signed_by(&self.issuer).map_err(failed)?.pem())
     }
@@ -260,6 +280,14 @@ pub async fn keep_renewed(
         }
         tokio::select! { () = tokio::time::sleep(pause) => {}, () = shutdown.cancelled() => return }
     }
+}
+
+/// `sha256:` and the digest of a certificate's public key, in hexadecimal.
+pub fn fingerprint(cert_pem: &str) -> Result<String> {
+    let info = leaf::public_key_info(cert_pem)?;
+    let digest = ring::digest::digest(&ring::digest::SHA256, &info);
+    let hex: String = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+    Ok(format!("sha256:{hex}"))
 }
 
 /// The same as [`ClusterCa::load_or_issue`].

@@ -128,6 +128,25 @@ impl ServerCertVerifier for Unverified {
     }
 }
 
+/// The certificates that a server shows, in PEM, its own first. Nothing of it is believed: it is for who knows by other
+/// means which of them to believe.
+pub async fn presented(host: &str, port: u16) -> Result<Vec<String>> {
+    let failed = |error: &dyn std::fmt::Display| Error::Certificate(format!("connect to {host}:{port}: {error}"));
+    let name = ServerName::try_from(host.to_owned()).map_err(|error| failed(&error))?;
+    let tcp = tokio::net::TcpStream::connect((host, port)).await.map_err(|error| failed(&error))?;
+    let connector = tokio_rustls::TlsConnector::from(client_config_unverified(None)?);
+    let stream = connector.connect(name, tcp).await.map_err(|error| failed(&error))?;
+    let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
+    Ok(chain.iter().map(|der| pem("CERTIFICATE", der)).collect())
+}
+
+fn pem(label: &str, der: &[u8]) -> String {
+    use base64::Engine as _;
+    let text = base64::engine::general_purpose::STANDARD.encode(der);
+    let lines: Vec<&str> = text.as_bytes().chunks(64).filter_map(|line| std::str::from_utf8(line).ok()).collect();
+    format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", lines.join("\n"))
+}
+
 fn roots(pem: &str) -> Result<RootCertStore> {
     let mut store = RootCertStore::empty();
     for cert in CertificateDer::pem_slice_iter(pem.as_bytes()) {

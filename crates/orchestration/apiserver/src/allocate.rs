@@ -1,10 +1,11 @@
-//! Cluster addresses and node ports of Services. The Services themselves are the record of what is taken.
+//! Cluster addresses and node ports of Services, and pod networks of Nodes. The Services and Nodes themselves are the
+//! record of what is taken.
 //!
 //! What a write takes is chosen before it is validated, and taken when it is stored: every such write, on whichever
 //! server, changes one guard key in its own transaction, after it has seen all that was written under the guard before.
 
 use std::collections::HashSet;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
@@ -19,6 +20,8 @@ use crate::store::{Guard, ObjectStore};
 
 /// Changed by every write that takes an address or a port. No kind's key: the cache passes over it.
 const GUARD: &str = "/registry/dhow/services";
+/// The same for pod networks.
+const NODE_GUARD: &str = "/registry/dhow/nodes";
 
 /// First address and number of addresses of the Service range.
 #[derive(Debug, Clone, Copy)]
@@ -61,6 +64,8 @@ struct Taken {
 pub struct Choice {
     uid: String,
     own: Taken,
+    /// Pod networks that a Node is to get.
+    networks: Vec<Network>,
     seen: u64,
 }
 
@@ -93,7 +98,18 @@ impl Allocator {
 
     /// Gives a Service what it needs, keeps what it has, refuses what another holds. Other kinds pass.
     pub fn choose(&self, kind: &Kind, old: Option<&Value>, object: &mut Value) -> Result<Choice, Status> {
-        let mut choice = Choice { uid: meta::uid(object).to_owned(), own: Taken::default(), seen: 0 };
+        let uid = meta::uid(object).to_owned();
+        let mut choice = Choice { uid, own: Taken::default(), networks: Vec::new(), seen: 0 };
+        if kind.kind == "Node" && kind.group.is_empty() {
+            let held = old.map(pod_networks).unwrap_or_default();
+            choice.networks = pod_networks(object);
+            choice.networks.retain(|network| !held.contains(network));
+            if !choice.networks.is_empty() {
+                choice.seen = self.cache.changed(kind);
+                self.free_networks(kind, &choice, meta::name(object))?;
+            }
+            return Ok(choice);
+        }
         if kind.kind != "Service" || !kind.group.is_empty() {
             return Ok(choice);
         }
@@ -117,6 +133,15 @@ impl Allocator {
 
     /// Makes sure that what was chosen is still free, and stays so until the write; `None` if it was taken meanwhile.
     pub async fn claim(&self, store: &ObjectStore, choice: &Choice) -> Result<Option<Claim>, Status> {
+        if !choice.networks.is_empty() {
+            let turn = self.turn.clone().lock_owned().await;
+            let guard = store.bare_guard(NODE_GUARD).await?;
+            let kind = registry::builtin().get("", "v1", "nodes").ok_or_else(Status::no_such_resource)?;
+            if self.cache.changed(kind) != choice.seen {
+                self.free_networks(kind, choice, "")?;
+            }
+            return Ok(Some(Claim { guards: vec![guard], _turn: Some(turn) }));
+        }
         if choice.own.is_empty() {
             return Ok(Some(Claim::default()));
         }
@@ -130,6 +155,20 @@ impl Allocator {
             }
         }
         Ok(Some(Claim { guards: vec![guard], _turn: Some(turn) }))
+    }
+
+    /// Refuses pod networks that overlap another node's: packets would go to one of the two.
+    fn free_networks(&self, kind: &Kind, choice: &Choice, name: &str) -> Result<(), Status> {
+        for node in self.cache.objects(kind)?.values().filter(|node| node.header.uid != choice.uid) {
+            let node = node.value()?;
+            let held = pod_networks(&node);
+            if let Some(network) = choice.networks.iter().find(|one| held.iter().any(|other| one.overlaps(other))) {
+                let why = format!("overlaps the pod network of node {:?}", meta::name(&node));
+                let error = FieldError::invalid("spec.podCIDRs", &network.text, &why);
+                return Err(Status::invalid("", "Node", name, &[error]));
+            }
+        }
+        Ok(())
     }
 
     /// What all other Services hold.
@@ -299,6 +338,46 @@ impl Allocator {
         let candidates = (0..size).filter_map(|step| u16::try_from((begin + step) % size).ok());
         candidates.map(|offset| first + offset).find(|port| !taken.ports.contains(port) && !chosen.ports.contains(port))
     }
+}
+
+/// A network as a Node's spec has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Network {
+    text: String,
+    bits: u128,
+    prefix: u32,
+    v4: bool,
+}
+
+impl Network {
+    fn parse(text: &str) -> Option<Self> {
+        let (address, prefix) = text.split_once('/')?;
+        let prefix: u32 = prefix.parse().ok()?;
+        let (bits, v4) = match address.parse::<IpAddr>().ok()? {
+            IpAddr::V4(address) => (u128::from(address.to_bits()) << 96, true),
+            IpAddr::V6(address) => (address.to_bits(), false),
+        };
+        (prefix <= if v4 { 32 } else { 128 }).then(|| Self { text: text.to_owned(), bits, prefix, v4 })
+    }
+
+    fn overlaps(&self, other: &Self) -> bool {
+        let shift = 128 - self.prefix.min(other.prefix);
+        let top = |bits: u128| bits.checked_shr(shift).unwrap_or(0);
+        self.v4 == other.v4 && top(self.bits) == top(other.bits)
+    }
+}
+
+/// The pod networks of a Node. What is no network is validation's to refuse.
+fn pod_networks(node: &Value) -> Vec<Network> {
+    let list = meta::items(node, &["spec", "podCIDRs"]).iter().filter_map(Value::as_str);
+    let one = Some(meta::text(node, &["spec", "podCIDR"])).filter(|one| !one.is_empty());
+    let mut networks: Vec<Network> = Vec::new();
+    for network in list.chain(one).filter_map(Network::parse) {
+        if !networks.contains(&network) {
+            networks.push(network);
+        }
+    }
+    networks
 }
 
 /// The health-check port a Service has; 0 is none.

@@ -166,6 +166,9 @@ fn policy_metadata(name: &str) -> Value {
     })
 }
 
+/// The group that a token for joining gives.
+const JOINING: &str = "system:bootstrappers:dhow:default-node-token";
+
 const READ: &[&str] = &["get", "list", "watch"];
 const WRITE: &[&str] = &["create", "delete", "deletecollection", "patch", "update"];
 
@@ -320,6 +323,14 @@ fn roles() -> Vec<Value> {
             ],
         ),
         role(
+            "system:certificates.k8s.io:certificatesigningrequests:nodeclient",
+            vec![rule(&["certificates.k8s.io"], &["certificatesigningrequests/nodeclient"], &["create"])],
+        ),
+        role(
+            "system:certificates.k8s.io:certificatesigningrequests:selfnodeclient",
+            vec![rule(&["certificates.k8s.io"], &["certificatesigningrequests/selfnodeclient"], &["create"])],
+        ),
+        role(
             "system:node-bootstrapper",
             vec![rule(&["certificates.k8s.io"], &["certificatesigningrequests"], &["create", "get", "list", "watch"])],
         ),
@@ -395,6 +406,14 @@ fn bindings() -> Vec<Value> {
             "system:service-account-issuer-discovery",
             "Group",
             "system:serviceaccounts",
+        ),
+        // Whoever has a token for joining may ask for a node's first certificate, and gets it.
+        bind("dhow:node-bootstrapper", "system:node-bootstrapper", "Group", JOINING),
+        bind(
+            "dhow:node-autoapprove-bootstrap",
+            "system:certificates.k8s.io:certificatesigningrequests:nodeclient",
+            "Group",
+            JOINING,
         ),
         bind("system:node-proxier", "system:node-proxier", "User", "system:kube-proxy"),
         bind("system:dhow:network-policy", "system:dhow:network-policy", "User", "system:dhow:network-policy"),

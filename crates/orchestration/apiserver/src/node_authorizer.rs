@@ -35,6 +35,10 @@ const EVERY_NODE: &[(&str, &str, &[&str])] = &[
     ("authorization.k8s.io", "subjectaccessreviews", &["create"]),
     ("authorization.k8s.io", "localsubjectaccessreviews", &["create"]),
     ("certificates.k8s.io", "certificatesigningrequests", &["create", "get", "list", "watch"]),
+    // What requests of nodes are approved without anybody's doing; whether they are right is looked at then.
+    ("certificates.k8s.io", "certificatesigningrequests/selfnodeclient", &["create"]),
+    ("certificates.k8s.io", "certificatesigningrequests/selfnodeserving", &["create"]),
+    ("certificates.k8s.io", "certificatesigningrequests/nodepart", &["create"]),
     ("node.k8s.io", "runtimeclasses", READ),
     ("storage.k8s.io", "csidrivers", READ),
     ("storage.k8s.io", "csinodes", &["create"]),

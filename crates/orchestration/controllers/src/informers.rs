@@ -4,6 +4,7 @@ use dhow_client::{Client, Informer, ListParams, Object, controller_of};
 use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::batch::v1::{CronJob, Job};
+use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
     ConfigMap, Endpoints, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, ReplicationController,
@@ -67,6 +68,7 @@ informers! {
     cluster_roles: ClusterRole = all,
     root_cas: ConfigMap = root_cas,
     node_leases: Lease = node_leases,
+    certificate_requests: CertificateSigningRequest = all,
 }
 
 /// Every object of a kind, with the indexes that controllers share.

@@ -6,6 +6,7 @@
 
 mod attach_detach;
 mod autoscale;
+mod certificates;
 mod cluster_role;
 mod common;
 mod cronjob;
@@ -21,6 +22,8 @@ mod informers;
 mod job;
 mod namespace;
 mod namespace_defaults;
+mod node_dns;
+mod node_ipam;
 mod node_lifecycle;
 mod pod_gc;
 mod pods;
@@ -33,22 +36,32 @@ mod resources;
 mod rollback;
 mod scale;
 mod statefulset;
+mod taint_eviction;
 mod vertical;
 mod volume;
 
 use std::sync::Arc;
 
+use dhow_base::pki::ClusterCa;
 use dhow_client::{Client, Queue, Reconcile, run_controller};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use informers::Informers;
+pub use node_dns::NodeDnsConfig;
+pub use node_ipam::ClusterRange;
 
 /// What the controllers need to know about the cluster.
 #[derive(Debug, Clone, Default)]
 pub struct ControllersConfig {
     /// Published to every namespace, for pods to verify the API server by.
     pub root_ca_pem: String,
+    /// Signs certificates; without it, nobody here does.
+    pub signer: Option<Arc<ClusterCa>>,
+    /// What nodes get their pods' networks from; without any, nobody here gives them.
+    pub cluster_ranges: Vec<ClusterRange>,
+    /// Where nodes answer questions about names; without it, nobody here announces them.
+    pub node_dns: Option<NodeDnsConfig>,
 }
 
 /// Runs all controllers until `shutdown`.
@@ -68,6 +81,7 @@ pub async fn run_all(client: Client, config: ControllersConfig, shutdown: Cancel
     let reconciler = namespace::Namespaces::new(client.clone(), all.namespaces.clone(), &namespaces_queue);
     run(namespaces_queue, 4, reconciler);
     let pods = all.pods.clone();
+    nodes(&client, &config, &all, &mut run, &shutdown);
     cluster(&client, config, all, &mut run);
     let queue = Queue::new("garbage-collector");
     let mut pause = std::time::Duration::from_millis(50);
@@ -154,6 +168,36 @@ fn services_and_budgets(client: &Client, all: &Informers, run: Run<'_>) {
     run(queue, 2, reconciler);
 }
 
+/// What machines need to become nodes: certificates, networks for pods, names.
+fn nodes(client: &Client, config: &ControllersConfig, all: &Informers, run: Run<'_>, shutdown: &CancellationToken) {
+    let requests = &all.certificate_requests;
+    if let Some(ca) = &config.signer {
+        let queue = Queue::new("csr-approver");
+        let (nodes, slices) = (all.nodes.clone(), all.slices.clone());
+        let reconciler = certificates::Approver::new(client.clone(), requests.clone(), nodes, slices, &queue);
+        run(queue, 2, reconciler);
+        let queue = Queue::new("csr-signer");
+        run(queue.clone(), 2, certificates::Signer::new(client.clone(), requests.clone(), Arc::clone(ca), &queue));
+    }
+    let queue = Queue::new("csr-cleaner");
+    run(queue.clone(), 1, certificates::Cleaner::new(client.clone(), requests.clone(), &queue));
+    let queue = Queue::new("token-cleaner");
+    run(queue.clone(), 1, certificates::TokenCleaner::new(client.clone(), &queue, shutdown));
+    if !config.cluster_ranges.is_empty() {
+        let queue = Queue::new("node-ipam");
+        match node_ipam::NodeIpam::new(client.clone(), all.nodes.clone(), &config.cluster_ranges, &queue) {
+            // One at a time: each looks at what the one before has taken.
+            Ok(reconciler) => run(queue, 1, reconciler),
+            Err(error) => tracing::error!(error, "nodes get no networks for their pods"),
+        }
+    }
+    if let Some(dns) = &config.node_dns {
+        let queue = Queue::new("node-dns");
+        let reconciler = node_dns::NodeDns::new(client.clone(), all.nodes.clone(), all.slices.clone(), dns, &queue);
+        run(queue, 1, reconciler);
+    }
+}
+
 /// What keeps the cluster itself in order, volumes among it.
 fn cluster(client: &Client, config: ControllersConfig, all: Informers, run: Run<'_>) {
     let queue = Queue::new("namespace-defaults");
@@ -171,6 +215,9 @@ fn cluster(client: &Client, config: ControllersConfig, all: Informers, run: Run<
     let (nodes, pods) = (all.nodes.clone(), all.pods.clone());
     let reconciler = node_lifecycle::NodeLifecycle::new(client.clone(), nodes, &all.node_leases, pods, &queue);
     run(queue, 2, reconciler);
+    let queue = Queue::new("taint-eviction");
+    let (nodes, pods) = (all.nodes.clone(), all.pods.clone());
+    run(queue.clone(), 4, taint_eviction::TaintEviction::new(client.clone(), nodes, pods, &queue));
     let queue = Queue::new("ephemeral-volume");
     let (pods, claims) = (all.pods.clone(), all.claims.clone());
     run(queue.clone(), 2, volume::EphemeralVolumes::new(client.clone(), pods, claims, &queue));

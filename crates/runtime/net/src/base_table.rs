@@ -13,6 +13,7 @@ use nlink::netlink::nftables::{
 use crate::config::NetConfig;
 use crate::error::KernelContext;
 use crate::kernel::Kernel;
+use crate::peers::TUNNEL_PORT;
 use crate::proxy::names::fingerprint;
 use crate::rules::{RuleBody, destination_type, endpoint_type, pair_type, port_type, slot_type};
 use crate::{Cidr, Result};
@@ -39,13 +40,15 @@ pub(crate) const HOST_IP_PORTS: &str = "host_ip_ports";
 pub(crate) const POLICY_INGRESS: &str = "policy_ingress";
 /// The same for what it may send.
 pub(crate) const POLICY_EGRESS: &str = "policy_egress";
+/// Nodes that may send through the tunnel.
+pub(crate) const TUNNEL_PEERS: &str = "tunnel_peers";
 /// Pairs of a pod address with itself.
 const HAIRPIN: &str = "hairpin";
 const SERVICES: &str = "services";
 const BALANCE: &str = "balance";
 
 /// Raise it when the rules below change.
-const LAYOUT_VERSION: u32 = 2;
+const LAYOUT_VERSION: u32 = 3;
 /// Just after destination NAT, at -100.
 const AFTER_DSTNAT: i32 = -90;
 /// Just before the filter hook, at 0.
@@ -62,6 +65,7 @@ pub(crate) fn filled_sets(kernel: &Kernel) -> Vec<Set> {
         kernel.set(NO_ENDPOINTS).key_type(destination_type()),
         kernel.set(HOST_PORTS).key_type(port_type()).map(endpoint_type()),
         kernel.set(HOST_IP_PORTS).key_type(destination_type()).map(endpoint_type()),
+        kernel.set(TUNNEL_PEERS).key_type(SetKeyType::Ipv4Addr),
         kernel.set(POLICY_INGRESS).key_type(SetKeyType::Ipv4Addr).vmap(),
         kernel.set(POLICY_EGRESS).key_type(SetKeyType::Ipv4Addr).vmap(),
     ]
@@ -195,6 +199,25 @@ fn layout(config: &NetConfig) -> Vec<ChainLayout> {
                 RuleBody::ipv4().pair_in(HAIRPIN).accept(),
                 RuleBody::ipv4().vmap_source(POLICY_EGRESS),
                 RuleBody::ipv4().vmap_destination_address(POLICY_INGRESS),
+            ],
+        ),
+        (
+            // Whoever could send into the tunnel could send as any pod.
+            "tunnel_input",
+            Some(BaseChain::filter(FilterHook::Input, Priority::Filter)),
+            vec![
+                RuleBody::ipv4().to_udp_port(TUNNEL_PORT).source_in(TUNNEL_PEERS).accept(),
+                RuleBody::ipv4().to_udp_port(TUNNEL_PORT).drop(),
+            ],
+        ),
+        (
+            // Ends of a connection believe their own link's size; what lies between, a tunnel or a smaller link, is
+            // known here. Without this, large packets would vanish wherever ICMP does.
+            "clamp",
+            Some(BaseChain::filter(FilterHook::Forward, Priority::Mangle)),
+            vec![
+                RuleBody::any().in_from(bridge).tcp_syn().clamp_segments(),
+                RuleBody::any().out_to(bridge).tcp_syn().clamp_segments(),
             ],
         ),
         (

@@ -5,7 +5,12 @@ use std::ops::RangeInclusive;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
+use crate::peers::Mode;
 use crate::{Cidr, Error};
+
+/// Bytes in the name of an interface.
+const MAX_NAME: usize = 15;
+const TUNNEL_SUFFIX: &str = "-vx";
 
 /// Everything [`crate::Net`] needs to know. Two networks on one machine need different bridges, tables
 /// and state directories, or different namespaces.
@@ -25,8 +30,10 @@ pub struct NetConfig {
     pub state_dir: PathBuf,
     /// The node's own address, as other nodes know it.
     pub node_ip: Option<Ipv4Addr>,
-    /// Of pod interfaces and the bridge.
+    /// Of pod interfaces and the bridge; 0 is what fits through the nodes' own links.
     pub mtu: u32,
+    /// How packets travel to other nodes' pods.
+    pub mode: Mode,
     /// The namespace that takes the host's place; `None` is the process' own.
     pub host_netns: Option<OwnedFd>,
 }
@@ -44,6 +51,7 @@ impl NetConfig {
             state_dir: state_dir.into(),
             node_ip: None,
             mtu: 1500,
+            mode: Mode::default(),
             host_netns: None,
         }
     }
@@ -68,10 +76,16 @@ impl NetConfig {
         {
             return invalid(format!("service network {} overlaps {}", self.service_cidr, self.cluster_cidr));
         }
-        if !(576..=65535).contains(&self.mtu) {
+        if self.mtu != 0 && !(576..=65535).contains(&self.mtu) {
             return invalid(format!("MTU {} is out of range", self.mtu));
         }
         Ok(())
+    }
+
+    /// The name of the link that is the tunnel to other nodes.
+    pub(crate) fn tunnel(&self) -> String {
+        let room = MAX_NAME - TUNNEL_SUFFIX.len();
+        format!("{}{TUNNEL_SUFFIX}", &self.bridge[..self.bridge.floor_char_boundary(room)])
     }
 
     /// The bridge's address: the first of the pod network.

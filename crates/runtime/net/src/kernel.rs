@@ -2,7 +2,6 @@
 //!
 //! Everything the crate does to the kernel goes through here, so the netlink library can be replaced.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -27,13 +26,13 @@ const SEND_BUFFER: libc::c_int = 64 << 20;
 /// Elements of one message: their nest must stay under 64 KiB.
 const ELEMENTS_PER_MESSAGE: usize = 400;
 /// `RT_TABLE_MAIN`
-const MAIN_TABLE: u32 = 254;
+pub(crate) const MAIN_TABLE: u32 = 254;
 const LOOPBACK_INDEX: u32 = 1;
 
 /// Connections into the namespace that plays the host. One per [`crate::Net`].
 pub(crate) struct Kernel {
     netns: Option<OwnedFd>,
-    route: Connection<Route>,
+    pub(crate) route: Connection<Route>,
     nft: Connection<Nftables>,
     conntrack: Connection<Netfilter>,
     table: String,
@@ -95,6 +94,7 @@ impl Kernel {
             let config = Ipv4Address::with_index(index, address, prefix);
             self.route.replace_address(config).await.doing(|| format!("give {address}/{prefix} to {name}"))?;
         }
+        self.set_mtu(index, mtu).await?;
         self.route.set_link_up_by_index(index).await.doing(|| format!("bring up {name}"))?;
         Ok(index)
     }
@@ -106,27 +106,35 @@ impl Kernel {
         self.route.replace_route(route).await.doing(|| format!("route {cidr}"))
     }
 
-    /// Routes another node's pods through that node.
-    pub async fn ensure_gateway_route(&self, cidr: Cidr, gateway: Ipv4Addr) -> Result<()> {
-        let route = Ipv4Route::new(cidr.network(), cidr.prefix()).gateway(gateway);
-        self.route.replace_route(route).await.doing(|| format!("route {cidr} via {gateway}"))
+    /// The largest packet that the link with this address carries; that of Ethernet where that is not known.
+    pub async fn underlay_mtu(&self, address: Option<Ipv4Addr>) -> Result<u32> {
+        const ETHERNET: u32 = 1500;
+        let Some(address) = address.filter(|address| !address.is_loopback()) else { return Ok(ETHERNET) };
+        let addresses = self.route.get_addresses().await.doing(|| "list addresses".to_owned())?;
+        let wanted = IpAddr::V4(address);
+        let Some(held) = addresses.iter().find(|held| held.primary_address() == Some(&wanted)) else {
+            return Ok(ETHERNET);
+        };
+        let link = self.route.get_link_by_index(held.ifindex()).await.doing(|| "look up the node's link".to_owned())?;
+        Ok(link.and_then(|link| link.mtu()).filter(|mtu| (576..=65535).contains(mtu)).unwrap_or(ETHERNET))
     }
 
-    /// Routes through a gateway to somewhere inside `cidr`.
-    pub async fn gateway_routes_inside(&self, cidr: Cidr) -> Result<BTreeMap<Cidr, Ipv4Addr>> {
-        let routes = self.route.get_routes_for_table(MAIN_TABLE).await.doing(|| "list routes".to_owned())?;
-        let ours = routes.iter().filter_map(|route| match (route.destination(), route.gateway()) {
-            (Some(IpAddr::V4(destination)), Some(IpAddr::V4(gateway))) if cidr.contains(*destination) => {
-                Some((Cidr::new(*destination, route.dst_len())?, *gateway))
-            }
-            _ => None,
-        });
-        Ok(ours.collect())
+    /// Lets a link carry packets of up to this size.
+    pub async fn set_mtu(&self, index: u32, mtu: u32) -> Result<()> {
+        let link = self.route.get_link_by_index(index).await.doing(|| "look up a link".to_owned())?;
+        if link.and_then(|link| link.mtu()) == Some(mtu) {
+            return Ok(());
+        }
+        self.route.set_link_mtu_by_index(index, mtu).await.doing(|| format!("set a link's MTU to {mtu}"))
     }
 
-    pub async fn remove_gateway_route(&self, cidr: Cidr, gateway: Ipv4Addr) -> Result<bool> {
-        let route = Ipv4Route::new(cidr.network(), cidr.prefix()).gateway(gateway);
-        self.route.del_route_if_exists(route).await.doing(|| format!("remove route to {cidr} via {gateway}"))
+    /// A connection for events, which cannot share one with requests.
+    pub fn another_route_connection(&self) -> Result<Connection<Route>> {
+        let connection = match self.netns.as_ref().map(|fd| fd.as_fd()) {
+            Some(fd) => Connection::<Route>::new_in(fd),
+            None => Connection::<Route>::new(),
+        };
+        connection.doing(|| "open a netlink socket".to_owned())
     }
 
     pub async fn remove_link(&self, name: &str) -> Result<bool> {

@@ -1,8 +1,8 @@
 //! Pod network, service proxy and network policies: one owner of our links, routes and nftables table.
 //!
 //! Invariants:
-//! - Everything we make in the kernel is in one nftables table, on one bridge, or on an interface whose
-//!   name starts with [`VETH_PREFIX`]; [`Net::purge`] needs no memory to remove it.
+//! - Everything we make in the kernel is in one nftables table, on one bridge, on one tunnel, a route of it, or on an
+//!   interface whose name starts with [`VETH_PREFIX`]; [`Net::purge`] needs no memory to remove it.
 //! - Every change to the table is one transaction, so no packet ever sees half of it, and a restart that
 //!   finds the table as it should be changes nothing.
 //! - Pod to pod traffic is routed through the bridge's own address even on one node (pods have /32
@@ -19,7 +19,7 @@ mod error;
 mod ipam;
 mod kernel;
 mod net;
-pub mod node_routes;
+pub mod peers;
 mod pod;
 pub mod policy;
 pub mod proxy;

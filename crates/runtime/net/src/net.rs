@@ -26,6 +26,9 @@ impl Net {
     pub async fn open(mut config: NetConfig) -> Result<Arc<Self>> {
         config.check()?;
         let kernel = Kernel::connect(config.host_netns.take(), &config.table)?;
+        if config.mtu == 0 {
+            config.mtu = config.mode.pod_mtu(kernel.underlay_mtu(config.node_ip).await?).max(576);
+        }
         let forwarding = kernel.sysctl("ipv4/ip_forward", "1").await?;
         let ipam = Ipam::open(&config.state_dir.join("leases"), config.pod_cidr)?;
         if forwarding == "0" {
@@ -67,7 +70,7 @@ impl Net {
         for link in self.kernel.pod_links(self.bridge_index).await? {
             self.kernel.remove_link(&link).await?;
         }
-        self.set_node_routes(&std::collections::BTreeMap::new()).await?;
+        self.purge_peers().await?;
         // Its addresses and routes go with it.
         self.kernel.remove_link(&self.config.bridge).await?;
         if forwarding_marker(&self.config).exists() {

@@ -7,10 +7,10 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use nlink::netlink::nftables::{
-    ChainName, CmpOp, CtKey, DynsetExpr, DynsetOp, Expr, Family, FibFlags, FibResult, LookupExpr, MasqExpr, MetaKey,
-    NFTA_NAT_FAMILY, NFTA_NAT_FLAGS, NFTA_NAT_REG_ADDR_MAX, NFTA_NAT_REG_ADDR_MIN, NFTA_NAT_REG_PROTO_MAX,
-    NFTA_NAT_REG_PROTO_MIN, NFTA_NAT_TYPE, NatType, NumgenKind, PayloadBase, RawExpr, Register, SetDataType,
-    SetElement, SetKeyType, Verdict,
+    ByteorderOp, ChainName, CmpOp, CtKey, DynsetExpr, DynsetOp, Expr, ExthdrOp, Family, FibFlags, FibResult,
+    LookupExpr, MasqExpr, MetaKey, NFTA_NAT_FAMILY, NFTA_NAT_FLAGS, NFTA_NAT_REG_ADDR_MAX, NFTA_NAT_REG_ADDR_MIN,
+    NFTA_NAT_REG_PROTO_MAX, NFTA_NAT_REG_PROTO_MIN, NFTA_NAT_TYPE, NatType, NumgenKind, PayloadBase, RawExpr, Register,
+    RtKey, SetDataType, SetElement, SetKeyType, TCPOPT_MAXSEG, Verdict,
 };
 
 use crate::Cidr;
@@ -168,6 +168,39 @@ impl RuleBody {
             .push(Expr::Cmp { sreg: word(0), op: CmpOp::Eq, data: vec![1] })
             .push(Expr::Payload { dreg: word(0), base: PayloadBase::Transport, offset: 0, len: 1 })
             .push(Expr::Cmp { sreg: word(0), op: CmpOp::Eq, data: vec![ICMP_REDIRECT] })
+    }
+
+    /// `meta l4proto udp udp dport port`
+    pub fn to_udp_port(self, port: u16) -> Self {
+        self.push(Expr::Meta { dreg: word(0), key: MetaKey::L4Proto })
+            .push(Expr::Cmp { sreg: word(0), op: CmpOp::Eq, data: vec![Protocol::Udp.number()] })
+            .push(Expr::Payload { dreg: word(0), base: PayloadBase::Transport, offset: 2, len: 2 })
+            .push(Expr::Cmp { sreg: word(0), op: CmpOp::Eq, data: port.to_be_bytes().to_vec() })
+    }
+
+    /// The first packet of a TCP connection in either direction: `tcp flags & (syn | rst) == syn`
+    pub fn tcp_syn(self) -> Self {
+        const FLAGS: u32 = 13;
+        const SYN: u8 = 0x02;
+        const RST: u8 = 0x04;
+        self.push(Expr::Meta { dreg: word(0), key: MetaKey::L4Proto })
+            .push(Expr::Cmp { sreg: word(0), op: CmpOp::Eq, data: vec![Protocol::Tcp.number()] })
+            .push(Expr::Payload { dreg: word(0), base: PayloadBase::Transport, offset: FLAGS, len: 1 })
+            .push(Expr::Bitwise { sreg: word(0), dreg: word(0), len: 1, mask: vec![SYN | RST], xor: vec![0] })
+            .push(Expr::Cmp { sreg: word(0), op: CmpOp::Eq, data: vec![SYN] })
+    }
+
+    /// `tcp option maxseg size set rt mtu`
+    pub fn clamp_segments(self) -> Self {
+        self.push(Expr::Rt { dreg: word(0), key: RtKey::TcpMss })
+            .push(Expr::Byteorder { sreg: word(0), dreg: word(0), op: ByteorderOp::Hton, len: 2, size: 2 })
+            .push(Expr::ExthdrSet {
+                sreg: word(0),
+                op: ExthdrOp::TcpOpt,
+                exthdr_type: TCPOPT_MAXSEG,
+                offset: 2,
+                len: 2,
+            })
     }
 
     fn load_source(self, at: usize) -> Self {

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use dhow_cri::PodNetwork;
 use dhow_cri::runtime::PortMapping;
+use dhow_net::peers::Way;
 use support::{Client, Netns, Node, connect_outside, greeting, privileged};
 
 fn mapping(protocol: &str, host_port: u16, container_port: u16) -> PortMapping {
@@ -135,12 +136,12 @@ async fn pods_of_two_nodes_reach_each_other_with_their_own_addresses() {
     }
     let (left, right) = (Node::new().await, Node::with_pods_in("10.42.1.0/24").await);
     connect_outside(&left.netns, &right.netns);
-    let to = |cidr: &str, gateway| std::collections::BTreeMap::from([(cidr.parse().unwrap(), gateway)]);
+    let to = |cidr: &str, gateway| std::collections::BTreeMap::from([(cidr.parse().unwrap(), Way::Direct(gateway))]);
     let (left_ip, right_ip) = (Ipv4Addr::new(192, 0, 2, 1), Ipv4Addr::new(192, 0, 2, 2));
-    assert_eq!(left.net.set_node_routes(&to("10.42.1.0/24", right_ip)).await.unwrap(), 0);
-    assert_eq!(right.net.set_node_routes(&to("10.42.0.0/24", left_ip)).await.unwrap(), 0);
-    assert_eq!(left.net.set_node_routes(&to("10.42.2.0/24", Ipv4Addr::new(198, 51, 100, 1))).await.unwrap(), 1);
-    assert_eq!(left.net.set_node_routes(&to("10.42.1.0/24", right_ip)).await.unwrap(), 0);
+    assert_eq!(left.net.set_peers(&to("10.42.1.0/24", right_ip)).await.unwrap(), 0);
+    assert_eq!(right.net.set_peers(&to("10.42.0.0/24", left_ip)).await.unwrap(), 0);
+    assert_eq!(left.net.set_peers(&to("10.42.2.0/24", Ipv4Addr::new(198, 51, 100, 1))).await.unwrap(), 1);
+    assert_eq!(left.net.set_peers(&to("10.42.1.0/24", right_ip)).await.unwrap(), 0);
     let (a, b) = (left.pod().await, right.pod().await);
     b.serve(8080, "b");
     assert_eq!(greeting(&a.netns, (b.ip, 8080)).unwrap(), ("b".to_owned(), a.ip));

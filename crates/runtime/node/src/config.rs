@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use dhow_cri::runtime::{
-    ContainerConfig, Device, ImageInfo, Mount, MountPropagation, NamespaceMode, NamespaceOptions, RuntimeHandler,
-    PodIdentity, PortMapping, SandboxConfig, SeccompProfile, SecurityContext, UserNamespace,
+    ContainerConfig, Device, ImageInfo, Mount, MountPropagation, NamespaceMode, NamespaceOptions, PodIdentity,
+    PortMapping, RuntimeHandler, SandboxConfig, SeccompProfile, SecurityContext, UserNamespace,
 };
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, VolumeMount};
 

@@ -53,6 +53,30 @@ pub fn renewal_time(cert_pem: &str) -> Result<SystemTime> {
     })
 }
 
+/// When a certificate ends.
+pub fn expires(cert_pem: &str) -> Result<SystemTime> {
+    with_certificate(cert_pem, |cert| {
+        let end = u64::try_from(cert.validity().not_after.timestamp()).unwrap_or(0);
+        SystemTime::UNIX_EPOCH + Duration::from_secs(end)
+    })
+}
+
+/// Whether a certificate that somebody else signed is for `spec` and this key, and not over.
+pub fn serves(cert_pem: &str, key_pem: &str, spec: &CertSpec) -> bool {
+    let Ok(key) = KeyPair::from_pem(key_pem) else { return false };
+    expires(cert_pem).is_ok_and(|end| SystemTime::now() < end)
+        && same_key(cert_pem, &key).unwrap_or(false)
+        && with_certificate(cert_pem, |cert| {
+            subject_matches(cert, spec) && sans_match(cert, spec) && usages_match(cert, spec)
+        })
+        .unwrap_or(false)
+}
+
+/// A certificate's SubjectPublicKeyInfo.
+pub(super) fn public_key_info(cert_pem: &str) -> Result<Vec<u8>> {
+    with_certificate(cert_pem, |cert| cert.public_key().raw.to_vec())
+}
+
 /// Whether less than a third of the certificate's life is left; one that cannot be read needs renewal, too.
 pub fn needs_renewal(cert_pem: &str) -> bool {
     renewal_time(cert_pem).map_or(true, |time| SystemTime::now() >= time)
@@ -119,13 +143,13 @@ fn sans_match(cert: &X509Certificate<'_>, spec: &CertSpec) -> bool {
 fn usages_match(cert: &X509Certificate<'_>, spec: &CertSpec) -> bool {
     let Ok(Some(usage)) = cert.extended_key_usage() else { return false };
     let (server, client) = match spec {
-        CertSpec::Server { .. } => (true, false),
+        CertSpec::Server { .. } | CertSpec::ServerOf { .. } => (true, false),
         CertSpec::Client { .. } => (false, true),
         CertSpec::Peer { .. } => (true, true),
     };
     usage.value.server_auth == server && usage.value.client_auth == client
 }
 
-fn address(bytes: &[u8]) -> Option<IpAddr> {
+pub(super) fn address(bytes: &[u8]) -> Option<IpAddr> {
     <[u8; 4]>::try_from(bytes).map(IpAddr::from).or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from)).ok()
 }

@@ -10,7 +10,9 @@ use serde_json::Value;
 use super::request::{CONTAINER, SANDBOX};
 use super::{DockerRuntime, Inner, answer, api, images, request, sandbox, streams};
 use crate::runtime::{
-    ContainerConfig, ContainerState, ContainerStats, ContainerStatus, Duplex, ExecRequest, ExecResult, ImageAuth, ImageInfo, Reader, Resources, RuntimeEvent, RuntimeHandler, RuntimeVersion, SandboxConfig, SandboxState, SandboxStatus, Streams,
+    ContainerConfig, ContainerState, ContainerStats, ContainerStatus, Duplex, ExecRequest, ExecResult, ImageAuth,
+    ImageInfo, Reader, Resources, RuntimeEvent, RuntimeHandler, RuntimeVersion, SandboxConfig, SandboxState,
+    SandboxStatus, Streams,
 };
 use crate::{Error, Runtime};
 

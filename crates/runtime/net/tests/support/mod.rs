@@ -91,6 +91,16 @@ impl Node {
         Self { netns, net, state, cidr }
     }
 
+    /// A node in a namespace that has links already, with pods as large as those allow.
+    pub async fn at(netns: Netns, cidr: &'static str, address: Ipv4Addr, mode: dhow_net::peers::Mode) -> Self {
+        netns.command("ip", &["link", "set", "lo", "up"]);
+        let state = tempfile::tempdir().unwrap();
+        let mut config = config(&netns, state.path(), cidr);
+        (config.node_ip, config.mode, config.mtu) = (Some(address), mode, 0);
+        let net = Net::open(config).await.unwrap();
+        Self { netns, net, state, cidr }
+    }
+
     /// Whether frames on the bridge pass through the tables, too; nothing where `br_netfilter` is not loaded.
     pub fn filter_bridged(&self, on: bool) {
         let value = if on { "1" } else { "0" };

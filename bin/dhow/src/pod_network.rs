@@ -1,0 +1,106 @@
+//! The network of this node's pods: given by the cluster with the Node, remembered for restarts without it.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+use dhow_client::{Client, Error, Informer, Key, ListParams, Patch};
+use dhow_net::Cidr;
+use dhow_net::peers::OUTER_ADDRESS;
+use k8s_openapi::api::core::v1::Node;
+use serde_json::json;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use crate::place::Place;
+
+fn record(place: &Place) -> PathBuf {
+    place.data_dir.join("net/pod-network")
+}
+
+/// What the node had so far.
+pub fn known(place: &Place) -> Result<Option<Cidr>> {
+    let path = record(place);
+    match std::fs::read_to_string(&path) {
+        Ok(text) => text.trim().parse().map(Some).with_context(|| format!("read {}", path.display())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("read {}", path.display())),
+    }
+}
+
+/// Makes the Node unless it is there, and waits until it has a network.
+pub async fn obtain(client: &Client, place: &Place) -> Result<Cidr> {
+    let known = known(place)?;
+    let node = match client.get::<Node>(None, &place.node_name).await {
+        Ok(node) => node,
+        Err(error) if error.is_not_found() => create(client, place, known).await?,
+        Err(error) => return Err(error).context("look up the node"),
+    };
+    announce(client, place, &node).await?;
+    let network = match network_of(&node) {
+        Some(network) => network,
+        None => wait(client, place).await?,
+    };
+    if let Some(known) = known.filter(|known| *known != network) {
+        bail!(
+            "the pods of this node have addresses in {known}, but the cluster gives the node {network}: another node has \
+             them now; run `dhow down --purge`, then join again"
+        );
+    }
+    let path = record(place);
+    std::fs::create_dir_all(place.data_dir.join("net")).context("create the network's folder")?;
+    std::fs::write(&path, format!("{network}\n")).with_context(|| format!("write {}", path.display()))?;
+    Ok(network)
+}
+
+/// A node that is new, or that somebody deleted: then it keeps its pods' addresses if they are still free.
+async fn create(client: &Client, place: &Place, known: Option<Cidr>) -> Result<Node> {
+    let mut node = Node::default();
+    node.metadata.name = Some(place.node_name.clone());
+    if let Some(known) = known {
+        let spec = node.spec.get_or_insert_default();
+        spec.pod_cidr = Some(known.to_string());
+        spec.pod_cidrs = Some(vec![known.to_string()]);
+    }
+    match client.create(&node).await {
+        Err(Error::Api { code: 422, .. }) if known.is_some() => {
+            node.spec = None;
+            client.create(&node).await
+        }
+        other => other,
+    }
+    .context("register the node")
+}
+
+/// Says where others reach this node, if that is not where they would look.
+async fn announce(client: &Client, place: &Place, node: &Node) -> Result<()> {
+    let wanted = place.outer_address.map(|address| address.to_string());
+    let held = node.metadata.annotations.as_ref().and_then(|held| held.get(OUTER_ADDRESS));
+    if held == wanted.as_ref() {
+        return Ok(());
+    }
+    let patch = Patch::Merge(json!({"metadata": {"annotations": {OUTER_ADDRESS: wanted}}}));
+    client.patch::<Node>(None, &place.node_name, patch, None).await.context("announce the node's address")?;
+    Ok(())
+}
+
+fn network_of(node: &Node) -> Option<Cidr> {
+    let spec = node.spec.as_ref()?;
+    spec.pod_cidrs.iter().flatten().chain(&spec.pod_cidr).find_map(|text| text.parse().ok())
+}
+
+async fn wait(client: &Client, place: &Place) -> Result<Cidr> {
+    let stop = CancellationToken::new();
+    let _stop = stop.clone().drop_guard();
+    let own = ListParams { field_selector: Some(format!("metadata.name={}", place.node_name)), ..Default::default() };
+    let nodes = Informer::<Node>::start(client.clone(), own, None, stop);
+    let changed = std::sync::Arc::new(Notify::new());
+    let wake = changed.clone();
+    nodes.on_change(move |_| wake.notify_one());
+    loop {
+        let node = nodes.get(&Key::new(None, &place.node_name));
+        if let Some(network) = node.as_deref().and_then(network_of) {
+            return Ok(network);
+        }
+        changed.notified().await;
+    }
+}

@@ -1,0 +1,245 @@
+//! Several machines: each a network namespace with its own folders, all but the last on one link, the last behind a router.
+//!
+//! Only the Docker-free, embedded runtime is used, so machines share nothing but the kernel.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use crate::{binary, check, control_group, run};
+
+/// The links' namespace: a switch, and the router to the machine that is apart.
+struct Switch {
+    namespace: String,
+}
+
+/// One machine.
+pub struct Machine {
+    pub name: String,
+    pub address: String,
+    namespace: String,
+    switch: String,
+    folder: PathBuf,
+}
+
+/// All machines; dropping them takes everything away.
+pub struct Machines {
+    /// The first is the server.
+    pub all: Vec<Machine>,
+    switch: Switch,
+    folder: tempfile::TempDir,
+}
+
+impl Machines {
+    /// `near` machines on one link and one behind a router.
+    pub fn new(near: usize) -> Result<Self> {
+        let id = std::process::id();
+        let folder = tempfile::Builder::new().prefix("dc").tempdir_in("/var/tmp").context("make a folder")?;
+        let switch = Switch { namespace: format!("dhow-cl-{id}-sw") };
+        run(Command::new("ip").args(["netns", "add", &switch.namespace]))?;
+        let mut machines = Self { all: Vec::new(), switch, folder };
+        for args in [
+            ["link", "add", "near", "type", "bridge"].as_slice(),
+            &["addr", "add", "198.18.0.254/24", "dev", "near"],
+            &["link", "set", "near", "up"],
+            &["link", "set", "lo", "up"],
+        ] {
+            run(machines.switch.command("ip").args(args))?;
+        }
+        run(machines.switch.command("sh").args(["-c", "echo 1 > /proc/sys/net/ipv4/ip_forward"]))?;
+        for index in 0..=near {
+            machines.add(index, index < near)?;
+        }
+        Ok(machines)
+    }
+
+    fn add(&mut self, index: usize, near: bool) -> Result<()> {
+        let name = format!("m{index}");
+        let namespace = format!("dhow-cl-{}-{name}", std::process::id());
+        let (address, router) = match near {
+            true => (format!("198.18.0.{}", index + 1), "198.18.0.254"),
+            false => ("198.19.0.1".to_owned(), "198.19.0.254"),
+        };
+        let folder = self.folder.path().join(&name);
+        std::fs::create_dir_all(&folder).context("make a machine's folder")?;
+        run(Command::new("ip").args(["netns", "add", &namespace]))?;
+        let switch = self.switch.namespace.clone();
+        let machine = Machine { name: name.clone(), address: address.clone(), namespace, switch, folder };
+        run(self.switch.command("ip").args([
+            "link",
+            "add",
+            &name,
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "eth0",
+            "netns",
+            &machine.namespace,
+        ]))?;
+        match near {
+            true => run(self.switch.command("ip").args(["link", "set", &name, "master", "near"]))?,
+            false => run(self.switch.command("ip").args(["addr", "add", "198.19.0.254/24", "dev", &name]))?,
+        };
+        run(self.switch.command("ip").args(["link", "set", &name, "up"]))?;
+        for args in [
+            ["link", "set", "lo", "up"].as_slice(),
+            &["addr", "add", &format!("{address}/24"), "dev", "eth0"],
+            &["link", "set", "eth0", "up"],
+            &["route", "add", "default", "via", router],
+        ] {
+            run(machine.command("ip").args(args))?;
+        }
+        self.all.push(machine);
+        Ok(())
+    }
+
+    pub fn server(&self) -> &Machine {
+        &self.all[0]
+    }
+
+    /// The real kubectl on the server; returns standard output.
+    pub fn kubectl(&self, args: &[&str]) -> Result<String> {
+        run(self.server().command("kubectl").args(args))
+    }
+
+    /// `kubectl … -o json`, parsed.
+    pub fn get(&self, args: &[&str]) -> Result<Value> {
+        let text = run(self.server().command("kubectl").args(args).args(["-o", "json"]))?;
+        serde_json::from_str(&text).context("read kubectl's JSON")
+    }
+
+    /// `kubectl apply` of a manifest.
+    pub fn apply(&self, manifest: &str) -> Result<String> {
+        let mut command = self.server().command("kubectl");
+        command.args(["apply", "-f", "-"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut kubectl = command.spawn().context("start kubectl")?;
+        kubectl.stdin.take().context("no input")?.write_all(manifest.as_bytes()).context("write the manifest")?;
+        let output = kubectl.wait_with_output().context("wait for kubectl")?;
+        check(&command, &output)?;
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// A shell command in a pod of namespace `default`; returns standard output.
+    pub fn exec(&self, pod: &str, script: &str) -> Result<String> {
+        self.kubectl(&["exec", pod, "--", "sh", "-c", script])
+    }
+}
+
+impl Switch {
+    fn command(&self, program: &str) -> Command {
+        inside(&self.namespace, program)
+    }
+}
+
+fn inside(namespace: &str, program: impl AsRef<Path>) -> Command {
+    let mut command = Command::new("nsenter");
+    command.arg(format!("--net=/run/netns/{namespace}")).arg("--").arg(program.as_ref()).stdin(Stdio::null());
+    command
+}
+
+impl Machine {
+    pub fn data_dir(&self) -> PathBuf {
+        self.folder.join("data")
+    }
+
+    fn run_dir(&self) -> PathBuf {
+        self.folder.join("run")
+    }
+
+    /// A program inside the machine's network.
+    pub fn command(&self, program: impl AsRef<Path>) -> Command {
+        let mut command = inside(&self.namespace, program);
+        command
+            .env("KUBECONFIG", self.folder.join("kubeconfig"))
+            .env("DHOW_DATA_DIR", self.data_dir())
+            .env("DHOW_RUN_DIR", self.run_dir())
+            .env("DHOW_NODE_IP", &self.address)
+            .env("DHOW_NODE_NAME", &self.name)
+            .env("DHOW_POD_SLOTS", "0")
+            .env_remove("SUDO_UID")
+            .env("NO_PROXY", "*");
+        for proxy in ["http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"] {
+            command.env_remove(proxy);
+        }
+        command
+    }
+
+    /// `dhow` with these arguments; returns standard output.
+    pub fn dhow(&self, args: &[&str]) -> Result<String> {
+        run(self.command(binary()?).args(args))
+    }
+
+    /// `dhow` with these arguments, whatever comes of it: both outputs.
+    pub fn dhow_said(&self, args: &[&str]) -> Result<String> {
+        let output = self.command(binary()?).args(args).output().context("start dhow")?;
+        Ok(format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr)))
+    }
+
+    /// Takes the machine's cable out, or puts it back.
+    pub fn plug(&self, on: bool) -> Result<()> {
+        let state = if on { "up" } else { "down" };
+        run(inside(&self.switch, "ip").args(["link", "set", &self.name, state])).map(drop)
+    }
+
+    /// Lets the machine's link carry no more than this, at the other end only.
+    pub fn narrow(&self, mtu: u32) -> Result<()> {
+        run(inside(&self.switch, "ip").args(["link", "set", &self.name, "mtu", &mtu.to_string()])).map(drop)
+    }
+
+    pub fn daemon_pid(&self) -> Result<u32> {
+        let text = std::fs::read_to_string(self.run_dir().join("dhow.pid")).context("read the pid file")?;
+        text.trim().parse().context("read the pid")
+    }
+
+    /// Ends the daemon as a power cut would.
+    pub fn kill(&self) -> Result<()> {
+        run(Command::new("kill").args(["-9", &self.daemon_pid()?.to_string()])).map(drop)
+    }
+
+    pub fn log(&self) -> String {
+        let text = std::fs::read_to_string(self.data_dir().join("dhow.log")).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(25)..].join("\n")
+    }
+
+    /// Fails if anything of a purged node is left.
+    pub fn ensure_purged(&self) -> Result<()> {
+        ensure!(!self.data_dir().exists() && !self.run_dir().exists(), "folders left");
+        let rules = run(self.command("nft").args(["list", "ruleset"]))?;
+        ensure!(rules.trim().is_empty(), "rules left: {rules}");
+        let links = run(self.command("ip").args(["-br", "link"]))?;
+        ensure!(links.lines().count() == 2, "interfaces left: {links}");
+        let routes = run(self.command("ip").args(["route"]))?;
+        ensure!(!routes.contains("10.42.") && !routes.contains("10.43."), "routes left: {routes}");
+        let group = control_group(&self.data_dir());
+        let left = run(Command::new("find").args(["/sys/fs/cgroup", "-maxdepth", "2", "-name", &group]))?;
+        ensure!(left.is_empty(), "control groups left: {left}");
+        Ok(())
+    }
+}
+
+impl Drop for Machines {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            for machine in &self.all {
+                eprintln!("the log of {} ends:\n{}", machine.name, machine.log());
+            }
+            if let Ok(all) = self.kubectl(&["get", "nodes,pods,csr", "-A", "-o", "wide"]) {
+                eprintln!("{all}");
+            }
+        }
+        for machine in self.all.iter().rev() {
+            if machine.data_dir().exists()
+                && let Err(error) = machine.dhow(&["down", "--purge"])
+            {
+                eprintln!("clean up {}: {error:#}", machine.name);
+            }
+            let _ = Command::new("ip").args(["netns", "del", &machine.namespace]).status();
+        }
+        let _ = Command::new("ip").args(["netns", "del", &self.switch.namespace]).status();
+    }
+}
