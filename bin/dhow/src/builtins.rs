@@ -11,7 +11,7 @@ use dhow_apiserver::{AccessConfig, ApiServer, ServiceRange, UserInfo};
 use dhow_base::pki::SaKey;
 use dhow_client::Client;
 use dhow_image::{GcConfig, ImageStore, Registries};
-use dhow_net::{Cidr, Net, NetConfig};
+use dhow_net::{Net, NetConfig};
 use dhow_node::{Node, NodeConfig, NodeSettings};
 use dhow_store::Kv;
 use rustix::mount::UnmountFlags;
@@ -46,7 +46,7 @@ pub async fn run(place: &Place, shutdown: CancellationToken, ready: impl FnOnce(
     let (mut api, mut users) = (Parts::new(), Parts::new());
     let shared = store.shared.clone();
     let server = start_api(place, listener, store, &mut keys, sa_key, &api_shutdown, &mut api).await?;
-    start_leading(place, &server, &keys, shared, &users_shutdown, &mut users);
+    start_leading(place, &server, &keys, shared, &users_shutdown, &mut users)?;
     start_network(place, &server, &node_keys, &net, &users_shutdown, &mut users);
     let (tell_ready, is_ready) = oneshot::channel();
     let node = run_node(
@@ -82,7 +82,7 @@ pub async fn run_server(place: &Place, shutdown: CancellationToken, ready: impl 
     let (mut api, mut users) = (Parts::new(), Parts::new());
     let shared = store.shared.clone();
     let server = start_api(place, listener, store, &mut keys, sa_key, &api_shutdown, &mut api).await?;
-    start_leading(place, &server, &keys, shared, &users_shutdown, &mut users);
+    start_leading(place, &server, &keys, shared, &users_shutdown, &mut users)?;
     ready();
     tracing::info!(api = place.api_url(), "ready");
     let ended = until_end(&mut api, &mut users, &shutdown).await;
@@ -160,28 +160,24 @@ fn any_address(place: &Place, port: u16) -> SocketAddr {
     SocketAddr::new(any, port)
 }
 
-fn cidr(text: &str) -> Result<Cidr> {
-    text.parse().with_context(|| format!("network {text}"))
-}
-
-fn service_range() -> Result<ServiceRange> {
-    let range = cidr(place::SERVICE_CIDR)?;
-    Ok(ServiceRange { first: range.network(), prefix: range.prefix() })
+fn service_ranges(place: &Place) -> Vec<ServiceRange> {
+    place.networks.services.iter().map(|range| ServiceRange { first: range.network(), prefix: range.prefix() }).collect()
 }
 
 async fn open_net(place: &Place) -> Result<Arc<Net>> {
     let state_dir = place.data_dir.join("net");
     fs::create_dir_all(&state_dir).with_context(|| format!("create {}", state_dir.display()))?;
-    let mut config = NetConfig::new(cidr(place::POD_CIDR)?, state_dir);
+    place.networks.record(&place.data_dir)?;
+    let mut networks = place.networks.of_first_node().into_iter();
+    let primary = networks.next().context("no pod network")?;
+    let mut config = NetConfig::new(primary.pods, state_dir);
     config.bridge = place::BRIDGE.to_owned();
     config.table = place::TABLE.to_owned();
-    config.cluster_cidr = cidr(place::CLUSTER_CIDR)?;
-    config.service_cidr = cidr(place::SERVICE_CIDR)?;
+    config.cluster_cidr = primary.cluster;
+    config.service_cidr = primary.services;
+    config.secondary = networks.next();
     config.node_port_range = place::NODE_PORTS.0..=place::NODE_PORTS.1;
-    config.node_ip = match place.node_ip {
-        IpAddr::V4(address) => Some(address),
-        IpAddr::V6(_) => None,
-    };
+    config.node_port_addresses = place.nodeport_addresses.clone();
     Net::open(config).await.context("set up the pod network")
 }
 
@@ -211,8 +207,8 @@ async fn start_api(
 ) -> Result<Arc<ApiServer>> {
     let config = dhow_apiserver::Config {
         advertise: SocketAddr::new(place.node_ip, place.api_port),
-        service_range: service_range()?,
-        api_service_ip: place::API_SERVICE_IP,
+        service_ranges: service_ranges(place),
+        api_service_ip: place.networks.api_service_ip(),
         node_ports: place::NODE_PORTS.0..=place::NODE_PORTS.1,
         sa_key,
         node_tls: Arc::clone(&keys.to_nodes),
@@ -240,9 +236,12 @@ fn start_leading(
     shared: Option<Arc<dyn Kv>>,
     shutdown: &CancellationToken,
     parts: &mut Parts,
-) {
-    let leading = Leading { server: Arc::clone(server), root_ca_pem: keys.ca.cert_pem().to_owned(), shared };
+) -> Result<()> {
+    let pools = Settings::load(&place.config)?.load_balancer.pools().map_err(anyhow::Error::msg)?;
+    let root_ca_pem = keys.ca.cert_pem().to_owned();
+    let leading = Leading { server: Arc::clone(server), root_ca_pem, balancer_pools: pools, shared };
     parts.spawn(part("controllers and scheduler", leading.run(place.clone(), shutdown.clone())));
+    Ok(())
 }
 
 /// As whom the node's agent calls the API.
@@ -263,17 +262,21 @@ fn start_network(
     parts
         .spawn(async move { dhow_net::proxy::run(client, net_, &node, stop).await.context("keep the service tables") });
     let client = server.client(UserInfo::new("system:dhow:network-policy", &[]));
+    // Begins here, before the node: new pods wait for their policies.
+    let policies = dhow_net::policy::run(client, Arc::clone(net), &place.node_name, shutdown.clone());
+    parts.spawn(part("network policies", policies));
+    let client = server.client(UserInfo::new("system:dhow:load-balancer", &[]));
     let (net_, node, stop) = (Arc::clone(net), place.node_name.clone(), shutdown.clone());
     parts.spawn(async move {
-        dhow_net::policy::run(client, net_, &node, stop).await;
-        Ok(())
+        dhow_net::announce::run(client, net_, &node, stop).await.context("answer for load balancers")
     });
     let administrator = server.client(UserInfo::new("system:dhow", &[keys::MASTERS]));
-    let (gateway, node) = (net.bridge_gateway(), place.node_name.clone());
+    let (gateways, node) = (net.bridge_gateways(), place.node_name.clone());
+    let service_ip = place.networks.dns_service_ip();
     let nameserver =
-        nameserver::keep_running(place.clone(), gateway, Arc::clone(&keys.nameserver_renewed), shutdown.clone());
+        nameserver::keep_running(place.clone(), gateways.clone(), Arc::clone(&keys.nameserver_renewed), shutdown.clone());
     parts.spawn(async move {
-        cluster_dns::ensure(&administrator, place::DNS_SERVICE_IP.into(), gateway.into(), &node).await?;
+        cluster_dns::ensure(&administrator, service_ip, &gateways, &node).await?;
         nameserver.await
     });
 }
@@ -297,12 +300,12 @@ async fn run_node(
         client: node_client(&place, &server),
         runtime: runtime.runtime(),
         root_dir,
-        node_ip: place.node_ip.to_string(),
-        pod_cidr: Some(place::POD_CIDR.to_owned()),
+        node_ips: place.node_ips.iter().map(ToString::to_string).collect(),
+        pod_cidrs: place.networks.of_first_node().iter().map(|networks| networks.pods.to_string()).collect(),
         kubelet_port: place.node_port,
         listen: any_address(&place, place.node_port),
         tls: Some(tls),
-        cluster_dns: place::DNS_SERVICE_IP.to_string(),
+        cluster_dns: place.networks.dns_service_ip().to_string(),
         cluster_domain: place::CLUSTER_DOMAIN.to_owned(),
         labels: BTreeMap::new(),
         image_api,

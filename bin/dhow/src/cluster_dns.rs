@@ -1,4 +1,4 @@
-//! The `kube-system/kube-dns` Service and its endpoint, the node's bridge gateway.
+//! The `kube-system/kube-dns` Service and its endpoints, the node's bridge gateway in each family.
 
 use std::net::IpAddr;
 
@@ -13,32 +13,42 @@ const NAMESPACE: &str = "kube-system";
 const NAME: &str = "kube-dns";
 
 /// Makes the cluster's DNS reachable under its Service address.
-pub async fn ensure(client: &Client, service_ip: IpAddr, gateway: IpAddr, node: &str) -> Result<()> {
+pub async fn ensure(client: &Client, service_ip: IpAddr, gateways: &[IpAddr], node: &str) -> Result<()> {
     let labels = json!({"k8s-app": "kube-dns", "kubernetes.io/name": "DhowDNS"});
     ensure_object::<Service>(
         client,
         json!({
             "metadata": {"name": NAME, "namespace": NAMESPACE, "labels": labels},
-            "spec": {"clusterIP": service_ip, "ports": ports()},
+            "spec": {"clusterIP": service_ip, "ipFamilyPolicy": "PreferDualStack", "ports": ports()},
         }),
     )
     .await
     .context("publish the DNS service")?;
-    ensure_object::<EndpointSlice>(
-        client,
-        json!({
-            "metadata": {
-                "name": format!("{NAME}-{node}"),
-                "namespace": NAMESPACE,
-                "labels": {"kubernetes.io/service-name": NAME, "endpointslice.kubernetes.io/managed-by": "dns.dhow.io"},
-            },
-            "addressType": "IPv4",
-            "endpoints": [{"addresses": [gateway], "conditions": {"ready": true}, "nodeName": node}],
-            "ports": ports(),
-        }),
-    )
-    .await
-    .context("publish the DNS endpoint")
+    for gateway in gateways {
+        let (family, suffix) = match gateway {
+            IpAddr::V4(_) => ("IPv4", ""),
+            IpAddr::V6(_) => ("IPv6", "-ipv6"),
+        };
+        let managed_by = "dns.dhow.io";
+        ensure_object::<EndpointSlice>(
+            client,
+            json!({
+                "metadata": {
+                    "name": format!("{NAME}-{node}{suffix}"),
+                    "namespace": NAMESPACE,
+                    "labels": {
+                        "kubernetes.io/service-name": NAME, "endpointslice.kubernetes.io/managed-by": managed_by,
+                    },
+                },
+                "addressType": family,
+                "endpoints": [{"addresses": [gateway], "conditions": {"ready": true}, "nodeName": node}],
+                "ports": ports(),
+            }),
+        )
+        .await
+        .context("publish the DNS endpoint")?;
+    }
+    Ok(())
 }
 
 fn ports() -> Value {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use dhow_apiserver::{ApiServer, UserInfo};
 use dhow_client::leader::{self, LeaseSpec, LeaseTiming};
-use dhow_controllers::ControllersConfig;
+use dhow_controllers::{ControllersConfig, Pool};
 use dhow_scheduler::SchedulerConfig;
 use dhow_store::{Error, Kv};
 use tokio_util::sync::CancellationToken;
@@ -23,6 +23,7 @@ const SCHEDULER: &str = "system:kube-scheduler";
 pub struct Leading {
     pub server: Arc<ApiServer>,
     pub root_ca_pem: String,
+    pub balancer_pools: Vec<Pool>,
     /// The store, where other servers use it too.
     pub shared: Option<Arc<dyn Kv>>,
 }
@@ -46,7 +47,10 @@ impl Leading {
     /// All of it, until told to stop. One that ends by itself ends the others: half of it would only seem to run.
     async fn work(&self, stop: CancellationToken) {
         let client = self.server.client(UserInfo::new(CONTROLLERS, &[]));
-        let config = ControllersConfig { root_ca_pem: self.root_ca_pem.clone() };
+        let config = ControllersConfig {
+            root_ca_pem: self.root_ca_pem.clone(),
+            balancer_pools: self.balancer_pools.clone(),
+        };
         let controllers = dhow_controllers::run_all(client, config, stop.clone());
         let client = self.server.client(UserInfo::new(SCHEDULER, &[]));
         let scheduler = dhow_scheduler::run(client, SchedulerConfig::default(), stop.clone());

@@ -13,6 +13,7 @@ mod kubeconfig;
 mod leading;
 mod migrate;
 mod nameserver;
+mod networks;
 mod pidfile;
 mod place;
 mod preflight;
@@ -97,7 +98,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             Command::ServeDns { place, gateway } => {
                 let place = place::Place::resolve(&place)?;
                 daemon::init_logging(place.log_format)?;
-                nameserver::serve(&place, gateway).await
+                nameserver::serve(&place, &gateway).await
             }
             Command::Completion { .. } | Command::Oci(_) => Ok(()),
         }

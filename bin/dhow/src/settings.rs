@@ -4,6 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use dhow_base::config::Sources;
+use dhow_controllers::LoadBalancerConfig;
 use dhow_image::{GcConfig, RegistriesConfig};
 use serde::{Deserialize, Serialize};
 
@@ -16,6 +17,8 @@ pub struct Settings {
     pub registries: RegistriesConfig,
     /// When images go.
     pub images: GcConfig,
+    /// What addresses load balancers get.
+    pub load_balancer: LoadBalancerConfig,
 }
 
 impl Settings {
@@ -33,6 +36,7 @@ impl Settings {
             .load()
             .context("read the settings")?;
         settings.images.check()?;
+        settings.load_balancer.pools().map_err(anyhow::Error::msg)?;
         Ok(settings)
     }
 }
@@ -52,6 +56,13 @@ mod tests {
         let settings = Settings::load(&file).unwrap();
         assert_eq!(settings.registries.hosts["docker.io"].mirrors.len(), 1);
         assert_eq!(settings.images.gc_high_threshold_percent, 85);
+        let text = include_str!("../../../docs/network.md");
+        let pools = text.split("```yaml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+        std::fs::write(&file, pools).unwrap();
+        assert_eq!(Settings::load(&file).unwrap().load_balancer.pools.len(), 2);
+        std::fs::write(&file, pools.replace("192.0.2.7", "everywhere")).unwrap();
+        let error = format!("{:#}", Settings::load(&file).unwrap_err());
+        assert!(error.contains("everywhere"), "{error}");
         std::fs::write(&file, example.replace("mirrors:", "mirror:")).unwrap();
         let error = format!("{:#}", Settings::load(&file).unwrap_err());
         assert!(error.contains("mirror"), "{error}");

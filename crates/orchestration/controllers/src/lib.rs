@@ -18,6 +18,7 @@ mod garbage;
 mod history;
 mod informers;
 mod job;
+mod load_balancer;
 mod namespace;
 mod namespace_defaults;
 mod node_lifecycle;
@@ -38,12 +39,15 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use informers::Informers;
+pub use load_balancer::{LoadBalancerConfig, Pool, PoolConfig};
 
 /// What the controllers need to know about the cluster.
 #[derive(Debug, Clone, Default)]
 pub struct ControllersConfig {
     /// Published to every namespace, for pods to verify the API server by.
     pub root_ca_pem: String,
+    /// Addresses for load balancers; without any they get those of the nodes.
+    pub balancer_pools: Vec<Pool>,
 }
 
 /// Runs all controllers until `shutdown`.
@@ -58,6 +62,11 @@ pub async fn run_all(client: Client, config: ControllersConfig, shutdown: Cancel
     };
     workloads(&client, &all, &mut run);
     services_and_budgets(&client, &all, &mut run);
+    let queue = Queue::new("load-balancer");
+    let (services, nodes, slices) = (all.services.clone(), all.nodes.clone(), all.slices.clone());
+    let pools = config.balancer_pools.clone();
+    let reconciler = load_balancer::LoadBalancers::new(client.clone(), services, nodes, slices, pools, &queue);
+    run(queue, 1, reconciler);
     let namespaces_queue = Queue::new("namespace");
     let content_gone = namespace::Namespaces::content_gone(&all.namespaces, &namespaces_queue);
     let reconciler = namespace::Namespaces::new(client.clone(), all.namespaces.clone(), &namespaces_queue);
@@ -117,7 +126,7 @@ fn workloads(client: &Client, all: &Informers, run: Run<'_>) {
 fn services_and_budgets(client: &Client, all: &Informers, run: Run<'_>) {
     let queue = Queue::new("endpointslice");
     let (services, pods, slices) = (all.services.clone(), all.pods.clone(), all.slices.clone());
-    let reconciler = endpointslice::EndpointSlices::new(client.clone(), services, pods, slices, &queue);
+    let reconciler = endpointslice::EndpointSlices::new(client.clone(), services, pods, all.nodes.clone(), slices, &queue);
     run(queue, 8, reconciler);
     let queue = Queue::new("endpoints");
     let (services, pods, endpoints) = (all.services.clone(), all.pods.clone(), all.endpoints.clone());

@@ -4,7 +4,7 @@
 //! are found again after a restart, and by purge. Nodes must share a link: there is no tunnel yet.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,8 +20,11 @@ const RETRY: Duration = Duration::from_secs(10);
 impl Net {
     /// Makes the routes to other nodes' pods exactly these: pod network to node address. One that cannot be
     /// set (its node is not on our link) is reported and left out; returns how many were.
-    pub async fn set_node_routes(&self, wanted: &BTreeMap<Cidr, Ipv4Addr>) -> Result<usize> {
-        let held = self.kernel.gateway_routes_inside(self.config.cluster_cidr).await?;
+    pub async fn set_node_routes(&self, wanted: &BTreeMap<Cidr, IpAddr>) -> Result<usize> {
+        let mut held = BTreeMap::new();
+        for networks in self.config.networks() {
+            held.extend(self.kernel.gateway_routes_inside(networks.cluster).await?);
+        }
         for (cidr, gateway) in held.iter().filter(|(cidr, _)| !wanted.contains_key(cidr)) {
             self.kernel.remove_gateway_route(*cidr, *gateway).await?;
         }
@@ -37,16 +40,19 @@ impl Net {
 }
 
 /// The routes these nodes ask for on the node called `here`.
-fn routes<'a>(nodes: impl Iterator<Item = &'a Node>, here: &str, cluster: Cidr) -> BTreeMap<Cidr, Ipv4Addr> {
+fn routes<'a>(nodes: impl Iterator<Item = &'a Node>, here: &str, clusters: &[Cidr]) -> BTreeMap<Cidr, IpAddr> {
     let others = nodes.filter(|node| node.metadata.name.as_deref() != Some(here));
     let mut routes = BTreeMap::new();
     for node in others {
         let addresses = node.status.iter().flat_map(|status| status.addresses.iter().flatten());
-        let internal = addresses.filter(|a| a.type_ == "InternalIP").find_map(|a| a.address.parse::<Ipv4Addr>().ok());
+        let internal = addresses.filter(|a| a.type_ == "InternalIP").filter_map(|a| a.address.parse::<IpAddr>().ok());
+        let internal: Vec<IpAddr> = internal.collect();
         let Some(spec) = &node.spec else { continue };
         let cidrs = spec.pod_cidrs.iter().flatten().chain(&spec.pod_cidr).filter_map(|c| c.parse::<Cidr>().ok());
-        for cidr in cidrs.filter(|c| cluster.contains(c.network()) && c.prefix() > cluster.prefix()) {
-            routes.extend(internal.map(|gateway| (cidr, gateway)));
+        let ours = |c: &Cidr| clusters.iter().any(|all| all.contains(c.network()) && c.prefix() > all.prefix());
+        for cidr in cidrs.filter(ours) {
+            let gateway = internal.iter().find(|gateway| gateway.is_ipv6() == cidr.is_ipv6());
+            routes.extend(gateway.map(|gateway| (cidr, *gateway)));
         }
     }
     routes
@@ -66,7 +72,8 @@ pub async fn run(client: Client, net: Arc<Net>, node_name: &str, shutdown: Cance
     let mut done = None;
     loop {
         let list = nodes.list();
-        let wanted = routes(list.iter().map(AsRef::as_ref), node_name, net.config().cluster_cidr);
+        let clusters: Vec<Cidr> = net.config().networks().map(|networks| networks.cluster).collect();
+        let wanted = routes(list.iter().map(AsRef::as_ref), node_name, &clusters);
         if done.as_ref() != Some(&wanted) {
             match net.set_node_routes(&wanted).await {
                 Ok(0) => done = Some(wanted),
@@ -111,8 +118,8 @@ mod tests {
             node("liar", "192.0.2.3", "10.0.0.0/8"),
             node("six", "2001:db8::1", "10.42.2.0/24"),
         ];
-        let routes = routes(nodes.iter(), "here", "10.42.0.0/16".parse().unwrap());
-        let expected = BTreeMap::from([("10.42.1.0/24".parse().unwrap(), Ipv4Addr::new(192, 0, 2, 2))]);
+        let routes = routes(nodes.iter(), "here", &["10.42.0.0/16".parse().unwrap()]);
+        let expected = BTreeMap::from([("10.42.1.0/24".parse().unwrap(), "192.0.2.2".parse().unwrap())]);
         assert_eq!(routes, expected);
     }
 }

@@ -3,7 +3,7 @@
 
 mod support;
 
-use std::net::{Ipv4Addr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::time::Duration;
 
 use dhow_cri::PodNetwork;
@@ -38,7 +38,7 @@ async fn attach_is_idempotent_and_detach_frees_everything() {
     let before = node.links();
     let pod = node.pod_with_ports(vec![mapping("TCP", 8088, 80)]).await;
     let again = node.net.attach(pod.netns.fd(), &pod.request).await.unwrap();
-    assert_eq!(again, [std::net::IpAddr::V4(pod.ip)]);
+    assert_eq!(again, [pod.ip]);
     assert_eq!(node.links().len(), before.len() + 1);
     node.net.detach(&pod.sandbox).await.unwrap();
     node.net.detach(&pod.sandbox).await.unwrap();
@@ -136,10 +136,10 @@ async fn pods_of_two_nodes_reach_each_other_with_their_own_addresses() {
     let (left, right) = (Node::new().await, Node::with_pods_in("10.42.1.0/24").await);
     connect_outside(&left.netns, &right.netns);
     let to = |cidr: &str, gateway| std::collections::BTreeMap::from([(cidr.parse().unwrap(), gateway)]);
-    let (left_ip, right_ip) = (Ipv4Addr::new(192, 0, 2, 1), Ipv4Addr::new(192, 0, 2, 2));
+    let (left_ip, right_ip) = (IpAddr::from([192, 0, 2, 1]), IpAddr::from([192, 0, 2, 2]));
     assert_eq!(left.net.set_node_routes(&to("10.42.1.0/24", right_ip)).await.unwrap(), 0);
     assert_eq!(right.net.set_node_routes(&to("10.42.0.0/24", left_ip)).await.unwrap(), 0);
-    assert_eq!(left.net.set_node_routes(&to("10.42.2.0/24", Ipv4Addr::new(198, 51, 100, 1))).await.unwrap(), 1);
+    assert_eq!(left.net.set_node_routes(&to("10.42.2.0/24", [198, 51, 100, 1].into())).await.unwrap(), 1);
     assert_eq!(left.net.set_node_routes(&to("10.42.1.0/24", right_ip)).await.unwrap(), 0);
     let (a, b) = (left.pod().await, right.pod().await);
     b.serve(8080, "b");

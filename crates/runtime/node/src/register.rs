@@ -66,7 +66,7 @@ fn node_status(config: &NodeConfig, old: &Node, facts: Facts) -> Value {
     let os = release.lines().find_map(|l| l.strip_prefix("PRETTY_NAME=")).unwrap_or("Linux").trim_matches('"');
     json!({
         "capacity": capacity::capacity(config), "allocatable": capacity::allocatable(config),
-        "addresses": [{"type": "InternalIP", "address": config.node_ip}, {"type": "Hostname", "address": config.name}],
+        "addresses": addresses(config),
         "images": images(list),
         "daemonEndpoints": {"kubeletEndpoint": {"Port": config.kubelet_port}},
         "nodeInfo": {"machineID": read("/etc/machine-id"), "systemUUID": system_uuid(),
@@ -83,6 +83,11 @@ fn node_status(config: &NodeConfig, old: &Node, facts: Facts) -> Value {
             condition("Ready", "True", "KubeletReady", "kubelet is posting ready status"),
         ],
     })
+}
+
+fn addresses(config: &NodeConfig) -> Vec<Value> {
+    let internal = config.node_ips.iter().map(|ip| json!({"type": "InternalIP", "address": ip}));
+    internal.chain([json!({"type": "Hostname", "address": config.name})]).collect()
 }
 
 /// The machine's own id, where its firmware gives one.
@@ -105,8 +110,8 @@ pub async fn register(config: &NodeConfig) -> Result<Node, Error> {
             node.metadata.name = Some(config.name.clone());
             node.metadata.labels = Some(labels.clone());
             let spec = node.spec.get_or_insert_default();
-            spec.pod_cidr.clone_from(&config.pod_cidr);
-            spec.pod_cidrs = config.pod_cidr.clone().map(|c| vec![c]);
+            spec.pod_cidr = config.pod_cidrs.first().cloned();
+            spec.pod_cidrs = (!config.pod_cidrs.is_empty()).then(|| config.pod_cidrs.clone());
             client.create(&node).await.map_err(Error::client("create node"))?
         }
         Err(error) => return Err(Error::client("get node")(error)),
