@@ -90,7 +90,10 @@ fn pods_have_two_addresses(host: &Host) -> Result<()> {
         pod["status"][field].as_array().unwrap().iter().map(|ip| ip["ip"].as_str().unwrap().to_owned()).collect()
     };
     let (pod_ips, host_ips) = (list("podIPs"), list("hostIPs"));
-    ensure!(pod_ips.len() == 2 && pod_ips[0].starts_with("10.42.0.") && pod_ips[1].starts_with("fd42::"), "{pod_ips:?}");
+    ensure!(
+        pod_ips.len() == 2 && pod_ips[0].starts_with("10.42.0.") && pod_ips[1].starts_with("fd42::"),
+        "{pod_ips:?}"
+    );
     ensure!(host_ips == [HOST_IP, HOST_IP6], "{host_ips:?}");
     // Each leads to the pod, and the pod knows both.
     for address in [pod_ips[0].clone(), format!("[{}]", pod_ips[1])] {
@@ -215,7 +218,8 @@ fn ingress(host: &Host, name: &str) -> Result<Vec<String>> {
 }
 
 fn balancer(host: &Host, name: &str, annotations: Value, spec: Value) -> Result<()> {
-    let mut whole = json!({"type": "LoadBalancer", "selector": {"app": "web"}, "ports": [{"port": 80, "targetPort": 8080}]});
+    let mut whole =
+        json!({"type": "LoadBalancer", "selector": {"app": "web"}, "ports": [{"port": 80, "targetPort": 8080}]});
     for (key, value) in spec.as_object().unwrap() {
         whole[key] = value.clone();
     }

@@ -161,7 +161,12 @@ fn any_address(place: &Place, port: u16) -> SocketAddr {
 }
 
 fn service_ranges(place: &Place) -> Vec<ServiceRange> {
-    place.networks.services.iter().map(|range| ServiceRange { first: range.network(), prefix: range.prefix() }).collect()
+    place
+        .networks
+        .services
+        .iter()
+        .map(|range| ServiceRange { first: range.network(), prefix: range.prefix() })
+        .collect()
 }
 
 async fn open_net(place: &Place) -> Result<Arc<Net>> {
@@ -273,8 +278,12 @@ fn start_network(
     let administrator = server.client(UserInfo::new("system:dhow", &[keys::MASTERS]));
     let (gateways, node) = (net.bridge_gateways(), place.node_name.clone());
     let service_ip = place.networks.dns_service_ip();
-    let nameserver =
-        nameserver::keep_running(place.clone(), gateways.clone(), Arc::clone(&keys.nameserver_renewed), shutdown.clone());
+    let nameserver = nameserver::keep_running(
+        place.clone(),
+        gateways.clone(),
+        Arc::clone(&keys.nameserver_renewed),
+        shutdown.clone(),
+    );
     parts.spawn(async move {
         cluster_dns::ensure(&administrator, service_ip, &gateways, &node).await?;
         nameserver.await

@@ -47,10 +47,8 @@ impl Leading {
     /// All of it, until told to stop. One that ends by itself ends the others: half of it would only seem to run.
     async fn work(&self, stop: CancellationToken) {
         let client = self.server.client(UserInfo::new(CONTROLLERS, &[]));
-        let config = ControllersConfig {
-            root_ca_pem: self.root_ca_pem.clone(),
-            balancer_pools: self.balancer_pools.clone(),
-        };
+        let config =
+            ControllersConfig { root_ca_pem: self.root_ca_pem.clone(), balancer_pools: self.balancer_pools.clone() };
         let controllers = dhow_controllers::run_all(client, config, stop.clone());
         let client = self.server.client(UserInfo::new(SCHEDULER, &[]));
         let scheduler = dhow_scheduler::run(client, SchedulerConfig::default(), stop.clone());

@@ -215,8 +215,7 @@ impl Allocator {
         }
         if !range.is_some_and(|range| range.contains(address)) {
             let valid = range.map(|range| format!("{}/{}", range.first, range.prefix)).unwrap_or_default();
-            let why =
-                format!("failed to allocate IP {wanted}: the provided IP is not in the valid range {valid}");
+            let why = format!("failed to allocate IP {wanted}: the provided IP is not in the valid range {valid}");
             return Err(FieldError::invalid("spec.clusterIPs", wanted, &why));
         }
         if taken.addresses.contains(&address) {

@@ -138,7 +138,8 @@ impl ApiServer {
         let cache = cache::Cache::start(kv.clone(), shutdown.clone()).await?;
         let seats = access.seats.unwrap_or(flow::SEATS);
         let flow = (seats > 0).then(|| flow::Flow::new(cache.clone(), seats, metrics.registry()));
-        let allocator = allocate::Allocator::new(cache.clone(), config.service_ranges.clone(), config.node_ports.clone());
+        let allocator =
+            allocate::Allocator::new(cache.clone(), config.service_ranges.clone(), config.node_ports.clone());
         let server = Arc::new(Self {
             definitions: definitions::Definitions::load(&cache),
             store: store::ObjectStore::new(kv.clone(), cache.clone()),

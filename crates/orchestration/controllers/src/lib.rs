@@ -126,7 +126,8 @@ fn workloads(client: &Client, all: &Informers, run: Run<'_>) {
 fn services_and_budgets(client: &Client, all: &Informers, run: Run<'_>) {
     let queue = Queue::new("endpointslice");
     let (services, pods, slices) = (all.services.clone(), all.pods.clone(), all.slices.clone());
-    let reconciler = endpointslice::EndpointSlices::new(client.clone(), services, pods, all.nodes.clone(), slices, &queue);
+    let reconciler =
+        endpointslice::EndpointSlices::new(client.clone(), services, pods, all.nodes.clone(), slices, &queue);
     run(queue, 8, reconciler);
     let queue = Queue::new("endpoints");
     let (services, pods, endpoints) = (all.services.clone(), all.pods.clone(), all.endpoints.clone());

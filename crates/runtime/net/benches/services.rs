@@ -49,7 +49,9 @@ impl Cluster {
         two.serve(8080, "two");
         let services: Vec<Arc<Service>> = (1..=count).map(named).collect();
         let slices: Vec<Arc<EndpointSlice>> = (1..=count)
-            .map(|i| slice(&format!("s{i}"), 8080, "TCP", &[1, 2, 3].map(|n| address(44, i.wrapping_mul(3) + n).into())))
+            .map(|i| {
+                slice(&format!("s{i}"), 8080, "TCP", &[1, 2, 3].map(|n| address(44, i.wrapping_mul(3) + n).into()))
+            })
             .collect();
         let mut proxy = Proxy::open(node.net.clone(), "node");
         let start = Instant::now();

@@ -34,6 +34,11 @@ impl Net {
         }
         let gateways: Vec<(IpAddr, u8)> = config.networks().map(|n| (n.gateway(), n.pods.prefix())).collect();
         let bridge_index = kernel.ensure_bridge(&config.bridge, &gateways, config.mtu).await?;
+        if config.networks().any(|networks| networks.family() == Family::V6) {
+            // Neighbours are asked for with the link-local address. It comes with the first pod, and looking for its
+            // double would hold up that pod's first packets for more than a second.
+            kernel.sysctl(&format!("ipv6/conf/{}/accept_dad", config.bridge), "0").await?;
+        }
         // NodePorts and host ports on 127.0.0.1; the table's guard chain keeps pods out of it.
         kernel.sysctl(&format!("ipv4/conf/{}/route_localnet", config.bridge), "1").await?;
         kernel.sysctl(&format!("ipv4/conf/{}/send_redirects", config.bridge), "0").await?;

@@ -7,10 +7,10 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use nlink::netlink::nftables::{
-    ChainName, CmpOp, CtKey, DynsetExpr, DynsetOp, Expr, Family as NftFamily, FibFlags, FibResult, LookupExpr, MasqExpr, MetaKey,
-    NFTA_NAT_FAMILY, NFTA_NAT_FLAGS, NFTA_NAT_REG_ADDR_MAX, NFTA_NAT_REG_ADDR_MIN, NFTA_NAT_REG_PROTO_MAX,
-    NFTA_NAT_REG_PROTO_MIN, NFTA_NAT_TYPE, NatType, NumgenKind, PayloadBase, RawExpr, Register, SetDataType,
-    SetElement, SetKeyType, Verdict,
+    ChainName, CmpOp, CtKey, DynsetExpr, DynsetOp, Expr, Family as NftFamily, FibFlags, FibResult, LookupExpr,
+    MasqExpr, MetaKey, NFTA_NAT_FAMILY, NFTA_NAT_FLAGS, NFTA_NAT_REG_ADDR_MAX, NFTA_NAT_REG_ADDR_MIN,
+    NFTA_NAT_REG_PROTO_MAX, NFTA_NAT_REG_PROTO_MIN, NFTA_NAT_TYPE, NatType, NumgenKind, PayloadBase, RawExpr, Register,
+    SetDataType, SetElement, SetKeyType, Verdict,
 };
 
 use crate::{Cidr, Family};
@@ -117,9 +117,9 @@ impl RuleBody {
             Family::V4 => NFPROTO_IPV4,
             Family::V6 => NFPROTO_IPV6,
         };
-        Self { expressions: Vec::new(), family }.push(Expr::Meta { dreg: word(0), key: MetaKey::NfProto }).push(
-            Expr::Cmp { sreg: word(0), op: CmpOp::Eq, data: vec![number] },
-        )
+        Self { expressions: Vec::new(), family }
+            .push(Expr::Meta { dreg: word(0), key: MetaKey::NfProto })
+            .push(Expr::Cmp { sreg: word(0), op: CmpOp::Eq, data: vec![number] })
     }
 
     pub fn into_exprs(self) -> Vec<Expr> {
@@ -501,12 +501,8 @@ pub(crate) fn address_key(address: IpAddr) -> SetElement {
 /// What [`address_key`] wrote, and what follows it.
 fn split_address(family: Family, key: &[u8]) -> Option<(IpAddr, &[u8])> {
     match family {
-        Family::V4 => {
-            key.split_first_chunk::<4>().map(|(octets, rest)| (Ipv4Addr::from(*octets).into(), rest))
-        }
-        Family::V6 => {
-            key.split_first_chunk::<16>().map(|(octets, rest)| (Ipv6Addr::from(*octets).into(), rest))
-        }
+        Family::V4 => key.split_first_chunk::<4>().map(|(octets, rest)| (Ipv4Addr::from(*octets).into(), rest)),
+        Family::V6 => key.split_first_chunk::<16>().map(|(octets, rest)| (Ipv6Addr::from(*octets).into(), rest)),
     }
 }
 

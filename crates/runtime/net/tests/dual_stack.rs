@@ -47,7 +47,8 @@ async fn pods_have_an_address_of_each_family_and_the_node_hides_them_outside() {
     let gateways = node.net.bridge_gateways();
     assert_eq!(greeting(&node.netns, (six(&b), 8080)).unwrap(), ("b".to_owned(), gateways[1]));
     // Nobody outside knows a way back to a pod's address.
-    let server = Pod { netns: outside, ip: OUTSIDE, ips: vec![OUTSIDE], sandbox: String::new(), request: a.request.clone() };
+    let server =
+        Pod { netns: outside, ip: OUTSIDE, ips: vec![OUTSIDE], sandbox: String::new(), request: a.request.clone() };
     server.serve(80, "outside");
     assert_eq!(greeting(&a.netns, (OUTSIDE, 80)).unwrap(), ("outside".to_owned(), NODE));
     // A restart leaves everything as it is; what belongs to nobody goes.

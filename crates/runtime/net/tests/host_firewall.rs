@@ -22,7 +22,7 @@ table inet firewall {
         type filter hook forward priority filter; policy drop;
         ct state established,related accept
         iifname \"dhow0\" accept
-        ct original proto-dst { 8080, 30080 } accept
+        meta l4proto { tcp, udp } ct original proto-dst { 8080, 30080 } accept
     }
 }";
 
@@ -40,7 +40,8 @@ async fn published_ports_obey_the_hosts_firewall() {
     let ports = json!([{"name": "a", "port": 80, "nodePort": 30080}, {"name": "b", "port": 81, "nodePort": 30081}]);
     let web = service("web", json!({"type": "NodePort", "clusterIP": "10.43.0.80", "ports": ports}));
     let mut endpoints = (*slice("web", 80, "TCP", &[pod.ip])).clone();
-    endpoints.ports = Some(serde_json::from_value(json!([{"name": "a", "port": 80}, {"name": "b", "port": 80}])).unwrap());
+    endpoints.ports =
+        Some(serde_json::from_value(json!([{"name": "a", "port": 80}, {"name": "b", "port": 80}])).unwrap());
     let mut proxy = Proxy::open(node.net.clone(), "node");
     proxy.sync(&[web], &[std::sync::Arc::new(endpoints)]).await.unwrap();
     let reached = |port: u16| {

@@ -30,7 +30,10 @@ pub enum Decision {
 pub enum Supply<'a> {
     Pools(&'a [Pool]),
     /// The addresses of nodes; ports that the nodes need themselves.
-    Nodes { addresses: &'a [IpAddr], reserved: &'a BTreeSet<u16> },
+    Nodes {
+        addresses: &'a [IpAddr],
+        reserved: &'a BTreeSet<u16>,
+    },
 }
 
 /// Whether the Service's balancer is ours to make.
@@ -167,9 +170,10 @@ fn of_nodes(
 ) -> Result<Vec<IpAddr>, String> {
     let families = families(spec);
     let given: Vec<IpAddr> = addresses.iter().copied().filter(|a| families.contains(&a.is_ipv6())).collect();
-    if let Some((protocol, port)) = ports(spec).iter().find(|(protocol, port)| {
-        *protocol == "TCP" && u16::try_from(*port).is_ok_and(|port| reserved.contains(&port))
-    }) {
+    if let Some((protocol, port)) = ports(spec)
+        .iter()
+        .find(|(protocol, port)| *protocol == "TCP" && u16::try_from(*port).is_ok_and(|port| reserved.contains(&port)))
+    {
         return Err(format!("the nodes need port {port}/{protocol} of their addresses themselves"));
     }
     let here = |held: &[IpAddr]| held.iter().any(|address| given.contains(address));
@@ -220,8 +224,7 @@ mod tests {
 
     /// Addresses, or why not.
     fn given(service: &Service, others: &[&Service]) -> String {
-        let others: Vec<_> =
-            others.iter().map(|other| (Key::new(Some("a"), "other"), *other, held(other))).collect();
+        let others: Vec<_> = others.iter().map(|other| (Key::new(Some("a"), "other"), *other, held(other))).collect();
         match assign(service, &others, &Supply::Pools(&pools())) {
             Decision::Addresses(all) => all.iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
             Decision::Refused(why) => why,
@@ -275,9 +278,7 @@ mod tests {
     fn an_address_is_shared_port_by_port() {
         let key = json!({"metallb.io/allow-shared-ip": "one", "dhow.io/load-balancer-ips": "192.0.2.10"});
         let other = service(json!({}), json!({"dhow.io/allow-shared-ip": "one"}), &["192.0.2.10"]);
-        let on = |port: u16, policy: &str| {
-            json!({"ports": [{"port": port, "protocol": "TCP"}], "externalTrafficPolicy": policy, "selector": {"a": policy}})
-        };
+        let on = |port: u16, policy: &str| json!({"ports": [{"port": port, "protocol": "TCP"}], "externalTrafficPolicy": policy, "selector": {"a": policy}});
         assert_eq!(given(&service(on(81, "Cluster"), key.clone(), &[]), &[&other]), "192.0.2.10");
         assert!(given(&service(on(80, "Cluster"), key.clone(), &[]), &[&other]).contains("has port 80/TCP"));
         assert!(given(&service(on(81, "Local"), key, &[]), &[&other]).contains("local"));

@@ -9,7 +9,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use dhow_client::{Client, Error, EventRecorder, EventType, Informer, Key, Outcome, Patch, Queue, Reconcile, reference};
+use dhow_client::{
+    Client, Error, EventRecorder, EventType, Informer, Key, Outcome, Patch, Queue, Reconcile, reference,
+};
 use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use parking_lot::Mutex;
@@ -101,8 +103,13 @@ impl LoadBalancers {
             !is_local(service) || node.metadata.name.as_ref().is_some_and(|name| serving.contains(name))
         };
         let nodes = self.nodes.list();
-        let addresses: BTreeSet<IpAddr> =
-            nodes.iter().filter(admitted).map(|node| facts(node)).filter(|facts| facts.ready).flat_map(|f| f.addresses).collect();
+        let addresses: BTreeSet<IpAddr> = nodes
+            .iter()
+            .filter(admitted)
+            .map(|node| facts(node))
+            .filter(|facts| facts.ready)
+            .flat_map(|f| f.addresses)
+            .collect();
         addresses.into_iter().collect()
     }
 
@@ -166,9 +173,11 @@ fn facts(node: &Node) -> Facts {
     let status = node.status.as_ref();
     let conditions = || status.iter().flat_map(|status| status.conditions.iter().flatten());
     let addresses = status.iter().flat_map(|status| status.addresses.iter().flatten());
-    let excluded = node.metadata.labels.as_ref().is_some_and(|labels| {
-        labels.contains_key("node.kubernetes.io/exclude-from-external-load-balancers")
-    });
+    let excluded = node
+        .metadata
+        .labels
+        .as_ref()
+        .is_some_and(|labels| labels.contains_key("node.kubernetes.io/exclude-from-external-load-balancers"));
     let agent = status.and_then(|s| s.daemon_endpoints.as_ref()?.kubelet_endpoint.as_ref());
     Facts {
         ready: !excluded && conditions().any(|c| c.type_ == "Ready" && c.status == "True"),

@@ -48,7 +48,9 @@ impl LoadBalancerConfig {
             let ranges: Vec<Range> = config
                 .addresses
                 .iter()
-                .map(|text| Range::parse(text).ok_or_else(|| format!("pool {}: {text:?} are no addresses", config.name)))
+                .map(|text| {
+                    Range::parse(text).ok_or_else(|| format!("pool {}: {text:?} are no addresses", config.name))
+                })
                 .collect::<Result<_, _>>()?;
             if ranges.is_empty() {
                 return Err(format!("pool {} has no addresses", config.name));

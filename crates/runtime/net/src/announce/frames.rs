@@ -78,7 +78,10 @@ mod tests {
         let frame = announcement([192, 0, 2, 9].into(), MAC);
         assert_eq!(frame.len(), 42);
         assert_eq!((&frame[..6], &frame[12..14], &frame[20..22]), (&[0xff; 6][..], &[8, 6][..], &[0, 2][..]));
-        assert_eq!((&frame[22..28], &frame[28..32], &frame[38..42]), (&MAC[..], &[192, 0, 2, 9][..], &[192, 0, 2, 9][..]));
+        assert_eq!(
+            (&frame[22..28], &frame[28..32], &frame[38..42]),
+            (&MAC[..], &[192, 0, 2, 9][..], &[192, 0, 2, 9][..])
+        );
     }
 
     #[test]

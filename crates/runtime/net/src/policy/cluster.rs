@@ -43,7 +43,8 @@ impl<'a> Pod<'a> {
         let listed = status.into_iter().flat_map(|status| {
             status.pod_ips.iter().flatten().map(|ip| ip.ip.as_str()).chain(status.pod_ip.as_deref())
         });
-        let addresses: BTreeSet<IpAddr> = listed.filter_map(|ip| ip.parse().ok()).chain(given.iter().copied()).collect();
+        let addresses: BTreeSet<IpAddr> =
+            listed.filter_map(|ip| ip.parse().ok()).chain(given.iter().copied()).collect();
         if addresses.is_empty() {
             return None;
         }

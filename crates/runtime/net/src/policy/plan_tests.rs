@@ -361,12 +361,17 @@ fn pods_share_chains_and_peers_and_a_new_pod_changes_elements_only() {
     let rule = json!([{"from": [{"podSelector": {"matchLabels": {"x": "1"}}}]}]);
     let policy = json!({"metadata": {"namespace": "a"}, "spec": {"podSelector": {}, "ingress": rule}});
     let policies = [Arc::new(serde_json::from_value(policy).unwrap())];
-    let (few, more) = (plan(&pods(3), &namespaces, &policies, here("here")), plan(&pods(4), &namespaces, &policies, here("here")));
+    let (few, more) =
+        (plan(&pods(3), &namespaces, &policies, here("here")), plan(&pods(4), &namespaces, &policies, here("here")));
     assert_eq!((few.chains.len(), few.peers.len(), few.ingress.len(), few.egress.len()), (1, 1, 3, 0));
     assert_eq!(few.chains, more.chains);
     assert_eq!(few.peers.keys().collect::<Vec<_>>(), more.peers.keys().collect::<Vec<_>>());
     assert_eq!((more.ingress.len(), more.peers.values().next().unwrap().len()), (4, 4));
-    assert_eq!(plan(&pods(3), &namespaces, &policies, here("there")), Plan::default(), "other nodes enforce their own pods");
+    assert_eq!(
+        plan(&pods(3), &namespaces, &policies, here("there")),
+        Plan::default(),
+        "other nodes enforce their own pods"
+    );
 }
 
 #[test]

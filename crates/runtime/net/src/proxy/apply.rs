@@ -20,8 +20,8 @@ use crate::base_table::{
 use crate::error::KernelContext;
 use crate::kernel::{Batch, Kernel};
 use crate::rules::{
-    Destination, Protocol, RuleBody, address_type, chain_name, destination_key, endpoint_type, endpoint_value, port_key, set_name,
-    slot_key,
+    Destination, Protocol, RuleBody, address_type, chain_name, destination_key, endpoint_type, endpoint_value,
+    port_key, set_name, slot_key,
 };
 use crate::{Family, Net, Result};
 
@@ -69,11 +69,8 @@ pub struct Proxy {
 impl Proxy {
     /// Changes nothing; the first [`Proxy::sync`] reads what the kernel holds.
     pub fn open(net: Arc<Net>, node_name: &str) -> Self {
-        let context = PlanContext {
-            node_name: node_name.to_owned(),
-            zone: None,
-            networks: net.config().networks().collect(),
-        };
+        let context =
+            PlanContext { node_name: node_name.to_owned(), zone: None, networks: net.config().networks().collect() };
         Self {
             net,
             context,
