@@ -76,7 +76,7 @@ impl ClusterNetworks {
             line.unwrap_or_default().split(',').map(|cidr| Ok(cidr.trim().parse()?)).collect()
         };
         let mut lines = text.lines();
-        let read = || Self::of(list(lines.next())?, list(lines.next())?);
+        let mut read = || Self::of(list(lines.next())?, list(lines.next())?);
         read().with_context(|| format!("read {}", path.display())).map(Some)
     }
 
