@@ -24,6 +24,7 @@ pub struct Host {
     namespace: String,
     folder: tempfile::TempDir,
     binary: PathBuf,
+    environment: Vec<(&'static str, String)>,
 }
 
 impl Host {
@@ -31,7 +32,7 @@ impl Host {
     pub fn new() -> Result<Self> {
         let namespace = format!("dhow-e2e-{}", std::process::id());
         let folder = tempfile::Builder::new().prefix("dhow-e2e").tempdir_in("/var/tmp").context("make a folder")?;
-        let host = Self { namespace, folder, binary: binary()? };
+        let host = Self { namespace, folder, binary: binary()?, environment: Vec::new() };
         run(Command::new("ip").args(["netns", "add", &host.namespace]))?;
         for args in [
             vec!["link", "set", "lo", "up"],
@@ -44,6 +45,16 @@ impl Host {
             run(host.command("ip").args(&args))?;
         }
         Ok(host)
+    }
+
+    /// Sets a variable for all that runs on the host from now on.
+    pub fn set(&mut self, name: &'static str, value: &str) {
+        self.environment.push((name, value.to_owned()));
+    }
+
+    /// The name of its network namespace.
+    pub fn namespace(&self) -> &str {
+        &self.namespace
     }
 
     /// A folder of the test's own; goes with the host.
@@ -75,6 +86,7 @@ impl Host {
             .env("DHOW_RUN_DIR", self.run_dir())
             .env("DHOW_NODE_IP", HOST_IP)
             .env("DHOW_NODE_NAME", "e2e")
+            .envs(self.environment.iter().map(|(name, value)| (*name, value)))
             .env_remove("SUDO_UID")
             .env("NO_PROXY", "*")
             .env_remove("http_proxy")

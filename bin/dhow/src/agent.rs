@@ -30,10 +30,10 @@ pub async fn run(place: &Place, shutdown: CancellationToken, ready: impl FnOnce(
         () = shutdown.cancelled() => return Ok(()),
     }
     let opening = async {
-        let network = pod_network::obtain(&client, place).await?;
+        let networks = pod_network::obtain(&client, place).await?;
         let keys = AgentKeys::open(place, &join, node);
         let images = blocking(place, "open the image store", builtins::open_images);
-        tokio::try_join!(keys, builtins::open_net(place, network), images)
+        tokio::try_join!(keys, builtins::open_net(place, &networks), images)
     };
     let (keys, net, images) = tokio::select! {
         opened = opening => opened?,

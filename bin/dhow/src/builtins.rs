@@ -43,7 +43,7 @@ pub async fn run(place: &Place, shutdown: CancellationToken, ready: impl FnOnce(
     let known = pod_network::known(place)?;
     let early = async {
         match known {
-            Some(network) => open_net(place, network).await.map(Some),
+            Some(networks) => open_net(place, &networks).await.map(Some),
             None => Ok(None),
         }
     };
@@ -57,8 +57,8 @@ pub async fn run(place: &Place, shutdown: CancellationToken, ready: impl FnOnce(
     start_leading(place, &server, &keys, shared, &users_shutdown, &mut users)?;
     let access = NodeAccess::Here(Arc::clone(&server));
     let client = access.node(&place.node_name);
-    let network = tokio::select! {
-        network = pod_network::obtain(&client, place) => network?,
+    let networks = tokio::select! {
+        networks = pod_network::obtain(&client, place) => networks?,
         () = shutdown.cancelled() => {
             stop(users_shutdown, users, api_shutdown, api).await;
             return Ok(());
@@ -66,7 +66,7 @@ pub async fn run(place: &Place, shutdown: CancellationToken, ready: impl FnOnce(
     };
     let net = match net {
         Some(net) => net,
-        None => open_net(place, network).await?,
+        None => open_net(place, &networks).await?,
     };
     start_network(place, &access, &node_keys.nameserver_renewed, &net, &users_shutdown, &mut users)?;
     let (tell_ready, is_ready) = oneshot::channel();
@@ -174,29 +174,31 @@ fn any_address(place: &Place, port: u16) -> SocketAddr {
     SocketAddr::new(any, port)
 }
 
-fn cidr(text: &str) -> Result<Cidr> {
-    text.parse().with_context(|| format!("network {text}"))
+fn service_ranges(place: &Place) -> Vec<ServiceRange> {
+    place
+        .networks
+        .services
+        .iter()
+        .map(|range| ServiceRange { first: range.network(), prefix: range.prefix() })
+        .collect()
 }
 
-fn service_range() -> Result<ServiceRange> {
-    let range = cidr(place::SERVICE_CIDR)?;
-    Ok(ServiceRange { first: range.network(), prefix: range.prefix() })
-}
-
-pub async fn open_net(place: &Place, network: Cidr) -> Result<Arc<Net>> {
+/// `pods` are the networks of this node's pods, one of each family.
+pub async fn open_net(place: &Place, pods: &[Cidr]) -> Result<Arc<Net>> {
     let state_dir = place.data_dir.join("net");
     fs::create_dir_all(&state_dir).with_context(|| format!("create {}", state_dir.display()))?;
-    let mut config = NetConfig::new(network, state_dir);
+    place.networks.record(&place.data_dir)?;
+    let mut networks = place.networks.of_node(pods)?.into_iter();
+    let primary = networks.next().context("no pod network")?;
+    let mut config = NetConfig::new(primary.pods, state_dir);
     (config.mode, config.mtu) = (place.pod_network, 0);
     config.bridge = place::BRIDGE.to_owned();
     config.table = place::TABLE.to_owned();
-    config.cluster_cidr = cidr(place::CLUSTER_CIDR)?;
-    config.service_cidr = cidr(place::SERVICE_CIDR)?;
+    config.cluster_cidr = primary.cluster;
+    config.service_cidr = primary.services;
+    config.secondary = networks.next();
     config.node_port_range = place::NODE_PORTS.0..=place::NODE_PORTS.1;
-    config.node_ip = match place.node_ip {
-        IpAddr::V4(address) => Some(address),
-        IpAddr::V6(_) => None,
-    };
+    config.node_port_addresses = place.nodeport_addresses.clone();
     Net::open(config).await.context("set up the pod network")
 }
 
@@ -226,8 +228,8 @@ async fn start_api(
 ) -> Result<Arc<ApiServer>> {
     let config = dhow_apiserver::Config {
         advertise: SocketAddr::new(place.node_ip, place.api_port),
-        service_range: service_range()?,
-        api_service_ip: place::API_SERVICE_IP,
+        service_ranges: service_ranges(place),
+        api_service_ip: place.networks.api_service_ip(),
         node_ports: place::NODE_PORTS.0..=place::NODE_PORTS.1,
         sa_key,
         node_tls: Arc::clone(&keys.to_nodes),
@@ -258,8 +260,14 @@ fn start_leading(
 ) -> Result<()> {
     let administrator = server.client(UserInfo::new("system:dhow", &[keys::MASTERS]));
     parts.spawn(dns_zones::keep(administrator, shutdown.clone()));
-    let schedulers = Settings::load(&place.config)?.schedulers()?;
-    let leading = Leading { server: Arc::clone(server), ca: Arc::clone(&keys.ca), shared, schedulers };
+    let settings = Settings::load(&place.config)?;
+    let leading = Leading {
+        server: Arc::clone(server),
+        ca: Arc::clone(&keys.ca),
+        balancer_pools: settings.load_balancer.pools().map_err(anyhow::Error::msg)?,
+        shared,
+        schedulers: settings.schedulers()?,
+    };
     parts.spawn(part("controllers and scheduler", leading.run(place.clone(), shutdown.clone())));
     Ok(())
 }
@@ -284,13 +292,16 @@ pub fn start_network(
         dhow_net::peers::run(ways, net_, &node, stop).await.context("keep the ways to other nodes' pods")
     });
     let client = access.client("system:dhow:network-policy")?;
+    // Begins here, before the node: new pods wait for their policies.
+    let policies = dhow_net::policy::run(client, Arc::clone(net), &place.node_name, shutdown.clone());
+    parts.spawn(part("network policies", policies));
+    let client = access.client("system:dhow:load-balancer")?;
     let (net_, node, stop) = (Arc::clone(net), place.node_name.clone(), shutdown.clone());
     parts.spawn(async move {
-        dhow_net::policy::run(client, net_, &node, stop).await;
-        Ok(())
+        dhow_net::announce::run(client, net_, &node, stop).await.context("answer for load balancers")
     });
-    let gateway = net.bridge_gateway();
-    parts.spawn(nameserver::keep_running(place.clone(), gateway, Arc::clone(renewed), shutdown.clone()));
+    let gateways = net.bridge_gateways();
+    parts.spawn(nameserver::keep_running(place.clone(), gateways, Arc::clone(renewed), shutdown.clone()));
     Ok(())
 }
 
@@ -305,7 +316,7 @@ pub async fn run_node(
 ) -> Result<()> {
     let root_dir = place.data_dir.join("node");
     fs::create_dir_all(&root_dir).with_context(|| format!("create {}", root_dir.display()))?;
-    let network = net.config().pod_cidr;
+    let networks = net.config().networks().map(|networks| networks.pods.to_string()).collect();
     let runtime = runtimes::open(&place, &images, net).await?;
     let mut settings = images.settings.node.settings().map_err(anyhow::Error::msg).context("read the settings")?;
     settings.cgroup_root = Some(place.cgroup());
@@ -317,12 +328,12 @@ pub async fn run_node(
         client,
         runtime: runtime.runtime(),
         root_dir,
-        node_ip: place.node_ip.to_string(),
-        pod_cidr: Some(network.to_string()),
+        node_ips: place.node_ips.iter().map(ToString::to_string).collect(),
+        pod_cidrs: networks,
         kubelet_port: place.node_port,
         listen: any_address(&place, place.node_port),
         tls: Some(tls),
-        cluster_dns: place::DNS_SERVICE_IP.to_string(),
+        cluster_dns: place.networks.dns_service_ip().to_string(),
         cluster_domain: place::CLUSTER_DOMAIN.to_owned(),
         labels: BTreeMap::from([(place::SERVES_DNS.to_owned(), "true".to_owned())]),
         image_api,
@@ -361,7 +372,7 @@ pub async fn stop_containers(place: &Place, remove: bool) -> Result<usize> {
     if !place.data_dir.exists() || choice == RuntimeChoice::Embedded && !runtimes::embedded_dir(place).exists() {
         return Ok(0);
     }
-    let net = open_net(place, known_network(place)?).await?;
+    let net = open_net(place, &known_networks(place)?).await?;
     let images = blocking(place, "open the image store", open_images).await?;
     fs::create_dir_all(&place.run_dir).with_context(|| format!("create {}", place.run_dir.display()))?;
     let runtime = runtimes::open(place, &images, net).await?;
@@ -372,15 +383,15 @@ pub async fn stop_containers(place: &Place, remove: bool) -> Result<usize> {
     Ok(stopped)
 }
 
-/// The node's network, or any if it never had one: then nothing is in it.
-fn known_network(place: &Place) -> Result<Cidr> {
-    pod_network::known(place)?.map_or_else(|| cidr(place::FIRST_POD_CIDR), Ok)
+/// The node's networks, or any if it never had some: then nothing is in them.
+fn known_networks(place: &Place) -> Result<Vec<Cidr>> {
+    Ok(pod_network::known(place)?.unwrap_or_else(|| place.networks.first()))
 }
 
 /// Removes all network state and mounts of a cloud whose containers are stopped. Its folders are the caller's.
 pub async fn purge(place: &Place) -> Result<()> {
     // A network is opened to be removed, so that nothing of it needs to be remembered.
-    open_net(place, known_network(place)?).await?.purge().await.context("remove the pod network")?;
+    open_net(place, &known_networks(place)?).await?.purge().await.context("remove the pod network")?;
     unmount_below(&[&place.data_dir, &place.run_dir])
 }
 

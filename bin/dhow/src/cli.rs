@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use dhow_net::Cidr;
 
 use crate::runtimes::RuntimeChoice;
 
@@ -59,9 +60,9 @@ pub enum Command {
     ServeDns {
         #[command(flatten)]
         place: PlaceArgs,
-        /// Address of the pods' gateway, where it listens.
-        #[arg(long, value_name = "IP")]
-        gateway: std::net::Ipv4Addr,
+        /// Addresses of the pods' gateway, where it listens.
+        #[arg(long, value_name = "IP", value_delimiter = ',', required = true)]
+        gateway: Vec<IpAddr>,
     },
 }
 
@@ -77,9 +78,18 @@ pub struct PlaceArgs {
     /// Name of this machine's node [default: the host name].
     #[arg(long, env = "DHOW_NODE_NAME", value_name = "NAME")]
     pub node_name: Option<String>,
-    /// Address under which this machine is reached [default: that of the default route].
-    #[arg(long, env = "DHOW_NODE_IP", value_name = "IP")]
-    pub node_ip: Option<IpAddr>,
+    /// Address under which this machine is reached, or one of each family [default: those of the default routes].
+    #[arg(long, env = "DHOW_NODE_IP", value_delimiter = ',', value_name = "IP[,IP]")]
+    pub node_ip: Vec<IpAddr>,
+    /// Addresses of all pods: a network, or one of IPv4 and one of IPv6, the preferred one first [default: 10.42.0.0/16].
+    #[arg(long, env = "DHOW_POD_CIDR", value_delimiter = ',', value_name = "CIDR[,CIDR]")]
+    pub pod_cidr: Vec<Cidr>,
+    /// Addresses of services, in the families of --pod-cidr [default: 10.43.0.0/16].
+    #[arg(long, env = "DHOW_SERVICE_CIDR", value_delimiter = ',', value_name = "CIDR[,CIDR]")]
+    pub service_cidr: Vec<Cidr>,
+    /// Node ports answer on the node's addresses inside these networks [default: on all].
+    #[arg(long, env = "DHOW_NODEPORT_ADDRESSES", value_delimiter = ',', value_name = "CIDR,...")]
+    pub nodeport_addresses: Vec<Cidr>,
     /// Port of the Kubernetes API.
     #[arg(long, env = "DHOW_API_PORT", default_value_t = 6443, value_name = "PORT")]
     pub api_port: u16,

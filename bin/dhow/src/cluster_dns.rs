@@ -26,7 +26,7 @@ pub async fn ensure(client: &Client, service_ip: IpAddr) -> Result<()> {
         client,
         json!({
             "metadata": {"name": NAME, "namespace": NAMESPACE, "labels": labels},
-            "spec": {"clusterIP": service_ip, "ports": ports()},
+            "spec": {"clusterIP": service_ip, "ipFamilyPolicy": "PreferDualStack", "ports": ports()},
         }),
     )
     .await

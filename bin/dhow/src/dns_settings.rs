@@ -1,7 +1,7 @@
 //! The `dns` section of the settings: who is asked for names that are not ours, and how long answers are kept.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use crate::place::{self, Place};
 /// CoreDNS' port for metrics.
 const HTTP_PORT: u16 = 9153;
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct DnsSettings {
     /// Resolvers, tried in order; those of the host's `resolv.conf` if empty.
@@ -54,14 +54,9 @@ impl Default for DnsSettings {
     }
 }
 
-fn network(cidr: &str) -> Result<(IpAddr, u8)> {
-    let (address, prefix) = cidr.split_once('/').with_context(|| format!("{cidr} is not a network"))?;
-    Ok((address.parse().context("read the pods' network")?, prefix.parse().context("read the pods' network")?))
-}
-
 impl DnsSettings {
-    /// What the name server at `gateway` is told. Questions are never sent to `own` addresses.
-    pub fn resolve(self, place: &Place, gateway: Ipv4Addr, own: &[IpAddr]) -> Result<DnsConfig> {
+    /// What the name server at these addresses is told. Questions are never sent to `own` addresses.
+    pub fn resolve(self, place: &Place, gateways: &[IpAddr], own: &[IpAddr]) -> Result<DnsConfig> {
         let parse = |texts: &[String]| -> Result<Vec<UpstreamAddress>> {
             texts.iter().map(|text| text.parse().map_err(|error: String| anyhow!(error))).collect()
         };
@@ -84,8 +79,8 @@ impl DnsSettings {
             search: self.search_path.then_some(host.search),
             node: Some(place.node_name.clone()),
             rate_limit: Some(self.rate_limit).filter(|limit| *limit > 0),
-            trusted: vec![network(place::CLUSTER_CIDR)?],
-            http: Some(SocketAddr::new(gateway.into(), HTTP_PORT)),
+            trusted: place.networks.pods.iter().map(|pods| (pods.network(), pods.prefix())).collect(),
+            http: gateways.first().map(|gateway| SocketAddr::new(*gateway, HTTP_PORT)),
             zones: Some(dns_zones::config()),
             ..DnsConfig::default()
         })

@@ -1,6 +1,6 @@
 //! The cluster's keys and certificates: made at the first start, kept in the data folder, renewed while running.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::kubeconfig;
-use crate::place::{API_SERVICE_IP, CLUSTER_DOMAIN, Place};
+use crate::place::{CLUSTER_DOMAIN, Place};
 
 /// Below the folder of keys: what seals Secrets in the store, one key a line.
 pub const SEALING: &str = "sealing.keys";
@@ -94,7 +94,8 @@ impl Keys {
     /// Reads or makes those of this machine's node. They are renewed with the others.
     pub fn open_node(&mut self, place: &Place) -> Result<NodeKeys> {
         let user = format!("system:node:{}", place.node_name);
-        let sans = vec![place.node_name.clone(), place.node_ip.to_string(), Ipv4Addr::LOCALHOST.to_string()];
+        let mut sans = vec![place.node_name.clone(), Ipv4Addr::LOCALHOST.to_string()];
+        sans.extend(place.node_ips.iter().map(ToString::to_string));
         let spec = CertSpec::Peer { user, groups: vec!["system:nodes".into()], sans };
         let (node, kept_node) = live(place, &self.ca, "node", spec)?;
         let nameserver_renewed = Arc::<Notify>::default();
@@ -226,7 +227,9 @@ fn api_names(place: &Place) -> Vec<String> {
     names.extend(service);
     names.push(format!("kubernetes.default.svc.{CLUSTER_DOMAIN}"));
     names.extend(place.tls_sans.iter().cloned());
-    names.extend([place.node_ip.to_string(), Ipv4Addr::LOCALHOST.to_string(), API_SERVICE_IP.to_string()]);
+    names.extend(place.node_ips.iter().map(ToString::to_string));
+    names.extend([Ipv4Addr::LOCALHOST.to_string(), Ipv6Addr::LOCALHOST.to_string()]);
+    names.push(place.networks.api_service_ip().to_string());
     names.dedup();
     names
 }

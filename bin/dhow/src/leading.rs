@@ -1,17 +1,18 @@
 //! What exactly one server of a cluster runs: controllers, scheduler, and the compaction of etcd's history.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use dhow_apiserver::{ApiServer, UserInfo};
 use dhow_base::pki::ClusterCa;
 use dhow_client::leader::{self, LeaseSpec, LeaseTiming};
-use dhow_controllers::{ClusterRange, ControllersConfig};
+use dhow_controllers::{ControllersConfig, Pool};
 use dhow_scheduler::SchedulerConfig;
 use dhow_store::{Error, Kv};
 use tokio_util::sync::CancellationToken;
 
-use crate::place::{self, Place};
+use crate::place::Place;
 use crate::{cluster_dns, keys};
 
 /// Who leads, as `kubectl get lease -n kube-system` shows it.
@@ -28,6 +29,7 @@ pub struct Leading {
     pub server: Arc<ApiServer>,
     /// Published, and signs certificates.
     pub ca: Arc<ClusterCa>,
+    pub balancer_pools: Vec<Pool>,
     /// The store, where other servers use it too.
     pub shared: Option<Arc<dyn Kv>>,
     pub schedulers: SchedulerConfig,
@@ -37,7 +39,7 @@ impl Leading {
     /// Until `shutdown`; on a shared store only while this server leads.
     pub async fn run(self, place: Place, shutdown: CancellationToken) {
         if self.shared.is_none() {
-            return self.work(shutdown.child_token()).await;
+            return self.work(&place, shutdown.child_token()).await;
         }
         let spec = LeaseSpec {
             namespace: "kube-system".to_owned(),
@@ -46,35 +48,33 @@ impl Leading {
             timing: timing(place.leader_lease),
         };
         let client = self.server.client(UserInfo::new(CONTROLLERS, &[]));
-        leader::lead(client, spec, shutdown, |stop| self.work(stop)).await;
+        leader::lead(client, spec, shutdown, |stop| self.work(&place, stop)).await;
     }
 
     /// All of it, until told to stop. One that ends by itself ends the others: half of it would only seem to run.
-    async fn work(&self, stop: CancellationToken) {
+    async fn work(&self, place: &Place, stop: CancellationToken) {
         let client = self.server.client(UserInfo::new(CONTROLLERS, &[]));
         let config = ControllersConfig {
             root_ca_pem: self.ca.cert_pem().to_owned(),
             signer: Some(Arc::clone(&self.ca)),
-            cluster_ranges: vec![ClusterRange {
-                cidr: place::CLUSTER_CIDR.to_owned(),
-                node_prefix: place::NODE_PREFIX,
-            }],
+            cluster_ranges: place.networks.ranges(),
             node_dns: Some(cluster_dns::of_nodes()),
+            balancer_pools: self.balancer_pools.clone(),
         };
         let controllers = dhow_controllers::run_all(client, config, stop.clone());
         let client = self.server.client(UserInfo::new(SCHEDULER, &[]));
         let scheduler = dhow_scheduler::run(client, self.schedulers.clone(), stop.clone());
         let compaction = compact(self.shared.clone(), stop.clone());
-        let dns = self.publish_dns(stop.clone());
+        let dns = self.publish_dns(place.networks.dns_service_ip(), stop.clone());
         tokio::join!(ending(&stop, controllers), ending(&stop, scheduler), ending(&stop, compaction), dns);
     }
 }
 
 impl Leading {
     /// Makes the Service of the cluster's DNS.
-    async fn publish_dns(&self, stop: CancellationToken) {
+    async fn publish_dns(&self, address: IpAddr, stop: CancellationToken) {
         let administrator = self.server.client(UserInfo::new("system:dhow", &[keys::MASTERS]));
-        while let Err(error) = cluster_dns::ensure(&administrator, place::DNS_SERVICE_IP.into()).await {
+        while let Err(error) = cluster_dns::ensure(&administrator, address).await {
             tracing::warn!(error = format!("{error:#}"), "trying again");
             tokio::select! { () = tokio::time::sleep(DNS_RETRY) => {}, () = stop.cancelled() => return }
         }

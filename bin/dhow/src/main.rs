@@ -18,6 +18,7 @@ mod kubeconfig;
 mod leading;
 mod migrate;
 mod nameserver;
+mod networks;
 mod node_access;
 mod pidfile;
 mod place;
@@ -108,7 +109,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             Command::ServeDns { place, gateway } => {
                 let place = place::Place::resolve(&place)?;
                 daemon::init_logging(place.log_format)?;
-                nameserver::serve(&place, gateway).await
+                nameserver::serve(&place, &gateway).await
             }
             Command::Completion { .. } | Command::Oci(_) => Ok(()),
         }

@@ -1,7 +1,7 @@
 //! The cluster's DNS as a process of its own, so that names resolve while the daemon is away: it goes on with what it
 //! last knew, and follows the API again when that is back.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
@@ -16,7 +16,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::pidfile::{self, PidFile};
-use crate::place::{self, Place};
+use crate::place::Place;
 use crate::settings::Settings;
 
 /// The command under which the binary is the name server.
@@ -26,13 +26,13 @@ const PORT: u16 = 53;
 const SHORT_LIFE: Duration = Duration::from_secs(5);
 
 /// Runs the name server until told to end. This is the process itself.
-pub async fn serve(place: &Place, gateway: Ipv4Addr) -> Result<()> {
+pub async fn serve(place: &Place, gateways: &[IpAddr]) -> Result<()> {
     let _pid_file = PidFile::take(&place.dns_pid_file())?;
     let client = Client::from_kubeconfig(&place.dns_kubeconfig(), None).context("reach the API")?;
-    let own = [gateway.into(), place::DNS_SERVICE_IP.into()];
-    let config = Settings::load(&place.config)?.dns.resolve(place, gateway, &own)?;
-    let address = SocketAddr::new(gateway.into(), PORT);
-    let server = dhow_dns::Server::bind(&[address], config).await.context("serve the cluster's DNS")?;
+    let own: Vec<IpAddr> = gateways.iter().copied().chain([place.networks.dns_service_ip()]).collect();
+    let config = Settings::load(&place.config)?.dns.resolve(place, gateways, &own)?;
+    let addresses: Vec<SocketAddr> = gateways.iter().map(|gateway| SocketAddr::new(*gateway, PORT)).collect();
+    let server = dhow_dns::Server::bind(&addresses, config).await.context("serve the cluster's DNS")?;
     let shutdown = crate::daemon::shutdown_signal()?;
     server.run(client, shutdown).await;
     Ok(())
@@ -42,7 +42,7 @@ pub async fn serve(place: &Place, gateway: Ipv4Addr) -> Result<()> {
 /// when its kubeconfig has changed.
 pub async fn keep_running(
     place: Place,
-    gateway: Ipv4Addr,
+    gateways: Vec<IpAddr>,
     renewed: Arc<Notify>,
     shutdown: CancellationToken,
 ) -> Result<()> {
@@ -55,7 +55,7 @@ pub async fn keep_running(
             Some(pid) => pid,
             None => {
                 stop(&place).await?;
-                let started = start(&place, gateway).context("start the name server")?;
+                let started = start(&place, &gateways).context("start the name server")?;
                 let pid = Pid::from_child(&started);
                 child = Some(started);
                 pid
@@ -95,13 +95,13 @@ fn runs_this_binary(pid: Pid) -> bool {
     theirs.is_some() && theirs == file("/proc/self/exe".into())
 }
 
-fn start(place: &Place, gateway: Ipv4Addr) -> io::Result<Child> {
+fn start(place: &Place, gateways: &[IpAddr]) -> io::Result<Child> {
     let log = fs::OpenOptions::new().create(true).append(true).open(place.log_file())?;
     Command::new("/proc/self/exe")
         .arg0("dhow")
         .arg(COMMAND)
         .arg("--gateway")
-        .arg(gateway.to_string())
+        .arg(gateways.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(","))
         .args(place.as_args())
         .env_remove("NOTIFY_SOCKET")
         .stdin(Stdio::null())

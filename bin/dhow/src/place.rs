@@ -2,15 +2,17 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
+use dhow_net::{Cidr, Family};
 
 use crate::cli::{AdmissionPlugin, EtcdEndpoints, LogFormat, PlaceArgs};
 use crate::keys;
+use crate::networks::ClusterNetworks;
 use crate::runtimes::RuntimeChoice;
 
 /// Everything about the place that the parts need to know.
@@ -20,6 +22,11 @@ pub struct Place {
     pub run_dir: PathBuf,
     pub node_name: String,
     pub node_ip: IpAddr,
+    /// The same, and that of the other family, if this machine has one and its cloud uses both.
+    pub node_ips: Vec<IpAddr>,
+    pub networks: ClusterNetworks,
+    /// Where node ports answer; everywhere when empty.
+    pub nodeport_addresses: Vec<Cidr>,
     pub api_port: u16,
     pub node_port: u16,
     /// What was asked to run the containers; see [`crate::runtimes::choose`].
@@ -69,21 +76,13 @@ pub struct EtcdPlace {
 }
 
 pub const DEFAULT_DATA_DIR: &str = "/var/lib/dhow";
-/// All pods of the cluster.
+/// All pods of the cluster, unless it is told otherwise.
 pub const CLUSTER_CIDR: &str = "10.42.0.0/16";
-/// How long the prefix of one node's pods is.
-pub const NODE_PREFIX: u8 = 24;
-/// Where network state is looked for that no node's network is known of: one node's part, the first.
-pub const FIRST_POD_CIDR: &str = "10.42.0.0/24";
 /// What a node that runs the cluster's name server says of itself.
 pub const SERVES_DNS: &str = "dns.dhow.io/serves";
 /// As whom the name server calls the API.
 pub const DNS_USER: &str = "system:kube-dns";
 pub const SERVICE_CIDR: &str = "10.43.0.0/16";
-/// The `default/kubernetes` Service.
-pub const API_SERVICE_IP: Ipv4Addr = Ipv4Addr::new(10, 43, 0, 1);
-/// The `kube-system/kube-dns` Service.
-pub const DNS_SERVICE_IP: Ipv4Addr = Ipv4Addr::new(10, 43, 0, 10);
 pub const CLUSTER_DOMAIN: &str = "cluster.local";
 pub const BRIDGE: &str = "dhow0";
 pub const TABLE: &str = "dhow";
@@ -107,11 +106,17 @@ impl Place {
                 },
             }),
         };
+        let data_dir = std::path::absolute(&args.data_dir).context("resolve the data folder")?;
+        let networks = ClusterNetworks::resolve(&data_dir, &args.pod_cidr, &args.service_cidr)?;
+        let node_ips = node_ips(&args.node_ip, &networks)?;
         Ok(Self {
-            data_dir: std::path::absolute(&args.data_dir).context("resolve the data folder")?,
+            data_dir,
             run_dir: std::path::absolute(&args.run_dir).context("resolve the run folder")?,
             node_name,
-            node_ip: args.node_ip.unwrap_or_else(default_address),
+            node_ip: node_ips[0],
+            node_ips,
+            networks,
+            nodeport_addresses: args.nodeport_addresses.clone(),
             api_port: args.api_port,
             node_port: args.node_port,
             runtime: args.runtime.clone(),
@@ -189,7 +194,7 @@ impl Place {
             ("--data-dir", self.data_dir.clone().into()),
             ("--run-dir", self.run_dir.clone().into()),
             ("--node-name", self.node_name.clone().into()),
-            ("--node-ip", self.node_ip.to_string().into()),
+            ("--node-ip", joined(&self.node_ips).into()),
             ("--api-port", self.api_port.to_string().into()),
             ("--node-port", self.node_port.to_string().into()),
             ("--leader-elect-lease-duration", self.leader_lease.as_secs().to_string().into()),
@@ -198,6 +203,10 @@ impl Place {
         let mut flags = Vec::from(flags);
         flags.extend(self.slots.iter().map(|slots| ("--pod-slots", slots.to_string().into())));
         flags.extend(self.outer_address.map(|address| ("--node-external-ip", address.to_string().into())));
+        flags.extend(self.networks.as_args().map(|(flag, value)| (flag, value.into())));
+        if !self.nodeport_addresses.is_empty() {
+            flags.push(("--nodeport-addresses", joined(&self.nodeport_addresses).into()));
+        }
         flags.extend(self.runtime.iter().map(|runtime| ("--runtime", runtime.to_string().into())));
         if let Some(etcd) = &self.etcd {
             flags.push(("--store", etcd.endpoints.text.clone().into()));
@@ -264,14 +273,48 @@ fn host_name() -> Result<String> {
     Ok(if name.is_empty() || name == "(none)" { "localhost".into() } else { name })
 }
 
+fn joined<T: ToString>(items: &[T]) -> String {
+    items.iter().map(T::to_string).collect::<Vec<_>>().join(",")
+}
+
+/// The machine's address of each family that the cluster has. The primary family's is a must: it is where the API is.
+fn node_ips(asked: &[IpAddr], networks: &ClusterNetworks) -> Result<Vec<IpAddr>> {
+    let mut addresses = Vec::new();
+    for (index, pods) in networks.pods.iter().enumerate() {
+        let family = pods.family();
+        let given = asked.iter().copied().find(|address| Family::of(*address) == family);
+        let found = given.or_else(|| default_address(family).filter(|_| asked.is_empty()));
+        match (found, index) {
+            (Some(address), _) => addresses.push(address),
+            (None, 0) => bail!(
+                "pods have {} addresses first, so the node needs one, too: name it by --node-ip, or put the other \
+                 family first in --pod-cidr and --service-cidr",
+                family.name()
+            ),
+            (None, _) => {}
+        }
+    }
+    if let Some(stranger) = asked.iter().find(|address| !addresses.contains(address)) {
+        bail!("--node-ip {stranger} is one too many: one address of each family of --pod-cidr");
+    }
+    Ok(addresses)
+}
+
 /// The source address of the default route; connecting a UDP socket sends nothing.
-fn default_address() -> IpAddr {
-    UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))
-        .and_then(|socket| {
-            socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9))?;
-            socket.local_addr()
-        })
-        .map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), |address| address.ip())
+fn default_address(family: Family) -> Option<IpAddr> {
+    let (beyond, local): (IpAddr, IpAddr) = match family {
+        Family::V4 => (Ipv4Addr::new(192, 0, 2, 1).into(), Ipv4Addr::LOCALHOST.into()),
+        Family::V6 => (Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into(), Ipv6Addr::LOCALHOST.into()),
+    };
+    let socket = UdpSocket::bind((family.unspecified(), 0)).and_then(|socket| {
+        socket.connect((beyond, 9))?;
+        socket.local_addr()
+    });
+    match socket {
+        Ok(address) => Some(address.ip()),
+        // A machine without a network still runs a cloud for itself.
+        Err(_) => Some(local).filter(|_| family == Family::V4),
+    }
 }
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
-//! The network of this node's pods: given by the cluster with the Node, remembered for restarts without it.
+//! The networks of this node's pods, one of each family: given by the cluster with the Node, remembered for restarts without
+//! it.
 
 use std::path::PathBuf;
 
@@ -18,48 +19,57 @@ fn record(place: &Place) -> PathBuf {
 }
 
 /// What the node had so far.
-pub fn known(place: &Place) -> Result<Option<Cidr>> {
+pub fn known(place: &Place) -> Result<Option<Vec<Cidr>>> {
     let path = record(place);
     match std::fs::read_to_string(&path) {
-        Ok(text) => text.trim().parse().map(Some).with_context(|| format!("read {}", path.display())),
+        Ok(text) => {
+            let all: Result<Vec<Cidr>, _> = text.split_whitespace().map(str::parse).collect();
+            all.map(Some).with_context(|| format!("read {}", path.display()))
+        }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error).with_context(|| format!("read {}", path.display())),
     }
 }
 
-/// Makes the Node unless it is there, and waits until it has a network.
-pub async fn obtain(client: &Client, place: &Place) -> Result<Cidr> {
+/// Makes the Node unless it is there, and waits until it has its networks.
+pub async fn obtain(client: &Client, place: &Place) -> Result<Vec<Cidr>> {
     let known = known(place)?;
     let node = match client.get::<Node>(None, &place.node_name).await {
         Ok(node) => node,
-        Err(error) if error.is_not_found() => create(client, place, known).await?,
+        Err(error) if error.is_not_found() => create(client, place, known.as_deref()).await?,
         Err(error) => return Err(error).context("look up the node"),
     };
     announce(client, place, &node).await?;
-    let network = match network_of(&node) {
-        Some(network) => network,
+    let networks = match networks_of(&node) {
+        Some(networks) => networks,
         None => wait(client, place).await?,
     };
-    if let Some(known) = known.filter(|known| *known != network) {
+    if let Some(known) = known.filter(|known| known.first() != networks.first()) {
         bail!(
-            "the pods of this node have addresses in {known}, but the cluster gives the node {network}: another node has \
-             them now; run `dhow down --purge`, then join again"
+            "the pods of this node have addresses in {}, but the cluster gives the node {}: another node has them now; run \
+             `dhow down --purge`, then join again",
+            joined(&known, ", "),
+            joined(&networks, ", ")
         );
     }
     let path = record(place);
     std::fs::create_dir_all(place.data_dir.join("net")).context("create the network's folder")?;
-    std::fs::write(&path, format!("{network}\n")).with_context(|| format!("write {}", path.display()))?;
-    Ok(network)
+    std::fs::write(&path, joined(&networks, "\n") + "\n").with_context(|| format!("write {}", path.display()))?;
+    Ok(networks)
+}
+
+fn joined(networks: &[Cidr], by: &str) -> String {
+    networks.iter().map(Cidr::to_string).collect::<Vec<_>>().join(by)
 }
 
 /// A node that is new, or that somebody deleted: then it keeps its pods' addresses if they are still free.
-async fn create(client: &Client, place: &Place, known: Option<Cidr>) -> Result<Node> {
+async fn create(client: &Client, place: &Place, known: Option<&[Cidr]>) -> Result<Node> {
     let mut node = Node::default();
     node.metadata.name = Some(place.node_name.clone());
     if let Some(known) = known {
         let spec = node.spec.get_or_insert_default();
-        spec.pod_cidr = Some(known.to_string());
-        spec.pod_cidrs = Some(vec![known.to_string()]);
+        spec.pod_cidr = known.first().map(Cidr::to_string);
+        spec.pod_cidrs = Some(known.iter().map(Cidr::to_string).collect());
     }
     match client.create(&node).await {
         Err(Error::Api { code: 422, .. }) if known.is_some() => {
@@ -83,12 +93,18 @@ async fn announce(client: &Client, place: &Place, node: &Node) -> Result<()> {
     Ok(())
 }
 
-fn network_of(node: &Node) -> Option<Cidr> {
+fn networks_of(node: &Node) -> Option<Vec<Cidr>> {
     let spec = node.spec.as_ref()?;
-    spec.pod_cidrs.iter().flatten().chain(&spec.pod_cidr).find_map(|text| text.parse().ok())
+    let mut networks: Vec<Cidr> = Vec::new();
+    for network in spec.pod_cidrs.iter().flatten().chain(&spec.pod_cidr).filter_map(|text| text.parse().ok()) {
+        if !networks.contains(&network) {
+            networks.push(network);
+        }
+    }
+    (!networks.is_empty()).then_some(networks)
 }
 
-async fn wait(client: &Client, place: &Place) -> Result<Cidr> {
+async fn wait(client: &Client, place: &Place) -> Result<Vec<Cidr>> {
     let stop = CancellationToken::new();
     let _stop = stop.clone().drop_guard();
     let own = ListParams { field_selector: Some(format!("metadata.name={}", place.node_name)), ..Default::default() };
@@ -98,8 +114,8 @@ async fn wait(client: &Client, place: &Place) -> Result<Cidr> {
     nodes.on_change(move |_| wake.notify_one());
     loop {
         let node = nodes.get(&Key::new(None, &place.node_name));
-        if let Some(network) = node.as_deref().and_then(network_of) {
-            return Ok(network);
+        if let Some(networks) = node.as_deref().and_then(networks_of) {
+            return Ok(networks);
         }
         changed.notified().await;
     }

@@ -6,6 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use clap::CommandFactory;
 use dhow_base::config::Sources;
+use dhow_controllers::LoadBalancerConfig;
 use dhow_cri::embedded::Tuning;
 use dhow_image::{GcConfig, RegistriesConfig};
 use dhow_node::NodeOptions;
@@ -32,6 +33,8 @@ pub struct Settings {
     pub dns: DnsSettings,
     /// Upstream's `KubeSchedulerConfiguration`.
     pub scheduler: Option<serde_json::Value>,
+    /// What addresses load balancers get.
+    pub load_balancer: LoadBalancerConfig,
 }
 
 impl Settings {
@@ -58,6 +61,7 @@ impl Settings {
             ensure!(!name.is_empty() && name.len() <= 63, "read the settings: {of}: a name of 1 to 63 characters");
             ensure!(program.path.is_absolute(), "read the settings: {of}.path: an absolute path");
         }
+        settings.load_balancer.pools().map_err(anyhow::Error::msg)?;
         Ok(settings)
     }
 
@@ -100,6 +104,13 @@ mod tests {
         let settings = Settings::load(&file).unwrap();
         assert_eq!(settings.registries.hosts["docker.io"].mirrors.len(), 1);
         assert_eq!(settings.images.gc_high_threshold_percent, 85);
+        let text = include_str!("../../../docs/network.md");
+        let pools = text.split("```yaml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+        std::fs::write(&file, pools).unwrap();
+        assert_eq!(Settings::load(&file).unwrap().load_balancer.pools.len(), 2);
+        std::fs::write(&file, pools.replace("192.0.2.7", "everywhere")).unwrap();
+        let error = format!("{:#}", Settings::load(&file).unwrap_err());
+        assert!(error.contains("everywhere"), "{error}");
         std::fs::write(&file, example.replace("mirrors:", "mirror:")).unwrap();
         let error = format!("{:#}", Settings::load(&file).unwrap_err());
         assert!(error.contains("mirror"), "{error}");

@@ -5,7 +5,7 @@
 //! server, changes one guard key in its own transaction, after it has seen all that was written under the guard before.
 
 use std::collections::HashSet;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use crate::cache::Cache;
+use crate::families::{self, family_of};
 use crate::store::{Guard, ObjectStore};
 
 /// Changed by every write that takes an address or a port. No kind's key: the cache passes over it.
@@ -23,32 +24,44 @@ const GUARD: &str = "/registry/dhow/services";
 /// The same for pod networks.
 const NODE_GUARD: &str = "/registry/dhow/nodes";
 
-/// First address and number of addresses of the Service range.
+/// First address and prefix length of a Service range.
 #[derive(Debug, Clone, Copy)]
 pub struct ServiceRange {
-    pub first: Ipv4Addr,
+    pub first: IpAddr,
     pub prefix: u8,
 }
 
 impl ServiceRange {
-    fn size(self) -> u32 {
-        1u32.checked_shl(32 - u32::from(self.prefix)).unwrap_or(u32::MAX)
+    /// So many addresses are given; larger ranges are for nobody to fill.
+    fn size(self) -> u64 {
+        let bits = if self.first.is_ipv4() { 32 } else { 128 };
+        1u64.checked_shl(u32::from(bits - self.prefix.min(bits))).unwrap_or(u64::MAX)
     }
 
-    fn nth(self, index: u32) -> Ipv4Addr {
-        Ipv4Addr::from(u32::from(self.first).wrapping_add(index))
+    fn nth(self, index: u64) -> IpAddr {
+        match self.first {
+            // Never more than the range has.
+            IpAddr::V4(first) => Ipv4Addr::from_bits(first.to_bits().wrapping_add(index as u32)).into(),
+            IpAddr::V6(first) => Ipv6Addr::from_bits(first.to_bits().wrapping_add(u128::from(index))).into(),
+        }
     }
 
-    fn contains(self, address: Ipv4Addr) -> bool {
-        // Network and broadcast address are nobody's.
-        let offset = u32::from(address).wrapping_sub(u32::from(self.first));
-        offset > 0 && offset < self.size() - 1
+    fn contains(self, address: IpAddr) -> bool {
+        let offset = match (self.first, address) {
+            (IpAddr::V4(first), IpAddr::V4(address)) => u128::from(address.to_bits().wrapping_sub(first.to_bits())),
+            (IpAddr::V6(first), IpAddr::V6(address)) => address.to_bits().wrapping_sub(first.to_bits()),
+            _ => return false,
+        };
+        // The network's own address and IPv4's broadcast address are nobody's.
+        let end = u128::from(self.size()) - u128::from(self.first.is_ipv4());
+        offset > 0 && offset < end
     }
 }
 
 pub struct Allocator {
     cache: Arc<Cache>,
-    addresses: ServiceRange,
+    /// One of each family that the cluster has, the default one first.
+    ranges: Vec<ServiceRange>,
     ports: RangeInclusive<u16>,
     /// Held by the write that is about to take something: the next waits for it instead of failing by the guard.
     turn: Arc<Mutex<()>>,
@@ -56,7 +69,7 @@ pub struct Allocator {
 
 #[derive(Default)]
 struct Taken {
-    addresses: HashSet<Ipv4Addr>,
+    addresses: HashSet<IpAddr>,
     ports: HashSet<u16>,
 }
 
@@ -83,7 +96,9 @@ impl Taken {
     }
 
     fn holds(&mut self, service: &Value) {
-        self.addresses.extend(meta::text(service, &["spec", "clusterIP"]).parse::<Ipv4Addr>().ok());
+        let listed = meta::items(service, &["spec", "clusterIPs"]).iter().filter_map(Value::as_str);
+        let addresses = listed.chain(Some(meta::text(service, &["spec", "clusterIP"])));
+        self.addresses.extend(addresses.filter_map(|address| address.parse::<IpAddr>().ok()));
         for port in meta::items(service, &["spec", "ports"]) {
             self.ports.extend(port["nodePort"].as_u64().and_then(|port| u16::try_from(port).ok()));
         }
@@ -92,8 +107,8 @@ impl Taken {
 }
 
 impl Allocator {
-    pub fn new(cache: Arc<Cache>, addresses: ServiceRange, ports: RangeInclusive<u16>) -> Self {
-        Self { cache, addresses, ports, turn: Arc::default() }
+    pub fn new(cache: Arc<Cache>, ranges: Vec<ServiceRange>, ports: RangeInclusive<u16>) -> Self {
+        Self { cache, ranges, ports, turn: Arc::default() }
     }
 
     /// Gives a Service what it needs, keeps what it has, refuses what another holds. Other kinds pass.
@@ -116,7 +131,7 @@ impl Allocator {
         choice.seen = self.cache.changed(kind);
         let taken = self.taken(&choice.uid)?;
         let result = self
-            .address(old, object, &taken, &mut choice.own)
+            .addresses(old, object, &taken, &mut choice.own)
             .and_then(|()| self.node_ports(old, object, &taken, &mut choice.own))
             .and_then(|()| self.health_port(old, object, &taken, &mut choice.own));
         if let Err(error) = result {
@@ -181,66 +196,72 @@ impl Allocator {
         Ok(taken)
     }
 
-    fn address(
+    fn addresses(
         &self,
         old: Option<&Value>,
         object: &mut Value,
         taken: &Taken,
         chosen: &mut Taken,
     ) -> Result<(), FieldError> {
-        let wanted = meta::text(object, &["spec", "clusterIP"]).to_owned();
-        let spec = meta::child_mut(object, "spec");
-        if spec.get("type").and_then(Value::as_str) == Some("ExternalName") {
+        if meta::text(object, &["spec", "type"]) == "ExternalName" {
+            let spec = meta::child_mut(object, "spec");
             spec.remove("clusterIP");
             spec.remove("clusterIPs");
             return Ok(());
         }
-        if wanted == "None" {
-            spec.insert("clusterIPs".into(), json!(["None"]));
-            return Ok(());
-        }
-        let kept =
-            old.map(|old| meta::text(old, &["spec", "clusterIP"])).filter(|kept| !kept.is_empty() && *kept != "None");
-        let address = if wanted.is_empty() {
-            match kept.and_then(|kept| kept.parse().ok()) {
-                Some(kept) => kept,
-                None => self.free_address(taken).ok_or_else(|| {
-                    FieldError::internal("spec.clusterIPs", "failed to allocate a serviceIP: range is full")
-                })?,
-            }
+        let configured: Vec<&str> = self.ranges.iter().map(|range| family_of(range.first)).collect();
+        let settled = families::settle(old, object, &configured)?;
+        let mut texts = Vec::new();
+        if settled.headless {
+            texts.push("None".to_owned());
         } else {
-            let address: Ipv4Addr = wanted
-                .parse()
-                .map_err(|_| FieldError::invalid("spec.clusterIPs[0]", &wanted, "must be a valid IPv4 address"))?;
-            if !self.addresses.contains(address) {
-                let why = format!(
-                    "failed to allocate IP {wanted}: the provided IP is not in the valid range {}/{}",
-                    self.addresses.first, self.addresses.prefix
-                );
-                return Err(FieldError::invalid("spec.clusterIPs", &wanted, &why));
+            for (index, (family, wanted)) in settled.addresses.iter().enumerate() {
+                let address = self.address(index, family, wanted.as_deref(), taken, old)?;
+                chosen.addresses.insert(address);
+                texts.push(address.to_string());
             }
-            if taken.addresses.contains(&address) {
-                let why = format!("failed to allocate IP {wanted}: provided IP is already allocated");
-                return Err(FieldError::invalid("spec.clusterIPs", &wanted, &why));
-            }
-            address
-        };
-        chosen.addresses.insert(address);
-        spec.insert("clusterIP".into(), json!(address));
-        spec.insert("clusterIPs".into(), json!([address]));
-        meta::default_to(spec, "ipFamilies", json!(["IPv4"]));
-        meta::default_to(spec, "ipFamilyPolicy", json!("SingleStack"));
+        }
+        let spec = meta::child_mut(object, "spec");
+        spec.insert("clusterIP".into(), json!(texts.first()));
+        spec.insert("clusterIPs".into(), json!(texts));
         Ok(())
     }
 
-    fn free_address(&self, taken: &Taken) -> Option<Ipv4Addr> {
-        // The lower part stays free for addresses that people choose (KEP-3070).
-        let size = self.addresses.size();
-        let reserved = (size / 16).clamp(16, 256).min(size);
-        let begin = reserved + random_below(size.saturating_sub(reserved).max(1));
-        (0..size)
-            .map(|step| self.addresses.nth((begin + step) % size))
-            .find(|address| self.addresses.contains(*address) && !taken.addresses.contains(address))
+    /// The address that is asked for if it is free, else any of the family.
+    fn address(
+        &self,
+        index: usize,
+        family: &str,
+        wanted: Option<&str>,
+        taken: &Taken,
+        old: Option<&Value>,
+    ) -> Result<IpAddr, FieldError> {
+        let range = self.ranges.iter().find(|range| family_of(range.first) == family);
+        let Some(wanted) = wanted else {
+            let free = range.and_then(|range| free_address(*range, taken));
+            let why = "failed to allocate a serviceIP: range is full";
+            return free.ok_or_else(|| FieldError::internal("spec.clusterIPs", why));
+        };
+        let field = format!("spec.clusterIPs[{index}]");
+        let address: IpAddr =
+            wanted.parse().map_err(|_| FieldError::invalid(&field, wanted, "must be a valid IP address"))?;
+        let held = old.is_some_and(|old| {
+            meta::text(old, &["spec", "clusterIP"]) == wanted
+                || meta::items(old, &["spec", "clusterIPs"]).iter().any(|held| held == wanted)
+        });
+        if held {
+            return Ok(address);
+        }
+        if !range.is_some_and(|range| range.contains(address)) {
+            let valid = range.map(|range| format!("{}/{}", range.first, range.prefix)).unwrap_or_default();
+            let why = format!("failed to allocate IP {wanted}: the provided IP is not in the valid range {valid}");
+            return Err(FieldError::invalid("spec.clusterIPs", wanted, &why));
+        }
+        if taken.addresses.contains(&address) {
+            let why = format!("failed to allocate IP {wanted}: provided IP is already allocated");
+            return Err(FieldError::invalid("spec.clusterIPs", wanted, &why));
+        }
+        Ok(address)
     }
 
     fn node_ports(
@@ -333,7 +354,7 @@ impl Allocator {
 
     fn free_port(&self, taken: &Taken, chosen: &Taken) -> Option<u16> {
         let first = *self.ports.start();
-        let size = u32::from(self.ports.end() - first) + 1;
+        let size = u64::from(self.ports.end() - first) + 1;
         let begin = random_below(size);
         let candidates = (0..size).filter_map(|step| u16::try_from((begin + step) % size).ok());
         candidates.map(|offset| first + offset).find(|port| !taken.ports.contains(port) && !chosen.ports.contains(port))
@@ -386,7 +407,18 @@ fn health_port(service: &Value) -> Option<u16> {
     u16::try_from(port).ok().filter(|port| *port != 0)
 }
 
-fn random_below(limit: u32) -> u32 {
+fn free_address(range: ServiceRange, taken: &Taken) -> Option<IpAddr> {
+    // The lower part stays free for addresses that people choose (KEP-3070).
+    let size = range.size();
+    let reserved = (size / 16).clamp(16, 256).min(size);
+    let begin = reserved + random_below(size.saturating_sub(reserved).max(1));
+    // Each try that fails is an address taken, or one of the two that are nobody's.
+    (0..size.min(taken.addresses.len() as u64 + 3))
+        .map(|step| range.nth((begin + step) % size))
+        .find(|address| range.contains(*address) && !taken.addresses.contains(address))
+}
+
+fn random_below(limit: u64) -> u64 {
     let bytes = uuid::Uuid::new_v4();
-    u32::try_from(bytes.as_u128() % u128::from(limit.max(1))).unwrap_or(0)
+    u64::try_from(bytes.as_u128() % u128::from(limit.max(1))).unwrap_or(0)
 }

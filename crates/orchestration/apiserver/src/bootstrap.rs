@@ -314,6 +314,15 @@ fn roles() -> Vec<Value> {
                 rule(&["", "events.k8s.io"], &["events"], &["create", "patch", "update"]),
             ],
         ),
+        // What a node has to know to answer for load balancers; each address is its holder's of a Lease.
+        role(
+            "system:dhow:load-balancer",
+            vec![
+                rule(&[""], &["nodes", "services"], &["list", "watch"]),
+                rule(&["discovery.k8s.io"], &["endpointslices"], &["list", "watch"]),
+                rule(&["coordination.k8s.io"], &["leases"], &["create", "get", "list", "patch", "update", "watch"]),
+            ],
+        ),
         // What a node has to know to enforce network policies.
         role(
             "system:dhow:network-policy",
@@ -417,6 +426,7 @@ fn bindings() -> Vec<Value> {
         ),
         bind("system:node-proxier", "system:node-proxier", "User", "system:kube-proxy"),
         bind("system:dhow:network-policy", "system:dhow:network-policy", "User", "system:dhow:network-policy"),
+        bind("system:dhow:load-balancer", "system:dhow:load-balancer", "User", "system:dhow:load-balancer"),
         bind("system:kube-dns", "system:kube-dns", "User", "system:kube-dns"),
         bind(
             "system:kube-controller-manager",

@@ -23,6 +23,7 @@ mod encode;
 mod error;
 mod escalation;
 mod eviction;
+mod families;
 mod flow;
 mod graft;
 mod health;
@@ -56,7 +57,7 @@ mod webhook;
 mod write;
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
@@ -82,9 +83,10 @@ pub use store::SENSITIVE;
 pub struct Config {
     /// Where clients inside the cluster reach this server, behind `default/kubernetes`.
     pub advertise: SocketAddr,
-    pub service_range: ServiceRange,
+    /// One range of each address family, the default one first.
+    pub service_ranges: Vec<ServiceRange>,
     /// Address of `default/kubernetes`.
-    pub api_service_ip: Ipv4Addr,
+    pub api_service_ip: IpAddr,
     pub node_ports: RangeInclusive<u16>,
     /// Signs service-account tokens.
     pub sa_key: SaKey,
@@ -136,7 +138,8 @@ impl ApiServer {
         let cache = cache::Cache::start(kv.clone(), shutdown.clone()).await?;
         let seats = access.seats.unwrap_or(flow::SEATS);
         let flow = (seats > 0).then(|| flow::Flow::new(cache.clone(), seats, metrics.registry()));
-        let allocator = allocate::Allocator::new(cache.clone(), config.service_range, config.node_ports.clone());
+        let allocator =
+            allocate::Allocator::new(cache.clone(), config.service_ranges.clone(), config.node_ports.clone());
         let server = Arc::new(Self {
             definitions: definitions::Definitions::load(&cache),
             store: store::ObjectStore::new(kv.clone(), cache.clone()),

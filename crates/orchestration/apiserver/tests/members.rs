@@ -2,7 +2,7 @@
 //! both.
 #![allow(clippy::unwrap_used)]
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -28,8 +28,8 @@ async fn server(kv: Arc<dyn Kv>, address: [u8; 4], folder: &std::path::Path) -> 
     let shutdown = CancellationToken::new();
     let config = Config {
         advertise: SocketAddr::from((address, 6443)),
-        service_range: ServiceRange { first: Ipv4Addr::new(10, 43, 0, 0), prefix: 24 },
-        api_service_ip: Ipv4Addr::new(10, 43, 0, 1),
+        service_ranges: vec![ServiceRange { first: [10, 43, 0, 0].into(), prefix: 24 }],
+        api_service_ip: [10, 43, 0, 1].into(),
         node_ports: 30000..=30049,
         sa_key: SaKey::load_or_create(&folder.join("sa.key")).unwrap(),
         node_tls: tls::client_config(ca.cert_pem(), None).unwrap(),

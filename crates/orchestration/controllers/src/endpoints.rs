@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::{EndpointAddress, EndpointPort, EndpointSubset, 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use crate::common::{Labels, in_ending_namespace};
-use crate::endpointslice::{Ports, endpoint, families, follow_backends, selected};
+use crate::endpointslice::{Ports, Zones, endpoint, families, follow_backends, selected};
 
 const MANAGED_BY: (&str, &str) = ("endpoints.kubernetes.io/managed-by", "endpoint-controller");
 const HEADLESS: &str = "service.kubernetes.io/headless";
@@ -23,7 +23,7 @@ fn endpoints(service: &Service, pods: &[Arc<Pod>], known: Option<&Endpoints>) ->
         .iter()
         .filter(|pod| early || pod.metadata.deletion_timestamp.is_none())
         .filter_map(|pod| {
-            let (ports, one) = endpoint(service, pod, &family)?;
+            let (ports, one) = endpoint(service, pod, &family, &Zones::new())?;
             let ready = one.conditions.as_ref().and_then(|conditions| conditions.ready) == Some(true);
             let address = EndpointAddress {
                 ip: one.addresses.first()?.clone(),

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use dhow_client::{
     Client, DeleteParams, Error, Informer, Key, Outcome, Queue, Reconcile, controller_reference, is_controlled_by,
 };
-use k8s_openapi::api::core::v1::{ObjectReference, Pod, Service, ServicePort, ServiceSpec};
+use k8s_openapi::api::core::v1::{Node, ObjectReference, Pod, Service, ServicePort, ServiceSpec};
 use k8s_openapi::api::discovery::v1::{
-    Endpoint, EndpointConditions, EndpointHints, EndpointPort, EndpointSlice, ForNode,
+    Endpoint, EndpointConditions, EndpointHints, EndpointPort, EndpointSlice, ForNode, ForZone,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -30,12 +30,17 @@ pub enum Action {
 
 pub type Ports = Vec<EndpointPort>;
 
+const ZONE: &str = "topology.kubernetes.io/zone";
+
+/// The zone of each node that is in one.
+pub type Zones = BTreeMap<String, String>;
+
 /// Decides from a service, the pods it selects and its present slices. Touches as few slices as it can.
-pub fn plan(service: &Service, pods: &[Arc<Pod>], slices: &[Arc<EndpointSlice>]) -> Vec<Action> {
+pub fn plan(service: &Service, pods: &[Arc<Pod>], slices: &[Arc<EndpointSlice>], zones: &Zones) -> Vec<Action> {
     let mut wanted: Vec<(String, Ports, Vec<Endpoint>)> = Vec::new();
     for family in families(service) {
         for pod in pods {
-            let Some((ports, endpoint)) = endpoint(service, pod, &family) else { continue };
+            let Some((ports, endpoint)) = endpoint(service, pod, &family, zones) else { continue };
             match wanted.iter_mut().find(|(kind, known, _)| *kind == family && *known == ports) {
                 Some((_, _, endpoints)) => endpoints.push(endpoint),
                 None => wanted.push((family.clone(), ports, vec![endpoint])),
@@ -134,15 +139,21 @@ fn identity(endpoint: &Endpoint) -> String {
     format!("{target} {}", endpoint.addresses.join(","))
 }
 
-/// For whom the service proxy keeps the pod: the clients on its node, where the service prefers that.
-fn hints(spec: &ServiceSpec, pod: &Pod) -> Option<EndpointHints> {
-    let same_node = spec.traffic_distribution.as_deref() == Some("PreferSameNode");
-    let name = node_name(pod).filter(|_| same_node)?.to_owned();
-    Some(EndpointHints { for_nodes: Some(vec![ForNode { name }]), ..EndpointHints::default() })
+/// For whom the service proxy keeps the pod: the clients on its node or in its zone, where the service prefers that.
+fn hints(spec: &ServiceSpec, node: Option<&str>, zone: Option<&String>) -> Option<EndpointHints> {
+    let for_zones = || zone.map(|name| vec![ForZone { name: name.clone() }]);
+    match spec.traffic_distribution.as_deref()? {
+        "PreferSameNode" => {
+            let for_nodes = Some(vec![ForNode { name: node?.to_owned() }]);
+            Some(EndpointHints { for_nodes, for_zones: for_zones() })
+        }
+        "PreferSameZone" | "PreferClose" => Some(EndpointHints { for_zones: Some(for_zones()?), for_nodes: None }),
+        _ => None,
+    }
 }
 
 /// A pod as an endpoint of a service, in one address family, and the ports it has there.
-pub fn endpoint(service: &Service, pod: &Pod, family: &str) -> Option<(Ports, Endpoint)> {
+pub fn endpoint(service: &Service, pod: &Pod, family: &str, zones: &Zones) -> Option<(Ports, Endpoint)> {
     let spec = service.spec.as_ref()?;
     if is_finished(pod) {
         return None;
@@ -157,6 +168,8 @@ pub fn endpoint(service: &Service, pod: &Pod, family: &str) -> Option<(Ports, En
     let hostname = pod.spec.as_ref().and_then(|own| {
         own.hostname.clone().filter(|_| own.subdomain.is_some() && own.subdomain == service.metadata.name)
     });
+    let node = node_name(pod);
+    let zone = node.and_then(|node| zones.get(node));
     let endpoint = Endpoint {
         addresses: vec![address.to_owned()],
         conditions: Some(EndpointConditions {
@@ -165,8 +178,9 @@ pub fn endpoint(service: &Service, pod: &Pod, family: &str) -> Option<(Ports, En
             terminating: Some(terminating),
         }),
         hostname,
-        hints: hints(spec, pod),
-        node_name: node_name(pod).map(str::to_owned),
+        hints: hints(spec, node, zone),
+        node_name: node.map(str::to_owned),
+        zone: zone.cloned(),
         target_ref: Some(ObjectReference {
             kind: Some("Pod".into()),
             namespace: pod.metadata.namespace.clone(),
@@ -231,7 +245,12 @@ pub struct EndpointSlices {
     client: Client,
     services: Informer<Service>,
     pods: Informer<Pod>,
+    nodes: Informer<Node>,
     slices: Informer<EndpointSlice>,
+}
+
+fn zone_of(node: &Node) -> Option<&String> {
+    node.metadata.labels.as_ref()?.get(ZONE).filter(|zone| !zone.is_empty())
 }
 
 impl EndpointSlices {
@@ -239,10 +258,22 @@ impl EndpointSlices {
         client: Client,
         services: Informer<Service>,
         pods: Informer<Pod>,
+        nodes: Informer<Node>,
         slices: Informer<EndpointSlice>,
         queue: &Queue,
     ) -> Arc<Self> {
         follow_backends(&services, &pods, queue);
+        let (to, all) = (queue.clone(), services.clone());
+        nodes.on_change(move |change| {
+            let before = match change {
+                dhow_client::Change::Updated { old, .. } => zone_of(old),
+                _ => None,
+            };
+            // A node's last words concern nobody: its pods go, too.
+            if before != zone_of(change.object()) {
+                all.list().iter().for_each(|service| to.add(Key::of(&service.metadata)));
+            }
+        });
         let to = queue.clone();
         slices.on_change(move |change| {
             let metadata = &change.object().metadata;
@@ -250,7 +281,7 @@ impl EndpointSlices {
                 to.add(Key::new(metadata.namespace.as_deref(), service));
             }
         });
-        Arc::new(Self { client, services, pods, slices })
+        Arc::new(Self { client, services, pods, nodes, slices })
     }
 }
 
@@ -275,7 +306,10 @@ impl Reconcile for EndpointSlices {
             let managed = slice.metadata.labels.as_ref().and_then(|labels| labels.get(MANAGED_BY));
             managed.is_some_and(|by| by == MANAGER) && is_controlled_by(&slice.metadata, &*service)
         });
-        for action in plan(&service, &pods, &slices) {
+        let nodes = self.nodes.list();
+        let zoned = nodes.iter().filter_map(|node| Some((node.metadata.name.clone()?, zone_of(node)?.clone())));
+        let zones: Zones = zoned.collect();
+        for action in plan(&service, &pods, &slices, &zones) {
             match action {
                 Action::Create(slice) => match self.client.create(&*slice).await {
                     Err(error) if in_ending_namespace(&self.client, &error, Some(namespace)).await => {}
@@ -335,20 +369,20 @@ mod tests {
     #[test]
     fn a_slice_holds_a_hundred_and_one_change_touches_one_slice() {
         let mut pods: Vec<_> = (0..250).map(|number| pod(number, 8080, true, false)).collect();
-        let slices = applied(plan(&service(), &pods, &[]));
+        let slices = applied(plan(&service(), &pods, &[], &Zones::new()));
         assert_eq!(slices.iter().map(|slice| slice.endpoints.len()).collect::<Vec<_>>(), [100, 100, 50]);
         assert_eq!(slices[0].ports.as_ref().unwrap()[0].port, Some(8080));
-        assert_eq!(plan(&service(), &pods, &slices), []);
+        assert_eq!(plan(&service(), &pods, &slices, &Zones::new()), []);
         pods[3] = pod(3, 8080, false, false);
         pods.push(pod(250, 8080, true, false));
-        let actions = plan(&service(), &pods, &slices);
+        let actions = plan(&service(), &pods, &slices, &Zones::new());
         assert_eq!(actions.len(), 2, "the slice that changes is full, so the new endpoint takes another");
     }
 
     #[test]
     fn conditions_and_named_ports_are_the_pods_own() {
         let pods = [pod(1, 8080, true, true), pod(2, 9090, false, false)];
-        let slices = applied(plan(&service(), &pods, &[]));
+        let slices = applied(plan(&service(), &pods, &[], &Zones::new()));
         assert_eq!(slices.len(), 2, "one slice for each set of ports");
         let conditions = slices[0].endpoints[0].conditions.clone().unwrap();
         assert_eq!(
@@ -357,27 +391,46 @@ mod tests {
         );
         let mut open = service();
         open.spec.as_mut().unwrap().publish_not_ready_addresses = Some(true);
-        let slices = applied(plan(&open, &pods, &[]));
+        let slices = applied(plan(&open, &pods, &[], &Zones::new()));
         assert!(slices.iter().all(|slice| slice.endpoints[0].conditions.as_ref().unwrap().ready == Some(true)));
     }
 
     #[test]
     fn endpoints_are_kept_for_their_node_where_the_service_prefers_that() {
         let pods = [pod(1, 8080, true, false)];
-        let slices = applied(plan(&service(), &pods, &[]));
+        let slices = applied(plan(&service(), &pods, &[], &Zones::new()));
         assert_eq!(slices[0].endpoints[0].hints, None);
         let mut near = service();
         near.spec.as_mut().unwrap().traffic_distribution = Some("PreferSameNode".to_owned());
-        let actions = plan(&near, &pods, &slices);
+        let actions = plan(&near, &pods, &slices, &Zones::new());
         let [Action::Update(slice)] = actions.as_slice() else { panic!("not updated") };
         let hints = slice.endpoints[0].hints.clone().unwrap();
-        assert_eq!(hints.for_nodes.unwrap()[0].name, "n");
+        assert_eq!((hints.for_nodes.unwrap()[0].name.as_str(), hints.for_zones), ("n", None));
+    }
+
+    #[test]
+    fn endpoints_are_kept_for_their_zone_where_the_service_prefers_that() {
+        let pods = [pod(1, 8080, true, false)];
+        let zones = Zones::from([("n".to_owned(), "east".to_owned())]);
+        let plain = applied(plan(&service(), &pods, &[], &zones));
+        assert_eq!((plain[0].endpoints[0].zone.as_deref(), &plain[0].endpoints[0].hints), (Some("east"), &None));
+        for (distribution, for_nodes) in [("PreferClose", 0), ("PreferSameZone", 0), ("PreferSameNode", 1)] {
+            let mut near = service();
+            near.spec.as_mut().unwrap().traffic_distribution = Some(distribution.to_owned());
+            let slices = applied(plan(&near, &pods, &[], &zones));
+            let hints = slices[0].endpoints[0].hints.clone().unwrap();
+            assert_eq!(hints.for_zones.unwrap()[0].name, "east", "{distribution}");
+            assert_eq!(hints.for_nodes.map_or(0, |nodes| nodes.len()), for_nodes, "{distribution}");
+            // Nobody knows its zone: no hint is better than a wrong one.
+            let slices = applied(plan(&near, &pods, &[], &Zones::new()));
+            assert_eq!(slices[0].endpoints[0].hints.is_some(), for_nodes == 1, "{distribution}");
+        }
     }
 
     #[test]
     fn a_service_without_pods_keeps_one_empty_slice() {
-        let slices = applied(plan(&service(), &[], &[]));
+        let slices = applied(plan(&service(), &[], &[], &Zones::new()));
         assert_eq!(slices.len(), 1);
-        assert_eq!(plan(&service(), &[], &slices), []);
+        assert_eq!(plan(&service(), &[], &slices, &Zones::new()), []);
     }
 }

@@ -20,6 +20,7 @@ mod garbage;
 mod history;
 mod informers;
 mod job;
+mod load_balancer;
 mod namespace;
 mod namespace_defaults;
 mod node_dns;
@@ -48,6 +49,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use informers::Informers;
+pub use load_balancer::{LoadBalancerConfig, Pool, PoolConfig};
 pub use node_dns::NodeDnsConfig;
 pub use node_ipam::ClusterRange;
 
@@ -62,6 +64,8 @@ pub struct ControllersConfig {
     pub cluster_ranges: Vec<ClusterRange>,
     /// Where nodes answer questions about names; without it, nobody here announces them.
     pub node_dns: Option<NodeDnsConfig>,
+    /// Addresses for load balancers; without any they get those of the nodes.
+    pub balancer_pools: Vec<Pool>,
 }
 
 /// Runs all controllers until `shutdown`.
@@ -76,6 +80,11 @@ pub async fn run_all(client: Client, config: ControllersConfig, shutdown: Cancel
     };
     workloads(&client, &all, &mut run);
     services_and_budgets(&client, &all, &mut run);
+    let queue = Queue::new("load-balancer");
+    let (services, nodes, slices) = (all.services.clone(), all.nodes.clone(), all.slices.clone());
+    let pools = config.balancer_pools.clone();
+    let reconciler = load_balancer::LoadBalancers::new(client.clone(), services, nodes, slices, pools, &queue);
+    run(queue, 1, reconciler);
     let namespaces_queue = Queue::new("namespace");
     let content_gone = namespace::Namespaces::content_gone(&all.namespaces, &namespaces_queue);
     let reconciler = namespace::Namespaces::new(client.clone(), all.namespaces.clone(), &namespaces_queue);
@@ -147,7 +156,8 @@ fn workloads(client: &Client, all: &Informers, run: Run<'_>) {
 fn services_and_budgets(client: &Client, all: &Informers, run: Run<'_>) {
     let queue = Queue::new("endpointslice");
     let (services, pods, slices) = (all.services.clone(), all.pods.clone(), all.slices.clone());
-    let reconciler = endpointslice::EndpointSlices::new(client.clone(), services, pods, slices, &queue);
+    let reconciler =
+        endpointslice::EndpointSlices::new(client.clone(), services, pods, all.nodes.clone(), slices, &queue);
     run(queue, 8, reconciler);
     let queue = Queue::new("endpoints");
     let (services, pods, endpoints) = (all.services.clone(), all.pods.clone(), all.endpoints.clone());

@@ -1,5 +1,6 @@
 //! The `PodNetwork` trait: gives a sandbox its network. `dhow-net` implements it; CNI is another.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
 
@@ -7,11 +8,14 @@ use crate::Error;
 use crate::runtime::{PodIdentity, PortMapping};
 
 /// What a sandbox asks of the network.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct NetworkRequest {
     pub sandbox_id: String,
     pub pod: PodIdentity,
     pub port_mappings: Vec<PortMapping>,
+    /// The pod's, as far as the runtime is told.
+    pub labels: BTreeMap<String, String>,
+    pub annotations: BTreeMap<String, String>,
 }
 
 /// Connects sandboxes. Both calls are idempotent per sandbox, also across a restart of the daemon.

@@ -16,7 +16,7 @@ pub type SandboxId = String;
 pub type ContainerId = String;
 
 /// Which pod a sandbox belongs to. `attempt` grows each time the pod's sandbox is replaced.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub struct PodIdentity {
     pub namespace: String,
     pub name: String,

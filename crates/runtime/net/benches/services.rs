@@ -10,7 +10,7 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -49,7 +49,9 @@ impl Cluster {
         two.serve(8080, "two");
         let services: Vec<Arc<Service>> = (1..=count).map(named).collect();
         let slices: Vec<Arc<EndpointSlice>> = (1..=count)
-            .map(|i| slice(&format!("s{i}"), 8080, "TCP", &[1, 2, 3].map(|n| address(44, i.wrapping_mul(3) + n))))
+            .map(|i| {
+                slice(&format!("s{i}"), 8080, "TCP", &[1, 2, 3].map(|n| address(44, i.wrapping_mul(3) + n).into()))
+            })
             .collect();
         let mut proxy = Proxy::open(node.net.clone(), "node");
         let start = Instant::now();
@@ -63,7 +65,7 @@ impl Cluster {
     /// Gives the middle service one pod more or less; returns how long it took.
     async fn change(&mut self, count: u16) -> Duration {
         self.changes += 1;
-        let endpoints: Vec<Ipv4Addr> = self.backends.iter().take(1 + self.changes % 2).map(|pod| pod.ip).collect();
+        let endpoints: Vec<IpAddr> = self.backends.iter().take(1 + self.changes % 2).map(|pod| pod.ip).collect();
         let middle = named(count / 2);
         let slices = vec![slice(&format!("s{}", count / 2), 8080, "TCP", &endpoints)];
         let changed = BTreeMap::from([(Key::of(&middle.metadata), Some((middle, slices)))]);
@@ -73,8 +75,8 @@ impl Cluster {
     }
 
     /// Times of connect() from a pod.
-    fn connects(&self, to: (Ipv4Addr, u16)) -> Vec<Duration> {
-        let to = SocketAddr::from(to);
+    fn connects(&self, to: (impl Into<IpAddr> + Copy, u16)) -> Vec<Duration> {
+        let to = SocketAddr::new(to.0.into(), to.1);
         self.client.netns.run(move || {
             let connect = || {
                 let start = Instant::now();

@@ -1,22 +1,25 @@
 //! The part of our table that does not depend on services or pods: hooks, maps, and what they mean.
 //!
 //! Read top to bottom, this is the whole packet path; `service_ips`, `service_nodeports`, the host port maps
-//! and the policy maps are filled elsewhere.
+//! and the policy maps are filled elsewhere. Each map that has to do with addresses is there once for each family, by the
+//! names that [`set_name`] gives them.
 
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use nlink::netlink::nftables::{
     BaseChain, Chain, FilterHook, NatHook, Priority, Set, SetDataType, SetElement, SetKeyType,
 };
 
-use crate::config::NetConfig;
+use crate::config::{NetConfig, Networks};
 use crate::error::KernelContext;
 use crate::kernel::Kernel;
 use crate::peers::TUNNEL_PORT;
 use crate::proxy::names::fingerprint;
-use crate::rules::{RuleBody, destination_type, endpoint_type, pair_type, port_type, slot_type};
-use crate::{Cidr, Result};
+use crate::rules::{
+    RuleBody, address_key, address_type, destination_type, endpoint_type, pair_type, port_type, set_name, slot_type,
+};
+use crate::{Cidr, Family, Result};
 
 /// Destination to service chain: cluster, external and load balancer addresses.
 pub(crate) const SERVICE_IPS: &str = "service_ips";
@@ -32,10 +35,14 @@ pub(crate) const BALANCED_ENDPOINTS: &str = "balanced_endpoints";
 pub(crate) const MAX_BALANCED: u32 = 16;
 /// Destinations of services that have no endpoint now.
 pub(crate) const NO_ENDPOINTS: &str = "no_endpoints";
+/// Node ports of services that have no endpoint now.
+pub(crate) const NO_ENDPOINT_PORTS: &str = "no_endpoint_ports";
 /// Protocol and port to pod.
 pub(crate) const HOST_PORTS: &str = "host_ports";
 /// The same for mappings bound to one address of the host.
 pub(crate) const HOST_IP_PORTS: &str = "host_ip_ports";
+/// Addresses of load balancers that this node answers for.
+pub(crate) const BALANCER_ADDRESSES: &str = "balancer_addresses";
 /// Address of a pod to the chain of what may be sent to it; pods that are not in it are open.
 pub(crate) const POLICY_INGRESS: &str = "policy_ingress";
 /// The same for what it may send.
@@ -57,18 +64,24 @@ const LAYOUT_PREFIX: &str = "layout_";
 
 /// The maps that others fill; they keep their elements when the layout changes.
 pub(crate) fn filled_sets(kernel: &Kernel) -> Vec<Set> {
-    vec![
-        kernel.set(SERVICE_IPS).key_type(destination_type()).vmap(),
-        kernel.set(SERVICE_NODEPORTS).key_type(port_type()).vmap(),
-        kernel.set(BALANCED).key_type(destination_type()).map(SetDataType::Value(SetKeyType::Mark)),
-        kernel.set(BALANCED_ENDPOINTS).key_type(slot_type()).map(endpoint_type()),
-        kernel.set(NO_ENDPOINTS).key_type(destination_type()),
-        kernel.set(HOST_PORTS).key_type(port_type()).map(endpoint_type()),
-        kernel.set(HOST_IP_PORTS).key_type(destination_type()).map(endpoint_type()),
-        kernel.set(TUNNEL_PEERS).key_type(SetKeyType::Ipv4Addr),
-        kernel.set(POLICY_INGRESS).key_type(SetKeyType::Ipv4Addr).vmap(),
-        kernel.set(POLICY_EGRESS).key_type(SetKeyType::Ipv4Addr).vmap(),
-    ]
+    let of = |family: Family| {
+        let set = |name: &str| kernel.set(&set_name(family, name));
+        [
+            set(SERVICE_IPS).key_type(destination_type(family)).vmap(),
+            set(SERVICE_NODEPORTS).key_type(port_type()).vmap(),
+            set(BALANCED).key_type(destination_type(family)).map(SetDataType::Value(SetKeyType::Mark)),
+            set(BALANCED_ENDPOINTS).key_type(slot_type(family)).map(endpoint_type(family)),
+            set(NO_ENDPOINTS).key_type(destination_type(family)),
+            set(NO_ENDPOINT_PORTS).key_type(port_type()),
+            set(HOST_PORTS).key_type(port_type()).map(endpoint_type(family)),
+            set(HOST_IP_PORTS).key_type(destination_type(family)).map(endpoint_type(family)),
+            set(BALANCER_ADDRESSES).key_type(address_type(family)),
+            set(POLICY_INGRESS).key_type(address_type(family)).vmap(),
+            set(POLICY_EGRESS).key_type(address_type(family)).vmap(),
+        ]
+    };
+    let tunnel = kernel.set(TUNNEL_PEERS).key_type(SetKeyType::Ipv4Addr);
+    Family::BOTH.into_iter().flat_map(of).chain([tunnel]).collect()
 }
 
 /// Brings the fixed part of the table to what `config` asks for, in one transaction, or does nothing when
@@ -87,24 +100,29 @@ pub(crate) async fn ensure(kernel: &Kernel, config: &NetConfig) -> Result<()> {
         batch = batch.add_table();
     }
     let layout = layout(config);
-    for (chain, _, _) in layout.iter().filter(|(chain, _, _)| chains.contains(chain)) {
+    for (chain, _, _) in layout.iter().filter(|(chain, _, _)| chains.contains(chain.as_str())) {
         batch = batch.flush_chain(chain);
     }
     for set in filled_sets(kernel).iter().filter(|set| !sets.contains(set.name())) {
         batch = batch.add_set(set);
     }
-    let hairpin = kernel.set(HAIRPIN).key_type(pair_type());
-    if sets.contains(HAIRPIN) {
-        batch = batch.remove_set(HAIRPIN);
+    for family in Family::BOTH {
+        let name = set_name(family, HAIRPIN);
+        if sets.contains(name.as_str()) {
+            batch = batch.remove_set(&name);
+        }
     }
-    // Without the bridge's own address: the node reaching itself needs no help.
-    let pods: Vec<SetElement> = (2..config.pod_cidr.size())
-        .filter_map(|index| config.pod_cidr.nth(index))
-        .map(|address| SetElement::concat([SetElement::ipv4(address), SetElement::ipv4(address)]))
-        .collect();
-    batch = batch.add_set(&hairpin).add_elements(&hairpin, &pods);
+    for networks in config.networks() {
+        let hairpin = kernel.set(&set_name(networks.family(), HAIRPIN)).key_type(pair_type(networks.family()));
+        // Without the bridge's own address: the node reaching itself needs no help.
+        let pods: Vec<SetElement> = (2..networks.end())
+            .filter_map(|index| networks.pods.nth(index))
+            .map(|address| SetElement::concat([address_key(address), address_key(address)]))
+            .collect();
+        batch = batch.add_set(&hairpin).add_elements(&hairpin, &pods);
+    }
     for (name, base, _) in &layout {
-        let chain = Chain::new(config.table.as_str(), *name).doing(|| format!("name chain {name}"))?;
+        let chain = Chain::new(config.table.as_str(), name.as_str()).doing(|| format!("name chain {name}"))?;
         batch = batch.add_chain(match base {
             Some(base) => chain.base(base.clone()),
             None => chain,
@@ -112,7 +130,7 @@ pub(crate) async fn ensure(kernel: &Kernel, config: &NetConfig) -> Result<()> {
     }
     for (name, _, rules) in layout {
         for rule in rules {
-            batch = batch.add_rule(name, rule);
+            batch = batch.add_rule(&name, rule);
         }
     }
     for old in chains.iter().filter(|c| c.starts_with(LAYOUT_PREFIX)) {
@@ -123,117 +141,161 @@ pub(crate) async fn ensure(kernel: &Kernel, config: &NetConfig) -> Result<()> {
 }
 
 fn layout_marker(config: &NetConfig) -> String {
-    let text = format!(
-        "{LAYOUT_VERSION} {} {} {} {}",
-        config.bridge, config.pod_cidr, config.cluster_cidr, config.service_cidr
-    );
+    let networks: Vec<Networks> = config.networks().collect();
+    let text = format!("{LAYOUT_VERSION} {} {networks:?} {:?}", config.bridge, config.node_port_addresses);
     format!("{LAYOUT_PREFIX}{}", fingerprint(text.as_bytes()))
 }
 
 /// Destination NAT to one of the endpoints of a balanced destination.
-fn balance(config: &NetConfig) -> Vec<RuleBody> {
+fn balance(networks: Networks) -> Vec<RuleBody> {
+    let family = networks.family();
+    let (counts, endpoints) = (set_name(family, BALANCED), set_name(family, BALANCED_ENDPOINTS));
     // Sources outside the network get the node's address, so that replies come back this way.
-    let masquerade = RuleBody::ipv4().not_from(config.cluster_cidr).mark_for_masquerade();
-    let pick = |count| RuleBody::ipv4().dnat_to_one_of(count, BALANCED, BALANCED_ENDPOINTS);
+    let masquerade = RuleBody::of(family).not_from(networks.cluster).mark_for_masquerade();
+    let pick = |count| RuleBody::of(family).dnat_to_one_of(count, &counts, &endpoints);
     std::iter::once(masquerade).chain((1..=MAX_BALANCED).map(pick)).collect()
 }
 
-type ChainLayout = (&'static str, Option<BaseChain>, Vec<RuleBody>);
+/// Where services and host ports lead.
+fn services(config: &NetConfig, family: Family) -> Vec<RuleBody> {
+    let rule = || RuleBody::of(family);
+    let name = |name| set_name(family, name);
+    let node_ports = name(SERVICE_NODEPORTS);
+    let mut rules = vec![
+        rule().destination_mapped_in(&name(BALANCED)).goto(&name(BALANCE)),
+        rule().vmap_destination(&name(SERVICE_IPS)),
+    ];
+    if config.node_port_addresses.is_empty() {
+        rules.push(rule().aimed_at_node().vmap_port(&node_ports));
+    }
+    for network in config.node_port_addresses.iter().filter(|network| network.family() == family) {
+        rules.push(rule().to(*network).aimed_at_node().vmap_port(&node_ports));
+    }
+    rules.push(rule().dnat_by_destination(&name(HOST_IP_PORTS)));
+    rules.push(rule().aimed_at_node().dnat_by_port(&name(HOST_PORTS)));
+    rules
+}
+
+/// What still is for a service after destination NAT has nowhere to go.
+fn refusals(config: &NetConfig, networks: Networks) -> Vec<RuleBody> {
+    let family = networks.family();
+    let ports = set_name(family, NO_ENDPOINT_PORTS);
+    let mut rules = vec![
+        RuleBody::of(family).destination_in(&set_name(family, NO_ENDPOINTS)).reject(),
+        RuleBody::of(family).to(networks.services).reject(),
+        // A balancer's address is on a link of ours, but what listens on the node is not for its clients. Neighbours ask
+        // for the address, and people ping it.
+        RuleBody::of(family).except_icmp().destination_address_in(&set_name(family, BALANCER_ADDRESSES)).reject(),
+    ];
+    if config.node_port_addresses.is_empty() {
+        rules.push(RuleBody::of(family).aimed_at_node().port_in(&ports).reject());
+    }
+    for network in config.node_port_addresses.iter().filter(|network| network.family() == family) {
+        rules.push(RuleBody::of(family).to(*network).aimed_at_node().port_in(&ports).reject());
+    }
+    rules
+}
+
+fn loopback(family: Family) -> Cidr {
+    match family {
+        Family::V4 => Cidr::new(Ipv4Addr::new(127, 0, 0, 0), 8).expect("8 is a prefix"),
+        Family::V6 => Cidr::host(Ipv6Addr::LOCALHOST.into()),
+    }
+}
+
+type ChainLayout = (String, Option<BaseChain>, Vec<RuleBody>);
 
 fn layout(config: &NetConfig) -> Vec<ChainLayout> {
     let bridge = config.bridge.as_str();
-    let loopback = Cidr::new(Ipv4Addr::new(127, 0, 0, 0), 8).expect("8 is a prefix");
-    let services = || vec![RuleBody::ipv4().jump(SERVICES)];
-    vec![
-        (
-            // `route_localnet` lets the node reach NodePorts on 127.0.0.1; pods must not profit from it.
-            "guard",
-            Some(BaseChain::filter(FilterHook::Prerouting, Priority::Raw)),
+    let each = |rules: &dyn Fn(Networks) -> Vec<RuleBody>| config.networks().flat_map(rules).collect::<Vec<_>>();
+    let jump = || each(&|networks| vec![RuleBody::of(networks.family()).jump(SERVICES)]);
+    let mut chains: Vec<ChainLayout> = Vec::new();
+    let mut chain = |name: &str, base, rules| chains.push((name.to_owned(), base, rules));
+    chain(
+        // `route_localnet` lets the node reach NodePorts on 127.0.0.1; pods must not profit from it.
+        "guard",
+        Some(BaseChain::filter(FilterHook::Prerouting, Priority::Raw)),
+        each(&|networks| {
+            let rule = || RuleBody::of(networks.family()).in_from(bridge);
+            let loopback = loopback(networks.family());
+            vec![rule().to(loopback).drop(), rule().from(loopback).drop()]
+        }),
+    );
+    for networks in config.networks() {
+        chain(&set_name(networks.family(), BALANCE), None, balance(networks));
+    }
+    chain(SERVICES, None, each(&|networks| services(config, networks.family())));
+    chain("nat_prerouting", Some(BaseChain::nat(NatHook::Prerouting, Priority::DstNat)), jump());
+    chain("nat_output", Some(BaseChain::nat(NatHook::Output, Priority::DstNat)), jump());
+    chain(
+        // Before routing, because routing it would first spend the sender's ICMP allowance on a redirect.
+        "filter_prerouting",
+        Some(BaseChain::filter(FilterHook::Prerouting, Priority::Custom(AFTER_DSTNAT))),
+        each(&|networks| refusals(config, networks)),
+    );
+    chain(
+        "nat_postrouting",
+        Some(BaseChain::nat(NatHook::Postrouting, Priority::SrcNat)),
+        each(&|networks| {
+            let rule = || RuleBody::of(networks.family());
             vec![
-                RuleBody::ipv4().in_from(bridge).to(loopback).drop(),
-                RuleBody::ipv4().in_from(bridge).from(loopback).drop(),
-            ],
-        ),
-        (BALANCE, None, balance(config)),
-        (
-            SERVICES,
-            None,
-            vec![
-                RuleBody::ipv4().destination_mapped_in(BALANCED).goto(BALANCE),
-                RuleBody::ipv4().vmap_destination(SERVICE_IPS),
-                RuleBody::ipv4().aimed_at_node().vmap_port(SERVICE_NODEPORTS),
-                RuleBody::ipv4().dnat_by_destination(HOST_IP_PORTS),
-                RuleBody::ipv4().aimed_at_node().dnat_by_port(HOST_PORTS),
-            ],
-        ),
-        ("nat_prerouting", Some(BaseChain::nat(NatHook::Prerouting, Priority::DstNat)), services()),
-        ("nat_output", Some(BaseChain::nat(NatHook::Output, Priority::DstNat)), services()),
-        (
-            // What still is for a service after destination NAT has nowhere to go. Before routing, because
-            // routing it would first spend the sender's ICMP allowance on a redirect.
-            "filter_prerouting",
-            Some(BaseChain::filter(FilterHook::Prerouting, Priority::Custom(AFTER_DSTNAT))),
-            vec![
-                RuleBody::ipv4().destination_in(NO_ENDPOINTS).reject(),
-                RuleBody::ipv4().to(config.service_cidr).reject(),
-            ],
-        ),
-        (
-            "nat_postrouting",
-            Some(BaseChain::nat(NatHook::Postrouting, Priority::SrcNat)),
-            vec![
-                RuleBody::ipv4().marked_for_masquerade().clear_masquerade_mark().masquerade(),
+                rule().marked_for_masquerade().clear_masquerade_mark().masquerade(),
                 // A pod that reached itself through a service must see the reply come through it, too.
-                RuleBody::ipv4().pair_in(HAIRPIN).masquerade(),
-                RuleBody::ipv4().out_to(bridge).from(loopback).masquerade(),
-                RuleBody::ipv4().from(config.pod_cidr).not_to(config.cluster_cidr).not_out_to(bridge).masquerade(),
-            ],
-        ),
-        (
-            // Network policies. What the node itself sends and receives does not pass here. After destination NAT,
-            // so services hide no pod; before source NAT, so clients keep their addresses.
-            "policy_forward",
-            Some(BaseChain::filter(FilterHook::Forward, Priority::Custom(BEFORE_FILTER))),
-            vec![
-                RuleBody::any().of_known_connection().accept(),
-                RuleBody::ipv4().pair_in(HAIRPIN).accept(),
-                RuleBody::ipv4().vmap_source(POLICY_EGRESS),
-                RuleBody::ipv4().vmap_destination_address(POLICY_INGRESS),
-            ],
-        ),
-        (
-            // Whoever could send into the tunnel could send as any pod.
-            "tunnel_input",
-            Some(BaseChain::filter(FilterHook::Input, Priority::Filter)),
-            vec![
-                RuleBody::ipv4().to_udp_port(TUNNEL_PORT).source_in(TUNNEL_PEERS).accept(),
-                RuleBody::ipv4().to_udp_port(TUNNEL_PORT).drop(),
-            ],
-        ),
-        (
-            // Ends of a connection believe their own link's size; what lies between, a tunnel or a smaller link, is
-            // known here. Without this, large packets would vanish wherever ICMP does.
-            "clamp",
-            Some(BaseChain::filter(FilterHook::Forward, Priority::Mangle)),
-            vec![
-                RuleBody::any().in_from(bridge).tcp_syn().clamp_segments(),
-                RuleBody::any().out_to(bridge).tcp_syn().clamp_segments(),
-            ],
-        ),
-        (
-            "filter_forward",
-            Some(BaseChain::filter(FilterHook::Forward, Priority::Filter)),
-            vec![RuleBody::any().in_from(bridge).accept(), RuleBody::any().out_to(bridge).accept()],
-        ),
-        (
-            "filter_output",
-            Some(BaseChain::filter(FilterHook::Output, Priority::Filter)),
-            vec![
-                RuleBody::ipv4().destination_in(NO_ENDPOINTS).reject(),
-                RuleBody::ipv4().to(config.service_cidr).reject(),
-                // Pods on one bridge talk through us on purpose; a redirect would teach them not to.
-                RuleBody::ipv4().out_to(bridge).icmp_redirect().drop(),
-            ],
-        ),
-    ]
+                rule().pair_in(&set_name(networks.family(), HAIRPIN)).masquerade(),
+                rule().out_to(bridge).from(loopback(networks.family())).masquerade(),
+                rule().from(networks.pods).not_to(networks.cluster).not_out_to(bridge).masquerade(),
+            ]
+        }),
+    );
+    let judged = each(&|networks| {
+        let family = networks.family();
+        let rule = || RuleBody::of(family);
+        vec![
+            rule().pair_in(&set_name(family, HAIRPIN)).accept(),
+            rule().vmap_source(&set_name(family, POLICY_EGRESS)),
+            rule().vmap_destination_address(&set_name(family, POLICY_INGRESS)),
+        ]
+    });
+    chain(
+        // Network policies. What the node itself sends and receives does not pass here. After destination NAT,
+        // so services hide no pod; before source NAT, so clients keep their addresses.
+        "policy_forward",
+        Some(BaseChain::filter(FilterHook::Forward, Priority::Custom(BEFORE_FILTER))),
+        std::iter::once(RuleBody::any().of_known_connection().accept()).chain(judged).collect(),
+    );
+    chain(
+        // Whoever could send into the tunnel could send as any pod.
+        "tunnel_input",
+        Some(BaseChain::filter(FilterHook::Input, Priority::Filter)),
+        vec![
+            RuleBody::of(Family::V4).to_udp_port(TUNNEL_PORT).source_in(TUNNEL_PEERS).accept(),
+            RuleBody::of(Family::V4).to_udp_port(TUNNEL_PORT).drop(),
+        ],
+    );
+    chain(
+        // Ends of a connection believe their own link's size; what lies between, a tunnel or a smaller link, is known
+        // here. Without this, large packets would vanish wherever ICMP does.
+        "clamp",
+        Some(BaseChain::filter(FilterHook::Forward, Priority::Mangle)),
+        vec![
+            RuleBody::any().in_from(bridge).tcp_syn().clamp_segments(),
+            RuleBody::any().out_to(bridge).tcp_syn().clamp_segments(),
+        ],
+    );
+    chain(
+        "filter_forward",
+        Some(BaseChain::filter(FilterHook::Forward, Priority::Filter)),
+        vec![RuleBody::any().in_from(bridge).accept(), RuleBody::any().out_to(bridge).accept()],
+    );
+    chain(
+        "filter_output",
+        Some(BaseChain::filter(FilterHook::Output, Priority::Filter)),
+        each(&|networks| {
+            let mut rules = refusals(config, networks);
+            // Pods on one bridge talk through us on purpose; a redirect would teach them not to.
+            rules.push(RuleBody::of(networks.family()).out_to(bridge).icmp_redirect().drop());
+            rules
+        }),
+    );
+    chains
 }

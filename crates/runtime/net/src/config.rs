@@ -1,12 +1,68 @@
 //! What the network is told once, at start.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::ops::RangeInclusive;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 use crate::peers::Mode;
-use crate::{Cidr, Error};
+use crate::{Cidr, Error, Family};
+
+/// The networks of one address family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Networks {
+    /// This node's pods; the first address is the bridge's.
+    pub pods: Cidr,
+    /// All nodes' pods: traffic inside it keeps its source address.
+    pub cluster: Cidr,
+    pub services: Cidr,
+}
+
+/// A family with more addresses than this on one node gives only its first ones: the set of pairs for pods that reach
+/// themselves names each of them.
+const MAX_POD_ADDRESSES: u64 = 1024;
+
+impl Networks {
+    pub fn family(&self) -> Family {
+        self.pods.family()
+    }
+
+    /// The bridge's address: the first of the pod network.
+    pub fn gateway(&self) -> IpAddr {
+        self.pods.nth(1).unwrap_or(self.pods.network())
+    }
+
+    /// How many addresses after the network's own pods are given, less one: the broadcast address of IPv4 is nobody's.
+    pub(crate) fn end(&self) -> u64 {
+        match self.family() {
+            Family::V4 => self.pods.size() - 1,
+            Family::V6 => self.pods.size().min(MAX_POD_ADDRESSES),
+        }
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        let invalid = |why: String| Err(Error::InvalidConfig(why));
+        let Self { pods, cluster, services } = *self;
+        let (shortest, longest) = match self.family() {
+            Family::V4 => (20, 29),
+            Family::V6 => (48, 125),
+        };
+        // The hairpin set holds every pod address, so the pod network of one node stays small.
+        if !(shortest..=longest).contains(&pods.prefix()) {
+            return invalid(format!("pod network {pods} must be between /{shortest} and /{longest}"));
+        }
+        if !cluster.contains(pods.network()) || cluster.prefix() > pods.prefix() {
+            return invalid(format!("pod network {pods} is not in cluster network {cluster}"));
+        }
+        if services.family() != self.family() {
+            return invalid(format!("service network {services} is not of the pods' family, {}", self.family().name()));
+        }
+        if services.contains(cluster.network()) || cluster.contains(services.network()) {
+            return invalid(format!("service network {services} overlaps {cluster}"));
+        }
+        Ok(())
+    }
+}
 
 /// Bytes in the name of an interface.
 const MAX_NAME: usize = 15;
@@ -25,10 +81,14 @@ pub struct NetConfig {
     /// All nodes' pods: traffic inside it keeps its source address.
     pub cluster_cidr: Cidr,
     pub service_cidr: Cidr,
+    /// The networks of the other family, where pods have an address of both. Those above are the primary family's.
+    pub secondary: Option<Networks>,
+    /// Node ports answer on the node's addresses inside these networks; on all of them when there is none.
+    pub node_port_addresses: Vec<Cidr>,
     pub node_port_range: RangeInclusive<u16>,
     /// Where given addresses are remembered.
     pub state_dir: PathBuf,
-    /// The node's own address, as other nodes know it.
+    /// The node's own IPv4 address, as other nodes know it.
     pub node_ip: Option<Ipv4Addr>,
     /// Of pod interfaces and the bridge; 0 is what fits through the nodes' own links.
     pub mtu: u32,
@@ -47,6 +107,8 @@ impl NetConfig {
             pod_cidr,
             cluster_cidr: Cidr::new(Ipv4Addr::new(10, 42, 0, 0), 16).unwrap_or(pod_cidr),
             service_cidr: Cidr::new(Ipv4Addr::new(10, 43, 0, 0), 16).unwrap_or(pod_cidr),
+            secondary: None,
+            node_port_addresses: Vec::new(),
             node_port_range: 30000..=32767,
             state_dir: state_dir.into(),
             node_ip: None,
@@ -64,17 +126,11 @@ impl NetConfig {
         if self.table.is_empty() || self.table.len() > 64 {
             return invalid(format!("{:?} cannot name a table", self.table));
         }
-        // The hairpin set holds every pod address, so the pod network of one node stays small.
-        if !(20..=29).contains(&self.pod_cidr.prefix()) {
-            return invalid(format!("pod network {} must be between /20 and /29", self.pod_cidr));
-        }
-        if !self.cluster_cidr.contains(self.pod_cidr.network()) || self.cluster_cidr.prefix() > self.pod_cidr.prefix() {
-            return invalid(format!("pod network {} is not in cluster network {}", self.pod_cidr, self.cluster_cidr));
-        }
-        if self.service_cidr.contains(self.cluster_cidr.network())
-            || self.cluster_cidr.contains(self.service_cidr.network())
+        self.networks().try_for_each(|networks| networks.check())?;
+        if let Some(second) = self.secondary
+            && second.family() == self.pod_cidr.family()
         {
-            return invalid(format!("service network {} overlaps {}", self.service_cidr, self.cluster_cidr));
+            return invalid(format!("pod networks {} and {} are of one family", self.pod_cidr, second.pods));
         }
         if self.mtu != 0 && !(576..=65535).contains(&self.mtu) {
             return invalid(format!("MTU {} is out of range", self.mtu));
@@ -88,8 +144,9 @@ impl NetConfig {
         format!("{}{TUNNEL_SUFFIX}", &self.bridge[..self.bridge.floor_char_boundary(room)])
     }
 
-    /// The bridge's address: the first of the pod network.
-    pub(crate) fn gateway(&self) -> Ipv4Addr {
-        Ipv4Addr::from_bits(self.pod_cidr.network().to_bits() + 1)
+    /// The networks of each family, the primary one first.
+    pub fn networks(&self) -> impl Iterator<Item = Networks> + use<> {
+        let primary = Networks { pods: self.pod_cidr, cluster: self.cluster_cidr, services: self.service_cidr };
+        std::iter::once(primary).chain(self.secondary)
     }
 }

@@ -1,6 +1,6 @@
 //! What can go wrong between us and the kernel's network.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use crate::address::Cidr;
@@ -13,7 +13,7 @@ pub enum Error {
     #[error("{context} {}: {source}", path.display())]
     File { context: &'static str, path: PathBuf, source: std::io::Error },
     #[error("listen on {address}: {source}")]
-    Listen { address: std::net::SocketAddrV4, source: std::io::Error },
+    Listen { address: std::net::SocketAddr, source: std::io::Error },
     #[error("no free address left in {0}")]
     AddressesExhausted(Cidr),
     #[error("host port {port}/{protocol} is already used by sandbox {owner}")]
@@ -26,13 +26,17 @@ pub enum Error {
     InvalidSandboxId(String),
     #[error("protocol {0:?} cannot be mapped to a host port")]
     UnsupportedProtocol(String),
-    #[error("host address {0} of a port mapping is not IPv4")]
-    UnsupportedHostAddress(std::net::IpAddr),
     /// An interface that must exist is not there.
     #[error("interface {0} not found")]
     NoInterface(String),
     #[error("address {address} of sandbox {sandbox} is already given to another")]
-    AddressConflict { address: Ipv4Addr, sandbox: String },
+    AddressConflict { address: IpAddr, sandbox: String },
+    #[error("annotation {annotation}: {text:?} is no rate from 1k to 1P bits a second")]
+    InvalidBandwidth { annotation: String, text: String },
+    #[error("announce {address}: {source}")]
+    Announce { address: IpAddr, source: std::io::Error },
+    #[error("network policies cannot be put in force for the new pod; the log says why")]
+    PoliciesNotEnforced,
     #[error("watch the cluster's services: {0}")]
     Watch(String),
 }

@@ -4,57 +4,82 @@
 //! power cut there are no pods, and a torn file is dropped like any other leftover.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use crate::rules::Protocol;
-use crate::{Cidr, Error, Result};
+use crate::{Error, Family, Networks, Result};
 
 /// A port of the host that leads to the sandbox.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(crate) struct HostPort {
     pub protocol: Protocol,
-    pub host_ip: Option<Ipv4Addr>,
+    pub host_ip: Option<IpAddr>,
     pub host_port: u16,
     pub container_port: u16,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(crate) struct Lease {
-    pub address: Ipv4Addr,
+    /// One of each family, the primary one first. Files of earlier versions hold a single one.
+    #[serde(alias = "address", deserialize_with = "one_or_more")]
+    pub addresses: Vec<IpAddr>,
     pub host_ports: Vec<HostPort>,
+}
+
+fn one_or_more<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<IpAddr>, D::Error> {
+    #[derive(serde::Deserialize)]
+    #[serde(untagged)]
+    enum Addresses {
+        One(IpAddr),
+        More(Vec<IpAddr>),
+    }
+    match <Addresses as serde::Deserialize>::deserialize(deserializer)? {
+        Addresses::One(address) => Ok(vec![address]),
+        Addresses::More(addresses) => Ok(addresses),
+    }
+}
+
+impl Lease {
+    pub fn address(&self, family: Family) -> Option<IpAddr> {
+        self.addresses.iter().copied().find(|address| Family::of(*address) == family)
+    }
+}
+
+/// The addresses of one family.
+#[derive(Debug)]
+struct Pool {
+    networks: Networks,
+    by_address: HashMap<IpAddr, String>,
+    /// Where the search for a free address goes on, so that an address rests before it is used again.
+    cursor: u64,
 }
 
 /// Not thread-safe on purpose: the owner holds it under one lock.
 #[derive(Debug)]
 pub(crate) struct Ipam {
     dir: PathBuf,
-    cidr: Cidr,
     by_sandbox: BTreeMap<String, Lease>,
-    by_address: HashMap<Ipv4Addr, String>,
-    /// Where the search for a free address goes on, so that an address rests before it is used again.
-    cursor: u64,
+    /// The primary family's first.
+    pools: Vec<Pool>,
 }
 
 impl Ipam {
-    pub fn open(dir: &Path, cidr: Cidr) -> Result<Self> {
+    pub fn open(dir: &Path, networks: impl Iterator<Item = Networks>) -> Result<Self> {
         let file = |context, path: &Path| {
             let path = path.to_owned();
             move |source| Error::File { context, path, source }
         };
         std::fs::create_dir_all(dir).map_err(file("create", dir))?;
-        let mut ipam =
-            Self { dir: dir.to_owned(), cidr, by_sandbox: BTreeMap::new(), by_address: HashMap::new(), cursor: 2 };
+        let pools = networks.map(|networks| Pool { networks, by_address: HashMap::new(), cursor: 2 }).collect();
+        let mut ipam = Self { dir: dir.to_owned(), by_sandbox: BTreeMap::new(), pools };
         for entry in std::fs::read_dir(dir).map_err(file("list", dir))? {
             let path = entry.map_err(file("list", dir))?.path();
             let sandbox = path.file_name().and_then(|n| n.to_str()).and_then(|n| n.strip_suffix(".json"));
             let lease = std::fs::read(&path).ok().and_then(|bytes| serde_json::from_slice::<Lease>(&bytes).ok());
+            let taken = |address: &IpAddr| ipam.pools.iter().any(|pool| pool.by_address.contains_key(address));
             match (sandbox, lease) {
-                (Some(sandbox), Some(lease)) if !ipam.by_address.contains_key(&lease.address) => {
-                    ipam.cursor = ipam.cursor.max(cidr.index_of(lease.address).map_or(2, |i| i + 1));
-                    ipam.by_address.insert(lease.address, sandbox.to_owned());
-                    ipam.by_sandbox.insert(sandbox.to_owned(), lease);
-                }
+                (Some(sandbox), Some(lease)) if !lease.addresses.iter().any(taken) => ipam.hold(sandbox, lease),
                 _ => {
                     tracing::warn!(path = %path.display(), "dropping an unreadable address lease");
                     std::fs::remove_file(&path).map_err(file("remove", &path))?;
@@ -62,6 +87,16 @@ impl Ipam {
             }
         }
         Ok(ipam)
+    }
+
+    fn hold(&mut self, sandbox: &str, lease: Lease) {
+        for pool in &mut self.pools {
+            if let Some(address) = lease.address(pool.networks.family()) {
+                pool.cursor = pool.cursor.max(pool.networks.pods.index_of(address).map_or(2, |index| index + 1));
+                pool.by_address.insert(address, sandbox.to_owned());
+            }
+        }
+        self.by_sandbox.insert(sandbox.to_owned(), lease);
     }
 
     pub fn get(&self, sandbox: &str) -> Option<&Lease> {
@@ -87,14 +122,19 @@ impl Ipam {
                 return Err(Error::HostPortInUse { port, protocol, owner: owner.clone() });
             }
         }
-        let address = match self.by_sandbox.get(sandbox) {
+        let addresses = match self.by_sandbox.get(sandbox) {
             Some(lease) if lease.host_ports == host_ports => return Ok(lease.clone()),
-            Some(lease) => lease.address,
-            None => self.free_address()?,
+            Some(lease) => lease.addresses.clone(),
+            None => self.pools.iter().map(Pool::free_address).collect::<Result<_>>()?,
         };
-        let lease = Lease { address, host_ports };
+        let lease = Lease { addresses, host_ports };
         self.write(sandbox, &lease)?;
-        self.by_address.insert(address, sandbox.to_owned());
+        for pool in &mut self.pools {
+            let Some(address) = lease.address(pool.networks.family()) else { continue };
+            if pool.by_address.insert(address, sandbox.to_owned()).is_none() {
+                pool.cursor = pool.networks.pods.index_of(address).map_or(2, |index| index + 1);
+            }
+        }
         self.by_sandbox.insert(sandbox.to_owned(), lease.clone());
         Ok(lease)
     }
@@ -110,25 +150,10 @@ impl Ipam {
             _ => {}
         }
         self.by_sandbox.remove(sandbox);
-        self.by_address.remove(&lease.address);
-        Ok(Some(lease))
-    }
-
-    fn free_address(&mut self) -> Result<Ipv4Addr> {
-        // 0 is the network, 1 the bridge, the last one the broadcast address.
-        let (first, end) = (2, self.cidr.size() - 1);
-        let span = end - first;
-        let start = self.cursor.clamp(first, end) - first;
-        for step in 0..span {
-            let index = first + (start + step) % span;
-            if let Some(address) = self.cidr.nth(index)
-                && !self.by_address.contains_key(&address)
-            {
-                self.cursor = index + 1;
-                return Ok(address);
-            }
+        for pool in &mut self.pools {
+            pool.by_address.retain(|_, holder| holder != sandbox);
         }
-        Err(Error::AddressesExhausted(self.cidr))
+        Ok(Some(lease))
     }
 
     fn path(&self, sandbox: &str) -> PathBuf {
@@ -146,7 +171,24 @@ impl Ipam {
     }
 }
 
+impl Pool {
+    fn free_address(&self) -> Result<IpAddr> {
+        // 0 is the network, 1 the bridge.
+        let (first, end) = (2, self.networks.end());
+        let span = end - first;
+        let start = self.cursor.clamp(first, end) - first;
+        let candidates = (0..span).filter_map(|step| self.networks.pods.nth(first + (start + step) % span));
+        let free = candidates.into_iter().find(|address| !self.by_address.contains_key(address));
+        free.ok_or(Error::AddressesExhausted(self.networks.pods))
+    }
+}
+
 impl HostPort {
+    /// Whether it leads to an address of this family.
+    pub fn serves(&self, family: Family) -> bool {
+        self.host_ip.is_none_or(|ip| Family::of(ip) == family)
+    }
+
     fn overlaps(&self, other: &Self) -> bool {
         self.protocol == other.protocol
             && self.host_port == other.host_port
@@ -159,43 +201,69 @@ impl HostPort {
 mod tests {
     use super::*;
 
-    fn port(host_port: u16, host_ip: Option<Ipv4Addr>) -> HostPort {
+    fn port(host_port: u16, host_ip: Option<IpAddr>) -> HostPort {
         HostPort { protocol: Protocol::Tcp, host_ip, host_port, container_port: 80 }
+    }
+
+    fn networks(pods: &[&str]) -> std::vec::IntoIter<Networks> {
+        let networks = pods.iter().map(|pods| {
+            let pods = pods.parse().unwrap();
+            Networks { pods, cluster: pods, services: pods }
+        });
+        networks.collect::<Vec<_>>().into_iter()
+    }
+
+    fn address(text: &str) -> IpAddr {
+        text.parse().unwrap()
     }
 
     #[test]
     fn leases_survive_reopening_and_addresses_rest() {
         let dir = tempfile::tempdir().unwrap();
-        let cidr = "10.9.0.0/29".parse().unwrap();
-        let mut ipam = Ipam::open(dir.path(), cidr).unwrap();
+        let pods = ["10.9.0.0/29"];
+        let mut ipam = Ipam::open(dir.path(), networks(&pods)).unwrap();
         let a = ipam.lease("a", vec![port(80, None)]).unwrap();
-        assert_eq!(a.address, Ipv4Addr::new(10, 9, 0, 2));
+        assert_eq!(a.addresses, [address("10.9.0.2")]);
         let b = ipam.lease("b", vec![]).unwrap();
         std::fs::write(dir.path().join("torn.json"), b"{").unwrap();
-        let mut ipam = Ipam::open(dir.path(), cidr).unwrap();
+        let mut ipam = Ipam::open(dir.path(), networks(&pods)).unwrap();
         assert_eq!(ipam.get("a"), Some(&a));
         assert_eq!(ipam.lease("b", vec![]).unwrap(), b);
         assert!(!dir.path().join("torn.json").exists());
         ipam.release("a").unwrap();
-        assert_eq!(ipam.lease("c", vec![]).unwrap().address, Ipv4Addr::new(10, 9, 0, 4), "a's address rests");
-        for id in ["d", "e", "f"] {
-            ipam.lease(id, vec![]).map(|_| ()).unwrap_or_else(|e| panic!("{id}: {e}"));
-            if id == "e" {
-                break;
-            }
-        }
+        assert_eq!(ipam.lease("c", vec![]).unwrap().addresses, [address("10.9.0.4")], "a's address rests");
         // .2 to .6 are b, c, d, e and a's old one.
-        assert_eq!(ipam.by_address.len(), 4);
-        ipam.lease("f", vec![]).unwrap();
+        for id in ["d", "e", "f"] {
+            ipam.lease(id, vec![]).unwrap_or_else(|e| panic!("{id}: {e}"));
+        }
         assert!(matches!(ipam.lease("g", vec![]), Err(Error::AddressesExhausted(_))));
         assert!(ipam.release("nobody").unwrap().is_none());
     }
 
     #[test]
+    fn one_address_of_each_family() {
+        let dir = tempfile::tempdir().unwrap();
+        let old = r#"{"address":"10.9.0.2","host_ports":[]}"#;
+        std::fs::create_dir_all(dir.path()).unwrap();
+        std::fs::write(dir.path().join("old.json"), old).unwrap();
+        let mut ipam = Ipam::open(dir.path(), networks(&["10.9.0.0/24", "fd09::/64"])).unwrap();
+        assert_eq!(ipam.get("old").unwrap().addresses, [address("10.9.0.2")], "a file of an earlier version");
+        let lease = ipam.lease("a", vec![]).unwrap();
+        assert_eq!(lease.addresses, [address("10.9.0.3"), address("fd09::2")]);
+        assert_eq!(ipam.lease("b", vec![]).unwrap().addresses, [address("10.9.0.4"), address("fd09::3")]);
+        ipam.release("a").unwrap();
+        let mut ipam = Ipam::open(dir.path(), networks(&["fd09::/125"])).unwrap();
+        for (id, last) in [("c", 4), ("d", 5), ("e", 6), ("f", 7), ("g", 2)] {
+            assert_eq!(ipam.lease(id, vec![]).unwrap().addresses, [address(&format!("fd09::{last}"))]);
+        }
+        assert!(matches!(ipam.lease("h", vec![]), Err(Error::AddressesExhausted(_))));
+    }
+
+    #[test]
     fn host_ports_have_one_owner() {
         let dir = tempfile::tempdir().unwrap();
-        let mut ipam = Ipam::open(dir.path(), "10.9.0.0/24".parse().unwrap()).unwrap();
-        let (one, two) = (Ipv4Addr::new(192, 0, 2, 1), Ipv4Addr::new(192, 0, 2, 2));
+        let mut ipam = Ipam::open(dir.path(), networks(&["10.9.0.0/24"])).unwrap();
+        let (one, two) = (address("192.0.2.1"), address("2001:db8::2"));
         ipam.lease("a", vec![port(80, Some(one))]).unwrap();
         ipam.lease("b", vec![port(80, Some(two))]).unwrap();
         assert!(matches!(ipam.lease("c", vec![port(80, None)]), Err(Error::HostPortInUse { port: 80, .. })));

@@ -3,16 +3,16 @@
 //! Everything the crate does to the kernel goes through here, so the netlink library can be replaced.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use nlink::netlink::link::{BridgeLink, BridgePortConfig, LinkCreateExt, VethLink};
 use nlink::netlink::netfilter::{ConntrackFilter, IpProtocol};
-use nlink::netlink::nftables::{Chain, Family, Rule, Set, SetElement, Transaction};
+use nlink::netlink::nftables::{Chain, Family as NftFamily, Rule, Set, SetElement, Transaction};
 use nlink::netlink::types::route::RouteScope;
 use nlink::netlink::{Connection, InterfaceRef, Netfilter, Nftables, Route};
-use nlink::{Ipv4Address, Ipv4Route};
+use nlink::{Ipv4Address, Ipv4Route, Ipv6Address, Ipv6Route};
 
 use crate::error::KernelContext;
 use crate::rules::RuleBody;
@@ -78,32 +78,50 @@ impl Kernel {
         Ok(link.map(|link| link.ifindex()))
     }
 
-    /// Makes the bridge unless it is there, gives it its address and brings it up.
-    pub async fn ensure_bridge(&self, name: &str, address: Ipv4Addr, prefix: u8, mtu: u32) -> Result<u32> {
+    /// Makes the bridge unless it is there, gives it its addresses and brings it up.
+    pub async fn ensure_bridge(&self, name: &str, addresses: &[(IpAddr, u8)], mtu: u32) -> Result<u32> {
         if self.link_index(name).await?.is_none() {
             // A fixed MAC address: a bridge otherwise takes its lowest port's, and changes it as pods come
             // and go, under the feet of the pods' neighbour tables.
-            let [a, b, c, d] = address.octets();
+            let [a, b, c, d] = match addresses.first() {
+                Some((IpAddr::V4(address), _)) => address.octets(),
+                Some((IpAddr::V6(address), _)) => {
+                    let [a, b, .., c, d] = (address.to_bits() >> 64).to_be_bytes();
+                    [a, b, c, d]
+                }
+                None => [0, 0, 0, 1],
+            };
             let bridge = BridgeLink::new(name).mtu(mtu).address([0x02, 0x64, a, b, c, d]).stp(false).up();
             self.route.add_link(bridge).await.doing(|| format!("create bridge {name}"))?;
         }
         let index = self.link_index(name).await?.ok_or_else(|| Error::NoInterface(name.to_owned()))?;
-        let addresses = self.route.get_addresses_by_index(index).await.doing(|| format!("list addresses of {name}"))?;
-        let wanted = IpAddr::V4(address);
-        if !addresses.iter().any(|a| a.primary_address() == Some(&wanted) && a.prefix_len() == prefix) {
-            let config = Ipv4Address::with_index(index, address, prefix);
-            self.route.replace_address(config).await.doing(|| format!("give {address}/{prefix} to {name}"))?;
-        }
         self.set_mtu(index, mtu).await?;
         self.route.set_link_up_by_index(index).await.doing(|| format!("bring up {name}"))?;
+        let held = self.route.get_addresses_by_index(index).await.doing(|| format!("list addresses of {name}"))?;
+        for (address, prefix) in addresses {
+            if !held.iter().any(|a| a.primary_address() == Some(address) && a.prefix_len() == *prefix) {
+                add_address(&self.route, index, *address, *prefix)
+                    .await
+                    .doing(|| format!("give {address}/{prefix} to {name}"))?;
+            }
+        }
         Ok(index)
     }
 
     /// Routes `cidr` into the link, from `source`.
-    pub async fn ensure_link_route(&self, cidr: Cidr, index: u32, source: Ipv4Addr) -> Result<()> {
-        let route =
-            Ipv4Route::new(cidr.network(), cidr.prefix()).dev_index(index).scope(RouteScope::Link).prefsrc(source);
-        self.route.replace_route(route).await.doing(|| format!("route {cidr}"))
+    pub async fn ensure_link_route(&self, cidr: Cidr, index: u32, source: IpAddr) -> Result<()> {
+        let routed = match (cidr.network(), source) {
+            (IpAddr::V4(network), IpAddr::V4(source)) => {
+                let route = Ipv4Route::new(network, cidr.prefix()).dev_index(index);
+                self.route.replace_route(route.scope(RouteScope::Link).prefsrc(source)).await
+            }
+            (IpAddr::V6(network), IpAddr::V6(source)) => {
+                let route = Ipv6Route::new(network, cidr.prefix()).dev_index(index).prefsrc(source);
+                self.route.replace_route(route).await
+            }
+            _ => return Err(Error::InvalidConfig(format!("{cidr} and {source} are of two families"))),
+        };
+        routed.doing(|| format!("route {cidr}"))
     }
 
     /// The largest packet that the link with this address carries; that of Ethernet where that is not known.
@@ -165,41 +183,41 @@ impl Kernel {
     }
 
     pub async fn table_exists(&self) -> Result<bool> {
-        let tables = self.nft.list_tables_in(Family::Inet).await.doing(|| "list tables".to_owned())?;
+        let tables = self.nft.list_tables_in(NftFamily::Inet).await.doing(|| "list tables".to_owned())?;
         Ok(tables.iter().any(|t| t.name == self.table))
     }
 
     pub async fn chains(&self) -> Result<Vec<String>> {
-        let chains = self.nft.list_chains_in(self.table.as_str(), Family::Inet).await;
+        let chains = self.nft.list_chains_in(self.table.as_str(), NftFamily::Inet).await;
         let chains = chains.doing(|| "list chains".to_owned())?;
         Ok(chains.into_iter().map(|c| c.name).collect())
     }
 
     pub async fn sets(&self) -> Result<Vec<String>> {
-        let sets = self.nft.list_sets_in(&self.table, Family::Inet).await.doing(|| "list sets".to_owned())?;
+        let sets = self.nft.list_sets_in(&self.table, NftFamily::Inet).await.doing(|| "list sets".to_owned())?;
         Ok(sets.into_iter().map(|s| s.name).collect())
     }
 
     pub async fn elements(&self, set: &str) -> Result<Vec<SetElement>> {
-        let elements = self.nft.list_set_elements(&self.table, set, Family::Inet).await;
+        let elements = self.nft.list_set_elements(&self.table, set, NftFamily::Inet).await;
         elements.doing(|| format!("list elements of {set}"))
     }
 
     pub async fn remove_table(&self) -> Result<bool> {
-        let removed = self.nft.del_table_if_exists(self.table.as_str(), Family::Inet).await;
+        let removed = self.nft.del_table_if_exists(self.table.as_str(), NftFamily::Inet).await;
         removed.doing(|| format!("remove table {}", self.table))
     }
 
     pub fn set(&self, name: &str) -> Set {
-        Set::new(&self.table, name).family(Family::Inet)
+        Set::new(&self.table, name).family(NftFamily::Inet)
     }
 
     /// Forgets UDP flows to `address` and `port` that go to `endpoint`, or to anyone: nothing else ends them.
     pub async fn forget_udp_flows(
         &self,
-        address: Option<Ipv4Addr>,
+        address: Option<IpAddr>,
         port: Option<u16>,
-        endpoint: Option<Ipv4Addr>,
+        endpoint: Option<IpAddr>,
     ) -> Result<usize> {
         let mut filter = ConntrackFilter::new().proto(IpProtocol::Udp);
         if let Some(endpoint) = endpoint {
@@ -215,7 +233,48 @@ impl Kernel {
         removed.doing(|| "forget UDP flows".to_owned())
     }
 
+    /// Forgets the UDP flows for which `stale` says so of their destination, its port, and who answers.
+    pub async fn forget_udp_flows_that(&self, stale: impl Fn(IpAddr, u16, IpAddr) -> bool) -> Result<usize> {
+        let doing = || "forget UDP flows".to_owned();
+        let filter = ConntrackFilter::new().proto(IpProtocol::Udp);
+        let mut forgotten = 0;
+        for flow in self.conntrack.get_conntrack_matching(&filter).await.doing(doing)? {
+            let (Some(to), Some(port), Some(from)) = (flow.orig.dst_ip, flow.orig.dst_port, flow.reply.src_ip) else {
+                continue;
+            };
+            if !stale(to, port, from) {
+                continue;
+            }
+            match self.conntrack.del_conntrack_entry(&flow).await {
+                Ok(()) => forgotten += 1,
+                Err(error) if error.is_not_found() => {}
+                Err(error) => return Err(error).doing(doing),
+            }
+        }
+        Ok(forgotten)
+    }
+
     // -- sysctls --------------------------------------------------------------------------------------
+
+    /// Lets hosts that learn their routes from routers go on doing so once they forward packets: the kernel otherwise
+    /// stops listening. Returns the interfaces that were changed.
+    pub async fn keep_router_advertisements(&self) -> Result<Vec<String>> {
+        let path = Path::new("/proc/sys/net/ipv6/conf");
+        let change = move || {
+            let mut changed = Vec::new();
+            for entry in std::fs::read_dir(path)? {
+                let entry = entry?;
+                let file = entry.path().join("accept_ra");
+                if std::fs::read_to_string(&file).is_ok_and(|held| held.trim() == "1") {
+                    std::fs::write(&file, "2")?;
+                    changed.push(entry.file_name().to_string_lossy().into_owned());
+                }
+            }
+            Ok(changed)
+        };
+        let context = "change accept_ra below";
+        self.inside("net-sysctl", change).await.map_err(|source| Error::File { context, path: path.to_owned(), source })
+    }
 
     /// Writes `/proc/sys/net/<key>` in our namespace unless it holds `value`. Returns what it held.
     pub async fn sysctl(&self, key: &str, value: &'static str) -> Result<String> {
@@ -234,7 +293,7 @@ impl Kernel {
     }
 
     /// A listening socket in our namespace.
-    pub async fn listen(&self, address: SocketAddrV4) -> Result<tokio::net::TcpListener> {
+    pub async fn listen(&self, address: SocketAddr) -> Result<tokio::net::TcpListener> {
         let listener = self.inside("net-listen", move || {
             let listener = std::net::TcpListener::bind(address)?;
             listener.set_nonblocking(true)?;
@@ -245,7 +304,7 @@ impl Kernel {
     }
 
     /// Runs `work` in our namespace, on a thread of its own: it changes its namespace and then ends.
-    async fn inside<T: Send + 'static>(
+    pub(crate) async fn inside<T: Send + 'static>(
         &self,
         name: &str,
         work: impl FnOnce() -> io::Result<T> + Send + 'static,
@@ -267,19 +326,40 @@ impl Kernel {
     }
 }
 
-/// Configures the inside of a pod's namespace: loopback, `eth0` with its address, the way out.
-pub(crate) async fn configure_pod(netns: BorrowedFd<'_>, address: Ipv4Addr, gateway: Ipv4Addr) -> Result<()> {
+async fn add_address(route: &Connection<Route>, index: u32, address: IpAddr, prefix: u8) -> nlink::Result<()> {
+    match address {
+        IpAddr::V4(address) => route.replace_address(Ipv4Address::with_index(index, address, prefix)).await,
+        // Nobody else gives out addresses here; looking for one would hold the pod up for a second.
+        IpAddr::V6(address) => route.replace_address(Ipv6Address::with_index(index, address, prefix).nodad()).await,
+    }
+}
+
+/// Configures the inside of a pod's namespace: loopback, `eth0` with its addresses, the ways out. Each pair is an address
+/// and the gateway of its family.
+pub(crate) async fn configure_pod(netns: BorrowedFd<'_>, addresses: &[(IpAddr, IpAddr)]) -> Result<()> {
     let pod = Connection::<Route>::new_in(netns).doing(|| "open the pod's network namespace".to_owned())?;
     pod.set_link_up_by_index(LOOPBACK_INDEX).await.doing(|| "bring up the pod's lo".to_owned())?;
     let link = pod.get_link_by_name("eth0").await.doing(|| "look up the pod's eth0".to_owned())?;
     let index = link.ok_or_else(|| Error::NoInterface("eth0".to_owned()))?.ifindex();
-    let own = Ipv4Address::with_index(index, address, 32);
-    pod.replace_address(own).await.doing(|| format!("give {address} to the pod"))?;
     pod.set_link_up_by_index(index).await.doing(|| "bring up the pod's eth0".to_owned())?;
-    let to_gateway = Ipv4Route::new(gateway, 32).dev_index(index).scope(RouteScope::Link);
-    pod.replace_route(to_gateway).await.doing(|| "route the pod to its gateway".to_owned())?;
-    let default = Ipv4Route::default_route().gateway(gateway).dev_index(index);
-    pod.replace_route(default).await.doing(|| "set the pod's default route".to_owned())
+    for (address, gateway) in addresses {
+        let prefix = Cidr::host(*address).prefix();
+        add_address(&pod, index, *address, prefix).await.doing(|| format!("give {address} to the pod"))?;
+        let routed = match gateway {
+            IpAddr::V4(gateway) => {
+                let link = Ipv4Route::new(*gateway, 32).dev_index(index).scope(RouteScope::Link);
+                pod.replace_route(link).await.doing(|| "route the pod to its gateway".to_owned())?;
+                pod.replace_route(Ipv4Route::default_route().gateway(*gateway).dev_index(index)).await
+            }
+            IpAddr::V6(gateway) => {
+                let link = Ipv6Route::new(*gateway, 128).dev_index(index);
+                pod.replace_route(link).await.doing(|| "route the pod to its gateway".to_owned())?;
+                pod.replace_route(Ipv6Route::default_route().gateway(*gateway).dev_index(index)).await
+            }
+        };
+        routed.doing(|| "set the pod's default route".to_owned())?;
+    }
+    Ok(())
 }
 
 /// One transaction on our table: all of it happens, or nothing.
@@ -303,24 +383,24 @@ impl Batch<'_> {
     }
 
     pub fn add_table(self) -> Self {
-        self.map(|t, table| t.add_table(table, Family::Inet))
+        self.map(|t, table| t.add_table(table, NftFamily::Inet))
     }
 
     /// `chain` in its own words for hooks; the caller names our table.
     pub fn add_chain(self, chain: Chain) -> Self {
-        self.map(|t, _| t.update_chain(chain.family(Family::Inet)))
+        self.map(|t, _| t.update_chain(chain.family(NftFamily::Inet)))
     }
 
     pub fn flush_chain(self, chain: &str) -> Self {
-        self.map(|t, table| t.flush_chain(table, chain, Family::Inet))
+        self.map(|t, table| t.flush_chain(table, chain, NftFamily::Inet))
     }
 
     pub fn remove_chain(self, chain: &str) -> Self {
-        self.map(|t, table| t.del_chain(table, chain, Family::Inet))
+        self.map(|t, table| t.del_chain(table, chain, NftFamily::Inet))
     }
 
     pub fn add_rule(self, chain: &str, body: RuleBody) -> Self {
-        self.map(|t, table| t.add_rule(Rule::new(table, chain).family(Family::Inet).expressions(body.into_exprs())))
+        self.map(|t, table| t.add_rule(Rule::new(table, chain).family(NftFamily::Inet).expressions(body.into_exprs())))
     }
 
     pub fn add_set(self, set: &Set) -> Self {
@@ -329,7 +409,7 @@ impl Batch<'_> {
     }
 
     pub fn remove_set(self, set: &str) -> Self {
-        self.map(|t, table| t.del_set(table, set, Family::Inet))
+        self.map(|t, table| t.del_set(table, set, NftFamily::Inet))
     }
 
     pub fn add_elements(mut self, set: &Set, elements: &[SetElement]) -> Self {

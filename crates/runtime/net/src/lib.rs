@@ -1,11 +1,12 @@
-//! Pod network, service proxy and network policies: one owner of our links, routes and nftables table.
+//! Pod network, service proxy, load balancer addresses and network policies: one owner of our links, routes and nftables table.
 //!
 //! Invariants:
-//! - Everything we make in the kernel is in one nftables table, on one bridge, on one tunnel, a route of it, or on an
-//!   interface whose name starts with [`VETH_PREFIX`]; [`Net::purge`] needs no memory to remove it.
+//! - Everything we make in the kernel is in one nftables table, on one bridge, on one tunnel, a route of it, on an
+//!   interface whose name starts with [`VETH_PREFIX`], or an address that the table names; [`Net::purge`] needs no memory
+//!   to remove it.
 //! - Every change to the table is one transaction, so no packet ever sees half of it, and a restart that
 //!   finds the table as it should be changes nothing.
-//! - Pod to pod traffic is routed through the bridge's own address even on one node (pods have /32
+//! - Pod to pod traffic is routed through the bridge's own address even on one node (pods have /32 and /128
 //!   addresses), so connection tracking sees both directions and `br_netfilter` is never needed.
 //! - No thread of the async runtime ever changes its network namespace.
 
@@ -13,9 +14,11 @@
 #![allow(unsafe_code)]
 
 mod address;
+pub mod announce;
 mod base_table;
 mod config;
 mod error;
+mod gate;
 mod ipam;
 mod kernel;
 mod net;
@@ -24,9 +27,10 @@ mod pod;
 pub mod policy;
 pub mod proxy;
 mod rules;
+mod shape;
 
-pub use address::Cidr;
-pub use config::NetConfig;
+pub use address::{Cidr, Family};
+pub use config::{NetConfig, Networks};
 pub use error::Error;
 pub use kernel::VETH_PREFIX;
 pub use net::Net;

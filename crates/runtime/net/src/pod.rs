@@ -1,7 +1,7 @@
 //! `PodNetwork` for `Net`: links, addresses and host ports of sandboxes.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::BorrowedFd;
 
 use dhow_cri::{NetworkRequest, PodNetwork};
@@ -11,31 +11,20 @@ use crate::base_table::{HOST_IP_PORTS, HOST_PORTS, filled_sets};
 use crate::ipam::{HostPort, Lease};
 use crate::kernel::{Batch, VETH_PREFIX, configure_pod};
 use crate::proxy::names::fingerprint;
-use crate::rules::{Protocol, destination_key, endpoint_value, port_key};
-use crate::{Error, Net, Result};
+use crate::rules::{Protocol, destination_key, endpoint_value, port_key, set_name};
+use crate::shape::Bandwidth;
+use crate::{Error, Family, Net, Networks, Result};
 
 #[async_trait::async_trait]
 impl PodNetwork for Net {
     async fn attach(&self, netns: BorrowedFd<'_>, request: &NetworkRequest) -> Result<Vec<IpAddr>, dhow_cri::Error> {
-        let id = request.sandbox_id.as_str();
-        let host_ports = host_ports(request)?;
-        let mut prepared = self.pods.lock().await;
-        let lease = self.ipam.lock().lease(id, host_ports)?;
-        if prepared.remove(id) {
-            if !lease.host_ports.is_empty() {
-                self.converge_host_ports().await?;
-            }
-            return Ok(vec![IpAddr::V4(lease.address)]);
+        let addresses = self.attach_sandbox(netns, request).await?;
+        // Nothing of the pod runs yet, so nobody can have used what policies are about to close.
+        if let Err(error) = self.gate.pass(request, &addresses).await {
+            self.detach(&request.sandbox_id).await?;
+            return Err(error.into());
         }
-        match self.connect(netns, id, &lease).await {
-            Ok(()) => Ok(vec![IpAddr::V4(lease.address)]),
-            Err(error) => {
-                if let Err(cleanup) = self.disconnect(id).await {
-                    tracing::warn!(sandbox = id, error = %cleanup, "cannot undo a failed attach");
-                }
-                Err(error.into())
-            }
-        }
+        Ok(addresses)
     }
 
     async fn prepare(&self, netns: BorrowedFd<'_>, sandbox_id: &str) -> Result<(), dhow_cri::Error> {
@@ -54,6 +43,7 @@ impl PodNetwork for Net {
     async fn detach(&self, sandbox_id: &str) -> Result<(), dhow_cri::Error> {
         let mut prepared = self.pods.lock().await;
         prepared.remove(sandbox_id);
+        self.gate.forget(sandbox_id);
         Ok(self.disconnect(sandbox_id).await?)
     }
 
@@ -77,12 +67,47 @@ impl PodNetwork for Net {
 }
 
 impl Net {
+    async fn attach_sandbox(&self, netns: BorrowedFd<'_>, request: &NetworkRequest) -> Result<Vec<IpAddr>> {
+        let id = request.sandbox_id.as_str();
+        let host_ports = host_ports(request)?;
+        let bandwidth = Bandwidth::parse(&request.annotations)?;
+        let mut prepared = self.pods.lock().await;
+        let lease = self.ipam.lock().lease(id, host_ports)?;
+        if prepared.remove(id) {
+            if !lease.host_ports.is_empty() {
+                self.converge_host_ports().await?;
+            }
+            if bandwidth.is_limited() {
+                self.shape(netns, &link_name(id), bandwidth).await?;
+            }
+            return Ok(lease.addresses);
+        }
+        let connected = async {
+            self.connect(netns, id, &lease).await?;
+            if bandwidth.is_limited() {
+                self.shape(netns, &link_name(id), bandwidth).await?;
+            }
+            Ok(())
+        };
+        match connected.await {
+            Ok(()) => Ok(lease.addresses),
+            Err(error) => {
+                if let Err(cleanup) = self.disconnect(id).await {
+                    tracing::warn!(sandbox = id, error = %cleanup, "cannot undo a failed attach");
+                }
+                Err(error)
+            }
+        }
+    }
+
     async fn connect(&self, netns: BorrowedFd<'_>, id: &str, lease: &Lease) -> Result<()> {
         let name = link_name(id);
         if self.kernel.link_index(&name).await?.is_none() {
             self.kernel.add_pod_link(&name, self.bridge_index, self.config.mtu, netns).await?;
         }
-        configure_pod(netns, lease.address, self.config.gateway()).await?;
+        let with_gateway = |networks: Networks| Some((lease.address(networks.family())?, networks.gateway()));
+        let addresses: Vec<(IpAddr, IpAddr)> = self.config.networks().filter_map(with_gateway).collect();
+        configure_pod(netns, &addresses).await?;
         if !lease.host_ports.is_empty() {
             self.converge_host_ports().await?;
         }
@@ -95,15 +120,16 @@ impl Net {
         if !lease.host_ports.is_empty() {
             let ports: Vec<(HostPort, Lease)> =
                 lease.host_ports.iter().map(|port| (port.clone(), lease.clone())).collect();
-            let (by_port, by_address) = elements(&ports);
             let mut batch = self.kernel.batch();
-            for (set, gone) in [(HOST_PORTS, by_port), (HOST_IP_PORTS, by_address)] {
-                let held = self.kernel.elements(set).await?;
-                batch = self.change(batch, set, &held, &[], &gone);
+            for (set, gone) in elements(&ports) {
+                let held = self.kernel.elements(&set).await?;
+                batch = self.change(batch, &set, &held, &[], &gone);
             }
             batch.commit().await?;
             if lease.host_ports.iter().any(|port| port.protocol == Protocol::Udp) {
-                self.kernel.forget_udp_flows(None, None, Some(lease.address)).await?;
+                for address in &lease.addresses {
+                    self.kernel.forget_udp_flows(None, None, Some(*address)).await?;
+                }
             }
         }
         self.ipam.lock().release(id)?;
@@ -116,12 +142,11 @@ impl Net {
             let ipam = self.ipam.lock();
             ipam.leases().flat_map(|(_, l)| l.host_ports.iter().map(|p| (p.clone(), l.clone()))).collect()
         };
-        let (by_port, by_address) = elements(&ports);
         let mut batch = self.kernel.batch();
-        for (set, wanted) in [(HOST_PORTS, by_port), (HOST_IP_PORTS, by_address)] {
-            let held = self.kernel.elements(set).await?;
+        for (set, wanted) in elements(&ports) {
+            let held = self.kernel.elements(&set).await?;
             let stale: Vec<SetElement> = held.iter().filter(|h| !wanted.iter().any(|w| same(w, h))).cloned().collect();
-            batch = self.change(batch, set, &held, &wanted, &stale);
+            batch = self.change(batch, &set, &held, &wanted, &stale);
         }
         batch.commit().await
     }
@@ -148,16 +173,23 @@ fn same(a: &SetElement, b: &SetElement) -> bool {
     a.key() == b.key() && a.data() == b.data()
 }
 
-fn elements(ports: &[(HostPort, Lease)]) -> (Vec<SetElement>, Vec<SetElement>) {
-    let (mut by_port, mut by_address) = (Vec::new(), Vec::new());
-    for (port, lease) in ports {
-        let endpoint = endpoint_value(SocketAddrV4::new(lease.address, port.container_port));
-        match port.host_ip {
-            None => by_port.push(port_key(port.protocol, port.host_port).value(endpoint)),
-            Some(ip) => by_address.push(destination_key((ip, port.protocol, port.host_port)).value(endpoint)),
+/// What each of the host port maps holds for these.
+fn elements(ports: &[(HostPort, Lease)]) -> Vec<(String, Vec<SetElement>)> {
+    let mut maps = Vec::new();
+    for family in Family::BOTH {
+        let (mut by_port, mut by_address) = (Vec::new(), Vec::new());
+        for (port, lease) in ports.iter().filter(|(port, _)| port.serves(family)) {
+            let Some(address) = lease.address(family) else { continue };
+            let endpoint = endpoint_value(SocketAddr::new(address, port.container_port));
+            match port.host_ip {
+                None => by_port.push(port_key(port.protocol, port.host_port).value(endpoint)),
+                Some(ip) => by_address.push(destination_key((ip, port.protocol, port.host_port)).value(endpoint)),
+            }
         }
+        maps.push((set_name(family, HOST_PORTS), by_port));
+        maps.push((set_name(family, HOST_IP_PORTS), by_address));
     }
-    (by_port, by_address)
+    maps
 }
 
 fn host_ports(request: &NetworkRequest) -> Result<Vec<HostPort>> {
@@ -166,14 +198,7 @@ fn host_ports(request: &NetworkRequest) -> Result<Vec<HostPort>> {
         .map(|mapping| {
             let protocol = Protocol::parse(&mapping.protocol)
                 .ok_or_else(|| Error::UnsupportedProtocol(mapping.protocol.clone()))?;
-            let host_ip = match mapping.host_ip {
-                Some(IpAddr::V4(ip)) => (!ip.is_unspecified()).then_some(ip),
-                Some(ip @ IpAddr::V6(v6)) => match v6.is_unspecified() {
-                    true => None,
-                    false => return Err(Error::UnsupportedHostAddress(ip)),
-                },
-                None => None,
-            };
+            let host_ip = mapping.host_ip.filter(|ip| !ip.is_unspecified());
             let (host_port, container_port) = (mapping.host_port, mapping.container_port);
             Ok(HostPort { protocol, host_ip, host_port, container_port })
         })

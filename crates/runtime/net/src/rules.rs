@@ -1,19 +1,19 @@
 //! The few nftables statements we use, as a builder over register-level expressions.
 //!
-//! All rules are for IPv4 packets in an `inet` table; [`RuleBody::ipv4`] starts those that read addresses.
+//! Rules are in an `inet` table; [`RuleBody::of`] starts those that read addresses, of one family.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use nlink::netlink::nftables::{
-    ByteorderOp, ChainName, CmpOp, CtKey, DynsetExpr, DynsetOp, Expr, ExthdrOp, Family, FibFlags, FibResult,
-    LookupExpr, MasqExpr, MetaKey, NFTA_NAT_FAMILY, NFTA_NAT_FLAGS, NFTA_NAT_REG_ADDR_MAX, NFTA_NAT_REG_ADDR_MIN,
-    NFTA_NAT_REG_PROTO_MAX, NFTA_NAT_REG_PROTO_MIN, NFTA_NAT_TYPE, NatType, NumgenKind, PayloadBase, RawExpr, Register,
-    RtKey, SetDataType, SetElement, SetKeyType, TCPOPT_MAXSEG, Verdict,
+    ByteorderOp, ChainName, CmpOp, CtKey, DynsetExpr, DynsetOp, Expr, ExthdrOp, Family as NftFamily, FibFlags,
+    FibResult, LookupExpr, MasqExpr, MetaKey, NFTA_NAT_FAMILY, NFTA_NAT_FLAGS, NFTA_NAT_REG_ADDR_MAX,
+    NFTA_NAT_REG_ADDR_MIN, NFTA_NAT_REG_PROTO_MAX, NFTA_NAT_REG_PROTO_MIN, NFTA_NAT_TYPE, NatType, NumgenKind,
+    PayloadBase, RawExpr, Register, RtKey, SetDataType, SetElement, SetKeyType, TCPOPT_MAXSEG, Verdict,
 };
 
-use crate::Cidr;
+use crate::{Cidr, Family};
 
 /// Set on packets whose source must become the node's; the bit kube-proxy uses too, so that other
 /// software that knows it keeps its hands off.
@@ -22,7 +22,11 @@ pub(crate) const MASQUERADE_MARK: u32 = 0x4000;
 const RTN_LOCAL: u32 = 2;
 const REJECT_ICMPX: u32 = 2;
 const ICMPX_PORT_UNREACHABLE: u8 = 1;
-const ICMP_REDIRECT: u8 = 5;
+/// Protocol and type.
+const ICMP_REDIRECT: (u8, u8) = (1, 5);
+const ICMPV6_REDIRECT: (u8, u8) = (58, 137);
+const NFPROTO_IPV4: u8 = 2;
+const NFPROTO_IPV6: u8 = 10;
 const IFNAMSIZ: usize = 16;
 
 /// Transport protocols that Services and host ports know.
@@ -65,40 +69,65 @@ impl Protocol {
     }
 }
 
-/// The expressions of one rule, first to last.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct RuleBody(Vec<Expr>);
+/// The expressions of one rule, first to last, and the family of the addresses it reads.
+#[derive(Debug, Clone)]
+pub(crate) struct RuleBody {
+    expressions: Vec<Expr>,
+    family: Family,
+}
 
-/// Where a looked-up value goes: past the sixteen bytes a lookup key may take.
-const VALUE_WORD: usize = 4;
+/// Where a family has what in a packet, and where lookups put it: keys from word 0 on, values past the longest key.
+struct Layout {
+    source: u32,
+    destination: u32,
+    /// Bytes of an address.
+    length: u32,
+    /// Words of an address.
+    words: usize,
+    value: usize,
+}
 
-/// Where the number of an endpoint goes in a key: after the destination.
-const SLOT_WORD: usize = 3;
+fn layout(family: Family) -> Layout {
+    match family {
+        Family::V4 => Layout { source: 12, destination: 16, length: 4, words: 1, value: 4 },
+        Family::V6 => Layout { source: 8, destination: 24, length: 16, words: 4, value: 8 },
+    }
+}
+
+fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    }
+}
 
 fn word(index: usize) -> Register {
     Register::word(index).expect("rules use the first sixteen words")
 }
 
 impl RuleBody {
+    /// Reads no addresses.
     pub fn any() -> Self {
-        Self::default()
+        Self { expressions: Vec::new(), family: Family::V4 }
     }
 
-    /// Goes on for IPv4 only.
-    pub fn ipv4() -> Self {
-        Self::any().push(Expr::Meta { dreg: word(0), key: MetaKey::NfProto }).push(Expr::Cmp {
-            sreg: word(0),
-            op: CmpOp::Eq,
-            data: vec![2],
-        })
+    /// Goes on for packets of this family only.
+    pub fn of(family: Family) -> Self {
+        let number = match family {
+            Family::V4 => NFPROTO_IPV4,
+            Family::V6 => NFPROTO_IPV6,
+        };
+        Self { expressions: Vec::new(), family }
+            .push(Expr::Meta { dreg: word(0), key: MetaKey::NfProto })
+            .push(Expr::Cmp { sreg: word(0), op: CmpOp::Eq, data: vec![number] })
     }
 
     pub fn into_exprs(self) -> Vec<Expr> {
-        self.0
+        self.expressions
     }
 
     fn push(mut self, expr: impl Into<Expr>) -> Self {
-        self.0.push(expr.into());
+        self.expressions.push(expr.into());
         self
     }
 
@@ -120,29 +149,36 @@ impl RuleBody {
         self.interface(MetaKey::OifName, CmpOp::Neq, name)
     }
 
+    /// The rule must be of the network's family.
     fn address(self, offset: u32, op: CmpOp, cidr: Cidr) -> Self {
-        let mut body = self.push(Expr::Payload { dreg: word(0), base: PayloadBase::Network, offset, len: 4 });
-        if cidr.prefix() < 32 {
-            let mask = cidr.mask().octets().to_vec();
-            body = body.push(Expr::Bitwise { sreg: word(0), dreg: word(0), len: 4, mask, xor: vec![0; 4] });
+        debug_assert_eq!(self.family, cidr.family());
+        let len = layout(self.family).length;
+        let mut body = self.push(Expr::Payload { dreg: word(0), base: PayloadBase::Network, offset, len });
+        if cidr != Cidr::host(cidr.network()) {
+            let (mask, xor) = (octets(cidr.mask()), vec![0; len as usize]);
+            body = body.push(Expr::Bitwise { sreg: word(0), dreg: word(0), len, mask, xor });
         }
-        body.push(Expr::Cmp { sreg: word(0), op, data: cidr.network().octets().to_vec() })
+        body.push(Expr::Cmp { sreg: word(0), op, data: octets(cidr.network()) })
     }
 
     pub fn from(self, cidr: Cidr) -> Self {
-        self.address(12, CmpOp::Eq, cidr)
+        let offset = layout(self.family).source;
+        self.address(offset, CmpOp::Eq, cidr)
     }
 
     pub fn not_from(self, cidr: Cidr) -> Self {
-        self.address(12, CmpOp::Neq, cidr)
+        let offset = layout(self.family).source;
+        self.address(offset, CmpOp::Neq, cidr)
     }
 
     pub fn to(self, cidr: Cidr) -> Self {
-        self.address(16, CmpOp::Eq, cidr)
+        let offset = layout(self.family).destination;
+        self.address(offset, CmpOp::Eq, cidr)
     }
 
     pub fn not_to(self, cidr: Cidr) -> Self {
-        self.address(16, CmpOp::Neq, cidr)
+        let offset = layout(self.family).destination;
+        self.address(offset, CmpOp::Neq, cidr)
     }
 
     fn fib_local(self, flags: FibFlags) -> Self {
@@ -164,10 +200,26 @@ impl RuleBody {
     }
 
     pub fn icmp_redirect(self) -> Self {
+        let (protocol, kind) = match self.family {
+            Family::V4 => ICMP_REDIRECT,
+            Family::V6 => ICMPV6_REDIRECT,
+        };
         self.push(Expr::Meta { dreg: word(0), key: MetaKey::L4Proto })
-            .push(Expr::Cmp { sreg: word(0), op: CmpOp::Eq, data: vec![1] })
+            .push(Expr::Cmp { sreg: word(0), op: CmpOp::Eq, data: vec![protocol] })
             .push(Expr::Payload { dreg: word(0), base: PayloadBase::Transport, offset: 0, len: 1 })
-            .push(Expr::Cmp { sreg: word(0), op: CmpOp::Eq, data: vec![ICMP_REDIRECT] })
+            .push(Expr::Cmp { sreg: word(0), op: CmpOp::Eq, data: vec![kind] })
+    }
+
+    pub fn except_icmp(self) -> Self {
+        let (protocol, _) = match self.family {
+            Family::V4 => ICMP_REDIRECT,
+            Family::V6 => ICMPV6_REDIRECT,
+        };
+        self.push(Expr::Meta { dreg: word(0), key: MetaKey::L4Proto }).push(Expr::Cmp {
+            sreg: word(0),
+            op: CmpOp::Neq,
+            data: vec![protocol],
+        })
     }
 
     /// `meta l4proto udp udp dport port`
@@ -204,11 +256,19 @@ impl RuleBody {
     }
 
     fn load_source(self, at: usize) -> Self {
-        self.push(Expr::Payload { dreg: word(at), base: PayloadBase::Network, offset: 12, len: 4 })
+        let Layout { source: offset, length: len, .. } = layout(self.family);
+        self.push(Expr::Payload { dreg: word(at), base: PayloadBase::Network, offset, len })
     }
 
     fn load_destination(self, at: usize) -> Self {
-        self.push(Expr::Payload { dreg: word(at), base: PayloadBase::Network, offset: 16, len: 4 })
+        let Layout { destination: offset, length: len, .. } = layout(self.family);
+        self.push(Expr::Payload { dreg: word(at), base: PayloadBase::Network, offset, len })
+    }
+
+    /// Address, protocol and port, from word 0 on.
+    fn load_target(self) -> Self {
+        let after = layout(self.family).words;
+        self.load_destination(0).load_protocol_port(after)
     }
 
     fn load_protocol_port(self, at: usize) -> Self {
@@ -222,7 +282,7 @@ impl RuleBody {
 
     /// `ip daddr . meta l4proto . th dport vmap @map`
     pub fn vmap_destination(self, map: &str) -> Self {
-        self.load_destination(0).load_protocol_port(1).push(LookupExpr::new(map, word(0)).dreg(Register::Verdict))
+        self.load_target().push(LookupExpr::new(map, word(0)).dreg(Register::Verdict))
     }
 
     /// `meta l4proto . th dport vmap @map`
@@ -232,31 +292,39 @@ impl RuleBody {
 
     /// `ip daddr . meta l4proto . th dport @set`
     pub fn destination_in(self, set: &str) -> Self {
-        self.load_destination(0).load_protocol_port(1).push(LookupExpr::new(set, word(0)))
+        self.load_target().push(LookupExpr::new(set, word(0)))
     }
 
     /// Goes on for destinations that are in `map`, whatever it says of them.
     pub fn destination_mapped_in(self, map: &str) -> Self {
-        self.load_destination(0).load_protocol_port(1).lookup_value(map)
+        self.load_target().lookup_value(map)
     }
 
     /// Goes on for destinations that have `count` in `counts`, and sends them to one of as many in `endpoints`.
     pub fn dnat_to_one_of(self, count: u32, counts: &str, endpoints: &str) -> Self {
+        let Layout { words, value, .. } = layout(self.family);
         self.destination_mapped_in(counts)
-            .push(Expr::Cmp { sreg: word(VALUE_WORD), op: CmpOp::Eq, data: count.to_ne_bytes().to_vec() })
-            .random(SLOT_WORD, count)
+            .push(Expr::Cmp { sreg: word(value), op: CmpOp::Eq, data: count.to_ne_bytes().to_vec() })
+            // After address, protocol and port.
+            .random(words + 2, count)
             .lookup_value(endpoints)
             .dnat_to_value()
     }
 
+    /// `meta l4proto . th dport @set`
+    pub fn port_in(self, set: &str) -> Self {
+        self.load_protocol_port(0).push(LookupExpr::new(set, word(0)))
+    }
+
     /// `ip saddr . ip daddr @set`
     pub fn pair_in(self, set: &str) -> Self {
-        self.load_source(0).load_destination(1).push(LookupExpr::new(set, word(0)))
+        let after = layout(self.family).words;
+        self.load_source(0).load_destination(after).push(LookupExpr::new(set, word(0)))
     }
 
     /// `dnat ip to ip daddr . meta l4proto . th dport map @map`
     pub fn dnat_by_destination(self, map: &str) -> Self {
-        self.load_destination(0).load_protocol_port(1).lookup_value(map).dnat_to_value()
+        self.load_target().lookup_value(map).dnat_to_value()
     }
 
     /// `dnat ip to meta l4proto . th dport map @map`
@@ -329,25 +397,32 @@ impl RuleBody {
         self.load_source(0).push(DynsetExpr::new(DynsetOp::Update, clients, word(0)).timeout(timeout))
     }
 
-    /// `dnat ip to <endpoint>`
-    pub fn dnat_to(self, endpoint: SocketAddrV4) -> Self {
-        self.push(Expr::Immediate { dreg: word(VALUE_WORD), data: endpoint.ip().octets().to_vec() })
-            .push(Expr::Immediate { dreg: word(VALUE_WORD + 1), data: endpoint.port().to_be_bytes().to_vec() })
+    /// `dnat to <endpoint>`
+    pub fn dnat_to(self, endpoint: SocketAddr) -> Self {
+        let Layout { words, value, .. } = layout(self.family);
+        self.push(Expr::Immediate { dreg: word(value), data: octets(endpoint.ip()) })
+            .push(Expr::Immediate { dreg: word(value + words), data: endpoint.port().to_be_bytes().to_vec() })
             .dnat_to_value()
     }
 
     fn lookup_value(self, map: &str) -> Self {
-        self.push(LookupExpr::new(map, word(0)).dreg(word(VALUE_WORD)))
+        let value = layout(self.family).value;
+        self.push(LookupExpr::new(map, word(0)).dreg(word(value)))
     }
 
-    /// `dnat ip to` the loaded address and port.
+    /// `dnat to` the loaded address and port.
     pub fn dnat_to_value(self) -> Self {
         // Written by hand: the library loads constants for NAT only, not values from a map.
         const MAP_ADDRESS_AND_PORT: u32 = 3;
-        let (address, port) = (word(VALUE_WORD).wire(), word(VALUE_WORD + 1).wire());
+        let Layout { words, value, .. } = layout(self.family);
+        let (address, port) = (word(value).wire(), word(value + words).wire());
+        let family = match self.family {
+            Family::V4 => NftFamily::Ip,
+            Family::V6 => NftFamily::Ip6,
+        };
         let attributes = [
             (NFTA_NAT_TYPE, NatType::Dnat as u32),
-            (NFTA_NAT_FAMILY, Family::Ip as u32),
+            (NFTA_NAT_FAMILY, family as u32),
             (NFTA_NAT_REG_ADDR_MIN, address),
             (NFTA_NAT_REG_ADDR_MAX, address),
             (NFTA_NAT_REG_PROTO_MIN, port),
@@ -422,63 +497,110 @@ pub(crate) fn chain_name(name: &str) -> ChainName {
 }
 
 /// Where a packet for a service arrives: address, protocol, port.
-pub(crate) type Destination = (Ipv4Addr, Protocol, u16);
+pub(crate) type Destination = (IpAddr, Protocol, u16);
 
-pub(crate) fn destination_type() -> SetKeyType {
-    SetKeyType::Concat(vec![SetKeyType::Ipv4Addr, SetKeyType::InetProto, SetKeyType::InetService])
+/// The name of the set that holds for `family` what `name` says.
+pub(crate) fn set_name(family: Family, name: &str) -> String {
+    match family {
+        Family::V4 => name.to_owned(),
+        Family::V6 => format!("{name}{V6_SUFFIX}"),
+    }
+}
+
+const V6_SUFFIX: &str = "_v6";
+
+/// What [`set_name`] made it of.
+pub(crate) fn split_set_name(name: &str) -> (Family, &str) {
+    match name.strip_suffix(V6_SUFFIX) {
+        Some(base) => (Family::V6, base),
+        None => (Family::V4, name),
+    }
+}
+
+pub(crate) fn address_type(family: Family) -> SetKeyType {
+    match family {
+        Family::V4 => SetKeyType::Ipv4Addr,
+        Family::V6 => SetKeyType::Ipv6Addr,
+    }
+}
+
+pub(crate) fn address_key(address: IpAddr) -> SetElement {
+    match address {
+        IpAddr::V4(address) => SetElement::ipv4(address),
+        IpAddr::V6(address) => SetElement::ipv6(address),
+    }
+}
+
+/// What [`address_key`] wrote, and what follows it.
+fn split_address(family: Family, key: &[u8]) -> Option<(IpAddr, &[u8])> {
+    match family {
+        Family::V4 => key.split_first_chunk::<4>().map(|(octets, rest)| (Ipv4Addr::from(*octets).into(), rest)),
+        Family::V6 => key.split_first_chunk::<16>().map(|(octets, rest)| (Ipv6Addr::from(*octets).into(), rest)),
+    }
+}
+
+/// What [`address_key`] wrote.
+pub(crate) fn read_address(family: Family, key: &[u8]) -> Option<IpAddr> {
+    split_address(family, key).map(|(address, _)| address)
+}
+
+pub(crate) fn destination_type(family: Family) -> SetKeyType {
+    SetKeyType::Concat(vec![address_type(family), SetKeyType::InetProto, SetKeyType::InetService])
 }
 
 /// A destination and the number of one of its endpoints.
-pub(crate) fn slot_type() -> SetKeyType {
-    SetKeyType::Concat(vec![SetKeyType::Ipv4Addr, SetKeyType::InetProto, SetKeyType::InetService, SetKeyType::Mark])
+pub(crate) fn slot_type(family: Family) -> SetKeyType {
+    let (proto, service) = (SetKeyType::InetProto, SetKeyType::InetService);
+    SetKeyType::Concat(vec![address_type(family), proto, service, SetKeyType::Mark])
 }
 
 pub(crate) fn slot_key((address, protocol, port): Destination, slot: u32) -> SetElement {
-    let (address, protocol) = (SetElement::ipv4(address), SetElement::inet_proto(protocol.number()));
+    let (address, protocol) = (address_key(address), SetElement::inet_proto(protocol.number()));
     SetElement::concat([address, protocol, SetElement::port(port), SetElement::mark(slot)])
 }
 
 /// What [`slot_key`] wrote.
-pub(crate) fn read_slot(key: &[u8]) -> Option<(Destination, u32)> {
-    let slot = key.get(12..)?.first_chunk::<4>()?;
-    Some((read_destination(key)?, u32::from_ne_bytes(*slot)))
+pub(crate) fn read_slot(family: Family, key: &[u8]) -> Option<(Destination, u32)> {
+    let (_, rest) = split_address(family, key)?;
+    let slot = rest.get(8..)?.first_chunk::<4>()?;
+    Some((read_destination(family, key)?, u32::from_ne_bytes(*slot)))
 }
 
 /// What [`endpoint_value`] wrote.
-pub(crate) fn read_endpoint(value: &[u8]) -> Option<SocketAddrV4> {
-    let (address, rest) = value.split_first_chunk::<4>()?;
-    Some(SocketAddrV4::new(Ipv4Addr::from(*address), u16::from_be_bytes(*rest.first_chunk::<2>()?)))
+pub(crate) fn read_endpoint(family: Family, value: &[u8]) -> Option<SocketAddr> {
+    let (address, rest) = split_address(family, value)?;
+    Some(SocketAddr::new(address, u16::from_be_bytes(*rest.first_chunk::<2>()?)))
 }
 
 pub(crate) fn port_type() -> SetKeyType {
     SetKeyType::Concat(vec![SetKeyType::InetProto, SetKeyType::InetService])
 }
 
-pub(crate) fn pair_type() -> SetKeyType {
-    SetKeyType::Concat(vec![SetKeyType::Ipv4Addr, SetKeyType::Ipv4Addr])
+pub(crate) fn pair_type(family: Family) -> SetKeyType {
+    SetKeyType::Concat(vec![address_type(family), address_type(family)])
 }
 
-pub(crate) fn endpoint_type() -> SetDataType {
-    SetDataType::Value(SetKeyType::Concat(vec![SetKeyType::Ipv4Addr, SetKeyType::InetService]))
+pub(crate) fn endpoint_type(family: Family) -> SetDataType {
+    SetDataType::Value(SetKeyType::Concat(vec![address_type(family), SetKeyType::InetService]))
 }
 
 pub(crate) fn destination_key((address, protocol, port): Destination) -> SetElement {
-    SetElement::concat([SetElement::ipv4(address), SetElement::inet_proto(protocol.number()), SetElement::port(port)])
+    SetElement::concat([address_key(address), SetElement::inet_proto(protocol.number()), SetElement::port(port)])
 }
 
 pub(crate) fn port_key(protocol: Protocol, port: u16) -> SetElement {
     SetElement::concat([SetElement::inet_proto(protocol.number()), SetElement::port(port)])
 }
 
-pub(crate) fn endpoint_value(endpoint: SocketAddrV4) -> SetElement {
-    SetElement::concat([SetElement::ipv4(*endpoint.ip()), SetElement::port(endpoint.port())])
+pub(crate) fn endpoint_value(endpoint: SocketAddr) -> SetElement {
+    SetElement::concat([address_key(endpoint.ip()), SetElement::port(endpoint.port())])
 }
 
 /// What [`destination_key`] wrote.
-pub(crate) fn read_destination(key: &[u8]) -> Option<Destination> {
-    let (address, rest) = key.split_first_chunk::<4>()?;
+pub(crate) fn read_destination(family: Family, key: &[u8]) -> Option<Destination> {
+    let (address, rest) = split_address(family, key)?;
     let (protocol, port) = read_port(rest)?;
-    Some((Ipv4Addr::from(*address), protocol, port))
+    Some((address, protocol, port))
 }
 
 /// What [`port_key`] wrote.

@@ -3,7 +3,7 @@
 
 mod support;
 
-use std::net::{Ipv4Addr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::time::Duration;
 
 use dhow_cri::PodNetwork;
@@ -39,7 +39,7 @@ async fn attach_is_idempotent_and_detach_frees_everything() {
     let before = node.links();
     let pod = node.pod_with_ports(vec![mapping("TCP", 8088, 80)]).await;
     let again = node.net.attach(pod.netns.fd(), &pod.request).await.unwrap();
-    assert_eq!(again, [std::net::IpAddr::V4(pod.ip)]);
+    assert_eq!(again, [pod.ip]);
     assert_eq!(node.links().len(), before.len() + 1);
     node.net.detach(&pod.sandbox).await.unwrap();
     node.net.detach(&pod.sandbox).await.unwrap();

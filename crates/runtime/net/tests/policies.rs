@@ -3,7 +3,7 @@
 
 mod support;
 
-use std::net::{Ipv4Addr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use k8s_openapi::api::networking::v1::NetworkPolicy;
 use serde_json::{Value, json};
 use support::{Client, Netns, Node, Pod, connect_outside, greeting, privileged, service, slice};
 
-const VIP: Ipv4Addr = Ipv4Addr::new(10, 43, 0, 80);
+const VIP: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 43, 0, 80));
 const REFUSES_SILENTLY: Duration = Duration::from_millis(400);
 
 /// A cluster of one node, `node`, whose API objects the test writes itself.
@@ -35,7 +35,7 @@ impl Cluster {
         Self { policies: Policies::open(node.net.clone(), "node"), pods: Vec::new(), namespaces, rules: Vec::new() }
     }
 
-    fn add(&mut self, namespace: &str, app: &str, address: Ipv4Addr) {
+    fn add(&mut self, namespace: &str, app: &str, address: IpAddr) {
         let object = json!({
             "metadata": {"namespace": namespace, "name": address.to_string(), "labels": {"app": app}},
             "spec": {"nodeName": "node", "containers": [
@@ -62,7 +62,7 @@ impl Cluster {
 }
 
 /// Whether a connection opens; what policies drop does not, however long one waits.
-fn reaches(from: &Netns, to: (Ipv4Addr, u16)) -> bool {
+fn reaches(from: &Netns, to: (IpAddr, u16)) -> bool {
     let to = std::net::SocketAddr::from(to);
     from.run(move || std::net::TcpStream::connect_timeout(&to, REFUSES_SILENTLY).is_ok())
 }
@@ -169,7 +169,7 @@ async fn services_hide_nothing_and_the_world_is_a_block() {
     let mut proxy = Proxy::open(node.net.clone(), "node");
     let spec = json!({"type": "NodePort", "clusterIP": VIP, "ports": [{"port": 80, "nodePort": 30080}]});
     proxy.sync(&[service("web", spec)], &[slice("web", 8080, "TCP", &[web.ip])]).await.unwrap();
-    let node_port = (Ipv4Addr::new(192, 0, 2, 1), 30080);
+    let node_port = (IpAddr::from([192, 0, 2, 1]), 30080);
 
     // By cluster address, judged as the pod's own.
     let rule = |cidr: &str, except: &[&str]| {
@@ -189,14 +189,14 @@ async fn services_hide_nothing_and_the_world_is_a_block() {
     let egress = |rules: Value| json!({"podSelector": app("friend"), "policyTypes": ["Egress"], "egress": rules});
     cluster.enforce(&[egress(json!([{"to": [{"podSelector": app("web")}], "ports": [{"port": "web"}]}]))]).await;
     assert!(reaches(&friend.netns, (VIP, 80)) && !reaches(&friend.netns, (web.ip, 9090)));
-    assert!(!reaches(&friend.netns, (Ipv4Addr::new(192, 0, 2, 2), 443)));
-    assert!(reaches(&stranger.netns, (Ipv4Addr::new(192, 0, 2, 2), 443)));
+    assert!(!reaches(&friend.netns, (IpAddr::from([192, 0, 2, 2]), 443)));
+    assert!(reaches(&stranger.netns, (IpAddr::from([192, 0, 2, 2]), 443)));
     cluster.enforce(&[egress(json!([{"to": [{"ipBlock": {"cidr": "0.0.0.0/0", "except": ["10.0.0.0/8"]}}]}]))]).await;
     assert!(!reaches(&friend.netns, (VIP, 80)));
-    assert!(reaches(&friend.netns, (Ipv4Addr::new(192, 0, 2, 2), 443)));
+    assert!(reaches(&friend.netns, (IpAddr::from([192, 0, 2, 2]), 443)));
     // Nothing at all, but for the node: name servers and probes are there.
     cluster.enforce(&[egress(json!([]))]).await;
-    assert!(!reaches(&friend.netns, (VIP, 80)) && !reaches(&friend.netns, (Ipv4Addr::new(192, 0, 2, 2), 443)));
+    assert!(!reaches(&friend.netns, (VIP, 80)) && !reaches(&friend.netns, (IpAddr::from([192, 0, 2, 2]), 443)));
     let on_node = node.netns.run(|| std::net::TcpListener::bind("0.0.0.0:5353").unwrap());
     assert!(reaches(&friend.netns, (node.net.bridge_gateway(), 5353)));
     drop((listener, on_node));

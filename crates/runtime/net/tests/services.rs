@@ -4,14 +4,14 @@
 mod support;
 
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use dhow_net::proxy::Proxy;
 use serde_json::json;
 use support::{Client, Netns, Node, connect_outside, greeting, privileged, service, slice};
 
-const VIP: Ipv4Addr = Ipv4Addr::new(10, 43, 0, 80);
+const VIP: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 43, 0, 80));
 
 #[tokio::test]
 async fn cluster_address_from_pods_the_node_and_the_endpoint_itself() {
@@ -206,7 +206,7 @@ async fn outside_clients_keep_their_address_under_local_policy() {
     connect_outside(&node.netns, &outside);
     let server = node.pod().await;
     server.serve(8080, "server");
-    let (node_ip, client_ip) = (Ipv4Addr::new(192, 0, 2, 1), Ipv4Addr::new(192, 0, 2, 2));
+    let (node_ip, client_ip) = (IpAddr::from([192, 0, 2, 1]), IpAddr::from([192, 0, 2, 2]));
     let mut proxy = Proxy::open(node.net.clone(), "node");
     for (policy, seen) in [("Cluster", node.net.bridge_gateway()), ("Local", client_ip)] {
         let spec = json!({
@@ -262,7 +262,7 @@ async fn a_load_balancers_address_is_for_its_source_ranges_and_its_health_port_c
     outside.command("ip", &["route", "add", "203.0.113.0/24", "via", "192.0.2.1"]);
     let server = node.pod().await;
     server.serve(8080, "server");
-    let (balancer, client) = (Ipv4Addr::new(203, 0, 113, 7), Ipv4Addr::new(192, 0, 2, 2));
+    let (balancer, client) = (IpAddr::from([203, 0, 113, 7]), IpAddr::from([192, 0, 2, 2]));
     let web = |range: &str| {
         let spec = json!({
             "type": "LoadBalancer", "clusterIP": VIP, "externalTrafficPolicy": "Local", "healthCheckNodePort": 30123,

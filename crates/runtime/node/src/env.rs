@@ -54,7 +54,11 @@ pub fn field(pod: &Pod, path: &str) -> Option<String> {
         "metadata.annotations" => map(&meta.annotations),
         "spec.nodeName" => spec.node_name.clone().unwrap_or_default(),
         "spec.serviceAccountName" => spec.service_account_name.clone().unwrap_or_default(),
-        "status.hostIP" | "status.hostIPs" => status.and_then(|s| s.host_ip.clone()).unwrap_or_default(),
+        "status.hostIP" => status.and_then(|s| s.host_ip.clone()).unwrap_or_default(),
+        "status.hostIPs" => {
+            let ips = status.and_then(|s| s.host_ips.as_ref()).into_iter().flatten();
+            ips.map(|ip| ip.ip.as_str()).collect::<Vec<_>>().join(",")
+        }
         "status.podIP" => status.and_then(|s| s.pod_ip.clone()).unwrap_or_default(),
         "status.podIPs" => {
             let ips = status.and_then(|s| s.pod_ips.as_ref()).into_iter().flatten();

@@ -72,8 +72,10 @@ pub struct NodeConfig {
     pub client: Client,
     pub runtime: Arc<dyn Runtime>,
     pub root_dir: PathBuf,
-    pub node_ip: String,
-    pub pod_cidr: Option<String>,
+    /// At least one; of each address family at most one, the primary family's first.
+    pub node_ips: Vec<String>,
+    /// The networks of its pods, as its object gets them when the node makes it.
+    pub pod_cidrs: Vec<String>,
     /// Port the node's own server is reached at; 0 leaves it out of the node's status.
     pub kubelet_port: u16,
     /// Where the node's own server listens.
@@ -88,6 +90,13 @@ pub struct NodeConfig {
     /// Address of the bus on which systemd and logind are, for shutdowns in order.
     pub system_bus: Option<String>,
     pub settings: NodeSettings,
+}
+
+impl NodeConfig {
+    /// The node's address in the primary family.
+    pub(crate) fn node_ip(&self) -> &str {
+        self.node_ips.first().map_or("", String::as_str)
+    }
 }
 
 /// Answers requests below `/images`.

@@ -98,7 +98,7 @@ fn node_status(config: &NodeConfig, old: &Node, facts: Facts) -> Value {
         "capacity": with(capacity::capacity(config), devices.capacity),
         "allocatable": with(capacity::allocatable(config), devices.allocatable),
         "volumesInUse": (!in_use.is_empty()).then_some(in_use),
-        "addresses": [{"type": "InternalIP", "address": config.node_ip}, {"type": "Hostname", "address": config.name}],
+        "addresses": addresses(config),
         "images": images(list),
         "runtimeHandlers": handlers_shown(&handlers),
         "daemonEndpoints": {"kubeletEndpoint": {"Port": config.kubelet_port}},
@@ -136,6 +136,11 @@ fn handlers_shown(handlers: &[RuntimeHandler]) -> Value {
     if all.is_empty() { Value::Null } else { all.into() }
 }
 
+fn addresses(config: &NodeConfig) -> Vec<Value> {
+    let internal = config.node_ips.iter().map(|ip| json!({"type": "InternalIP", "address": ip}));
+    internal.chain([json!({"type": "Hostname", "address": config.name})]).collect()
+}
+
 /// The machine's own id, where its firmware gives one.
 fn system_uuid() -> String {
     let read = |path: &str| std::fs::read_to_string(path).map(|text| text.trim().to_owned());
@@ -156,8 +161,8 @@ pub async fn register(config: &NodeConfig) -> Result<Node, Error> {
             node.metadata.name = Some(config.name.clone());
             node.metadata.labels = Some(labels.clone());
             let spec = node.spec.get_or_insert_default();
-            spec.pod_cidr.clone_from(&config.pod_cidr);
-            spec.pod_cidrs = config.pod_cidr.clone().map(|c| vec![c]);
+            spec.pod_cidr = config.pod_cidrs.first().cloned();
+            spec.pod_cidrs = (!config.pod_cidrs.is_empty()).then(|| config.pod_cidrs.clone());
             client.create(&node).await.map_err(Error::client("create node"))?
         }
         Err(error) => return Err(Error::client("get node")(error)),

@@ -141,12 +141,14 @@ impl Worker {
         let mut pod = stage.pod.clone();
         let pod_status = pod.status.get_or_insert_default();
         let ips: Vec<String> = match spec.host_network {
-            Some(true) => vec![shared.config.node_ip.clone()],
+            Some(true) => shared.config.node_ips.clone(),
             _ => sandbox.ips.iter().map(ToString::to_string).collect(),
         };
         pod_status.pod_ip = ips.first().cloned();
         pod_status.pod_ips = Some(ips.into_iter().map(|ip| k8s_openapi::api::core::v1::PodIP { ip }).collect());
-        pod_status.host_ip = Some(shared.config.node_ip.clone());
+        pod_status.host_ip = shared.config.node_ips.first().cloned();
+        let host_ips = shared.config.node_ips.iter().map(|ip| k8s_openapi::api::core::v1::HostIP { ip: ip.clone() });
+        pod_status.host_ips = Some(host_ips.collect());
         let vars = env::build(&shared.objects, &shared.services.list(), &pod, container, &shared.allocatable()).await?;
         let attempt = before.map_or(0, |c| c.attempt + 1);
         let dir = self.pod_dir(&sandbox.pod.uid);

@@ -27,7 +27,7 @@ pub struct Facts<'a> {
     pub now: SystemTime,
     /// What `containerID` begins with.
     pub runtime: &'a str,
-    pub host_ip: &'a str,
+    pub host_ips: &'a [String],
     pub sandbox: Option<&'a SandboxStatus>,
     pub containers: &'a [Seen],
     /// Waiting reason and message by container name.
@@ -75,8 +75,8 @@ pub fn compute(pod: &Pod, facts: &Facts<'_>) -> PodStatus {
         phase: Some(phase.into()),
         reason: facts.ended.map(|e| e.reason.to_owned()).or(old.reason.clone()),
         message: facts.ended.map(|e| e.message.clone()).or(old.message.clone()),
-        host_ip: Some(facts.host_ip.into()),
-        host_ips: Some(vec![HostIP { ip: facts.host_ip.into() }]),
+        host_ip: facts.host_ips.first().cloned(),
+        host_ips: Some(facts.host_ips.iter().map(|ip| HostIP { ip: ip.clone() }).collect()),
         pod_ip: ips.first().cloned(),
         pod_ips: (!ips.is_empty()).then(|| ips.into_iter().map(|ip| PodIP { ip }).collect()),
         start_time: old.start_time.clone().or_else(|| Some(now.clone())),
@@ -93,7 +93,7 @@ pub fn compute(pod: &Pod, facts: &Facts<'_>) -> PodStatus {
 
 fn addresses(spec: &PodSpec, facts: &Facts<'_>, old: &PodStatus) -> Vec<String> {
     if spec.host_network == Some(true) {
-        return vec![facts.host_ip.to_owned()];
+        return facts.host_ips.to_vec();
     }
     match facts.sandbox {
         Some(sandbox) if !sandbox.ips.is_empty() => sandbox.ips.iter().map(ToString::to_string).collect(),
@@ -221,7 +221,7 @@ mod tests {
         let facts = Facts {
             now: SystemTime::UNIX_EPOCH,
             runtime: "dhow",
-            host_ip: "192.0.2.1",
+            host_ips: &["192.0.2.1".to_owned()],
             sandbox: Some(&sandbox),
             containers,
             waiting: &waiting,

@@ -404,11 +404,11 @@ impl Worker {
 
     /// Where a pod's ports are reached from the node.
     pub(crate) fn address(&self, sandbox: &SandboxStatus) -> String {
-        sandbox.ips.first().map_or_else(|| self.shared.config.node_ip.clone(), ToString::to_string)
+        sandbox.ips.first().map_or_else(|| self.shared.config.node_ip().to_owned(), ToString::to_string)
     }
 
     fn health(&mut self, spec: &PodSpec, sandboxes: &[SandboxStatus], containers: &[ContainerStatus]) -> Results {
-        let ip = sandboxes.last().map_or_else(|| self.shared.config.node_ip.clone(), |s| self.address(s));
+        let ip = sandboxes.last().map_or_else(|| self.shared.config.node_ip().to_owned(), |s| self.address(s));
         let pod = self.pod.borrow().clone();
         let (shared, about) = (Arc::clone(&self.shared), pod);
         let listener: Listener = Arc::new(move |report| {
@@ -458,7 +458,7 @@ impl Worker {
         let facts = status::Facts {
             now: (self.shared.now)(),
             runtime: &self.shared.runtime_name,
-            host_ip: &self.shared.config.node_ip,
+            host_ips: &self.shared.config.node_ips,
             sandbox: sandboxes.last(),
             containers: &containers,
             waiting: &self.waiting,

@@ -37,6 +37,12 @@ pub fn create(service: &Value, errors: &mut Errors) {
     for range in spec.at("loadBalancerSourceRanges").items() {
         cidr(&range, errors);
     }
+    for field in ["clusterIPs", "ipFamilies"] {
+        let values = spec.at(field);
+        if values.len() > 2 {
+            errors.bad(&values, "may only hold up to 2 values");
+        }
+    }
     errors.known(&spec.at("ipFamilyPolicy"), &["PreferDualStack", "RequireDualStack", "SingleStack"]);
     spec.at("ipFamilies").items().for_each(|family| errors.known(&family, &["IPv4", "IPv6"]));
     let seconds = spec.at("sessionAffinityConfig").at("clientIP").at("timeoutSeconds");
@@ -91,5 +97,29 @@ pub fn update(new: &Value, old: &Value, errors: &mut Errors) {
     let held = text(old, &["spec", "clusterIP"]);
     if kind != "ExternalName" && before != "ExternalName" && !held.is_empty() {
         errors.immutable(new, old, "spec.clusterIPs[0]", &["spec", "clusterIP"]);
+    }
+    if kind != "ExternalName" && before != "ExternalName" {
+        families_update(new, old, errors);
+    }
+}
+
+/// The first family stays; the second one goes only where one family is asked for.
+fn families_update(new: &Value, old: &Value, errors: &mut Errors) {
+    let list = |service, name| items(service, &["spec", name]).iter().filter_map(Value::as_str).collect::<Vec<_>>();
+    let (families, had) = (list(new, "ipFamilies"), list(old, "ipFamilies"));
+    let selects = new["spec"]["selector"].as_object().is_some_and(|labels| !labels.is_empty());
+    let elsewhere = text(new, &["spec", "clusterIP"]) == "None" && !selects;
+    if let (Some(family), Some(held)) = (families.first(), had.first())
+        && family != held
+        && !elsewhere
+    {
+        errors.push(FieldError::invalid("spec.ipFamilies[0]", family, "field is immutable"));
+    }
+    let policy = text(new, &["spec", "ipFamilyPolicy"]);
+    for (field, what) in [("clusterIPs", "clusterIP"), ("ipFamilies", "ipFamily")] {
+        if list(old, field).len() == 2 && list(new, field).len() == 1 && policy != "SingleStack" {
+            let why = format!("must be set to 'SingleStack' when releasing the secondary {what}");
+            errors.push(FieldError::invalid("spec.ipFamilyPolicy", policy, &why));
+        }
     }
 }

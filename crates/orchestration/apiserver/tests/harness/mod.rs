@@ -68,8 +68,8 @@ impl Cluster {
         let address = listener.local_addr().unwrap();
         let config = Config {
             advertise: SocketAddr::from(([192, 0, 2, 1], 6443)),
-            service_range: ServiceRange { first: Ipv4Addr::new(10, 43, 0, 0), prefix: 16 },
-            api_service_ip: Ipv4Addr::new(10, 43, 0, 1),
+            service_ranges: vec![ServiceRange { first: [10, 43, 0, 0].into(), prefix: 16 }],
+            api_service_ip: [10, 43, 0, 1].into(),
             node_ports: 30000..=32767,
             sa_key,
             node_tls: tls::client_config(ca.cert_pem(), None).unwrap(),

@@ -130,6 +130,7 @@ fn network_request(request: &Request) -> NetworkRequest {
             attempt: 0,
         },
         port_mappings: mappings.into_iter().flatten().filter_map(mapping).collect(),
+        ..NetworkRequest::default()
     }
 }
 

@@ -55,6 +55,8 @@ async fn connect(inner: &Inner, id: &str, config: &SandboxConfig, inspected: &Va
             sandbox_id: id.to_owned(),
             pod: config.pod.clone(),
             port_mappings: config.port_mappings.clone(),
+            labels: config.labels.clone(),
+            annotations: config.annotations.clone(),
         };
         inner.config.network.attach(netns.as_fd(), &request).await?
     };

@@ -81,6 +81,8 @@ async fn make(inner: &Arc<Inner>, id: &str, config: SandboxConfig, slot: Option<
             sandbox_id: id.to_owned(),
             pod: config.pod.clone(),
             port_mappings: config.port_mappings.clone(),
+            labels: config.labels.clone(),
+            annotations: config.annotations.clone(),
         };
         inner.config.network.attach(netns.as_fd(), &request).await?
     };

@@ -32,7 +32,7 @@ impl PodNetwork for Loopback {
 
     async fn prepare(&self, netns: BorrowedFd<'_>, sandbox_id: &str) -> Result<(), Error> {
         let pod = PodIdentity { namespace: String::new(), name: String::new(), uid: String::new(), attempt: 0 };
-        let request = NetworkRequest { sandbox_id: sandbox_id.to_owned(), pod, port_mappings: Vec::new() };
+        let request = NetworkRequest { sandbox_id: sandbox_id.to_owned(), pod, ..NetworkRequest::default() };
         self.attach(netns, &request).await?;
         PREPARED.lock().map_err(|_| Error::Network("poisoned".into()))?.insert(sandbox_id.to_owned());
         Ok(())

@@ -12,7 +12,7 @@ use super::{Mode, TUNNEL_ID, TUNNEL_OVERHEAD, TUNNEL_PORT, Way, tunnel_address, 
 use crate::base_table::TUNNEL_PEERS;
 use crate::error::KernelContext;
 use crate::kernel::{Kernel, MAIN_TABLE};
-use crate::{Cidr, Error, Net, Result};
+use crate::{Cidr, Error, Family, Net, NetConfig, Networks, Result};
 
 /// The link that a pod network's packets leave by, and where they are handed over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,8 +55,15 @@ impl Net {
         Ok(failed)
     }
 
+    /// The networks that nodes reach each other's pods in: those of IPv4.
+    fn v4(&self) -> Networks {
+        let of_v4 = self.config.networks().find(|networks| networks.family() == Family::V4);
+        let NetConfig { pod_cidr: pods, cluster_cidr: cluster, service_cidr: services, .. } = self.config;
+        of_v4.unwrap_or(Networks { pods, cluster, services })
+    }
+
     async fn set_routes(&self, wanted: &BTreeMap<Cidr, Way>, tunnel: Option<u32>) -> Result<usize> {
-        let held = self.kernel.peer_routes(self.config.cluster_cidr, tunnel).await?;
+        let held = self.kernel.peer_routes(self.v4().cluster, tunnel).await?;
         for (network, hop) in held.iter().filter(|(network, _)| !wanted.contains_key(network)) {
             self.kernel.remove_peer_route(*network, hop.gateway).await?;
         }
@@ -69,7 +76,7 @@ impl Net {
             if held.get(network) == Some(&hop) {
                 continue;
             }
-            let source = tunnel_address(self.config.pod_cidr);
+            let source = tunnel_address(self.v4().pods);
             if let Err(error) = self.kernel.ensure_peer_route(*network, hop, source).await {
                 tracing::warn!(%error, "cannot route to another node's pods");
                 failed += 1;
@@ -88,7 +95,7 @@ impl Net {
                 let mut link = VxlanLink::new(name, TUNNEL_ID)
                     .port(TUNNEL_PORT)
                     .learning(false)
-                    .address(tunnel_mac(self.config.pod_cidr))
+                    .address(tunnel_mac(self.v4().pods))
                     .mtu(mtu);
                 if let Some(address) = self.config.node_ip {
                     link = link.local(address);
@@ -98,7 +105,7 @@ impl Net {
             }
         };
         self.kernel.set_mtu(index, mtu).await?;
-        let address = tunnel_address(self.config.pod_cidr);
+        let address = tunnel_address(self.v4().pods);
         let own = Ipv4Address::with_index(index, address, 32);
         route.replace_address(own).await.doing(|| format!("give {address} to {name}"))?;
         route.set_link_up_by_index(index).await.doing(|| format!("bring up {name}"))?;
@@ -158,7 +165,7 @@ impl Net {
                 continue;
             }
             let Some(IpAddr::V4(address)) = neighbour.destination().copied() else { continue };
-            if self.config.cluster_cidr.contains(address) && !wanted.keys().any(|n| tunnel_address(*n) == address) {
+            if self.v4().cluster.contains(address) && !wanted.keys().any(|n| tunnel_address(*n) == address) {
                 let gone = Neighbor::with_index_v4(index, address);
                 route.del_neighbor_if_exists(gone).await.doing(|| format!("forget {address} in the tunnel"))?;
             }
@@ -200,7 +207,7 @@ impl Kernel {
     }
 
     async fn ensure_peer_route(&self, network: Cidr, hop: Hop, source: Ipv4Addr) -> Result<()> {
-        let mut route = Ipv4Route::new(network.network(), network.prefix()).gateway(hop.gateway);
+        let mut route = Ipv4Route::new(tunnel_address(network), network.prefix()).gateway(hop.gateway);
         if let Some(tunnel) = hop.tunnel {
             route = route.dev_index(tunnel).onlink().prefsrc(source);
         }
@@ -208,7 +215,7 @@ impl Kernel {
     }
 
     async fn remove_peer_route(&self, network: Cidr, gateway: Ipv4Addr) -> Result<bool> {
-        let route = Ipv4Route::new(network.network(), network.prefix()).gateway(gateway);
+        let route = Ipv4Route::new(tunnel_address(network), network.prefix()).gateway(gateway);
         self.route.del_route_if_exists(route).await.doing(|| format!("remove route to {network} via {gateway}"))
     }
 }

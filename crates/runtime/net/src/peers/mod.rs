@@ -12,7 +12,7 @@ mod apply;
 mod plan;
 mod run;
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::str::FromStr;
 
 use crate::Cidr;
@@ -87,12 +87,16 @@ pub enum Way {
 }
 
 /// The tunnel's address on a node, for what it sends into the tunnel itself: the pod network's own, which no pod has.
+/// Networks of IPv6 have none: see [`plan`].
 fn tunnel_address(network: Cidr) -> Ipv4Addr {
-    network.network()
+    match network.network() {
+        IpAddr::V4(address) => address,
+        IpAddr::V6(_) => Ipv4Addr::UNSPECIFIED,
+    }
 }
 
 /// The tunnel's hardware address on a node follows from its pod network, so that nobody needs to be asked for it.
 fn tunnel_mac(network: Cidr) -> [u8; 6] {
-    let [a, b, c, d] = network.network().octets();
+    let [a, b, c, d] = tunnel_address(network).octets();
     [0x02, 0x76, a, b, c, d]
 }

@@ -13,6 +13,8 @@ pub const OUTER_ADDRESS: &str = "net.dhow.io/outer-address";
 
 /// The other nodes that have a network for pods and an address. Of two that claim the same network the older one has it:
 /// a newcomer draws no one's packets to itself.
+///
+/// Between nodes there is IPv4 alone: IPv6 networks stay on their nodes.
 pub(super) fn peers<'a>(nodes: impl Iterator<Item = &'a Node>, here: &str, cluster: Cidr) -> Vec<Peer> {
     let mut nodes: Vec<&Node> = nodes.collect();
     nodes.sort_by_key(|node| (node.metadata.creation_timestamp.clone(), node.metadata.name.clone()));
@@ -24,7 +26,7 @@ pub(super) fn peers<'a>(nodes: impl Iterator<Item = &'a Node>, here: &str, clust
         let mut networks: Vec<Cidr> = Vec::new();
         for cidr in spec.pod_cidrs.iter().flatten().chain(&spec.pod_cidr) {
             let Ok(cidr) = cidr.parse::<Cidr>() else { continue };
-            let inside = cluster.contains(cidr.network()) && cidr.prefix() > cluster.prefix();
+            let inside = !cidr.is_ipv6() && cluster.contains(cidr.network()) && cidr.prefix() > cluster.prefix();
             let overlaps = |other: &Cidr| other.contains(cidr.network()) || cidr.contains(other.network());
             if inside && !networks.contains(&cidr) && !given.iter().any(overlaps) {
                 networks.push(cidr);

@@ -1,43 +1,48 @@
 //! Turns the difference between the kernel and the plan into one transaction.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
-use nlink::netlink::nftables::{Chain, Set, SetElement, SetElementData, SetKeyType, Verdict};
+use nlink::netlink::nftables::{Chain, Set, SetElement, SetElementData, Verdict};
 
-use super::plan::{Direction, NAMED_PORTS, PEERS, PERMITS, Permit, Permits, PermittedPeer, PermittedPorts, Plan, plan};
+use super::plan::{Direction, Here, NAMED_PORTS, PEERS, PERMITS, Permit, PermittedPeer, PermittedPorts, Plan, plan};
 use crate::base_table::{POLICY_EGRESS, POLICY_INGRESS, filled_sets};
 use crate::error::KernelContext;
 use crate::kernel::{Batch, Kernel};
-use crate::rules::{Destination, RuleBody, chain_name, destination_key, destination_type, read_destination};
-use crate::{Net, Result};
+use crate::rules::{
+    Destination, RuleBody, address_key, address_type, chain_name, destination_key, destination_type, read_address,
+    read_destination, set_name, split_set_name,
+};
+use crate::{Family, Net, Result};
 
 /// The network policies of one node.
 #[derive(Debug)]
 pub struct Policies {
     net: Arc<Net>,
     node_name: String,
+    families: Vec<Family>,
     /// What the kernel holds; `None` when it has to be read first.
     held: Option<Held>,
 }
 
-/// Chains are known by name: it says what is in them.
-#[derive(Debug, Default)]
+/// Chains are known by name: it says what is in them. Sets are those of the kernel, of one family each.
+#[derive(Debug, Default, PartialEq)]
 struct Held {
     chains: BTreeSet<String>,
-    peers: BTreeMap<String, BTreeSet<Ipv4Addr>>,
+    peers: BTreeMap<String, BTreeSet<IpAddr>>,
     named_ports: BTreeMap<String, BTreeSet<Destination>>,
-    ingress: BTreeMap<Ipv4Addr, String>,
-    egress: BTreeMap<Ipv4Addr, String>,
+    ingress: BTreeMap<IpAddr, String>,
+    egress: BTreeMap<IpAddr, String>,
 }
 
 impl Policies {
     /// Changes nothing; the first [`Policies::sync`] reads what the kernel holds.
     pub fn open(net: Arc<Net>, node_name: &str) -> Self {
-        Self { net, node_name: node_name.to_owned(), held: None }
+        let families = net.config().networks().map(|networks| networks.family()).collect();
+        Self { net, node_name: node_name.to_owned(), families, held: None }
     }
 
     /// Makes the kernel enforce what these objects ask for on this node. Returns the number of netlink operations
@@ -48,37 +53,58 @@ impl Policies {
         namespaces: &[Arc<Namespace>],
         policies: &[Arc<NetworkPolicy>],
     ) -> Result<usize> {
-        let wanted = plan(pods, namespaces, policies, &self.node_name);
+        let starting = self.net.gate.starting();
+        let here = Here { node: &self.node_name, families: &self.families, starting: &starting.pods };
+        let wanted = plan(pods, namespaces, policies, here);
         let held = match self.held.take() {
             Some(held) => held,
             None => Held::read(&self.net.kernel).await?,
         };
         // Until the transaction is through, `held` stays empty: after an error we look again.
-        let batch = queue(&self.net.kernel, &self.net.config().table, &held, &wanted)?;
+        let target = Held::target(&wanted, &self.families);
+        let batch = queue(&self.net.kernel, &self.net.config().table, &self.families, &held, &target, &wanted)?;
         let operations = batch.len();
         batch.commit().await?;
-        self.held = Some(Held {
-            chains: wanted.chains.into_keys().collect(),
-            peers: wanted.peers,
-            named_ports: wanted.named_ports,
-            ingress: wanted.ingress,
-            egress: wanted.egress,
-        });
+        self.held = Some(target);
+        self.net.gate.enforced(starting.version);
         Ok(operations)
     }
 }
 
 impl Held {
+    /// What the kernel has to hold for `plan`.
+    fn target(plan: &Plan, families: &[Family]) -> Self {
+        let mut target = Self {
+            chains: plan.chains.keys().cloned().collect(),
+            ingress: plan.ingress.clone(),
+            egress: plan.egress.clone(),
+            ..Self::default()
+        };
+        for family in families {
+            for (name, peers) in &plan.peers {
+                let peers = peers.iter().copied().filter(|address| Family::of(*address) == *family).collect();
+                target.peers.insert(set_name(*family, name), peers);
+            }
+            for (name, ports) in &plan.named_ports {
+                let ports = ports.iter().copied().filter(|(address, ..)| Family::of(*address) == *family).collect();
+                target.named_ports.insert(set_name(*family, name), ports);
+            }
+        }
+        target
+    }
+
     async fn read(kernel: &Kernel) -> Result<Self> {
         let mut held = Self { chains: kernel.chains().await?.into_iter().collect(), ..Self::default() };
         held.chains.retain(|name| name.starts_with(PERMITS));
         for name in kernel.sets().await? {
+            let (family, _) = split_set_name(&name);
             if name.starts_with(PEERS) {
                 let elements = kernel.elements(&name).await?;
-                held.peers.insert(name, elements.iter().filter_map(|e| read_address(e.key())).collect());
+                held.peers.insert(name, elements.iter().filter_map(|e| read_address(family, e.key())).collect());
             } else if name.starts_with(NAMED_PORTS) {
                 let elements = kernel.elements(&name).await?;
-                held.named_ports.insert(name, elements.iter().filter_map(|e| read_destination(e.key())).collect());
+                let ports = elements.iter().filter_map(|e| read_destination(family, e.key())).collect();
+                held.named_ports.insert(name, ports);
             }
         }
         held.ingress = read_isolated(kernel, POLICY_INGRESS).await?;
@@ -87,47 +113,60 @@ impl Held {
     }
 }
 
-async fn read_isolated(kernel: &Kernel, map: &str) -> Result<BTreeMap<Ipv4Addr, String>> {
-    let elements = kernel.elements(map).await?;
-    let entry = |element: &SetElement| match element.data() {
-        Some(SetElementData::Verdict(Verdict::JumpTo(chain))) => {
-            Some((read_address(element.key())?, chain.as_str().to_owned()))
-        }
-        _ => None,
-    };
-    Ok(elements.iter().filter_map(entry).collect())
-}
-
-fn read_address(key: &[u8]) -> Option<Ipv4Addr> {
-    key.first_chunk::<4>().map(|octets| Ipv4Addr::from(*octets))
+async fn read_isolated(kernel: &Kernel, map: &str) -> Result<BTreeMap<IpAddr, String>> {
+    let mut isolated = BTreeMap::new();
+    for family in Family::BOTH {
+        let elements = kernel.elements(&set_name(family, map)).await?;
+        let entry = |element: &SetElement| match element.data() {
+            Some(SetElementData::Verdict(Verdict::JumpTo(chain))) => {
+                Some((read_address(family, element.key())?, chain.as_str().to_owned()))
+            }
+            _ => None,
+        };
+        isolated.extend(elements.iter().filter_map(entry));
+    }
+    Ok(isolated)
 }
 
 /// New sets and chains first, then what points at them, then what nothing points at any more.
-fn queue<'a>(kernel: &'a Kernel, table: &str, held: &Held, wanted: &Plan) -> Result<Batch<'a>> {
+fn queue<'a>(
+    kernel: &'a Kernel,
+    table: &str,
+    families: &[Family],
+    held: &Held,
+    target: &Held,
+    plan: &Plan,
+) -> Result<Batch<'a>> {
     let mut batch = kernel.batch();
-    let peers = |name: &str| kernel.set(name).key_type(SetKeyType::Ipv4Addr);
-    let named_ports = |name: &str| kernel.set(name).key_type(destination_type());
-    batch = fill(batch, peers, &held.peers, &wanted.peers, |address| SetElement::ipv4(*address));
-    batch = fill(batch, named_ports, &held.named_ports, &wanted.named_ports, |port| destination_key(*port));
-    for (name, permits) in wanted.chains.iter().filter(|(name, _)| !held.chains.contains(*name)) {
+    let peers = |name: &str| kernel.set(name).key_type(address_type(split_set_name(name).0));
+    let named_ports = |name: &str| kernel.set(name).key_type(destination_type(split_set_name(name).0));
+    batch = fill(batch, peers, &held.peers, &target.peers, |address| address_key(*address));
+    batch = fill(batch, named_ports, &held.named_ports, &target.named_ports, |port| destination_key(*port));
+    for (name, permits) in plan.chains.iter().filter(|(name, _)| !held.chains.contains(*name)) {
         batch = batch.add_chain(Chain::new(table, name.as_str()).doing(|| format!("name chain {name}"))?);
         for permit in &permits.permits {
-            batch = batch.add_rule(name, rule(permits, permit));
+            for rule in families.iter().filter_map(|family| rule(*family, permits.direction, permit)) {
+                batch = batch.add_rule(name, rule);
+            }
         }
         batch = batch.add_rule(name, RuleBody::any().drop());
     }
     let sets = filled_sets(kernel);
-    for (map, held, wanted) in
-        [(POLICY_INGRESS, &held.ingress, &wanted.ingress), (POLICY_EGRESS, &held.egress, &wanted.egress)]
+    for (map, held, target) in
+        [(POLICY_INGRESS, &held.ingress, &target.ingress), (POLICY_EGRESS, &held.egress, &target.egress)]
     {
-        let set = sets.iter().find(|set| set.name() == map).expect("the base table has it");
-        batch = batch.remove_elements(set, &isolated(held, wanted)).add_elements(set, &isolated(wanted, held));
+        for family in Family::BOTH {
+            let name = set_name(family, map);
+            let set = sets.iter().find(|set| set.name() == name).expect("the base table has it");
+            let (gone, new) = (isolated(family, held, target), isolated(family, target, held));
+            batch = batch.remove_elements(set, &gone).add_elements(set, &new);
+        }
     }
-    for name in held.chains.iter().filter(|name| !wanted.chains.contains_key(*name)) {
+    for name in held.chains.iter().filter(|name| !target.chains.contains(*name)) {
         batch = batch.flush_chain(name).remove_chain(name);
     }
-    let unused_peers = held.peers.keys().filter(|name| !wanted.peers.contains_key(*name));
-    let unused_ports = held.named_ports.keys().filter(|name| !wanted.named_ports.contains_key(*name));
+    let unused_peers = held.peers.keys().filter(|name| !target.peers.contains_key(*name));
+    let unused_ports = held.named_ports.keys().filter(|name| !target.named_ports.contains_key(*name));
     for name in unused_peers.chain(unused_ports) {
         batch = batch.remove_set(name);
     }
@@ -158,33 +197,36 @@ fn fill<'a, T: Ord>(
 }
 
 /// Entries of `of` that `other` lacks or has differently.
-fn isolated(of: &BTreeMap<Ipv4Addr, String>, other: &BTreeMap<Ipv4Addr, String>) -> Vec<SetElement> {
-    let differing = of.iter().filter(|(address, chain)| other.get(address) != Some(chain));
+fn isolated(family: Family, of: &BTreeMap<IpAddr, String>, other: &BTreeMap<IpAddr, String>) -> Vec<SetElement> {
+    let ours = of.iter().filter(|(address, _)| Family::of(**address) == family);
+    let differing = ours.filter(|(address, chain)| other.get(address) != Some(chain));
     let entry =
-        |(address, chain): (&Ipv4Addr, &String)| SetElement::ipv4(*address).verdict(Verdict::JumpTo(chain_name(chain)));
+        |(address, chain): (&IpAddr, &String)| address_key(*address).verdict(Verdict::JumpTo(chain_name(chain)));
     differing.map(entry).collect()
 }
 
-/// Returns to the judging chain for what `permit` permits.
-fn rule(permits: &Permits, permit: &Permit) -> RuleBody {
-    let ingress = permits.direction == Direction::Ingress;
-    let body = RuleBody::ipv4();
+/// Returns to the judging chain for what `permit` permits; `None` when that is nothing of this family.
+fn rule(family: Family, direction: Direction, permit: &Permit) -> Option<RuleBody> {
+    let ingress = direction == Direction::Ingress;
+    let body = RuleBody::of(family);
     let body = match &permit.peer {
         PermittedPeer::Anyone => body,
-        PermittedPeer::Set(set) if ingress => body.source_in(set),
-        PermittedPeer::Set(set) => body.destination_address_in(set),
-        PermittedPeer::Block { cidr, except } if ingress => {
-            except.iter().fold(body.from(*cidr), |body, except| body.not_from(*except))
-        }
+        PermittedPeer::Set(set) if ingress => body.source_in(&set_name(family, set)),
+        PermittedPeer::Set(set) => body.destination_address_in(&set_name(family, set)),
+        PermittedPeer::Block { cidr, .. } if cidr.family() != family => return None,
         PermittedPeer::Block { cidr, except } => {
-            except.iter().fold(body.to(*cidr), |body, except| body.not_to(*except))
+            let except = except.iter().filter(|except| except.family() == family);
+            match ingress {
+                true => except.fold(body.from(*cidr), |body, except| body.not_from(*except)),
+                false => except.fold(body.to(*cidr), |body, except| body.not_to(*except)),
+            }
         }
     };
     let body = match &permit.ports {
         PermittedPorts::All => body,
         PermittedPorts::Protocol(protocol) => body.protocol(*protocol),
         PermittedPorts::Range(protocol, first, last) => body.protocol(*protocol).port_within(*first..=*last),
-        PermittedPorts::Named(set) => body.destination_in(set),
+        PermittedPorts::Named(set) => body.destination_in(&set_name(family, set)),
     };
-    body.back()
+    Some(body.back())
 }

@@ -1,7 +1,7 @@
 //! Pods and policies as the plan needs them: resolved from the API's objects, defaults applied.
 
-use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use dhow_api::selectors::LabelSelector;
 use k8s_openapi::api::core::v1 as core;
@@ -10,15 +10,16 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector as SelectorObj
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use crate::Cidr;
+use crate::gate::StartingPod;
 use crate::rules::Protocol;
 
 pub(super) type Labels = BTreeMap<String, String>;
 
-/// A pod that has an address of its own.
+/// A pod that has addresses of its own.
 pub(super) struct Pod<'a> {
     pub namespace: &'a str,
     pub labels: &'a Labels,
-    pub address: Ipv4Addr,
+    pub addresses: Vec<IpAddr>,
     pub node: Option<&'a str>,
     /// Its named ports.
     pub ports: Vec<(&'a str, Protocol, u16)>,
@@ -31,21 +32,29 @@ pub(super) fn labels(labels: Option<&Labels>) -> &Labels {
 }
 
 impl<'a> Pod<'a> {
-    /// `None` for a pod that cannot be told from its node, has no address yet or none any more.
-    pub fn resolve(pod: &'a core::Pod) -> Option<Self> {
-        let (spec, status) = (pod.spec.as_ref()?, pod.status.as_ref()?);
-        let ended = matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
+    /// `None` for a pod that cannot be told from its node, has no address yet or none any more. `given` are those that
+    /// its status may not have yet.
+    pub fn resolve(pod: &'a core::Pod, given: &[IpAddr]) -> Option<Self> {
+        let (spec, status) = (pod.spec.as_ref()?, pod.status.as_ref());
+        let ended = matches!(status.and_then(|status| status.phase.as_deref()), Some("Succeeded" | "Failed"));
         if spec.host_network == Some(true) || ended {
             return None;
         }
-        let listed = status.pod_ips.iter().flatten().map(|ip| ip.ip.as_str()).chain(status.pod_ip.as_deref());
+        let listed = status.into_iter().flat_map(|status| {
+            status.pod_ips.iter().flatten().map(|ip| ip.ip.as_str()).chain(status.pod_ip.as_deref())
+        });
+        let addresses: BTreeSet<IpAddr> =
+            listed.filter_map(|ip| ip.parse().ok()).chain(given.iter().copied()).collect();
+        if addresses.is_empty() {
+            return None;
+        }
         let restartable =
             spec.init_containers.iter().flatten().filter(|c| c.restart_policy.as_deref() == Some("Always"));
         let ports = spec.containers.iter().chain(restartable).flat_map(|c| c.ports.iter().flatten());
         Some(Self {
             namespace: pod.metadata.namespace.as_deref().unwrap_or_default(),
             labels: labels(pod.metadata.labels.as_ref()),
-            address: listed.filter_map(|ip| ip.parse().ok()).next()?,
+            addresses: addresses.into_iter().collect(),
             node: spec.node_name.as_deref(),
             ports: ports
                 .filter_map(|port| {
@@ -54,6 +63,12 @@ impl<'a> Pod<'a> {
                 })
                 .collect(),
         })
+    }
+
+    /// A pod of this node whose object we do not know yet.
+    pub fn starting(pod: &'a StartingPod, node: &'a str) -> Self {
+        let StartingPod { namespace, labels, addresses, .. } = pod;
+        Self { namespace, labels, addresses: addresses.clone(), node: Some(node), ports: Vec::new() }
     }
 }
 

@@ -1,16 +1,17 @@
 //! From pods, namespaces and policies to what this node has to enforce. Pure: no kernel, no clock.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 
 use super::cluster::{Labels, Peer, PeerSelector, Pod, Policy, Ports, Rule, labels};
-use crate::Cidr;
+use crate::gate::StartingPod;
 use crate::proxy::names::fingerprint;
 use crate::rules::{Destination, Protocol};
+use crate::{Cidr, Family};
 
 /// The chain of what is permitted to, or from, the pods that lead to it.
 pub(super) const PERMITS: &str = "policy_permits_";
@@ -66,31 +67,43 @@ pub(super) struct Permits {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Plan {
     pub chains: BTreeMap<String, Permits>,
-    pub peers: BTreeMap<String, BTreeSet<Ipv4Addr>>,
+    pub peers: BTreeMap<String, BTreeSet<IpAddr>>,
     pub named_ports: BTreeMap<String, BTreeSet<Destination>>,
     /// This node's pods that are isolated in a direction, and the chain for each.
-    pub ingress: BTreeMap<Ipv4Addr, String>,
-    pub egress: BTreeMap<Ipv4Addr, String>,
+    pub ingress: BTreeMap<IpAddr, String>,
+    pub egress: BTreeMap<IpAddr, String>,
 }
 
-/// What `node` has to enforce. Policies only add up: the order of the objects does not matter.
+/// Where the plan is for.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Here<'a> {
+    pub node: &'a str,
+    /// The address families that are used.
+    pub families: &'a [Family],
+    /// This node's pods, as its network knows them: some are not in their objects' status yet.
+    pub starting: &'a [StartingPod],
+}
+
+/// What a node has to enforce. Policies only add up: the order of the objects does not matter.
 pub(super) fn plan(
     pods: &[Arc<core::Pod>],
     namespaces: &[Arc<core::Namespace>],
     policies: &[Arc<NetworkPolicy>],
-    node: &str,
+    here: Here<'_>,
 ) -> Plan {
     let policies: Vec<Policy<'_>> = policies.iter().filter_map(|policy| Policy::resolve(policy)).collect();
     if policies.is_empty() {
         return Plan::default();
     }
-    let pods: Vec<Pod<'_>> = pods.iter().filter_map(|pod| Pod::resolve(pod)).collect();
+    let pods = resolve(pods, here);
     let namespaces: BTreeMap<&str, &Labels> = namespaces
         .iter()
         .map(|n| (n.metadata.name.as_deref().unwrap_or_default(), labels(n.metadata.labels.as_ref())))
         .collect();
-    let mut planner = Planner { pods: &pods, namespaces: &namespaces, plan: Plan::default(), done: BTreeMap::new() };
-    for pod in pods.iter().filter(|pod| pod.node == Some(node)) {
+    let families = here.families;
+    let mut planner =
+        Planner { pods: &pods, namespaces: &namespaces, families, plan: Plan::default(), done: BTreeMap::new() };
+    for pod in pods.iter().filter(|pod| pod.node == Some(here.node)) {
         let selecting: Vec<usize> = (0..policies.len())
             .filter(|&index| policies[index].namespace == pod.namespace && policies[index].pods.matches(pod.labels))
             .collect();
@@ -98,10 +111,31 @@ pub(super) fn plan(
             continue;
         }
         let (ingress, egress) = planner.chains(&selecting, &policies);
-        planner.plan.ingress.extend(ingress.map(|chain| (pod.address, chain)));
-        planner.plan.egress.extend(egress.map(|chain| (pod.address, chain)));
+        for address in &pod.addresses {
+            planner.plan.ingress.extend(ingress.clone().map(|chain| (*address, chain)));
+            planner.plan.egress.extend(egress.clone().map(|chain| (*address, chain)));
+        }
     }
     planner.plan
+}
+
+/// All pods with addresses: by their objects, and for what those do not say yet by what this node's network knows.
+fn resolve<'a>(pods: &'a [Arc<core::Pod>], here: Here<'a>) -> Vec<Pod<'a>> {
+    let mut starting: BTreeMap<(&str, &str), Vec<&StartingPod>> = BTreeMap::new();
+    for pod in here.starting {
+        starting.entry((&pod.namespace, &pod.name)).or_default().push(pod);
+    }
+    let mut resolved = Vec::with_capacity(pods.len());
+    for pod in pods {
+        let name = pod.metadata.name.as_deref().unwrap_or_default();
+        let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+        let on_this_node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()) == Some(here.node);
+        let known = on_this_node.then(|| starting.remove(&(namespace, name))).flatten().unwrap_or_default();
+        let given: Vec<IpAddr> = known.iter().flat_map(|pod| pod.addresses.iter().copied()).collect();
+        resolved.extend(Pod::resolve(pod, &given));
+    }
+    resolved.extend(starting.into_values().flatten().map(|pod| Pod::starting(pod, here.node)));
+    resolved
 }
 
 /// Chains for ingress and egress, where there are any.
@@ -110,6 +144,7 @@ type Chains = (Option<String>, Option<String>);
 struct Planner<'a> {
     pods: &'a [Pod<'a>],
     namespaces: &'a BTreeMap<&'a str, &'a Labels>,
+    families: &'a [Family],
     plan: Plan,
     /// Chains by the policies they come from: most pods share them.
     done: BTreeMap<Vec<usize>, Chains>,
@@ -145,7 +180,7 @@ impl Planner<'_> {
             }
         }
         let permits = Permits { direction, permits: without_repeats(permits) };
-        let name = format!("{PERMITS}{}", fingerprint(format!("{permits:?}").as_bytes()));
+        let name = format!("{PERMITS}{}", fingerprint(format!("{:?}{permits:?}", self.families).as_bytes()));
         self.plan.chains.insert(name.clone(), permits);
         name
     }
@@ -161,7 +196,7 @@ impl Planner<'_> {
         let name = format!("{PEERS}{}", fingerprint(selector.identity().as_bytes()));
         let selected = || {
             let selected = self.pods.iter().filter(|pod| selector.matches(pod, self.namespaces));
-            selected.map(|pod| pod.address).collect()
+            selected.flat_map(|pod| pod.addresses.iter().copied()).collect()
         };
         self.plan.peers.entry(name.clone()).or_insert_with(selected);
         name
@@ -176,9 +211,14 @@ impl Planner<'_> {
         };
         let name = format!("{NAMED_PORTS}{}", fingerprint(format!("{}/{wanted}", protocol.name()).as_bytes()));
         let named = || {
-            let ports = self.pods.iter().flat_map(|pod| pod.ports.iter().map(move |port| (pod.address, *port)));
-            let named = ports.filter(|(_, (name, of, _))| *name == wanted.as_str() && *of == protocol);
-            named.map(|(address, (_, protocol, number))| (address, protocol, number)).collect()
+            let mut named = BTreeSet::new();
+            for pod in self.pods {
+                let ports = pod.ports.iter().filter(|(name, of, _)| *name == wanted.as_str() && *of == protocol);
+                for (_, _, number) in ports {
+                    named.extend(pod.addresses.iter().map(|address| (*address, protocol, *number)));
+                }
+            }
+            named
         };
         self.plan.named_ports.entry(name.clone()).or_insert_with(named);
         PermittedPorts::Named(name)

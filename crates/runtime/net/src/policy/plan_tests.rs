@@ -1,6 +1,8 @@
 //! The planned rules against an oracle that reads the policies as the API describes them, on random clusters.
 #![allow(clippy::unwrap_used)]
 
+use std::net::{Ipv4Addr, Ipv6Addr};
+
 use k8s_openapi::api::networking::v1::NetworkPolicyPeer;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector as SelectorObject;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -11,8 +13,16 @@ use super::*;
 
 const NODES: [&str; 2] = ["here", "there"];
 const NAMESPACES: [&str; 3] = ["a", "b", "c"];
-const OUTSIDE: [Ipv4Addr; 2] = [Ipv4Addr::new(192, 0, 2, 7), Ipv4Addr::new(192, 0, 2, 130)];
+const OUTSIDE: [IpAddr; 3] = [
+    IpAddr::V4(Ipv4Addr::new(192, 0, 2, 7)),
+    IpAddr::V4(Ipv4Addr::new(192, 0, 2, 130)),
+    IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 7)),
+];
 const PORTS: [u16; 5] = [79, 80, 81, 443, 8080];
+
+fn here(node: &str) -> Here<'_> {
+    Here { node, families: &Family::BOTH, starting: &[] }
+}
 
 struct Cluster {
     pods: Vec<Arc<core::Pod>>,
@@ -22,8 +32,8 @@ struct Cluster {
 
 #[derive(Debug, Clone, Copy)]
 struct Connection {
-    from: Ipv4Addr,
-    to: Ipv4Addr,
+    from: IpAddr,
+    to: IpAddr,
     protocol: Protocol,
     port: u16,
 }
@@ -78,16 +88,16 @@ fn selects(selector: &SelectorObject, labels: Option<&BTreeMap<String, String>>)
 }
 
 impl Cluster {
-    fn pod_at(&self, address: Ipv4Addr) -> Option<&core::Pod> {
+    fn pod_at(&self, address: IpAddr) -> Option<&core::Pod> {
         let at = |pod: &&Arc<core::Pod>| {
             let spec = pod.spec.as_ref().unwrap();
             spec.host_network != Some(true)
-                && pod.status.as_ref().unwrap().pod_ip.as_deref() == Some(&address.to_string())
+                && pod.status.as_ref().unwrap().pod_ips.iter().flatten().any(|ip| ip.ip == address.to_string())
         };
         self.pods.iter().find(at).map(AsRef::as_ref)
     }
 
-    fn is_peer(&self, peer: &NetworkPolicyPeer, policy_namespace: &str, address: Ipv4Addr) -> bool {
+    fn is_peer(&self, peer: &NetworkPolicyPeer, policy_namespace: &str, address: IpAddr) -> bool {
         if let Some(block) = &peer.ip_block {
             let inside = |cidr: &String| cidr.parse::<Cidr>().is_ok_and(|cidr| cidr.contains(address));
             return inside(&block.cidr) && !block.except.iter().flatten().any(inside);
@@ -108,7 +118,7 @@ impl Cluster {
         namespace: &str,
         peers: Option<&Vec<NetworkPolicyPeer>>,
         ports: Option<&Vec<k8s_openapi::api::networking::v1::NetworkPolicyPort>>,
-        peer: Ipv4Addr,
+        peer: IpAddr,
         connection: Connection,
     ) -> bool {
         let peers = peers.filter(|peers| !peers.is_empty());
@@ -181,7 +191,7 @@ impl Cluster {
     }
 
     fn plans(&self) -> Vec<Plan> {
-        NODES.iter().map(|node| plan(&self.pods, &self.namespaces, &self.policies, node)).collect()
+        NODES.iter().map(|node| plan(&self.pods, &self.namespaces, &self.policies, here(node))).collect()
     }
 }
 
@@ -223,6 +233,7 @@ fn any_peer() -> impl Strategy<Value = Value> {
         Just(json!({"ipBlock": {"cidr": "192.0.2.0/24", "except": ["192.0.2.128/25"]}})),
         Just(json!({"ipBlock": {"cidr": "10.42.0.0/16", "except": ["10.42.0.4/31", "10.42.1.0/29"]}})),
         Just(json!({"ipBlock": {"cidr": "2001:db8::/32"}})),
+        Just(json!({"ipBlock": {"cidr": "::/0", "except": ["fd42:0:0:1::/64"]}})),
     ]
 }
 
@@ -287,7 +298,10 @@ fn any_cluster() -> impl Strategy<Value = Cluster> {
     (pods, labels, policies).prop_map(|(pods, labels, policies)| {
         let object = |(index, mut pod): (usize, Value)| {
             let node = u8::from(pod["spec"]["nodeName"] == NODES[1]);
-            pod["status"]["podIP"] = json!(Ipv4Addr::new(10, 42, node, u8::try_from(index).unwrap() + 2));
+            let last = u8::try_from(index).unwrap() + 2;
+            let four = Ipv4Addr::new(10, 42, node, last);
+            pod["status"]["podIP"] = json!(four);
+            pod["status"]["podIPs"] = json!([{"ip": four}, {"ip": format!("fd42:0:0:{node}::{last}")}]);
             Arc::new(serde_json::from_value(pod).unwrap())
         };
         let namespace = |(name, labels): (&&str, Value)| {
@@ -315,9 +329,11 @@ proptest! {
     #[test]
     fn the_plan_permits_what_the_policies_say(cluster in any_cluster()) {
         let plans = cluster.plans();
-        let pods = cluster.pods.iter().filter_map(|pod| pod.status.as_ref()?.pod_ip.as_ref()?.parse().ok());
-        let addresses: Vec<Ipv4Addr> = pods.chain(OUTSIDE).collect();
-        for (&from, &to) in addresses.iter().flat_map(|from| addresses.iter().map(move |to| (from, to))) {
+        let statuses = cluster.pods.iter().flat_map(|pod| pod.status.iter());
+        let pods = statuses.flat_map(|status| status.pod_ips.iter().flatten().map(|ip| ip.ip.parse().unwrap()));
+        let addresses: Vec<IpAddr> = pods.chain(OUTSIDE).collect();
+        let pairs = addresses.iter().flat_map(|from| addresses.iter().map(move |to| (*from, *to)));
+        for (from, to) in pairs.filter(|(from, to)| Family::of(*from) == Family::of(*to)) {
             for (protocol, port) in PORTS.iter().flat_map(|&port| [(Protocol::Tcp, port), (Protocol::Udp, port)]) {
                 let connection = Connection { from, to, protocol, port };
                 prop_assert_eq!(permitted(&plans, connection), cluster.permits(connection), "{:?}", connection);
@@ -345,10 +361,35 @@ fn pods_share_chains_and_peers_and_a_new_pod_changes_elements_only() {
     let rule = json!([{"from": [{"podSelector": {"matchLabels": {"x": "1"}}}]}]);
     let policy = json!({"metadata": {"namespace": "a"}, "spec": {"podSelector": {}, "ingress": rule}});
     let policies = [Arc::new(serde_json::from_value(policy).unwrap())];
-    let (few, more) = (plan(&pods(3), &namespaces, &policies, "here"), plan(&pods(4), &namespaces, &policies, "here"));
+    let (few, more) =
+        (plan(&pods(3), &namespaces, &policies, here("here")), plan(&pods(4), &namespaces, &policies, here("here")));
     assert_eq!((few.chains.len(), few.peers.len(), few.ingress.len(), few.egress.len()), (1, 1, 3, 0));
     assert_eq!(few.chains, more.chains);
     assert_eq!(few.peers.keys().collect::<Vec<_>>(), more.peers.keys().collect::<Vec<_>>());
     assert_eq!((more.ingress.len(), more.peers.values().next().unwrap().len()), (4, 4));
-    assert_eq!(plan(&pods(3), &namespaces, &policies, "there"), Plan::default(), "other nodes enforce their own pods");
+    assert_eq!(
+        plan(&pods(3), &namespaces, &policies, here("there")),
+        Plan::default(),
+        "other nodes enforce their own pods"
+    );
+}
+
+#[test]
+fn a_pod_is_isolated_before_its_status_has_its_address() {
+    let namespaces = [Arc::new(serde_json::from_value(json!({"metadata": {"name": "a"}})).unwrap())];
+    let policy = json!({"metadata": {"namespace": "a"}, "spec": {"podSelector": {"matchLabels": {"x": "1"}}}});
+    let policies = [Arc::new(serde_json::from_value(policy).unwrap())];
+    let new = |name: &str, x: &str, last: u8| StartingPod {
+        namespace: "a".to_owned(),
+        name: name.to_owned(),
+        labels: BTreeMap::from([("x".to_owned(), x.to_owned())]),
+        addresses: vec![Ipv4Addr::new(10, 42, 0, last).into(), format!("fd42::{last}").parse().unwrap()],
+    };
+    let mut objects = pods(1);
+    Arc::make_mut(&mut objects[0]).status = None;
+    // The first has an object, which says what its labels are; the others are known by what the node was told.
+    let starting = [new("2", "0", 2), new("other", "1", 3), new("open", "2", 4)];
+    let plan = plan(&objects, &namespaces, &policies, Here { starting: &starting, ..here("here") });
+    let isolated: Vec<String> = plan.ingress.keys().map(ToString::to_string).collect();
+    assert_eq!(isolated, ["10.42.0.2", "10.42.0.3", "fd42::2", "fd42::3"]);
 }

@@ -42,11 +42,24 @@ impl Peers {
 
 /// Keeps the node's rules as the cluster's network policies ask, until shut down. What the kernel holds stays
 /// there: policies hold on while we are gone.
-pub async fn run(client: Client, net: Arc<Net>, node_name: &str, shutdown: CancellationToken) {
-    let working = keep(&client, net, node_name, &shutdown);
-    tokio::select! {
-        () = shutdown.cancelled() => {}
-        () = working => {}
+///
+/// From the call on, not from the first poll, new pods wait until what the policies say of them is in force.
+pub fn run(
+    client: Client,
+    net: Arc<Net>,
+    node_name: &str,
+    shutdown: CancellationToken,
+) -> impl Future<Output = ()> + Send + use<> {
+    net.gate.close();
+    let node_name = node_name.to_owned();
+    async move {
+        let gate = Arc::clone(&net);
+        let working = keep(&client, net, &node_name, &shutdown);
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            () = working => {}
+        }
+        gate.gate.open();
     }
 }
 
@@ -57,7 +70,8 @@ async fn keep(client: &Client, net: Arc<Net>, node_name: &str, shutdown: &Cancel
     policies.on_change(move |_| wake.notify_one());
     // An incomplete view would open what is only not listed yet.
     policies.synced().await;
-    let mut enforced = Policies::open(net, node_name);
+    let mut enforced = Policies::open(Arc::clone(&net), node_name);
+    let mut starting = net.gate.watch();
     let mut peers: Option<Peers> = None;
     let mut retry = FIRST_RETRY;
     loop {
@@ -84,7 +98,15 @@ async fn keep(client: &Client, net: Arc<Net>, node_name: &str, shutdown: &Cancel
                 continue;
             }
         }
-        changed.notified().await;
-        tokio::time::sleep(SETTLE).await;
+        // Without a policy, a new pod has nothing to wait for.
+        match listed.is_empty() {
+            true => net.gate.open(),
+            false => net.gate.close(),
+        }
+        tokio::select! {
+            () = changed.notified() => tokio::time::sleep(SETTLE).await,
+            // A pod waits for it.
+            Ok(()) = starting.changed() => {}
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! Turns the difference between the kernel and the plan into one transaction.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use dhow_client::Key;
@@ -12,13 +12,18 @@ use nlink::netlink::nftables::{Chain, SetElement, SetKeyType, Verdict};
 use super::book::Book;
 use super::health::HealthServers;
 use super::names::{BALANCER, CLIENTS, ENDPOINTS, EXTERNAL, PICK, SERVICE, STICKIES, STICKY};
-use super::plan::{PlanContext, Step, Tables, plan, service_of};
+use super::plan::{NodePort, PlanContext, Step, Tables, plan, service_of};
 use super::state::{Changes, State};
-use crate::base_table::{BALANCED, BALANCED_ENDPOINTS, NO_ENDPOINTS, SERVICE_IPS, SERVICE_NODEPORTS, filled_sets};
+use crate::base_table::{
+    BALANCED, BALANCED_ENDPOINTS, NO_ENDPOINT_PORTS, NO_ENDPOINTS, SERVICE_IPS, SERVICE_NODEPORTS, filled_sets,
+};
 use crate::error::KernelContext;
 use crate::kernel::{Batch, Kernel};
-use crate::rules::{RuleBody, chain_name, destination_key, endpoint_type, endpoint_value, port_key, slot_key};
-use crate::{Net, Result};
+use crate::rules::{
+    Destination, Protocol, RuleBody, address_type, chain_name, destination_key, endpoint_type, endpoint_value,
+    port_key, set_name, slot_key,
+};
+use crate::{Family, Net, Result};
 
 /// Clients one endpoint remembers; a client beyond that is balanced anew each time.
 const MAX_CLIENTS: u32 = 65_536;
@@ -29,10 +34,10 @@ pub type Current = Option<(Arc<Service>, Vec<Arc<EndpointSlice>>)>;
 /// UDP flows that go where they should not any more.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct StaleFlows {
-    address: Option<Ipv4Addr>,
+    address: Option<IpAddr>,
     port: u16,
     /// Absent: wherever they go.
-    endpoint: Option<Ipv4Addr>,
+    endpoint: Option<IpAddr>,
 }
 
 /// What we know of the kernel's tables.
@@ -54,6 +59,8 @@ pub struct Proxy {
     book: Book,
     kernel: Knowledge,
     stale: BTreeSet<StaleFlows>,
+    /// Whether flows to endpoints that went while we were away are forgotten.
+    flows_checked: bool,
     health: HealthServers,
     /// Services whose health-check port is not as it should be yet.
     health_due: BTreeSet<Key>,
@@ -62,18 +69,15 @@ pub struct Proxy {
 impl Proxy {
     /// Changes nothing; the first [`Proxy::sync`] reads what the kernel holds.
     pub fn open(net: Arc<Net>, node_name: &str) -> Self {
-        let context = PlanContext {
-            node_name: node_name.to_owned(),
-            zone: None,
-            cluster_cidr: net.config().cluster_cidr,
-            pod_cidr: net.config().pod_cidr,
-        };
+        let context =
+            PlanContext { node_name: node_name.to_owned(), zone: None, networks: net.config().networks().collect() };
         Self {
             net,
             context,
             book: Book::default(),
             kernel: Knowledge::None,
             stale: BTreeSet::new(),
+            flows_checked: false,
             health: HealthServers::default(),
             health_due: BTreeSet::new(),
         }
@@ -130,6 +134,10 @@ impl Proxy {
         let operations = batch.len();
         batch.commit().await?;
         self.kernel = Knowledge::Certain;
+        if !self.flows_checked {
+            self.forget_flows_of_our_absence().await?;
+            self.flows_checked = true;
+        }
         self.forget_stale_flows().await?;
         self.answer_health_checks().await;
         Ok(operations)
@@ -152,6 +160,33 @@ impl Proxy {
                 self.health_due.insert(key);
             }
         }
+    }
+
+    /// What changed between the last daemon and this one is in nobody's memory: the kernel's flows are compared with
+    /// what there is now.
+    async fn forget_flows_of_our_absence(&self) -> Result<()> {
+        let mut fronts: HashMap<(Option<IpAddr>, u16), BTreeSet<IpAddr>> = HashMap::new();
+        for tables in self.book.keys().filter_map(|key| self.book.get(key)) {
+            for (front, endpoints) in &tables.udp {
+                fronts.entry(*front).or_default().extend(endpoints);
+            }
+            for (address, protocol, port) in &tables.no_endpoints {
+                if *protocol == Protocol::Udp {
+                    fronts.entry((Some(*address), *port)).or_default();
+                }
+            }
+        }
+        if fronts.is_empty() {
+            return Ok(());
+        }
+        let stale = |to: IpAddr, port: u16, endpoint: IpAddr| match fronts.get(&(Some(to), port)) {
+            Some(endpoints) => !endpoints.contains(&endpoint),
+            // A flow to a node port that was not sent on may be one to another machine altogether.
+            None => to != endpoint && fronts.get(&(None, port)).is_some_and(|now| !now.contains(&endpoint)),
+        };
+        let forgotten = self.net.kernel.forget_udp_flows_that(stale).await?;
+        tracing::debug!(forgotten, "forgot UDP flows to endpoints that went while nobody watched");
+        Ok(())
     }
 
     /// UDP flows have no end of their own: one that goes to a removed endpoint would go there for ever.
@@ -186,15 +221,16 @@ fn queue<'a>(kernel: &'a Kernel, table: &str, changes: &Changes, tables: &[&Tabl
     let mut batch = kernel.batch();
     let new = |name: &String| changes.add_maps.contains(name);
     for (name, endpoints) in tables.iter().flat_map(|t| &t.endpoints).filter(|(name, _)| new(name)) {
-        let set = kernel.set(name).key_type(SetKeyType::Mark).map(endpoint_type());
+        let family = endpoints.first().map_or(Family::V4, |endpoint| Family::of(endpoint.ip()));
+        let set = kernel.set(name).key_type(SetKeyType::Mark).map(endpoint_type(family));
         let elements: Vec<SetElement> = (0u32..)
             .zip(endpoints)
             .map(|(index, endpoint)| SetElement::mark(index).value(endpoint_value(*endpoint)))
             .collect();
         batch = batch.add_set(&set).add_elements(&set, &elements);
     }
-    for (name, timeout) in tables.iter().flat_map(|t| &t.clients).filter(|(name, _)| new(name)) {
-        let clients = kernel.set(name).key_type(SetKeyType::Ipv4Addr).dynamic().timeout(*timeout);
+    for (name, (family, timeout)) in tables.iter().flat_map(|t| &t.clients).filter(|(name, _)| new(name)) {
+        let clients = kernel.set(name).key_type(address_type(*family)).dynamic().timeout(*timeout);
         batch = batch.add_set(&clients.size(MAX_CLIENTS));
     }
     batch = add_chains(batch, table, STICKY, changes, tables)?;
@@ -209,37 +245,7 @@ fn queue<'a>(kernel: &'a Kernel, table: &str, changes: &Changes, tables: &[&Tabl
     for prefix in [PICK, SERVICE, EXTERNAL, BALANCER] {
         batch = add_chains(batch, table, prefix, changes, tables)?;
     }
-    let sets = filled_sets(kernel);
-    let set = |name: &str| sets.iter().find(|set| set.name() == name).expect("the base table has it");
-    let ips = |entries: &[(crate::rules::Destination, String)]| {
-        let element = |(key, chain): &(_, String)| destination_key(*key).verdict(Verdict::GotoTo(chain_name(chain)));
-        entries.iter().map(element).collect::<Vec<_>>()
-    };
-    let ports = |entries: &[((crate::rules::Protocol, u16), String)]| {
-        let element =
-            |((p, n), chain): &((_, u16), String)| port_key(*p, *n).verdict(Verdict::GotoTo(chain_name(chain)));
-        entries.iter().map(element).collect::<Vec<_>>()
-    };
-    let keys = |entries: &[crate::rules::Destination]| entries.iter().map(|d| destination_key(*d)).collect::<Vec<_>>();
-    let slots = |slots: &[(_, u32, SocketAddrV4)]| {
-        let element = |(to, slot, endpoint): &(_, _, _)| slot_key(*to, *slot).value(endpoint_value(*endpoint));
-        slots.iter().map(element).collect::<Vec<_>>()
-    };
-    let counts = |counts: &[(_, u32)]| {
-        let element = |(to, count): &(_, _)| destination_key(*to).value(SetElement::mark(*count));
-        counts.iter().map(element).collect::<Vec<_>>()
-    };
-    batch = batch
-        .remove_elements(set(BALANCED_ENDPOINTS), &slots(&changes.remove_slots))
-        .add_elements(set(BALANCED_ENDPOINTS), &slots(&changes.add_slots))
-        .remove_elements(set(BALANCED), &counts(&changes.remove_counts))
-        .add_elements(set(BALANCED), &counts(&changes.add_counts))
-        .remove_elements(set(SERVICE_IPS), &ips(&changes.remove_service_ips))
-        .add_elements(set(SERVICE_IPS), &ips(&changes.add_service_ips))
-        .remove_elements(set(SERVICE_NODEPORTS), &ports(&changes.remove_node_ports))
-        .add_elements(set(SERVICE_NODEPORTS), &ports(&changes.add_node_ports))
-        .remove_elements(set(NO_ENDPOINTS), &keys(&changes.remove_no_endpoints))
-        .add_elements(set(NO_ENDPOINTS), &keys(&changes.add_no_endpoints));
+    batch = queue_entries(batch, kernel, changes);
     for prefix in [BALANCER, EXTERNAL, SERVICE, PICK] {
         batch = remove_chains(batch, prefix, changes);
     }
@@ -247,6 +253,55 @@ fn queue<'a>(kernel: &'a Kernel, table: &str, changes: &Changes, tables: &[&Tabl
     batch = remove_maps(batch, STICKIES, changes);
     batch = remove_chains(batch, STICKY, changes);
     Ok(remove_maps(batch, CLIENTS, changes))
+}
+
+/// Entries of the maps that the base table has.
+fn queue_entries<'a>(mut batch: Batch<'a>, kernel: &Kernel, changes: &Changes) -> Batch<'a> {
+    let sets = filled_sets(kernel);
+    for family in Family::BOTH {
+        let set = |name: &str| {
+            let name = set_name(family, name);
+            sets.iter().find(|set| set.name() == name).expect("the base table has it")
+        };
+        let ours = |to: &Destination| Family::of(to.0) == family;
+        let goto = |chain: &str| Verdict::GotoTo(chain_name(chain));
+        let ips = |entries: &[(Destination, String)]| -> Vec<SetElement> {
+            let entries = entries.iter().filter(|(to, _)| ours(to));
+            entries.map(|(to, chain)| destination_key(*to).verdict(goto(chain))).collect()
+        };
+        let ports = |entries: &[(NodePort, String)]| -> Vec<SetElement> {
+            let entries = entries.iter().filter(|((of, ..), _)| *of == family);
+            entries.map(|((_, p, n), chain)| port_key(*p, *n).verdict(goto(chain))).collect()
+        };
+        let keys = |entries: &[Destination]| -> Vec<SetElement> {
+            entries.iter().filter(|to| ours(to)).map(|to| destination_key(*to)).collect()
+        };
+        let port_keys = |entries: &[NodePort]| -> Vec<SetElement> {
+            entries.iter().filter(|(of, ..)| *of == family).map(|(_, p, n)| port_key(*p, *n)).collect()
+        };
+        let slots = |slots: &[(Destination, u32, SocketAddr)]| -> Vec<SetElement> {
+            let slots = slots.iter().filter(|(to, ..)| ours(to));
+            slots.map(|(to, slot, endpoint)| slot_key(*to, *slot).value(endpoint_value(*endpoint))).collect()
+        };
+        let counts = |counts: &[(Destination, u32)]| -> Vec<SetElement> {
+            let counts = counts.iter().filter(|(to, _)| ours(to));
+            counts.map(|(to, count)| destination_key(*to).value(SetElement::mark(*count))).collect()
+        };
+        batch = batch
+            .remove_elements(set(BALANCED_ENDPOINTS), &slots(&changes.remove_slots))
+            .add_elements(set(BALANCED_ENDPOINTS), &slots(&changes.add_slots))
+            .remove_elements(set(BALANCED), &counts(&changes.remove_counts))
+            .add_elements(set(BALANCED), &counts(&changes.add_counts))
+            .remove_elements(set(SERVICE_IPS), &ips(&changes.remove_service_ips))
+            .add_elements(set(SERVICE_IPS), &ips(&changes.add_service_ips))
+            .remove_elements(set(SERVICE_NODEPORTS), &ports(&changes.remove_node_ports))
+            .add_elements(set(SERVICE_NODEPORTS), &ports(&changes.add_node_ports))
+            .remove_elements(set(NO_ENDPOINTS), &keys(&changes.remove_no_endpoints))
+            .add_elements(set(NO_ENDPOINTS), &keys(&changes.add_no_endpoints))
+            .remove_elements(set(NO_ENDPOINT_PORTS), &port_keys(&changes.remove_no_endpoint_ports))
+            .add_elements(set(NO_ENDPOINT_PORTS), &port_keys(&changes.add_no_endpoint_ports));
+    }
+    batch
 }
 
 /// A chain must be there before another one, or a map entry, can name it: callers go prefix by prefix.
@@ -258,11 +313,11 @@ fn add_chains<'a>(
     tables: &[&Tables],
 ) -> Result<Batch<'a>> {
     let chains = tables.iter().flat_map(|t| &t.chains).filter(|(name, _)| name.starts_with(prefix));
-    for (name, steps) in chains.filter(|(name, _)| changes.add_chains.contains(*name)) {
+    for (name, content) in chains.filter(|(name, _)| changes.add_chains.contains(*name)) {
         let chain = Chain::new(table, name.as_str()).doing(|| format!("name chain {name}"))?;
         batch = batch.add_chain(chain);
-        for step in steps {
-            batch = batch.add_rule(name, rule(step));
+        for step in &content.steps {
+            batch = batch.add_rule(name, rule(content.family, step));
         }
     }
     Ok(batch)
@@ -282,8 +337,8 @@ fn remove_maps<'a>(mut batch: Batch<'a>, prefix: &str, changes: &Changes) -> Bat
     batch
 }
 
-fn rule(step: &Step) -> RuleBody {
-    let rule = RuleBody::ipv4();
+fn rule(family: Family, step: &Step) -> RuleBody {
+    let rule = RuleBody::of(family);
     match step {
         Step::MasqueradeUnlessFrom(cidr) => rule.not_from(*cidr).mark_for_masquerade(),
         Step::Masquerade => rule.mark_for_masquerade(),

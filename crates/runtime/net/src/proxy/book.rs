@@ -5,11 +5,9 @@ use std::hash::Hash;
 
 use dhow_client::Key;
 
-use super::plan::Tables;
+use super::plan::{NodePort, Tables};
 use super::state::State;
-use crate::rules::{Destination, Protocol};
-
-type NodePort = (Protocol, u16);
+use crate::rules::Destination;
 
 /// The tables of all services. When two claim one address and port, the one that sorts first by namespace and
 /// name has it, and one without endpoints has it only if no other claims it.
@@ -31,12 +29,16 @@ pub(crate) struct Touched {
 impl Touched {
     fn add(&mut self, tables: &Tables) {
         self.addresses.extend(addresses(tables));
-        self.node_ports.extend(tables.node_ports.keys());
+        self.node_ports.extend(node_ports(tables));
     }
 }
 
 fn addresses(tables: &Tables) -> impl Iterator<Item = &Destination> {
     tables.service_ips.keys().chain(tables.balanced.keys()).chain(&tables.no_endpoints)
+}
+
+fn node_ports(tables: &Tables) -> impl Iterator<Item = &NodePort> {
+    tables.node_ports.keys().chain(&tables.no_endpoint_ports)
 }
 
 impl Book {
@@ -63,13 +65,13 @@ impl Book {
         let before = self.services.remove(key);
         if let Some(before) = &before {
             addresses(before).for_each(|address| forget(&mut self.addresses, address, key));
-            before.node_ports.keys().for_each(|port| forget(&mut self.node_ports, port, key));
+            node_ports(before).for_each(|port| forget(&mut self.node_ports, port, key));
         }
         if let Some(tables) = tables {
             for address in addresses(&tables) {
                 self.addresses.entry(*address).or_default().insert(key.clone());
             }
-            for port in tables.node_ports.keys() {
+            for port in node_ports(&tables) {
                 self.node_ports.entry(*port).or_default().insert(key.clone());
             }
             self.services.insert(key.clone(), tables);
@@ -113,7 +115,10 @@ impl Book {
         for port in node_ports {
             let Some(claimants) = self.node_ports.get(port) else { continue };
             let first = claimants.iter().find_map(|key| self.services.get(key)?.node_ports.get(port));
-            state.node_ports.extend(first.map(|chain| (*port, chain.clone())));
+            match first {
+                Some(chain) => drop(state.node_ports.insert(*port, chain.clone())),
+                None => drop(state.no_endpoint_ports.insert(*port)),
+            }
         }
         state
     }

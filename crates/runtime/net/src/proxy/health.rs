@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 
-use crate::{Net, Result};
+use crate::{Family, Net, Result};
 
 /// Load balancers ask every few seconds on a connection each; more at once are not theirs.
 const MAX_CONNECTIONS: usize = 64;
@@ -60,7 +60,12 @@ impl HealthServers {
             return Ok(());
         }
         self.close(service).await;
-        let listener = net.kernel.listen(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, wanted.port)).await?;
+        // One that is bound to all IPv6 addresses takes IPv4 connections as well.
+        let any = match net.config().networks().any(|networks| networks.family() == Family::V6) {
+            true => Ipv6Addr::UNSPECIFIED.into(),
+            false => Ipv4Addr::UNSPECIFIED.into(),
+        };
+        let listener = net.kernel.listen(SocketAddr::new(any, wanted.port)).await?;
         let (local_endpoints, seen) = watch::channel(wanted.local_endpoints);
         let task = tokio::spawn(serve(listener, service.clone(), seen));
         self.0.insert(service.clone(), Server { port: wanted.port, local_endpoints, task });

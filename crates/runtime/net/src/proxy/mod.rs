@@ -20,5 +20,6 @@ mod state;
 mod topology;
 
 pub use apply::Proxy;
+pub(crate) use plan::service_of;
 pub use plan::{PlanContext, Step, Tables, plan};
 pub use run::run;

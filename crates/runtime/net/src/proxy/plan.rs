@@ -1,7 +1,7 @@
 //! From Services and EndpointSlices to the tables we want. Pure: no kernel, no clock.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,9 +12,9 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use super::health::HealthCheck;
 use super::names::{BALANCER, CLIENTS, ENDPOINTS, EXTERNAL, PICK, SERVICE, STICKIES, STICKY, fingerprint};
 use super::topology;
-use crate::Cidr;
 use crate::base_table::MAX_BALANCED;
 use crate::rules::{Destination, Protocol};
+use crate::{Cidr, Family, Networks};
 
 const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 /// Services with it belong to another proxy.
@@ -27,8 +27,8 @@ pub struct PlanContext {
     pub node_name: String,
     /// The node's zone, by its label.
     pub zone: Option<String>,
-    pub cluster_cidr: Cidr,
-    pub pod_cidr: Cidr,
+    /// Of each family that is used here.
+    pub networks: Vec<Networks>,
 }
 
 /// One rule of a service chain.
@@ -60,28 +60,39 @@ pub enum Step {
         clients: String,
         timeout: Duration,
     },
-    Dnat(SocketAddrV4),
+    Dnat(SocketAddr),
     Drop,
 }
+
+/// A chain of rules for packets of one family.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ServiceChain {
+    pub family: Family,
+    pub steps: Vec<Step>,
+}
+
+/// A port of the node's addresses of one family.
+pub(crate) type NodePort = (Family, Protocol, u16);
 
 /// What one service needs of our table. Several may claim one address: [`super::book::Book`] decides.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Tables {
     /// Endpoints of destinations that need no chain of their own.
-    pub(crate) balanced: BTreeMap<Destination, Vec<SocketAddrV4>>,
-    pub(crate) endpoints: BTreeMap<String, Vec<SocketAddrV4>>,
+    pub(crate) balanced: BTreeMap<Destination, Vec<SocketAddr>>,
+    pub(crate) endpoints: BTreeMap<String, Vec<SocketAddr>>,
     /// Chains to choose from, by map.
     pub(crate) stickies: BTreeMap<String, Vec<String>>,
     /// Sets of clients and how long each stays.
-    pub(crate) clients: BTreeMap<String, Duration>,
-    pub(crate) chains: BTreeMap<String, Vec<Step>>,
+    pub(crate) clients: BTreeMap<String, (Family, Duration)>,
+    pub(crate) chains: BTreeMap<String, ServiceChain>,
     pub(crate) service_ips: BTreeMap<Destination, String>,
-    pub(crate) node_ports: BTreeMap<(Protocol, u16), String>,
+    pub(crate) node_ports: BTreeMap<NodePort, String>,
     pub(crate) no_endpoints: BTreeSet<Destination>,
+    pub(crate) no_endpoint_ports: BTreeSet<NodePort>,
     /// What load balancers are told about this node.
     pub(crate) health: Option<HealthCheck>,
     /// Pods behind each UDP destination; the address is absent for node ports.
-    pub(crate) udp: BTreeMap<(Option<Ipv4Addr>, u16), BTreeSet<Ipv4Addr>>,
+    pub(crate) udp: BTreeMap<(Option<IpAddr>, u16), BTreeSet<IpAddr>>,
 }
 
 /// What the kernel should hold for one service on this node. `slices` are the service's own.
@@ -90,21 +101,37 @@ pub fn plan(service: &Service, slices: &[Arc<EndpointSlice>], context: &PlanCont
     let Some(spec) = &service.spec else { return tables };
     let proxied = spec.type_.as_deref() != Some("ExternalName")
         && !service.metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(OTHER_PROXY_LABEL));
-    let cluster_ips = cluster_ips(spec);
-    if !proxied || cluster_ips.is_empty() {
+    if !proxied {
         return tables;
     }
     let namespace = service.metadata.namespace.as_deref().unwrap_or_default();
     let name = service.metadata.name.as_deref().unwrap_or_default();
-    let fronts = Fronts { cluster: cluster_ips, external: external_ips(spec), balancer: balancer_ips(service) };
-    for port in spec.ports.iter().flatten() {
-        let Some(protocol) = Protocol::parse(port.protocol.as_deref().unwrap_or_default()) else { continue };
-        let id = fingerprint(
-            format!("{namespace}/{name}:{}/{}", port.name.as_deref().unwrap_or_default(), protocol.name()).as_bytes(),
-        );
-        ServicePortPlan { id, spec, port, protocol, slices, context }.add(&fronts, &mut tables);
+    for networks in &context.networks {
+        let family = networks.family();
+        let of = |addresses: Vec<IpAddr>| -> Vec<IpAddr> {
+            let unique: BTreeSet<IpAddr> = addresses.into_iter().filter(|ip| Family::of(*ip) == family).collect();
+            unique.into_iter().collect()
+        };
+        let cluster = of(cluster_ips(spec));
+        // Whatever its other addresses are: the service is not of this family.
+        if cluster.is_empty() {
+            continue;
+        }
+        let fronts = Fronts { cluster, external: of(external_ips(spec)), balancer: of(balancer_ips(service)) };
+        for port in spec.ports.iter().flatten() {
+            let Some(protocol) = Protocol::parse(port.protocol.as_deref().unwrap_or_default()) else { continue };
+            let port_name = port.name.as_deref().unwrap_or_default();
+            let mut id = format!("{namespace}/{name}:{port_name}/{}", protocol.name());
+            if family == Family::V6 {
+                id.push_str(" v6");
+            }
+            let id = fingerprint(id.as_bytes());
+            ServicePortPlan { id, family, networks, spec, port, protocol, slices, context }.add(&fronts, &mut tables);
+        }
     }
-    tables.health = health_check(spec, slices, context);
+    if tables != Tables::default() {
+        tables.health = health_check(spec, slices, context);
+    }
     tables
 }
 
@@ -113,11 +140,16 @@ fn health_check(spec: &ServiceSpec, slices: &[Arc<EndpointSlice>], context: &Pla
     let local = spec.external_traffic_policy.as_deref() == Some("Local");
     let port = spec.health_check_node_port.filter(|_| local && spec.type_.as_deref() == Some("LoadBalancer"))?;
     let port = u16::try_from(port).ok().filter(|port| *port != 0)?;
-    let endpoints = slices.iter().filter(|slice| slice.address_type == "IPv4").flat_map(|slice| &slice.endpoints);
-    let here = endpoints.filter(|endpoint| endpoint.node_name.as_deref() == Some(&context.node_name));
-    let ready = here.filter(|endpoint| endpoint.conditions.as_ref().and_then(|c| c.ready).unwrap_or(true));
-    let addresses: BTreeSet<&str> = ready.filter_map(|e| e.addresses.first().map(String::as_str)).collect();
-    Some(HealthCheck { port, local_endpoints: addresses.len() })
+    let ready = |family: Family| {
+        let of = slices.iter().filter(|slice| slice.address_type == family.name()).flat_map(|slice| &slice.endpoints);
+        let here = of.filter(|endpoint| endpoint.node_name.as_deref() == Some(&context.node_name));
+        let ready = here.filter(|endpoint| endpoint.conditions.as_ref().and_then(|c| c.ready).unwrap_or(true));
+        let addresses: BTreeSet<&str> = ready.filter_map(|e| e.addresses.first().map(String::as_str)).collect();
+        addresses.len()
+    };
+    // One pod is an endpoint of each family.
+    let local_endpoints = context.networks.iter().map(|networks| ready(networks.family())).max().unwrap_or(0);
+    Some(HealthCheck { port, local_endpoints })
 }
 
 /// The service a slice belongs to.
@@ -126,35 +158,33 @@ pub(crate) fn service_of(slice: &EndpointSlice) -> Option<Key> {
     Some(Key::new(slice.metadata.namespace.as_deref(), service))
 }
 
-/// The addresses a service is reached at.
+/// The addresses a service is reached at, of one family.
 struct Fronts {
-    cluster: Vec<Ipv4Addr>,
-    external: Vec<Ipv4Addr>,
-    balancer: Vec<Ipv4Addr>,
+    cluster: Vec<IpAddr>,
+    external: Vec<IpAddr>,
+    balancer: Vec<IpAddr>,
 }
 
-fn cluster_ips(spec: &ServiceSpec) -> Vec<Ipv4Addr> {
-    let listed = spec.cluster_ips.iter().flatten().chain(&spec.cluster_ip);
-    let unique: BTreeSet<Ipv4Addr> = listed.filter_map(|ip| ip.parse().ok()).collect();
-    unique.into_iter().collect()
+fn cluster_ips(spec: &ServiceSpec) -> Vec<IpAddr> {
+    spec.cluster_ips.iter().flatten().chain(&spec.cluster_ip).filter_map(|ip| ip.parse().ok()).collect()
 }
 
-fn external_ips(spec: &ServiceSpec) -> Vec<Ipv4Addr> {
-    let unique: BTreeSet<Ipv4Addr> = spec.external_ips.iter().flatten().filter_map(|ip| ip.parse().ok()).collect();
-    unique.into_iter().collect()
+fn external_ips(spec: &ServiceSpec) -> Vec<IpAddr> {
+    spec.external_ips.iter().flatten().filter_map(|ip| ip.parse().ok()).collect()
 }
 
 /// The load balancer's addresses, unless they ask to be passed through the balancer itself.
-fn balancer_ips(service: &Service) -> Vec<Ipv4Addr> {
+fn balancer_ips(service: &Service) -> Vec<IpAddr> {
     let ingress =
         service.status.iter().filter_map(|s| s.load_balancer.as_ref()).flat_map(|lb| lb.ingress.iter().flatten());
     let ours = ingress.filter(|i| i.ip_mode.as_deref() != Some("Proxy")).filter_map(|i| i.ip.as_ref());
-    let unique: BTreeSet<Ipv4Addr> = ours.filter_map(|ip| ip.parse().ok()).collect();
-    unique.into_iter().collect()
+    ours.filter_map(|ip| ip.parse().ok()).collect()
 }
 
 struct ServicePortPlan<'a> {
     id: String,
+    family: Family,
+    networks: &'a Networks,
     spec: &'a ServiceSpec,
     port: &'a ServicePort,
     protocol: Protocol,
@@ -166,8 +196,10 @@ impl ServicePortPlan<'_> {
     fn add(&self, fronts: &Fronts, tables: &mut Tables) {
         let Ok(number) = u16::try_from(self.port.port) else { return };
         let all = self.endpoints(false);
-        let destination = |ip: &Ipv4Addr| (*ip, self.protocol, number);
+        let destination = |ip: &IpAddr| (*ip, self.protocol, number);
+        let node_port = self.port.node_port.and_then(|p| u16::try_from(p).ok()).filter(|p| *p != 0);
         if all.is_empty() {
+            tables.no_endpoint_ports.extend(node_port.map(|port| (self.family, self.protocol, port)));
             let addresses = fronts.cluster.iter().chain(&fronts.external).chain(&fronts.balancer);
             tables.no_endpoints.extend(addresses.map(destination));
             return;
@@ -177,7 +209,6 @@ impl ServicePortPlan<'_> {
             self.spec.internal_traffic_policy.as_deref() == Some("Local"),
             self.spec.external_traffic_policy.as_deref() == Some("Local"),
         );
-        let node_port = self.port.node_port.and_then(|p| u16::try_from(p).ok()).filter(|p| *p != 0);
         let has_external = node_port.is_some() || !fronts.external.is_empty() || !fronts.balancer.is_empty();
 
         let plain = !internal_local && !has_external && self.spec.session_affinity.as_deref() != Some("ClientIP");
@@ -195,7 +226,7 @@ impl ServicePortPlan<'_> {
         let to = |pick: &Option<String>| pick.clone().map_or(Step::Drop, Step::Goto);
 
         let internal = vec![
-            Step::MasqueradeUnlessFrom(self.context.cluster_cidr),
+            Step::MasqueradeUnlessFrom(self.networks.cluster),
             to(if internal_local { &pick_local } else { &pick_all }),
         ];
         let service = self.chain(SERVICE, internal, tables);
@@ -209,7 +240,7 @@ impl ServicePortPlan<'_> {
         let mut steps = Vec::new();
         if let (true, Some(all)) = (external_local, &pick_all) {
             // Clients on this node are no foreigners: they may use every endpoint.
-            steps.push(Step::GotoIfFrom(self.context.pod_cidr, all.clone()));
+            steps.push(Step::GotoIfFrom(self.networks.pods, all.clone()));
             steps.push(Step::MasqueradeFromNode);
             steps.push(Step::GotoIfFromNode(all.clone()));
             steps.push(to(&pick_local));
@@ -230,7 +261,7 @@ impl ServicePortPlan<'_> {
             }
         }
         if let Some(port) = node_port {
-            tables.node_ports.entry((self.protocol, port)).or_insert(external);
+            tables.node_ports.entry((self.family, self.protocol, port)).or_insert(external);
             self.note_udp(None, port, &all, tables);
         }
     }
@@ -243,23 +274,24 @@ impl ServicePortPlan<'_> {
         }
         // A range of the other address family, or one we cannot read, opens nothing.
         let parsed = ranges.iter().filter_map(|range| range.trim().parse::<Cidr>().ok());
+        let parsed = parsed.filter(|cidr| cidr.family() == self.family);
         let mut steps: Vec<Step> = parsed.map(|cidr| Step::GotoIfFrom(cidr, external.to_owned())).collect();
         steps.push(Step::Drop);
         self.chain(BALANCER, steps, tables)
     }
 
-    fn note_udp(&self, ip: Option<Ipv4Addr>, port: u16, endpoints: &[SocketAddrV4], tables: &mut Tables) {
+    fn note_udp(&self, ip: Option<IpAddr>, port: u16, endpoints: &[SocketAddr], tables: &mut Tables) {
         if self.protocol == Protocol::Udp {
-            tables.udp.entry((ip, port)).or_default().extend(endpoints.iter().map(|e| *e.ip()));
+            tables.udp.entry((ip, port)).or_default().extend(endpoints.iter().map(SocketAddr::ip));
         }
     }
 
     /// Ready endpoints, or, when there are none, those that end but still serve. Of all nodes' ready ones, those
     /// that the hints keep for this node or its zone.
-    fn endpoints(&self, only_local: bool) -> Vec<SocketAddrV4> {
+    fn endpoints(&self, only_local: bool) -> Vec<SocketAddr> {
         let (mut ready, mut ending) = (BTreeMap::new(), BTreeSet::new());
         let wanted = self.port.name.as_deref().unwrap_or_default();
-        for slice in self.slices.iter().filter(|slice| slice.address_type == "IPv4") {
+        for slice in self.slices.iter().filter(|slice| slice.address_type == self.family.name()) {
             let port = slice.ports.iter().flatten().find(|p| {
                 p.name.as_deref().unwrap_or_default() == wanted
                     && Protocol::parse(p.protocol.as_deref().unwrap_or_default()) == Some(self.protocol)
@@ -269,12 +301,13 @@ impl ServicePortPlan<'_> {
                 if only_local && endpoint.node_name.as_deref() != Some(&self.context.node_name) {
                     continue;
                 }
-                let Some(ip) = endpoint.addresses.first().and_then(|a| a.parse::<Ipv4Addr>().ok()) else { continue };
+                let ip = endpoint.addresses.first().and_then(|a| a.parse::<IpAddr>().ok());
+                let Some(ip) = ip.filter(|ip| Family::of(*ip) == self.family) else { continue };
                 let conditions = endpoint.conditions.as_ref();
                 let is_ready = conditions.and_then(|c| c.ready).unwrap_or(true);
                 let serving = conditions.and_then(|c| c.serving).unwrap_or(is_ready);
                 let terminating = conditions.and_then(|c| c.terminating).unwrap_or(false);
-                let address = SocketAddrV4::new(ip, port);
+                let address = SocketAddr::new(ip, port);
                 if is_ready {
                     ready.insert(address, endpoint);
                 } else if serving && terminating {
@@ -292,11 +325,11 @@ impl ServicePortPlan<'_> {
     }
 
     /// The chain that sends to one of `endpoints`.
-    fn pick(&self, scope: &str, endpoints: &[SocketAddrV4], tables: &mut Tables) -> String {
+    fn pick(&self, scope: &str, endpoints: &[SocketAddr], tables: &mut Tables) -> String {
         let count = u32::try_from(endpoints.len()).unwrap_or(u32::MAX);
         let content = |items: &[String]| fingerprint(items.join(",").as_bytes());
         if self.spec.session_affinity.as_deref() != Some("ClientIP") {
-            let texts: Vec<String> = endpoints.iter().map(SocketAddrV4::to_string).collect();
+            let texts: Vec<String> = endpoints.iter().map(SocketAddr::to_string).collect();
             let map = format!("{ENDPOINTS}{}_{}", self.id, content(&texts));
             tables.endpoints.insert(map.clone(), endpoints.to_vec());
             return self.chain(PICK, vec![Step::Balance { endpoints: map, count }], tables);
@@ -309,7 +342,7 @@ impl ServicePortPlan<'_> {
             // Clients are remembered per endpoint: when it goes, so do they, and no other endpoint's.
             let key = fingerprint(format!("{scope} {endpoint} {seconds}").as_bytes());
             let clients = format!("{CLIENTS}{}_{key}", self.id);
-            tables.clients.insert(clients.clone(), timeout);
+            tables.clients.insert(clients.clone(), (self.family, timeout));
             let remember = Step::RememberClient { clients: clients.clone(), timeout };
             let chain = self.chain(STICKY, vec![remember, Step::Dnat(*endpoint)], tables);
             steps.push(Step::GotoIfClient { clients, chain: chain.clone() });
@@ -323,7 +356,7 @@ impl ServicePortPlan<'_> {
 
     fn chain(&self, prefix: &str, steps: Vec<Step>, tables: &mut Tables) -> String {
         let name = format!("{prefix}{}_{}", self.id, fingerprint(format!("{steps:?}").as_bytes()));
-        tables.chains.insert(name.clone(), steps);
+        tables.chains.insert(name.clone(), ServiceChain { family: self.family, steps });
         name
     }
 }

@@ -21,12 +21,19 @@ fn slice(endpoints: Value) -> Arc<EndpointSlice> {
     Arc::new(serde_json::from_value(object).unwrap())
 }
 
+fn networks(pods: &str, cluster: &str, services: &str) -> Networks {
+    let [pods, cluster, services] = [pods, cluster, services].map(|cidr| cidr.parse().unwrap());
+    Networks { pods, cluster, services }
+}
+
 fn context() -> PlanContext {
     PlanContext {
         node_name: "here".to_owned(),
         zone: Some("east".to_owned()),
-        cluster_cidr: "10.42.0.0/16".parse().unwrap(),
-        pod_cidr: "10.42.1.0/24".parse().unwrap(),
+        networks: vec![
+            networks("10.42.1.0/24", "10.42.0.0/16", "10.43.0.0/16"),
+            networks("fd42:0:0:1::/64", "fd42::/56", "fd43::/112"),
+        ],
     }
 }
 
@@ -108,15 +115,15 @@ fn local_policies_use_local_endpoints_and_drop_without() {
     assert_eq!(picked(&tables), [["10.42.1.7:8080"]]);
     let tables = plan(&web(local), &[slice(json!([there]))], &context());
     let front = &tables.chains[tables.service_ips.values().next().unwrap()];
-    assert_eq!(front.last(), Some(&Step::Drop));
+    assert_eq!(front.steps.last(), Some(&Step::Drop));
 
     let external = json!({
         "type": "NodePort", "externalTrafficPolicy": "Local",
         "ports": [{"name": "http", "port": 80, "nodePort": 30080}],
     });
     let tables = plan(&web(external), &[slice(json!([here, there]))], &context());
-    let front = &tables.chains[&tables.node_ports[&(Protocol::Tcp, 30080)]];
-    assert!(matches!(front[0], Step::GotoIfFrom(cidr, _) if cidr == context().pod_cidr), "{front:?}");
+    let front = &tables.chains[&tables.node_ports[&(Family::V4, Protocol::Tcp, 30080)]].steps;
+    assert!(matches!(front[0], Step::GotoIfFrom(cidr, _) if cidr == context().networks[0].pods), "{front:?}");
     assert!(!front.contains(&Step::Masquerade), "the client's address is kept: {front:?}");
 }
 
@@ -124,7 +131,7 @@ fn local_policies_use_local_endpoints_and_drop_without() {
 fn affinity_has_its_set_and_timeout() {
     let spec = json!({"sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 60}}});
     let tables = plan(&web(spec), &[slice(json!([{"addresses": ["10.42.1.7"]}]))], &context());
-    assert_eq!(tables.clients.values().map(Duration::as_secs).collect::<Vec<_>>(), [60]);
+    assert_eq!(tables.clients.values().map(|(_, timeout)| timeout.as_secs()).collect::<Vec<_>>(), [60]);
 }
 
 #[test]
@@ -150,11 +157,11 @@ fn a_load_balancer_lets_in_only_its_source_ranges() {
     let status = json!({"loadBalancer": {"ingress": [{"ip": "192.0.2.2"}]}});
     service.status = Some(serde_json::from_value(status).unwrap());
     let tables = plan(&service, &[slice(json!([{"addresses": ["10.42.1.7"]}]))], &context());
-    let chain = |ip: [u8; 4]| tables.service_ips[&(Ipv4Addr::from(ip), Protocol::Tcp, 80)].clone();
+    let chain = |ip: [u8; 4]| tables.service_ips[&(IpAddr::from(ip), Protocol::Tcp, 80)].clone();
     let (external, balancer) = (chain([192, 0, 2, 1]), chain([192, 0, 2, 2]));
     let open = Step::GotoIfFrom("198.51.100.0/24".parse().unwrap(), external.clone());
-    assert_eq!(tables.chains[&balancer], [open, Step::Drop]);
-    assert!(!tables.chains[&external].contains(&Step::Drop));
+    assert_eq!(tables.chains[&balancer].steps, [open, Step::Drop]);
+    assert!(!tables.chains[&external].steps.contains(&Step::Drop));
 }
 
 #[test]
@@ -166,7 +173,7 @@ fn an_address_claimed_twice_goes_to_the_first_name_that_has_endpoints() {
     };
     let some = || json!([{"addresses": ["10.42.1.7"]}]);
     let (a, b) = (Key::new(Some("default"), "a"), Key::new(Some("default"), "b"));
-    let external = (Ipv4Addr::new(192, 0, 2, 1), Protocol::Tcp, 80);
+    let external = (IpAddr::from([192, 0, 2, 1]), Protocol::Tcp, 80);
     let mut book = Book::default();
     book.replace(&b, Some(claim("b", some())));
     book.replace(&a, Some(claim("a", json!([]))));
@@ -210,4 +217,34 @@ fn health_checks_are_for_load_balancers_with_local_traffic() {
     assert_eq!(check("Local", json!([here, ending, there])), answer(1));
     assert_eq!(check("Local", json!([there])), answer(0));
     assert_eq!(check("Cluster", json!([here])), None);
+}
+
+#[test]
+fn each_family_has_its_own_tables() {
+    let six = json!({
+        "metadata": {"namespace": "default", "name": "web-2", "labels": {"kubernetes.io/service-name": "web"}},
+        "addressType": "IPv6",
+        "endpoints": [{"addresses": ["fd42:0:0:1::7"]}],
+        "ports": [{"name": "http", "port": 8080, "protocol": "TCP"}],
+    });
+    let slices = [slice(json!([{"addresses": ["10.42.1.7"]}])), Arc::new(serde_json::from_value(six).unwrap())];
+    let dual = json!({"clusterIPs": ["10.43.0.80", "fd43::80"]});
+    let tables = plan(&web(dual.clone()), &slices, &context());
+    assert_eq!(picked(&tables), [["10.42.1.7:8080"], ["[fd42:0:0:1::7]:8080"]]);
+    // One address of the service, one family, whatever slices there are.
+    assert_eq!(picked(&plan(&web(json!({})), &slices, &context())), [["10.42.1.7:8080"]]);
+    // A node port leads to each family's endpoints, and is refused where there are none.
+    let mut node_port = dual;
+    node_port["type"] = json!("NodePort");
+    node_port["ports"] = json!([{"name": "http", "port": 80, "nodePort": 30080}]);
+    let tables = plan(&web(node_port.clone()), &slices, &context());
+    let [four, six] = Family::BOTH.map(|family| tables.node_ports[&(family, Protocol::Tcp, 30080)].clone());
+    assert_ne!(four, six);
+    assert_eq!((tables.chains[&four].family, tables.chains[&six].family), (Family::V4, Family::V6));
+    let tables = plan(&web(node_port), &slices[..1], &context());
+    assert!(tables.node_ports.contains_key(&(Family::V4, Protocol::Tcp, 30080)));
+    assert_eq!(tables.no_endpoint_ports, BTreeSet::from([(Family::V6, Protocol::Tcp, 30080)]));
+    // Where only one family is used, nothing of the other is planned.
+    let single = PlanContext { networks: context().networks[..1].to_vec(), ..context() };
+    assert_eq!(picked(&plan(&web(json!({"clusterIPs": ["10.43.0.80", "fd43::80"]})), &slices, &single)).len(), 1);
 }

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stderr, dead_code, unsafe_code)]
 
 use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::Command;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use dhow_cri::runtime::{PodIdentity, PortMapping};
 use dhow_cri::{NetworkRequest, PodNetwork};
-use dhow_net::{Net, NetConfig};
+use dhow_net::{Net, NetConfig, Networks};
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
@@ -73,7 +73,7 @@ pub struct Node {
     pub netns: Netns,
     pub net: Arc<Net>,
     state: tempfile::TempDir,
-    cidr: &'static str,
+    cidrs: Vec<&'static str>,
 }
 
 static SANDBOXES: AtomicU64 = AtomicU64::new(0);
@@ -84,11 +84,18 @@ impl Node {
     }
 
     pub async fn with_pods_in(cidr: &'static str) -> Self {
+        Self::open(&[cidr], |_| {}).await
+    }
+
+    /// Pods have addresses in each of these networks, the first one's family being the primary one.
+    pub async fn open(cidrs: &[&'static str], adjust: impl Fn(&mut NetConfig)) -> Self {
         let netns = Netns::new();
         netns.command("ip", &["link", "set", "lo", "up"]);
         let state = tempfile::tempdir().unwrap();
-        let net = Net::open(config(&netns, state.path(), cidr)).await.unwrap();
-        Self { netns, net, state, cidr }
+        let mut config = config(&netns, state.path(), cidrs);
+        adjust(&mut config);
+        let net = Net::open(config).await.unwrap();
+        Self { netns, net, state, cidrs: cidrs.to_vec() }
     }
 
     /// A node in a namespace that has links already, with pods as large as those allow.
@@ -114,7 +121,7 @@ impl Node {
 
     /// What a restarted daemon does.
     pub async fn reopen(&mut self) {
-        self.net = Net::open(config(&self.netns, self.state.path(), self.cidr)).await.unwrap();
+        self.net = Net::open(config(&self.netns, self.state.path(), &self.cidrs)).await.unwrap();
     }
 
     pub async fn pod(&self) -> Pod {
@@ -126,8 +133,7 @@ impl Node {
         let sandbox = format!("sandbox-{}", SANDBOXES.fetch_add(1, Ordering::Relaxed));
         let request = request(&sandbox, port_mappings);
         let ips = self.net.attach(netns.fd(), &request).await.unwrap();
-        let IpAddr::V4(ip) = ips[0] else { panic!("{ips:?}") };
-        Pod { netns, ip, sandbox, request }
+        Pod { netns, ip: ips[0], ips, sandbox, request }
     }
 
     pub fn ruleset(&self) -> Value {
@@ -144,8 +150,19 @@ impl Node {
     }
 }
 
-fn config(netns: &Netns, state: &std::path::Path, cidr: &str) -> NetConfig {
-    let mut config = NetConfig::new(cidr.parse().unwrap(), state);
+fn config(netns: &Netns, state: &std::path::Path, cidrs: &[&str]) -> NetConfig {
+    let networks = |pods: &str| {
+        let (cluster, services) = match pods.contains(':') {
+            true => ("fd42::/56", "fd43::/112"),
+            false => ("10.42.0.0/16", "10.43.0.0/16"),
+        };
+        let [pods, cluster, services] = [pods, cluster, services].map(|cidr| cidr.parse().unwrap());
+        Networks { pods, cluster, services }
+    };
+    let primary = networks(cidrs[0]);
+    let mut config = NetConfig::new(primary.pods, state);
+    (config.cluster_cidr, config.service_cidr) = (primary.cluster, primary.services);
+    config.secondary = cidrs.get(1).map(|pods| networks(pods));
     config.host_netns = Some(netns.try_clone());
     config
 }
@@ -153,12 +170,14 @@ fn config(netns: &Netns, state: &std::path::Path, cidr: &str) -> NetConfig {
 pub fn request(sandbox: &str, port_mappings: Vec<PortMapping>) -> NetworkRequest {
     let pod =
         PodIdentity { namespace: "default".to_owned(), name: sandbox.to_owned(), uid: sandbox.to_owned(), attempt: 0 };
-    NetworkRequest { sandbox_id: sandbox.to_owned(), pod, port_mappings }
+    NetworkRequest { sandbox_id: sandbox.to_owned(), pod, port_mappings, ..NetworkRequest::default() }
 }
 
 pub struct Pod {
     pub netns: Netns,
-    pub ip: Ipv4Addr,
+    /// The first of its addresses.
+    pub ip: IpAddr,
+    pub ips: Vec<IpAddr>,
     pub sandbox: String,
     pub request: NetworkRequest,
 }
@@ -166,12 +185,12 @@ pub struct Pod {
 impl Pod {
     /// Serves TCP on `port`: says `name` and the client's address, then echoes lines until the client ends.
     pub fn serve(&self, port: u16, name: &'static str) {
-        let listener = self.netns.run(move || TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).unwrap());
+        let listener = self.netns.run(move || TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).unwrap());
         std::thread::spawn(move || {
             for stream in listener.incoming() {
                 let Ok(mut stream) = stream else { return };
                 std::thread::spawn(move || {
-                    let Ok(peer) = stream.peer_addr().map(|peer| peer.ip()) else { return };
+                    let Ok(peer) = stream.peer_addr().map(|peer| peer.ip().to_canonical()) else { return };
                     let _ = writeln!(stream, "{name} {peer}");
                     let mut buffer = [0; 256];
                     while let Ok(count @ 1..) = stream.read(&mut buffer) {
@@ -186,7 +205,7 @@ impl Pod {
 
     /// Answers UDP datagrams on `port` with `name`.
     pub fn serve_udp(&self, port: u16, name: &'static str) {
-        let socket = self.netns.run(move || UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)).unwrap());
+        let socket = self.netns.run(move || UdpSocket::bind((Ipv6Addr::UNSPECIFIED, port)).unwrap());
         std::thread::spawn(move || {
             let mut buffer = [0; 256];
             while let Ok((_, from)) = socket.recv_from(&mut buffer) {
@@ -200,8 +219,8 @@ impl Pod {
 pub struct Client(TcpStream);
 
 impl Client {
-    pub fn connect(from: &Netns, to: (Ipv4Addr, u16)) -> std::io::Result<Self> {
-        let to = SocketAddr::V4(SocketAddrV4::new(to.0, to.1));
+    pub fn connect(from: &Netns, to: (impl Into<IpAddr>, u16)) -> std::io::Result<Self> {
+        let to = SocketAddr::new(to.0.into(), to.1);
         let stream = from.run(move || TcpStream::connect_timeout(&to, Duration::from_secs(5)))?;
         stream.set_read_timeout(Some(Duration::from_secs(5)))?;
         Ok(Self(stream))
@@ -222,7 +241,7 @@ impl Client {
 }
 
 /// The greeting: who answered, and the address it saw.
-pub fn greeting(from: &Netns, to: (Ipv4Addr, u16)) -> std::io::Result<(String, Ipv4Addr)> {
+pub fn greeting(from: &Netns, to: (impl Into<IpAddr>, u16)) -> std::io::Result<(String, IpAddr)> {
     let line = Client::connect(from, to)?.line()?;
     let (name, peer) = line.split_once(' ').ok_or_else(|| std::io::Error::other(format!("greeting {line:?}")))?;
     Ok((name.to_owned(), peer.parse().unwrap()))
@@ -233,21 +252,21 @@ pub fn service(name: &str, spec: Value) -> Arc<Service> {
     Arc::new(serde_json::from_value(object).unwrap())
 }
 
-pub fn slice(service: &str, port: u16, protocol: &str, ips: &[Ipv4Addr]) -> Arc<EndpointSlice> {
+pub fn slice(service: &str, port: u16, protocol: &str, ips: &[IpAddr]) -> Arc<EndpointSlice> {
     let endpoints: Vec<Value> = ips.iter().map(|ip| json!({"addresses": [ip], "nodeName": "node"})).collect();
     let object = json!({
         "metadata": {
-            "namespace": "default", "name": format!("{service}-1"),
+            "namespace": "default", "name": format!("{service}-{}", ips.first().is_some_and(IpAddr::is_ipv6)),
             "labels": {"kubernetes.io/service-name": service},
         },
-        "addressType": "IPv4",
+        "addressType": if ips.first().is_some_and(IpAddr::is_ipv6) { "IPv6" } else { "IPv4" },
         "endpoints": endpoints,
         "ports": [{"port": port, "protocol": protocol}],
     });
     Arc::new(serde_json::from_value(object).unwrap())
 }
 
-/// A link between two machines: 192.0.2.1 on the `node`, 192.0.2.2 on the other.
+/// A link between two machines: 192.0.2.1 and 2001:db8::1 on the `node`, 192.0.2.2 and 2001:db8::2 on the other.
 pub fn connect_outside(node: &Netns, outside: &Netns) {
     use std::os::fd::AsRawFd;
     let path = format!("/proc/{}/fd/{}", std::process::id(), outside.fd().as_raw_fd());
@@ -262,4 +281,6 @@ pub fn connect_outside(node: &Netns, outside: &Netns) {
     node.command("ip", &["link", "set", "up0", "up"]);
     outside.command("ip", &["addr", "add", "192.0.2.2/24", "dev", "up1"]);
     outside.command("ip", &["link", "set", "up1", "up"]);
+    node.command("ip", &["addr", "add", "2001:db8::1/64", "dev", "up0", "nodad"]);
+    outside.command("ip", &["addr", "add", "2001:db8::2/64", "dev", "up1", "nodad"]);
 }
