@@ -29,17 +29,17 @@ const RIGHT: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
 /// Two nodes with a router between them, whose link to the second carries no more than `mtu` bytes.
 async fn apart(mtu: &'static str) -> (Node, Netns, Node) {
     let (left, right, router) = (Netns::new(), Netns::new(), Netns::new());
-    link(&left, "up", &router, "left");
-    link(&right, "up", &router, "right");
-    left.command("ip", &["addr", "add", "192.0.2.1/24", "dev", "up"]);
+    link(&left, "wan", &router, "left");
+    link(&right, "wan", &router, "right");
+    left.command("ip", &["addr", "add", "192.0.2.1/24", "dev", "wan"]);
     left.command("ip", &["route", "add", "default", "via", "192.0.2.254"]);
-    right.command("ip", &["addr", "add", "198.51.100.1/24", "dev", "up"]);
+    right.command("ip", &["addr", "add", "198.51.100.1/24", "dev", "wan"]);
     right.command("ip", &["route", "add", "default", "via", "198.51.100.254"]);
     router.command("ip", &["addr", "add", "192.0.2.254/24", "dev", "left"]);
     router.command("ip", &["addr", "add", "198.51.100.254/24", "dev", "right"]);
     router.run(|| std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap());
     router.command("ip", Box::leak(Box::new(["link", "set", "right", "mtu", mtu])));
-    right.command("ip", Box::leak(Box::new(["link", "set", "up", "mtu", mtu])));
+    right.command("ip", Box::leak(Box::new(["link", "set", "wan", "mtu", mtu])));
     let left = Node::at(left, "10.42.0.0/24", LEFT, Mode::Auto).await;
     let right = Node::at(right, "10.42.1.0/24", RIGHT, Mode::Auto).await;
     (left, router, right)
@@ -114,7 +114,7 @@ async fn a_smaller_link_on_the_way_is_no_black_hole() {
     flows(&a, &b, 9000, 1 << 20).unwrap();
     flows(&b, &a, 9001, 1 << 20).unwrap();
     // And a link that shrinks later.
-    left.netns.command("ip", &["link", "set", "up", "mtu", "1000"]);
+    left.netns.command("ip", &["link", "set", "wan", "mtu", "1000"]);
     flows(&b, &a, 9002, 1 << 20).unwrap();
 }
 
@@ -172,7 +172,7 @@ async fn the_tunnel_and_its_routes_go_with_a_purge() {
     let (left, _router, right) = apart("1500").await;
     know_each_other(&left, &right).await;
     left.net.purge().await.unwrap();
-    assert_eq!(left.links(), ["lo", "up"]);
+    assert_eq!(left.links(), ["lo", "wan"]);
     assert!(!left.netns.command("ip", &["route"]).contains("10.42"));
     assert_eq!(left.netns.command("nft", &["list", "ruleset"]), "");
 }
