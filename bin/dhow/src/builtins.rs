@@ -21,7 +21,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::access;
-use crate::keys::Keys;
+use crate::keys::{self, Keys};
 use crate::leading::Leading;
 use crate::node_access::NodeAccess;
 use crate::place::{self, Place};

@@ -5,4 +5,5 @@
 pub const SIGNER: &str = "dhow.io/node-part";
 
 /// As whom they call.
-pub const USERS: [&str; 3] = ["system:kube-proxy", "system:dhow:network-policy", "system:kube-dns"];
+pub const USERS: [&str; 4] =
+    ["system:kube-proxy", "system:dhow:network-policy", "system:dhow:load-balancer", "system:kube-dns"];

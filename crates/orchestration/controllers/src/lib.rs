@@ -79,12 +79,7 @@ pub async fn run_all(client: Client, config: ControllersConfig, shutdown: Cancel
         running.spawn(run_controller(reconciler, queue, workers, shutdown.clone()));
     };
     workloads(&client, &all, &mut run);
-    services_and_budgets(&client, &all, &mut run);
-    let queue = Queue::new("load-balancer");
-    let (services, nodes, slices) = (all.services.clone(), all.nodes.clone(), all.slices.clone());
-    let pools = config.balancer_pools.clone();
-    let reconciler = load_balancer::LoadBalancers::new(client.clone(), services, nodes, slices, pools, &queue);
-    run(queue, 1, reconciler);
+    services_and_budgets(&client, &config, &all, &mut run);
     let namespaces_queue = Queue::new("namespace");
     let content_gone = namespace::Namespaces::content_gone(&all.namespaces, &namespaces_queue);
     let reconciler = namespace::Namespaces::new(client.clone(), all.namespaces.clone(), &namespaces_queue);
@@ -153,7 +148,12 @@ fn workloads(client: &Client, all: &Informers, run: Run<'_>) {
 }
 
 /// What follows from pods.
-fn services_and_budgets(client: &Client, all: &Informers, run: Run<'_>) {
+fn services_and_budgets(client: &Client, config: &ControllersConfig, all: &Informers, run: Run<'_>) {
+    let queue = Queue::new("load-balancer");
+    let (services, nodes, slices) = (all.services.clone(), all.nodes.clone(), all.slices.clone());
+    let pools = config.balancer_pools.clone();
+    let reconciler = load_balancer::LoadBalancers::new(client.clone(), services, nodes, slices, pools, &queue);
+    run(queue, 1, reconciler);
     let queue = Queue::new("endpointslice");
     let (services, pods, slices) = (all.services.clone(), all.pods.clone(), all.slices.clone());
     let reconciler =

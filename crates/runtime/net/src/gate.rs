@@ -159,7 +159,8 @@ mod tests {
         gate.close();
         assert!(matches!(gate.pass(&request("late"), &[]).await, Err(Error::PoliciesNotEnforced)));
         let mut watch = gate.watch();
-        let (passed, ()) = tokio::join!(gate.pass(&request("held"), &[]), async {
+        let held = request("held");
+        let (passed, ()) = tokio::join!(gate.pass(&held, &[]), async {
             watch.changed().await.unwrap();
             let starting = gate.starting();
             assert_eq!(starting.pods.len(), 3);

@@ -3,7 +3,7 @@
 //! Everything the crate does to the kernel goes through here, so the netlink library can be replaced.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
