@@ -151,7 +151,7 @@ fn chooses_the_way(machines: &Machines) -> Result<()> {
     })
 }
 
-/// A web server and shell on each machine.
+/// A web server and Python on each machine.
 fn pods(machines: &Machines) -> String {
     let pod = |node: &str| {
         format!(
@@ -164,9 +164,9 @@ spec:
   terminationGracePeriodSeconds: 0
   containers:
     - name: web
-      image: docker.io/library/busybox:latest
+      image: docker.io/library/python:latest
       imagePullPolicy: Never
-      command: [sh, -c, "mkdir /www; echo from {node} > /www/index.html; head -c 300000 /dev/zero > /www/large; exec httpd -f -p 8080 -h /www"]
+      command: [sh, -c, "mkdir /www; cd /www; echo from {node} > index.html; head -c 300000 /dev/zero > large; exec python3 -u -m http.server 8080"]
       readinessProbe: {{httpGet: {{path: /, port: 8080}}, periodSeconds: 1}}
 "#
         )
@@ -175,10 +175,12 @@ spec:
 }
 
 fn runs_pods_everywhere(machines: &Machines) -> Result<()> {
-    let archive = workspace().join("target/images/busybox.tar");
-    for machine in &machines.all {
-        let archive = archive.to_str().context("path")?;
-        machines.server().dhow(&["image", "import", "--node", &machine.name, archive])?;
+    for image in ["busybox", "python"] {
+        let archive = workspace().join(format!("target/images/{image}.tar"));
+        for machine in &machines.all {
+            let archive = archive.to_str().context("path")?;
+            machines.server().dhow(&["image", "import", "--node", &machine.name, archive])?;
+        }
     }
     machines.apply(&pods(machines))?;
     machines.kubectl(&["wait", "--for=condition=Ready", "pod", "-l", "app=web", "--timeout=120s"])?;
@@ -190,24 +192,28 @@ fn ip(machines: &Machines, pod: &str) -> Result<String> {
     Ok(pod["status"]["podIP"].as_str().context("no address")?.to_owned())
 }
 
+/// What a pod gets from an address, waiting so many seconds for each part of it.
+fn fetch(machines: &Machines, from: &str, url: &str, patience: u32) -> Result<String> {
+    let get = "import sys, urllib.request as u; \
+               sys.stdout.write(u.urlopen(sys.argv[1], timeout=float(sys.argv[2])).read().decode())";
+    machines.exec(from, &format!("python3 -c '{get}' {url} {patience}"))
+}
+
 fn pods_reach_each_other(machines: &Machines) -> Result<()> {
     for to in &machines.all {
         let address = ip(machines, &format!("on-{}", to.name))?;
         for from in &machines.all {
-            let page =
-                machines.exec(&format!("on-{}", from.name), &format!("wget -qO- -T 5 http://{address}:8080/"))?;
+            let pod = format!("on-{}", from.name);
+            let page = fetch(machines, &pod, &format!("http://{address}:8080/"), 5)?;
             ensure!(page == format!("from {}\n", to.name), "{} to {}: {page}", from.name, to.name);
-            let fetch = format!("wget -qO- -T 10 http://{address}:8080/large | wc -c");
-            let size = machines.exec(&format!("on-{}", from.name), &fetch)?;
-            ensure!(size.trim() == "300000", "{} to {}: {size} bytes", from.name, to.name);
+            let large = fetch(machines, &pod, &format!("http://{address}:8080/large"), 10)?;
+            ensure!(large.len() == 300_000, "{} to {}: {} bytes", from.name, to.name, large.len());
         }
     }
     // With their own addresses: what listens sees the pod.
-    let (near, far) = (ip(machines, "on-m1")?, ip(machines, "on-m3")?);
-    let listen =
-        format!("(nc -l -p 9000 -w 5 > /dev/null &) ; sleep 1; netstat -tn | grep -c ':9000' || true; echo {near}");
-    machines.exec("on-m3", &listen)?;
-    machines.exec("on-m1", &format!("echo hello | nc -w 1 {far} 9000 || true"))?;
+    let near = ip(machines, "on-m1")?;
+    let seen = machines.kubectl(&["logs", "on-m3"])?;
+    ensure!(seen.lines().any(|line| line.starts_with(&format!("{near} "))), "on-m3 has not seen {near}: {seen}");
     Ok(())
 }
 
@@ -224,8 +230,9 @@ fn services_reach_every_node(machines: &Machines) -> Result<()> {
         eventually(SOON, || {
             // Every endpoint answers, through the service's address and through this node's port.
             for url in [format!("http://{cluster_ip}/"), format!("http://{}:30080/", machine.address)] {
-                let fetch = format!("for i in $(seq 40); do wget -qO- -T 5 {url}; done | sort -u | wc -l");
-                let seen = machines.exec(&pod, &fetch)?;
+                let count = "import sys, urllib.request as u; \
+                             print(len({u.urlopen(sys.argv[1], timeout=5).read() for _ in range(60)}))";
+                let seen = machines.exec(&pod, &format!("python3 -c '{count}' {url}"))?;
                 ensure!(seen.trim() == all.to_string(), "{pod} sees {} answers at {url}", seen.trim());
             }
             // From outside the cluster's network, through a node that may not run the endpoint.
@@ -234,8 +241,8 @@ fn services_reach_every_node(machines: &Machines) -> Result<()> {
             Ok(())
         })?;
         // The API under its service address.
-        let version = "wget -qO- -T 5 --no-check-certificate https://10.43.0.1/version || true";
-        let said = machines.exec(&pod, &format!("nc -w 3 -z 10.43.0.1 443 && echo open; {version}"))?;
+        let connect = "import socket; socket.create_connection((\"10.43.0.1\", 443), 3); print(\"open\")";
+        let said = machines.exec(&pod, &format!("python3 -c '{connect}'"))?;
         ensure!(said.contains("open"), "{pod}: {said}");
     }
     Ok(())
@@ -244,7 +251,7 @@ fn services_reach_every_node(machines: &Machines) -> Result<()> {
 fn names_resolve_everywhere(machines: &Machines) -> Result<()> {
     for machine in &machines.all {
         let pod = format!("on-{}", machine.name);
-        let page = machines.exec(&pod, "wget -qO- -T 5 http://web.default.svc.cluster.local/")?;
+        let page = fetch(machines, &pod, "http://web.default.svc.cluster.local/", 5)?;
         ensure!(page.starts_with("from "), "{page}");
     }
     let slices =
@@ -260,15 +267,15 @@ fn policies_hold_between_nodes(machines: &Machines) -> Result<()> {
     )?;
     let (near, far) = (ip(machines, "on-m1")?, ip(machines, "on-m3")?);
     for address in [near, far] {
-        let fetch = format!("wget -qO- -T 2 http://{address}:8080/");
-        eventually(SOON, || match machines.exec("on-m0", &fetch) {
+        let url = format!("http://{address}:8080/");
+        eventually(SOON, || match fetch(machines, "on-m0", &url, 2) {
             Ok(page) => bail!("on-m0 still gets {page}"),
-            Err(_) => machines.exec("on-m2", &fetch).map(drop),
+            Err(_) => fetch(machines, "on-m2", &url, 2).map(drop),
         })?;
     }
     machines.kubectl(&["delete", "networkpolicy", "only-m2"])?;
     let address = ip(machines, "on-m3")?;
-    eventually(SOON, || machines.exec("on-m0", &format!("wget -qO- -T 2 http://{address}:8080/")).map(drop))
+    eventually(SOON, || fetch(machines, "on-m0", &format!("http://{address}:8080/"), 2).map(drop))
 }
 
 fn streams_reach_every_node(machines: &Machines) -> Result<()> {
@@ -325,8 +332,8 @@ fn a_narrow_link_is_no_black_hole(machines: &Machines) -> Result<()> {
     machine.narrow(1300)?;
     let (far, near) = (ip(machines, "on-m3")?, ip(machines, "on-m1")?);
     for (from, to) in [("on-m1", far), ("on-m3", near)] {
-        let size = machines.exec(from, &format!("wget -qO- -T 10 http://{to}:8080/large | wc -c"))?;
-        ensure!(size.trim() == "300000", "{from}: {size} bytes");
+        let large = fetch(machines, from, &format!("http://{to}:8080/large"), 30)?;
+        ensure!(large.len() == 300_000, "{from}: {} bytes", large.len());
     }
     machine.narrow(1500)
 }
@@ -429,7 +436,7 @@ fn takes_it_back(machines: &Machines) -> Result<()> {
     machines.kubectl(&["wait", "--for=condition=Ready", "pod/stays", "--timeout=60s"])?;
     let before = std::fs::read_to_string(machine.data_dir().with_file_name("stays"))?;
     ensure!(container_of(machines, "stays")? == before, "the container was started anew");
-    let page = machines.exec("stays", "wget -qO- -T 5 http://web.default.svc.cluster.local/")?;
+    let page = fetch(machines, "on-m2", "http://web.default.svc.cluster.local/", 5)?;
     ensure!(page.starts_with("from "), "{page}");
     Ok(())
 }
@@ -439,10 +446,10 @@ fn heals_a_partition(machines: &Machines) -> Result<()> {
     let machine = &machines.all[3];
     let far = ip(machines, "on-m3")?;
     machine.plug(false)?;
-    let fetch = format!("wget -qO- -T 1 http://{far}:8080/");
-    ensure!(machines.exec("on-m1", &fetch).is_err(), "it is reached over a cable that is out");
+    let url = format!("http://{far}:8080/");
+    ensure!(fetch(machines, "on-m1", &url, 1).is_err(), "it is reached over a cable that is out");
     machine.plug(true)?;
-    eventually(SOON, || machines.exec("on-m1", &fetch).map(drop))?;
+    eventually(SOON, || fetch(machines, "on-m1", &url, 1).map(drop))?;
     eventually(SOON, || machines.exec("on-m3", "true").map(drop))
 }
 

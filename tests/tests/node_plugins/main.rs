@@ -204,7 +204,8 @@ fn takes_drivers_in(host: &Host, driver: &Driver) -> Result<()> {
     let node = host.get(&["get", "node", "e2e"])?;
     ensure!(node["metadata"]["labels"][TOPOLOGY.0] == TOPOLOGY.1, "{:#}", node["metadata"]["labels"]);
     let ids = node["metadata"]["annotations"]["csi.volume.kubernetes.io/nodeid"].as_str().context("no node id")?;
-    ensure!(ids == json!({NAME: NODE_ID}).to_string(), "{ids}");
+    let read: serde_json::Value = serde_json::from_str(ids)?;
+    ensure!(read == json!({NAME: NODE_ID}), "{ids}");
 
     let described = json!({"apiVersion": "storage.k8s.io/v1", "kind": "CSIDriver", "metadata": {"name": NAME},
         "spec": {"attachRequired": true, "podInfoOnMount": true, "fsGroupPolicy": "File",

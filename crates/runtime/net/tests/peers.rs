@@ -106,9 +106,12 @@ async fn a_smaller_link_on_the_way_is_no_black_hole() {
     know_each_other(&left, &right).await;
     // Nobody tells anybody that something is too large.
     router.run(|| {
-        let rules = "table inet quiet { chain out { type filter hook output priority 0; ip protocol icmp drop; } }";
-        let nft = std::process::Command::new("nft").arg(rules).status().unwrap();
-        assert!(nft.success());
+        let rules =
+            "table inet quiet {\nchain out {\ntype filter hook output priority 0;\nip protocol icmp drop\n}\n}\n";
+        let mut nft = std::process::Command::new("nft");
+        let mut nft = nft.args(["-f", "-"]).stdin(std::process::Stdio::piped()).spawn().unwrap();
+        nft.stdin.take().unwrap().write_all(rules.as_bytes()).unwrap();
+        assert!(nft.wait().unwrap().success());
     });
     let (a, b) = (left.pod().await, right.pod().await);
     flows(&a, &b, 9000, 1 << 20).unwrap();

@@ -170,7 +170,13 @@ impl Node {
             devices: shared.devices.counts(),
             shutting_down: shared.shutting_down(),
         };
-        tokio::spawn(register::heartbeat(shared.config.clone(), registered, facts, shutdown.clone()));
+        tokio::spawn(register::heartbeat(
+            shared.config.clone(),
+            registered,
+            Informer::clone(&shared.node),
+            facts,
+            shutdown.clone(),
+        ));
         start_plugins(&shared, &shutdown);
         tokio::spawn(eviction::run(Arc::clone(&shared), Informer::clone(&pods), shutdown.clone()));
         tokio::spawn(shutdown::run(Arc::clone(&shared), Informer::clone(&pods), shutdown.clone()));

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
 
-use dhow_client::Patch;
+use dhow_client::{Informer, Key, Patch};
 use dhow_cri::runtime::{ImageInfo, RuntimeHandler};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Node;
@@ -229,7 +229,15 @@ async fn renew(config: &NodeConfig) -> Result<(), Error> {
 }
 
 /// Renews the lease, and writes the status whenever something of it changed, and from time to time all the same.
-pub async fn heartbeat(config: NodeConfig, mut known: Node, mut changing: Changing, shutdown: CancellationToken) {
+///
+/// `own` is what everybody else sees of the node: whoever took it for lost while it could not be heard is set right.
+pub async fn heartbeat(
+    config: NodeConfig,
+    mut known: Node,
+    own: Informer<Node>,
+    mut changing: Changing,
+    shutdown: CancellationToken,
+) {
     let mut beats = 0_u32;
     let mut timer = tokio::time::interval(HEARTBEAT);
     loop {
@@ -243,6 +251,9 @@ pub async fn heartbeat(config: NodeConfig, mut known: Node, mut changing: Changi
                 tracing::warn!(%error, "cannot renew the node's lease");
             }
             beats += 1;
+            if let Some(seen) = own.get(&Key::new(None, &config.name)) {
+                known = Node::clone(&seen);
+            }
         }
         let now = Facts {
             pressures: changing.pressures.borrow_and_update().clone(),

@@ -52,6 +52,9 @@ fn nodes_of_volume(pods: &Informer<Pod>, volume: &PersistentVolume) -> BTreeSet<
     held.map(|held| nodes_of_claim(pods, &text(held.namespace.as_ref()), &text(held.name.as_ref()))).unwrap_or_default()
 }
 
+/// A volume, and the pods that want it.
+type PodsOfVolume = (Wanted, Vec<Arc<Pod>>);
+
 impl AttachDetach {
     pub fn new(client: Client, copies: Copies, queue: &Queue) -> Arc<Self> {
         let recorder = EventRecorder::new(client.clone(), "attachdetach-controller");
@@ -128,7 +131,7 @@ impl AttachDetach {
         wanted
     }
 
-    fn plan(&self, key: &Key) -> (Plan, Vec<(Wanted, Vec<Arc<Pod>>)>, Vec<VolumeAttachment>) {
+    fn plan(&self, key: &Key) -> (Plan, Vec<PodsOfVolume>, Vec<VolumeAttachment>) {
         let drivers: Vec<CSIDriver> = self.copies.drivers.list().iter().map(|driver| (**driver).clone()).collect();
         let pods = self.copies.pods.by_index("node", &key.name);
         let wanted = self.wanted(&pods, &drivers);

@@ -52,6 +52,10 @@ impl NodeLifecycle {
             let key = Key::of(&change.object().metadata);
             match change {
                 Change::Deleted(_) => drop(known.lock().remove(&key)),
+                // Whoever writes its status lives: an agent that comes back does so before it renews its lease.
+                Change::Updated { old, new } if heartbeat(old) != heartbeat(new) => {
+                    drop(known.lock().insert(key.clone(), Instant::now()));
+                }
                 _ => drop(known.lock().entry(key.clone()).or_insert_with(Instant::now)),
             }
             // How fast pods leave a zone depends on all of its nodes.
@@ -143,6 +147,12 @@ impl NodeLifecycle {
             Err(wait) => (kept, Some(wait)),
         }
     }
+}
+
+/// When the node's agent last spoke of its readiness. Marking a node leaves it alone.
+fn heartbeat(node: &Node) -> Option<&Time> {
+    let conditions = node.status.as_ref()?.conditions.as_ref()?;
+    conditions.iter().find(|condition| condition.type_ == "Ready")?.last_heartbeat_time.as_ref()
 }
 
 #[async_trait::async_trait]

@@ -50,9 +50,13 @@ pub const MASKED_PATHS: [&str; 12] = [
 ];
 pub const READONLY_PATHS: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
-/// Sysctls of every sandbox with its own network, as Docker and containerd set them: low ports and ping for everyone.
-pub const NETWORK_SYSCTLS: [(&str, &str); 2] =
-    [("net.ipv4.ip_unprivileged_port_start", "0"), ("net.ipv4.ping_group_range", "0 2147483647")];
+/// Sysctls of every sandbox with its own network. Low ports and ping are for everyone, as with Docker and containerd;
+/// connections whose large packets vanish without a word try smaller ones.
+pub const NETWORK_SYSCTLS: [(&str, &str); 3] = [
+    ("net.ipv4.ip_unprivileged_port_start", "0"),
+    ("net.ipv4.ping_group_range", "0 2147483647"),
+    ("net.ipv4.tcp_mtu_probing", "1"),
+];
 
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 

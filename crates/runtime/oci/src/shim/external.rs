@@ -224,8 +224,8 @@ fn wait(child: Pid) -> bool {
 fn last_words(log: &Path) -> Option<String> {
     let text = fs::read_to_string(log).ok()?;
     let lines = text.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
-    let errors = lines.filter(|line| line["level"] == "error" || line["level"] == "fatal");
-    errors.last().and_then(|line| line["msg"].as_str().map(str::to_owned))
+    let mut errors = lines.filter(|line| line["level"] == "error" || line["level"] == "fatal");
+    errors.next_back().and_then(|line| line["msg"].as_str().map(str::to_owned))
 }
 
 fn receive_terminal(listener: &UnixListener) -> Result<OwnedFd> {
