@@ -54,7 +54,7 @@ impl NodeLifecycle {
                 Change::Deleted(_) => drop(known.lock().remove(&key)),
                 // Whoever writes its status lives: an agent that comes back does so before it renews its lease.
                 Change::Updated { old, new } if heartbeat(old) != heartbeat(new) => {
-                    drop(known.lock().insert(key.clone(), Instant::now()));
+                    known.lock().insert(key.clone(), Instant::now());
                 }
                 _ => drop(known.lock().entry(key.clone()).or_insert_with(Instant::now)),
             }

@@ -159,7 +159,6 @@ pub fn container(config: &ContainerConfig, sandbox: &SandboxConfig, unified: boo
             resources: Some(resources(&config.resources, unified)),
             security_context: Some(security(config, &sandbox.namespaces)),
         }),
-        ..Default::default()
     }
 }
 
