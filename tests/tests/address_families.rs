@@ -113,8 +113,12 @@ fn services_gain_and_lose_a_family(host: &Host) -> Result<()> {
     for address in [(*four).to_owned(), format!("[{six}]")] {
         eventually(SOON, || host.curl(&[&format!("http://{address}/")]))?;
         // From a pod, too: here from the one it leads to.
-        let url = format!("http://{address}/");
-        eventually(SOON, || host.kubectl(&["exec", "web", "--", "wget", "-qO-", "-T", "2", &url]))?;
+        let ask = format!("printf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc -w 2 {} 80", address.trim_matches(['[', ']']));
+        eventually(SOON, || {
+            let page = host.kubectl(&["exec", "web", "--", "sh", "-c", &ask])?;
+            ensure!(page.contains(" of "), "{page}");
+            Ok(())
+        })?;
     }
     let slices = host.get(&["get", "endpointslices", "-l", "kubernetes.io/service-name=web"])?;
     let mut kinds: Vec<&str> =

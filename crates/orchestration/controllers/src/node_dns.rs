@@ -1,7 +1,7 @@
 //! The endpoints of the cluster's name service: every node that runs our agent answers for its own pods, at the address
 //! of its bridge, the first of its pod network.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use dhow_client::{Client, Error, Informer, Key, Outcome, Queue, Reconcile};
@@ -53,23 +53,38 @@ fn node_of(slice: &EndpointSlice) -> Option<String> {
     (manager == MANAGED_BY).then(|| slice.endpoints.iter().find_map(|one| one.node_name.clone()))?
 }
 
-/// The slice that a node asks for; `None` if it does not answer.
-fn wanted(node: &Node, config: &NodeDnsConfig) -> Option<Value> {
-    let metadata = &node.metadata;
-    let (name, uid) = (metadata.name.as_deref()?, metadata.uid.as_deref()?);
-    if metadata.deletion_timestamp.is_some() || !metadata.labels.as_ref()?.contains_key(&config.label) {
-        return None;
+/// The slices that a node asks for, one of each family of its pods; none if it does not answer.
+fn wanted(node: &Node, config: &NodeDnsConfig) -> Vec<Value> {
+    let (metadata, spec) = (&node.metadata, node.spec.clone().unwrap_or_default());
+    let answers = metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(&config.label));
+    if metadata.deletion_timestamp.is_some() || !answers {
+        return Vec::new();
     }
-    let spec = node.spec.as_ref()?;
-    let first = spec.pod_cidrs.iter().flatten().chain(&spec.pod_cidr).find_map(|cidr| {
-        let network: Ipv4Addr = cidr.split_once('/')?.0.parse().ok()?;
-        Some(Ipv4Addr::from_bits(network.to_bits().checked_add(1)?))
-    })?;
+    let mut firsts: Vec<IpAddr> = Vec::new();
+    for first in spec.pod_cidrs.iter().flatten().chain(&spec.pod_cidr).filter_map(|cidr| first_of(cidr)) {
+        if !firsts.iter().any(|known| known.is_ipv4() == first.is_ipv4()) {
+            firsts.push(first);
+        }
+    }
+    firsts.into_iter().filter_map(|first| slice(node, first, config)).collect()
+}
+
+/// The first address after a network's own.
+fn first_of(cidr: &str) -> Option<IpAddr> {
+    match cidr.split_once('/')?.0.parse().ok()? {
+        IpAddr::V4(network) => Some(IpAddr::V4(network.to_bits().checked_add(1)?.into())),
+        IpAddr::V6(network) => Some(IpAddr::V6(network.to_bits().checked_add(1)?.into())),
+    }
+}
+
+fn slice(node: &Node, first: IpAddr, config: &NodeDnsConfig) -> Option<Value> {
+    let (name, uid) = (node.metadata.name.as_deref()?, node.metadata.uid.as_deref()?);
+    let (family, suffix) = if first.is_ipv4() { ("IPv4", "") } else { ("IPv6", "-ipv6") };
     let conditions = node.status.as_ref().and_then(|status| status.conditions.as_ref());
     let ready = conditions.into_iter().flatten().any(|one| one.type_ == "Ready" && one.status == "True");
     Some(json!({
         "metadata": {
-            "name": format!("{}-{name}", config.service),
+            "name": format!("{}-{name}{suffix}", config.service),
             "namespace": config.namespace,
             "labels": {
                 "kubernetes.io/service-name": config.service,
@@ -78,7 +93,7 @@ fn wanted(node: &Node, config: &NodeDnsConfig) -> Option<Value> {
             // Goes with its node.
             "ownerReferences": [{"apiVersion": "v1", "kind": "Node", "name": name, "uid": uid}],
         },
-        "addressType": "IPv4",
+        "addressType": family,
         "endpoints": [{
             "addresses": [first],
             "conditions": {"ready": ready, "serving": ready, "terminating": false},
@@ -99,28 +114,36 @@ impl Reconcile for NodeDns {
     }
 
     async fn reconcile(&self, key: &Key) -> Result<Outcome, Error> {
-        let wanted = self.nodes.get(key).and_then(|node| wanted(&node, &self.config));
-        let Some(wanted) = wanted else { return Ok(Outcome::Done) };
+        let wanted = self.nodes.get(key).map(|node| wanted(&node, &self.config)).unwrap_or_default();
+        for slice in wanted {
+            self.keep(slice).await?;
+        }
+        Ok(Outcome::Done)
+    }
+}
+
+impl NodeDns {
+    async fn keep(&self, wanted: Value) -> Result<(), Error> {
         let decode = |source| Error::Decode { context: "build the name service's endpoints".into(), source };
         let slice: EndpointSlice = serde_json::from_value(wanted).map_err(decode)?;
         let name = slice.metadata.name.clone().unwrap_or_default();
         match self.slices.get(&Key::new(Some(&self.config.namespace), &name)) {
             None => match self.client.create(&slice).await {
-                Err(error) if error.is_already_exists() => Ok(Outcome::Done),
-                other => other.map(|_| Outcome::Done),
+                Err(error) if error.is_already_exists() => Ok(()),
+                other => other.map(drop),
             },
             Some(held) => {
                 let same = held.endpoints == slice.endpoints
                     && held.ports == slice.ports
                     && held.metadata.owner_references == slice.metadata.owner_references;
                 if same {
-                    return Ok(Outcome::Done);
+                    return Ok(());
                 }
                 let mut changed = EndpointSlice::clone(&held);
                 changed.endpoints = slice.endpoints;
                 changed.ports = slice.ports;
                 changed.metadata.owner_references = slice.metadata.owner_references;
-                self.client.update(&changed).await.map(|_| Outcome::Done)
+                self.client.update(&changed).await.map(drop)
             }
         }
     }
@@ -141,12 +164,15 @@ mod tests {
             }))
             .unwrap()
         };
-        let slice = wanted(&node("a", json!(["fd00::/64", "10.42.3.0/24"]), "True"), &config).unwrap();
-        assert_eq!(slice["endpoints"][0]["addresses"], json!(["10.42.3.1"]));
-        assert_eq!(slice["endpoints"][0]["conditions"]["ready"], true);
-        let silent = wanted(&node("a", json!(["10.42.3.0/24"]), "Unknown"), &config).unwrap();
-        assert_eq!(silent["endpoints"][0]["conditions"]["ready"], false);
-        assert!(wanted(&node("b", json!(["10.42.3.0/24"]), "True"), &config).is_none());
-        assert!(wanted(&node("a", json!([]), "True"), &config).is_none());
+        let slices = wanted(&node("a", json!(["fd00::/64", "10.42.3.0/24"]), "True"), &config);
+        let told = |slice: &Value| (slice["addressType"].clone(), slice["endpoints"][0]["addresses"].clone());
+        let expected = [(json!("IPv6"), json!(["fd00::1"])), (json!("IPv4"), json!(["10.42.3.1"]))];
+        assert_eq!(slices.iter().map(told).collect::<Vec<_>>(), expected);
+        assert_eq!(slices[0]["metadata"]["name"], "s-x-ipv6");
+        assert_eq!(slices[0]["endpoints"][0]["conditions"]["ready"], true);
+        let silent = wanted(&node("a", json!(["10.42.3.0/24"]), "Unknown"), &config);
+        assert_eq!(silent[0]["endpoints"][0]["conditions"]["ready"], false);
+        assert!(wanted(&node("b", json!(["10.42.3.0/24"]), "True"), &config).is_empty());
+        assert!(wanted(&node("a", json!([]), "True"), &config).is_empty());
     }
 }

@@ -56,14 +56,14 @@ fn flows(from: &Pod, to: &Pod, port: u16, size: usize) -> std::io::Result<()> {
     let listener = to.netns.run(move || TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).unwrap());
     let echo = std::thread::spawn(move || -> std::io::Result<()> {
         let (mut peer, _) = listener.accept()?;
-        peer.set_read_timeout(Some(Duration::from_secs(5)))?;
+        peer.set_read_timeout(Some(Duration::from_secs(20)))?;
         let mut all = vec![0; size];
         peer.read_exact(&mut all)?;
         peer.write_all(&all)
     });
     let target = (to.ip, port).into();
     let mut stream = from.netns.run(move || TcpStream::connect_timeout(&target, Duration::from_secs(5)))?;
-    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    stream.set_read_timeout(Some(Duration::from_secs(20)))?;
     let sent: Vec<u8> = (0..size).map(|index| (index % 251) as u8).collect();
     stream.write_all(&sent)?;
     let mut back = vec![0; size];
@@ -116,7 +116,10 @@ async fn a_smaller_link_on_the_way_is_no_black_hole() {
     let (a, b) = (left.pod().await, right.pod().await);
     flows(&a, &b, 9000, 1 << 20).unwrap();
     flows(&b, &a, 9001, 1 << 20).unwrap();
-    // And a link that shrinks later.
+    // And a link that shrinks later, which only the ends can find out, as those of pods do.
+    for pod in [&a, &b] {
+        pod.netns.run(|| std::fs::write("/proc/sys/net/ipv4/tcp_mtu_probing", "1").unwrap());
+    }
     left.netns.command("ip", &["link", "set", "wan", "mtu", "1000"]);
     flows(&b, &a, 9002, 1 << 20).unwrap();
 }

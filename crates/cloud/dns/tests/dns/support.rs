@@ -113,21 +113,28 @@ impl Transport for Api {
             Method::POST => {
                 let object: Value = serde_json::from_slice(request.body()).unwrap();
                 if self.get(&plural, object["metadata"]["name"].as_str().unwrap()).is_some() {
-                    let status = json!({"kind": "Status", "code": 409, "reason": "AlreadyExists", "message": "there"});
-                    let mut response = Response::new(full(status.to_string().into()));
-                    *response.status_mut() = StatusCode::CONFLICT;
-                    return Ok(response);
+                    return Ok(failure(StatusCode::CONFLICT, "AlreadyExists"));
                 }
                 ok(self.put(&plural, object))
             }
             Method::PATCH => {
                 assert!(path.ends_with("/status"), "only the status is the server's to write: {path}");
                 let patch: Value = serde_json::from_slice(request.body()).unwrap();
-                let mut object = self.get(&plural, words[words.len() - 2]).unwrap();
+                // It may be gone since the server looked.
+                let Some(mut object) = self.get(&plural, words[words.len() - 2]) else {
+                    return Ok(failure(StatusCode::NOT_FOUND, "NotFound"));
+                };
                 object["status"] = patch["status"].clone();
                 ok(self.put(&plural, object))
             }
             _ => panic!("{} {path} is not needed for DNS", request.method()),
         }
     }
+}
+
+fn failure(code: StatusCode, reason: &str) -> Response<Body> {
+    let status = json!({"kind": "Status", "code": code.as_u16(), "reason": reason, "message": reason});
+    let mut response = Response::new(full(status.to_string().into()));
+    *response.status_mut() = code;
+    response
 }

@@ -301,7 +301,8 @@ fn any_cluster() -> impl Strategy<Value = Cluster> {
             let last = u8::try_from(index).unwrap() + 2;
             let four = Ipv4Addr::new(10, 42, node, last);
             pod["status"]["podIP"] = json!(four);
-            pod["status"]["podIPs"] = json!([{"ip": four}, {"ip": format!("fd42:0:0:{node}::{last}")}]);
+            let six = Ipv6Addr::new(0xfd42, 0, 0, node.into(), 0, 0, 0, last.into());
+            pod["status"]["podIPs"] = json!([{"ip": four}, {"ip": six}]);
             Arc::new(serde_json::from_value(pod).unwrap())
         };
         let namespace = |(name, labels): (&&str, Value)| {
