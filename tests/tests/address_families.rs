@@ -166,7 +166,7 @@ fn node_ports_answer_in_both(host: &Host) -> Result<()> {
     // Nobody serves it any more: clients are told so at once.
     host.kubectl(&["patch", "service", "web", "-p", r#"{"spec": {"selector": {"app": "none"}}}"#])?;
     eventually(SOON, || {
-        let refused = host.curl(&[&format!("http://[{HOST_IP6}]:{port}/")]).unwrap_err().to_string();
+        let refused = host.curl(&[&format!("http://[{HOST_IP6}]:{port}/")]).err().context("it is served")?.to_string();
         ensure!(refused.contains("refused") || refused.contains("Couldn't connect"), "{refused}");
         Ok(())
     })?;

@@ -16,6 +16,7 @@ pub const TEST_NEEDS: &[Need] = &[
     ("busybox", "busybox-static"),
     ("nft", "nftables"),
     ("ip", "iproute2"),
+    ("ping", "iputils-ping"),
     ("skopeo", "skopeo"),
     ("etcd", "etcd-server"),
     ("openssl", "openssl"),

@@ -55,7 +55,7 @@ const SERVICES: &str = "services";
 const BALANCE: &str = "balance";
 
 /// Raise it when the rules below change.
-const LAYOUT_VERSION: u32 = 3;
+const LAYOUT_VERSION: u32 = 4;
 /// Just after destination NAT, at -100.
 const AFTER_DSTNAT: i32 = -90;
 /// Just before the filter hook, at 0.
@@ -209,6 +209,11 @@ fn layout(config: &NetConfig) -> Vec<ChainLayout> {
     let bridge = config.bridge.as_str();
     let each = |rules: &dyn Fn(Networks) -> Vec<RuleBody>| config.networks().flat_map(rules).collect::<Vec<_>>();
     let jump = || each(&|networks| vec![RuleBody::of(networks.family()).jump(SERVICES)]);
+    // Only what begins is refused: an answer to the node may well be for a balancer's address that the node asked from.
+    let refused = || {
+        let known = RuleBody::any().of_known_connection().accept();
+        std::iter::once(known).chain(each(&|networks| refusals(config, networks))).collect::<Vec<_>>()
+    };
     let mut chains: Vec<ChainLayout> = Vec::new();
     let mut chain = |name: &str, base, rules| chains.push((name.to_owned(), base, rules));
     chain(
@@ -231,7 +236,7 @@ fn layout(config: &NetConfig) -> Vec<ChainLayout> {
         // Before routing, because routing it would first spend the sender's ICMP allowance on a redirect.
         "filter_prerouting",
         Some(BaseChain::filter(FilterHook::Prerouting, Priority::Custom(AFTER_DSTNAT))),
-        each(&|networks| refusals(config, networks)),
+        refused(),
     );
     chain(
         "nat_postrouting",
@@ -290,12 +295,11 @@ fn layout(config: &NetConfig) -> Vec<ChainLayout> {
     chain(
         "filter_output",
         Some(BaseChain::filter(FilterHook::Output, Priority::Filter)),
-        each(&|networks| {
-            let mut rules = refusals(config, networks);
-            // Pods on one bridge talk through us on purpose; a redirect would teach them not to.
-            rules.push(RuleBody::of(networks.family()).out_to(bridge).icmp_redirect().drop());
-            rules
-        }),
+        // Pods on one bridge talk through us on purpose; a redirect would teach them not to.
+        each(&|networks| vec![RuleBody::of(networks.family()).out_to(bridge).icmp_redirect().drop()])
+            .into_iter()
+            .chain(refused())
+            .collect(),
     );
     chains
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use dhow_cri::Runtime;
 use dhow_cri::runtime::{ContainerState, ContainerStatus, ExecResult};
-use k8s_openapi::api::core::v1::{Container, PodSpec, Probe};
+use k8s_openapi::api::core::v1::{Container, PodSpec, PodStatus, Probe};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
@@ -81,6 +81,20 @@ pub struct Around<'a> {
     pub wake: &'a Arc<Notify>,
     pub listener: &'a Listener,
     pub now: SystemTime,
+    /// What was told of the pod last, perhaps by an agent before this one.
+    pub told: Option<&'a PodStatus>,
+}
+
+impl Around<'_> {
+    /// Whether a container was started, and ready, when it was told of last. It stays so until a probe finds otherwise:
+    /// a new agent takes nobody out of service.
+    fn was(&self, id: &str) -> (bool, bool) {
+        let lists = self.told.map(|told| [&told.container_statuses, &told.init_container_statuses]);
+        let all = lists.into_iter().flatten().flatten().flatten();
+        let same = |told: &str| told.split_once("://").is_some_and(|(_, told)| told == id);
+        let told = all.into_iter().find(|one| one.container_id.as_deref().is_some_and(same));
+        told.map_or((false, false), |told| (told.started == Some(true), told.ready))
+    }
 }
 
 impl Probes {
@@ -105,7 +119,9 @@ impl Probes {
                 continue;
             };
             let age = seen.started_at.and_then(|at| around.now.duration_since(at).ok()).unwrap_or_default();
+            let was = around.was(&seen.id);
             let target = Target {
+                was,
                 runtime: Arc::clone(around.runtime),
                 id: seen.id.clone(),
                 ip: around.ip.to_owned(),
@@ -116,9 +132,9 @@ impl Probes {
                 listener: Arc::clone(around.listener),
             };
             let mut results = self.results.lock();
-            if container.startup_probe.is_none() {
+            if container.startup_probe.is_none() || was.0 {
                 results.started.insert(seen.id.clone());
-                if container.readiness_probe.is_none() {
+                if container.readiness_probe.is_none() || was.1 {
                     results.ready.insert(seen.id.clone());
                 }
             }
@@ -143,6 +159,8 @@ struct Target {
     container: Container,
     /// How long it had run when the agent met it.
     age: Duration,
+    /// Started, and ready; see [`Around::was`].
+    was: (bool, bool),
     results: Arc<Mutex<Results>>,
     wake: Arc<Notify>,
     listener: Listener,
@@ -170,7 +188,7 @@ fn first_wait(probe: &Probe, age: Duration, id: &str) -> Duration {
 
 impl Target {
     async fn run(self) {
-        if let Some(probe) = &self.container.startup_probe {
+        if let Some(probe) = self.container.startup_probe.as_ref().filter(|_| !self.was.0) {
             let passed = self.follow(Kind::Startup, probe, self.age, |ok| ok.then_some(true)).await;
             if !passed {
                 return self.give_up(Kind::Startup, probe);
@@ -210,8 +228,8 @@ impl Target {
     /// failures; the others end at the threshold with false.
     async fn follow(&self, kind: Kind, probe: &Probe, age: Duration, changed: impl Fn(bool) -> Option<bool>) -> bool {
         tokio::time::sleep(first_wait(probe, age, &self.id)).await;
-        // A container counts as alive, and as neither started nor ready, until something else is found.
-        let mut state = kind == Kind::Liveness;
+        // A container counts as alive, and as neither started nor ready unless it was, until something else is found.
+        let mut state = kind == Kind::Liveness || kind == Kind::Readiness && self.was.0 && self.was.1;
         let mut run = (state, 0_u32);
         loop {
             let outcome = self.check(probe).await;
@@ -300,6 +318,7 @@ mod tests {
         reports: Arc<Mutex<Vec<Report>>>,
         listener: Listener,
         spec: PodSpec,
+        told: Option<PodStatus>,
     }
 
     impl Fixture {
@@ -317,6 +336,7 @@ mod tests {
                 reports,
                 listener: Arc::new(move |report| told.lock().push(report.clone())),
                 spec: serde_json::from_value(serde_json::json!({"containers": [container]})).unwrap(),
+                told: None,
             }
         }
 
@@ -329,6 +349,7 @@ mod tests {
                 wake: &self.wake,
                 listener: &self.listener,
                 now: run.started_at.unwrap(),
+                told: self.told.as_ref(),
             };
             self.probes.update(&self.spec, std::slice::from_ref(&run), &around);
             tokio::time::sleep(Duration::from_millis(seconds * 1000 + 1)).await;
@@ -370,6 +391,30 @@ mod tests {
         fixture.fake.exit_code.store(1, std::sync::atomic::Ordering::Relaxed);
         let failure = Failure { kind: Kind::Liveness, grace: Some(Duration::from_secs(3)) };
         assert_eq!(fixture.after(30).await.unhealthy.get("s-a-0"), Some(&failure));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_ready_stays_so_until_a_probe_finds_otherwise() {
+        let exec = serde_json::json!({"command": ["x"]});
+        let mut fixture = Fixture::new(serde_json::json!({
+            "startupProbe": {"exec": exec, "periodSeconds": 60},
+            "readinessProbe": {"exec": exec, "initialDelaySeconds": 5, "periodSeconds": 1, "failureThreshold": 2}}));
+        fixture.told = serde_json::from_value(serde_json::json!({"containerStatuses": [{
+            "name": "a", "image": "i", "imageID": "", "restartCount": 0, "containerID": "dhow://s-a-0",
+            "ready": true, "started": true}]}))
+        .unwrap();
+        fixture.fake.exit_code.store(1, std::sync::atomic::Ordering::Relaxed);
+        let results = fixture.after(0).await;
+        assert!(results.started.contains("s-a-0") && results.ready.contains("s-a-0"));
+        assert!(fixture.after(4).await.ready.contains("s-a-0"));
+        assert!(fixture.after(3).await.ready.is_empty());
+        // Of another container nothing is known.
+        let mut fixture =
+            Fixture { told: fixture.told, ..Fixture::new(serde_json::json!({"readinessProbe": {"exec": exec}})) };
+        fixture.told.as_mut().unwrap().container_statuses.as_mut().unwrap()[0].container_id =
+            Some("dhow://other".into());
+        fixture.fake.exit_code.store(1, std::sync::atomic::Ordering::Relaxed);
+        assert!(fixture.after(0).await.ready.is_empty());
     }
 
     #[test]

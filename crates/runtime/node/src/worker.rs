@@ -410,6 +410,7 @@ impl Worker {
     fn health(&mut self, spec: &PodSpec, sandboxes: &[SandboxStatus], containers: &[ContainerStatus]) -> Results {
         let ip = sandboxes.last().map_or_else(|| self.shared.config.node_ip().to_owned(), |s| self.address(s));
         let pod = self.pod.borrow().clone();
+        let told = pod.clone().map(|pod| self.with_status(pod));
         let (shared, about) = (Arc::clone(&self.shared), pod);
         let listener: Listener = Arc::new(move |report| {
             let Some(pod) = &about else { return };
@@ -426,6 +427,7 @@ impl Worker {
             wake: &self.wake,
             listener: &listener,
             now: (self.shared.now)(),
+            told: told.as_ref().and_then(|pod| pod.status.as_ref()),
         };
         self.probes.update(spec, containers, &around)
     }
