@@ -273,8 +273,8 @@ fn layout(config: &NetConfig) -> Vec<ChainLayout> {
         "tunnel_input",
         Some(BaseChain::filter(FilterHook::Input, Priority::Filter)),
         vec![
-            RuleBody::of(Family::V4).to_udp_port(TUNNEL_PORT).source_in(TUNNEL_PEERS).accept(),
-            RuleBody::of(Family::V4).to_udp_port(TUNNEL_PORT).drop(),
+            RuleBody::of(Family::V4).aimed_at_udp_port(TUNNEL_PORT).source_in(TUNNEL_PEERS).accept(),
+            RuleBody::of(Family::V4).aimed_at_udp_port(TUNNEL_PORT).drop(),
         ],
     );
     chain(

@@ -223,7 +223,7 @@ impl RuleBody {
     }
 
     /// `meta l4proto udp udp dport port`
-    pub fn to_udp_port(self, port: u16) -> Self {
+    pub fn aimed_at_udp_port(self, port: u16) -> Self {
         self.push(Expr::Meta { dreg: word(0), key: MetaKey::L4Proto })
             .push(Expr::Cmp { sreg: word(0), op: CmpOp::Eq, data: vec![Protocol::Udp.number()] })
             .push(Expr::Payload { dreg: word(0), base: PayloadBase::Transport, offset: 2, len: 2 })

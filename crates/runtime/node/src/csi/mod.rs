@@ -34,12 +34,15 @@ pub use source::Source;
 /// Annotation of a node: what each driver calls it, as JSON.
 const NODE_IDS: &str = "csi.volume.kubernetes.io/nodeid";
 
+/// One turn after another, by driver and handle of a volume.
+type Turns = HashMap<(String, String), Arc<tokio::sync::Mutex<()>>>;
+
 /// The drivers of a node and the volumes that are theirs.
 pub struct Csi {
     root: PathBuf,
     drivers: Mutex<BTreeMap<String, Arc<Driver>>>,
-    /// Only one thing at a time is done to a volume, by driver and handle.
-    busy: Mutex<HashMap<(String, String), Arc<tokio::sync::Mutex<()>>>>,
+    /// Only one thing at a time is done to a volume.
+    busy: Mutex<Turns>,
     /// Names of the attached volumes that pods use, for the node's status.
     in_use: watch::Sender<BTreeSet<String>>,
     /// Pods that wait for a volume to be attached.

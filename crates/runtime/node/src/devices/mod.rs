@@ -57,8 +57,11 @@ pub struct Devices {
     giving: tokio::sync::Mutex<()>,
     counts: watch::Sender<Counts>,
     /// Told the pods whose devices changed.
-    changed: Mutex<Option<Box<dyn Fn(&str) + Send + Sync>>>,
+    changed: Mutex<Option<Listener>>,
 }
+
+/// Is told of a pod by its uid.
+type Listener = Box<dyn Fn(&str) + Send + Sync>;
 
 impl Devices {
     pub fn new(root: &Path) -> Self {
