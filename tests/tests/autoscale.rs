@@ -115,7 +115,7 @@ fn takes_a_bad_version_back(host: &Host) -> Result<()> {
         "{described}"
     );
     // One that keeps ending is taken back before its time is over.
-    host.apply(&deployment("app", 600, "exit 3", json!({})))?;
+    host.apply(&deployment("app", 600, "exit 3", probe("/never")))?;
     eventually(MEASURED, || {
         let events = host.kubectl(&["get", "events", "--field-selector=reason=AutoRollback"])?;
         ensure!(events.contains("exit code 3"), "{events}");
