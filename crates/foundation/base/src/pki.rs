@@ -192,10 +192,7 @@ impl ClusterCa {
     fn issue_between(&self, spec: &CertSpec, not_before: SystemTime, not_after: SystemTime) -> Result<CertPair> {
         let failed = |source| Error::Issue { subject: spec.common_name().to_owned(), source };
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(failed)?;
-        let mut params = CertificateParams::new(spec.sans()).map_err(failed)?;
-        params.distinguished_name = DistinguishedName::new();
-        params.distinguished_name.push(DnType::CommonName, spec.common_name());
-        leaf::push_groups(&mut params.distinguished_name, spec)?;
+        let mut params = leaf::parameters(spec)?;
         params.is_ca = IsCa::ExplicitNoCa;
         params.use_authority_key_identifier_extension = true;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
@@ -210,10 +207,7 @@ impl ClusterCa {
     pub fn sign_csr(&self, csr_pem: &str, spec: &CertSpec, life: Duration) -> Result<String> {
         let failed = |source| Error::Issue { subject: spec.common_name().to_owned(), source };
         let mut csr = rcgen::CertificateSigningRequestParams::from_pem(csr_pem).map_err(failed)?;
-        let mut params = CertificateParams::new(spec.sans()).map_err(failed)?;
-        params.distinguished_name = DistinguishedName::new();
-        params.distinguished_name.push(DnType::CommonName, spec.common_name());
-        leaf::push_groups(&mut params.distinguished_name, spec)?;
+        let mut params = leaf::parameters(spec)?;
         params.is_ca = IsCa::ExplicitNoCa;
         params.use_authority_key_identifier_extension = true;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];

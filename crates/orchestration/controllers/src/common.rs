@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
-use dhow_client::{Client, Error, Key, Object, Patch};
+use dhow_client::{Client, DeleteParams, Error, Key, Object, Patch};
 use k8s_openapi::api::core::v1::{Namespace, Pod, PodTemplateSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -99,6 +99,17 @@ pub fn available_in(pod: &Pod, min_ready_seconds: i32, now: Timestamp) -> Option
     let elapsed = now.as_millisecond() - since.as_millisecond();
     let left = i64::from(min_ready_seconds) * 1000 - elapsed;
     Some(Duration::from_millis(u64::try_from(left).unwrap_or(0)))
+}
+
+/// Deletes this very object. One that is gone already is fine, and so is another of its name, which is left alone.
+pub async fn delete<K: Object>(client: &Client, object: &K, params: DeleteParams) -> Result<(), Error> {
+    let metadata = object.metadata();
+    let params = DeleteParams { uid: metadata.uid.clone(), ..params };
+    let name = metadata.name.as_deref().unwrap_or_default();
+    match client.delete::<K>(metadata.namespace.as_deref(), name, &params).await {
+        Err(error) if error.is_not_found() || error.is_conflict() => Ok(()),
+        other => other,
+    }
 }
 
 /// Whether a creation failed because its namespace is going away: then there is nothing to make, and nothing to retry.

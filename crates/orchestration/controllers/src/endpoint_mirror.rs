@@ -11,7 +11,7 @@ use k8s_openapi::api::core::v1::{EndpointAddress, Endpoints, Service};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use crate::common::{Labels, in_ending_namespace};
+use crate::common::{Labels, delete, in_ending_namespace};
 
 const SERVICE: &str = "kubernetes.io/service-name";
 const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
@@ -190,12 +190,7 @@ impl Reconcile for EndpointMirror {
             }
         }
         for slice in removed {
-            let params = DeleteParams { uid: slice.metadata.uid.clone(), ..DeleteParams::default() };
-            let name = slice.metadata.name.as_deref().unwrap_or_default();
-            match self.client.delete::<EndpointSlice>(key.namespace(), name, &params).await {
-                Err(error) if error.is_not_found() || error.is_conflict() => {}
-                other => other?,
-            }
+            delete(&self.client, &*slice, DeleteParams::default()).await?;
         }
         Ok(Outcome::Done)
     }

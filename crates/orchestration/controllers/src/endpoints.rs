@@ -6,7 +6,7 @@ use dhow_client::{Client, DeleteParams, Error, Informer, Key, Outcome, Queue, Re
 use k8s_openapi::api::core::v1::{EndpointAddress, EndpointPort, EndpointSubset, Endpoints, Pod, Service};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use crate::common::{Labels, in_ending_namespace};
+use crate::common::{Labels, delete, in_ending_namespace};
 use crate::endpointslice::{Ports, Zones, endpoint, families, follow_backends, selected};
 
 const MANAGED_BY: (&str, &str) = ("endpoints.kubernetes.io/managed-by", "endpoint-controller");
@@ -122,11 +122,7 @@ impl Reconcile for EndpointsOfServices {
         let known = self.endpoints.get(key);
         let Some(service) = self.services.get(key) else {
             if let Some(left) = known.filter(|known| managed(known) && known.metadata.deletion_timestamp.is_none()) {
-                let params = DeleteParams { uid: left.metadata.uid.clone(), ..DeleteParams::default() };
-                match self.client.delete::<Endpoints>(key.namespace(), &key.name, &params).await {
-                    Err(error) if error.is_not_found() || error.is_conflict() => {}
-                    other => other?,
-                }
+                delete(&self.client, &*left, DeleteParams::default()).await?;
             }
             return Ok(Outcome::Done);
         };

@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::{Node, Pod, PodCondition};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 
-use crate::common::{is_finished, node_name};
+use crate::common::{delete, is_finished, node_name};
 use crate::node_lifecycle::is_ready;
 
 /// An administrator's word that a node is dead: nothing on it runs any more.
@@ -67,12 +67,7 @@ impl PodGc {
     }
 
     async fn remove(&self, pod: &Pod) -> Result<(), Error> {
-        let key = Key::of(&pod.metadata);
-        let params = DeleteParams { grace_period: Some(0), uid: pod.metadata.uid.clone(), ..DeleteParams::default() };
-        match self.client.delete::<Pod>(key.namespace(), &key.name, &params).await {
-            Err(error) if error.is_not_found() || error.is_conflict() => Ok(()),
-            other => other,
-        }
+        delete(&self.client, pod, DeleteParams { grace_period: Some(0), ..DeleteParams::default() }).await
     }
 
     /// Removes the oldest finished pods beyond those that are kept.

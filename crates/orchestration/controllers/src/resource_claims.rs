@@ -13,7 +13,7 @@ use k8s_openapi::api::resource::v1::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::json;
 
-use crate::common::{Finalizer, in_ending_namespace, is_finished, node_name};
+use crate::common::{Finalizer, delete, in_ending_namespace, is_finished, node_name};
 
 /// On a claim: which of its pod's claims it is.
 const POD_CLAIM: &str = "resource.kubernetes.io/pod-claim-name";
@@ -223,11 +223,7 @@ impl Reconcile for ResourceClaims {
             ALLOCATED.take(&self.client, &*claim).await?;
         }
         if self.is_orphan(&claim) && claim.metadata.deletion_timestamp.is_none() {
-            let params = DeleteParams { uid: claim.metadata.uid.clone(), ..DeleteParams::default() };
-            match self.client.delete::<ResourceClaim>(key.namespace(), &key.name, &params).await {
-                Err(error) if error.is_not_found() || error.is_conflict() => {}
-                other => other?,
-            }
+            delete(&self.client, &*claim, DeleteParams::default()).await?;
         }
         Ok(Outcome::Done)
     }

@@ -12,7 +12,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use parking_lot::Mutex;
 
-use crate::common::{is_finished, node_name};
+use crate::common::{delete, is_finished, node_name};
 
 pub struct TaintEviction {
     client: Client,
@@ -71,11 +71,7 @@ impl TaintEviction {
                 other => other.map(drop)?,
             }
         }
-        let params = DeleteParams { uid: pod.metadata.uid.clone(), ..DeleteParams::default() };
-        match self.client.delete::<Pod>(key.namespace(), &key.name, &params).await {
-            Err(error) if error.is_not_found() || error.is_conflict() => Ok(()),
-            other => other,
-        }
+        delete(&self.client, pod, DeleteParams::default()).await
     }
 }
 

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
-use rcgen::{DistinguishedName, DnType, KeyPair};
+use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use x509_parser::extensions::{GeneralName, ParsedExtension};
@@ -11,6 +11,16 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::CertSpec;
 use crate::{Error, Result};
+
+/// A certificate or a request for one, as far as `spec` says.
+pub(super) fn parameters(spec: &CertSpec) -> Result<CertificateParams> {
+    let failed = |source| Error::Issue { subject: spec.common_name().to_owned(), source };
+    let mut params = CertificateParams::new(spec.sans()).map_err(failed)?;
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, spec.common_name());
+    push_groups(&mut params.distinguished_name, spec)?;
+    Ok(params)
+}
 
 /// Adds one organisation per group.
 pub(super) fn push_groups(name: &mut DistinguishedName, spec: &CertSpec) -> Result<()> {

@@ -116,10 +116,7 @@ impl ClusterCa {
 pub fn new_request(spec: &CertSpec) -> Result<(String, String)> {
     let failed = |source| Error::Issue { subject: spec.common_name().to_owned(), source };
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(failed)?;
-    let mut params = CertificateParams::new(spec.sans()).map_err(failed)?;
-    params.distinguished_name = DistinguishedName::new();
-    params.distinguished_name.push(DnType::CommonName, spec.common_name());
-    leaf::push_groups(&mut params.distinguished_name, spec)?;
+    let params = leaf::parameters(spec)?;
     let request = params.serialize_request(&key).and_then(|request| request.pem()).map_err(failed)?;
     Ok((request, key.serialize_pem()))
 }

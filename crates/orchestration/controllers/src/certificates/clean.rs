@@ -9,6 +9,7 @@ use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use k8s_openapi::jiff::Timestamp;
 
 use super::{certificate, condition};
+use crate::common::delete;
 
 const DECIDED: Duration = Duration::from_secs(3600);
 const PENDING: Duration = Duration::from_secs(24 * 3600);
@@ -57,11 +58,7 @@ impl Reconcile for Cleaner {
         if !left.is_zero() {
             return Ok(Outcome::RequeueAfter(left));
         }
-        let params = DeleteParams { uid: request.metadata.uid.clone(), ..DeleteParams::default() };
-        match self.client.delete::<CertificateSigningRequest>(None, &key.name, &params).await {
-            Err(error) if error.is_not_found() || error.is_conflict() => Ok(Outcome::Done),
-            other => other.map(|()| Outcome::Done),
-        }
+        delete(&self.client, &*request, DeleteParams::default()).await.map(|()| Outcome::Done)
     }
 }
 

@@ -8,6 +8,8 @@ use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 
+use crate::common::delete;
+
 const TYPE: &str = "bootstrap.kubernetes.io/token";
 
 pub struct TokenCleaner {
@@ -46,11 +48,7 @@ impl Reconcile for TokenCleaner {
             Some(left) if !left.is_zero() => return Ok(Outcome::RequeueAfter(left)),
             Some(_) => {}
         }
-        let params = DeleteParams { uid: secret.metadata.uid.clone(), ..DeleteParams::default() };
-        match self.client.delete::<Secret>(key.namespace(), &key.name, &params).await {
-            Err(error) if error.is_not_found() || error.is_conflict() => Ok(Outcome::Done),
-            other => other.map(|()| Outcome::Done),
-        }
+        delete(&self.client, &*secret, DeleteParams::default()).await.map(|()| Outcome::Done)
     }
 }
 

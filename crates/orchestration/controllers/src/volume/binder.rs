@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 
 use super::expand::{self, Growth};
 use super::{Copies, PROVISIONER, PROVISIONER_BETA, Told, claim_plan, provision, volume_plan};
-use crate::common::{Finalizer, is_active, node_name};
+use crate::common::{Finalizer, delete, is_active, node_name};
 
 pub struct Binder {
     client: Client,
@@ -266,14 +266,7 @@ impl Binder {
                 let available = json!({"status": {"phase": "Available"}});
                 self.patch_volume(&free, available, Some("status")).await.map(drop)
             }
-            (volume_plan::Act::Delete, _) => {
-                let params = DeleteParams { uid: volume.metadata.uid.clone(), ..DeleteParams::default() };
-                let name = volume.metadata.name.as_deref().unwrap_or_default();
-                match self.client.delete::<PersistentVolume>(None, name, &params).await {
-                    Err(error) if error.is_not_found() || error.is_conflict() => Ok(()),
-                    other => other,
-                }
-            }
+            (volume_plan::Act::Delete, _) => delete(&self.client, volume, DeleteParams::default()).await,
             (volume_plan::Act::Release | volume_plan::Act::WakeClaim, None) => Ok(()),
         }
     }

@@ -55,8 +55,8 @@ impl Net {
         Ok(failed)
     }
 
-    /// The networks that nodes reach each other's pods in: those of IPv4.
-    fn v4(&self) -> Networks {
+    /// The networks that nodes reach each other's pods in: those of IPv4. Of a cluster without, its own, in which no peer is.
+    pub(super) fn v4(&self) -> Networks {
         let of_v4 = self.config.networks().find(|networks| networks.family() == Family::V4);
         let NetConfig { pod_cidr: pods, cluster_cidr: cluster, service_cidr: services, .. } = self.config;
         of_v4.unwrap_or(Networks { pods, cluster, services })

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Peer, plan};
 use crate::error::KernelContext;
 use crate::kernel::VETH_PREFIX;
-use crate::{Cidr, Family, Net, Result};
+use crate::{Net, Result};
 
 const RETRY: Duration = Duration::from_secs(10);
 /// Changes that arrive this close together are one.
@@ -37,7 +37,7 @@ pub async fn run(client: Client, net: Arc<Net>, node_name: &str, shutdown: Cance
     let mut done: Option<Vec<Peer>> = None;
     loop {
         let list = nodes.list();
-        let peers = plan::peers(list.iter().map(AsRef::as_ref), node_name, cluster(&net));
+        let peers = plan::peers(list.iter().map(AsRef::as_ref), node_name, net.v4().cluster);
         if done.as_ref() != Some(&peers) {
             match converge(&net, &peers).await {
                 Ok(0) => done = Some(peers),
@@ -66,12 +66,6 @@ pub async fn run(client: Client, net: Arc<Net>, node_name: &str, shutdown: Cance
     }
     drop(watching);
     Ok(())
-}
-
-/// All nodes' pods of IPv4; of a cluster without, its own network, in which no peer is.
-fn cluster(net: &Net) -> Cidr {
-    let of_v4 = net.config().networks().find(|networks| networks.family() == Family::V4);
-    of_v4.map_or(net.config().cluster_cidr, |networks| networks.cluster)
 }
 
 /// Looks up how each peer is reached now; returns how many ways could not be set.
@@ -107,7 +101,7 @@ async fn follow(net: &Net, moved: &Notify) -> Result<()> {
     let (bridge, tunnel) = (net.config().bridge.clone(), net.config().tunnel());
     let own_link =
         |name: Option<&str>| name.is_some_and(|name| name.starts_with(VETH_PREFIX) || name == bridge || name == tunnel);
-    let cluster = cluster(net);
+    let cluster = net.v4().cluster;
     let mut events = connection.into_events().await;
     while let Some(event) = events.try_next().await.doing(watching)? {
         let ours = match &event {
