@@ -9,6 +9,8 @@ mod descriptors;
 mod images;
 #[cfg(feature = "cri-proto")]
 mod plugin_protos;
+#[cfg(feature = "cri-proto")]
+mod protos;
 mod setup;
 mod shell;
 mod test;
