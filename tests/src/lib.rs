@@ -111,13 +111,7 @@ impl Host {
 
     /// `kubectl apply` of a manifest.
     pub fn apply(&self, manifest: &str) -> Result<String> {
-        let mut command = self.command("kubectl");
-        command.args(["apply", "-f", "-"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut kubectl = command.spawn().context("start kubectl")?;
-        kubectl.stdin.take().context("no input")?.write_all(manifest.as_bytes()).context("write the manifest")?;
-        let output = kubectl.wait_with_output().context("wait for kubectl")?;
-        check(&command, &output)?;
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+        apply(self.command("kubectl"), manifest)
     }
 
     /// A web server on the host's address that answers everything with `text`; kill it when done.
@@ -160,19 +154,9 @@ impl Host {
 
     /// Fails if anything of a purged cloud is left: folders, rules, interfaces, routes, mounts or control groups.
     pub fn ensure_purged(&self) -> Result<()> {
-        ensure!(!self.data_dir().exists() && !self.run_dir().exists(), "folders left");
-        let rules = run(self.command("nft").args(["list", "ruleset"]))?;
-        ensure!(rules.trim().is_empty(), "rules left: {rules}");
-        let links = run(self.command("ip").args(["-br", "link"]))?;
-        ensure!(links.lines().count() == 3, "interfaces left: {links}");
-        let routes = run(self.command("ip").args(["route"]))?;
-        ensure!(!routes.contains("10.42.") && !routes.contains("10.43."), "routes left: {routes}");
+        ensure_purged(&self.data_dir(), &self.run_dir(), 3, |program| self.command(program))?;
         let mounts = std::fs::read_to_string("/proc/self/mounts").context("read the mounts")?;
         ensure!(!mounts.contains(&*self.folder.path().to_string_lossy()), "mounts left: {mounts}");
-        // Other clouds on the machine have groups of their own names.
-        let group = control_group(&self.data_dir());
-        let left = run(Command::new("find").args(["/sys/fs/cgroup", "-maxdepth", "2", "-name", &group]))?;
-        ensure!(left.is_empty(), "control groups left: {left}");
         Ok(())
     }
 
@@ -239,6 +223,32 @@ fn check(command: &Command, output: &Output) -> Result<()> {
         String::from_utf8_lossy(&output.stdout),
         String::from_utf8_lossy(&output.stderr)
     )
+}
+
+/// `kubectl apply` of a manifest, by this kubectl.
+fn apply(mut kubectl: Command, manifest: &str) -> Result<String> {
+    kubectl.args(["apply", "-f", "-"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut running = kubectl.spawn().context("start kubectl")?;
+    running.stdin.take().context("no input")?.write_all(manifest.as_bytes()).context("write the manifest")?;
+    let output = running.wait_with_output().context("wait for kubectl")?;
+    check(&kubectl, &output)?;
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Whether a cloud left nothing but the `links` of its machine, whose network `inside` runs programs in.
+fn ensure_purged(data: &Path, run_dir: &Path, links: usize, inside: impl Fn(&str) -> Command) -> Result<()> {
+    ensure!(!data.exists() && !run_dir.exists(), "folders left");
+    let rules = run(inside("nft").args(["list", "ruleset"]))?;
+    ensure!(rules.trim().is_empty(), "rules left: {rules}");
+    let left = run(inside("ip").args(["-br", "link"]))?;
+    ensure!(left.lines().count() == links, "interfaces left: {left}");
+    let routes = run(inside("ip").args(["route"]))?;
+    ensure!(!routes.contains("10.42.") && !routes.contains("10.43."), "routes left: {routes}");
+    // Other clouds on the machine have groups of their own names.
+    let group = control_group(data);
+    let left = run(Command::new("find").args(["/sys/fs/cgroup", "-maxdepth", "2", "-name", &group]))?;
+    ensure!(left.is_empty(), "control groups left: {left}");
+    Ok(())
 }
 
 /// Tries until it succeeds; the last error after `limit`. For things outside that offer no event to wait for.

@@ -2,14 +2,13 @@
 //!
 //! Only the Docker-free, embedded runtime is used, so machines share nothing but the kernel.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use serde_json::Value;
 
-use crate::{binary, check, control_group, run};
+use crate::{apply, binary, ensure_purged, run};
 
 /// The links' namespace: a switch, and the router to the machine that is apart.
 struct Switch {
@@ -114,13 +113,7 @@ impl Machines {
 
     /// `kubectl apply` of a manifest.
     pub fn apply(&self, manifest: &str) -> Result<String> {
-        let mut command = self.server().command("kubectl");
-        command.args(["apply", "-f", "-"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut kubectl = command.spawn().context("start kubectl")?;
-        kubectl.stdin.take().context("no input")?.write_all(manifest.as_bytes()).context("write the manifest")?;
-        let output = kubectl.wait_with_output().context("wait for kubectl")?;
-        check(&command, &output)?;
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+        apply(self.server().command("kubectl"), manifest)
     }
 
     /// A shell command in a pod of namespace `default`; returns standard output.
@@ -208,17 +201,7 @@ impl Machine {
 
     /// Fails if anything of a purged node is left.
     pub fn ensure_purged(&self) -> Result<()> {
-        ensure!(!self.data_dir().exists() && !self.run_dir().exists(), "folders left");
-        let rules = run(self.command("nft").args(["list", "ruleset"]))?;
-        ensure!(rules.trim().is_empty(), "rules left: {rules}");
-        let links = run(self.command("ip").args(["-br", "link"]))?;
-        ensure!(links.lines().count() == 2, "interfaces left: {links}");
-        let routes = run(self.command("ip").args(["route"]))?;
-        ensure!(!routes.contains("10.42.") && !routes.contains("10.43."), "routes left: {routes}");
-        let group = control_group(&self.data_dir());
-        let left = run(Command::new("find").args(["/sys/fs/cgroup", "-maxdepth", "2", "-name", &group]))?;
-        ensure!(left.is_empty(), "control groups left: {left}");
-        Ok(())
+        ensure_purged(&self.data_dir(), &self.run_dir(), 2, |program| self.command(program))
     }
 }
 
