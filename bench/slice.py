@@ -27,7 +27,7 @@ HOST = "198.18.0.1"
 class Cloud:
     def __init__(self, binary, folder):
         self.binary, self.folder, self.netns = binary, folder, f"dhow-bench-{os.getpid()}"
-        self.env = dict(os.environ, DHOW_DATA_DIR=f"{folder}/data", DHOW_RUN_DIR=f"{folder}/run", DHOW_NODE_IP=HOST,
+        self.env = dict(os.environ, DHOW_NODE_MAX_PODS="240", DHOW_DATA_DIR=f"{folder}/data", DHOW_RUN_DIR=f"{folder}/run", DHOW_NODE_IP=HOST,
                         DHOW_NODE_NAME="bench", KUBECONFIG=f"{folder}/kubeconfig")
         subprocess.run(["ip", "netns", "add", self.netns], check=True)
         for command in ("link set lo up", "link add host0 type veth peer name host1", f"addr add {HOST}/24 dev host0",
@@ -103,6 +103,18 @@ def start_burst(writer, watch, count):
         if event["object"].get("status", {}).get("phase") == "Running":
             waiting.discard(event["object"]["metadata"]["name"])
     return written, (time.perf_counter() - begin) * 1000
+
+
+def forget(writer, watch):
+    """Removes all pods and waits until the last is gone, so that each figure begins on an empty node."""
+    writer.request("GET", "/api/v1/namespaces/default/pods")
+    waiting = {item["metadata"]["name"] for item in json.loads(writer.getresponse().read())["items"]}
+    writer.request("DELETE", "/api/v1/namespaces/default/pods")
+    writer.getresponse().read()
+    while waiting:
+        event = json.loads(watch.readline())
+        if event["type"] == "DELETED":
+            waiting.discard(event["object"]["metadata"]["name"])
 
 
 def beside(cloud, folder, writer, watch, rounds=20):
@@ -222,9 +234,11 @@ def main():
             after = cpu_seconds(daemon) + cpu_seconds(nameserver) + sum(map(cpu_seconds, shims))
             rows.append((f"idle CPU with {options.pods} pods over {options.idle} s",
                          f"{(after - before) / options.idle * 100:.2f} % of a core"))
+            forget(writer, watch)
             written, running = start_burst(writer, watch, options.burst)
             rows.append((f"{options.burst} pods at once, until all are written / Running", f"{written:.0f} / {running:.0f} ms"))
             if options.peers:
+                forget(writer, watch)
                 for what, times in beside(cloud, folder, writer, watch).items():
                     rows.append((f"in turns, p50 / p99: {what}", in_short(times)))
         finally:

@@ -38,6 +38,7 @@ pub const TEST_NEEDS: &[Need] = &[
     ("script", "bsdutils"),
     ("nsenter", "util-linux"),
     ("setpriv", "util-linux"),
+    ("systemd-analyze", "systemd"),
 ];
 
 /// What building and showing the demo takes.

@@ -1,5 +1,7 @@
 //! The command line: nouns, verbs and flags.
 
+mod operations;
+
 use std::net::IpAddr;
 use std::path::PathBuf;
 
@@ -7,6 +9,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use dhow_net::Cidr;
 
 use crate::runtimes::RuntimeChoice;
+
+pub use operations::{ConfigCommand, ConfigOutput, DoctorArgs, InstallArgs, LogsArgs, SortBy, TopCommand, TopOutput};
 
 /// A container cloud in one binary: Kubernetes API, containers, network and DNS on this machine.
 #[derive(Debug, Parser)]
@@ -32,6 +36,8 @@ pub enum Command {
     Token(TokenCommand),
     /// Show what runs: nodes, workloads, memory, where the data lives.
     Status(StatusArgs),
+    /// Look at machine, daemon and cluster, and say of all that is not well why, and what helps.
+    Doctor(DoctorArgs),
     /// Apply Kubernetes YAML and follow it to a reachable address.
     Deploy(DeployArgs),
     /// Work with this node's images.
@@ -39,10 +45,25 @@ pub enum Command {
     Image(ImageCommand),
     /// Run containers from OCI bundles, without the cloud; the command line is runc's.
     Oci(Box<dhow_oci::cli::Args>),
+    /// Print what the containers of a pod, or of all pods of a workload, write.
+    Logs(LogsArgs),
+    /// Show what nodes or pods use, beside what they have or asked for.
+    #[command(subcommand)]
+    Top(TopCommand),
+    /// Put the binary in place and hand the daemon to systemd, from boot on.
+    Install(Box<InstallArgs>),
+    /// Check the settings file, or print the settings in force.
+    #[command(subcommand)]
+    Config(ConfigCommand),
     /// Print the kubeconfig of the administrator.
     Kubeconfig(ConnectArgs),
     /// Print a completion script.
     Completion { shell: clap_complete::Shell },
+    /// Write the manual pages into a folder, one for each command.
+    Man {
+        #[arg(value_name = "DIR")]
+        folder: PathBuf,
+    },
     /// Run the control plane alone in the foreground, or look after its store.
     Server(Box<ServerArgs>),
     /// Run server and node in the foreground (what `dhow up` starts, and a service manager may).

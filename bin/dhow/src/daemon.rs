@@ -32,7 +32,7 @@ pub enum Role {
 
 impl Role {
     /// The command that runs it in the foreground.
-    fn command(self) -> &'static str {
+    pub fn command(self) -> &'static str {
         match self {
             Self::All => "serve",
             Self::Server => "server",

@@ -34,6 +34,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use anyhow::Context;
 use clap::{CommandFactory, Parser};
 
 use cli::{Cli, Command};
@@ -60,10 +61,17 @@ fn main() -> ExitCode {
             clap_complete::generate(shell, &mut Cli::command(), "dhow", &mut std::io::stdout());
             ExitCode::SUCCESS
         }
+        Command::Man { folder } => exit::report(manual(&folder)),
         // It forks, too.
         Command::Oci(args) => dhow_oci::cli::main(*args),
         command => exit::report(run(command)),
     }
+}
+
+/// One page for each command that is not hidden, as man(1) wants them.
+fn manual(folder: &Path) -> anyhow::Result<()> {
+    std::fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
+    clap_mangen::generate_to(Cli::command(), folder).with_context(|| format!("write to {}", folder.display()))
 }
 
 /// Engines call a runtime without a word before its verbs: under that name the binary is the runtime alone.
@@ -95,6 +103,13 @@ fn run(command: Command) -> anyhow::Result<()> {
             Command::Token(command) => commands::token::run(command).await,
             Command::Down(args) => commands::down::run(args).await,
             Command::Status(args) => commands::status::run(args).await,
+            Command::Doctor(args) => commands::doctor::run(args).await,
+            Command::Logs(args) => commands::logs::run(args).await,
+            Command::Top(command) => commands::top::run(command).await,
+            Command::Install(args) => {
+                tokio::task::spawn_blocking(move || commands::install::run(&args)).await.context("install")?
+            }
+            Command::Config(command) => commands::config::run(&command),
             Command::Deploy(args) => commands::deploy::run(args).await,
             Command::Image(command) => commands::image::run(command).await,
             Command::Kubeconfig(args) => commands::print_kubeconfig(&args),
@@ -111,7 +126,7 @@ fn run(command: Command) -> anyhow::Result<()> {
                 daemon::init_logging(place.log_format)?;
                 nameserver::serve(&place, &gateway).await
             }
-            Command::Completion { .. } | Command::Oci(_) => Ok(()),
+            Command::Completion { .. } | Command::Man { .. } | Command::Oci(_) => Ok(()),
         }
     });
     // A thread may be waiting for a resolver that does not answer; nothing that must be finished is left to threads.

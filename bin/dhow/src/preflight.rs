@@ -18,9 +18,7 @@ const SLOW_FSYNC: Duration = Duration::from_millis(20);
 /// Fails with every problem at once; returns warnings. `ports` are those that are to be listened on, with their flags.
 pub fn check(place: &Place, ports: &[(u16, &str)]) -> Result<Vec<String>> {
     root("dhow")?;
-    let mut problems = Vec::new();
-    filesystems(&mut problems);
-    cgroups(&mut problems);
+    let Machine { mut problems, warnings } = machine(&place.data_dir);
     match runtimes::choose(place) {
         Ok(choice) => runtime(&choice, &mut problems),
         Err(error) => problems.push(format!("{error:#}")),
@@ -32,20 +30,34 @@ pub fn check(place: &Place, ports: &[(u16, &str)]) -> Result<Vec<String>> {
             ));
         }
     }
-    let mut warnings = Vec::new();
-    match measure_fsync(&place.data_dir) {
-        Ok(took) if took > SLOW_FSYNC => warnings.push(format!(
-            "a durable write to {} takes {} ms; a faster disk makes everything faster",
-            place.data_dir.display(),
-            took.as_millis()
-        )),
-        Ok(_) => {}
-        Err(error) => problems.push(format!("{} cannot be written: {error}", place.data_dir.display())),
-    }
     if problems.is_empty() {
         return Ok(warnings);
     }
     bail!("this machine is not ready:\n  - {}", problems.join("\n  - "))
+}
+
+/// What kernel and disk lack, each with its fix.
+#[derive(Debug, Default)]
+pub struct Machine {
+    pub problems: Vec<String>,
+    pub warnings: Vec<String>,
+}
+
+/// Looks at kernel and disk, whether a cloud runs or not.
+pub fn machine(data_dir: &Path) -> Machine {
+    let mut machine = Machine::default();
+    filesystems(&mut machine.problems);
+    cgroups(&mut machine.problems);
+    match measure_fsync(data_dir) {
+        Ok(took) if took > SLOW_FSYNC => machine.warnings.push(format!(
+            "a durable write to {} takes {} ms; a faster disk makes everything faster",
+            data_dir.display(),
+            took.as_millis()
+        )),
+        Ok(_) => {}
+        Err(error) => machine.problems.push(format!("{} cannot be written: {error}", data_dir.display())),
+    }
+    machine
 }
 
 /// Fails unless this process may make and remove containers and networks.

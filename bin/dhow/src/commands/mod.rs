@@ -1,14 +1,19 @@
 //! One file per command.
 
+pub mod config;
 pub mod cri;
 pub mod deploy;
+pub mod doctor;
 pub mod down;
 pub mod image;
+pub mod install;
 pub mod join;
+pub mod logs;
 pub mod server;
 pub mod sim;
 pub mod status;
 pub mod token;
+pub mod top;
 pub mod up;
 
 use std::path::PathBuf;

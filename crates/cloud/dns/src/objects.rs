@@ -37,6 +37,8 @@ fn lean<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D::Err
 
 macro_rules! kind {
     ($type:ident, $group:literal, $version:literal, $api_version:literal, $kind:literal, $plural:literal, $scope:ident) => {
+        dhow_client::object!($type);
+
         impl k8s_openapi::Resource for $type {
             const API_VERSION: &'static str = $api_version;
             const GROUP: &'static str = $group;

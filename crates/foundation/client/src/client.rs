@@ -77,18 +77,22 @@ impl Client {
     }
 
     pub async fn get<K: Object>(&self, namespace: Option<&str>, name: &str) -> Result<K, Error> {
-        self.call(Method::GET, &object_path::<K>(namespace, name, None), "", Bytes::new()).await
+        let path = object_path::<K>(namespace, name, None);
+        let answer = self.call(Method::GET, &path, "", Bytes::new()).await?;
+        K::decode(&answer).map_err(|source| unreadable(&path, source))
     }
 
     pub async fn list<K: Object>(&self, namespace: Option<&str>, params: &ListParams) -> Result<ObjectList<K>, Error> {
         let path = with_query(&collection_path::<K>(namespace), &params.query());
-        self.call(Method::GET, &path, "", Bytes::new()).await
+        let answer = self.call(Method::GET, &path, "", Bytes::new()).await?;
+        K::decode_list(&answer).map_err(|source| unreadable(&path, source))
     }
 
     /// Creates in the namespace of the object's metadata.
     pub async fn create<K: Object>(&self, object: &K) -> Result<K, Error> {
         let path = collection_path::<K>(object.metadata().namespace.as_deref());
-        self.call(Method::POST, &path, JSON, encode(object)?).await
+        let answer = self.call(Method::POST, &path, JSON, written(object.encode())?).await?;
+        K::decode(&answer).map_err(|source| unreadable(&path, source))
     }
 
     pub async fn update<K: Object>(&self, object: &K) -> Result<K, Error> {
@@ -111,7 +115,9 @@ impl Client {
             Patch::Merge(value) => ("application/merge-patch+json", value),
             Patch::Strategic(value) => ("application/strategic-merge-patch+json", value),
         };
-        self.call(Method::PATCH, &object_path::<K>(namespace, name, subresource), media_type, encode(&body)?).await
+        let path = object_path::<K>(namespace, name, subresource);
+        let answer = self.call(Method::PATCH, &path, media_type, encode(&body)?).await?;
+        K::decode(&answer).map_err(|source| unreadable(&path, source))
     }
 
     /// Returns once the server accepted the deletion; a finalizer or grace period may still hold the object.
@@ -122,7 +128,7 @@ impl Client {
         params: &DeleteParams,
     ) -> Result<(), Error> {
         let path = object_path::<K>(namespace, name, None);
-        self.call::<Value>(Method::DELETE, &path, JSON, encode(&params.body())?).await.map(drop)
+        self.call(Method::DELETE, &path, JSON, encode(&params.body())?).await.map(drop)
     }
 
     /// Posts to a subresource, such as a pod's `binding`.
@@ -134,7 +140,8 @@ impl Client {
         body: &B,
     ) -> Result<R, Error> {
         let path = object_path::<K>(namespace, name, Some(subresource));
-        self.call(Method::POST, &path, JSON, encode(body)?).await
+        let answer = self.call(Method::POST, &path, JSON, encode(body)?).await?;
+        serde_json::from_slice(&answer).map_err(|source| unreadable(&path, source))
     }
 
     /// Sends a request as it is; any status is an answer, not an error.
@@ -161,7 +168,8 @@ impl Client {
         let metadata: &ObjectMeta = object.metadata();
         let name = metadata.name.as_deref().unwrap_or_default();
         let path = object_path::<K>(metadata.namespace.as_deref(), name, subresource);
-        self.call(Method::PUT, &path, JSON, encode(object)?).await
+        let answer = self.call(Method::PUT, &path, JSON, written(object.encode())?).await?;
+        K::decode(&answer).map_err(|source| unreadable(&path, source))
     }
 
     async fn send(&self, method: Method, path: &str, media_type: &str, body: Bytes) -> Result<Response<Body>, Error> {
@@ -174,22 +182,17 @@ impl Client {
         self.transport.call(request).await
     }
 
-    async fn call<R: DeserializeOwned>(
-        &self,
-        method: Method,
-        path: &str,
-        media_type: &str,
-        body: Bytes,
-    ) -> Result<R, Error> {
+    /// The answer's body, if the server agreed.
+    async fn call(&self, method: Method, path: &str, media_type: &str, body: Bytes) -> Result<Bytes, Error> {
         let response = self.send(method, path, media_type, body).await?;
         let status = response.status();
         let bytes = collect(response).await?;
-        if !status.is_success() {
-            return Err(status_error(status.as_u16(), &bytes));
-        }
-        serde_json::from_slice(&bytes)
-            .map_err(|source| Error::Decode { context: format!("read answer of {path}"), source })
+        if status.is_success() { Ok(bytes) } else { Err(status_error(status.as_u16(), &bytes)) }
     }
+}
+
+fn unreadable(path: &str, source: serde_json::Error) -> Error {
+    Error::Decode { context: format!("read answer of {path}"), source }
 }
 
 const JSON: &str = "application/json";
@@ -199,9 +202,11 @@ async fn collect(response: Response<Body>) -> Result<Bytes, Error> {
 }
 
 fn encode(value: &impl Serialize) -> Result<Bytes, Error> {
-    let bytes =
-        serde_json::to_vec(value).map_err(|source| Error::Decode { context: "encode object".into(), source })?;
-    Ok(Bytes::from(bytes))
+    written(serde_json::to_vec(value))
+}
+
+fn written(json: serde_json::Result<Vec<u8>>) -> Result<Bytes, Error> {
+    json.map(Bytes::from).map_err(|source| Error::Decode { context: "write the request".into(), source })
 }
 
 /// The error in a `Status` document, or the text as it came.

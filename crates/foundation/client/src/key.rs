@@ -7,6 +7,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::ObjectList;
+
 /// Namespace and name of an object of a known kind.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Key {
@@ -37,7 +39,9 @@ impl fmt::Display for Key {
     }
 }
 
-/// A Kubernetes object with metadata, as k8s-openapi types them.
+/// A Kubernetes object with metadata, as k8s-openapi types them. [`crate::object`] implements it.
+///
+/// Reading and writing are methods, so that the code for a kind is made in one crate, and not again in each that uses it.
 pub trait Object:
     k8s_openapi::Resource
     + k8s_openapi::Metadata<Ty = ObjectMeta>
@@ -48,16 +52,32 @@ pub trait Object:
     + Sync
     + 'static
 {
+    /// Reads JSON.
+    fn decode(json: &[u8]) -> serde_json::Result<Self>;
+
+    /// Reads a list in JSON.
+    fn decode_list(json: &[u8]) -> serde_json::Result<ObjectList<Self>>;
+
+    /// Writes JSON.
+    fn encode(&self) -> serde_json::Result<Vec<u8>>;
 }
 
-impl<K> Object for K where
-    K: k8s_openapi::Resource
-        + k8s_openapi::Metadata<Ty = ObjectMeta>
-        + Serialize
-        + DeserializeOwned
-        + Clone
-        + Send
-        + Sync
-        + 'static
-{
+/// Implements [`Object`] for types that serde and k8s-openapi's traits describe.
+#[macro_export]
+macro_rules! object {
+    ($($kind:ty),+ $(,)?) => {$(
+        impl $crate::Object for $kind {
+            fn decode(json: &[u8]) -> $crate::serde_json::Result<Self> {
+                $crate::serde_json::from_slice(json)
+            }
+
+            fn decode_list(json: &[u8]) -> $crate::serde_json::Result<$crate::ObjectList<Self>> {
+                $crate::serde_json::from_slice(json)
+            }
+
+            fn encode(&self) -> $crate::serde_json::Result<Vec<u8>> {
+                $crate::serde_json::to_vec(self)
+            }
+        }
+    )+};
 }

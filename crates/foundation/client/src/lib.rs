@@ -7,6 +7,7 @@ mod events;
 mod http_transport;
 mod informer;
 mod key;
+mod kinds;
 mod kubeconfig;
 pub mod leader;
 mod owner;
@@ -28,3 +29,7 @@ pub use queue::Queue;
 pub use replaceable::Replace;
 pub use tls_connector::TlsConnection;
 pub use transport::{Body, Transport, full};
+
+// What `object!` refers to.
+#[doc(hidden)]
+pub use serde_json;

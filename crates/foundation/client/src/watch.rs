@@ -103,15 +103,15 @@ impl<K: Object> Watch<K> {
 fn decode<K: Object>(line: &[u8]) -> Result<WatchEvent<K>, Error> {
     let bad = |source| Error::Decode { context: format!("read a watch event of {}", K::KIND), source };
     let frame: Frame<'_> = serde_json::from_slice(line).map_err(bad)?;
-    let object = frame.object.get();
+    let object = frame.object.get().as_bytes();
     match frame.kind {
-        "ADDED" => serde_json::from_str(object).map(WatchEvent::Added).map_err(bad),
-        "MODIFIED" => serde_json::from_str(object).map(WatchEvent::Modified).map_err(bad),
-        "DELETED" => serde_json::from_str(object).map(WatchEvent::Deleted).map_err(bad),
+        "ADDED" => K::decode(object).map(WatchEvent::Added).map_err(bad),
+        "MODIFIED" => K::decode(object).map(WatchEvent::Modified).map_err(bad),
+        "DELETED" => K::decode(object).map(WatchEvent::Deleted).map_err(bad),
         "BOOKMARK" => {
-            let marked: Marked = serde_json::from_str(object).map_err(bad)?;
+            let marked: Marked = serde_json::from_slice(object).map_err(bad)?;
             Ok(WatchEvent::Bookmark { resource_version: marked.metadata.resource_version })
         }
-        _ => Err(status_error(500, object.as_bytes())),
+        _ => Err(status_error(500, object)),
     }
 }

@@ -17,6 +17,8 @@ pub struct VerticalPodAutoscaler {
     pub status: Option<Status>,
 }
 
+dhow_client::object!(VerticalPodAutoscaler);
+
 impl Resource for VerticalPodAutoscaler {
     const API_VERSION: &'static str = "autoscaling.k8s.io/v1";
     const GROUP: &'static str = "autoscaling.k8s.io";

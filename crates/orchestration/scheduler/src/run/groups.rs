@@ -28,6 +28,8 @@ struct PodGroupSpec {
     min_member: usize,
 }
 
+dhow_client::object!(PodGroup);
+
 impl k8s_openapi::Resource for PodGroup {
     const API_VERSION: &'static str = "scheduling.x-k8s.io/v1alpha1";
     const GROUP: &'static str = "scheduling.x-k8s.io";
