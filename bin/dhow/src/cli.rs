@@ -10,7 +10,9 @@ use dhow_net::Cidr;
 
 use crate::runtimes::RuntimeChoice;
 
-pub use operations::{ConfigCommand, ConfigOutput, DoctorArgs, InstallArgs, LogsArgs, SortBy, TopCommand, TopOutput};
+pub use operations::{
+    ConfigCommand, ConfigOutput, DoctorArgs, ExecArgs, InstallArgs, LogsArgs, SortBy, TopCommand, TopOutput,
+};
 
 /// A container cloud in one binary: Kubernetes API, containers, network and DNS on this machine.
 #[derive(Debug, Parser)]
@@ -45,6 +47,8 @@ pub enum Command {
     Image(ImageCommand),
     /// Run containers from OCI bundles, without the cloud; the command line is runc's.
     Oci(Box<dhow_oci::cli::Args>),
+    /// Run a command in a container of a pod, or of a running pod of a workload; its exit code is ours.
+    Exec(ExecArgs),
     /// Print what the containers of a pod, or of all pods of a workload, write.
     Logs(LogsArgs),
     /// Show what nodes or pods use, beside what they have or asked for.

@@ -33,11 +33,26 @@ impl std::fmt::Display for NotFound {
 
 impl std::error::Error for NotFound {}
 
+/// Marks the end of a command that we ran for somebody and that failed by itself: it has said why.
+#[derive(Debug)]
+pub struct ChildFailed(pub u8);
+
+impl std::fmt::Display for ChildFailed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "the command ended with exit code {}", self.0)
+    }
+}
+
+impl std::error::Error for ChildFailed {}
+
 /// Shows an error with its causes on standard error and picks the exit code.
 pub fn report(result: anyhow::Result<()>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
+            if let Some(ChildFailed(code)) = error.downcast_ref() {
+                return ExitCode::from(*code);
+            }
             eprintln!("dhow: {error:#}");
             ExitCode::from(code(&error))
         }

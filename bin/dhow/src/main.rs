@@ -104,6 +104,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             Command::Down(args) => commands::down::run(args).await,
             Command::Status(args) => commands::status::run(args).await,
             Command::Doctor(args) => commands::doctor::run(args).await,
+            Command::Exec(args) => commands::exec::run(args).await,
             Command::Logs(args) => commands::logs::run(args).await,
             Command::Top(command) => commands::top::run(command).await,
             Command::Install(args) => {

@@ -15,6 +15,29 @@ pub struct DoctorArgs {
 }
 
 #[derive(Debug, Args)]
+pub struct ExecArgs {
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+    /// Pass on standard input.
+    #[arg(short = 'i', long)]
+    pub stdin: bool,
+    /// Give the command a terminal; with -i, this one.
+    #[arg(short, long)]
+    pub tty: bool,
+    #[arg(short, long, default_value = "default")]
+    pub namespace: String,
+    /// The container [default: the first one].
+    #[arg(short, long, value_name = "NAME")]
+    pub container: Option<String>,
+    /// A pod or a workload: its name, or KIND/NAME, such as deployment/web.
+    #[arg(value_name = "NAME")]
+    pub target: String,
+    /// The command and its arguments.
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
+    pub command: Vec<String>,
+}
+
+#[derive(Debug, Args)]
 pub struct LogsArgs {
     #[command(flatten)]
     pub connect: ConnectArgs,

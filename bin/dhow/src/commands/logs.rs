@@ -36,7 +36,7 @@ pub async fn run(args: LogsArgs) -> Result<()> {
 }
 
 /// Which pods are meant: one by its name, or those that a workload's selector finds.
-async fn scope(client: &Client, namespace: &str, target: &str) -> Result<ListParams> {
+pub async fn scope(client: &Client, namespace: &str, target: &str) -> Result<ListParams> {
     let (kind, name) = target.split_once('/').map_or(("", target), |(kind, name)| (kind, name));
     let by_name = || ListParams { field_selector: Some(format!("metadata.name={name}")), ..ListParams::default() };
     let by_labels = |text: String| ListParams { label_selector: Some(text), ..ListParams::default() };

@@ -5,6 +5,7 @@ pub mod cri;
 pub mod deploy;
 pub mod doctor;
 pub mod down;
+pub mod exec;
 pub mod image;
 pub mod install;
 pub mod join;

@@ -210,7 +210,7 @@ fn written(json: serde_json::Result<Vec<u8>>) -> Result<Bytes, Error> {
 }
 
 /// The error in a `Status` document, or the text as it came.
-pub(crate) fn status_error(code: u16, body: &[u8]) -> Error {
+pub fn status_error(code: u16, body: &[u8]) -> Error {
     let status: Value = serde_json::from_slice(body).unwrap_or_default();
     let text = |field: &str| status[field].as_str().map(str::to_owned);
     Error::Api {

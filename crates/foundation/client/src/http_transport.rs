@@ -11,7 +11,9 @@ use hyper_util::client::legacy::Client as Pool;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
 
 use crate::tls_connector::TlsConnector;
 use crate::transport::{Body, Transport, full};
@@ -30,6 +32,23 @@ impl HttpsConfig {
     /// What a context of a kubeconfig file describes; `None` is its current context.
     pub fn from_kubeconfig(path: &Path, context: Option<&str>) -> Result<Self, Error> {
         kubeconfig::load(path, context)
+    }
+
+    /// A connection of its own that speaks HTTP/1.1, for requests that switch to another protocol; and the value of the
+    /// header `Authorization`, if one is needed.
+    pub async fn connect(&self) -> Result<(TlsStream<TcpStream>, Option<HeaderValue>), Error> {
+        let transport = HttpsTransport::new(self.clone())?;
+        let host = transport.server.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
+        let port = transport.server.port_u16().unwrap_or(443);
+        let away = |error: std::io::Error| Error::connection(format!("cannot reach {}", self.server), error);
+        let tcp = TcpStream::connect((host.as_str(), port)).await.map_err(away)?;
+        tcp.set_nodelay(true).map_err(away)?;
+        let name = ServerName::try_from(host)
+            .map_err(|error| Error::Configuration(format!("server address {:?}: {error}", self.server)))?;
+        let mut tls = tls_config(self)?;
+        tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+        let stream = tokio_rustls::TlsConnector::from(Arc::new(tls)).connect(name, tcp).await.map_err(away)?;
+        Ok((stream, transport.authorization().await?))
     }
 }
 

@@ -17,7 +17,7 @@ mod tls_connector;
 mod transport;
 mod watch;
 
-pub use client::{Client, DeleteParams, ListParams, ObjectList, Patch};
+pub use client::{Client, DeleteParams, ListParams, ObjectList, Patch, status_error};
 pub use controller::{Outcome, Reconcile, run_controller};
 pub use error::Error;
 pub use events::{EventRecorder, EventType, reference};
