@@ -97,6 +97,11 @@ impl Host {
         command
     }
 
+    /// The program under test.
+    pub fn binary(&self) -> &Path {
+        &self.binary
+    }
+
     /// `dhow` with these arguments, to be run.
     pub fn dhow_command(&self, args: &[&str]) -> Command {
         let mut command = self.command(&self.binary);

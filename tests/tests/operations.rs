@@ -1,7 +1,7 @@
-//! What an operator asks a running cloud: `dhow doctor`, `logs`, `top`, `config`, `install`, `man`.
+//! What an operator asks a running cloud: `dhow doctor`, `logs`, `exec`, `top`, `config`, `install`, `man`.
 #![allow(clippy::unwrap_used)]
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::process::{Output, Stdio};
 use std::time::Duration;
 
@@ -69,6 +69,7 @@ fn an_operator_sees_what_runs_and_what_is_wrong() {
     let missing = host.dhow_command(&["logs", "nothing"]).output().unwrap();
     assert_eq!(missing.status.code(), Some(3));
     follows_pods_that_come_later(&host);
+    runs_commands(&host);
 
     let top = |args: &[&str]| -> anyhow::Result<Value> { Ok(serde_json::from_str(&host.dhow(args)?)?) };
     let pods = eventually(LIMIT, || {
@@ -124,6 +125,33 @@ fn follows_pods_that_come_later(host: &Host) {
     host.kubectl(&["rollout", "status", "deployment/talkers", "--timeout=60s"]).unwrap();
     // Its reader is gone by now, which ends it by itself.
     assert!(following.wait().unwrap().success());
+}
+
+/// Input, both outputs, the exit code, and with a terminal its size.
+fn runs_commands(host: &Host) {
+    let script = "read line; echo \"got $line\"; echo oops >&2; exit 7";
+    let mut running = host
+        .dhow_command(&["exec", "-i", "deployment/talkers", "-c", "waits", "--", "sh", "-c", script])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    running.stdin.take().unwrap().write_all(b"hello\n").unwrap();
+    let ended = running.wait_with_output().unwrap();
+    assert_eq!((ended.status.code(), says(&ended).as_str()), (Some(7), "got hello\n"));
+    assert_eq!(String::from_utf8_lossy(&ended.stderr), "oops\n");
+    // Input ends for the command, too.
+    let count = host.dhow_command(&["exec", "-i", "talkers", "--", "wc", "-c"]).stdin(Stdio::null()).output().unwrap();
+    assert_eq!((count.status.code(), says(&count).trim()), (Some(0), "0"));
+    let missing = host.dhow_command(&["exec", "talkers", "--", "no-such-program"]).output().unwrap();
+    assert!(!missing.status.success());
+    assert!(String::from_utf8_lossy(&missing.stderr).contains("no-such-program"), "{missing:?}");
+    // `script` gives it a terminal of that size.
+    let inside = "stty size; test -t 0 && test -t 1 && echo both";
+    let dhow = format!("stty rows 33 cols 77; {} exec -it talkers -- sh -c '{inside}'", host.binary().display());
+    let shown = host.command("script").args(["-qec", &dhow, "/dev/null"]).output().unwrap();
+    assert!(says(&shown).contains("33 77\r\nboth"), "{}", says(&shown));
 }
 
 #[test]
