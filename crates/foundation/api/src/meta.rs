@@ -72,10 +72,17 @@ pub fn child_mut<'a>(value: &'a mut Value, key: &str) -> &'a mut Map<String, Val
     }
 }
 
-/// Sets `key` when it is absent or null.
+/// Sets `key` when it is absent or null, or an empty text where a text is the default: clients written in Go send fields
+/// that they know nothing of as empty ones, and upstream cannot tell these from absent ones either.
 pub fn default_to(map: &mut Map<String, Value>, key: &str, value: impl Into<Value>) {
-    if map.get(key).is_none_or(Value::is_null) {
-        map.insert(key.to_owned(), value.into());
+    let value = value.into();
+    let absent = match map.get(key) {
+        None | Some(Value::Null) => true,
+        Some(Value::String(text)) => text.is_empty() && value.is_string(),
+        Some(_) => false,
+    };
+    if absent {
+        map.insert(key.to_owned(), value);
     }
 }
 

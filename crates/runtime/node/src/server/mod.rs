@@ -4,6 +4,7 @@ mod forward;
 mod logs;
 mod metrics;
 mod remote;
+mod remote_spdy;
 mod socket;
 mod spdy;
 mod summary;
@@ -231,36 +232,33 @@ impl Server {
                 "this node's runtime keeps its images itself; use its own tools",
             )),
             (Method::GET, ["containerLogs", ns, pod, container]) => self.logs(ns, pod, container, &query).await,
-            (Method::GET, ["exec", ns, pod, container]) => {
+            (Method::GET | Method::POST, ["exec", ns, pod, container]) => {
                 let asked = remote::request(&query);
                 if asked.command.is_empty() {
                     return Err(Refusal::bad_request("command is required"));
                 }
                 let id = self.container(ns, pod, container, false).await?.1.id;
-                let handshake = socket::Handshake::accept(&mut request, &remote::PROTOCOLS)?;
+                let way = remote::Way::of(&mut request)?;
                 let streams = self.runtime.exec(&id, asked.clone()).await?;
-                let v5 = handshake.protocol == remote::V5;
-                Ok(handshake.run(move |to, from| remote::serve(asked, streams, v5, to, from)))
+                Ok(way.run(asked, streams))
             }
-            (Method::GET, ["attach", ns, pod, container]) => {
+            (Method::GET | Method::POST, ["attach", ns, pod, container]) => {
                 let asked = remote::request(&query);
                 let id = self.container(ns, pod, container, false).await?.1.id;
-                let handshake = socket::Handshake::accept(&mut request, &remote::PROTOCOLS)?;
+                let way = remote::Way::of(&mut request)?;
                 let streams = self.runtime.attach(&id).await?;
-                let v5 = handshake.protocol == remote::V5;
-                Ok(handshake.run(move |to, from| remote::serve(asked, streams, v5, to, from)))
+                Ok(way.run(asked, streams))
             }
-            (Method::GET, ["portForward", ns, pod]) => {
+            (Method::GET | Method::POST, ["portForward", ns, pod]) => {
                 let sandbox = self.sandbox(ns, pod).await?.id;
                 let runtime = Arc::clone(&self.runtime);
                 let (spdy_runtime, spdy_sandbox) = (Arc::clone(&runtime), sandbox.clone());
-                let spdy = move |io| async move {
-                    if let Err(error) = spdy::serve(spdy_runtime, spdy_sandbox, io).await {
-                        tracing::debug!(%error, "port-forward ended");
-                    }
-                };
-                if let Some(answer) = socket::accept_spdy(&mut request, spdy::PROTOCOL, spdy) {
-                    return answer;
+                if let Some(upgrade) = socket::Spdy::accept(&mut request, spdy::PROTOCOL)? {
+                    return Ok(upgrade.run(|io| async move {
+                        if let Err(error) = spdy::serve(spdy_runtime, spdy_sandbox, io).await {
+                            tracing::debug!(%error, "port-forward ended");
+                        }
+                    }));
                 }
                 let handshake = socket::Handshake::accept(&mut request, &forward::PROTOCOLS)?;
                 if handshake.protocol == spdy::TUNNEL {

@@ -2,9 +2,12 @@
 
 use dhow_cri::runtime::{ExecRequest, Reader, Streams};
 use dhow_cri::streaming::{TerminalSize, status};
+use http::Request;
+use hyper::body::Incoming;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::socket::{self, Receiver, Sender};
+use super::{Answer, Refusal, remote_spdy};
 
 pub const V5: &str = "v5.channel.k8s.io";
 pub const PROTOCOLS: [&str; 2] = [V5, "v4.channel.k8s.io"];
@@ -29,6 +32,36 @@ pub fn request(query: &[(String, String)]) -> ExecRequest {
         stdin: is(["stdin", "input"]),
         stdout: is(["stdout", "output"]),
         stderr: is(["stderr", "error"]),
+    }
+}
+
+/// How a client wants the streams carried.
+pub enum Way {
+    Socket(socket::Handshake),
+    Spdy(socket::Spdy),
+}
+
+impl Way {
+    pub fn of(request: &mut Request<Incoming>) -> Result<Self, Refusal> {
+        match socket::Spdy::accept(request, remote_spdy::PROTOCOL)? {
+            Some(upgrade) => Ok(Self::Spdy(upgrade)),
+            None => Ok(Self::Socket(socket::Handshake::accept(request, &PROTOCOLS)?)),
+        }
+    }
+
+    /// Splits off the answer to be returned; the streams are carried once it has been sent.
+    pub fn run(self, asked: ExecRequest, streams: Streams) -> Answer {
+        match self {
+            Self::Socket(handshake) => {
+                let v5 = handshake.protocol == V5;
+                handshake.run(move |to, from| serve(asked, streams, v5, to, from))
+            }
+            Self::Spdy(upgrade) => upgrade.run(|io| async move {
+                if let Err(error) = remote_spdy::serve(&asked, streams, io).await {
+                    tracing::debug!(%error, "a command's streams ended");
+                }
+            }),
+        }
     }
 }
 
@@ -73,7 +106,7 @@ async fn input(
 }
 
 /// Runs until the process ended and its output was sent, or the client went away.
-pub async fn serve(asked: ExecRequest, streams: Streams, v5: bool, to: Sender, mut from: Receiver) {
+async fn serve(asked: ExecRequest, streams: Streams, v5: bool, to: Sender, mut from: Receiver) {
     let Streams { stdin, stdout, stderr, resize, exit } = streams;
     // An empty frame tells the client that the process is there.
     let first = if asked.stdout {

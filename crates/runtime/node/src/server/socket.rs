@@ -1,6 +1,7 @@
 //! The WebSocket a request becomes: the handshake, and frames that carry a channel's number first.
 
 use bytes::{Bytes, BytesMut};
+use dhow_cri::streaming::{UPGRADE, VERSION};
 use futures::stream::{SplitSink, SplitStream};
 use futures::{SinkExt, StreamExt};
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
@@ -128,35 +129,44 @@ pub async fn next(receiver: &mut Receiver) -> Option<(u8, Bytes)> {
     }
 }
 
-/// Switches to SPDY without a WebSocket around it, as clients before 1.31 ask for; `None` when this one does not.
-pub fn accept_spdy<F>(
-    request: &mut Request<Incoming>,
-    protocol: &'static str,
-    then: impl FnOnce(TokioIo<Upgraded>) -> F + Send + 'static,
-) -> Option<Result<Answer, Refusal>>
-where
-    F: Future<Output = ()> + Send + 'static,
-{
-    const VERSION: &str = "x-stream-protocol-version";
-    if !has_token(request.headers(), header::UPGRADE, "SPDY/3.1") {
-        return None;
-    }
-    let asked = request.headers().get_all(VERSION).into_iter().filter_map(|v| v.to_str().ok());
-    if !asked.flat_map(|v| v.split(',')).any(|name| name.trim() == protocol) {
-        return Some(Err(Refusal::new(StatusCode::FORBIDDEN, format!("supported stream protocols are {protocol}"))));
-    }
-    let upgrade = hyper::upgrade::on(request);
-    tokio::spawn(async move {
-        match upgrade.await {
-            Ok(io) => then(TokioIo::new(io)).await,
-            Err(error) => tracing::debug!(%error, "upgrade failed"),
+/// A switch to SPDY without a WebSocket around it, as clients before 1.31 ask for.
+pub struct Spdy {
+    answer: Answer,
+    upgrade: hyper::upgrade::OnUpgrade,
+}
+
+impl Spdy {
+    /// `None` when this client does not ask for SPDY; an error when it speaks another protocol on the streams.
+    pub fn accept(request: &mut Request<Incoming>, protocol: &'static str) -> Result<Option<Self>, Refusal> {
+        if !has_token(request.headers(), header::UPGRADE, UPGRADE) {
+            return Ok(None);
         }
-    });
-    let answer = Response::builder()
-        .status(StatusCode::SWITCHING_PROTOCOLS)
-        .header(header::UPGRADE, "SPDY/3.1")
-        .header(header::CONNECTION, "Upgrade")
-        .header(VERSION, protocol)
-        .body(body(Bytes::new()));
-    Some(answer.map_err(|error| Refusal::internal(error.to_string())))
+        let asked = request.headers().get_all(VERSION).into_iter().filter_map(|v| v.to_str().ok());
+        if !asked.flat_map(|v| v.split(',')).any(|name| name.trim() == protocol) {
+            return Err(Refusal::new(StatusCode::FORBIDDEN, format!("supported stream protocols are {protocol}")));
+        }
+        let answer = Response::builder()
+            .status(StatusCode::SWITCHING_PROTOCOLS)
+            .header(header::UPGRADE, UPGRADE)
+            .header(header::CONNECTION, "Upgrade")
+            .header(VERSION, protocol)
+            .body(body(Bytes::new()))
+            .map_err(|error| Refusal::internal(error.to_string()))?;
+        Ok(Some(Self { answer, upgrade: hyper::upgrade::on(request) }))
+    }
+
+    /// Splits off the answer to be returned; `then` runs with the connection.
+    pub fn run<F>(self, then: impl FnOnce(TokioIo<Upgraded>) -> F + Send + 'static) -> Answer
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let upgrade = self.upgrade;
+        tokio::spawn(async move {
+            match upgrade.await {
+                Ok(io) => then(TokioIo::new(io)).await,
+                Err(error) => tracing::debug!(%error, "upgrade failed"),
+            }
+        });
+        self.answer
+    }
 }
