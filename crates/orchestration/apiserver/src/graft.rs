@@ -128,7 +128,7 @@ fn take(container: &mut serde_json::Map<String, Value>, from: &Value) {
 
 const DECISIONS: [&str; 2] = ["Approved", "Denied"];
 
-/// `certificatesigningrequests/approval`: the conditions, and of those what was decided stays.
+/// `certificatesigningrequests/approval`: labels, annotations and the conditions, and of those what was decided stays.
 pub fn approval(new: &Value, old: &Value) -> Result<Value, Status> {
     const PATH: [&str; 2] = ["status", "conditions"];
     let mut conditions = meta::items(new, &PATH).to_vec();
@@ -154,6 +154,14 @@ pub fn approval(new: &Value, old: &Value) -> Result<Value, Status> {
         }
     }
     let mut object = with_metadata(new, old);
+    // Whoever approves may also leave a note.
+    let metadata = meta::metadata_mut(&mut object);
+    for field in ["labels", "annotations"] {
+        match new["metadata"].get(field) {
+            Some(value) => drop(metadata.insert(field.into(), value.clone())),
+            None => drop(metadata.remove(field)),
+        }
+    }
     meta::child_mut(&mut object, "status").insert("conditions".into(), conditions.into());
     Ok(object)
 }

@@ -42,6 +42,7 @@ mod options;
 mod paths;
 mod pipeline;
 mod policy;
+mod proxy;
 mod rbac;
 mod read;
 mod reconcile;

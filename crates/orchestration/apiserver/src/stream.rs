@@ -1,7 +1,7 @@
-//! Byte streams to the node agent: logs, exec, attach, port-forward and the node proxy.
+//! Byte streams: logs, exec, attach and port-forward to the node agent, and the proxies to nodes, pods and services.
 //!
-//! The server checks who may, finds the node, and then only copies bytes: what is said on the stream is between the
-//! client and the node agent.
+//! The server checks who may, finds the other end, and then only copies bytes: what is said on the stream is between the
+//! client and that end.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -16,26 +16,37 @@ use hyper::client::conn::http1::SendRequest;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
 use crate::ApiServer;
 use crate::audit::Trail;
 use crate::info::ResourceTarget;
+use crate::proxy::{self, Backend};
 
-/// A node agent's address and the path to ask it for.
+/// The other end's address and the path to ask it for.
 #[derive(Debug, Clone)]
 pub struct Destination {
     host: String,
     port: u16,
-    /// Name in the agent's certificate.
-    node: String,
     path: String,
+    end: End,
+}
+
+/// Who is at the other end.
+#[derive(Debug, Clone)]
+enum End {
+    /// The agent of this node.
+    Agent(String),
+    /// A program in a pod, seen through the proxy whose path is `prefix`.
+    Program { tls: bool, prefix: String },
 }
 
 pub fn is_streaming(target: &ResourceTarget) -> bool {
     is_session(target)
         || matches!(target.subresource, Some(Subresource::Log))
-        || target.kind.kind == "Node" && target.subresource == Some(Subresource::Proxy)
+        || matches!(target.kind.kind.as_ref(), "Node" | "Pod" | "Service")
+            && target.subresource == Some(Subresource::Proxy)
 }
 
 /// Whether the stream runs something in a pod, as opposed to reading from it.
@@ -52,6 +63,10 @@ pub async fn destination(server: &ApiServer, target: &ResourceTarget, uri: &Uri)
     let name = target.name.as_deref().unwrap_or_default();
     if target.kind.kind == "Node" {
         return node_agent(server, name, format!("/{}", target.rest), uri.query()).await;
+    }
+    if target.subresource == Some(Subresource::Proxy) {
+        let Backend { host, port, tls, path, prefix } = proxy::backend(server, target, uri).await?;
+        return Ok(Destination { host, port, path, end: End::Program { tls, prefix } });
     }
     let namespace = target.namespace.as_deref().unwrap_or_default();
     let pod = server.store.get(&target.kind, Some(namespace), name).await?.value()?;
@@ -106,7 +121,7 @@ async fn node_agent(server: &ApiServer, name: &str, path: String, query: Option<
         Some(query) => format!("{path}?{query}"),
         None => path,
     };
-    Ok(Destination { host: address.into(), port, node: name.into(), path })
+    Ok(Destination { host: address.into(), port, path, end: End::Agent(name.into()) })
 }
 
 /// Passes a request on to the node agent; after a protocol switch, copies bytes both ways until either side ends.
@@ -130,8 +145,11 @@ pub async fn forward(
 
 impl Destination {
     fn gone(&self, error: &dyn std::fmt::Display) -> Status {
-        let Self { host, port, node, .. } = self;
-        Status::service_unavailable(format!("error dialing backend: node {node} at {host}:{port}: {error}"))
+        let Self { host, port, end, .. } = self;
+        Status::service_unavailable(match end {
+            End::Agent(node) => format!("error dialing backend: node {node} at {host}:{port}: {error}"),
+            End::Program { .. } => format!("error trying to reach service: {host}:{port}: {error}"),
+        })
     }
 }
 
@@ -147,12 +165,27 @@ where
     let tcp = TcpStream::connect((host.as_str(), *port)).await.map_err(|error| gone(&error))?;
     // The agent's certificate carries its addresses; the cluster's CA signed it.
     let name = host.parse::<IpAddr>().map(|ip| ServerName::IpAddress(ip.into())).map_err(|error| gone(&error))?;
-    let tls = server.node_tls.connect(name, tcp).await.map_err(|error| gone(&error))?;
-    let (sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(tls)).await.map_err(|error| gone(&error))?;
+    let connector = match &destination.end {
+        End::Program { tls: false, .. } => return speak(tcp).await.map_err(|error| gone(&error)),
+        End::Program { tls: true, .. } => &proxy::tls().map_err(|error| gone(&error))?,
+        End::Agent(_) => &server.node_tls,
+    };
+    let tls = connector.connect(name, tcp).await.map_err(|error| gone(&error))?;
+    speak(tls).await.map_err(|error| gone(&error))
+}
+
+/// Speaks HTTP/1.1 on a connection.
+async fn speak<B, S>(stream: S) -> hyper::Result<SendRequest<B>>
+where
+    B: hyper::body::Body + Send + 'static,
+    B::Data: Send,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(async move {
         if let Err(error) = connection.with_upgrades().await {
-            tracing::debug!(%error, "stream to the node agent");
+            tracing::debug!(%error, "stream to the other end");
         }
     });
     Ok(sender)
@@ -183,32 +216,85 @@ async fn pass_on(
     trail: Option<Trail>,
 ) -> Result<Response<Body>, Status> {
     let gone = |error: &dyn std::fmt::Display| destination.gone(error);
+    let Destination { host, port, path, end } = &destination;
+    if path.is_empty() {
+        // So that relative links of the page lead to what is below it.
+        return moved(request.uri()).map_err(|error| gone(&error));
+    }
     let mut sender = connect(server, &destination).await?;
-    let Destination { host, port, path, .. } = &destination;
     let upgrading = request.headers().contains_key(header::UPGRADE);
     let client = upgrading.then(|| hyper::upgrade::on(&mut request));
     let (parts, body) = request.into_parts();
     let mut outgoing = Request::new(body);
+    let has_body = parts.method != http::Method::HEAD;
     *outgoing.method_mut() = parts.method;
     *outgoing.uri_mut() = path.parse().map_err(|error| Status::bad_request(format!("stream path: {error}")))?;
     *outgoing.headers_mut() = passed_on(&parts.headers, upgrading);
     outgoing
         .headers_mut()
-        .insert(header::HOST, header::HeaderValue::try_from(format!("{host}:{port}")).map_err(|error| gone(&error))?);
+        .insert(header::HOST, header::HeaderValue::try_from(authority(host, *port)).map_err(|error| gone(&error))?);
+    if let End::Program { prefix, .. } = end {
+        proxy::forwarded(outgoing.headers_mut(), &parts.headers, path, prefix);
+    }
     let mut answer = sender.send_request(outgoing).await.map_err(|error| gone(&error))?;
-    if let Some(refusal) = refusal(&mut answer).await {
-        return Err(refusal);
+    match end {
+        End::Agent(_) => {
+            if let Some(refusal) = refusal(&mut answer).await {
+                return Err(refusal);
+            }
+        }
+        End::Program { prefix, .. } => {
+            let status = answer.status();
+            proxy::location(status, answer.headers_mut(), &authority(host, *port), prefix);
+            if proxy::is_page(answer.headers()) && has_body {
+                return page(answer, prefix).await.map_err(|error| gone(&error));
+            }
+        }
     }
     if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
         return Ok(answer.map(|body| {
-            body.map_err(|error| dhow_client::Error::connection("the node agent's answer broke off", error))
-                .boxed_unsync()
+            body.map_err(|error| dhow_client::Error::connection("the answer broke off", error)).boxed_unsync()
         }));
     }
     let Some(client) = client else {
         return Err(gone(&"it switches to a protocol that was not asked for"));
     };
     Ok(switch(client, answer, trail))
+}
+
+/// `host:port`, an IPv6 address in its brackets.
+fn authority(host: &str, port: u16) -> String {
+    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+}
+
+/// Sends a browser to the same path with a slash at its end.
+fn moved(uri: &Uri) -> http::Result<Response<Body>> {
+    let query = uri.query().map(|query| format!("?{query}")).unwrap_or_default();
+    Response::builder()
+        .status(StatusCode::MOVED_PERMANENTLY)
+        .header(header::LOCATION, format!("{}/{query}", uri.path()))
+        .body(dhow_client::full(bytes::Bytes::new()))
+}
+
+/// A page with its links led through the proxy, if it is not too large for that and in UTF-8.
+async fn page(
+    answer: Response<Incoming>,
+    prefix: &str,
+) -> Result<Response<Body>, Box<dyn std::error::Error + Send + Sync>> {
+    let (mut parts, body) = answer.into_parts();
+    let size = hyper::body::Body::size_hint(&body).upper();
+    if size.is_some_and(|size| size > proxy::MAX_PAGE as u64) {
+        let broken = |error| dhow_client::Error::connection("the answer broke off", error);
+        return Ok(Response::from_parts(parts, body.map_err(broken).boxed_unsync()));
+    }
+    let bytes = Limited::new(body, proxy::MAX_PAGE).collect().await?.to_bytes();
+    let bytes = match std::str::from_utf8(&bytes) {
+        Ok(text) => proxy::page(text, prefix).into(),
+        Err(_) => bytes,
+    };
+    parts.headers.remove(header::TRANSFER_ENCODING);
+    parts.headers.insert(header::CONTENT_LENGTH, bytes.len().into());
+    Ok(Response::from_parts(parts, dhow_client::full(bytes)))
 }
 
 /// Copies bytes both ways between a client and whoever switched protocols with it, until either ends. A session is
