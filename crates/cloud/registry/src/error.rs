@@ -127,8 +127,22 @@ impl Error {
         match self {
             Error::Refused { status, .. } => *status,
             Error::Missing(_) => StatusCode::NOT_FOUND,
+            Error::Store { .. } if self.is_out_of_space() => StatusCode::INSUFFICIENT_STORAGE,
             Error::Store { .. } | Error::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
+    }
+
+    /// Whether the disk is full: what was begun had better be given up.
+    pub fn is_out_of_space(&self) -> bool {
+        let mut cause = std::error::Error::source(self);
+        while let Some(error) = cause {
+            let io = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+            if matches!(io, Some(std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)) {
+                return true;
+            }
+            cause = error.source();
+        }
+        false
     }
 
     /// The body that goes with the status.
@@ -146,6 +160,9 @@ impl Error {
                 .iter()
                 .map(|blob| one(Code::ManifestBlobUnknown, "blob unknown to registry", &json!({ "digest": blob })))
                 .collect(),
+            Error::Store { .. } if self.is_out_of_space() => {
+                vec![one(Code::Unknown, "the registry has no space left", &Value::Null)]
+            }
             Error::Store { .. } | Error::Internal(_) => {
                 vec![one(Code::Unknown, "the registry cannot do this now; its log says why", &Value::Null)]
             }

@@ -132,7 +132,8 @@ impl Inner {
         if let Some(bad) = tags.iter().find(|tag| !Reference::is_tag(tag)) {
             return Err(Error::new(Code::TagInvalid, "manifest tag did not match URI").detail(json!({ "tag": bad })));
         }
-        tags.dedup();
+        let mut named = std::collections::HashSet::new();
+        tags.retain(|tag| named.insert(tag.clone()));
         let bytes = self.read_manifest(asked).await?;
         let mut hasher = expected.as_ref().map_or_else(Hasher::sha256, Hasher::like);
         hasher.update(&bytes);

@@ -77,7 +77,7 @@ pub fn answer(status: StatusCode, headers: &[(&'static str, &str)], body: Body) 
 pub fn json_answer(status: StatusCode, headers: &[(&'static str, &str)], value: &Value) -> Response<Body> {
     let bytes = value.to_string();
     let mut response = answer(status, headers, full(bytes));
-    let kind = HeaderValue::from_static("application/json");
+    let kind = HeaderValue::from_static("application/json; charset=utf-8");
     response.headers_mut().entry(header::CONTENT_TYPE).or_insert(kind);
     response
 }

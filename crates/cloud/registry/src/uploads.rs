@@ -83,10 +83,8 @@ impl Inner {
             let upload = self.blobs.begin(&id).await.map_err(Error::store("begin an upload"))?;
             let finished = self.finish(asked, repository, &digest, upload, Some(Hasher::like(&digest))).await;
             // Nobody knows its name to go on with it.
-            if finished.is_err()
-                && let Some(left) = self.blobs.resume(&id).await.map_err(Error::store("open an upload"))?
-            {
-                left.abort().await.map_err(Error::store("give up an upload"))?;
+            if finished.is_err() {
+                self.give_up(&id).await?;
             }
             return finished;
         }
@@ -150,7 +148,7 @@ impl Inner {
             Err(dhow_store::Error::Invalid(_)) => return Err(unknown(id)),
             Err(error) => return Err(Error::store("open an upload")(error)),
         };
-        match asked.method {
+        let answered = match asked.method {
             Method::PATCH => self.append(asked, repository, id, upload).await,
             Method::PUT => self.close(asked, repository, id, upload).await,
             Method::DELETE => {
@@ -159,7 +157,20 @@ impl Inner {
                 Ok(answer(StatusCode::NO_CONTENT, &[("docker-upload-uuid", uuid(id))], empty()))
             }
             _ => Ok(self.status(StatusCode::NO_CONTENT, repository, id, upload.written())),
+        };
+        // What is half there would keep others from writing.
+        if answered.as_ref().is_err_and(Error::is_out_of_space) {
+            self.uploads.forget(id);
+            self.give_up(id).await?;
         }
+        answered
+    }
+
+    async fn give_up(&self, id: &str) -> Result<()> {
+        if let Some(left) = self.blobs.resume(id).await.map_err(Error::store("open an upload"))? {
+            left.abort().await.map_err(Error::store("give up an upload"))?;
+        }
+        Ok(())
     }
 
     async fn append(
