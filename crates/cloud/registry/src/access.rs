@@ -13,7 +13,10 @@ pub struct User {
 /// What a client shows to say who it is.
 #[derive(Clone, Copy)]
 pub enum Credentials<'a> {
-    Password { user: &'a str, password: &'a str },
+    Password {
+        user: &'a str,
+        password: &'a str,
+    },
     /// A bearer token that is not one of the registry's own.
     Token(&'a str),
 }
@@ -34,20 +37,12 @@ impl Actions {
 
     #[must_use]
     pub fn and(self, other: Self) -> Self {
-        Self {
-            pull: self.pull && other.pull,
-            push: self.push && other.push,
-            delete: self.delete && other.delete,
-        }
+        Self { pull: self.pull && other.pull, push: self.push && other.push, delete: self.delete && other.delete }
     }
 
     #[must_use]
     pub fn or(self, other: Self) -> Self {
-        Self {
-            pull: self.pull || other.pull,
-            push: self.push || other.push,
-            delete: self.delete || other.delete,
-        }
+        Self { pull: self.pull || other.pull, push: self.push || other.push, delete: self.delete || other.delete }
     }
 
     pub fn covers(self, wanted: Self) -> bool {

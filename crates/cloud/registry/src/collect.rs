@@ -77,9 +77,10 @@ fn plan(state: &State, now: SystemTime, grace: Duration, keep_untagged: Option<D
         }
     }
     let gone: HashSet<&Digest> = plan.manifests.iter().collect();
-    let doomed = state.links.iter().filter(|(digest, link, _)| {
-        !needed.contains(digest) && !gone.contains(digest) && old(link.at, grace)
-    });
+    let doomed = state
+        .links
+        .iter()
+        .filter(|(digest, link, _)| !needed.contains(digest) && !gone.contains(digest) && old(link.at, grace));
     plan.links = doomed.map(|(digest, ..)| digest.clone()).collect();
     plan
 }

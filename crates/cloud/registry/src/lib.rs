@@ -91,12 +91,7 @@ struct Inner {
 impl Registry {
     /// # Errors
     /// When the key that signs tokens can neither be read nor made.
-    pub async fn open(
-        config: Config,
-        kv: Arc<dyn Kv>,
-        blobs: Arc<dyn Blob>,
-        access: Arc<dyn Access>,
-    ) -> Result<Self> {
+    pub async fn open(config: Config, kv: Arc<dyn Kv>, blobs: Arc<dyn Blob>, access: Arc<dyn Access>) -> Result<Self> {
         let catalog = catalog::Catalog::new(kv, config.prefix.clone());
         let tokens = token::Tokens::load(&catalog, &config).await?;
         let uploads = uploads::Uploads::default();

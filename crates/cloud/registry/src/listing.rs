@@ -82,12 +82,7 @@ impl Inner {
         Ok(list(&json!({ "name": repository, "tags": tags }), link))
     }
 
-    pub async fn list_referrers(
-        &self,
-        asked: &Asked,
-        repository: &str,
-        subject: &Digest,
-    ) -> Result<Response<Body>> {
+    pub async fn list_referrers(&self, asked: &Asked, repository: &str, subject: &Digest) -> Result<Response<Body>> {
         let (n, last) = page(asked)?;
         let limit = n.unwrap_or(PAGE).clamp(1, PAGE);
         let wanted = asked.parameter("artifactType").filter(|kind| !kind.is_empty());

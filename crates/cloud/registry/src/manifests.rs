@@ -100,7 +100,8 @@ impl Inner {
     }
 
     async fn whole(&self, digest: &Digest) -> Result<Option<Vec<u8>>> {
-        let stream = self.blobs.get(&key(digest), 0..MAX_MANIFEST_BYTES).await.map_err(Error::store("read a manifest"))?;
+        let stream =
+            self.blobs.get(&key(digest), 0..MAX_MANIFEST_BYTES).await.map_err(Error::store("read a manifest"))?;
         let Some(stream) = stream else { return Ok(None) };
         let pieces: Vec<bytes::Bytes> = stream.try_collect().await.map_err(Error::store("read a manifest"))?;
         Ok(Some(pieces.concat()))
@@ -298,5 +299,8 @@ impl Inner {
 /// Whether the client has it already.
 fn unchanged(asked: &Asked, etag: &str) -> bool {
     let known = asked.header(header::IF_NONE_MATCH).unwrap_or_default();
-    known.split(',').map(|tag| tag.trim().trim_start_matches("W/")).any(|tag| tag == etag || tag == "*" || tag == etag.trim_matches('"'))
+    known
+        .split(',')
+        .map(|tag| tag.trim().trim_start_matches("W/"))
+        .any(|tag| tag == etag || tag == "*" || tag == etag.trim_matches('"'))
 }

@@ -70,13 +70,22 @@ mod tests {
     #[test]
     fn ranges() {
         let cases = [
-            ("bytes=0-0", Wanted::Part(0..1)), ("bytes=500-1499", Wanted::Part(500..1499 + 1)),
-            ("bytes=500-", Wanted::Part(500..2048)), ("bytes=-500", Wanted::Part(1548..2048)),
-            ("bytes=-5000", Wanted::Part(0..2048)), ("bytes=2000-5000", Wanted::Part(2000..2048)),
-            ("bytes=2048-", Wanted::Unsatisfiable), ("bytes=500-0", Wanted::Unsatisfiable),
-            ("bytes=-0", Wanted::Unsatisfiable), ("bytes=5000-10000", Wanted::Unsatisfiable),
-            ("bytes=0-1,5-6", Wanted::All), ("lines=1-2", Wanted::All), ("bytes=x-y", Wanted::All),
-            ("bytes=", Wanted::All), ("bytes=-", Wanted::All), ("", Wanted::All),
+            ("bytes=0-0", Wanted::Part(0..1)),
+            ("bytes=500-1499", Wanted::Part(500..1499 + 1)),
+            ("bytes=500-", Wanted::Part(500..2048)),
+            ("bytes=-500", Wanted::Part(1548..2048)),
+            ("bytes=-5000", Wanted::Part(0..2048)),
+            ("bytes=2000-5000", Wanted::Part(2000..2048)),
+            ("bytes=2048-", Wanted::Unsatisfiable),
+            ("bytes=500-0", Wanted::Unsatisfiable),
+            ("bytes=-0", Wanted::Unsatisfiable),
+            ("bytes=5000-10000", Wanted::Unsatisfiable),
+            ("bytes=0-1,5-6", Wanted::All),
+            ("lines=1-2", Wanted::All),
+            ("bytes=x-y", Wanted::All),
+            ("bytes=", Wanted::All),
+            ("bytes=-", Wanted::All),
+            ("", Wanted::All),
             ("bytes=0-99999999999999999999999", Wanted::Part(0..2048)),
         ];
         for (header, expected) in cases {

@@ -196,9 +196,7 @@ impl Inner {
             Who::Nobody => self.access.actions(None, repository).await,
             Who::User(user) => self.access.actions(Some(user), repository).await,
             // What everyone may needs no token for it.
-            Who::Bearer(granted) => {
-                Ok(granted.actions(repository).or(self.access.actions(None, repository).await?))
-            }
+            Who::Bearer(granted) => Ok(granted.actions(repository).or(self.access.actions(None, repository).await?)),
         }
     }
 

@@ -153,8 +153,15 @@ mod tests {
         for (path, expected) in cases {
             assert_eq!(Route::parse(&path).unwrap(), expected, "{path}");
         }
-        for bad in ["/v2/A/tags/list", "/v2/a//b/tags/list", "/v2/../x/tags/list", "/v2/a/blobs/sha256:x", "/v2/%ff/tags/list",
-            "/v2/a%2f..%2fb/tags/list", "/v2/a/manifests/sha256:baddigeststring"] {
+        for bad in [
+            "/v2/A/tags/list",
+            "/v2/a//b/tags/list",
+            "/v2/../x/tags/list",
+            "/v2/a/blobs/sha256:x",
+            "/v2/%ff/tags/list",
+            "/v2/a%2f..%2fb/tags/list",
+            "/v2/a/manifests/sha256:baddigeststring",
+        ] {
             assert!(Route::parse(bad).is_err(), "{bad}");
         }
     }

@@ -89,9 +89,20 @@ mod tests {
     #[test]
     fn patterns() {
         let cases = [
-            ("v1", "v1", true), ("v1", "v10", false), ("*", "", true), ("*", "anything", true), ("v*", "v1.2", true),
-            ("v*", "1v", false), ("*-rc*", "1.0-rc1", true), ("*-rc*", "1.0", false), ("a*b*c", "aXbYbc", true),
-            ("a*b*c", "acb", false), ("a*a", "a", false), ("**", "x", true), ("", "", true), ("", "x", false),
+            ("v1", "v1", true),
+            ("v1", "v10", false),
+            ("*", "", true),
+            ("*", "anything", true),
+            ("v*", "v1.2", true),
+            ("v*", "1v", false),
+            ("*-rc*", "1.0-rc1", true),
+            ("*-rc*", "1.0", false),
+            ("a*b*c", "aXbYbc", true),
+            ("a*b*c", "acb", false),
+            ("a*a", "a", false),
+            ("**", "x", true),
+            ("", "", true),
+            ("", "x", false),
         ];
         for (pattern, name, expected) in cases {
             assert_eq!(Pattern(pattern.to_owned()).matches(name), expected, "{pattern} {name}");

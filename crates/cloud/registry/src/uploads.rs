@@ -294,7 +294,11 @@ impl Inner {
         if !self.catalog.delete_link(repository, digest).await? {
             return Err(Error::blob_unknown(digest));
         }
-        Ok(answer(StatusCode::ACCEPTED, &[("docker-content-digest", digest.as_str()), ("content-length", "0")], empty()))
+        Ok(answer(
+            StatusCode::ACCEPTED,
+            &[("docker-content-digest", digest.as_str()), ("content-length", "0")],
+            empty(),
+        ))
     }
 }
 

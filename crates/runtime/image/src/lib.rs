@@ -32,9 +32,9 @@ mod snapshot;
 mod store;
 mod unpack;
 
+pub use content::Neighbour;
 pub use credentials::Auth;
 pub use credentials::docker::DockerConfig;
-pub use content::Neighbour;
 pub use digest::{Digest, Hasher};
 pub use error::{Error, Result};
 pub use export::ArchiveFormat;

@@ -17,9 +17,14 @@ async fn every_way_in_brings_the_same_blob() {
     let server = Server::new().await;
     let web = &server.web;
     for (round, digest_of) in [Digest::of as fn(&[u8]) -> Digest, sha512].into_iter().enumerate() {
-        for (way, size) in [("post", 512), ("put", 512), ("chunks", 3_000_017), ("last", 300_000), ("stream", 2_500_000),
-            ("late", 100_000)]
-        {
+        for (way, size) in [
+            ("post", 512),
+            ("put", 512),
+            ("chunks", 3_000_017),
+            ("last", 300_000),
+            ("stream", 2_500_000),
+            ("late", 100_000),
+        ] {
             let bytes = noise((round * 10 + way.len() + size) as u64, size);
             let digest = digest_of(&bytes);
             let repository = format!("ways/{way}");

@@ -18,7 +18,8 @@ const DOCKER: &str = "application/vnd.docker.distribution.manifest.v2+json";
 
 /// What a command that succeeds prints.
 async fn run(program: &str, arguments: &[&str]) -> String {
-    let output = Command::new(program).args(arguments).stdin(Stdio::null()).env("NO_PROXY", "*").output().await.unwrap();
+    let output =
+        Command::new(program).args(arguments).stdin(Stdio::null()).env("NO_PROXY", "*").output().await.unwrap();
     let error = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{program} {arguments:?}: {error}");
     String::from_utf8(output.stdout).unwrap()
@@ -26,7 +27,8 @@ async fn run(program: &str, arguments: &[&str]) -> String {
 
 /// What one that fails says.
 async fn fails(program: &str, arguments: &[&str]) -> String {
-    let output = Command::new(program).args(arguments).stdin(Stdio::null()).env("NO_PROXY", "*").output().await.unwrap();
+    let output =
+        Command::new(program).args(arguments).stdin(Stdio::null()).env("NO_PROXY", "*").output().await.unwrap();
     assert!(!output.status.success(), "{program} {arguments:?} succeeded");
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
@@ -49,7 +51,21 @@ async fn skopeo_copies_in_and_out_in_every_format() {
         ("docker", "v2s2", "gzip", DOCKER, "application/vnd.docker.image.rootfs.diff.tar.gzip"),
     ] {
         let target = at(&format!("skopeo/{name}:1"));
-        run("skopeo", &["copy", "--quiet", "--dest-tls-verify=false", "--format", format, "--dest-compress-format", compression, &source, &target]).await;
+        run(
+            "skopeo",
+            &[
+                "copy",
+                "--quiet",
+                "--dest-tls-verify=false",
+                "--format",
+                format,
+                "--dest-compress-format",
+                compression,
+                &source,
+                &target,
+            ],
+        )
+        .await;
         let raw = run("skopeo", &["inspect", "--raw", "--tls-verify=false", &target]).await;
         let manifest: Value = serde_json::from_str(&raw).unwrap();
         assert_eq!((&manifest["mediaType"], &manifest["layers"][0]["mediaType"]), (&json!(kind), &json!(layer)));
@@ -107,18 +123,25 @@ async fn skopeo_copies_images_for_many_machines() {
     let index = push_multi(&server, &archive(folder.path())).await;
     let at = |name: &str| format!("docker://{}/{name}", server.address);
     let both = ["--src-tls-verify=false", "--dest-tls-verify=false"];
-    run("skopeo", &["copy", "--quiet", "--all", "--preserve-digests", both[0], both[1], &at("multi:1"), &at("there/multi:2")]).await;
+    run(
+        "skopeo",
+        &["copy", "--quiet", "--all", "--preserve-digests", both[0], both[1], &at("multi:1"), &at("there/multi:2")],
+    )
+    .await;
     let copied = run("skopeo", &["inspect", "--raw", "--tls-verify=false", &at("there/multi:2")]).await;
     assert_eq!(copied, index.to_string());
     let layout = format!("oci:{}:x", folder.path().join("layout").display());
     run("skopeo", &["copy", "--quiet", "--all", both[0], &at("there/multi:2"), &layout]).await;
     run("skopeo", &["copy", "--quiet", "--all", both[1], &layout, &at("back/multi:3")]).await;
-    let back: Value = serde_json::from_str(&run("skopeo", &["inspect", "--raw", "--tls-verify=false", &at("back/multi:3")]).await).unwrap();
+    let back: Value =
+        serde_json::from_str(&run("skopeo", &["inspect", "--raw", "--tls-verify=false", &at("back/multi:3")]).await)
+            .unwrap();
     assert_eq!(back["manifests"].as_array().unwrap().len(), 2);
     let list = ["copy", "--quiet", "--all", "--format", "v2s2", both[0], both[1]];
     let (from, to) = (at("multi:1"), at("docker/multi:4"));
     run("skopeo", &[&list[..], &[&from, &to]].concat()).await;
-    let list: Value = serde_json::from_str(&run("skopeo", &["inspect", "--raw", "--tls-verify=false", &to]).await).unwrap();
+    let list: Value =
+        serde_json::from_str(&run("skopeo", &["inspect", "--raw", "--tls-verify=false", &to]).await).unwrap();
     assert_eq!(list["mediaType"], "application/vnd.docker.distribution.manifest.list.v2+json");
 }
 
@@ -172,13 +195,28 @@ async fn containerd_pulls_and_pushes() {
     let source = archive(folder.path());
     let socket = folder.path().join("c.sock").display().to_string();
     let image = |name: &str| format!("{}/{name}", server.address);
-    run("skopeo", &["copy", "--quiet", "--dest-tls-verify=false", "--dest-creds", "ci:ci-secret", &source, &format!("docker://{}", image("mine/app:1"))]).await;
+    run(
+        "skopeo",
+        &[
+            "copy",
+            "--quiet",
+            "--dest-tls-verify=false",
+            "--dest-creds",
+            "ci:ci-secret",
+            &source,
+            &format!("docker://{}", image("mine/app:1")),
+        ],
+    )
+    .await;
     let ctr = |arguments: &[&str]| {
-        let all: Vec<String> = ["--address", &socket, "images"].iter().chain(arguments).map(|a| (*a).to_owned()).collect();
+        let all: Vec<String> =
+            ["--address", &socket, "images"].iter().chain(arguments).map(|a| (*a).to_owned()).collect();
         all
     };
-    let ok = async |arguments: &[&str]| run("ctr", &ctr(arguments).iter().map(String::as_str).collect::<Vec<_>>()).await;
-    let no = async |arguments: &[&str]| fails("ctr", &ctr(arguments).iter().map(String::as_str).collect::<Vec<_>>()).await;
+    let ok =
+        async |arguments: &[&str]| run("ctr", &ctr(arguments).iter().map(String::as_str).collect::<Vec<_>>()).await;
+    let no =
+        async |arguments: &[&str]| fails("ctr", &ctr(arguments).iter().map(String::as_str).collect::<Vec<_>>()).await;
     let refused = no(&["pull", "--plain-http", &image("mine/app:1")]).await;
     assert!(refused.contains("authorization failed") || refused.contains("401"), "{refused}");
     ok(&["pull", "--plain-http", "--user", "ci:ci-secret", &image("mine/app:1")]).await;
@@ -200,13 +238,23 @@ async fn docker_logs_in_pushes_and_pulls() {
     std::fs::write(at("none.json"), "{}").unwrap();
     let mut command = std::process::Command::new("dockerd");
     command.args(["--config-file", &at("none.json"), "--containerd", &at("c.sock"), "--data-root", &at("d-data")]);
-    command.args(["--exec-root", &at("d-exec"), "--pidfile", &at("d.pid"), "--host", &format!("unix://{}", at("d.sock"))]);
+    command.args([
+        "--exec-root",
+        &at("d-exec"),
+        "--pidfile",
+        &at("d.pid"),
+        "--host",
+        &format!("unix://{}", at("d.sock")),
+    ]);
     command.args(["--bridge=none", "--iptables=false", "--ip6tables=false", "--ip-forward=false"]);
     let _docker = Daemon::start(command, "dockerd", folder.path(), &folder.path().join("d.sock")).unwrap();
     std::fs::write(at("busybox.tar"), busybox::archive().unwrap()).unwrap();
     let (host, config) = (format!("unix://{}", at("d.sock")), at("client"));
-    let ok = async |arguments: &[&str]| run("docker", &[&["--config", &config, "--host", &host], arguments].concat()).await;
-    let no = async |arguments: &[&str]| fails("docker", &[&["--config", &config, "--host", &host], arguments].concat()).await;
+    let ok =
+        async |arguments: &[&str]| run("docker", &[&["--config", &config, "--host", &host], arguments].concat()).await;
+    let no = async |arguments: &[&str]| {
+        fails("docker", &[&["--config", &config, "--host", &host], arguments].concat()).await
+    };
     let address = server.address.to_string();
     let image = |name: &str| format!("{address}/{name}");
     ok(&["load", "--input", &at("busybox.tar")]).await;
@@ -223,7 +271,10 @@ async fn docker_logs_in_pushes_and_pulls() {
     ok(&["logout", &address]).await;
     ok(&["rmi", &image("mine/busybox:1"), &image("open/busybox:1"), "busybox:test"]).await;
     let denied = no(&["pull", &image("mine/busybox:1")]).await;
-    assert!(denied.contains("denied") || denied.contains("unauthorized") || denied.contains("authentication required"), "{denied}");
+    assert!(
+        denied.contains("denied") || denied.contains("unauthorized") || denied.contains("authentication required"),
+        "{denied}"
+    );
     ok(&["pull", &image("open/busybox:1")]).await;
     assert!(ok(&["images", "--quiet", &image("open/busybox")]).await.trim().len() >= 12);
 }

@@ -31,7 +31,11 @@ async fn takes_what_nothing_refers_to_and_nothing_else() {
     let stray = web.push_blob("c", b"stray").await;
     let began = web.begin("c").await;
     let collected = server.registry.collect().await.unwrap();
-    assert_eq!((collected.manifests, collected.links, collected.blobs, collected.uploads), (1, 2, 1, 1), "{collected:?}");
+    assert_eq!(
+        (collected.manifests, collected.links, collected.blobs, collected.uploads),
+        (1, 2, 1, 1),
+        "{collected:?}"
+    );
     web.get(&format!("/v2/a/manifests/{gone}")).await.expect(404);
     web.get(&format!("/v2/c/blobs/{stray}")).await.expect(404);
     web.get(&began).await.expect(404);
@@ -136,7 +140,8 @@ async fn pushes_and_collections_do_not_hurt_each_other() {
                 for round in 0..30u64 {
                     // Everyone pushes the same layers, so that some are collected just then.
                     let layers: Vec<String> = (0..3).map(|n| format!("layer {}", (round + n) % 5)).collect();
-                    let own = String::from_utf8(noise(round * 10 + pusher, 40).iter().map(|b| b % 26 + 97).collect()).unwrap();
+                    let own = String::from_utf8(noise(round * 10 + pusher, 40).iter().map(|b| b % 26 + 97).collect())
+                        .unwrap();
                     let mut names: Vec<&str> = layers.iter().map(String::as_str).collect();
                     names.push(&own);
                     let manifest = image(&names);

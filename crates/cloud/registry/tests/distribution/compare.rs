@@ -54,7 +54,8 @@ fn shown(reply: &Reply, with_code: bool) -> Value {
         shown["content-type"] = json!(reply.header("content-type"));
     }
     if with_code && reply.status.is_client_error() && !reply.body.is_empty() {
-        shown["code"] = json!(serde_json::from_slice::<Value>(&reply.body).ok().map(|body| body["errors"][0]["code"].clone()));
+        shown["code"] =
+            json!(serde_json::from_slice::<Value>(&reply.body).ok().map(|body| body["errors"][0]["code"].clone()));
     }
     shown
 }
@@ -106,7 +107,10 @@ async fn answers(web: &Web) -> Vec<(&'static str, Value)> {
     note("blob, range", &web.send("GET", &place, &[("range", "bytes=2-5")], "").await);
     // Not a range past the end: docker-registry announces a body there that it does not send.
     note("mount", &web.send("POST", &format!("/v2/c/blobs/uploads/?mount={digest}&from=a/b"), &[], "").await);
-    note("mount of nothing", &web.send("POST", &format!("/v2/c/blobs/uploads/?mount={}&from=a/b", Digest::of(b"?")), &[], "").await);
+    note(
+        "mount of nothing",
+        &web.send("POST", &format!("/v2/c/blobs/uploads/?mount={}&from=a/b", Digest::of(b"?")), &[], "").await,
+    );
     let manifest = json!({
         "schemaVersion": 2, "mediaType": DOCKER,
         "config": descriptor("application/vnd.docker.container.image.v1+json", b"{}"),
@@ -121,7 +125,10 @@ async fn answers(web: &Web) -> Vec<(&'static str, Value)> {
     note("manifest by tag", &web.send("GET", "/v2/a/b/manifests/v1", &accept, "").await);
     note("manifest by digest", &web.send("GET", &by_digest, &accept, "").await);
     note("manifest, head", &web.send("HEAD", "/v2/a/b/manifests/v1", &accept, "").await);
-    note("put manifest under a wrong digest", &web.send("PUT", &format!("/v2/a/b/manifests/{digest}"), &kind, text.clone()).await);
+    note(
+        "put manifest under a wrong digest",
+        &web.send("PUT", &format!("/v2/a/b/manifests/{digest}"), &kind, text.clone()).await,
+    );
     note("put nonsense", &web.send("PUT", "/v2/a/b/manifests/v2", &kind, "{").await);
     let lacking = text.replace(digest.as_str(), Digest::of(b"?").as_str());
     note("put manifest without its layer", &web.send("PUT", "/v2/a/b/manifests/v2", &kind, lacking).await);

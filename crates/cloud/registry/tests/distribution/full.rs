@@ -34,7 +34,9 @@ async fn on_a_small_disk() {
         let reply = match kept.len() % 2 {
             0 => web.send("PUT", &format!("{location}?digest={digest}"), &[], bytes.clone()).await,
             _ => match web.send("PATCH", &location, &[], bytes.clone()).await {
-                sent if sent.status.is_success() => web.send("PUT", &format!("{location}?digest={digest}"), &[], "").await,
+                sent if sent.status.is_success() => {
+                    web.send("PUT", &format!("{location}?digest={digest}"), &[], "").await
+                }
                 refused => refused,
             },
         };
@@ -57,7 +59,8 @@ async fn on_a_small_disk() {
 #[test]
 fn a_full_disk_is_told_and_leaves_nothing_half() {
     let dir = tempfile::tempdir().unwrap();
-    let script = "mount -t tmpfs -o size=8m none \"$1\" || exit 77; exec \"$2\" --exact full::on_a_small_disk --nocapture";
+    let script =
+        "mount -t tmpfs -o size=8m none \"$1\" || exit 77; exec \"$2\" --exact full::on_a_small_disk --nocapture";
     let output = Command::new("unshare")
         .args(["--mount", "sh", "-c", script, "sh"])
         .arg(dir.path())

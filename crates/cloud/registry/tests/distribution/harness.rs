@@ -113,7 +113,8 @@ impl Web {
     }
 
     pub async fn send(&self, method: &str, path: &str, headers: &[(&str, &str)], body: impl Into<Bytes>) -> Reply {
-        self.send_body(method, path, headers, Full::new(body.into()).map_err(|never| match never {}).boxed_unsync()).await
+        self.send_body(method, path, headers, Full::new(body.into()).map_err(|never| match never {}).boxed_unsync())
+            .await
     }
 
     /// As one with chunked encoding: the server does not know how much comes.
@@ -217,8 +218,5 @@ pub fn noise(seed: u64, length: usize) -> Vec<u8> {
 /// How many files there are below a folder.
 pub fn files(folder: &Path) -> usize {
     let Ok(entries) = std::fs::read_dir(folder) else { return 0 };
-    entries
-        .map(|entry| entry.unwrap().path())
-        .map(|path| if path.is_dir() { files(&path) } else { 1 })
-        .sum()
+    entries.map(|entry| entry.unwrap().path()).map(|path| if path.is_dir() { files(&path) } else { 1 }).sum()
 }

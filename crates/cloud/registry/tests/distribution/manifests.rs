@@ -25,7 +25,8 @@ async fn a_manifest_comes_back_as_it_was_sent() {
     // Unknown fields, white space and order are the client's.
     let text = serde_json::to_string_pretty(&image(&["layer"])).unwrap().replacen('{', "{ \"x-own\": [1, 2.50],", 1);
     let digest = Digest::of(text.as_bytes());
-    let put = web.send("PUT", "/v2/a/manifests/v1", &[("content-type", &format!("{MANIFEST}; q=1"))], text.clone()).await;
+    let put =
+        web.send("PUT", "/v2/a/manifests/v1", &[("content-type", &format!("{MANIFEST}; q=1"))], text.clone()).await;
     let put = put.expect(201);
     assert_eq!(put.header("docker-content-digest"), Some(digest.as_str()));
     assert_eq!(put.header("location").unwrap(), format!("/v2/a/manifests/{digest}"));
@@ -42,7 +43,8 @@ async fn a_manifest_comes_back_as_it_was_sent() {
     let mut hasher = dhow_image::Hasher::sha512();
     hasher.update(text.as_bytes());
     let long = hasher.finish();
-    let by_long = web.send("PUT", &format!("/v2/a/manifests/{long}"), &[("content-type", MANIFEST)], text.clone()).await;
+    let by_long =
+        web.send("PUT", &format!("/v2/a/manifests/{long}"), &[("content-type", MANIFEST)], text.clone()).await;
     assert_eq!(by_long.expect(201).header("docker-content-digest"), Some(long.as_str()));
     assert_eq!(&web.get(&format!("/v2/a/manifests/{long}")).await.expect(200).body[..], text.as_bytes());
 }
@@ -56,7 +58,8 @@ async fn what_is_wrong_with_a_manifest_is_told() {
     web.push_blob("a", b"here").await;
     let refused = web.put_manifest("a", "v1", &manifest).await.expect(404);
     assert_eq!(refused.code(), "MANIFEST_BLOB_UNKNOWN");
-    let missing: Vec<Value> = refused.json()["errors"].as_array().unwrap().iter().map(|e| e["detail"]["digest"].clone()).collect();
+    let missing: Vec<Value> =
+        refused.json()["errors"].as_array().unwrap().iter().map(|e| e["detail"]["digest"].clone()).collect();
     assert_eq!(json!(missing), json!([Digest::of(b"missing"), Digest::of(b"too")]));
     // Another repository's blob is not this one's.
     web.push_blob("b", b"missing").await;
@@ -68,7 +71,8 @@ async fn what_is_wrong_with_a_manifest_is_told() {
     for bad in ["-x", ".x", "a%20b", &"t".repeat(129)] {
         assert_eq!(web.put_manifest("a", bad, &good).await.expect(400).code(), "TAG_INVALID", "{bad}");
     }
-    let put = async |kind: &str, body: String| web.send("PUT", "/v2/a/manifests/v1", &[("content-type", kind)], body).await;
+    let put =
+        async |kind: &str, body: String| web.send("PUT", "/v2/a/manifests/v1", &[("content-type", kind)], body).await;
     assert_eq!(put(MANIFEST, "{".to_owned()).await.expect(400).code(), "MANIFEST_INVALID");
     assert_eq!(put(INDEX, good.to_string()).await.expect(400).code(), "MANIFEST_INVALID");
     assert_eq!(put("text/plain", "hello".to_owned()).await.expect(400).code(), "MANIFEST_INVALID");
@@ -128,7 +132,10 @@ async fn what_the_client_accepts_decides() {
         assert_eq!(get("oci", accept).await.expect(200).header("content-type"), Some(MANIFEST), "{accept}");
     }
     assert_eq!(get("oci", DOCKER).await.expect(404).code(), "MANIFEST_UNKNOWN");
-    assert_eq!(get("list", &format!("{DOCKER},{DOCKER_LIST}")).await.expect(200).header("content-type"), Some(DOCKER_LIST));
+    assert_eq!(
+        get("list", &format!("{DOCKER},{DOCKER_LIST}")).await.expect(200).header("content-type"),
+        Some(DOCKER_LIST)
+    );
     let old = get("list", DOCKER).await.expect(200);
     assert_eq!((old.header("content-type"), &old.body[..]), (Some(DOCKER), docker.to_string().as_bytes()));
     assert_eq!(old.header("docker-content-digest"), Some(of(&docker).as_str()));

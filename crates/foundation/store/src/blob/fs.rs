@@ -269,9 +269,8 @@ impl Upload {
             let (file, path) = (self.file.clone(), self.path.clone());
             self.synced = self.written;
             // Its error is seen again by the sync that the commit waits for.
-            self.behind = Some(tokio::task::spawn_blocking(move || {
-                file.sync_data().map_err(|e| failed("sync", &path, e))
-            }));
+            self.behind =
+                Some(tokio::task::spawn_blocking(move || file.sync_data().map_err(|e| failed("sync", &path, e))));
         }
     }
 }

@@ -44,7 +44,8 @@ impl Blob for MemoryBlob {
     async fn resume(&self, id: &str) -> Result<Option<Box<dyn BlobUpload>>, Error> {
         check_id(id)?;
         let written = self.0.lock().uploads.get(id).map(|(bytes, _)| bytes.len() as u64);
-        let open = |written| Box::new(Upload { store: self.clone(), id: id.to_owned(), written }) as Box<dyn BlobUpload>;
+        let open =
+            |written| Box::new(Upload { store: self.clone(), id: id.to_owned(), written }) as Box<dyn BlobUpload>;
         Ok(written.map(open))
     }
 

@@ -125,7 +125,9 @@ async fn the_last_commit_wins(store: &Store) {
 
 async fn ranges_are_cut_to_what_there_is(store: &Store) {
     store.put("a", b"0123456789").await;
-    for (range, expected) in [(0..3, "012"), (3..10, "3456789"), (9..500, "9"), (10..20, ""), (5..5, ""), (400..500, "")] {
+    for (range, expected) in
+        [(0..3, "012"), (3..10, "3456789"), (9..500, "9"), (10..20, ""), (5..5, ""), (400..500, "")]
+    {
         assert_eq!(store.part("a", range.clone()).await.unwrap(), expected.as_bytes(), "{range:?}");
     }
 }
@@ -189,9 +191,8 @@ async fn begun_again_begins_anew(store: &Store) {
 }
 
 async fn many_commit_the_same_at_once(store: &Store) {
-    let commits = (0..16).map(|n| async move {
-        store.begin(&format!("u{n}"), b"same").await.commit(&store.key("new/folder/a")).await
-    });
+    let commits = (0..16)
+        .map(|n| async move { store.begin(&format!("u{n}"), b"same").await.commit(&store.key("new/folder/a")).await });
     for result in futures::future::join_all(commits).await {
         result.unwrap();
     }
