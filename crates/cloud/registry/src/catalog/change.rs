@@ -1,20 +1,29 @@
 //! Changes to what a repository has: each one transaction that fails if the repository changed since it was looked at.
 
 use dhow_image::Digest;
-use dhow_store::{Compare, KeyRange, Op, Revision};
+use dhow_store::{Compare, KeyRange, Op, Revision, Txn};
 use serde_json::json;
 
-use super::{Catalog, Existence, Record, Seen, TagRecord, absent, decode, encode, now, put, remove};
+use super::{Catalog, Existence, Record, Seen, TagRecord, absent, encode, now, put, remove};
 use crate::rules::{Rules, Tag};
 use crate::{Code, Error, Result};
 
 impl Catalog {
-    /// Makes the changes if nothing else changed the repository since `seen`.
-    async fn change(&self, repository: &str, seen: Seen, mut compare: Vec<Compare>, mut ops: Vec<Op>) -> Result<bool> {
+    /// Makes the changes if nothing else changed the repository since `seen`. Gives the state that they made, so that
+    /// further changes fail if anyone comes in between; `None`: someone did.
+    async fn change(
+        &self,
+        repository: &str,
+        seen: Seen,
+        mut compare: Vec<Compare>,
+        mut success: Vec<Op>,
+    ) -> Result<Option<Seen>> {
         let key = self.key('r', repository);
         compare.push(Compare::mod_revision(key.clone(), seen.revision));
-        ops.push(put(key, encode(&Existence { at: seen.at })?));
-        self.txn(compare, ops).await
+        success.push(put(key, encode(&Existence { at: seen.at })?));
+        let txn = Txn { compare, success, ..Txn::default() };
+        let response = self.kv.txn(txn).await.map_err(Error::store("write the registry's records"))?;
+        Ok(response.succeeded.then_some(Seen { revision: response.revision, ..seen }))
     }
 
     /// Adds a manifest, whose own content is linked, under these tags. `false`: the content is no longer linked.
@@ -67,7 +76,7 @@ impl Catalog {
                 let at = now();
                 ops.push(put(self.tag_key(repository, tag), encode(&TagRecord { digest: digest.clone(), at })?));
             }
-            if self.change(repository, seen, Vec::new(), ops).await? {
+            if self.change(repository, seen, Vec::new(), ops).await?.is_some() {
                 return Ok(true);
             }
         }
@@ -80,7 +89,7 @@ impl Catalog {
             if self.one(key.clone()).await?.is_none() {
                 return Ok(false);
             }
-            if self.change(repository, seen, Vec::new(), vec![remove(key)]).await? {
+            if self.change(repository, seen, Vec::new(), vec![remove(key)]).await?.is_some() {
                 return Ok(true);
             }
         }
@@ -101,18 +110,10 @@ impl Catalog {
             if let Some(tag) = tags.iter().find(|tag| rules.is_immutable(&tag.name)) {
                 return Err(Error::new(Code::Denied, format!("the tag {} names it and is immutable", tag.name)));
             }
-            if self.forget_tags(repository, state.seen, &tags).await?.is_none() {
-                continue;
-            }
-            let seen = if tags.is_empty() { state.seen } else { self.seen(repository).await? };
-            let left = self.page('t', &format!("{repository}:"), None, 0).await?.0;
-            // Tagged again meanwhile: decide anew.
-            if left.iter().any(|(_, kv)| decode::<TagRecord>(kv).is_ok_and(|tag| tag.digest == *digest)) {
-                continue;
-            }
+            let Some(seen) = self.forget_tags(repository, state.seen, &tags).await? else { continue };
             let record = state.manifests.iter().find(|(known, _)| known == digest).map(|(_, record)| record);
             let ops = record.map(|record| self.forget_ops(repository, digest, record)).unwrap_or_default();
-            if self.change(repository, seen, Vec::new(), ops).await? {
+            if self.change(repository, seen, Vec::new(), ops).await?.is_some() {
                 return Ok(true);
             }
         }
@@ -136,10 +137,10 @@ impl Catalog {
         let mut seen = seen;
         for chunk in tags.chunks(100) {
             let ops = chunk.iter().map(|tag| remove(self.tag_key(repository, &tag.name))).collect();
-            if !self.change(repository, seen, Vec::new(), ops).await? {
-                return Ok(None);
+            match self.change(repository, seen, Vec::new(), ops).await? {
+                Some(made) => seen = made,
+                None => return Ok(None),
             }
-            seen = self.seen(repository).await?;
         }
         Ok(Some(seen))
     }
@@ -159,10 +160,10 @@ impl Catalog {
             let usage = KeyRange::key(self.usage_key(repository));
             ops.retain(|op| !matches!(op, Op::Delete { range } if *range == usage));
             ops.push(Op::Delete { range: usage });
-            if !self.change(repository, seen, Vec::new(), ops).await? {
-                return Ok(None);
+            match self.change(repository, seen, Vec::new(), ops).await? {
+                Some(made) => seen = made,
+                None => return Ok(None),
             }
-            seen = self.seen(repository).await?;
         }
         Ok(Some(seen))
     }
@@ -187,10 +188,10 @@ impl Catalog {
                 })
                 .collect();
             ops.push(remove(self.usage_key(repository)));
-            if !self.change(repository, seen, compare, ops).await? {
-                return Ok(None);
+            match self.change(repository, seen, compare, ops).await? {
+                Some(made) => seen = made,
+                None => return Ok(None),
             }
-            seen = self.seen(repository).await?;
         }
         Ok(Some(seen))
     }
