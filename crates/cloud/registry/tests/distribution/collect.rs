@@ -1,14 +1,15 @@
 //! Garbage collection, also in the middle of pushes.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use dhow_image::Digest;
 use dhow_registry::{
-    Access, Actions, Collected, Config, Credentials, Everyone, Pattern, Project, Projects, Result, Retain, Rules, User,
-    Visibility,
+    Access, Actions, Collected, Config, Credentials, Everyone, Pattern, Project, Projects, Registry, Result, Retain,
+    Rules, User, Visibility,
 };
+use dhow_store::{FsBlob, MemoryKv};
 use serde_json::json;
 
 use crate::harness::{Server, files, image, index, noise};
@@ -74,21 +75,18 @@ async fn what_is_young_stays() {
 #[tokio::test]
 async fn retention_takes_tags() {
     let access = Projects::default();
-    let retain = Retain { tags: Pattern("v*".to_owned()), newest: Some(2), younger: None };
+    let retain = Retain { tags: Pattern("v*".to_owned()), newest: None, younger: None };
     let rules = Rules { retain: vec![retain], immutable: vec![Pattern("*-lts".to_owned())], ..Rules::default() };
     access.set("a", Project { visibility: Visibility::Public, rules: Arc::new(rules), ..Project::default() });
     let table = Arc::new(access);
     let server = Server::with(eager(), Arc::new(Retaining(table))).await;
     let web = &server.web;
-    for tag in ["v1-lts", "v2", "v3", "v4", "dev"] {
+    for tag in ["v1", "v2", "dev", "old-lts"] {
         web.push_image("a/app", tag, tag).await;
     }
     let collected = server.registry.collect().await.unwrap();
-    // Pushed within one second, the names decide.
-    assert_eq!((collected.tags, collected.manifests), (2, 2), "{collected:?}");
-    let left = web.get("/v2/a/app/tags/list").await.json()["tags"].clone();
-    assert!(left.as_array().unwrap().contains(&json!("v1-lts")), "{left}");
-    assert!(!left.as_array().unwrap().contains(&json!("dev")), "{left}");
+    assert_eq!((collected.tags, collected.manifests), (1, 1), "{collected:?}");
+    assert_eq!(web.get("/v2/a/app/tags/list").await.json()["tags"], json!(["old-lts", "v1", "v2"]));
 }
 
 /// The rules of a table, without asking who it is.
@@ -113,74 +111,73 @@ impl Access for Retaining {
     }
 }
 
-/// No grace at all, collections without a pause: whatever is acknowledged with a tag must be whole ever after.
+/// Next to no grace, collections without a pause: whatever is acknowledged with a tag must be whole ever after.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn pushes_and_collections_do_not_hurt_each_other() {
-    let server = Arc::new(Server::with(eager(), Arc::new(Everyone)).await);
-    let ended = Arc::new(AtomicBool::new(false));
+    let kv = Arc::new(MemoryKv::new());
+    let hasty = Config { grace: Duration::from_secs(2), ..eager() };
+    let folder = tempfile::tempdir().unwrap();
+    let server = Arc::new(Server::over(hasty, Arc::new(Everyone), kv.clone(), folder).await);
+    let (ended, taken) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
     let collector = tokio::spawn({
-        let (server, ended) = (server.clone(), ended.clone());
+        let (server, ended, taken) = (server.clone(), ended.clone(), taken.clone());
         async move {
-            let (mut rounds, mut blobs) = (0, 0);
+            let mut rounds = 0;
             while !ended.load(Ordering::Acquire) {
-                let collected = server.registry.collect().await.unwrap();
-                blobs += collected.blobs;
+                taken.fetch_add(server.registry.collect().await.unwrap().blobs, Ordering::AcqRel);
                 rounds += 1;
             }
-            (rounds, blobs)
+            rounds
         }
     });
-    let pushers: Vec<_> = (0..4u64)
-        .map(|pusher| {
-            let server = server.clone();
-            tokio::spawn(async move {
-                let web = &server.web;
-                let repository = format!("team/app{}", pusher % 2);
-                let mut again = 0;
-                for round in 0..30u64 {
-                    // Everyone pushes the same layers, so that some are collected just then.
-                    let layers: Vec<String> = (0..3).map(|n| format!("layer {}", (round + n) % 5)).collect();
-                    let own = String::from_utf8(noise(round * 10 + pusher, 40).iter().map(|b| b % 26 + 97).collect())
-                        .unwrap();
-                    let mut names: Vec<&str> = layers.iter().map(String::as_str).collect();
-                    names.push(&own);
-                    let manifest = image(&names);
-                    let tag = format!("p{pusher}");
-                    // Without grace a blob may go before its manifest comes: then the client is told, and pushes again.
-                    loop {
-                        web.push_blob(&repository, b"{}").await;
-                        for layer in &names {
-                            web.push_blob(&repository, layer.as_bytes()).await;
-                        }
-                        let reply = web.put_manifest(&repository, &tag, &manifest).await;
-                        if reply.status.as_u16() == 201 {
-                            break;
-                        }
-                        assert_eq!(reply.expect(404).code(), "MANIFEST_BLOB_UNKNOWN");
-                        again += 1;
-                    }
-                    let got = web.get(&format!("/v2/{repository}/manifests/{tag}")).await.expect(200);
-                    assert_eq!(&got.body[..], manifest.to_string().as_bytes());
-                    for layer in names.iter().copied().chain(["{}"]) {
-                        let blob = format!("/v2/{repository}/blobs/{}", Digest::of(layer.as_bytes()));
-                        assert_eq!(&web.get(&blob).await.expect(200).body[..], layer.as_bytes());
-                    }
-                }
-                again
-            })
-        })
-        .collect();
+    let pushers: Vec<_> = (0..4u64).map(|pusher| tokio::spawn(push(server.clone(), pusher, taken.clone()))).collect();
     let mut again = 0;
     for pusher in pushers {
         again += pusher.await.unwrap();
     }
     ended.store(true, Ordering::Release);
-    let (rounds, blobs) = collector.await.unwrap();
+    let (rounds, blobs) = (collector.await.unwrap(), taken.load(Ordering::Acquire));
     println!("{rounds} collections took {blobs} blobs; {again} pushes were told to come again");
-    assert!(rounds > 3 && blobs > 0);
     for pusher in 0..4 {
         server.web.delete(&format!("/v2/team/app{}/manifests/p{pusher}", pusher % 2)).await.expect(202);
     }
-    server.registry.collect().await.unwrap();
+    let blobs = Arc::new(FsBlob::open(server.folder.path().join("registry")).unwrap());
+    let last = Registry::open(eager(), kv, blobs, Arc::new(Everyone)).await.unwrap();
+    last.collect().await.unwrap();
     assert_eq!(files(server.folder.path()), 0);
+}
+
+/// Moves a tag from image to image until collections have taken much, and looks at everything each time.
+async fn push(server: Arc<Server>, pusher: u64, taken: Arc<AtomicUsize>) -> usize {
+    let web = &server.web;
+    let repository = format!("team/app{}", pusher % 2);
+    let (mut again, mut round) = (0, 0u64);
+    while round < 10 || taken.load(Ordering::Acquire) < 20 {
+        round += 1;
+        // Everyone pushes the same layers, so that some are collected just then.
+        let shared = format!("layer {}", round % 5);
+        let own: String = noise(round * 10 + pusher, 40).iter().map(|b| char::from(b % 26 + 97)).collect();
+        let layers = [shared.as_str(), own.as_str()];
+        let manifest = image(&layers);
+        let tag = format!("p{pusher}");
+        // A blob that waited longer than the grace may go before its manifest comes: the client is told, and pushes again.
+        loop {
+            for blob in layers.into_iter().chain(["{}"]) {
+                web.push_blob(&repository, blob.as_bytes()).await;
+            }
+            let reply = web.put_manifest(&repository, &tag, &manifest).await;
+            if reply.status.as_u16() == 201 {
+                break;
+            }
+            assert_eq!(reply.expect(404).code(), "MANIFEST_BLOB_UNKNOWN");
+            again += 1;
+        }
+        let got = web.get(&format!("/v2/{repository}/manifests/{tag}")).await.expect(200);
+        assert_eq!(&got.body[..], manifest.to_string().as_bytes());
+        for blob in layers.into_iter().chain(["{}"]) {
+            let path = format!("/v2/{repository}/blobs/{}", Digest::of(blob.as_bytes()));
+            assert_eq!(&web.get(&path).await.expect(200).body[..], blob.as_bytes());
+        }
+    }
+    again
 }
