@@ -4,7 +4,10 @@
 //! watches and leases. They differ only in what happens between deciding a write and publishing it. [`EtcdKv`] is a
 //! client of real etcd servers. [`SealedKv`] encrypts what one of them keeps, [`ShiftedKv`] lets one go on counting where
 //! another ended.
+//!
+//! [`Blob`] keeps large values: [`FsBlob`] as files, [`MemoryBlob`] for tests.
 
+mod blob;
 mod core;
 mod error;
 mod etcd;
@@ -15,6 +18,7 @@ mod sealed;
 mod shifted;
 pub mod suite;
 
+pub use blob::{Blob, BlobMeta, BlobStream, BlobUpload, FsBlob, MemoryBlob, PendingUpload};
 pub use core::Options;
 pub use error::Error;
 /// The wire messages, for benchmarks that serve them.

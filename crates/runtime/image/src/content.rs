@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 
 use crate::digest::Hasher;
 use crate::error::At;
@@ -23,8 +23,16 @@ const PART: &str = "part-";
 /// Lists the blobs that a pull needs, by the digest of its manifest.
 const PULL: &str = "pull-";
 
+/// Who has blobs on this machine already: the registry beside the node.
+pub trait Neighbour: Send + Sync {
+    /// The blob as a verified file that nobody ever writes to, if `registry`, a host as references name it, is the
+    /// neighbour and has it.
+    fn file(&self, registry: &str, digest: &Digest) -> Option<PathBuf>;
+}
+
 pub(crate) struct Content {
     root: PathBuf,
+    pub neighbour: RwLock<Option<Arc<dyn Neighbour>>>,
     /// Digests that work in progress relies on; garbage collection leaves them alone.
     pins: Mutex<HashMap<Digest, usize>>,
     /// Downloads under way.
@@ -37,7 +45,12 @@ impl Content {
             let dir = root.join(dir);
             fs::create_dir_all(&dir).at("create", &dir)?;
         }
-        let content = Content { root: root.to_owned(), pins: Mutex::default(), fetching: Locks::default() };
+        let content = Content {
+            root: root.to_owned(),
+            neighbour: RwLock::default(),
+            pins: Mutex::default(),
+            fetching: Locks::default(),
+        };
         content.sweep_ingest(true, STALE_PART)?;
         Ok(Arc::new(content))
     }
@@ -70,6 +83,21 @@ impl Content {
     pub fn open_blob(&self, digest: &Digest) -> Result<File> {
         let path = self.path(digest);
         File::open(&path).at("open", &path)
+    }
+
+    /// Takes a blob from the neighbour by giving its file a second name. `false`: there is none, or it is on another disk.
+    pub fn adopt(&self, registry: &str, digest: &Digest) -> Result<bool> {
+        let neighbour = self.neighbour.read().clone();
+        let Some(file) = neighbour.and_then(|neighbour| neighbour.file(registry, digest)) else { return Ok(false) };
+        let path = self.path(digest);
+        match fs::hard_link(&file, &path) {
+            Ok(()) => sync_dir(path.parent().unwrap_or(&self.root)).map(|()| true),
+            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => Ok(true),
+            Err(error) => {
+                tracing::debug!(file = %file.display(), %error, "cannot link to the registry's file");
+                Ok(false)
+            }
+        }
     }
 
     /// Keeps `digest` from being collected while the guard lives. Pin first, then look whether it is there.

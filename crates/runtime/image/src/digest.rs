@@ -79,7 +79,7 @@ impl From<Digest> for String {
 }
 
 /// Computes a digest incrementally.
-pub(crate) enum Hasher {
+pub enum Hasher {
     Sha256(sha2::Sha256),
     Sha512(sha2::Sha512),
 }
@@ -89,11 +89,22 @@ impl Hasher {
         Hasher::Sha256(sha2::Sha256::new())
     }
 
+    pub fn sha512() -> Self {
+        Hasher::Sha512(sha2::Sha512::new())
+    }
+
     /// The algorithm of `digest`.
     pub fn like(digest: &Digest) -> Self {
         match digest.algorithm() {
-            "sha512" => Hasher::Sha512(sha2::Sha512::new()),
+            "sha512" => Hasher::sha512(),
             _ => Hasher::sha256(),
+        }
+    }
+
+    pub fn algorithm(&self) -> &'static str {
+        match self {
+            Hasher::Sha256(_) => "sha256",
+            Hasher::Sha512(_) => "sha512",
         }
     }
 

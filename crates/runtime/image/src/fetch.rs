@@ -12,7 +12,7 @@ use crate::manifest::Descriptor;
 use crate::pull::{Progress, ProgressFn};
 use crate::registry::{Endpoint, Registries, Registry, Session};
 use crate::store::blocking;
-use crate::{Error, Result};
+use crate::{Digest, Error, Result};
 
 /// Tries of one place that bring next to nothing before giving up on it.
 const FRUITLESS: u32 = 3;
@@ -35,7 +35,7 @@ impl Fetcher<'_> {
 
     async fn fetch_once(&self, want: &Descriptor, growing: &Arc<Growing>) -> Result<()> {
         let _one = self.content.fetching.exclusive(&want.digest).await;
-        if self.content.has(&want.digest) {
+        if self.content.has(&want.digest) || self.adopt(&want.digest).await? {
             let actual = self.content.size(&want.digest)?;
             if actual != want.size {
                 return Err(Error::SizeMismatch { what: want.digest.to_string(), expected: want.size, actual });
@@ -63,6 +63,21 @@ impl Fetcher<'_> {
             }
         }
         Err(refused.unwrap_or_else(|| Error::Config("no configured host may be pulled from".to_owned())))
+    }
+
+    /// Takes the blob from the registry on this machine, if that is one of the places to pull from.
+    async fn adopt(&self, digest: &Digest) -> Result<bool> {
+        let hosts: Vec<String> = self.registry.sources().map(|session| session.endpoint.host.clone()).collect();
+        let (content, digest) = (self.content.clone(), digest.clone());
+        blocking(move || {
+            for host in hosts {
+                if content.adopt(&host, &digest)? {
+                    return Ok(true);
+                }
+            }
+            Ok(false)
+        })
+        .await
     }
 
     async fn fetch_elsewhere(&self, url: &str, want: &Descriptor, growing: &Arc<Growing>) -> Result<()> {

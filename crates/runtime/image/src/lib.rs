@@ -32,13 +32,20 @@ mod snapshot;
 mod store;
 mod unpack;
 
+pub use content::Neighbour;
 pub use credentials::Auth;
 pub use credentials::docker::DockerConfig;
-pub use digest::Digest;
+pub use digest::{Digest, Hasher};
 pub use error::{Error, Result};
 pub use export::ArchiveFormat;
 pub use gc::{Collected, FsUsage, GcConfig};
 pub use manifest::Platform;
+/// Media types of manifests and how large one may be.
+pub mod media {
+    pub use crate::manifest::{
+        DOCKER_INDEX, DOCKER_MANIFEST, DOCKER_SCHEMA1, MAX_MANIFEST_BYTES, OCI_INDEX, OCI_MANIFEST,
+    };
+}
 pub use publish::PushOptions;
 pub use pull::{Progress, ProgressFn, PullOptions};
 pub use reference::Reference;

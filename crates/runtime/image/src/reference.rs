@@ -40,7 +40,7 @@ impl Reference {
         if repository.len() + registry.len() > 255 {
             return Err(bad("repository name is longer than 255 characters"));
         }
-        if !repository.split('/').all(valid_component) {
+        if !Self::is_repository(&repository) {
             return Err(bad("a repository is lower-case letters, digits and single separators '.', '_', '__', '-'"));
         }
         if digest.is_none() && tag.is_none() && name.len() == 64 && name.bytes().all(|b| b.is_ascii_hexdigit()) {
@@ -52,6 +52,15 @@ impl Reference {
             (None, None) => Some("latest".to_owned()),
         };
         Ok(Reference { registry, repository, tag, digest })
+    }
+
+    /// Whether a repository may be called so: components of lower-case letters and digits, joined by single separators.
+    pub fn is_repository(name: &str) -> bool {
+        name.len() <= 255 && name.split('/').all(valid_component)
+    }
+
+    pub fn is_tag(tag: &str) -> bool {
+        valid_tag(tag)
     }
 
     /// `registry/repository`, without tag and digest.

@@ -9,7 +9,7 @@ use oci_spec::image::ImageConfiguration;
 use parking_lot::{Mutex, MutexGuard};
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use crate::content::{Content, Pin};
+use crate::content::{Content, Neighbour, Pin};
 use crate::error::At;
 use crate::export::ArchiveFormat;
 use crate::growing::Growing;
@@ -108,6 +108,11 @@ impl ImageStore {
     /// The directory it is in.
     pub fn root(&self) -> &Path {
         &self.inner.root
+    }
+
+    /// Lets pulls from the registry on this machine take its files as they are, without a second copy.
+    pub fn live_beside(&self, neighbour: Arc<dyn Neighbour>) {
+        *self.inner.content.neighbour.write() = Some(neighbour);
     }
 
     /// Downloads, verifies and unpacks an image. Content already here is not fetched again.

@@ -4,6 +4,7 @@
 //! prefix of its own and assumes nothing about the revision it starts at. A failed expectation panics.
 #![allow(clippy::unwrap_used)]
 
+pub mod blobs;
 mod leases;
 mod model;
 mod reads;

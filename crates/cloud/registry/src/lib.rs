@@ -1,0 +1,124 @@
+//! A registry of images: the OCI distribution protocol over [`dhow_store::Blob`] and [`dhow_store::Kv`].
+//!
+//! Bytes lie in the blob store under `blobs/<algorithm>/<hex>`, once however many repositories have them. What a
+//! repository has, its manifests and tags, are records in the key-value store.
+//!
+//! Invariants:
+//! - a repository has a blob exactly if there is a link record; content without any link is garbage;
+//! - a link is written before the content gets its name, and never while that content is being deleted;
+//! - manifests and tags of a repository change in transactions that fail if anything else changed there: what a manifest
+//!   refers to is there when it is acknowledged, and nothing takes it away as long as the manifest is there;
+//! - who may do what is decided before a request is acted upon, by [`Access`] alone.
+
+mod access;
+mod catalog;
+mod collect;
+mod content;
+mod error;
+mod listing;
+mod locks;
+mod manifest;
+mod manifests;
+mod projects;
+mod range;
+mod request;
+mod route;
+mod rules;
+mod server;
+mod token;
+mod uploads;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use dhow_image::{Digest, Neighbour};
+use dhow_store::{Blob, Kv};
+
+pub use access::{Access, Actions, Credentials, Everyone, User};
+pub use collect::Collected;
+pub use error::{Code, Error, Result};
+pub use projects::{Project, Projects, Role, Visibility, hash_secret};
+pub use rules::{Pattern, Retain, Rules, Tag};
+
+/// How a registry behaves.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Keys in the key-value store begin with it.
+    pub prefix: String,
+    /// Who the tokens are for, as clients are told.
+    pub service: String,
+    /// `https://host:port` as clients reach it; without, what they say in `Host` is believed.
+    pub url: Option<String>,
+    /// How long an upload may lie untouched, and what nothing refers to stays.
+    pub grace: Duration,
+    /// Manifests without a tag that nothing refers to are deleted after so long; `None` keeps them.
+    pub keep_untagged: Option<Duration>,
+    pub token_lifetime: Duration,
+    /// A client that sends nothing for so long in the middle of a body is left.
+    pub silence: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            prefix: "/registry/".to_owned(),
+            service: "dhow".to_owned(),
+            url: None,
+            grace: Duration::from_secs(24 * 3600),
+            keep_untagged: None,
+            token_lifetime: Duration::from_secs(600),
+            silence: Duration::from_secs(60),
+        }
+    }
+}
+
+/// Cheap to clone; clones are the same registry.
+#[derive(Clone)]
+pub struct Registry(Arc<Inner>);
+
+struct Inner {
+    config: Config,
+    blobs: Arc<dyn Blob>,
+    catalog: catalog::Catalog,
+    access: Arc<dyn Access>,
+    tokens: token::Tokens,
+    uploads: uploads::Uploads,
+    /// One change of a repository at a time in this process; between processes the transactions decide.
+    changing: locks::Locks,
+}
+
+impl Registry {
+    /// # Errors
+    /// When the key that signs tokens can neither be read nor made.
+    pub async fn open(config: Config, kv: Arc<dyn Kv>, blobs: Arc<dyn Blob>, access: Arc<dyn Access>) -> Result<Self> {
+        let catalog = catalog::Catalog::new(kv, config.prefix.clone());
+        let tokens = token::Tokens::load(&catalog, &config).await?;
+        let uploads = uploads::Uploads::default();
+        Ok(Self(Arc::new(Inner { config, blobs, catalog, access, tokens, uploads, changing: locks::Locks::default() })))
+    }
+
+    /// For the image store of the same machine: pulls from this registry, known to references as `host`, take its files.
+    pub fn neighbour(&self, host: &str) -> Arc<dyn Neighbour> {
+        Arc::new(Beside { blobs: self.0.blobs.clone(), host: host.to_owned() })
+    }
+}
+
+struct Beside {
+    blobs: Arc<dyn Blob>,
+    host: String,
+}
+
+impl Neighbour for Beside {
+    fn file(&self, registry: &str, digest: &Digest) -> Option<PathBuf> {
+        if registry == self.host { self.blobs.file(&content::key(digest)) } else { None }
+    }
+}
+
+/// For property tests and fuzzing: what reads clients' bytes.
+#[doc(hidden)]
+pub mod parse {
+    pub use crate::manifest::Parsed;
+    pub use crate::range::{ContentRange, Wanted};
+    pub use crate::route::Route;
+}

@@ -1,0 +1,16 @@
+//! The registry over real sockets.
+#![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
+
+mod blobs;
+#[path = "../../../../runtime/cri/tests/support/busybox.rs"]
+mod busybox;
+mod clients;
+mod collect;
+mod compare;
+mod crash;
+#[path = "../../../../runtime/cri/tests/support/daemon.rs"]
+mod daemon;
+mod full;
+mod harness;
+mod manifests;
+mod tokens;
