@@ -2,16 +2,16 @@
 
 use serde_json::{Map, Value, json};
 
-use super::project::Service;
+use super::project::{Project, Service};
 use super::put;
 use crate::error::Result;
 use crate::view::View;
 
-pub fn translate(service: &Service<'_>, container: &mut Map<String, Value>) -> Result<()> {
+pub fn translate(project: &Project<'_>, service: &Service<'_>, container: &mut Map<String, Value>) -> Result<()> {
     let mut lifecycle = Map::new();
     for (key, field) in [("post_start", "postStart"), ("pre_stop", "preStop")] {
         let Some(view) = service.get(key) else { continue };
-        let commands: Vec<Vec<String>> = view.items().map(|hook| command(&hook)).collect::<Result<_>>()?;
+        let commands: Vec<Vec<String>> = view.items().map(|hook| command(project, &hook)).collect::<Result<_>>()?;
         let command = match commands.as_slice() {
             [] => continue,
             [one] => one.clone(),
@@ -36,7 +36,7 @@ pub fn translate(service: &Service<'_>, container: &mut Map<String, Value>) -> R
     Ok(())
 }
 
-fn command(hook: &View<'_>) -> Result<Vec<String>> {
+fn command(project: &Project<'_>, hook: &View<'_>) -> Result<Vec<String>> {
     let Some(command) = hook.get("command") else { return Err(hook.invalid("has no command")) };
     let mut words = command.words()?;
     for key in ["user", "privileged"] {
@@ -47,8 +47,14 @@ fn command(hook: &View<'_>) -> Result<Vec<String>> {
         }
     }
     if let Some(view) = hook.get("environment") {
-        let pairs = view.pairs()?.into_iter().filter_map(|(name, value, _)| Some(format!("{name}={}", value?)));
-        words = std::iter::once("env".to_owned()).chain(pairs).chain(words).collect();
+        let mut line = vec!["env".to_owned()];
+        for (name, value, at) in view.pairs()? {
+            match value.or_else(|| project.variables.get(&name).cloned()) {
+                Some(value) => line.push(format!("{name}={value}")),
+                None => at.warn(format!("the variable {name} is not set: the hook does not get it")),
+            }
+        }
+        words = line.into_iter().chain(words).collect();
     }
     if let Some(view) = hook.get("working_dir") {
         let inner = format!("cd {} && exec {}", line(&[view.text()?.to_owned()]), line(&words));

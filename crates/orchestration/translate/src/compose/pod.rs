@@ -61,7 +61,7 @@ pub fn of(project: &Project<'_>, leader: &Service<'_>, store: &mut Store) -> Res
         security::translate(member, &mut pod, &mut container)?;
         resources::translate(member, &mut container)?;
         probes::translate(member, &mut container)?;
-        hooks::translate(member, &mut container)?;
+        hooks::translate(project, member, &mut container)?;
         volumes::translate(project, member, &mut pod, &mut container)?;
         super::files::mount(project, member, &mut pod, &mut container, store)?;
         network::translate(project, member, &mut pod, &mut container)?;

@@ -77,6 +77,11 @@ fn published(project: &Project<'_>, leader: &Service<'_>) -> Result<Option<Value
     let mut open: Vec<Value> = Vec::new();
     for member in project.members(&leader.name) {
         for port in ports(member)? {
+            // The node itself always reaches its pods.
+            let loopback = |text: &String| text.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback());
+            if port.host_ip.as_ref().is_some_and(loopback) {
+                continue;
+            }
             let entry = json!({"port": port.target, "protocol": port.protocol.name()});
             if !open.contains(&entry) {
                 open.push(entry);

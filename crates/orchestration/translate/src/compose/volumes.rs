@@ -89,6 +89,11 @@ fn mount(
     if only_read {
         mount["readOnly"] = json!(true);
     }
+    let privileged = service.get("privileged").map(|view| view.bool()).transpose()?.unwrap_or(false);
+    if mount["mountPropagation"] == "Bidirectional" && !privileged {
+        mount["mountPropagation"] = json!("HostToContainer");
+        item.warn("only a privileged container's mounts are seen on the node: it sees the node's, not the other way");
+    }
     if source.claim && mount["readOnly"] != json!(true) {
         pod.writes_claim = true;
     }

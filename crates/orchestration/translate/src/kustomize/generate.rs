@@ -80,7 +80,7 @@ fn one(reader: &Reader<'_>, item: &Value, kind: &str, shared: &Value, resources:
         object["immutable"] = json!(true);
     }
     let plain = options("disableNameSuffixHash") == Some(json!(true));
-    resources.push(Resource { object, original: name.to_owned(), hashed: !plain, source: reader.file.display().to_string() });
+    resources.push(Resource { object, original: name.to_owned(), hashed: !plain });
     Ok(())
 }
 

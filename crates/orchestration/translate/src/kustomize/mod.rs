@@ -31,8 +31,6 @@ pub(crate) struct Resource {
     pub original: String,
     /// Whether its name gets the hash of its contents.
     pub hashed: bool,
-    /// Where it comes from, for errors.
-    pub source: String,
 }
 
 impl Resource {
@@ -179,7 +177,6 @@ impl Reader<'_> {
             (Some(name), Some(_), Some(_)) => Ok(vec![Resource {
                 original: name.to_owned(),
                 hashed: false,
-                source: path.display().to_string(),
                 object,
             }]),
             _ => Err(Error::Conflict(format!("{}: an object needs apiVersion, kind and metadata.name", path.display()))),

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use dhow_api::registry::builtin;
-use dhow_api::{defaulting, descriptor, validation};
+use dhow_api::{defaulting, descriptor, strategy, validation};
 use dhow_translate::{FileKind, Files, Options, Source, Translation, translate};
 use serde_json::Value;
 
@@ -63,6 +63,10 @@ pub fn complaints(object: &Value) -> Vec<String> {
             Err(error) => found.push(format!("{error:?}")),
         }
     }
+    // As the server makes it: a Job's selector is its doing.
+    strategy::prepare_create(row, &mut object);
+    strategy::fill_metadata(&mut object, "00000000-0000-0000-0000-000000000001", "2026-01-01T00:00:00Z");
+    strategy::finish_create(row, &mut object);
     defaulting::apply(row, &mut object);
     found.extend(validation::validate_create(row, &object, None).iter().map(ToString::to_string));
     let name = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
