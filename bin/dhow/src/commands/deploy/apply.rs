@@ -76,10 +76,6 @@ impl Applier {
         Self { client, namespace, known: HashMap::new() }
     }
 
-    pub fn client(&self) -> &Client {
-        &self.client
-    }
-
     pub async fn target(&mut self, mut manifest: Value) -> Result<Target> {
         let text = |pointer: &str| manifest.pointer(pointer).and_then(Value::as_str).map(str::to_owned);
         let api_version = text("/apiVersion").context("the object has no apiVersion")?;

@@ -91,7 +91,7 @@ fn sorted(value: &Value) -> Value {
 }
 
 /// What a secret holds is not shown, only that it changes.
-fn hide(mut before: Option<&mut Value>, mut after: Option<&mut Value>) {
+fn hide<'a>(mut before: Option<&'a mut Value>, mut after: Option<&'a mut Value>) {
     let is_secret = |object: &Option<&mut Value>| object.as_ref().is_some_and(|object| object["kind"] == "Secret");
     if !is_secret(&before) && !is_secret(&after) {
         return;
@@ -107,7 +107,7 @@ fn hide(mut before: Option<&mut Value>, mut after: Option<&mut Value>) {
             let same = of(&before, &key) == of(&after, &key);
             for (object, word) in [(&mut before, "before"), (&mut after, "after")] {
                 let Some(object) = object else { continue };
-                if let Some(value) = object[field].get_mut(&key) {
+                if let Some(value) = object.get_mut(field).and_then(|held| held.get_mut(&key)) {
                     *value = if same { json!("***") } else { json!(format!("*** ({word})")) };
                 }
             }
