@@ -26,7 +26,7 @@ pub fn hash(all: &mut [Resource]) {
     rename(all, |resource| resource.hashed.then(|| format!("{}-{}", resource.name(), content_hash(&resource.object))));
 }
 
-/// As kustomize has it: ten digits of the digest of kind, name and contents, without digits that make words.
+/// As kustomize has it: ten digits of the digest of kind and contents under an empty name, without digits that make words.
 fn content_hash(object: &Value) -> String {
     let mut known = std::collections::BTreeMap::new();
     for key in ["kind", "data", "type"] {
@@ -37,7 +37,7 @@ fn content_hash(object: &Value) -> String {
     if known["data"].is_null() {
         known.insert("data", json!(""));
     }
-    known.insert("name", object["metadata"]["name"].clone());
+    known.insert("name", json!(""));
     if object["binaryData"].is_object() {
         known.insert("binaryData", sorted(&object["binaryData"]));
     }
