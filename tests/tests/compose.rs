@@ -78,11 +78,17 @@ fn deploys(host: &Host) -> Result<()> {
 
 /// When a condition of a pod came to be so.
 fn since<'a>(pods: &'a Value, service: &str, condition: &str) -> Result<Vec<&'a str>> {
-    let of_service = pods["items"].as_array().context("no pods")?.iter().filter(|pod| pod["metadata"]["labels"]["dhow.io/service"] == service);
+    let of_service = pods["items"]
+        .as_array()
+        .context("no pods")?
+        .iter()
+        .filter(|pod| pod["metadata"]["labels"]["dhow.io/service"] == service);
     let times = of_service.map(|pod| {
         let conditions = pod["status"]["conditions"].as_array().context("no conditions")?;
         let found = conditions.iter().find(|one| one["type"] == condition && one["status"] == "True");
-        found.and_then(|one| one["lastTransitionTime"].as_str()).with_context(|| format!("{service} is not {condition}"))
+        found
+            .and_then(|one| one["lastTransitionTime"].as_str())
+            .with_context(|| format!("{service} is not {condition}"))
     });
     times.collect()
 }
@@ -112,8 +118,10 @@ fn keeps_networks_apart(host: &Host) -> Result<()> {
 fn changes_nothing_again(host: &Host) -> Result<()> {
     let output = dhow(host, "v1", &["deploy", &example()])?;
     let said = text(&output.stderr);
-    let changed: Vec<&str> =
-        said.lines().filter(|line| ["created", "configured", "replaced"].iter().any(|word| line.ends_with(word))).collect();
+    let changed: Vec<&str> = said
+        .lines()
+        .filter(|line| ["created", "configured", "replaced"].iter().any(|word| line.ends_with(word)))
+        .collect();
     ensure!(output.status.success() && changed.is_empty(), "{changed:?}\n{said}");
     let output = dhow(host, "v1", &["deploy", "--diff", &example()])?;
     ensure!(text(&output.stdout).trim() == "nothing would change", "{}", text(&output.stdout));
@@ -159,7 +167,8 @@ fn prunes(host: &Host) -> Result<()> {
     for file in ["compose.yaml", ".env", "site.conf", "hits.py"] {
         std::fs::copy(Path::new(&example()).join(file), folder.join(file))?;
     }
-    let smaller = "services:\n  hits: !reset null\n  proxy:\n    depends_on: {hits: !reset null}\n    configs: !override []\n";
+    let smaller =
+        "services:\n  hits: !reset null\n  proxy:\n    depends_on: {hits: !reset null}\n    configs: !override []\n";
     std::fs::write(folder.join("compose.override.yaml"), smaller)?;
     let output = dhow(host, "v2", &["deploy", "--prune", "--timeout", "0", folder.to_str().context("path")?])?;
     let said = text(&output.stderr);
@@ -173,7 +182,16 @@ fn goes(host: &Host) -> Result<()> {
     let output = dhow(host, "v2", &["undeploy", &example()])?;
     let said = text(&output.stderr);
     ensure!(output.status.success() && said.contains("persistentvolumeclaim/guestbook/data kept"), "{said}");
-    let left = host.kubectl(&["-n", "guestbook", "get", "pods,service,deploy,statefulset,configmap,networkpolicy", "-l", "dhow.io/project=guestbook", "-o", "name"])?;
+    let left = host.kubectl(&[
+        "-n",
+        "guestbook",
+        "get",
+        "pods,service,deploy,statefulset,configmap,networkpolicy",
+        "-l",
+        "dhow.io/project=guestbook",
+        "-o",
+        "name",
+    ])?;
     ensure!(left.trim().is_empty(), "left over: {left}");
     host.kubectl(&["-n", "guestbook", "get", "pvc", "data"])?;
     let output = dhow(host, "v2", &["undeploy", "--project", "guestbook", "--volumes"])?;

@@ -24,7 +24,11 @@ pub fn parse_raw(file: &str, text: &str, outer: &Variables) -> Result<Vec<(Strin
         }
         match line.split_once('=') {
             Some(("", _)) => {
-                return Err(Error::Variables { file: file.to_owned(), line: index + 1, problem: "no name before `=`".into() });
+                return Err(Error::Variables {
+                    file: file.to_owned(),
+                    line: index + 1,
+                    problem: "no name before `=`".into(),
+                });
             }
             Some((name, value)) => found.push((name.trim().to_owned(), value.to_owned())),
             None => found.extend(outer.get(line.trim()).map(|value| (line.trim().to_owned(), value.clone()))),
@@ -168,8 +172,17 @@ mod tests {
         let text = "\u{feff}# comment\nexport A=1 # one\nB = two words \nC='$A \\'x\\''\nD=\"${A}\\n\\$A\"\nOUT\nNONE\n\
                     E=\"two\nlines\"\nF: yaml\nG=\nH=a#b\nI=${N:-d}\nJ=#c\n";
         let expected = [
-            ("A", "1"), ("B", "two words"), ("C", "$A 'x'"), ("D", "1\n$A"), ("OUT", "outer"), ("E", "two\nlines"),
-            ("F", "yaml"), ("G", ""), ("H", "a#b"), ("I", "d"), ("J", ""),
+            ("A", "1"),
+            ("B", "two words"),
+            ("C", "$A 'x'"),
+            ("D", "1\n$A"),
+            ("OUT", "outer"),
+            ("E", "two\nlines"),
+            ("F", "yaml"),
+            ("G", ""),
+            ("H", "a#b"),
+            ("I", "d"),
+            ("J", ""),
         ];
         let expected: Vec<_> = expected.map(|(k, v)| (k.to_owned(), v.to_owned())).into();
         assert_eq!(read(text), expected);
@@ -179,7 +192,9 @@ mod tests {
     fn mistakes_have_a_line() {
         let error = parse("e.env", "A=1\nB='x\n", &Variables::new()).unwrap_err();
         assert_eq!(error.to_string(), "e.env:2: a quote is not closed");
-        assert!(parse("e.env", "A B=1\n", &Variables::new()).unwrap_err().to_string().starts_with("e.env:1: unexpected"));
+        assert!(
+            parse("e.env", "A B=1\n", &Variables::new()).unwrap_err().to_string().starts_with("e.env:1: unexpected")
+        );
     }
 
     #[test]

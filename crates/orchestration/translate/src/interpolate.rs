@@ -28,9 +28,10 @@ pub fn tree(node: &mut Node, variables: &Variables, notes: &Notes, path: &str) -
             Ok(())
         }
         Kind::Scalar { .. } => Ok(()),
-        Kind::List(items) => {
-            items.iter_mut().enumerate().try_for_each(|(index, item)| tree(item, variables, notes, &format!("{path}[{index}]")))
-        }
+        Kind::List(items) => items
+            .iter_mut()
+            .enumerate()
+            .try_for_each(|(index, item)| tree(item, variables, notes, &format!("{path}[{index}]"))),
         Kind::Map(entries) => entries.iter_mut().try_for_each(|(name, value)| {
             let inner = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
             tree(value, variables, notes, &inner)

@@ -66,7 +66,10 @@ impl Loader<'_> {
             }
         }
         let mut all = all.ok_or_else(|| {
-            Error::Conflict(format!("{} holds nothing", sources.first().map_or("the input", |source| source.name.as_str())))
+            Error::Conflict(format!(
+                "{} holds nothing",
+                sources.first().map_or("the input", |source| source.name.as_str())
+            ))
         })?;
         resolve_paths(&mut all, base, variables);
         Ok(all)
@@ -198,7 +201,8 @@ impl Loader<'_> {
                 Some(folder) => clean(&base.join(folder)),
                 None => first.folder.clone(),
             };
-            let mut files: Vec<PathBuf> = texts(item.get("env_file")).iter().map(|file| clean(&base.join(file))).collect();
+            let mut files: Vec<PathBuf> =
+                texts(item.get("env_file")).iter().map(|file| clean(&base.join(file))).collect();
             if files.is_empty() && self.files.kind(&folder.join(".env")) == FileKind::File {
                 files.push(folder.join(".env"));
             }

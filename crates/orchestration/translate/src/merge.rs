@@ -22,7 +22,9 @@ pub fn merge(base: &mut Node, over: Node, path: &[&str]) -> Result<()> {
     if over.is_null() {
         return Ok(());
     }
-    if REPLACED.contains(&key) && in_service(path) || path.get(2).is_some_and(|two| *two == "ulimits") && path.len() == 4 {
+    if REPLACED.contains(&key) && in_service(path)
+        || path.get(2).is_some_and(|two| *two == "ulimits") && path.len() == 4
+    {
         *base = untagged(over);
         return Ok(());
     }
@@ -102,7 +104,11 @@ fn canonical(node: &mut Node, path: &[&str]) -> Result<()> {
     let key = path.last().copied().unwrap_or_default();
     let place = node.place.clone();
     let of_service = in_service(path) && path.len() == 3;
-    if PAIRS.contains(&key) && (of_service || matches!(path.get(path.len().wrapping_sub(2)), Some(&("build" | "deploy" | "volume"))) || path.len() == 3) {
+    if PAIRS.contains(&key)
+        && (of_service
+            || matches!(path.get(path.len().wrapping_sub(2)), Some(&("build" | "deploy" | "volume")))
+            || path.len() == 3)
+    {
         if let Kind::List(items) = &node.kind {
             let mut map = Node::map(&place);
             for item in items {
@@ -140,7 +146,11 @@ fn canonical(node: &mut Node, path: &[&str]) -> Result<()> {
             let mut items = Vec::new();
             for (name, value) in entries {
                 let addresses = if value.items().is_empty() { std::slice::from_ref(value) } else { value.items() };
-                items.extend(addresses.iter().filter_map(|one| Some(Node::text(format!("{name}={}", one.scalar()?), &one.place))));
+                items.extend(
+                    addresses
+                        .iter()
+                        .filter_map(|one| Some(Node::text(format!("{name}={}", one.scalar()?), &one.place))),
+                );
             }
             *node = Node::new(Kind::List(items), place);
         }
@@ -159,7 +169,9 @@ fn unique(items: &mut Vec<Node>, path: &[&str]) {
     let identity = |node: &Node| -> Option<String> {
         let field = |name: &str| node.get(name).and_then(Node::scalar).unwrap_or_default().to_owned();
         match (key, node.scalar()) {
-            ("volumes" | "devices", Some(text)) => Some(short::volume(text).map_or_else(|_| text.to_owned(), |volume| volume.target)),
+            ("volumes" | "devices", Some(text)) => {
+                Some(short::volume(text).map_or_else(|_| text.to_owned(), |volume| volume.target))
+            }
             ("volumes" | "devices", None) => Some(field("target")),
             ("configs" | "secrets", Some(text)) => Some(text.to_owned()),
             ("configs" | "secrets", None) => {
@@ -180,8 +192,9 @@ fn unique(items: &mut Vec<Node>, path: &[&str]) {
             }
             ("env_file" | "label_file", None) => Some(field("path")),
             (
-                "expose" | "cap_add" | "cap_drop" | "dns" | "dns_opt" | "dns_search" | "tmpfs" | "env_file" | "label_file"
-                | "profiles" | "links" | "aliases" | "security_opt" | "group_add" | "tags" | "platforms" | "extra_hosts",
+                "expose" | "cap_add" | "cap_drop" | "dns" | "dns_opt" | "dns_search" | "tmpfs" | "env_file"
+                | "label_file" | "profiles" | "links" | "aliases" | "security_opt" | "group_add" | "tags" | "platforms"
+                | "extra_hosts",
                 Some(text),
             ) => Some(text.to_owned()),
             _ => None,
@@ -216,7 +229,10 @@ mod tests {
     fn forms_of_a_key_meet() {
         let found = merged("{environment: [A=1, B], command: [x, y]}", "{environment: {A: 2, C: 3}, command: z}");
         assert_eq!(found, json!({"environment": {"A": 2, "B": null, "C": 3}, "command": "z"}));
-        let found = merged("{depends_on: [a], dns: 1.1.1.1}", "{depends_on: {b: {condition: service_healthy}}, dns: [8.8.8.8]}");
+        let found = merged(
+            "{depends_on: [a], dns: 1.1.1.1}",
+            "{depends_on: {b: {condition: service_healthy}}, dns: [8.8.8.8]}",
+        );
         assert_eq!(found["depends_on"]["a"]["condition"], "service_started");
         assert_eq!(found["dns"], json!(["1.1.1.1", "8.8.8.8"]));
         assert_eq!(merged("{build: .}", "{build: {target: x}}")["build"], json!({"context": ".", "target": "x"}));
@@ -224,14 +240,20 @@ mod tests {
 
     #[test]
     fn the_same_port_and_mount_stay_one() {
-        let found = merged("{ports: ['80:80', '81:81'], volumes: ['a:/x']}", "{ports: [{target: 80, published: 80}], volumes: ['b:/x:ro']}");
+        let found = merged(
+            "{ports: ['80:80', '81:81'], volumes: ['a:/x']}",
+            "{ports: [{target: 80, published: 80}], volumes: ['b:/x:ro']}",
+        );
         assert_eq!(found["ports"], json!([{"target": 80, "published": 80}, "81:81"]));
         assert_eq!(found["volumes"], json!(["b:/x:ro"]));
     }
 
     #[test]
     fn tags_take_away_and_replace() {
-        let found = merged("{ports: ['80'], environment: {A: 1, B: 2}, tty: true}", "{ports: !reset [], environment: !override {C: 3}, tty: !reset null}");
+        let found = merged(
+            "{ports: ['80'], environment: {A: 1, B: 2}, tty: true}",
+            "{ports: !reset [], environment: !override {C: 3}, tty: !reset null}",
+        );
         assert_eq!(found, json!({"environment": {"C": 3}}));
         let found = merged("{environment: {A: 1, B: 2}}", "{environment: {A: !reset null}}");
         assert_eq!(found["environment"], json!({"B": 2}));

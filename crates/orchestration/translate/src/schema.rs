@@ -37,11 +37,12 @@ static ROOT: LazyLock<Shape> = LazyLock::new(|| {
 });
 
 fn steps(path: &'static str) -> impl Iterator<Item = &'static str> {
-    path.split('.').flat_map(|part| match part.strip_suffix("[]") {
-        Some(name) => [name, "[]"],
-        None => [part, ""],
-    })
-    .filter(|step| !step.is_empty())
+    path.split('.')
+        .flat_map(|part| match part.strip_suffix("[]") {
+            Some(name) => [name, "[]"],
+            None => [part, ""],
+        })
+        .filter(|step| !step.is_empty())
 }
 
 /// All paths of the table with their types.
@@ -99,7 +100,11 @@ fn walk(node: &Node, shape: &Shape, path: &str) -> Result<()> {
 }
 
 fn expected(shape: &Shape) -> String {
-    let all: Vec<String> = shape.types.iter().map(|one| one.strip_prefix('=').map_or_else(|| (*one).to_owned(), |word| format!("`{word}`"))).collect();
+    let all: Vec<String> = shape
+        .types
+        .iter()
+        .map(|one| one.strip_prefix('=').map_or_else(|| (*one).to_owned(), |word| format!("`{word}`")))
+        .collect();
     all.join(" or ")
 }
 

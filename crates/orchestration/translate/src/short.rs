@@ -80,7 +80,9 @@ pub fn ports(text: &str) -> Result<Vec<Port>, String> {
             Ok(targets.zip(published).map(|(target, published)| one(target, Some(published))).collect())
         }
         // Any of a range for one port: the first.
-        Some(published) if targets.len() == 1 => Ok(targets.map(|target| one(target, Some(*published.start()))).collect()),
+        Some(published) if targets.len() == 1 => {
+            Ok(targets.map(|target| one(target, Some(*published.start()))).collect())
+        }
         Some(_) => Err(format!("{text:?}: the ranges have different lengths")),
     }
 }
@@ -133,7 +135,9 @@ mod tests {
 
     fn shown(text: &str) -> Vec<String> {
         let all = ports(text).unwrap_or_else(|error| panic!("{error}"));
-        all.iter().map(|port| format!("{:?} {:?} {} {}", port.host_ip, port.published, port.target, port.protocol.name())).collect()
+        all.iter()
+            .map(|port| format!("{:?} {:?} {} {}", port.host_ip, port.published, port.target, port.protocol.name()))
+            .collect()
     }
 
     #[test]

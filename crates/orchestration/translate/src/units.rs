@@ -13,7 +13,8 @@ pub fn duration(text: &str) -> Option<u64> {
     while !rest.is_empty() {
         let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
         let value: f64 = rest[..end].parse().ok()?;
-        let (unit, after) = rest[end..].split_at(rest[end..].find(|c: char| c.is_ascii_digit()).unwrap_or(rest.len() - end));
+        let (unit, after) =
+            rest[end..].split_at(rest[end..].find(|c: char| c.is_ascii_digit()).unwrap_or(rest.len() - end));
         total += value
             * match unit {
                 "ns" => 1e-6,

@@ -46,7 +46,11 @@ impl Notes {
             return;
         }
         if !any_read(node) {
-            return self.add(Warning { place: node.place.clone(), path: path.to_owned(), message: "is not kept".into() });
+            return self.add(Warning {
+                place: node.place.clone(),
+                path: path.to_owned(),
+                message: "is not kept".into(),
+            });
         }
         for (name, inner) in node.entries().iter().filter(|(name, _)| !name.starts_with("x-")) {
             self.unread(inner, &format!("{path}.{name}"));
@@ -107,7 +111,11 @@ impl<'a> View<'a> {
 
     pub fn items(&self) -> impl Iterator<Item = View<'a>> {
         let (path, notes) = (self.path.clone(), self.notes);
-        self.node.items().iter().enumerate().map(move |(index, node)| View::new(node, format!("{path}[{index}]"), notes))
+        self.node
+            .items()
+            .iter()
+            .enumerate()
+            .map(move |(index, node)| View::new(node, format!("{path}[{index}]"), notes))
     }
 
     pub fn is_map(&self) -> bool {
@@ -180,7 +188,8 @@ impl<'a> View<'a> {
             None if matches!(self.node.kind, Kind::Scalar { plain: false, .. }) => u32::from_str_radix(text, 8).ok(),
             None => text.parse().ok(),
         };
-        mode.filter(|mode| *mode <= 0o7777).ok_or_else(|| self.invalid(format!("expected a mode such as 0440, found {text:?}")))
+        mode.filter(|mode| *mode <= 0o7777)
+            .ok_or_else(|| self.invalid(format!("expected a mode such as 0440, found {text:?}")))
     }
 
     /// One text or a list of them.

@@ -129,7 +129,11 @@ pub fn parse(file: &str, text: &str) -> Result<Vec<Node>> {
     while let Some(next) = events.next_event() {
         let (event, span) = next.map_err(|error| reader.scan(&error))?;
         match event {
-            Event::StreamStart | Event::StreamEnd | Event::DocumentStart(..) | Event::DocumentEnd | Event::Comment(..) => {}
+            Event::StreamStart
+            | Event::StreamEnd
+            | Event::DocumentStart(..)
+            | Event::DocumentEnd
+            | Event::Comment(..) => {}
             event => {
                 let node = reader.node(event, span, &mut events, 0)?;
                 if !node.is_null() {
@@ -151,8 +155,7 @@ type Events<'a> = Parser<'a, granit_parser::StrInput<'a>>;
 
 impl Reader {
     fn scan(&self, error: &granit_parser::ScanError) -> Error {
-        let place =
-            Place { file: self.file.clone(), line: error.marker().line(), column: error.marker().col() + 1 };
+        let place = Place { file: self.file.clone(), line: error.marker().line(), column: error.marker().col() + 1 };
         Error::Syntax { place, problem: error.to_string() }
     }
 
@@ -191,7 +194,8 @@ impl Reader {
             Event::Scalar(text, style, anchor, tag) => {
                 let tag = tag.map(std::borrow::Cow::into_owned);
                 // `!!str 1` is text; `!reset null` and the like stay what they are.
-                let plain = style == ScalarStyle::Plain && tag.as_ref().and_then(|tag| tag.core_suffix()) != Some("str");
+                let plain =
+                    style == ScalarStyle::Plain && tag.as_ref().and_then(|tag| tag.core_suffix()) != Some("str");
                 (Kind::Scalar { text: text.into_owned(), plain }, anchor, tag)
             }
             Event::SequenceStart(_, anchor, tag) => {
@@ -277,7 +281,8 @@ impl Reader {
 }
 
 fn count(node: &Node) -> usize {
-    1 + node.items().iter().map(count).sum::<usize>() + node.entries().iter().map(|(_, node)| count(node)).sum::<usize>()
+    1 + node.items().iter().map(count).sum::<usize>()
+        + node.entries().iter().map(|(_, node)| count(node)).sum::<usize>()
 }
 
 #[cfg(test)]

@@ -51,20 +51,31 @@ fn name(pattern: &str) -> &'static str {
 fn siblings(pattern: &str, leaf: &str) -> Value {
     match pattern {
         "services.*.volumes[]" => {
-            let kind = ["bind", "tmpfs", "image"].into_iter().find(|kind| leaf.contains(&format!("[].{kind}."))).unwrap_or("volume");
+            let kind = ["bind", "tmpfs", "image"]
+                .into_iter()
+                .find(|kind| leaf.contains(&format!("[].{kind}.")))
+                .unwrap_or("volume");
             let source = match kind {
                 "bind" => "/somewhere",
                 "image" => "img:1",
                 _ => "vol",
             };
-            if kind == "tmpfs" { json!({"type": kind, "target": "/t"}) } else { json!({"type": kind, "source": source, "target": "/t"}) }
+            if kind == "tmpfs" {
+                json!({"type": kind, "target": "/t"})
+            } else {
+                json!({"type": kind, "source": source, "target": "/t"})
+            }
         }
         "services.*.configs[]" => json!({"source": "conf"}),
         "services.*.secrets[]" => json!({"source": "sec"}),
         "services.*.ports[]" => json!({"target": 80, "published": 8080}),
         "services.*.devices[]" => json!({"source": "/dev/a"}),
         "services.*.healthcheck" => {
-            if leaf.ends_with("start_interval") { json!({"test": "x", "start_period": "60s"}) } else { json!({"test": "x"}) }
+            if leaf.ends_with("start_interval") {
+                json!({"test": "x", "start_period": "60s"})
+            } else {
+                json!({"test": "x"})
+            }
         }
         "services.*.post_start[]" | "services.*.pre_stop[]" => json!({"command": ["x"]}),
         "services.*.env_file[]" if leaf.ends_with("required") => json!({"path": "missing.env"}),
@@ -97,7 +108,9 @@ fn sample(leaf: &str, types: &str) -> Value {
         "services.*.deploy.restart_policy.condition" => Some(json!("none")),
         "services.*.deploy.placement.constraints[]" => Some(json!("node.labels.a == b")),
         "services.*.deploy.placement.preferences[].spread" => Some(json!("node.labels.zone")),
-        "services.*.deploy.resources.reservations.generic_resources[].discrete_resource_spec.kind" => Some(json!("example.com/b")),
+        "services.*.deploy.resources.reservations.generic_resources[].discrete_resource_spec.kind" => {
+            Some(json!("example.com/b"))
+        }
         "services.*.depends_on[]" => Some(json!("other")),
         "services.*.depends_on.*.condition" => Some(json!("service_healthy")),
         "services.*.depends_on.*.required" => Some(json!(false)),
@@ -117,7 +130,11 @@ fn sample(leaf: &str, types: &str) -> Value {
         "services.*.extra_hosts.*" | "services.*.extra_hosts.*[]" => Some(json!("10.0.0.1")),
         "services.*.group_add[]" => Some(json!("1000")),
         "services.*.healthcheck.test[]" => Some(json!("NONE")),
-        "services.*.ipc" | "services.*.pid" | "services.*.network_mode" | "services.*.userns_mode" | "services.*.uts" => Some(json!("host")),
+        "services.*.ipc"
+        | "services.*.pid"
+        | "services.*.network_mode"
+        | "services.*.userns_mode"
+        | "services.*.uts" => Some(json!("host")),
         "services.*.links[]" => Some(json!("other:alias")),
         "services.*.networks[]" => Some(json!("net")),
         "services.*.platform" => Some(json!("linux/arm64")),
@@ -142,7 +159,9 @@ fn sample(leaf: &str, types: &str) -> Value {
         "services.*.volumes_from[]" => Some(json!("other")),
         "services.*.devices[]" => Some(json!("/dev/a:/dev/b")),
         "services.*.gpus" => Some(json!("all")),
-        "services.*.deploy.update_config.failure_action" | "services.*.deploy.rollback_config.failure_action" => Some(json!("rollback")),
+        "services.*.deploy.update_config.failure_action" | "services.*.deploy.rollback_config.failure_action" => {
+            Some(json!("rollback"))
+        }
         "services.*.cgroup" => Some(json!("host")),
         "services.*.labels[]" | "services.*.annotations[]" | "services.*.deploy.labels[]" => Some(json!("a=b")),
         "configs.*.file" | "secrets.*.file" => Some(json!("file")),
@@ -155,7 +174,8 @@ fn sample(leaf: &str, types: &str) -> Value {
         return value;
     }
     match last {
-        "delay" | "monitor" | "window" | "interval" | "timeout" | "start_period" | "start_interval" | "stop_grace_period" => json!("7s"),
+        "delay" | "monitor" | "window" | "interval" | "timeout" | "start_period" | "start_interval"
+        | "stop_grace_period" => json!("7s"),
         "memory" | "mem_limit" | "mem_reservation" | "memswap_limit" | "shm_size" | "size" => json!("64m"),
         "mode" => json!("0400"),
         "target" if leaf.contains("ports") => json!(81),
@@ -325,7 +345,8 @@ fn no_key_is_dropped_in_silence() {
         let told = found.warnings.iter().any(|warning| {
             let new = known.iter().all(|old| (&old.path, &old.message) != (&warning.path, &warning.message));
             // What is told of all that a key is in covers it, whether or not it is told without it, too.
-            let within = covers(&warning.path, &path) && warning.path.matches(['.', '[']).count() > usize::from(!path.starts_with("models"));
+            let within = covers(&warning.path, &path)
+                && warning.path.matches(['.', '[']).count() > usize::from(!path.starts_with("models"));
             within || new && warning.path.starts_with(&path)
         });
         if !changed && !told {

@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 use common::{FOLDER, Memory, all_valid};
 use dhow_translate::{Options, Source, translate};
 
-const FILES: [&str; 5] = ["compose.yaml", "docker-compose.yml", "stack.yaml", "compose.override.yaml", "compose.prod.yaml"];
+const FILES: [&str; 5] =
+    ["compose.yaml", "docker-compose.yml", "stack.yaml", "compose.override.yaml", "compose.prod.yaml"];
 
 fn memory(folder: &Path) -> Memory {
     let mut memory = Memory::default();

@@ -26,9 +26,9 @@ pub fn translate(
             }
         }
         (None, Some(build)) => {
-            return Err(build.invalid(
-                "images are not built: build it, put it where the nodes find it, and name it by `image`",
-            ));
+            return Err(
+                build.invalid("images are not built: build it, put it where the nodes find it, and name it by `image`")
+            );
         }
         (None, None) => return Err(service.view.invalid("has neither `image` nor `build`")),
     }
@@ -193,12 +193,8 @@ fn env_file(
 }
 
 pub fn read_text(project: &Project<'_>, at: &View<'_>, path: &str) -> Result<String> {
-    let fail = |source| Error::Read {
-        place: at.node.place.clone(),
-        path: at.path.clone(),
-        file: path.to_owned(),
-        source,
-    };
+    let fail =
+        |source| Error::Read { place: at.node.place.clone(), path: at.path.clone(), file: path.to_owned(), source };
     let bytes = project.files.read(Path::new(path)).map_err(fail)?;
     String::from_utf8(bytes).map_err(|_| at.invalid(format!("{path} is not UTF-8 text")))
 }

@@ -11,11 +11,8 @@ use super::project::{Project, Service};
 use crate::error::Result;
 
 pub fn translate(project: &Project<'_>, leader: &Service<'_>, service: &Service<'_>, pod: &mut Pod) -> Result<()> {
-    let mut waits: Vec<Value> = pod
-        .annotations
-        .get(GATE)
-        .and_then(|text| serde_json::from_str(text).ok())
-        .unwrap_or_default();
+    let mut waits: Vec<Value> =
+        pod.annotations.get(GATE).and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
     let Some(view) = service.get("depends_on") else { return Ok(()) };
     let mut needs = Vec::new();
     if view.is_list() {

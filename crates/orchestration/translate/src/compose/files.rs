@@ -1,8 +1,8 @@
 //! `configs` and `secrets`: ConfigMaps, Secrets, and their files in containers.
 
-use serde_json::{Map, Value, json};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
 use super::pod::{Pod, label};
@@ -60,7 +60,9 @@ impl Store {
         name: &str,
         entry: &View<'_>,
     ) -> Result<(String, String, Vec<u8>)> {
-        let own = entry.get("name").or_else(|| entry.get("external").filter(View::is_map).and_then(|external| external.get("name")));
+        let own = entry
+            .get("name")
+            .or_else(|| entry.get("external").filter(View::is_map).and_then(|external| external.get("name")));
         let own = own.map(|view| view.text().map(str::to_owned)).transpose()?;
         let object = names::subdomain(own.as_deref().unwrap_or(name));
         let key = name.replace(|c: char| !c.is_ascii_alphanumeric() && !matches!(c, '-' | '_' | '.'), "-");
@@ -101,7 +103,9 @@ impl Store {
         let value = match (section, String::from_utf8(contents.clone())) {
             (Section::Secrets, _) => json!({"apiVersion": "v1", "kind": "Secret", "metadata": metadata,
                 "type": "Opaque", "data": {&key: STANDARD.encode(&contents)}}),
-            (_, Ok(text)) => json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {&key: text}}),
+            (_, Ok(text)) => {
+                json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {&key: text}})
+            }
             (_, Err(_)) => json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata,
                 "binaryData": {&key: STANDARD.encode(&contents)}}),
         };
@@ -116,7 +120,8 @@ fn contents(project: &Project<'_>, entry: &View<'_>) -> Result<Vec<u8>> {
     }
     if let Some(view) = entry.get("environment") {
         let name = view.text()?;
-        let value = project.variables.get(name).ok_or_else(|| view.invalid(format!("the variable {name} is not set")))?;
+        let value =
+            project.variables.get(name).ok_or_else(|| view.invalid(format!("the variable {name} is not set")))?;
         return Ok(value.as_bytes().to_vec());
     }
     let Some(view) = entry.get("file") else {

@@ -181,7 +181,11 @@ fn objects(project: &Project<'_>) -> Result<Vec<Value>> {
 fn unique(objects: &[Value]) -> Result<()> {
     let mut seen = BTreeSet::new();
     for object in objects {
-        let name = format!("{} {}", object["kind"].as_str().unwrap_or_default(), object["metadata"]["name"].as_str().unwrap_or_default());
+        let name = format!(
+            "{} {}",
+            object["kind"].as_str().unwrap_or_default(),
+            object["metadata"]["name"].as_str().unwrap_or_default()
+        );
         if !seen.insert(name.clone()) {
             return Err(Error::Conflict(format!("two parts of the project become the same {name}: rename one")));
         }

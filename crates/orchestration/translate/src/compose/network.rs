@@ -29,7 +29,12 @@ pub fn translate(
     let mut seen = BTreeSet::new();
     for port in all.iter().cloned().chain(exposed(service)?) {
         let on_node = port.published.filter(|_| is_on_node(&port) && !on_host);
-        if !seen.insert((port.target, port.protocol, on_node)) || on_node.is_none() && seen.iter().any(|(target, protocol, node)| (*target, *protocol) == (port.target, port.protocol) && node.is_some()) {
+        if !seen.insert((port.target, port.protocol, on_node))
+            || on_node.is_none()
+                && seen.iter().any(|(target, protocol, node)| {
+                    (*target, *protocol) == (port.target, port.protocol) && node.is_some()
+                })
+        {
             continue;
         }
         let mut entry = json!({"containerPort": port.target, "protocol": port.protocol.name()});
@@ -93,7 +98,8 @@ pub fn ports(service: &Service<'_>) -> Result<Vec<Port>> {
         let text = |key: &str| item.get(key).map(|view| view.text().map(str::to_owned)).transpose();
         let Some(target) = item.get("target") else { return Err(item.invalid("has no target")) };
         let target = target.text()?.parse::<u16>().map_err(|_| target.invalid("is no port"))?;
-        let protocol = Protocol::parse(&text("protocol")?.unwrap_or_default()).map_err(|problem| item.invalid(problem))?;
+        let protocol =
+            Protocol::parse(&text("protocol")?.unwrap_or_default()).map_err(|problem| item.invalid(problem))?;
         let published = match item.get("published") {
             Some(view) => {
                 let range = short::range(view.text()?).ok_or_else(|| view.invalid("is no port"))?;

@@ -41,7 +41,9 @@ pub fn translate(service: &Service<'_>, pod: &mut Pod) -> Result<()> {
             most => {
                 spread.push(json!({"maxSkew": most, "topologyKey": "kubernetes.io/hostname",
                     "whenUnsatisfiable": "DoNotSchedule", "labelSelector": own}));
-                view.warn(format!("nodes differ by at most {most} pods; more than that on each is possible once all have as many"));
+                view.warn(format!(
+                    "nodes differ by at most {most} pods; more than that on each is possible once all have as many"
+                ));
             }
         }
     }

@@ -48,7 +48,8 @@ pub fn all(project: &Project<'_>) -> Result<Vec<Value>> {
                 super::pod::label(&at, &name, &value.unwrap_or_default(), &mut labels, &mut annotations);
             }
         }
-        let spec = json!({"podSelector": pods, "ingress": [{"from": [{"podSelector": pods}]}], "policyTypes": ["Ingress"]});
+        let spec =
+            json!({"podSelector": pods, "ingress": [{"from": [{"podSelector": pods}]}], "policyTypes": ["Ingress"]});
         made.push(policy(project, &format!("network-{network}"), None, labels, spec));
     }
     for leader in project.leaders() {
@@ -58,7 +59,13 @@ pub fn all(project: &Project<'_>) -> Result<Vec<Value>> {
     Ok(made)
 }
 
-fn policy(project: &Project<'_>, name: &str, service: Option<&Service<'_>>, labels: Map<String, Value>, spec: Value) -> Value {
+fn policy(
+    project: &Project<'_>,
+    name: &str,
+    service: Option<&Service<'_>>,
+    labels: Map<String, Value>,
+    spec: Value,
+) -> Value {
     let mut metadata = project.metadata(&names::label(name), service.map(|service| service.dns.as_str()));
     let mut all = metadata["labels"].as_object().cloned().unwrap_or_default();
     for (name, value) in labels {
@@ -102,7 +109,8 @@ fn inside(project: &Project<'_>, leader: &Service<'_>) -> Option<Value> {
     if leader.networks.is_empty() || !leader.networks.iter().all(internal) {
         return None;
     }
-    let to: Vec<Value> = leader.networks.iter().map(|network| json!({"podSelector": selector(project, network)})).collect();
+    let to: Vec<Value> =
+        leader.networks.iter().map(|network| json!({"podSelector": selector(project, network)})).collect();
     let names = json!([{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}]);
     let spec = json!({"podSelector": {"matchLabels": project.selector(&leader.dns)},
         "egress": [{"to": to}, {"ports": names}], "policyTypes": ["Egress"]});
@@ -114,7 +122,9 @@ fn keys(entry: &View<'_>) -> Result<()> {
     if let Some(view) = entry.get("external")
         && (view.is_map() || view.bool()?)
     {
-        view.warn("networks outside of the project cannot be joined: the services on it reach each other in this namespace");
+        view.warn(
+            "networks outside of the project cannot be joined: the services on it reach each other in this namespace",
+        );
     }
     if let Some(view) = entry.get("driver") {
         match view.text()? {

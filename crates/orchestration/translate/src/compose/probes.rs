@@ -38,12 +38,14 @@ pub fn translate(service: &Service<'_>, container: &mut Map<String, Value>) -> R
     let interval = seconds("interval", INTERVAL)?;
     let timeout = seconds("timeout", TIMEOUT)?;
     let retries = check.get("retries").map(|view| view.int()).transpose()?.unwrap_or(RETRIES).max(1);
-    let probe = |period: u64, failures: i64| {
-        json!({"exec": {"command": command}, "periodSeconds": period, "timeoutSeconds": timeout, "failureThreshold": failures})
-    };
+    let probe = |period: u64, failures: i64| json!({"exec": {"command": command}, "periodSeconds": period, "timeoutSeconds": timeout, "failureThreshold": failures});
     let start = check.get("start_period").map(|view| view.seconds(0)).transpose()?.unwrap_or(0);
     if start > 0 {
-        let every = check.get("start_interval").map(|view| view.seconds(1)).transpose()?.unwrap_or(START_INTERVAL.min(interval));
+        let every = check
+            .get("start_interval")
+            .map(|view| view.seconds(1))
+            .transpose()?
+            .unwrap_or(START_INTERVAL.min(interval));
         let tries = i64::try_from(start.div_ceil(every)).unwrap_or(i64::MAX / 2);
         container.insert("startupProbe".into(), probe(every, tries.saturating_add(retries).min(i64::from(i32::MAX))));
     } else if let Some(view) = check.get("start_interval") {

@@ -82,7 +82,14 @@ impl<'a> Project<'a> {
                 });
             }
             let networks = networks(&view, root)?;
-            services.push(Service { name: service.clone(), dns, view, leader: service.clone(), awaited: false, networks });
+            services.push(Service {
+                name: service.clone(),
+                dns,
+                view,
+                leader: service.clone(),
+                awaited: false,
+                networks,
+            });
         }
         if services.is_empty() {
             return Err(Error::Conflict("the project has no services".into()));
@@ -160,7 +167,9 @@ impl<'a> Project<'a> {
                     return Err(view.invalid(format!("there is no service {other:?}")));
                 }
                 if joins.get(&service.name).is_some_and(|known| known != other) {
-                    return Err(view.invalid("joins another service than its other modes do: a container is in one pod"));
+                    return Err(
+                        view.invalid("joins another service than its other modes do: a container is in one pod")
+                    );
                 }
                 joins.insert(service.name.clone(), other.to_owned());
             }

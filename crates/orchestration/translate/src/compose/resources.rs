@@ -110,7 +110,12 @@ fn accelerator(device: &View<'_>, limits: &mut Map<String, Value>) -> Result<()>
             device.warn(format!("no resource of the cluster is known for the driver {other:?}: write its name as the driver, such as example.com/device"));
             return Ok(());
         }
-        None if capabilities.iter().any(|(name, _)| matches!(name.as_str(), "gpu" | "nvidia" | "compute" | "utility")) => "nvidia.com/gpu".to_owned(),
+        None if capabilities
+            .iter()
+            .any(|(name, _)| matches!(name.as_str(), "gpu" | "nvidia" | "compute" | "utility")) =>
+        {
+            "nvidia.com/gpu".to_owned()
+        }
         None => {
             device.warn("names neither a driver nor a capability that stands for a resource of the cluster");
             return Ok(());

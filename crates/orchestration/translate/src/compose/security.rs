@@ -150,7 +150,8 @@ fn devices(service: &Service<'_>, pod: &mut Pod, container: &mut Map<String, Val
         let name = crate::names::label(&format!("device{}", source.replace('/', "-")));
         pod.volume(json!({"name": name, "hostPath": {"path": source}}));
         push(container, "volumeMounts", json!({"name": name, "mountPath": target}));
-        let told = permissions.map_or(String::new(), |permissions| format!("; the permissions {permissions} are not set"));
+        let told =
+            permissions.map_or(String::new(), |permissions| format!("; the permissions {permissions} are not set"));
         item.warn(format!("the node's device is mounted; only a privileged container may open it{told}"));
     }
     Ok(())

@@ -27,8 +27,17 @@ pub fn all(project: &Project<'_>) -> Result<Vec<Value>> {
                 at.warn("a service has this name: the alias is left out");
                 continue;
             }
-            others.insert(alias.clone(), headless(project, &alias, &alias, json!({
-                super::PROJECT: project.name, format!("{ALIAS}{alias}"): "true"}), &[]));
+            others.insert(
+                alias.clone(),
+                headless(
+                    project,
+                    &alias,
+                    &alias,
+                    json!({
+                super::PROJECT: project.name, format!("{ALIAS}{alias}"): "true"}),
+                    &[],
+                ),
+            );
         }
     }
     taken.extend(others.keys().cloned());
@@ -44,7 +53,9 @@ pub fn all(project: &Project<'_>) -> Result<Vec<Value>> {
             if alias != name {
                 at.warn(format!("{name:?} does not fit DNS: left out"));
             } else if taken.contains(&alias) {
-                let same = others.get(&alias).is_some_and(|known| known["spec"]["selector"] == project.selector(&other.leader_dns(project)));
+                let same = others
+                    .get(&alias)
+                    .is_some_and(|known| known["spec"]["selector"] == project.selector(&other.leader_dns(project)));
                 if !same {
                     at.warn("another service has this name: the link's name is left out");
                 }
@@ -79,7 +90,9 @@ fn of(project: &Project<'_>, service: &Service<'_>, leader: &Service<'_>) -> Res
     let mut own = headless(project, &service.dns, &service.dns, selector.clone(), &inner);
     if let Some(view) = leader.deploy("endpoint_mode") {
         match view.text()? {
-            "vip" if inner.is_empty() => view.warn("an address stands for ports, and none are named: the name stands for the pods"),
+            "vip" if inner.is_empty() => {
+                view.warn("an address stands for ports, and none are named: the name stands for the pods")
+            }
             "vip" => {
                 if let Some(spec) = own["spec"].as_object_mut() {
                     spec.remove("clusterIP");
@@ -135,4 +148,3 @@ fn entry(port: &Port, number: u16) -> Value {
     }
     entry
 }
-

@@ -84,7 +84,8 @@ fn mount(
     pod: &mut Pod,
     container: &mut Map<String, Value>,
 ) -> Result<()> {
-    let (mount, source) = if item.is_map() { long(project, service, item)? } else { short_form(project, service, item)? };
+    let (mount, source) =
+        if item.is_map() { long(project, service, item)? } else { short_form(project, service, item)? };
     let (mut mount, Some(source)) = (mount, source) else { return Ok(()) };
     if only_read {
         mount["readOnly"] = json!(true);
@@ -128,10 +129,7 @@ fn short_form(project: &Project<'_>, service: &Service<'_>, item: &View<'_>) -> 
         }
     }
     let source = match &volume.source {
-        None => Source {
-            volume: json!({"name": volume_name(service, &volume.target), "emptyDir": {}}),
-            claim: false,
-        },
+        None => Source { volume: json!({"name": volume_name(service, &volume.target), "emptyDir": {}}), claim: false },
         Some(path) if volume.is_bind() => bind(project, item, path, true),
         Some(name) => named(project, item, name)?,
     };
@@ -283,11 +281,8 @@ fn claim_name(name: &str, entry: &View<'_>) -> Result<String> {
 fn special(entry: &View<'_>) -> Result<Option<(&'static str, Value)>> {
     let Some(options) = entry.get("driver_opts") else { return Ok(None) };
     let option = |key: &str| options.node.get(key).and_then(|node| node.scalar());
-    let mount: Vec<(&str, &str)> = option("o")
-        .unwrap_or_default()
-        .split(',')
-        .map(|one| one.split_once('=').unwrap_or((one, "")))
-        .collect();
+    let mount: Vec<(&str, &str)> =
+        option("o").unwrap_or_default().split(',').map(|one| one.split_once('=').unwrap_or((one, ""))).collect();
     let found = |key: &str| mount.iter().find(|(name, _)| *name == key).map(|(_, value)| *value);
     let device = option("device").unwrap_or_default();
     let read = || ["type", "o", "device"].iter().for_each(|key| drop(options.get(key)));
@@ -412,7 +407,10 @@ fn unused_keys(entry: &View<'_>, why: &str) {
     for key in ["driver", "driver_opts", "labels", "name"] {
         let external_name = key == "name" && why.contains("there already");
         // What was read by then is kept.
-        if !external_name && !entry.node.get(key).is_none_or(|node| node.read.get()) && let Some(view) = entry.get(key) {
+        if !external_name
+            && !entry.node.get(key).is_none_or(|node| node.read.get())
+            && let Some(view) = entry.get(key)
+        {
             view.warn(why);
         }
     }

@@ -55,7 +55,9 @@ pub fn translate(project: &Project<'_>, leader: &Service<'_>, store: &mut Store)
             leader.view.notes.add(crate::Warning {
                 place: leader.view.node.place.clone(),
                 path: leader.view.path.clone(),
-                message: "all nodes' pods share its volumes: that takes a storage class whose volumes several nodes mount".into(),
+                message:
+                    "all nodes' pods share its volumes: that takes a storage class whose volumes several nodes mount"
+                        .into(),
             });
         }
     }
@@ -119,7 +121,16 @@ fn belongs_to_leader(leader: &Service<'_>, member: &Service<'_>) {
             view.warn(why.clone());
         }
     }
-    for key in ["mode", "replicas", "labels", "update_config", "rollback_config", "placement", "restart_policy", "endpoint_mode"] {
+    for key in [
+        "mode",
+        "replicas",
+        "labels",
+        "update_config",
+        "rollback_config",
+        "placement",
+        "restart_policy",
+        "endpoint_mode",
+    ] {
         if let Some(view) = member.deploy(key) {
             view.warn(why.clone());
         }
@@ -127,7 +138,9 @@ fn belongs_to_leader(leader: &Service<'_>, member: &Service<'_>) {
 }
 
 fn takes_host_ports(pod: &Pod) -> bool {
-    let of = |container: &Value| container["ports"].as_array().is_some_and(|all| all.iter().any(|port| !port["hostPort"].is_null()));
+    let of = |container: &Value| {
+        container["ports"].as_array().is_some_and(|all| all.iter().any(|port| !port["hostPort"].is_null()))
+    };
     pod.spec.get("hostNetwork") == Some(&json!(true)) || pod.containers.iter().any(of)
 }
 
@@ -153,7 +166,9 @@ fn restart<'a>(service: &Service<'a>) -> Result<(Option<View<'a>>, String, Optio
     let Some(view) = service.get("restart") else { return Ok((None, String::new(), None)) };
     let text = view.text()?;
     let (word, most) = text.split_once(':').map_or((text, None), |(word, most)| (word, Some(most)));
-    let most = most.map(|text| text.parse::<i64>().map_err(|_| view.invalid("the number of attempts is no number"))).transpose()?;
+    let most = most
+        .map(|text| text.parse::<i64>().map_err(|_| view.invalid("the number of attempts is no number")))
+        .transpose()?;
     if !["no", "false", "always", "on-failure", "unless-stopped"].contains(&word) {
         return Err(view.invalid(format!("unknown word {word:?}: no, always, on-failure or unless-stopped")));
     }
@@ -210,7 +225,10 @@ fn changes(
     let Some(update) = update else {
         if hosts_ports && kind == Kind::Deployment {
             // The new pod gets the port once the old one is gone.
-            spec.insert("strategy".into(), json!({"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}}));
+            spec.insert(
+                "strategy".into(),
+                json!({"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}}),
+            );
         }
         return Ok(());
     };

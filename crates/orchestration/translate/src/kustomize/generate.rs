@@ -40,7 +40,8 @@ fn one(reader: &Reader<'_>, item: &Value, kind: &str, shared: &Value, resources:
     let options = |key: &str| item.pointer(&format!("/options/{key}")).or_else(|| shared.get(key)).cloned();
     let behavior = reader.text(fields, "behavior")?.unwrap_or("create");
     if behavior != "create" {
-        let target = resources.iter_mut().find(|known| known.kind() == kind && (known.original == name || known.name() == name));
+        let target =
+            resources.iter_mut().find(|known| known.kind() == kind && (known.original == name || known.name() == name));
         let Some(target) = target else {
             return Err(reader.wrong(format!("there is no {kind} {name} to {behavior}")));
         };
@@ -91,10 +92,13 @@ fn contents(reader: &Reader<'_>, fields: &Map<String, Value>) -> Result<Vec<(Str
     for file in files {
         let text = String::from_utf8_lossy(&reader.bytes(&reader.path(&file))?).into_owned();
         let known = crate::interpolate::Variables::new();
-        all.extend(crate::dotenv::parse_raw(&file, &text, &known)?.into_iter().map(|(key, value)| (key, value.into_bytes())));
+        all.extend(
+            crate::dotenv::parse_raw(&file, &text, &known)?.into_iter().map(|(key, value)| (key, value.into_bytes())),
+        );
     }
     for literal in reader.texts(fields, "literals")? {
-        let (key, value) = literal.split_once('=').ok_or_else(|| reader.wrong(format!("the literal {literal:?} is not KEY=VALUE")))?;
+        let (key, value) =
+            literal.split_once('=').ok_or_else(|| reader.wrong(format!("the literal {literal:?} is not KEY=VALUE")))?;
         let quoted = ['"', '\''].iter().find_map(|quote| value.strip_prefix(*quote)?.strip_suffix(*quote));
         all.push((key.to_owned(), quoted.unwrap_or(value).as_bytes().to_vec()));
     }

@@ -18,9 +18,28 @@ use crate::load::{FileKind, Files, clean};
 pub const NAMES: [&str; 3] = ["kustomization.yaml", "kustomization.yml", "Kustomization"];
 
 const KNOWN: &[&str] = &[
-    "apiVersion", "kind", "metadata", "resources", "bases", "components", "namePrefix", "nameSuffix", "namespace",
-    "commonLabels", "labels", "commonAnnotations", "patches", "patchesStrategicMerge", "patchesJson6902",
-    "configMapGenerator", "secretGenerator", "generatorOptions", "images", "replicas", "sortOptions", "buildMetadata",
+    "apiVersion",
+    "kind",
+    "metadata",
+    "resources",
+    "bases",
+    "components",
+    "namePrefix",
+    "nameSuffix",
+    "namespace",
+    "commonLabels",
+    "labels",
+    "commonAnnotations",
+    "patches",
+    "patchesStrategicMerge",
+    "patchesJson6902",
+    "configMapGenerator",
+    "secretGenerator",
+    "generatorOptions",
+    "images",
+    "replicas",
+    "sortOptions",
+    "buildMetadata",
 ];
 
 /// A resource on its way.
@@ -124,7 +143,8 @@ impl Reader<'_> {
     }
 
     pub fn documents(&self, path: &Path) -> Result<Vec<Value>> {
-        let text = String::from_utf8(self.bytes(path)?).map_err(|_| self.wrong(format!("{} is not text", path.display())))?;
+        let text =
+            String::from_utf8(self.bytes(path)?).map_err(|_| self.wrong(format!("{} is not text", path.display())))?;
         self.parse(&path.display().to_string(), &text)
     }
 
@@ -143,7 +163,11 @@ impl Reader<'_> {
     }
 
     pub fn texts(&self, fields: &Map<String, Value>, key: &str) -> Result<Vec<String>> {
-        let one = |item: &Value| item.as_str().map(str::to_owned).ok_or_else(|| self.wrong(format!("`{key}` holds something that is no text")));
+        let one = |item: &Value| {
+            item.as_str()
+                .map(str::to_owned)
+                .ok_or_else(|| self.wrong(format!("`{key}` holds something that is no text")))
+        };
         self.list(fields, key)?.iter().map(one).collect()
     }
 
@@ -162,7 +186,12 @@ impl Reader<'_> {
         let path = self.path(name);
         match self.files.kind(&path) {
             FileKind::Folder => load(&path, self.files, open),
-            FileKind::File => self.documents(&path)?.into_iter().map(|object| self.object(&path, object)).collect::<Result<Vec<_>>>().map(|all| all.into_iter().flatten().collect()),
+            FileKind::File => self
+                .documents(&path)?
+                .into_iter()
+                .map(|object| self.object(&path, object))
+                .collect::<Result<Vec<_>>>()
+                .map(|all| all.into_iter().flatten().collect()),
             FileKind::Missing => Err(self.wrong(format!("there is no {name}"))),
         }
     }
@@ -170,16 +199,18 @@ impl Reader<'_> {
     fn object(&self, path: &Path, object: Value) -> Result<Vec<Resource>> {
         if object["kind"] == "List" {
             let items = object["items"].as_array().cloned().unwrap_or_default();
-            return items.into_iter().map(|item| self.object(path, item)).collect::<Result<Vec<_>>>().map(|all| all.into_iter().flatten().collect());
+            return items
+                .into_iter()
+                .map(|item| self.object(path, item))
+                .collect::<Result<Vec<_>>>()
+                .map(|all| all.into_iter().flatten().collect());
         }
         let name = object.pointer("/metadata/name").and_then(Value::as_str);
         match (name, object["kind"].as_str(), object["apiVersion"].as_str()) {
-            (Some(name), Some(_), Some(_)) => Ok(vec![Resource {
-                original: name.to_owned(),
-                hashed: false,
-                object,
-            }]),
-            _ => Err(Error::Conflict(format!("{}: an object needs apiVersion, kind and metadata.name", path.display()))),
+            (Some(name), Some(_), Some(_)) => Ok(vec![Resource { original: name.to_owned(), hashed: false, object }]),
+            _ => {
+                Err(Error::Conflict(format!("{}: an object needs apiVersion, kind and metadata.name", path.display())))
+            }
         }
     }
 }

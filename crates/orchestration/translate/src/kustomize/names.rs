@@ -15,9 +15,7 @@ pub fn prefix_and_suffix(reader: &Reader<'_>, fields: &Map<String, Value>, all: 
     if prefix.is_empty() && suffix.is_empty() {
         return Ok(());
     }
-    rename(all, |resource| {
-        (!FIXED.contains(&resource.kind())).then(|| format!("{prefix}{}{suffix}", resource.name()))
-    });
+    rename(all, |resource| (!FIXED.contains(&resource.kind())).then(|| format!("{prefix}{}{suffix}", resource.name())));
     Ok(())
 }
 
@@ -117,7 +115,11 @@ fn target(kind: &str, path: &[&str], parent: &Map<String, Value>) -> Vec<String>
         one("IngressClass")
     } else if ends(&["runtimeClassName"]) {
         one("RuntimeClass")
-    } else if ends(&["roleRef", "name"]) || ends(&["scaleTargetRef", "name"]) || ends(&["subjects", "name"]) || ends(&["targetRef", "name"]) {
+    } else if ends(&["roleRef", "name"])
+        || ends(&["scaleTargetRef", "name"])
+        || ends(&["subjects", "name"])
+        || ends(&["targetRef", "name"])
+    {
         named()
     } else {
         Vec::new()

@@ -42,7 +42,9 @@ pub fn after_names(reader: &Reader<'_>, fields: &Map<String, Value>, resources: 
             }
             if resource.kind().ends_with("RoleBinding") {
                 for subject in resource.object["subjects"].as_array_mut().into_iter().flatten() {
-                    if subject["kind"] == "ServiceAccount" && (subject.get("namespace").is_some() || subject["name"] == "default") {
+                    if subject["kind"] == "ServiceAccount"
+                        && (subject.get("namespace").is_some() || subject["name"] == "default")
+                    {
                         subject["namespace"] = json!(namespace);
                     }
                 }
@@ -60,7 +62,12 @@ pub fn after_names(reader: &Reader<'_>, fields: &Map<String, Value>, resources: 
     }
     if let Some(annotations) = fields.get("commonAnnotations").and_then(Value::as_object) {
         for resource in resources.iter_mut() {
-            for pointer in ["/metadata", "/spec/template/metadata", "/spec/jobTemplate/metadata", "/spec/jobTemplate/spec/template/metadata"] {
+            for pointer in [
+                "/metadata",
+                "/spec/template/metadata",
+                "/spec/jobTemplate/metadata",
+                "/spec/jobTemplate/spec/template/metadata",
+            ] {
                 add(&mut resource.object, pointer, "annotations", annotations);
             }
         }
@@ -75,7 +82,8 @@ pub fn after_names(reader: &Reader<'_>, fields: &Map<String, Value>, resources: 
         };
         let mut found = false;
         for resource in resources.iter_mut() {
-            let scales = ["Deployment", "ReplicaSet", "StatefulSet", "ReplicationController"].contains(&resource.kind());
+            let scales =
+                ["Deployment", "ReplicaSet", "StatefulSet", "ReplicationController"].contains(&resource.kind());
             if scales && (resource.name() == name || resource.original == name) {
                 resource.object["spec"]["replicas"] = json!(count);
                 found = true;
@@ -89,7 +97,11 @@ pub fn after_names(reader: &Reader<'_>, fields: &Map<String, Value>, resources: 
 }
 
 fn inline_or_file(reader: &Reader<'_>, text: &str) -> Result<Vec<Value>> {
-    if text.contains('\n') || text.contains(": ") { reader.parse("a patch", text) } else { reader.documents(&reader.path(text)) }
+    if text.contains('\n') || text.contains(": ") {
+        reader.parse("a patch", text)
+    } else {
+        reader.documents(&reader.path(text))
+    }
 }
 
 fn one(reader: &Reader<'_>, item: &Value, resources: &mut Vec<Resource>) -> Result<()> {
@@ -106,7 +118,8 @@ fn one(reader: &Reader<'_>, item: &Value, resources: &mut Vec<Resource>) -> Resu
             for resource in resources.iter_mut() {
                 if matches(reader, resource, target)? {
                     let shown = format!("{} {}", resource.kind(), resource.name());
-                    patch::json(&mut resource.object, &document).map_err(|error| reader.wrong(format!("{shown}: {error}")))?;
+                    patch::json(&mut resource.object, &document)
+                        .map_err(|error| reader.wrong(format!("{shown}: {error}")))?;
                     found = true;
                 }
             }
@@ -120,7 +133,12 @@ fn one(reader: &Reader<'_>, item: &Value, resources: &mut Vec<Resource>) -> Resu
     Ok(())
 }
 
-fn strategic(reader: &Reader<'_>, resources: &mut Vec<Resource>, document: &Value, target: Option<&Value>) -> Result<()> {
+fn strategic(
+    reader: &Reader<'_>,
+    resources: &mut Vec<Resource>,
+    document: &Value,
+    target: Option<&Value>,
+) -> Result<()> {
     let mut found = false;
     let mut failed = None;
     let whole = document["$patch"] == "delete";
@@ -129,9 +147,13 @@ fn strategic(reader: &Reader<'_>, resources: &mut Vec<Resource>, document: &Valu
         let fits = match target {
             Some(target) => matches(reader, &resource, target)?,
             None => {
-                let same = |pointer: &str| document.pointer(pointer).is_none_or(|value| resource.object.pointer(pointer) == Some(value));
+                let same = |pointer: &str| {
+                    document.pointer(pointer).is_none_or(|value| resource.object.pointer(pointer) == Some(value))
+                };
                 let name = document.pointer("/metadata/name").and_then(Value::as_str);
-                same("/kind") && same("/apiVersion") && (name == Some(&resource.original) || name == Some(resource.name()))
+                same("/kind")
+                    && same("/apiVersion")
+                    && (name == Some(&resource.original) || name == Some(resource.name()))
             }
         };
         if !fits {
@@ -168,7 +190,8 @@ fn strategic(reader: &Reader<'_>, resources: &mut Vec<Resource>, document: &Valu
 fn matches(reader: &Reader<'_>, resource: &Resource, target: &Value) -> Result<bool> {
     let text = |key: &str| target[key].as_str().filter(|text| !text.is_empty());
     let version = resource.text("/apiVersion").rsplit('/').next().unwrap_or_default();
-    let fits = |wanted: Option<&str>, found: &[&str]| wanted.is_none_or(|wanted| found.iter().any(|one| like(wanted, one)));
+    let fits =
+        |wanted: Option<&str>, found: &[&str]| wanted.is_none_or(|wanted| found.iter().any(|one| like(wanted, one)));
     if !fits(text("kind"), &[resource.kind()])
         || !fits(text("group"), &[resource.group()])
         || !fits(text("version"), &[version])
@@ -296,7 +319,11 @@ fn changed(image: &str, name: &str, change: &Value) -> Option<String> {
     if let Some(digest) = change["digest"].as_str() {
         return Some(format!("{base}@{digest}"));
     }
-    if let Some(tag) = change["newTag"].as_str().map(str::to_owned).or_else(|| change["newTag"].is_number().then(|| change["newTag"].to_string())) {
+    if let Some(tag) = change["newTag"]
+        .as_str()
+        .map(str::to_owned)
+        .or_else(|| change["newTag"].is_number().then(|| change["newTag"].to_string()))
+    {
         return Some(format!("{base}:{tag}"));
     }
     let tag = tag.map_or(String::new(), |tag| format!(":{tag}"));
