@@ -4,9 +4,9 @@ use std::collections::HashMap;
 
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
+use dhow_api::list_semantics;
 use dhow_api::registry::builtin;
 use dhow_api::schema::{self, Shape};
-use dhow_api::list_semantics;
 use dhow_client::Client;
 use http::{Method, Request, StatusCode};
 use http_body_util::BodyExt;

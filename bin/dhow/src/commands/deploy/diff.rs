@@ -83,7 +83,11 @@ fn sorted(value: &Value) -> Value {
         Value::Object(fields) => {
             let mut names: Vec<&String> = fields.keys().collect();
             names.sort();
-            names.into_iter().map(|name| (name.clone(), sorted(&fields[name]))).collect::<serde_json::Map<_, _>>().into()
+            names
+                .into_iter()
+                .map(|name| (name.clone(), sorted(&fields[name])))
+                .collect::<serde_json::Map<_, _>>()
+                .into()
         }
         Value::Array(items) => items.iter().map(sorted).collect(),
         other => other.clone(),
@@ -97,7 +101,8 @@ fn hide<'a>(mut before: Option<&'a mut Value>, mut after: Option<&'a mut Value>)
         return;
     }
     for field in ["data", "stringData"] {
-        let of = |object: &Option<&mut Value>, key: &str| object.as_ref().and_then(|object| object[field].get(key).cloned());
+        let of =
+            |object: &Option<&mut Value>, key: &str| object.as_ref().and_then(|object| object[field].get(key).cloned());
         let keys: BTreeSet<String> = [&before, &after]
             .into_iter()
             .flatten()

@@ -43,7 +43,9 @@ pub async fn stale(applier: &Applier, name: &str, wanted: &Deployable, keep: &[&
 pub async fn find(applier: &Applier, name: &str, namespace: Option<&str>) -> Result<Vec<Found>> {
     let mut found = Vec::new();
     for (collection, list) in collections(applier, namespace).await? {
-        let Some(objects) = applier.get(&format!("{collection}?labelSelector={PROJECT}%3D{name}")).await? else { continue };
+        let Some(objects) = applier.get(&format!("{collection}?labelSelector={PROJECT}%3D{name}")).await? else {
+            continue;
+        };
         for object in objects["items"].as_array().into_iter().flatten() {
             let text = |pointer: &str| object.pointer(pointer).and_then(Value::as_str).map(str::to_owned);
             // What a controller made goes with what it was made for.
@@ -57,7 +59,13 @@ pub async fn find(applier: &Applier, name: &str, namespace: Option<&str>) -> Res
                 Some(place) => format!("{}/namespaces/{place}/{}/{object_name}", list.root, list.plural),
                 None => format!("{}/{}/{object_name}", list.root, list.plural),
             };
-            found.push(Found { kind: list.kind.clone(), namespace: place, name: object_name, path, object: object.clone() });
+            found.push(Found {
+                kind: list.kind.clone(),
+                namespace: place,
+                name: object_name,
+                path,
+                object: object.clone(),
+            });
         }
     }
     found.sort_by_key(|found| order(&found.kind));

@@ -122,18 +122,25 @@ fn compose(args: &SourceArgs, sources: Vec<Source>, folder: PathBuf) -> Result<D
 }
 
 fn kustomization(args: &SourceArgs, folder: &Path) -> Result<Deployable> {
-    let mut objects: Vec<(String, Value)> = kustomize::build(folder, &Disk)?
-        .into_iter()
-        .map(|object| (folder.display().to_string(), object))
-        .collect();
+    let mut objects: Vec<(String, Value)> =
+        kustomize::build(folder, &Disk)?.into_iter().map(|object| (folder.display().to_string(), object)).collect();
     objects.sort_by_key(|(_, object)| rank(object["kind"].as_str().unwrap_or_default()));
     kubernetes(args, objects)
 }
 
 /// What others need comes first.
 fn rank(kind: &str) -> usize {
-    let first = ["Namespace", "CustomResourceDefinition", "PriorityClass", "StorageClass", "ServiceAccount", "ClusterRole", "Role"];
-    let second = ["ClusterRoleBinding", "RoleBinding", "ConfigMap", "Secret", "PersistentVolume", "PersistentVolumeClaim"];
+    let first = [
+        "Namespace",
+        "CustomResourceDefinition",
+        "PriorityClass",
+        "StorageClass",
+        "ServiceAccount",
+        "ClusterRole",
+        "Role",
+    ];
+    let second =
+        ["ClusterRoleBinding", "RoleBinding", "ConfigMap", "Secret", "PersistentVolume", "PersistentVolumeClaim"];
     first.iter().chain(&second).position(|known| *known == kind).unwrap_or(first.len() + second.len())
 }
 
