@@ -196,7 +196,8 @@ fn control_group(data_dir: &Path) -> String {
     format!("dhow-{hash:08x}")
 }
 
-fn binary() -> Result<PathBuf> {
+/// The `dhow` that is tested.
+pub fn binary() -> Result<PathBuf> {
     if let Some(path) = std::env::var_os("DHOW_BINARY") {
         return Ok(path.into());
     }

@@ -1,5 +1,6 @@
 //! The command line: nouns, verbs and flags.
 
+mod deploy;
 mod operations;
 
 use std::net::IpAddr;
@@ -10,6 +11,7 @@ use dhow_net::Cidr;
 
 use crate::runtimes::RuntimeChoice;
 
+pub use deploy::{DeployArgs, RenderForm, SourceArgs, UndeployArgs};
 pub use operations::{
     ConfigCommand, ConfigOutput, DoctorArgs, ExecArgs, InstallArgs, LogsArgs, SortBy, TopCommand, TopOutput,
 };
@@ -40,8 +42,10 @@ pub enum Command {
     Status(StatusArgs),
     /// Look at machine, daemon and cluster, and say of all that is not well why, and what helps.
     Doctor(DoctorArgs),
-    /// Apply Kubernetes YAML and follow it to a reachable address.
+    /// Apply a Compose project, Kubernetes YAML or a kustomization and follow it to a reachable address.
     Deploy(DeployArgs),
+    /// Remove what was deployed; volumes are kept unless --volumes is given.
+    Undeploy(UndeployArgs),
     /// Work with this node's images.
     #[command(subcommand)]
     Image(ImageCommand),
@@ -484,21 +488,6 @@ pub enum Output {
     Table,
     Json,
     Yaml,
-}
-
-#[derive(Debug, Args)]
-pub struct DeployArgs {
-    #[command(flatten)]
-    pub connect: ConnectArgs,
-    /// A YAML file, a folder of them, or `-` for standard input.
-    #[arg(value_name = "PATH|-")]
-    pub path: PathBuf,
-    /// Namespace for objects that name none.
-    #[arg(short, long, default_value = "default")]
-    pub namespace: String,
-    /// Seconds to wait for the roll-out; 0 does not wait.
-    #[arg(long, default_value_t = 300, value_name = "SECONDS")]
-    pub timeout: u64,
 }
 
 /// Which node's images, and how to reach it.

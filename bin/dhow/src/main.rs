@@ -112,6 +112,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             }
             Command::Config(command) => commands::config::run(&command),
             Command::Deploy(args) => commands::deploy::run(args).await,
+            Command::Undeploy(args) => commands::deploy::undeploy::run(args).await,
             Command::Image(command) => commands::image::run(command).await,
             Command::Kubeconfig(args) => commands::print_kubeconfig(&args),
             Command::Server(args) => match args.command {

@@ -1,43 +1,54 @@
-//! `dhow deploy`: applies Kubernetes YAML, follows the roll-out, ends with addresses.
+//! `dhow deploy`: applies a project, follows the roll-out, ends with addresses.
 #![allow(clippy::print_stderr, clippy::print_stdout)]
 
 mod apply;
+mod diff;
+mod project;
 mod rollout;
+mod source;
+pub mod undeploy;
 
-use std::io::{IsTerminal, Read};
-use std::path::{Path, PathBuf};
+use std::io::IsTerminal;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use serde_json::Value;
 
 use super::connect;
-use crate::cli::DeployArgs;
+use crate::cli::{DeployArgs, RenderForm};
 use crate::exit::TimedOut;
+use apply::{Applied, Applier};
+use source::Deployable;
 
 pub async fn run(args: DeployArgs) -> Result<()> {
+    let wanted = source::read(&args.source)?;
+    for warning in &wanted.warnings {
+        eprintln!("warning: {warning}");
+    }
+    if args.render || args.output.is_some() {
+        return render(&wanted, args.output.unwrap_or(RenderForm::Yaml));
+    }
+    if args.prune && wanted.project.is_none() {
+        bail!("--prune has to know what belongs together: give --project");
+    }
     let client = connect(&args.connect)?;
-    let manifests = read_manifests(&args.path)?;
-    if manifests.is_empty() {
-        bail!("{} holds no object", args.path.display());
+    let mut applier = Applier::new(client.clone(), wanted.namespace.clone());
+    if args.diff {
+        return diff::run(&mut applier, &wanted, args.prune).await;
     }
-    let mut applier = apply::Applier::new(client.clone(), args.namespace.clone());
-    let mut applied = Vec::new();
-    for (source, manifest) in manifests {
-        let object = applier.apply(manifest).await.with_context(|| format!("apply {source}"))?;
-        eprintln!("{} {}", object.what(), object.change);
-        applied.push(object);
-    }
-    if args.timeout == 0 {
-        return Ok(());
-    }
-    let waiting = rollout::follow(&client, &applied, std::io::stderr().is_terminal());
-    match tokio::time::timeout(Duration::from_secs(args.timeout), waiting).await {
-        Ok(result) => result?,
-        Err(_) => {
-            let why = rollout::explain(&client, &applied).await?;
-            bail!(TimedOut(format!("not available after {} s\n{why}", args.timeout)));
+    let applied = apply_all(&mut applier, &wanted).await?;
+    match rolled_out(&client, &args, &applied).await {
+        Ok(()) => {}
+        Err(error) if args.rollback_on_failure => {
+            eprintln!("the roll-out failed: {error:#}");
+            roll_back(&applier, applied).await?;
+            return Err(error.context("rolled back"));
         }
+        Err(error) => return Err(error),
+    }
+    if args.prune
+        && let Some(name) = &wanted.project
+    {
+        prune(&applier, name, &wanted, &applied).await?;
     }
     for url in rollout::addresses(&client, &applied).await? {
         println!("{url}");
@@ -45,71 +56,70 @@ pub async fn run(args: DeployArgs) -> Result<()> {
     Ok(())
 }
 
-/// All objects of a file, folder or standard input, each with where it came from.
-fn read_manifests(path: &Path) -> Result<Vec<(String, Value)>> {
-    if path == Path::new("-") {
-        let mut text = String::new();
-        std::io::stdin().read_to_string(&mut text).context("read standard input")?;
-        return parse("standard input", &text);
+async fn apply_all(applier: &mut Applier, wanted: &Deployable) -> Result<Vec<Applied>> {
+    let mut applied = Vec::new();
+    for (source, manifest) in &wanted.objects {
+        let object = applier.apply(manifest.clone(), false).await.with_context(|| format!("apply {source}"))?;
+        eprintln!("{} {}", object.what(), object.change);
+        applied.push(object);
     }
-    let mut found = Vec::new();
-    for file in yaml_files(path)? {
-        let text = std::fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
-        found.extend(parse(&file.display().to_string(), &text)?);
-    }
-    Ok(found)
+    Ok(applied)
 }
 
-fn yaml_files(path: &Path) -> Result<Vec<PathBuf>> {
-    if !path.is_dir() {
-        return Ok(vec![path.to_path_buf()]);
+async fn rolled_out(client: &dhow_client::Client, args: &DeployArgs, applied: &[Applied]) -> Result<()> {
+    if args.timeout == 0 {
+        return Ok(());
     }
-    let mut files = Vec::new();
-    for entry in std::fs::read_dir(path).with_context(|| format!("read {}", path.display()))? {
-        let file = entry?.path();
-        if file.extension().is_some_and(|extension| ["yaml", "yml", "json"].iter().any(|known| extension == *known)) {
-            files.push(file);
+    let waiting = rollout::follow(client, applied, std::io::stderr().is_terminal());
+    match tokio::time::timeout(Duration::from_secs(args.timeout), waiting).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) => {
+            let why = rollout::explain(client, applied).await?;
+            Err(error.context(why.trim_start().to_owned()))
+        }
+        Err(_) => {
+            let why = rollout::explain(client, applied).await?;
+            bail!(TimedOut(format!("not available after {} s\n{why}", args.timeout)));
         }
     }
-    files.sort();
-    Ok(files)
 }
 
-fn parse(source: &str, text: &str) -> Result<Vec<(String, Value)>> {
-    let documents: Vec<Value> =
-        serde_saphyr::from_multiple(text).with_context(|| format!("{source} is not valid YAML"))?;
-    let mut objects = Vec::new();
-    for (index, document) in documents.into_iter().enumerate() {
-        let place = format!("{source}, document {}", index + 1);
-        match document {
-            Value::Null => {}
-            Value::Object(ref fields) if fields.get("kind").is_some_and(|kind| kind == "List") => {
-                for item in document["items"].as_array().into_iter().flatten() {
-                    objects.push((place.clone(), item.clone()));
-                }
+/// The last first: what others need stays longest.
+async fn roll_back(applier: &Applier, applied: Vec<Applied>) -> Result<()> {
+    for object in applied.iter().rev().filter(|object| object.change != "unchanged") {
+        let done = applier.restore(object).await.with_context(|| format!("put {} back", object.what()))?;
+        eprintln!("{} {done}", object.what());
+    }
+    Ok(())
+}
+
+async fn prune(applier: &Applier, name: &str, wanted: &Deployable, applied: &[Applied]) -> Result<()> {
+    let keep: Vec<&str> = applied.iter().map(|object| object.path.as_str()).collect();
+    for found in project::stale(applier, name, wanted, &keep).await? {
+        found.delete(applier).await?;
+        eprintln!("{} removed", found.what());
+    }
+    Ok(())
+}
+
+fn render(wanted: &Deployable, form: RenderForm) -> Result<()> {
+    match form {
+        RenderForm::Json => {
+            let items: Vec<_> = wanted.objects.iter().map(|(_, object)| object).collect();
+            let list = serde_json::json!({"apiVersion": "v1", "kind": "List", "items": items});
+            println!("{}", serde_json::to_string_pretty(&list)?);
+        }
+        RenderForm::Yaml => {
+            for (_, object) in &wanted.objects {
+                print!("---\n{}", yaml(object)?);
             }
-            Value::Object(_) => objects.push((place, document)),
-            _ => bail!("{place}: expected an object with apiVersion and kind"),
         }
     }
-    Ok(objects)
+    Ok(())
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn documents_and_lists_become_objects() {
-        let text = "kind: A\n---\n---\nkind: List\nitems: [{kind: B}, {kind: C}]\n";
-        let kinds: Vec<String> =
-            parse("x", text).unwrap().into_iter().map(|(_, object)| object["kind"].as_str().unwrap().into()).collect();
-        assert_eq!(kinds, ["A", "B", "C"]);
-    }
-
-    #[test]
-    fn a_scalar_is_refused_with_its_place() {
-        let error = parse("file.yaml", "kind: A\n---\nhello\n").unwrap_err();
-        assert!(error.to_string().contains("file.yaml, document 2"), "{error}");
-    }
+/// An object as YAML that ends in a line break.
+fn yaml(object: &serde_json::Value) -> Result<String> {
+    let text = serde_saphyr::to_string(object).context("write YAML")?;
+    Ok(text.trim_end().to_owned() + "\n")
 }

@@ -11,6 +11,7 @@ mod cluster_role;
 mod common;
 mod cronjob;
 mod daemonset;
+mod dependencies;
 mod deployment;
 mod disruption;
 mod endpoint_mirror;
@@ -140,6 +141,8 @@ fn workloads(client: &Client, all: &Informers, run: Run<'_>) {
     let (autoscalers, pods) = (all.autoscalers.clone(), all.pods.clone());
     let reconciler = autoscale::Autoscalers::new(client.clone(), autoscalers, pods, &queue);
     run(queue, 5, reconciler);
+    let queue = Queue::new("dependencies");
+    run(queue.clone(), 4, dependencies::Dependencies::new(client.clone(), all.pods.clone(), all.jobs.clone(), &queue));
     let queue = Queue::new("pod-resource-claims");
     let (pods, claims) = (all.pods.clone(), all.resource_claims.clone());
     run(queue.clone(), 2, resource_claims::PodClaims::new(client.clone(), pods.clone(), claims.clone(), &queue));

@@ -1,0 +1,81 @@
+//! Projects as people write them, and the objects that come out: `tests/cases/NAME/`.
+//!
+//! `UPDATE_GOLDEN=1` writes what is expected anew.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::path::{Path, PathBuf};
+
+use common::{FOLDER, Memory, all_valid};
+use dhow_translate::{Options, Source, translate};
+
+const FILES: [&str; 5] =
+    ["compose.yaml", "docker-compose.yml", "stack.yaml", "compose.override.yaml", "compose.prod.yaml"];
+
+fn memory(folder: &Path) -> Memory {
+    let mut memory = Memory::default();
+    let mut open = vec![folder.to_path_buf()];
+    while let Some(at) = open.pop() {
+        for entry in std::fs::read_dir(&at).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                open.push(path);
+            } else {
+                let inside = path.strip_prefix(folder).unwrap();
+                memory.0.insert(Path::new(FOLDER).join(inside), std::fs::read(&path).unwrap());
+            }
+        }
+    }
+    memory
+}
+
+fn translated(folder: &Path) -> String {
+    let files = memory(folder);
+    let sources: Vec<Source> = FILES
+        .iter()
+        .filter_map(|name| {
+            let text = files.0.get(&Path::new(FOLDER).join(name))?;
+            let text = String::from_utf8(text.clone()).unwrap();
+            Some(Source { name: (*name).to_owned(), text, folder: FOLDER.into() })
+        })
+        .collect();
+    assert!(!sources.is_empty(), "{} has no project", folder.display());
+    let name = folder.file_name().unwrap().to_str().unwrap();
+    let options = Options { project: Some(name.to_owned()), folder: FOLDER.into(), ..Options::default() };
+    let found = translate(&sources, &options, &files).unwrap_or_else(|error| panic!("{name}: {error}"));
+    all_valid(&found.objects);
+    let again = translate(&sources, &options, &files).unwrap();
+    assert_eq!(found.objects, again.objects, "{name} is not the same each time");
+    let mut text = String::new();
+    for warning in &found.warnings {
+        text.push_str(&format!("# {warning}\n"));
+    }
+    for object in &found.objects {
+        text.push_str("---\n");
+        text.push_str(serde_saphyr::to_string(object).unwrap().trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+#[test]
+fn projects_become_what_is_expected() {
+    let cases = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cases");
+    let mut folders: Vec<PathBuf> = std::fs::read_dir(cases).unwrap().map(|entry| entry.unwrap().path()).collect();
+    folders.sort();
+    assert!(folders.len() >= 15, "only {} cases", folders.len());
+    let mut wrong = Vec::new();
+    for folder in folders {
+        let text = translated(&folder);
+        let file = folder.join("expected.yaml");
+        if std::env::var_os("UPDATE_GOLDEN").is_some() {
+            std::fs::write(&file, &text).unwrap();
+        }
+        let expected = std::fs::read_to_string(&file).unwrap_or_default();
+        if expected != text {
+            wrong.push(format!("{}:\n{text}", file.display()));
+        }
+    }
+    assert!(wrong.is_empty(), "other than expected:\n{}", wrong.join("\n"));
+}
