@@ -110,6 +110,8 @@ fn volume(text: &str) -> String {
         volumes::NO_VOLUME => "the volume that its claim is bound to exists",
         volumes::USED_ALONE => "the pod that uses its ReadWriteOncePod claim ends",
         volumes::TOO_MANY => "a node can attach one more volume",
+        volumes::OTHER_ZONE => "a node in its volume's zone takes pods",
+        volumes::DISK_IN_USE => "no pod on a node uses its disk",
         _ => "its volumes can be had on a node",
     };
     way.to_owned()

@@ -7,13 +7,13 @@ use k8s_openapi::api::core::v1::Pod;
 
 use crate::advice::advice;
 use crate::counts::{Slot, TermId};
+use crate::node_rules::NodeRules;
 use crate::profile::Profile;
 use crate::ranking::{Choice, Ranking};
 use crate::reasons::Refusal;
 use crate::selecting::Labels;
 use crate::shape::{Shape, SharedShape};
 use crate::snapshot::{PodKey, Snapshot};
-use crate::volumes::Needs;
 use crate::{Decision, Unschedulable};
 
 /// Rows of nodes that all rankings may have together, and how many rankings there may be whatever their size.
@@ -114,21 +114,20 @@ impl Decider {
         let lacking = |lack: String| {
             Arc::new(Unschedulable { nodes: snapshot.live(), lack: Some(lack), ..Unschedulable::default() })
         };
-        let needs =
-            if profile.filters.volumes { Needs::new(snapshot, pod).map_err(lacking)? } else { Needs::default() };
+        let rules = NodeRules::new(snapshot, profile, pod).map_err(lacking)?;
         let Some(kept) = self.rankings.get_mut(signature) else {
             return Err(Arc::new(Unschedulable::default()));
         };
         let ranking = &mut kept.ranking;
-        let volumes = |slot: Slot| snapshot.row(slot).node.as_deref().and_then(|node| needs.refuses(node));
+        let refused = |slot: Slot| rules.refuses(snapshot, slot);
         let key = pod_key(pod);
         if let Some(slot) = snapshot.nominated_slot(&key)
             && ranking.allows_nominee(snapshot, profile, slot, &key)
-            && volumes(slot).is_none()
+            && refused(slot).is_none()
         {
             return Ok(Choice { slot, score: 0 });
         }
-        let plain = !needs.restricts();
+        let plain = !rules.restricts();
         let choice = if plain {
             let end = snapshot.log_end();
             if let Some((at, why)) = &ranking.refused
@@ -138,7 +137,7 @@ impl Decider {
             }
             ranking.best(profile)
         } else {
-            let named = needs.only_nodes().and_then(|names| {
+            let named = rules.only_nodes().and_then(|names| {
                 let slots =
                     names.iter().map(|name| snapshot.slot_of(name).filter(|slot| has_own_name(snapshot, *slot)));
                 slots.collect::<Option<Vec<Slot>>>()
@@ -147,7 +146,7 @@ impl Decider {
                 Some(slots) => slots.into_iter().filter(|slot| ranking.allows(*slot)).collect(),
                 None => ranking.open(),
             };
-            let open: Vec<Slot> = open.into_iter().filter(|slot| volumes(*slot).is_none()).collect();
+            let open: Vec<Slot> = open.into_iter().filter(|slot| refused(*slot).is_none()).collect();
             ranking.best_of(profile, &open)
         };
         if let Some(choice) = choice {
@@ -161,9 +160,9 @@ impl Decider {
             let mut refusals = ranking.refusals(snapshot, profile, slot);
             // Volumes are asked before rules between pods.
             if refusals.iter().all(between_pods)
-                && let Some(refusal) = volumes(slot)
+                && let Some(refusal) = refused(slot)
             {
-                refusals = vec![Refusal::Volume(refusal)];
+                refusals = vec![refusal];
             }
             by_node.push((slot, refusals));
         }

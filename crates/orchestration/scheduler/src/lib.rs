@@ -6,6 +6,7 @@ mod config;
 mod counts;
 mod decider;
 mod engine;
+mod node_rules;
 mod owners;
 mod place;
 mod preempt;

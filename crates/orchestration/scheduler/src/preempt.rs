@@ -9,9 +9,10 @@ use k8s_openapi::jiff::Timestamp;
 
 use crate::counts::Slot;
 use crate::decider::{Decider, Signature, pod_key};
+use crate::node_rules::NodeRules;
+use crate::reasons::Refusal;
 use crate::selecting::{Labels, Selector};
 use crate::snapshot::{PodKey, Snapshot};
-use crate::volumes::Needs;
 
 /// A disruption budget, as far as it matters here.
 #[derive(Debug, Clone)]
@@ -108,7 +109,7 @@ impl Decider {
             Some(format!("0/{nodes} nodes are available: {}.", parts.join(", ")))
         };
         self.ranking(snapshot, signature);
-        let candidates = self.candidates(snapshot, signature);
+        let candidates = self.candidates(snapshot, pod, signature);
         if !snapshot.has_below(priority) || candidates.is_empty() {
             return Err(none(candidates.len()));
         }
@@ -138,13 +139,15 @@ impl Decider {
     }
 
     /// Nodes where the end of other pods could help.
-    fn candidates(&mut self, snapshot: &mut Snapshot, signature: &Signature) -> Vec<Slot> {
+    fn candidates(&mut self, snapshot: &mut Snapshot, pod: &Pod, signature: &Signature) -> Vec<Slot> {
         self.ranking(snapshot, signature);
         let Some(ranking) = self.peek(signature) else { return Vec::new() };
         let all = (0..snapshot.size() as Slot).filter(|slot| snapshot.row(*slot).node.is_some());
+        let Ok(rules) = NodeRules::new(snapshot, &self.profile, pod) else { return Vec::new() };
         let helpful = all.filter(|slot| {
             let refusals = ranking.refusals(snapshot, &self.profile, *slot);
-            refusals.iter().all(crate::reasons::Refusal::may_be_preempted)
+            let more = if rules.restricts() { rules.refuses(snapshot, *slot) } else { None };
+            refusals.iter().chain(&more).all(Refusal::may_be_preempted)
         });
         helpful.collect()
     }
@@ -221,9 +224,8 @@ impl Decider {
         if !ranking.allows_nominee(snapshot, &self.profile, slot, key) {
             return false;
         }
-        let needs = if self.profile.filters.volumes { Needs::new(snapshot, pod) } else { Ok(Needs::default()) };
-        let node = snapshot.row(slot).node.as_deref();
-        needs.is_ok_and(|needs| node.is_some_and(|node| needs.refuses(node).is_none()))
+        let rules = NodeRules::new(snapshot, &self.profile, pod);
+        rules.is_ok_and(|rules| rules.refuses(snapshot, slot).is_none())
     }
 }
 

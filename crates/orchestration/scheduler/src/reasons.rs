@@ -34,7 +34,10 @@ impl Refusal {
         match self {
             Self::Ports | Self::TooManyPods | Self::Spread | Self::AntiAffinity | Self::KeptAway => true,
             Self::Insufficient { ever, .. } => *ever,
-            Self::Volume(text) => *text == crate::volumes::USED_ALONE || *text == crate::volumes::TOO_MANY,
+            Self::Volume(text) => {
+                let volumes = [crate::volumes::USED_ALONE, crate::volumes::TOO_MANY, crate::volumes::DISK_IN_USE];
+                volumes.contains(text)
+            }
             Self::Cordoned
             | Self::NodeName
             | Self::Taint { .. }

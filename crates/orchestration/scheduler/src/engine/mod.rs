@@ -212,7 +212,7 @@ impl State {
     fn no_node(&mut self, key: &PodKey, pod: &Pod, mut why: Unschedulable, signature: Signature) -> Outcome {
         let known = self.queue.get(key).cloned().unwrap_or_else(|| Arc::new(pod.clone()));
         let claims = volumes::keys(pod);
-        if !claims.is_empty() {
+        if !claims.is_empty() || !volumes::attach::Inline::of(pod).is_empty() {
             self.with_claims.insert(key.clone(), claims);
         }
         let mut made_room = None;
