@@ -99,6 +99,7 @@ fn way(snapshot: &Snapshot, shape: &Shape, pod: &Pod, refusal: &Refusal, slots: 
         }
         Refusal::KeptAway => "a node is without pods whose anti-affinity keeps it away".to_owned(),
         Refusal::Volume(text) => volume(text),
+        Refusal::Extender { reason, .. } => format!("an extender no longer refuses its nodes ({reason})"),
     }
 }
 

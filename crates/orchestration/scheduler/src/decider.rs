@@ -152,32 +152,89 @@ impl Decider {
         if let Some(choice) = choice {
             return Ok(choice);
         }
-        let mut by_node: Vec<(Slot, Vec<Refusal>)> = Vec::new();
-        for slot in 0..snapshot.size() as Slot {
-            if snapshot.row(slot).node.is_none() {
-                continue;
-            }
-            let mut refusals = ranking.refusals(snapshot, profile, slot);
-            // Volumes are asked before rules between pods.
-            if refusals.iter().all(between_pods)
-                && let Some(refusal) = refused(slot)
-            {
-                refusals = vec![refusal];
-            }
-            by_node.push((slot, refusals));
-        }
-        let mut reasons: BTreeMap<Refusal, usize> = BTreeMap::new();
-        for refusal in by_node.iter().flat_map(|(_, refusals)| refusals) {
-            *reasons.entry(refusal.clone()).or_default() += 1;
-        }
-        let advice = advice(snapshot, &ranking.shape, pod, &by_node);
-        let why = Unschedulable { nodes: by_node.len(), reasons, advice, ..Unschedulable::default() };
-        let why = Arc::new(why);
+        let why = Arc::new(why_not(snapshot, profile, ranking, pod, &rules, &HashMap::new()));
         if plain {
             ranking.refused = Some((snapshot.log_end(), Arc::clone(&why)));
         }
         Err(why)
     }
+
+    /// All nodes that will do, or why there are none. A pod that room is kept for gets that node, if it will do.
+    pub fn open_for(
+        &mut self,
+        snapshot: &mut Snapshot,
+        pod: &Pod,
+        signature: &Signature,
+    ) -> Result<Vec<Slot>, Arc<Unschedulable>> {
+        let nominated = snapshot.nominated_slot(&pod_key(pod));
+        let choice = self.choose(snapshot, pod, signature)?;
+        if nominated == Some(choice.slot) {
+            return Ok(vec![choice.slot]);
+        }
+        let (Some(ranking), Ok(rules)) = (self.peek(signature), NodeRules::new(snapshot, &self.profile, pod)) else {
+            return Ok(vec![choice.slot]);
+        };
+        let open = ranking.open().into_iter();
+        Ok(match rules.restricts() {
+            true => open.filter(|slot| rules.refuses(snapshot, *slot).is_none()).collect(),
+            false => open.collect(),
+        })
+    }
+
+    /// The best of nodes that will do, with something added to each one's score.
+    pub fn best_among(&self, signature: &Signature, slots: &[(Slot, i64)]) -> Option<Slot> {
+        let choice = self.peek(signature)?.best_with(&self.profile, slots)?;
+        Some(choice.slot)
+    }
+
+    /// Why no node will do, where someone else refused those that were left.
+    pub fn explain(
+        &mut self,
+        snapshot: &mut Snapshot,
+        pod: &Pod,
+        signature: &Signature,
+        objections: &HashMap<Slot, Refusal>,
+    ) -> Unschedulable {
+        self.ranking(snapshot, signature);
+        let (Some(ranking), Ok(rules)) = (self.peek(signature), NodeRules::new(snapshot, &self.profile, pod)) else {
+            return Unschedulable::default();
+        };
+        why_not(snapshot, &self.profile, ranking, pod, &rules, objections)
+    }
+}
+
+/// The reasons of all nodes.
+fn why_not(
+    snapshot: &Snapshot,
+    profile: &Profile,
+    ranking: &Ranking,
+    pod: &Pod,
+    rules: &NodeRules<'_>,
+    objections: &HashMap<Slot, Refusal>,
+) -> Unschedulable {
+    let mut by_node: Vec<(Slot, Vec<Refusal>)> = Vec::new();
+    for slot in 0..snapshot.size() as Slot {
+        if snapshot.row(slot).node.is_none() {
+            continue;
+        }
+        let mut refusals = ranking.refusals(snapshot, profile, slot);
+        // Volumes are asked before rules between pods.
+        if refusals.iter().all(between_pods)
+            && let Some(refusal) = rules.refuses(snapshot, slot)
+        {
+            refusals = vec![refusal];
+        }
+        if refusals.is_empty() {
+            refusals.extend(objections.get(&slot).cloned());
+        }
+        by_node.push((slot, refusals));
+    }
+    let mut reasons: BTreeMap<Refusal, usize> = BTreeMap::new();
+    for refusal in by_node.iter().flat_map(|(_, refusals)| refusals) {
+        *reasons.entry(refusal.clone()).or_default() += 1;
+    }
+    let advice = advice(snapshot, &ranking.shape, pod, &by_node);
+    Unschedulable { nodes: by_node.len(), reasons, advice, ..Unschedulable::default() }
 }
 
 /// Whether a node's host name is its name, as it is unless someone changed the label.

@@ -216,6 +216,7 @@ impl State {
 
     fn forget(&mut self, key: &PodKey) {
         self.release(key);
+        self.answers.remove(key);
         self.queue.remove(key);
         self.with_claims.remove(key);
         if self.snapshot.unnominate(key).is_some() {

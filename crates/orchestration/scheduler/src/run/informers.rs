@@ -86,6 +86,10 @@ impl Informers {
         self.storage.attachments.synced().await;
     }
 
+    pub fn pods(&self) -> Informer<Pod> {
+        self.pods.clone()
+    }
+
     pub fn storage(&self) -> StorageInformers {
         self.storage.clone()
     }
