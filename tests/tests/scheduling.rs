@@ -68,7 +68,10 @@ fn class(name: &str, value: i32, policy: &str) -> Value {
 fn bound_to(server: &Server, pod: &str) -> Result<String> {
     eventually(SOON, || {
         let pod = get(server, &["pod", pod])?;
-        Ok(pod["spec"]["nodeName"].as_str().with_context(|| format!("{} has no node", pod["metadata"]["name"]))?.to_owned())
+        Ok(pod["spec"]["nodeName"]
+            .as_str()
+            .with_context(|| format!("{} has no node", pod["metadata"]["name"]))?
+            .to_owned())
     })
 }
 
@@ -89,7 +92,11 @@ fn preemption_is_written_and_kept_within_budgets() {
     let server = Server::start().unwrap();
     let server = &server;
     let never = "Never";
-    let classes = [class("low", 10, "PreemptLowerPriority"), class("high", 1000, "PreemptLowerPriority"), class("polite", 1000, never)];
+    let classes = [
+        class("low", 10, "PreemptLowerPriority"),
+        class("high", 1000, "PreemptLowerPriority"),
+        class("polite", 1000, never),
+    ];
     apply(server, &classes).unwrap();
     make_nodes(server, &[("n1", "2", "a"), ("n2", "2", "b")]).unwrap();
     // Nothing of it is ready, so its budget allows no disruption.
@@ -114,7 +121,10 @@ fn preemption_is_written_and_kept_within_budgets() {
 
     // The reason is one sentence, in the event and in what kubectl describes.
     let described = kubectl(server, &["describe", "pod", "polite"]).unwrap();
-    assert!(described.contains("FailedScheduling") && described.contains("0/2 nodes are available: 2 Insufficient cpu."), "{described}");
+    assert!(
+        described.contains("FailedScheduling") && described.contains("0/2 nodes are available: 2 Insufficient cpu."),
+        "{described}"
+    );
     assert!(described.contains("It can run once a node has 1 of cpu free (the most is 500m on"), "{described}");
     kubectl(server, &["delete", "pod", "polite", "--grace-period=0", "--force"]).unwrap();
 
@@ -208,9 +218,15 @@ fn simulate(server: &Server, args: &[&str]) -> Result<Value> {
     serde_json::from_str(&text).context("read the report")
 }
 
+/// Volumes go once nobody uses them any more.
 fn is_clean(server: &Server) -> Result<()> {
+    eventually(SOON, || nothing_is_left(server))
+}
+
+fn nothing_is_left(server: &Server) -> Result<()> {
     for kind in ["nodes", "pv", "priorityclasses", "leases -n kube-node-lease"] {
-        let args: Vec<&str> = ["get", "-o", "name", "-l", "dhow.io/simulated=true"].into_iter().chain(kind.split(' ')).collect();
+        let args: Vec<&str> =
+            ["get", "-o", "name", "-l", "dhow.io/simulated=true"].into_iter().chain(kind.split(' ')).collect();
         let left = kubectl(server, &args)?;
         ensure!(left.trim().is_empty(), "left behind: {left}");
     }
@@ -242,7 +258,18 @@ fn sim_tells_speed_use_and_what_fits_nowhere() {
 fn sim_plays_every_shape() {
     let server = Server::start().unwrap();
     let server = &server;
-    for shape in ["node-affinity", "affinity", "anti-affinity", "spread", "preferred-spread", "daemonset", "unschedulable", "volumes", "churn", "preemption"] {
+    for shape in [
+        "node-affinity",
+        "affinity",
+        "anti-affinity",
+        "spread",
+        "preferred-spread",
+        "daemonset",
+        "unschedulable",
+        "volumes",
+        "churn",
+        "preemption",
+    ] {
         let pods = if shape == "preemption" { "4" } else { "10" };
         let namespace = format!("sim-{shape}");
         let args = ["--nodes", "10", "--pods", pods, "--node-cpu", "4", "--shape", shape, "--namespace", &namespace];

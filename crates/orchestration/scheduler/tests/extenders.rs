@@ -44,12 +44,16 @@ impl Extender {
                         let answer = answers(&verb, &body);
                         log.lock().unwrap().push((verb, body));
                         match answer {
-                            Some(answer) => Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(answer.to_string())))),
+                            Some(answer) => {
+                                Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(answer.to_string()))))
+                            }
                             None => std::future::pending().await,
                         }
                     }
                 });
-                tokio::spawn(hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service));
+                tokio::spawn(
+                    hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service),
+                );
             }
         });
         Self { url, asked }
@@ -98,7 +102,9 @@ async fn filters_scores_and_binds() {
                 "FailedNodes": {"n1": "no licence left"}, "Error": "",
             }),
             // The one that is worst for everybody else.
-            "prioritize" => json!(names().iter().map(|n| json!({"Host": n, "Score": i64::from(n == "n3") * 10})).collect::<Vec<_>>()),
+            "prioritize" => json!(
+                names().iter().map(|n| json!({"Host": n, "Score": i64::from(n == "n3") * 10})).collect::<Vec<_>>()
+            ),
             "bind" => {
                 let (pod, node) = (asked["PodName"].as_str().unwrap().to_owned(), asked["Node"].clone());
                 binder.edit(|state| {
@@ -118,9 +124,12 @@ async fn filters_scores_and_binds() {
         s.set("nodes", node("n2", "8"));
         s.set("nodes", node("n3", "1"));
     });
-    let stop = start(&api, json!([{"urlPrefix": extender.url, "filterVerb": "filter", "prioritizeVerb": "prioritize",
+    let stop = start(
+        &api,
+        json!([{"urlPrefix": extender.url, "filterVerb": "filter", "prioritizeVerb": "prioritize",
         "bindVerb": "bind", "weight": 5, "nodeCacheCapable": true,
-        "managedResources": [{"name": "example.com/licence", "ignoredByScheduler": true}]}]));
+        "managedResources": [{"name": "example.com/licence", "ignoredByScheduler": true}]}]),
+    );
     api.edit(|s| s.set("pods", wanting("a", "example.com/licence")));
     api.until("a is bound by the extender", |s| s.node_of("a") == Some("n3")).await;
     assert_eq!(extender.asked("filter")[0]["NodeNames"].as_array().unwrap().len(), 3);
@@ -140,12 +149,15 @@ async fn one_that_never_answers_holds_up_nobody_else() {
     let extender = Extender::start(|_, _| None).await;
     api.edit(|s| s.set("nodes", node("n1", "8")));
     let managed = |name: &str| json!([{"name": name}]);
-    let stop = start(&api, json!([
-        {"urlPrefix": extender.url, "filterVerb": "filter", "httpTimeout": "600s", "managedResources": managed("example.com/slow")},
-        {"urlPrefix": extender.url, "filterVerb": "filter", "httpTimeout": "100ms", "managedResources": managed("example.com/late")},
-        {"urlPrefix": extender.url, "filterVerb": "filter", "httpTimeout": "100ms", "ignorable": true,
-            "managedResources": [{"name": "example.com/optional", "ignoredByScheduler": true}]},
-    ]));
+    let stop = start(
+        &api,
+        json!([
+            {"urlPrefix": extender.url, "filterVerb": "filter", "httpTimeout": "600s", "managedResources": managed("example.com/slow")},
+            {"urlPrefix": extender.url, "filterVerb": "filter", "httpTimeout": "100ms", "managedResources": managed("example.com/late")},
+            {"urlPrefix": extender.url, "filterVerb": "filter", "httpTimeout": "100ms", "ignorable": true,
+                "managedResources": [{"name": "example.com/optional", "ignoredByScheduler": true}]},
+        ]),
+    );
     api.edit(|s| {
         let mut with = node("n1", "8");
         for name in ["example.com/slow", "example.com/late"] {
@@ -237,7 +249,10 @@ fn mistakes_are_told() {
     let url = "http://127.0.0.1:1";
     for (list, wanted) in [
         (json!([{"urlPrefix": url, "prioritizeVerb": "p"}]), "must have a positive weight"),
-        (json!([{"urlPrefix": url, "bindVerb": "b"}, {"urlPrefix": url, "bindVerb": "b"}]), "only one extender can implement bind"),
+        (
+            json!([{"urlPrefix": url, "bindVerb": "b"}, {"urlPrefix": url, "bindVerb": "b"}]),
+            "only one extender can implement bind",
+        ),
         (json!([{"urlPrefix": url, "managedResources": [{"name": "cpu"}]}]), "invalid extended resource name"),
         (json!([{"urlPrefix": url, "httpTimeout": "soon"}]), "soon"),
         (json!([{"urlPrefix": "ftp://x"}]), "neither http"),
@@ -259,8 +274,11 @@ async fn tls_is_checked() {
         s.set("pods", pod("a", "100m"));
     });
     let url = extender.url.replace("http://", "https://");
-    let stop = start(&api, json!([{"urlPrefix": url, "filterVerb": "filter", "tlsConfig": {"insecure": true},
-        "httpTimeout": "5s"}]));
+    let stop = start(
+        &api,
+        json!([{"urlPrefix": url, "filterVerb": "filter", "tlsConfig": {"insecure": true},
+        "httpTimeout": "5s"}]),
+    );
     api.until("a is told", |s| waiting(s, "a")["reason"] == "SchedulerError").await;
     let message = api.edit(|s| waiting(s, "a")["message"].as_str().unwrap().to_owned());
     assert!(message.contains("cannot be reached"), "{message}");

@@ -64,12 +64,9 @@ pub fn pod(entry: &Entry, namespace: &str, through_api: bool) -> Result<Pod> {
         (priority, false) => spec["priority"] = json!(priority),
     }
     let selector = json!({"matchLabels": {LABEL: "true"}});
-    let spread = |key: &str, skew: i64, what: &str| {
-        json!({"maxSkew": skew, "topologyKey": key, "whenUnsatisfiable": what, "labelSelector": selector})
-    };
-    let node_terms = |kind: &str, key: &str, values: Value| {
-        json!([{kind: [{"key": key, "operator": "In", "values": values}]}])
-    };
+    let spread = |key: &str, skew: i64, what: &str| json!({"maxSkew": skew, "topologyKey": key, "whenUnsatisfiable": what, "labelSelector": selector});
+    let node_terms =
+        |kind: &str, key: &str, values: Value| json!([{kind: [{"key": key, "operator": "In", "values": values}]}]);
     match entry.kind {
         Kind::Plain => {}
         Kind::NodeAffinity => {

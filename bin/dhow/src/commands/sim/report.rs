@@ -20,10 +20,6 @@ impl Times {
         self.0.push(u32::try_from(time.as_micros()).unwrap_or(u32::MAX));
     }
 
-    pub fn len(&self) -> usize {
-        self.0.len()
-    }
-
     fn summary(&mut self) -> Option<Latency> {
         self.0.sort_unstable();
         let last = self.0.len().checked_sub(1)?;
@@ -155,7 +151,7 @@ impl Report {
 
     fn table(&self) -> Table {
         let mut table = Table::new();
-        table.load_preset(presets::NOTHING);
+        table.load_style(presets::NOTHING);
         let mut row = |name: &str, value: String| {
             table.add_row([name.to_owned(), value]);
         };

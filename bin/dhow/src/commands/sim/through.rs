@@ -7,16 +7,16 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
-use dhow_client::{Client, DeleteParams, Error, Object, Patch};
+use dhow_client::{Change as Told, Client, DeleteParams, Error, Informer, Key, ListParams, Object, Patch};
 use futures::{StreamExt, TryStreamExt, stream};
 use http::Request;
 use http_body_util::BodyExt;
 use indicatif::ProgressBar;
-use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod, ServiceAccount};
 use k8s_openapi::api::scheduling::v1::PriorityClass;
 use parking_lot::Mutex;
 use serde_json::json;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::entry::{Entry, Kind, Size};
@@ -28,6 +28,8 @@ use crate::commands::connect;
 
 /// With pods that wait and nothing that could help them, how long nothing has to change for the end.
 const QUIET: Duration = Duration::from_secs(2);
+/// How long others may take with what a simulation needs of them.
+const PATIENCE: Duration = Duration::from_secs(120);
 /// How often a node comes or goes in the shape `churn`.
 const CHURN: Duration = Duration::from_millis(100);
 
@@ -54,7 +56,7 @@ struct Board {
 }
 
 impl Known {
-    /// Whether nothing more is to be expected; `Err` if only time can tell.
+    /// Whether all have a node, or with `false` whether the rest wait for good as far as anyone can tell; `None` before.
     fn finished(&self) -> Option<bool> {
         if !self.all_sent || (!self.waiting.is_empty() && self.to_end > 0) {
             return None;
@@ -85,6 +87,8 @@ async fn run_in(client: &Client, args: &SimArgs, plan: Plan, stop: &Cancellation
     let made: Namespace =
         serde_json::from_value(json!({"metadata": {"name": args.namespace, "labels": {LABEL: "true"}}}))?;
     fresh(client.create(&made).await.map(drop)).context("create the namespace")?;
+    // Pods are refused before their namespace has an account for them.
+    until::<ServiceAccount>(client, Some(&args.namespace), "default", true).await?;
     make_nodes(client, args, &plan.node, stop).await?;
     make_others(client, args, &plan).await?;
     let (first, node) = (plan.first.len(), plan.node);
@@ -122,6 +126,25 @@ async fn run_in(client: &Client, args: &SimArgs, plan: Plan, stop: &Cancellation
     report.wait_in_trace_ms = None;
     report.memory_bytes = memory;
     Ok(report)
+}
+
+/// Waits until the object is there, or gone.
+async fn until<K: Object>(client: &Client, namespace: Option<&str>, name: &str, there: bool) -> Result<()> {
+    let stop = CancellationToken::new();
+    let _guard = stop.clone().drop_guard();
+    let scope = ListParams { field_selector: Some(format!("metadata.name={name}")), ..ListParams::default() };
+    let objects = Informer::<K>::start(client.clone(), scope, namespace, stop);
+    objects.synced().await;
+    let (sender, mut present) = watch::channel(objects.get(&Key::new(namespace, name)).is_some());
+    objects.on_change(move |change| {
+        sender.send_replace(!matches!(change, Told::Deleted(_)));
+    });
+    let waited = tokio::time::timeout(PATIENCE, present.wait_for(|present| *present == there)).await;
+    if waited.is_err() {
+        let (state, kind) = (if there { "not made" } else { "still there" }, K::KIND);
+        bail!("{kind} {name} is {state} after {} s", PATIENCE.as_secs());
+    }
+    Ok(())
 }
 
 /// What is left of an earlier run is as good, or told.
@@ -238,7 +261,13 @@ impl Board {
     }
 
     /// Creates each pod when its time comes.
-    async fn send(&self, client: &Client, args: &SimArgs, entries: &[Entry], part: std::ops::Range<usize>) -> Result<()> {
+    async fn send(
+        &self,
+        client: &Client,
+        args: &SimArgs,
+        entries: &[Entry],
+        part: std::ops::Range<usize>,
+    ) -> Result<()> {
         *self.bar.lock() = bar("pods", part.len());
         let start = tokio::time::Instant::now();
         let sending = stream::iter(part).map(|number| async move {
@@ -252,7 +281,7 @@ impl Board {
                 Err(error) if error.is_already_exists() => {
                     bail!("pod {} is there already: remove namespace {} first", entry.name, args.namespace)
                 }
-                other => Ok(drop(other?)),
+                other => anyhow::Ok(drop(other?)),
             }
         });
         let sending = sending.buffered(usize::from(args.requests));
@@ -347,7 +376,8 @@ async fn delete<K: Object>(client: &Client, name: &str) -> Result<(), Error> {
 async fn memory(client: &Client) -> Option<u64> {
     let body = client.open("/metrics").await.ok()?.collect().await.ok()?.to_bytes();
     let text = std::str::from_utf8(&body).ok()?;
-    let bytes: f64 = text.lines().find_map(|l| l.strip_prefix("process_resident_memory_bytes "))?.trim().parse().ok()?;
+    let bytes: f64 =
+        text.lines().find_map(|l| l.strip_prefix("process_resident_memory_bytes "))?.trim().parse().ok()?;
     Some(bytes as u64)
 }
 
@@ -373,5 +403,6 @@ async fn clean(client: &Client, namespace: &str) -> Result<()> {
         }
     }
     delete::<Namespace>(client, namespace).await?;
-    Ok(())
+    // Else the next simulation would find it on its way out.
+    until::<Namespace>(client, None, namespace, false).await
 }

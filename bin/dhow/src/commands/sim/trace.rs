@@ -100,8 +100,10 @@ impl Reader<'_> {
 
     fn csv(&mut self, fields: &[&str]) -> Result<()> {
         let Some(columns) = &self.columns else {
-            let columns: HashMap<String, usize> = fields.iter().enumerate().map(|(i, f)| ((*f).to_owned(), i)).collect();
-            if let Some(missing) = ["name", "cpu_milli", "memory_mib"].iter().find(|name| !columns.contains_key(**name)) {
+            let columns: HashMap<String, usize> =
+                fields.iter().enumerate().map(|(i, f)| ((*f).to_owned(), i)).collect();
+            if let Some(missing) = ["name", "cpu_milli", "memory_mib"].iter().find(|name| !columns.contains_key(**name))
+            {
                 bail!("the first line names no column {missing:?}; other traces need --trace-format");
             }
             self.columns = Some(columns);
@@ -128,7 +130,9 @@ impl Reader<'_> {
     fn batch_task(&mut self, fields: &[&str]) -> Result<()> {
         let number = |at: usize| fields.get(at).and_then(|text| text.parse::<f64>().ok());
         let text = |at: usize| fields.get(at).copied().unwrap_or_default();
-        let (Some(instances), Some(start)) = (number(1), number(5)) else { bail!("no number of instances or no start") };
+        let (Some(instances), Some(start)) = (number(1), number(5)) else {
+            bail!("no number of instances or no start")
+        };
         // Tasks that were never started have nothing to ask for.
         let (Some(cpu), Some(memory)) = (number(7), number(8)) else { return Ok(()) };
         let size = Size { cpu: amount(cpu * 10.0)?, memory: self.share(memory / 100.0)?, gpus: 0 };
@@ -148,7 +152,11 @@ impl Reader<'_> {
         if self.events.contains_key(*name) {
             return Ok(());
         }
-        let size = Size { cpu: amount(number(5).unwrap_or(0.0) * 10.0)?, memory: self.share(number(7).unwrap_or(0.0) / 100.0)?, gpus: 0 };
+        let size = Size {
+            cpu: amount(number(5).unwrap_or(0.0) * 10.0)?,
+            memory: self.share(number(7).unwrap_or(0.0) / 100.0)?,
+            gpus: 0,
+        };
         self.events.insert((*name).to_owned(), self.entries.len());
         self.push(name, size, time, None, 0)
     }

@@ -139,12 +139,7 @@ async fn list(client: &Client, namespace: &str, tell: &mut impl FnMut(Change)) -
 }
 
 /// Until the server ends the watch, which it does now and then.
-async fn follow(
-    client: &Client,
-    namespace: &str,
-    revision: &mut String,
-    tell: &mut impl FnMut(Change),
-) -> Result<()> {
+async fn follow(client: &Client, namespace: &str, revision: &mut String, tell: &mut impl FnMut(Change)) -> Result<()> {
     let query = format!("&watch=true&allowWatchBookmarks=true&resourceVersion={revision}");
     let mut body = client.open(&path(namespace, &query)).await.context("watch pods")?;
     let mut buffer = BytesMut::new();

@@ -66,14 +66,15 @@ impl State {
             _ => return self.ask(&open),
         };
         let name = |slot: &Slot| &*self.snapshot.row(*slot).name;
-        let left: Vec<(Slot, i64)> =
-            open.iter().filter_map(|slot| Some((*slot, *good.get(name(slot))?))).collect();
+        let left: Vec<(Slot, i64)> = open.iter().filter_map(|slot| Some((*slot, *good.get(name(slot))?))).collect();
         if let Some(slot) = decider.best_among(&signature, &left) {
             let node = self.snapshot.row(slot).name.to_string();
             return self.assume(key, pod, &node);
         }
         // Nodes that were not asked about yet may do.
-        if open.iter().any(|slot| !good.contains_key(name(slot)) && !refused.contains_key(name(slot))) && !good.is_empty() {
+        if open.iter().any(|slot| !good.contains_key(name(slot)) && !refused.contains_key(name(slot)))
+            && !good.is_empty()
+        {
             return self.ask(&open);
         }
         let objections: HashMap<Slot, Refusal> =

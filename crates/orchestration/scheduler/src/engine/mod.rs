@@ -28,7 +28,7 @@ use crate::{Decision, PodKey, Snapshot, Unschedulable};
 pub use gang::GroupRule;
 
 /// What to do for one pod.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Outcome {
     /// Nothing: it is placed, finished, gated, someone else's, or gone.
     Ignore,
@@ -252,13 +252,7 @@ impl State {
     }
 
     /// The pod waits, with a promise if there is one.
-    fn wait_for_room(
-        &mut self,
-        key: &PodKey,
-        pod: &Pod,
-        why: Unschedulable,
-        made_room: Option<Preemption>,
-    ) -> Outcome {
+    fn wait_for_room(&mut self, key: &PodKey, pod: &Pod, why: Unschedulable, made_room: Option<Preemption>) -> Outcome {
         let Some(preemption) = made_room else {
             // Victims that are still leaving keep the room for it; else nothing does.
             let waits = why.preemption.as_deref().is_some_and(|text| text.contains("terminating pod"));

@@ -125,7 +125,10 @@ pub(crate) fn read(list: &[Value]) -> Result<Vec<ExtenderConfig>, ConfigError> {
         }
         for resource in &extender.managed_resources {
             let own = resource.name.split_once('/').is_some_and(|(domain, name)| {
-                !domain.is_empty() && !name.is_empty() && domain != "kubernetes.io" && !domain.ends_with(".kubernetes.io")
+                !domain.is_empty()
+                    && !name.is_empty()
+                    && domain != "kubernetes.io"
+                    && !domain.ends_with(".kubernetes.io")
             });
             if !own || resource.name.starts_with("requests.") {
                 return Err(invalid(format!("{} is an invalid extended resource name", resource.name)));

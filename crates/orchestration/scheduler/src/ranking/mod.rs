@@ -218,7 +218,10 @@ impl Ranking {
         let shared: HashMap<u32, i64> = buckets.into_iter().zip(shared).collect();
         let scored = slots.iter().map(|(slot, more)| {
             let row = &self.rows[*slot as usize];
-            (row.score.saturating_add(shared.get(&row.bucket).copied().unwrap_or(0)).saturating_add(*more), Reverse(*slot))
+            (
+                row.score.saturating_add(shared.get(&row.bucket).copied().unwrap_or(0)).saturating_add(*more),
+                Reverse(*slot),
+            )
         });
         scored.max().map(|(score, Reverse(slot))| Choice { slot, score })
     }

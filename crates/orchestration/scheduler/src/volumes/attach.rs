@@ -106,7 +106,8 @@ pub(crate) struct Disk {
 
 impl Disk {
     fn of(volume: &Volume) -> Option<Self> {
-        let one = |kind, name: &str, read_only| Self { kind, name: name.to_owned(), places: BTreeSet::new(), read_only };
+        let one =
+            |kind, name: &str, read_only| Self { kind, name: name.to_owned(), places: BTreeSet::new(), read_only };
         if let Some(disk) = &volume.gce_persistent_disk {
             return Some(one("gce", &disk.pd_name, disk.read_only == Some(true)));
         }

@@ -7,12 +7,12 @@ use dhow_api::local_volumes::PROVISIONER;
 use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod};
 use k8s_openapi::api::storage::v1::StorageClass;
 
+use super::attach::{Attachable, Inline, has_places};
 use super::matching::{
     NO_PROVISIONER, find, is_allowed_on, is_bound, is_held_for, reaches, requested, selected_node, serves, volume_name,
     waits_for_consumer,
 };
 use super::storage::{ClaimKey, Storage, Taken, used_by};
-use super::attach::{Attachable, Inline, has_places};
 use super::{local, storage, zones};
 use crate::counts::Slot;
 use crate::snapshot::Snapshot;

@@ -175,4 +175,3 @@ pub fn pod(name: &str, cpu: &str) -> Value {
         "spec": {"containers": [{"name": "c", "resources": {"requests": {"cpu": cpu}}}]},
         "status": {"phase": "Pending"}})
 }
-
