@@ -102,6 +102,7 @@ fn a_node_has_no_more_volumes_than_its_driver_can_attach() {
         bound(&engine, name, json!({}), "ReadWriteMany");
     }
     engine.pod_changed(key("one"), &Arc::new(using("one", &["a", "b"], Some("n1"))));
+    awake(&engine);
     assert_eq!(refusal(decide(&engine, &using("two", &["c"], None))), FULL);
     // What is there already takes no further place.
     assert_eq!(decide(&engine, &using("same", &["a"], None)), Outcome::Bind { node: "n1".into() });
@@ -114,7 +115,6 @@ fn a_node_has_no_more_volumes_than_its_driver_can_attach() {
     };
     assert!(why.ends_with("It can run once a node can attach one more volume."), "{why}");
     // A raised limit wakes them.
-    awake(&engine);
     engine.csi_node_changed("n1", Some(limited("n1", 3)));
     let woken: BTreeSet<PodKey> = awake(&engine).into_iter().collect();
     assert_eq!(woken, BTreeSet::from([key("two"), key("three")]));
@@ -133,8 +133,8 @@ fn what_is_still_attached_counts() {
     let attachment = read::<VolumeAttachment>(json!({"metadata": {"name": "x"},
         "spec": {"attacher": DRIVER, "nodeName": "n1", "source": {"persistentVolumeName": "pv-a"}}}));
     engine.attachment_changed(&attachment, false);
-    assert_eq!(refusal(decide(&engine, &using("p", &["b"], None))), FULL, "its pod is gone, the volume is not");
     awake(&engine);
+    assert_eq!(refusal(decide(&engine, &using("p", &["b"], None))), FULL, "its pod is gone, the volume is not");
     engine.attachment_changed(&attachment, true);
     assert_eq!(awake(&engine), [key("p")]);
     assert_eq!(decide(&engine, &using("p", &["b"], None)), Outcome::Bind { node: "n1".into() });

@@ -100,7 +100,8 @@ async fn run_in(client: &Client, args: &SimArgs, plan: Plan, stop: &Cancellation
     });
     let (end, ends) = mpsc::unbounded_channel();
     let (told, all) = (Arc::clone(&board), Arc::clone(&entries));
-    watching::start(client, &args.namespace, move |change| told.tell(change, &all, &end), stop.clone()).await?;
+    let pods = format!("/api/v1/namespaces/{}/pods", args.namespace);
+    watching::start(client, &pods, move |change| told.tell(change, &all, &end), stop.clone()).await?;
     let ender = Ender { client: client.clone(), namespace: args.namespace.clone(), entries: Arc::clone(&entries) };
     tokio::spawn(ender.run(Arc::clone(&board), args.speed, ends));
     if first > 0 {
@@ -175,6 +176,34 @@ async fn make_nodes(client: &Client, args: &SimArgs, size: &Size, stop: &Cancell
         }
     }
     progress.finish_and_clear();
+    all_open(client, args.nodes).await
+}
+
+/// Waits until all nodes take pods: a new one does once its controller has seen it ready.
+async fn all_open(client: &Client, nodes: usize) -> Result<()> {
+    let stop = CancellationToken::new();
+    let _guard = stop.clone().drop_guard();
+    let (sender, mut open) = watch::channel(0);
+    let mut names = HashSet::new();
+    let count = move |change| {
+        match change {
+            Change::Seen(node) if node.is_open() => {
+                names.insert(node.name().to_owned());
+            }
+            Change::Seen(node) => {
+                names.remove(node.name());
+            }
+            Change::Gone(name) => {
+                names.remove(&name);
+            }
+        }
+        sender.send_replace(names.len());
+    };
+    watching::start(client, "/api/v1/nodes", count, stop).await?;
+    let late = tokio::time::timeout(PATIENCE, open.wait_for(|open| *open >= nodes)).await.is_err();
+    if late {
+        bail!("{} of {nodes} nodes take pods after {} s", *open.borrow(), PATIENCE.as_secs());
+    }
     Ok(())
 }
 
@@ -386,8 +415,8 @@ async fn clean(client: &Client, namespace: &str) -> Result<()> {
         format!("/api/v1/namespaces/{namespace}/pods"),
         format!("/api/v1/namespaces/{namespace}/persistentvolumeclaims"),
         "/api/v1/persistentvolumes".to_owned(),
-        "/api/v1/nodes".to_owned(),
         "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases".to_owned(),
+        "/api/v1/nodes".to_owned(),
         "/apis/scheduling.k8s.io/v1/priorityclasses".to_owned(),
     ] {
         let request = Request::delete(format!("{path}?labelSelector={LABEL}%3Dtrue"))

@@ -1,4 +1,4 @@
-//! What becomes of the pods: a watch that reads no more of each than it has to, so that a million pods fit.
+//! What becomes of pods and nodes: a watch that reads no more of each than it has to, so that a million fit.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::LABEL;
 
-/// A pod as the API shows it.
+/// A pod or a node as the API shows it.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
 pub struct Seen {
@@ -33,6 +33,7 @@ struct Metadata {
 #[serde(default, rename_all = "camelCase")]
 struct Spec {
     node_name: Option<String>,
+    taints: Vec<serde::de::IgnoredAny>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -58,6 +59,11 @@ impl Seen {
 
     pub fn is_bound(&self) -> bool {
         self.spec.node_name.as_deref().is_some_and(|node| !node.is_empty())
+    }
+
+    /// Whether a node takes pods.
+    pub fn is_open(&self) -> bool {
+        self.spec.taints.is_empty()
     }
 
     /// Why it waits, unless others end for it.
@@ -86,30 +92,30 @@ pub enum Change {
     Gone(String),
 }
 
-/// Where the pods of a simulation are.
-fn path(namespace: &str, more: &str) -> String {
-    format!("/api/v1/namespaces/{namespace}/pods?labelSelector={LABEL}%3Dtrue{more}")
+/// What is simulated of a collection.
+fn path(collection: &str, more: &str) -> String {
+    format!("{collection}?labelSelector={LABEL}%3Dtrue{more}")
 }
 
 /// Tells what is there, then every change until told to stop. The first list is in when this returns.
 pub async fn start(
     client: &Client,
-    namespace: &str,
+    collection: &str,
     mut tell: impl FnMut(Change) + Send + 'static,
     stop: CancellationToken,
 ) -> Result<()> {
-    let mut revision = list(client, namespace, &mut tell).await?;
-    let (client, namespace) = (client.clone(), namespace.to_owned());
+    let mut revision = list(client, collection, &mut tell).await?;
+    let (client, collection) = (client.clone(), collection.to_owned());
     tokio::spawn(async move {
         let watching = async {
             loop {
-                match follow(&client, &namespace, &mut revision, &mut tell).await {
+                match follow(&client, &collection, &mut revision, &mut tell).await {
                     Ok(()) => {}
                     Err(error) => {
                         tracing::debug!(error = format!("{error:#}"), "the watch broke; listing again");
                         // A list that fails is tried again, not faster than the server can say no.
-                        while let Err(error) = list(&client, &namespace, &mut tell).await.map(|now| revision = now) {
-                            tracing::warn!(error = format!("{error:#}"), "cannot list pods; trying again");
+                        while let Err(error) = list(&client, &collection, &mut tell).await.map(|now| revision = now) {
+                            tracing::warn!(error = format!("{error:#}"), "cannot list what is simulated; trying again");
                             tokio::time::sleep(Duration::from_secs(1)).await;
                         }
                     }
@@ -121,12 +127,12 @@ pub async fn start(
     Ok(())
 }
 
-async fn list(client: &Client, namespace: &str, tell: &mut impl FnMut(Change)) -> Result<String> {
+async fn list(client: &Client, collection: &str, tell: &mut impl FnMut(Change)) -> Result<String> {
     let mut more = "&limit=500".to_owned();
     loop {
-        let body = client.open(&path(namespace, &more)).await.context("list pods")?;
-        let bytes = body.collect().await.context("list pods")?.to_bytes();
-        let page: Page = serde_json::from_slice(&bytes).context("list pods")?;
+        let body = client.open(&path(collection, &more)).await.context("list what is simulated")?;
+        let bytes = body.collect().await.context("list what is simulated")?.to_bytes();
+        let page: Page = serde_json::from_slice(&bytes).context("list what is simulated")?;
         page.items.into_iter().for_each(|pod| tell(Change::Seen(pod)));
         match page.metadata.more.filter(|token| !token.is_empty()) {
             Some(token) => {
@@ -139,13 +145,13 @@ async fn list(client: &Client, namespace: &str, tell: &mut impl FnMut(Change)) -
 }
 
 /// Until the server ends the watch, which it does now and then.
-async fn follow(client: &Client, namespace: &str, revision: &mut String, tell: &mut impl FnMut(Change)) -> Result<()> {
+async fn follow(client: &Client, collection: &str, revision: &mut String, tell: &mut impl FnMut(Change)) -> Result<()> {
     let query = format!("&watch=true&allowWatchBookmarks=true&resourceVersion={revision}");
-    let mut body = client.open(&path(namespace, &query)).await.context("watch pods")?;
+    let mut body = client.open(&path(collection, &query)).await.context("watch what is simulated")?;
     let mut buffer = BytesMut::new();
     let mut searched = 0;
     while let Some(frame) = body.frame().await {
-        let Ok(data) = frame.context("watch pods")?.into_data() else { continue };
+        let Ok(data) = frame.context("watch what is simulated")?.into_data() else { continue };
         buffer.extend_from_slice(&data);
         while let Some(end) = buffer[searched..].iter().position(|byte| *byte == b'\n').map(|at| searched + at) {
             let line = buffer.split_to(end);
@@ -154,7 +160,7 @@ async fn follow(client: &Client, namespace: &str, revision: &mut String, tell: &
             if line.trim_ascii().is_empty() {
                 continue;
             }
-            let frame: Frame = serde_json::from_slice(&line).context("read a change of a pod")?;
+            let frame: Frame = serde_json::from_slice(&line).context("read a change")?;
             match frame.kind.as_str() {
                 "ERROR" => anyhow::bail!("the watch is too old"),
                 "BOOKMARK" => {}
