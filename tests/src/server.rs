@@ -55,6 +55,13 @@ impl Server {
         command
     }
 
+    /// A command of ours about this cloud, to be run.
+    pub fn dhow(&self, command: &str) -> Result<Command> {
+        let mut ours = Command::new(binary()?);
+        ours.arg(command).arg("--kubeconfig").arg(self.kubeconfig()).env("NO_PROXY", "*").stdin(Stdio::null());
+        Ok(ours)
+    }
+
     /// Bytes of memory that the server has now, and the most that it ever had.
     pub fn resident(&self) -> Result<(u64, u64)> {
         let path = format!("/proc/{}/status", self.process.id());

@@ -436,12 +436,18 @@ pub struct SimArgs {
     /// Simulated nodes.
     #[arg(long, default_value_t = 100, value_name = "N")]
     pub nodes: usize,
-    /// Simulated pods, all alike.
+    /// Simulated pods.
     #[arg(long, default_value_t = 1000, value_name = "N", conflicts_with = "trace")]
     pub pods: usize,
-    /// Replay pods from a trace instead: lines with name, cpu_milli, memory_mib, num_gpu, creation_time, deletion_time.
-    #[arg(long, value_name = "CSV")]
+    /// What the pods ask for, in the shapes of Kubernetes' scheduler_perf.
+    #[arg(long, value_enum, default_value_t = SimShape::Basic, conflicts_with = "trace")]
+    pub shape: SimShape,
+    /// Replay pods from a trace instead.
+    #[arg(long, value_name = "FILE")]
     pub trace: Option<PathBuf>,
+    /// Columns of the trace.
+    #[arg(long, value_enum, default_value_t = TraceFormat::Auto, requires = "trace")]
+    pub trace_format: TraceFormat,
     /// How much faster than in the trace time passes.
     #[arg(long, default_value_t = 1.0, value_name = "FACTOR", value_parser = factor)]
     pub speed: f64,
@@ -461,6 +467,12 @@ pub struct SimArgs {
     pub node_cpu: String,
     #[arg(long, default_value = "128Gi", value_name = "QUANTITY")]
     pub node_memory: String,
+    /// GPUs of each node, as nvidia.com/gpu.
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub node_gpus: u32,
+    /// Pods that a node may run.
+    #[arg(long, default_value_t = 110, value_name = "N")]
+    pub node_pods: u32,
     #[arg(long, default_value = "100m", value_name = "QUANTITY")]
     pub pod_cpu: String,
     #[arg(long, default_value = "100Mi", value_name = "QUANTITY")]
@@ -468,6 +480,56 @@ pub struct SimArgs {
     /// Zones over which nodes are spread.
     #[arg(long, default_value_t = 3, value_name = "N")]
     pub zones: usize,
+    /// Requests under way at a time.
+    #[arg(long, default_value_t = 64, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub requests: u16,
+    #[arg(short, long, value_enum, default_value_t = Output::Table)]
+    pub output: Output,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum SimShape {
+    /// CPU and memory.
+    Basic,
+    /// Nodes of some zones.
+    NodeAffinity,
+    /// All in one zone.
+    Affinity,
+    /// No two on a node.
+    AntiAffinity,
+    /// Evenly over zones.
+    Spread,
+    /// As evenly as it can be over zones and nodes.
+    PreferredSpread,
+    /// Important ones, on nodes that are full of others.
+    Preemption,
+    /// Nodes and pods come and go meanwhile.
+    Churn,
+    /// One for each node.
+    Daemonset,
+    /// Beside some that fit nowhere.
+    Unschedulable,
+    /// Each with a claim that is bound to a volume.
+    Volumes,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum TraceFormat {
+    /// CSV with a header, or JSON lines.
+    Auto,
+    /// First line names columns: name, cpu_milli, memory_mib, num_gpu, creation_time, deletion_time, priority.
+    Csv,
+    /// One JSON object a line: name, cpu, memory, gpus, create, delete, priority.
+    Jsonl,
+    /// Alibaba's cluster-trace-v2018, batch_task.csv.
+    #[value(name = "alibaba-2018-batch")]
+    Alibaba2018Batch,
+    /// Alibaba's cluster-trace-v2018, container_meta.csv.
+    #[value(name = "alibaba-2018-containers")]
+    Alibaba2018Containers,
+    /// Google's ClusterData2011, task_events.
+    #[value(name = "google-2011")]
+    Google2011,
 }
 
 fn factor(text: &str) -> Result<f64, String> {

@@ -84,6 +84,7 @@ impl Settings {
         let mut config = SchedulerConfig::default();
         if let Some(document) = &self.scheduler {
             config.profiles = dhow_scheduler::profiles(document)?;
+            config.extenders = dhow_scheduler::extenders(document)?;
         }
         Ok(config)
     }

@@ -99,6 +99,7 @@ fn way(snapshot: &Snapshot, shape: &Shape, pod: &Pod, refusal: &Refusal, slots: 
         }
         Refusal::KeptAway => "a node is without pods whose anti-affinity keeps it away".to_owned(),
         Refusal::Volume(text) => volume(text),
+        Refusal::Extender { reason, .. } => format!("an extender no longer refuses its nodes ({reason})"),
     }
 }
 
@@ -110,6 +111,8 @@ fn volume(text: &str) -> String {
         volumes::NO_VOLUME => "the volume that its claim is bound to exists",
         volumes::USED_ALONE => "the pod that uses its ReadWriteOncePod claim ends",
         volumes::TOO_MANY => "a node can attach one more volume",
+        volumes::OTHER_ZONE => "a node in its volume's zone takes pods",
+        volumes::DISK_IN_USE => "no pod on a node uses its disk",
         _ => "its volumes can be had on a node",
     };
     way.to_owned()

@@ -5,6 +5,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use crate::extenders::ExtenderConfig;
 use crate::profile::{Filters, Profile, Strategy, Weights};
 
 const API_VERSION: &str = "kubescheduler.config.k8s.io/v1";
@@ -94,9 +95,9 @@ pub fn profiles(document: &Value) -> Result<Vec<Profile>, ConfigError> {
         let (version, kind) = (document.api_version, document.kind);
         return Err(invalid(format!("{version} {kind} is not {API_VERSION} KubeSchedulerConfiguration")));
     }
-    if !document.extenders.is_empty() {
-        return Err(invalid("extenders are not supported: leave them out"));
-    }
+    let ignored = crate::extenders::read(&document.extenders)?;
+    let ignored = ignored.iter().flat_map(|extender| &extender.managed_resources).filter(|r| r.ignored_by_scheduler);
+    let ignored: Vec<String> = ignored.map(|resource| resource.name.clone()).collect();
     let mut profiles: Vec<Profile> = Vec::new();
     for document in document.profiles {
         let profile = profile(document)?;
@@ -108,7 +109,16 @@ pub fn profiles(document: &Value) -> Result<Vec<Profile>, ConfigError> {
     if profiles.is_empty() {
         profiles.push(Profile::default());
     }
+    for profile in &mut profiles {
+        profile.ignored_resources.extend(ignored.iter().cloned());
+    }
     Ok(profiles)
+}
+
+/// The extenders of all profiles.
+pub fn extenders(document: &Value) -> Result<Vec<ExtenderConfig>, ConfigError> {
+    let list = document["extenders"].as_array().map(Vec::as_slice).unwrap_or_default();
+    crate::extenders::read(list)
 }
 
 fn read<T: DeserializeOwned>(value: Value, context: &str) -> Result<T, ConfigError> {
@@ -310,9 +320,7 @@ fn arguments(profile: &mut Profile, config: PluginConfig) -> Result<(), ConfigEr
         }
         "InterPodAffinity" => {
             let arguments: PodAffinityArguments = read(config.args, &context)?;
-            if arguments.ignore_preferred_terms_of_existing_pods {
-                return Err(invalid("ignorePreferredTermsOfExistingPods is not supported: leave it out"));
-            }
+            profile.ignore_preferred_terms = arguments.ignore_preferred_terms_of_existing_pods;
             if let Some(weight) = arguments.hard_pod_affinity_weight {
                 if !(0..=100).contains(&weight) {
                     return Err(invalid(format!("hardPodAffinityWeight {weight} is not within 0 and 100")));

@@ -7,13 +7,13 @@ use k8s_openapi::api::core::v1::Pod;
 
 use crate::advice::advice;
 use crate::counts::{Slot, TermId};
+use crate::node_rules::NodeRules;
 use crate::profile::Profile;
 use crate::ranking::{Choice, Ranking};
 use crate::reasons::Refusal;
 use crate::selecting::Labels;
 use crate::shape::{Shape, SharedShape};
 use crate::snapshot::{PodKey, Snapshot};
-use crate::volumes::Needs;
 use crate::{Decision, Unschedulable};
 
 /// Rows of nodes that all rankings may have together, and how many rankings there may be whatever their size.
@@ -114,21 +114,20 @@ impl Decider {
         let lacking = |lack: String| {
             Arc::new(Unschedulable { nodes: snapshot.live(), lack: Some(lack), ..Unschedulable::default() })
         };
-        let needs =
-            if profile.filters.volumes { Needs::new(snapshot, pod).map_err(lacking)? } else { Needs::default() };
+        let rules = NodeRules::new(snapshot, profile, pod).map_err(lacking)?;
         let Some(kept) = self.rankings.get_mut(signature) else {
             return Err(Arc::new(Unschedulable::default()));
         };
         let ranking = &mut kept.ranking;
-        let volumes = |slot: Slot| snapshot.row(slot).node.as_deref().and_then(|node| needs.refuses(node));
+        let refused = |slot: Slot| rules.refuses(snapshot, slot);
         let key = pod_key(pod);
         if let Some(slot) = snapshot.nominated_slot(&key)
             && ranking.allows_nominee(snapshot, profile, slot, &key)
-            && volumes(slot).is_none()
+            && refused(slot).is_none()
         {
             return Ok(Choice { slot, score: 0 });
         }
-        let plain = !needs.restricts();
+        let plain = !rules.restricts();
         let choice = if plain {
             let end = snapshot.log_end();
             if let Some((at, why)) = &ranking.refused
@@ -138,7 +137,7 @@ impl Decider {
             }
             ranking.best(profile)
         } else {
-            let named = needs.only_nodes().and_then(|names| {
+            let named = rules.only_nodes().and_then(|names| {
                 let slots =
                     names.iter().map(|name| snapshot.slot_of(name).filter(|slot| has_own_name(snapshot, *slot)));
                 slots.collect::<Option<Vec<Slot>>>()
@@ -147,38 +146,95 @@ impl Decider {
                 Some(slots) => slots.into_iter().filter(|slot| ranking.allows(*slot)).collect(),
                 None => ranking.open(),
             };
-            let open: Vec<Slot> = open.into_iter().filter(|slot| volumes(*slot).is_none()).collect();
+            let open: Vec<Slot> = open.into_iter().filter(|slot| refused(*slot).is_none()).collect();
             ranking.best_of(profile, &open)
         };
         if let Some(choice) = choice {
             return Ok(choice);
         }
-        let mut by_node: Vec<(Slot, Vec<Refusal>)> = Vec::new();
-        for slot in 0..snapshot.size() as Slot {
-            if snapshot.row(slot).node.is_none() {
-                continue;
-            }
-            let mut refusals = ranking.refusals(snapshot, profile, slot);
-            // Volumes are asked before rules between pods.
-            if refusals.iter().all(between_pods)
-                && let Some(refusal) = volumes(slot)
-            {
-                refusals = vec![Refusal::Volume(refusal)];
-            }
-            by_node.push((slot, refusals));
-        }
-        let mut reasons: BTreeMap<Refusal, usize> = BTreeMap::new();
-        for refusal in by_node.iter().flat_map(|(_, refusals)| refusals) {
-            *reasons.entry(refusal.clone()).or_default() += 1;
-        }
-        let advice = advice(snapshot, &ranking.shape, pod, &by_node);
-        let why = Unschedulable { nodes: by_node.len(), reasons, advice, ..Unschedulable::default() };
-        let why = Arc::new(why);
+        let why = Arc::new(why_not(snapshot, profile, ranking, pod, &rules, &HashMap::new()));
         if plain {
             ranking.refused = Some((snapshot.log_end(), Arc::clone(&why)));
         }
         Err(why)
     }
+
+    /// All nodes that will do, or why there are none. A pod that room is kept for gets that node, if it will do.
+    pub fn open_for(
+        &mut self,
+        snapshot: &mut Snapshot,
+        pod: &Pod,
+        signature: &Signature,
+    ) -> Result<Vec<Slot>, Arc<Unschedulable>> {
+        let nominated = snapshot.nominated_slot(&pod_key(pod));
+        let choice = self.choose(snapshot, pod, signature)?;
+        if nominated == Some(choice.slot) {
+            return Ok(vec![choice.slot]);
+        }
+        let (Some(ranking), Ok(rules)) = (self.peek(signature), NodeRules::new(snapshot, &self.profile, pod)) else {
+            return Ok(vec![choice.slot]);
+        };
+        let open = ranking.open().into_iter();
+        Ok(match rules.restricts() {
+            true => open.filter(|slot| rules.refuses(snapshot, *slot).is_none()).collect(),
+            false => open.collect(),
+        })
+    }
+
+    /// The best of nodes that will do, with something added to each one's score.
+    pub fn best_among(&self, signature: &Signature, slots: &[(Slot, i64)]) -> Option<Slot> {
+        let choice = self.peek(signature)?.best_with(&self.profile, slots)?;
+        Some(choice.slot)
+    }
+
+    /// Why no node will do, where someone else refused those that were left.
+    pub fn explain(
+        &mut self,
+        snapshot: &mut Snapshot,
+        pod: &Pod,
+        signature: &Signature,
+        objections: &HashMap<Slot, Refusal>,
+    ) -> Unschedulable {
+        self.ranking(snapshot, signature);
+        let (Some(ranking), Ok(rules)) = (self.peek(signature), NodeRules::new(snapshot, &self.profile, pod)) else {
+            return Unschedulable::default();
+        };
+        why_not(snapshot, &self.profile, ranking, pod, &rules, objections)
+    }
+}
+
+/// The reasons of all nodes.
+fn why_not(
+    snapshot: &Snapshot,
+    profile: &Profile,
+    ranking: &Ranking,
+    pod: &Pod,
+    rules: &NodeRules<'_>,
+    objections: &HashMap<Slot, Refusal>,
+) -> Unschedulable {
+    let mut by_node: Vec<(Slot, Vec<Refusal>)> = Vec::new();
+    for slot in 0..snapshot.size() as Slot {
+        if snapshot.row(slot).node.is_none() {
+            continue;
+        }
+        let mut refusals = ranking.refusals(snapshot, profile, slot);
+        // Volumes are asked before rules between pods.
+        if refusals.iter().all(between_pods)
+            && let Some(refusal) = rules.refuses(snapshot, slot)
+        {
+            refusals = vec![refusal];
+        }
+        if refusals.is_empty() {
+            refusals.extend(objections.get(&slot).cloned());
+        }
+        by_node.push((slot, refusals));
+    }
+    let mut reasons: BTreeMap<Refusal, usize> = BTreeMap::new();
+    for refusal in by_node.iter().flat_map(|(_, refusals)| refusals) {
+        *reasons.entry(refusal.clone()).or_default() += 1;
+    }
+    let advice = advice(snapshot, &ranking.shape, pod, &by_node);
+    Unschedulable { nodes: by_node.len(), reasons, advice, ..Unschedulable::default() }
 }
 
 /// Whether a node's host name is its name, as it is unless someone changed the label.

@@ -9,9 +9,11 @@ use k8s_openapi::jiff::Timestamp;
 
 use crate::counts::Slot;
 use crate::decider::{Decider, Signature, pod_key};
+use crate::extenders::Room;
+use crate::node_rules::NodeRules;
+use crate::reasons::Refusal;
 use crate::selecting::{Labels, Selector};
 use crate::snapshot::{PodKey, Snapshot};
-use crate::volumes::Needs;
 
 /// A disruption budget, as far as it matters here.
 #[derive(Debug, Clone)]
@@ -60,6 +62,14 @@ struct Way {
 }
 
 impl Way {
+    fn of(snapshot: &Snapshot, room: &Room) -> Option<Self> {
+        let slot = snapshot.slot_of(&room.node)?;
+        let placed = room.victims.iter().filter_map(|key| Some((key, snapshot.placed_pod(key)?)));
+        let here = placed.filter(|(_, placed)| placed.slot == slot);
+        let victims: Vec<_> = here.map(|(key, placed)| (key.clone(), placed.priority, placed.started)).collect();
+        (!victims.is_empty()).then_some(Self { slot, victims, violations: room.violations })
+    }
+
     /// Fewer broken budgets, then less important victims, then fewer, then those that started last.
     fn harm(&self) -> (usize, i32, i64, usize, Reverse<Option<Timestamp>>) {
         let highest = self.victims.first().map_or(i32::MIN, |(_, priority, _)| *priority);
@@ -75,15 +85,25 @@ impl Way {
     }
 }
 
+/// The least harmful way.
+pub(crate) fn best_room(snapshot: &Snapshot, rooms: &[Room]) -> Option<Preemption> {
+    let ways = rooms.iter().filter_map(|room| Way::of(snapshot, room));
+    let best = ways.min_by_key(|way| (way.harm(), way.slot))?;
+    Some(Preemption {
+        node: snapshot.row(best.slot).name.to_string(),
+        victims: best.victims.into_iter().map(|(key, _, _)| key).collect(),
+    })
+}
+
 impl Decider {
-    /// The least harmful way of making room for a pod that found no node, or why there is none.
-    pub fn preempt(
+    /// Ways of making room for a pod that found no node, or why there is none.
+    pub fn rooms(
         &mut self,
         snapshot: &mut Snapshot,
         pod: &Pod,
         signature: &Signature,
         budgets: &Budgets,
-    ) -> Result<Preemption, Option<String>> {
+    ) -> Result<Vec<Room>, Option<String>> {
         let spec = pod.spec.as_ref().ok_or(None)?;
         let priority = spec.priority.unwrap_or(0);
         let key = pod_key(pod);
@@ -108,7 +128,7 @@ impl Decider {
             Some(format!("0/{nodes} nodes are available: {}.", parts.join(", ")))
         };
         self.ranking(snapshot, signature);
-        let candidates = self.candidates(snapshot, signature);
+        let candidates = self.candidates(snapshot, pod, signature);
         if !snapshot.has_below(priority) || candidates.is_empty() {
             return Err(none(candidates.len()));
         }
@@ -118,7 +138,7 @@ impl Decider {
         // Not always the same nodes first.
         self.offset = (self.offset + most) % candidates.len();
         let offset = self.offset;
-        let mut ways: Vec<Way> = Vec::new();
+        let mut ways: Vec<Room> = Vec::new();
         let mut gentle = false;
         for slot in candidates[offset..].iter().chain(&candidates[..offset]) {
             if let Some(way) = self.way(snapshot, pod, &key, priority, signature, budgets, *slot) {
@@ -129,22 +149,19 @@ impl Decider {
                 }
             }
         }
-        let best = ways.into_iter().min_by_key(|way| (way.harm(), way.slot));
-        let best = best.ok_or_else(|| none(candidates.len()))?;
-        Ok(Preemption {
-            node: snapshot.row(best.slot).name.to_string(),
-            victims: best.victims.into_iter().map(|(key, _, _)| key).collect(),
-        })
+        if ways.is_empty() { Err(none(candidates.len())) } else { Ok(ways) }
     }
 
     /// Nodes where the end of other pods could help.
-    fn candidates(&mut self, snapshot: &mut Snapshot, signature: &Signature) -> Vec<Slot> {
+    fn candidates(&mut self, snapshot: &mut Snapshot, pod: &Pod, signature: &Signature) -> Vec<Slot> {
         self.ranking(snapshot, signature);
         let Some(ranking) = self.peek(signature) else { return Vec::new() };
         let all = (0..snapshot.size() as Slot).filter(|slot| snapshot.row(*slot).node.is_some());
+        let Ok(rules) = NodeRules::new(snapshot, &self.profile, pod) else { return Vec::new() };
         let helpful = all.filter(|slot| {
             let refusals = ranking.refusals(snapshot, &self.profile, *slot);
-            refusals.iter().all(crate::reasons::Refusal::may_be_preempted)
+            let more = if rules.restricts() { rules.refuses(snapshot, *slot) } else { None };
+            refusals.iter().chain(&more).all(Refusal::may_be_preempted)
         });
         helpful.collect()
     }
@@ -160,7 +177,7 @@ impl Decider {
         signature: &Signature,
         budgets: &Budgets,
         slot: Slot,
-    ) -> Option<Way> {
+    ) -> Option<Room> {
         let below = |snapshot: &Snapshot, key: &PodKey| {
             let placed = snapshot.placed_pod(key)?;
             (placed.priority < priority).then(|| (key.clone(), placed.priority, placed.started))
@@ -204,7 +221,9 @@ impl Decider {
         }
         let started = |at: &Option<Timestamp>| at.unwrap_or(Timestamp::MAX);
         victims.sort_by(|(_, pa, sa), (_, pb, sb)| pb.cmp(pa).then_with(|| started(sa).cmp(&started(sb))));
-        (!victims.is_empty()).then_some(Way { slot, victims, violations })
+        let node = snapshot.row(slot).name.to_string();
+        let victims: Vec<PodKey> = victims.into_iter().map(|(key, _, _)| key).collect();
+        (!victims.is_empty()).then_some(Room { node, victims, violations })
     }
 
     fn would_fit(
@@ -221,9 +240,8 @@ impl Decider {
         if !ranking.allows_nominee(snapshot, &self.profile, slot, key) {
             return false;
         }
-        let needs = if self.profile.filters.volumes { Needs::new(snapshot, pod) } else { Ok(Needs::default()) };
-        let node = snapshot.row(slot).node.as_deref();
-        needs.is_ok_and(|needs| node.is_some_and(|node| needs.refuses(node).is_none()))
+        let rules = NodeRules::new(snapshot, &self.profile, pod);
+        rules.is_ok_and(|rules| rules.refuses(snapshot, slot).is_none())
     }
 }
 

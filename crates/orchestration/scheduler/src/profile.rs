@@ -85,6 +85,8 @@ pub struct Profile {
     pub added_affinity: Option<NodeAffinity>,
     /// What a required pod affinity of placed pods weighs for those that it is about.
     pub hard_affinity_weight: i64,
+    /// Pods that prefer no company of their own are not scored by that of others.
+    pub ignore_preferred_terms: bool,
     pub(crate) spread_defaults: SpreadDefaults,
     pub min_candidates_percentage: usize,
     pub min_candidates: usize,
@@ -103,6 +105,7 @@ impl Default for Profile {
             ignored_groups: Vec::new(),
             added_affinity: None,
             hard_affinity_weight: 1,
+            ignore_preferred_terms: false,
             spread_defaults: SpreadDefaults { constraints: system_spread(), system: true },
             min_candidates_percentage: 10,
             min_candidates: 100,

@@ -149,6 +149,13 @@ impl PodQueue {
         self.resting.first().map(|(until, _, _)| *until)
     }
 
+    /// Taken out to be asked about, it is to be decided now.
+    pub fn again(&mut self, key: &PodKey) {
+        if self.pods.get(key).is_some_and(|pending| pending.place == Place::Out) {
+            self.activate(key);
+        }
+    }
+
     /// It found no node.
     pub fn park(&mut self, key: &PodKey, pod: &Arc<Pod>, signature: Signature) {
         if !self.pods.contains_key(key) {

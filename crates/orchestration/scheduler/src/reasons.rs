@@ -21,6 +21,11 @@ pub enum Refusal {
         ever: bool,
     },
     Volume(&'static str),
+    /// `lasting`: the end of other pods would not help.
+    Extender {
+        reason: String,
+        lasting: bool,
+    },
     SpreadLabel,
     Spread,
     Affinity,
@@ -34,7 +39,11 @@ impl Refusal {
         match self {
             Self::Ports | Self::TooManyPods | Self::Spread | Self::AntiAffinity | Self::KeptAway => true,
             Self::Insufficient { ever, .. } => *ever,
-            Self::Volume(text) => *text == crate::volumes::USED_ALONE || *text == crate::volumes::TOO_MANY,
+            Self::Extender { lasting, .. } => !*lasting,
+            Self::Volume(text) => {
+                let volumes = [crate::volumes::USED_ALONE, crate::volumes::TOO_MANY, crate::volumes::DISK_IN_USE];
+                volumes.contains(text)
+            }
             Self::Cordoned
             | Self::NodeName
             | Self::Taint { .. }
@@ -58,6 +67,7 @@ impl fmt::Display for Refusal {
             Self::TooManyPods => f.write_str("Too many pods"),
             Self::Insufficient { resource, .. } => write!(f, "Insufficient {resource}"),
             Self::Volume(text) => f.write_str(text),
+            Self::Extender { reason, .. } => f.write_str(reason),
             Self::SpreadLabel => {
                 f.write_str("node(s) didn't match pod topology spread constraints (missing required label)")
             }

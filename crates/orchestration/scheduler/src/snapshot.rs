@@ -15,6 +15,7 @@ use crate::resources::{Amounts, Capacity, Request};
 use crate::selecting::Labels;
 use crate::shape::{Carried, carried};
 use crate::topologies::{Topologies, TopologyId};
+use crate::volumes::attach::Inline;
 use crate::volumes::{ClaimKey, Storage, claim_names};
 
 /// Identifies a pod: namespace and name.
@@ -72,6 +73,8 @@ pub struct NodeInfo {
     /// With how many pods hold each.
     pub ports: BTreeMap<HostPort, u32>,
     pub(crate) residents: HashSet<PodKey>,
+    /// Volumes of its pods that may have to be attached, the same one as often as it is used.
+    pub(crate) volumes: usize,
     pub(crate) nominees: Vec<Nominee>,
     /// Bytes by name.
     pub(crate) images: HashMap<String, i64>,
@@ -88,10 +91,17 @@ pub(crate) struct Placed {
     pub ports: Vec<HostPort>,
     pub group: GroupId,
     carried: Vec<(i64, Carried)>,
-    claims: Vec<ClaimKey>,
+    pub claims: Vec<ClaimKey>,
+    pub inline: Inline,
     pub priority: i32,
     pub started: Option<Timestamp>,
     pub uid: Option<String>,
+}
+
+impl Placed {
+    fn volumes(&self) -> usize {
+        self.claims.len() + self.inline.attachables.len()
+    }
 }
 
 #[derive(Debug, Clone, Default)]
@@ -264,12 +274,15 @@ impl Snapshot {
             group,
             carried,
             claims,
+            inline: Inline::of(pod),
             priority: pod.spec.as_ref().and_then(|spec| spec.priority).unwrap_or(0),
             started: started(pod),
             uid: pod.metadata.uid.clone(),
         };
         self.load(slot, &placed.request, &placed.ports, 1);
-        self.rows[slot as usize].residents.insert(key.clone());
+        let row = &mut self.rows[slot as usize];
+        row.residents.insert(key.clone());
+        row.volumes += placed.volumes();
         *self.priorities.entry(placed.priority).or_default() += 1;
         self.pods.insert(key, placed);
         self.touch(slot);
@@ -291,7 +304,9 @@ impl Snapshot {
             }
         }
         self.load(slot, &placed.request, &placed.ports, -1);
-        self.rows[slot as usize].residents.remove(key);
+        let row = &mut self.rows[slot as usize];
+        row.residents.remove(key);
+        row.volumes -= placed.volumes();
         if let Some(count) = self.priorities.get_mut(&placed.priority) {
             *count -= 1;
             if *count == 0 {
@@ -320,7 +335,9 @@ impl Snapshot {
             *self.claims_used.entry(claim.clone()).or_default() += 1;
         }
         self.load(slot, &placed.request, &placed.ports, 1);
-        self.rows[slot as usize].residents.insert(key.clone());
+        let row = &mut self.rows[slot as usize];
+        row.residents.insert(key.clone());
+        row.volumes += placed.volumes();
         *self.priorities.entry(placed.priority).or_default() += 1;
         self.pods.insert(key, placed);
         self.touch(slot);

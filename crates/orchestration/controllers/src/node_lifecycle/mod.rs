@@ -52,6 +52,8 @@ impl NodeLifecycle {
             let key = Key::of(&change.object().metadata);
             match change {
                 Change::Deleted(_) => drop(known.lock().remove(&key)),
+                // Also one that was known before under this name: what its lease did last says nothing of it.
+                Change::Added(_) => drop(known.lock().insert(key.clone(), Instant::now())),
                 // Whoever writes its status lives: an agent that comes back does so before it renews its lease.
                 Change::Updated { old, new } if heartbeat(old) != heartbeat(new) => {
                     known.lock().insert(key.clone(), Instant::now());
@@ -68,6 +70,9 @@ impl NodeLifecycle {
         });
         let (to, known) = (queue.clone(), seen.clone());
         leases.on_change(move |change| {
+            if matches!(change, Change::Deleted(_)) {
+                return;
+            }
             let key = Key::new(None, change.object().metadata.name.as_deref().unwrap_or_default());
             // The last look still waits in the queue; only a node that came back needs one now.
             let late = known.lock().insert(key.clone(), Instant::now()).is_none_or(|last| last.elapsed() >= GRACE);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
-use k8s_openapi::api::storage::v1::StorageClass;
+use k8s_openapi::api::storage::v1::{CSINode, StorageClass, VolumeAttachment};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 
 use super::{Engine, State, finished, node_name, nominee};
@@ -141,6 +141,39 @@ impl Engine {
         });
     }
 
+    /// `None` for a node that no driver says anything about any more.
+    pub fn csi_node_changed(&self, name: &str, new: Option<Arc<CSINode>>) {
+        self.change(|state| {
+            let nodes = &mut state.snapshot.storage_mut().csi_nodes;
+            match new {
+                Some(new) => drop(nodes.insert(name.to_owned(), new)),
+                None => drop(nodes.remove(name)),
+            }
+            state.wake_with_claims();
+        });
+    }
+
+    /// What is attached to a node, or was with `gone`.
+    pub fn attachment_changed(&self, attachment: &VolumeAttachment, gone: bool) {
+        let (name, spec) = (attachment.metadata.name.clone().unwrap_or_default(), &attachment.spec);
+        let Some(volume) = &spec.source.persistent_volume_name else { return };
+        self.change(|state| {
+            let attached = &mut state.snapshot.storage_mut().attached;
+            if !gone {
+                let what = (spec.attacher.clone(), volume.clone());
+                attached.entry(spec.node_name.clone()).or_default().insert(name, what);
+                return;
+            }
+            if let Some(here) = attached.get_mut(&spec.node_name) {
+                here.remove(&name);
+                if here.is_empty() {
+                    attached.remove(&spec.node_name);
+                }
+            }
+            state.wake_with_claims();
+        });
+    }
+
     /// `None` for a namespace that is gone.
     pub fn namespace_changed(&self, name: &str, labels: Option<Labels>) {
         self.change(|state| state.events.all |= state.snapshot.set_namespace(name, labels));
@@ -183,6 +216,7 @@ impl State {
 
     fn forget(&mut self, key: &PodKey) {
         self.release(key);
+        self.answers.remove(key);
         self.queue.remove(key);
         self.with_claims.remove(key);
         if self.snapshot.unnominate(key).is_some() {

@@ -4,19 +4,21 @@
 //! no node is woken by every change that could help it, because waiting is recorded under the lock changes take.
 
 mod changes;
+mod extended;
 mod gang;
 mod hints;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Node, Pod};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::decider::{Decider, Signature};
-use crate::preempt::{Budgets, Preemption};
+use crate::extenders::{Answer, Interest, Room};
+use crate::preempt::{Budgets, Preemption, best_room};
 use crate::profile::Profile;
 use crate::queue::PodQueue;
 use crate::snapshot::Nominee;
@@ -26,7 +28,7 @@ use crate::{Decision, PodKey, Snapshot, Unschedulable};
 pub use gang::GroupRule;
 
 /// What to do for one pod.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Outcome {
     /// Nothing: it is placed, finished, gated, someone else's, or gone.
     Ignore,
@@ -38,6 +40,12 @@ pub enum Outcome {
     Wait(Unschedulable),
     /// End these pods and keep their room for it; it will be woken by their end.
     Preempt { why: Unschedulable, preemption: Preemption, denominated: Vec<PodKey> },
+    /// Ask extenders about these nodes, and tell their answer by [`Engine::answered`].
+    Ask { nodes: Vec<Arc<Node>> },
+    /// Ask extenders about these ways of making room, and tell their answer by [`Engine::answered`].
+    AskRoom { why: Unschedulable, rooms: Vec<Room> },
+    /// Tell that it could not be decided; it will be tried again.
+    Fail(String),
 }
 
 /// A pod that was decided.
@@ -61,6 +69,9 @@ struct State {
     with_claims: BTreeMap<PodKey, Vec<ClaimKey>>,
     budgets: Budgets,
     events: hints::Events,
+    interests: Vec<Interest>,
+    /// What extenders said about pods that are about to be decided.
+    answers: HashMap<PodKey, Answer>,
     groups: gang::Groups,
 }
 
@@ -163,6 +174,15 @@ impl State {
             self.queue.remove(key);
             return outcome;
         }
+        match self.answers.remove(key) {
+            Some(Answer::Failed(error)) => return self.unanswered(key, pod, error),
+            Some(Answer::Rooms { why, rooms }) => return self.make_room(key, pod, why, &rooms),
+            Some(answer) => drop(self.answers.insert(key.clone(), answer)),
+            None => {}
+        }
+        if self.is_extended(pod) {
+            return self.decide_extended(key, pod);
+        }
         match self.try_place(pod) {
             Ok(node) => self.assume(key, pod, &node),
             Err(failed) => {
@@ -212,20 +232,27 @@ impl State {
     fn no_node(&mut self, key: &PodKey, pod: &Pod, mut why: Unschedulable, signature: Signature) -> Outcome {
         let known = self.queue.get(key).cloned().unwrap_or_else(|| Arc::new(pod.clone()));
         let claims = volumes::keys(pod);
-        if !claims.is_empty() {
+        if !claims.is_empty() || !volumes::attach::Inline::of(pod).is_empty() {
             self.with_claims.insert(key.clone(), claims);
         }
+        let asks = self.rooms_are_asked(pod);
         let mut made_room = None;
         if why.lack.is_none()
             && why.nodes > 0
             && let Some(decider) = self.deciders.get_mut(Self::decider_name(pod))
         {
-            match decider.preempt(&mut self.snapshot, pod, &signature, &self.budgets) {
-                Ok(preemption) => made_room = Some(preemption),
+            match decider.rooms(&mut self.snapshot, pod, &signature, &self.budgets) {
+                Ok(rooms) if asks => return Outcome::AskRoom { why, rooms },
+                Ok(rooms) => made_room = best_room(&self.snapshot, &rooms),
                 Err(text) => why.preemption = text,
             }
         }
         self.queue.park(key, &known, signature);
+        self.wait_for_room(key, pod, why, made_room)
+    }
+
+    /// The pod waits, with a promise if there is one.
+    fn wait_for_room(&mut self, key: &PodKey, pod: &Pod, why: Unschedulable, made_room: Option<Preemption>) -> Outcome {
         let Some(preemption) = made_room else {
             // Victims that are still leaving keep the room for it; else nothing does.
             let waits = why.preemption.as_deref().is_some_and(|text| text.contains("terminating pod"));
@@ -236,6 +263,19 @@ impl State {
         };
         let denominated = self.nominate(key, pod, &preemption.node);
         Outcome::Preempt { why, preemption, denominated }
+    }
+
+    /// What extenders left of the ways of making room.
+    fn make_room(&mut self, key: &PodKey, pod: &Pod, mut why: Unschedulable, rooms: &[Room]) -> Outcome {
+        let Some(decider) = self.deciders.get(Self::decider_name(pod)) else { return Outcome::Ignore };
+        let signature = decider.signature(&self.snapshot, pod);
+        let known = self.queue.get(key).cloned().unwrap_or_else(|| Arc::new(pod.clone()));
+        self.queue.park(key, &known, signature);
+        let made_room = best_room(&self.snapshot, rooms);
+        if made_room.is_none() {
+            why.preemption = Some("extenders left no way of making room.".to_owned());
+        }
+        self.wait_for_room(key, pod, why, made_room)
     }
 
     /// Keeps the node's room; gives the less important pods that no longer have theirs kept there.

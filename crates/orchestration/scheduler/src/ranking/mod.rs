@@ -201,8 +201,14 @@ impl Ranking {
 
     /// Among nodes that a further rule left over.
     pub fn best_of(&self, profile: &Profile, slots: &[Slot]) -> Option<Choice> {
+        let plain: Vec<(Slot, i64)> = slots.iter().map(|slot| (*slot, 0)).collect();
+        self.best_with(profile, &plain)
+    }
+
+    /// The same with something added to each node's score.
+    pub fn best_with(&self, profile: &Profile, slots: &[(Slot, i64)]) -> Option<Choice> {
         let mut sizes: HashMap<u32, usize> = HashMap::new();
-        for slot in slots {
+        for (slot, _) in slots {
             *sizes.entry(self.rows[*slot as usize].bucket).or_default() += 1;
         }
         let buckets: Vec<u32> = sizes.keys().copied().collect();
@@ -210,9 +216,12 @@ impl Ranking {
             buckets.iter().map(|bucket| (&*self.buckets[*bucket as usize].key, sizes[bucket])).collect();
         let shared = self.rules.shared_scores(profile, &keyed);
         let shared: HashMap<u32, i64> = buckets.into_iter().zip(shared).collect();
-        let scored = slots.iter().map(|slot| {
+        let scored = slots.iter().map(|(slot, more)| {
             let row = &self.rows[*slot as usize];
-            (row.score + shared.get(&row.bucket).copied().unwrap_or(0), Reverse(*slot))
+            (
+                row.score.saturating_add(shared.get(&row.bucket).copied().unwrap_or(0)).saturating_add(*more),
+                Reverse(*slot),
+            )
         });
         scored.max().map(|(score, Reverse(slot))| Choice { slot, score })
     }

@@ -79,7 +79,12 @@ impl Rules {
             let topology = snapshot.find_topology(&carried.term.key);
             let rule = match carried.keeps_away {
                 true if filters.pod_affinity => Rule::Kept,
-                false if profile.weights.pod_affinity != 0 => Rule::Weighs { weight: 1 },
+                false
+                    if profile.weights.pod_affinity != 0
+                        && !(profile.ignore_preferred_terms && shape.preferred.is_empty()) =>
+                {
+                    Rule::Weighs { weight: 1 }
+                }
                 _ => continue,
             };
             all.push((rule, Tally::new(snapshot, Source::Carried(*id), topology, carried.keeps_away)));

@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::{
     Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, ReplicationController, Service,
 };
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
-use k8s_openapi::api::storage::v1::StorageClass;
+use k8s_openapi::api::storage::v1::{CSINode, StorageClass, VolumeAttachment};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use tokio_util::sync::CancellationToken;
 
@@ -20,6 +20,8 @@ pub(super) struct StorageInformers {
     pub claims: Informer<PersistentVolumeClaim>,
     pub volumes: Informer<PersistentVolume>,
     classes: Informer<StorageClass>,
+    csi_nodes: Informer<CSINode>,
+    attachments: Informer<VolumeAttachment>,
 }
 
 pub(super) struct Informers {
@@ -62,6 +64,8 @@ impl Informers {
                 claims: start(client, shutdown),
                 volumes: start(client, shutdown),
                 classes: start(client, shutdown),
+                csi_nodes: start(client, shutdown),
+                attachments: start(client, shutdown),
             },
         }
     }
@@ -78,6 +82,12 @@ impl Informers {
         self.storage.claims.synced().await;
         self.storage.volumes.synced().await;
         self.storage.classes.synced().await;
+        self.storage.csi_nodes.synced().await;
+        self.storage.attachments.synced().await;
+    }
+
+    pub fn pods(&self) -> Informer<Pod> {
+        self.pods.clone()
     }
 
     pub fn storage(&self) -> StorageInformers {
@@ -165,5 +175,13 @@ impl Informers {
         self.storage
             .claims
             .on_change(move |change| to.claim_changed(key(&change.object().metadata), now(change).cloned()));
+        let to = Arc::clone(engine);
+        self.storage
+            .csi_nodes
+            .on_change(move |change| to.csi_node_changed(name(&change.object().metadata), now(change).cloned()));
+        let to = Arc::clone(engine);
+        self.storage.attachments.on_change(move |change| {
+            to.attachment_changed(change.object(), matches!(change, Change::Deleted(_)));
+        });
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! Decisions are made one after another; the writes that follow go on beside them, many at a time. Nothing polls.
 
+mod extend;
 mod groups;
 mod informers;
 mod writes;
@@ -12,7 +13,9 @@ use dhow_client::{Client, EventRecorder};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use crate::{Engine, Profile};
+use crate::extenders::{Extenders, Interest};
+use crate::{Engine, ExtenderConfig, Profile};
+use extend::Asker;
 use informers::Informers;
 use writes::Writer;
 
@@ -22,11 +25,12 @@ pub struct SchedulerConfig {
     pub profiles: Vec<Profile>,
     /// Writes under way at a time.
     pub workers: usize,
+    pub extenders: Vec<ExtenderConfig>,
 }
 
 impl Default for SchedulerConfig {
     fn default() -> Self {
-        Self { profiles: vec![Profile::default()], workers: 64 }
+        Self { profiles: vec![Profile::default()], workers: 64, extenders: Vec::new() }
     }
 }
 
@@ -38,15 +42,22 @@ pub async fn run(client: Client, config: SchedulerConfig, shutdown: Cancellation
     let name = config.profiles.first().map_or("", |profile| profile.name.as_str());
     let recorder = EventRecorder::new(client.clone(), name);
     let engine = Arc::new(Engine::with_profiles(config.profiles.clone()));
+    let extenders = match Extenders::new(&config.extenders) {
+        Ok(extenders) => Arc::new(extenders),
+        Err(error) => return tracing::error!(%error, "the scheduler cannot start"),
+    };
+    engine.set_extenders(config.extenders.iter().map(Interest::of).collect());
     let informers = Informers::start(&client, &shutdown);
     tokio::select! { () = informers.synced() => {}, () = shutdown.cancelled() => return }
     // All that is known goes in before the first decision.
     groups::follow(&client, &engine, &shutdown);
     informers.follow(&engine);
-    let writer = Arc::new(Writer { client, storage: informers.storage(), engine: Arc::clone(&engine), recorder });
+    let asker = Asker::new(Arc::clone(&extenders), Arc::clone(&engine), informers.pods());
+    let storage = informers.storage();
+    let writer = Arc::new(Writer { client, storage, engine: Arc::clone(&engine), recorder, extenders });
     let permits = Arc::new(Semaphore::new(config.workers.max(1)));
     loop {
-        tokio::select! { () = decide_all(&engine, &writer, &permits) => {}, () = shutdown.cancelled() => return }
+        tokio::select! { () = decide_all(&engine, &writer, &asker, &permits) => {}, () = shutdown.cancelled() => return }
         let rest = engine.due();
         let rest = async {
             match rest {
@@ -59,11 +70,18 @@ pub async fn run(client: Client, config: SchedulerConfig, shutdown: Cancellation
 }
 
 /// Until no pod is left that can be decided now.
-async fn decide_all(engine: &Arc<Engine>, writer: &Arc<Writer>, permits: &Arc<Semaphore>) {
+async fn decide_all(engine: &Arc<Engine>, writer: &Arc<Writer>, asker: &Asker, permits: &Arc<Semaphore>) {
     for count in 1_usize.. {
         let Some(decided) = engine.next() else { return };
         for (key, pod, outcome) in decided {
             if outcome == crate::Outcome::Ignore {
+                continue;
+            }
+            let Some(outcome) = asker.ask(&key, &pod, outcome) else { continue };
+            if asker.binds(&pod, &outcome) {
+                // Whoever is slow to bind its pods only holds up those.
+                let writer = Arc::clone(writer);
+                tokio::spawn(async move { writer.write(&key, &pod, outcome).await });
                 continue;
             }
             // Never closed, so this cannot fail.

@@ -11,6 +11,7 @@ use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::informers::StorageInformers;
+use crate::extenders::Extenders;
 use crate::volumes::Step;
 use crate::volumes::matching::{BOUND_BY_CONTROLLER, SELECTED_NODE};
 use crate::{Engine, Outcome, PodKey, Preemption, Unschedulable};
@@ -20,12 +21,14 @@ pub(super) struct Writer {
     pub storage: StorageInformers,
     pub engine: Arc<Engine>,
     pub recorder: EventRecorder,
+    pub extenders: Arc<Extenders>,
 }
 
 impl Writer {
     pub async fn write(&self, id: &PodKey, pod: &Pod, outcome: Outcome) {
         let written = match &outcome {
-            Outcome::Ignore => Ok(()),
+            Outcome::Ignore | Outcome::Ask { .. } | Outcome::AskRoom { .. } => Ok(()),
+            Outcome::Fail(error) => self.tell_error(pod, error).await,
             Outcome::Bind { node } => self.bind(id, pod, node).await,
             Outcome::Provide { steps, .. } => self.provide(steps).await,
             Outcome::Wait(why) => self.tell(pod, why, None).await,
@@ -95,8 +98,12 @@ impl Writer {
                 ..ObjectReference::default()
             },
         };
-        let (namespace, name) = (Some(id.0.as_str()), id.1.as_str());
-        self.client.create_subresource::<Pod, _, Value>(namespace, name, "binding", &binding).await?;
+        if self.extenders.binds(pod) {
+            self.extenders.bind(pod, node).await.map_err(Error::Reconcile)?;
+        } else {
+            let (namespace, name) = (Some(id.0.as_str()), id.1.as_str());
+            self.client.create_subresource::<Pod, _, Value>(namespace, name, "binding", &binding).await?;
+        }
         let message = format!("Successfully assigned {}/{} to {node}", id.0, id.1);
         self.recorder.event(reference(pod), EventType::Normal, "Scheduled", &message);
         Ok(())
@@ -136,6 +143,20 @@ impl Writer {
             status["nominatedNodeName"] = if node.is_empty() { Value::Null } else { json!(node) };
         }
         self.patch_status(pod, status).await
+    }
+
+    /// Something went wrong that the pod has no part in.
+    async fn tell_error(&self, pod: &Pod, error: &str) -> Result<(), Error> {
+        self.recorder.event(reference(pod), EventType::Warning, "FailedScheduling", error);
+        let condition = PodCondition {
+            type_: "PodScheduled".to_owned(),
+            status: "False".to_owned(),
+            reason: Some("SchedulerError".to_owned()),
+            message: Some(error.to_owned()),
+            last_transition_time: Some(Time(Timestamp::now())),
+            ..PodCondition::default()
+        };
+        self.patch_status(pod, json!({"conditions": [condition]})).await
     }
 
     async fn patch_status(&self, pod: &Pod, status: Value) -> Result<(), Error> {

@@ -3,14 +3,17 @@
 //! A claim of a class that waits for its first consumer is decided together with the pod's node: an existing volume is
 //! held for it, or the node is written on it for its provisioner. The pod is bound once all its claims are.
 
+pub(crate) mod attach;
 pub mod local;
 pub mod matching;
 mod needs;
 mod storage;
+mod zones;
 
 pub use needs::Step;
 pub(crate) use needs::{
-    NO_SPACE, NO_VOLUME, NONE_TO_BIND, Needs, OTHER_NODE, TOO_MANY, USED_ALONE, claim_names, steps,
+    DISK_IN_USE, NO_SPACE, NO_VOLUME, NONE_TO_BIND, Needs, OTHER_NODE, OTHER_ZONE, TOO_MANY, USED_ALONE, claim_names,
+    steps,
 };
 pub use storage::ClaimKey;
 pub(crate) use storage::{Progress, Storage, keys};

@@ -7,18 +7,22 @@ use dhow_api::local_volumes::PROVISIONER;
 use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod};
 use k8s_openapi::api::storage::v1::StorageClass;
 
+use super::attach::{Attachable, Inline, has_places};
 use super::matching::{
     NO_PROVISIONER, find, is_allowed_on, is_bound, is_held_for, reaches, requested, selected_node, serves, volume_name,
     waits_for_consumer,
 };
 use super::storage::{ClaimKey, Storage, Taken, used_by};
-use super::{local, storage};
+use super::{local, storage, zones};
+use crate::counts::Slot;
 use crate::snapshot::Snapshot;
 
 pub(crate) const OTHER_NODE: &str = "node(s) didn't match PersistentVolume's node affinity";
 pub(crate) const NONE_TO_BIND: &str = "node(s) didn't find available persistent volumes to bind";
 pub(crate) const NO_SPACE: &str = "node(s) did not have enough free storage";
 pub(crate) const NO_VOLUME: &str = "node(s) unavailable due to one or more pvc(s) bound to non-existent pv(s)";
+pub(crate) const OTHER_ZONE: &str = "node(s) had no available volume zone";
+pub(crate) const DISK_IN_USE: &str = "node(s) had no available disk";
 pub(crate) const TOO_MANY: &str = "node(s) exceed max volume count";
 pub(crate) const USED_ALONE: &str =
     "node has pod using PersistentVolumeClaim with the same name and ReadWriteOncePod access mode";
@@ -51,6 +55,9 @@ pub(crate) struct Needs<'a> {
     waiting: Vec<Waiting<'a>>,
     /// For every node.
     refusal: Option<&'static str>,
+    inline: Inline,
+    /// All that is to be attached.
+    attachables: Vec<Attachable>,
     promised: BTreeMap<String, i64>,
 }
 
@@ -67,6 +74,8 @@ impl<'a> Needs<'a> {
     /// Or why no node will do, in a sentence's words.
     pub fn new(snapshot: &'a Snapshot, pod: &Pod) -> Result<Self, String> {
         let mut needs = Self::default();
+        needs.inline = Inline::of(pod);
+        needs.attachables.clone_from(&needs.inline.attachables);
         let used = used_by(pod);
         if used.is_empty() {
             return Ok(needs);
@@ -75,6 +84,7 @@ impl<'a> Needs<'a> {
         let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
         for used in used {
             let key = (namespace.to_owned(), used.claim);
+            needs.attachables.extend(Attachable::of_claim(known, &key));
             needs.add(snapshot, known, pod, key, used.ephemeral)?;
         }
         // The smallest first, so that it does not take what only a larger one needs.
@@ -145,7 +155,7 @@ impl<'a> Needs<'a> {
 
     /// Whether nodes differ in what they can offer.
     pub fn restricts(&self) -> bool {
-        self.refusal.is_some() || !self.bound.is_empty() || !self.waiting.is_empty()
+        self.refusal.is_some() || !self.bound.is_empty() || !self.waiting.is_empty() || !self.inline.is_empty()
     }
 
     /// The only nodes that can do, where that is known without asking them all.
@@ -161,8 +171,22 @@ impl<'a> Needs<'a> {
         !self.waiting.is_empty()
     }
 
-    pub fn refuses(&self, node: &Node) -> Option<&'static str> {
-        self.assign(node).err()
+    /// Asked in upstream's order: who else uses it, room to attach it, where it can be had.
+    pub fn refuses(&self, snapshot: &Snapshot, slot: Slot) -> Option<&'static str> {
+        let node = snapshot.row(slot).node.as_deref()?;
+        if self.inline.clashes(snapshot, slot) {
+            return Some(DISK_IN_USE);
+        }
+        if let Some(refusal) = self.refusal.filter(|refusal| *refusal == USED_ALONE) {
+            return Some(refusal);
+        }
+        if !self.attachables.is_empty() && !has_places(snapshot, slot, &self.attachables) {
+            return Some(TOO_MANY);
+        }
+        if let Err(refusal) = self.assign(node) {
+            return Some(refusal);
+        }
+        self.bound.iter().any(|volume| !zones::holds(volume, node)).then_some(OTHER_ZONE)
     }
 
     /// What each waiting claim gets on the node, or why one gets nothing.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use dhow_api::local_volumes::PROVISIONER;
 use imbl::OrdMap;
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
-use k8s_openapi::api::storage::v1::StorageClass;
+use k8s_openapi::api::storage::v1::{CSINode, StorageClass};
 
 use super::local;
 use super::matching::{class_of, is_bound, is_held_for, reaches, selected_node, volume_name};
@@ -28,6 +28,10 @@ pub(crate) struct Storage {
     pub volumes: OrdMap<String, Arc<PersistentVolume>>,
     pub classes: OrdMap<String, Arc<StorageClass>>,
     pub taken: OrdMap<ClaimKey, Taken>,
+    /// What drivers say about each node.
+    pub csi_nodes: OrdMap<String, Arc<CSINode>>,
+    /// By node, then by attachment: the driver and the volume that it attached or is to attach.
+    pub attached: OrdMap<String, OrdMap<String, (String, String)>>,
 }
 
 /// How far the claims of a pod are that has its node already.
