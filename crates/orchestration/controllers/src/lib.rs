@@ -7,6 +7,7 @@
 mod attach_detach;
 mod autoscale;
 mod certificates;
+mod cluster_autoscaler;
 mod cluster_role;
 mod common;
 mod cronjob;
@@ -20,6 +21,7 @@ mod garbage;
 mod history;
 mod informers;
 mod job;
+mod legacy_tokens;
 mod load_balancer;
 mod namespace;
 mod namespace_defaults;
@@ -37,6 +39,7 @@ mod resources;
 mod rollback;
 mod scale;
 mod statefulset;
+mod storage_migration;
 mod taint_eviction;
 mod vertical;
 mod volume;
@@ -48,6 +51,9 @@ use dhow_client::{Client, Queue, Reconcile, run_controller};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+pub use cluster_autoscaler::{
+    ClusterAutoscalerConfig, ClusterAutoscalerSettings, ExpanderName, ProviderConfig, externalgrpc,
+};
 use informers::Informers;
 pub use load_balancer::{LoadBalancerConfig, Pool, PoolConfig};
 pub use node_dns::NodeDnsConfig;
@@ -66,6 +72,10 @@ pub struct ControllersConfig {
     pub node_dns: Option<NodeDnsConfig>,
     /// Addresses for load balancers; without any they get those of the nodes.
     pub balancer_pools: Vec<Pool>,
+    /// Adds and removes nodes; without it, nobody here does.
+    pub cluster_autoscaler: Option<ClusterAutoscalerSettings>,
+    /// After how many days tokens of service accounts that nobody uses go; a year unless something is said.
+    pub legacy_token_days: Option<i32>,
 }
 
 /// Runs all controllers until `shutdown`.
@@ -193,12 +203,34 @@ fn nodes(client: &Client, config: &ControllersConfig, all: &Informers, run: Run<
     run(queue.clone(), 1, certificates::Cleaner::new(client.clone(), requests.clone(), &queue));
     let queue = Queue::new("token-cleaner");
     run(queue.clone(), 1, certificates::TokenCleaner::new(client.clone(), &queue, shutdown));
+    let queue = Queue::new("legacy-service-account-token-cleaner");
+    let (accounts, pods) = (all.accounts.clone(), all.pods.clone());
+    let days = config.legacy_token_days.unwrap_or(legacy_tokens::CLEAN_UP_DAYS);
+    let reconciler = legacy_tokens::LegacyTokens::new(client.clone(), accounts, pods, days, &queue, shutdown);
+    run(queue, 1, reconciler);
     if !config.cluster_ranges.is_empty() {
         let queue = Queue::new("node-ipam");
         match node_ipam::NodeIpam::new(client.clone(), all.nodes.clone(), &config.cluster_ranges, &queue) {
             // One at a time: each looks at what the one before has taken.
             Ok(reconciler) => run(queue, 1, reconciler),
             Err(error) => tracing::error!(error, "nodes get no networks for their pods"),
+        }
+    }
+    if let Some(settings) = &config.cluster_autoscaler {
+        let queue = Queue::new("cluster-autoscaler");
+        let copies = cluster_autoscaler::Copies {
+            nodes: all.nodes.clone(),
+            pods: all.pods.clone(),
+            daemon_sets: all.daemon_sets.clone(),
+            budgets: all.budgets.clone(),
+            namespaces: all.namespaces.clone(),
+            claims: all.claims.clone(),
+            volumes: all.volumes.clone(),
+            classes: all.storage_classes.clone(),
+        };
+        match cluster_autoscaler::ClusterAutoscaler::new(client.clone(), copies, settings, &queue) {
+            Ok(reconciler) => run(queue, 1, reconciler),
+            Err(error) => tracing::error!(%error, "nobody adds or removes nodes"),
         }
     }
     if let Some(dns) = &config.node_dns {
@@ -253,6 +285,8 @@ fn cluster(client: &Client, config: ControllersConfig, all: Informers, run: Run<
     let queue = Queue::new("pod-gc");
     let reconciler = pod_gc::PodGc::new(client.clone(), all.pods, all.nodes, &queue);
     run(queue, 2, reconciler);
+    let queue = Queue::new("storage-version-migrator");
+    run(queue.clone(), 2, storage_migration::Migrations::new(client.clone(), all.migrations, &queue));
     let queue = Queue::new("clusterrole-aggregation");
     let reconciler = cluster_role::ClusterRoles::new(client.clone(), all.cluster_roles, &queue);
     run(queue, 1, reconciler);

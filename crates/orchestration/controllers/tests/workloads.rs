@@ -6,6 +6,7 @@ mod fake;
 mod harness;
 
 use fake::Cloud;
+use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
 
 fn template(app: &str, more: Value) -> Value {
@@ -417,6 +418,58 @@ async fn a_daemon_set_that_fails_goes_back_and_says_why() {
     cloud.node("n2", json!([])).await;
     let said = fails_to_roll(&cloud, "DaemonSet", json!({}), "crash").await;
     assert!(said.contains("ended 3 times, the last time with exit code 3"), "{said}");
+}
+
+/// Lets every pod of an application be in a crash loop.
+async fn crash(cloud: &Cloud, app: &str) {
+    let of = format!("app={app}");
+    let names = cloud.kubectl(&["get", "pods", "-l", &of, "-o", "jsonpath={.items[*].metadata.name}"]).await;
+    let now = Timestamp::now().to_string();
+    let status = json!({"status": {
+        "conditions": [{"type": "Ready", "status": "False", "lastTransitionTime": now}],
+        "containerStatuses": [{"name": "c", "image": "x", "imageID": "", "ready": false, "restartCount": 3,
+            "state": {"waiting": {"reason": "CrashLoopBackOff"}}, "lastState": {"terminated": {"exitCode": 3}}}]}});
+    for name in names.split_whitespace() {
+        let path = format!("/api/v1/namespaces/default/pods/{name}/status");
+        let (code, answer) = cloud.cluster.json("PATCH", &path, "application/merge-patch+json", &status).await;
+        assert!(code == 200 || code == 404, "{answer}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_version_that_was_ready_for_a_moment_goes_back_too() {
+    let cloud = Cloud::start().await;
+    cloud.node("n1", json!([])).await;
+    for (kind, app, more) in [
+        ("Deployment", "d", json!({"replicas": 1, "progressDeadlineSeconds": 120})),
+        ("StatefulSet", "s", json!({"replicas": 1, "serviceName": "s"})),
+        ("DaemonSet", "e", json!({})),
+    ] {
+        let what = format!("{}/{app}", kind.to_lowercase());
+        let mut whole = json!({"selector": {"matchLabels": {"app": app}}, "template": template(app, json!({}))});
+        whole.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let metadata = json!({"name": app, "annotations": {"dhow.io/auto-rollback": "true"}});
+        cloud.apply(json!({"apiVersion": "apps/v1", "kind": kind, "metadata": metadata, "spec": whole})).await;
+        cloud.kubectl(&["rollout", "status", &what, "--timeout=60s"]).await;
+        let revisions = if kind == "Deployment" { "replicasets" } else { "controllerrevisions" };
+        let marks = "jsonpath={.items[*].metadata.annotations.dhow\\.io/completed}";
+        let of = format!("app={app}");
+        cloud.until(&["get", revisions, "-l", &of, "-o", marks], "1").await;
+        cloud.kubectl(&["set", "image", &what, "c=example/app:2"]).await;
+        cloud.kubectl(&["rollout", "status", &what, "--timeout=60s"]).await;
+        // All is well, and said to be.
+        cloud.until(&["get", revisions, "-l", &of, "-o", marks, "--sort-by=.metadata.creationTimestamp"], "1 2").await;
+        crash(&cloud, app).await;
+        let image = "jsonpath={.spec.template.spec.containers[0].image}";
+        cloud.until(&["get", &what, "-o", image], "example/app:1").await;
+        let condition = "jsonpath={.status.conditions[?(@.type==\"RolledBack\")].reason}";
+        cloud.until(&["get", &what, "-o", condition], "CrashLoopBackOff").await;
+        cloud.kubectl(&["rollout", "status", &what, "--timeout=60s"]).await;
+        // What was put back stays, whatever becomes of it.
+        crash(&cloud, app).await;
+        cloud.kubectl(&["annotate", &what, "look=again"]).await;
+        assert_eq!(cloud.kubectl(&["get", &what, "-o", image]).await, "example/app:1");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

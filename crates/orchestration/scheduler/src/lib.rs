@@ -21,6 +21,7 @@ mod shape;
 mod snapshot;
 pub mod taints;
 mod topologies;
+mod trial;
 pub mod volumes;
 
 pub use config::{ConfigError, profiles};
@@ -31,3 +32,4 @@ pub use profile::{Filters, Profile, Strategy, Weights};
 pub use reasons::Refusal;
 pub use run::{SchedulerConfig, run};
 pub use snapshot::{NodeInfo, PodKey, Snapshot};
+pub use trial::Trial;

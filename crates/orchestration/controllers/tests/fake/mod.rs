@@ -29,18 +29,47 @@ impl Cloud {
     }
 
     pub async fn start_with(access: dhow_apiserver::AccessConfig) -> Self {
-        let cluster = Cluster::start_with(access).await;
-        let shutdown = CancellationToken::new();
-        let client = |file: &str, user: &str, groups: &[&str]| {
-            cluster.kubeconfig(file, user, groups);
-            Client::from_kubeconfig(&cluster.folder.path().join(format!("{file}.kubeconfig")), None).unwrap()
-        };
-        let controllers = client("controllers", "system:kube-controller-manager", &[]);
-        tokio::spawn(run_all(controllers, ControllersConfig::default(), shutdown.clone()));
-        let scheduler = client("scheduler", "system:kube-scheduler", &[]);
-        tokio::spawn(dhow_scheduler::run(scheduler, dhow_scheduler::SchedulerConfig::default(), shutdown.clone()));
-        tokio::spawn(play_nodes(client("nodes", "nodes", &["system:masters"]), shutdown.clone()));
-        Self { cluster, shutdown }
+        Self::start_configured(access, ControllersConfig::default()).await
+    }
+
+    pub async fn start_configured(access: dhow_apiserver::AccessConfig, config: ControllersConfig) -> Self {
+        let cloud = Self::without_controllers(access).await;
+        cloud.run_controllers(config);
+        cloud
+    }
+
+    pub async fn start_without_controllers() -> Self {
+        Self::without_controllers(dhow_apiserver::AccessConfig::default()).await
+    }
+
+    /// On a store that the test may look into.
+    pub async fn start_on(kv: std::sync::Arc<dyn dhow_store::Kv>) -> Self {
+        let cloud = Self::around(Cluster::start_on(kv).await);
+        cloud.run_controllers(ControllersConfig::default());
+        cloud
+    }
+
+    async fn without_controllers(access: dhow_apiserver::AccessConfig) -> Self {
+        Self::around(Cluster::start_with(access).await)
+    }
+
+    fn around(cluster: Cluster) -> Self {
+        let cloud = Self { cluster, shutdown: CancellationToken::new() };
+        let scheduler = cloud.client("scheduler", "system:kube-scheduler", &[]);
+        let settings = dhow_scheduler::SchedulerConfig::default();
+        tokio::spawn(dhow_scheduler::run(scheduler, settings, cloud.shutdown.clone()));
+        tokio::spawn(play_nodes(cloud.client("nodes", "nodes", &["system:masters"]), cloud.shutdown.clone()));
+        cloud
+    }
+
+    pub fn run_controllers(&self, config: ControllersConfig) {
+        let client = self.client("controllers", "system:kube-controller-manager", &[]);
+        tokio::spawn(run_all(client, config, self.shutdown.clone()));
+    }
+
+    pub fn client(&self, file: &str, user: &str, groups: &[&str]) -> Client {
+        self.cluster.kubeconfig(file, user, groups);
+        Client::from_kubeconfig(&self.cluster.folder.path().join(format!("{file}.kubeconfig")), None).unwrap()
     }
 
     pub async fn kubectl(&self, args: &[&str]) -> String {
