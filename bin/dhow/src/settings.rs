@@ -121,6 +121,14 @@ mod tests {
         let error = format!("{:#}", Settings::load(&file).unwrap_err());
         assert!(error.contains("unknown key \"image\""), "{error}");
         assert!(Settings::load(&folder.path().join("none")).is_err());
+        let text = include_str!("../../../docs/cluster-autoscaler.md");
+        let example = text.split("```yaml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+        std::fs::write(&file, example).unwrap();
+        let autoscaler = Settings::load(&file).unwrap().cluster_autoscaler.settings().unwrap().unwrap();
+        assert_eq!((autoscaler.most_nodes, autoscaler.priorities[0].0), (40, 50));
+        std::fs::write(&file, example.replace("10m", "soon")).unwrap();
+        let error = format!("{:#}", Settings::load(&file).unwrap_err());
+        assert!(error.contains("clusterAutoscaler.scaleDownUnneededTime"), "{error}");
         let text = include_str!("../../../docs/scheduling.md");
         let example = text.split("```yaml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
         std::fs::write(&file, example).unwrap();

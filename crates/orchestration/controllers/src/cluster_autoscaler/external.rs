@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use dhow_api::{descriptor, protobuf};
+use dhow_api::protobuf;
 use dhow_client::Error;
 use k8s_openapi::api::core::v1::Node;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
@@ -187,6 +187,7 @@ impl NodeProvider for External {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use dhow_api::descriptor;
     use serde_json::json;
 
     #[test]
