@@ -38,6 +38,7 @@ mod resource_claims;
 mod resources;
 mod rollback;
 mod scale;
+mod snapshots;
 mod statefulset;
 mod storage_migration;
 mod taint_eviction;
@@ -95,6 +96,7 @@ pub async fn run_all(client: Client, config: ControllersConfig, shutdown: Cancel
     let reconciler = namespace::Namespaces::new(client.clone(), all.namespaces.clone(), &namespaces_queue);
     run(namespaces_queue, 4, reconciler);
     let pods = all.pods.clone();
+    let (claims, volumes) = (all.claims.clone(), all.volumes.clone());
     nodes(&client, &config, &all, &mut run, &shutdown);
     cluster(&client, config, all, &mut run);
     let queue = Queue::new("garbage-collector");
@@ -108,6 +110,7 @@ pub async fn run_all(client: Client, config: ControllersConfig, shutdown: Cancel
         pause = (pause * 2).min(std::time::Duration::from_secs(10));
     };
     run(queue, 8, collector);
+    running.spawn(snapshots::run(client.clone(), claims, volumes, shutdown.clone()));
     running.spawn(vertical::run(client, pods, shutdown.clone()));
     while running.join_next().await.is_some() {}
 }
