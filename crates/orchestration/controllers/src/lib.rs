@@ -231,7 +231,7 @@ fn nodes(client: &Client, config: &ControllersConfig, all: &Informers, run: Run<
             volumes: all.volumes.clone(),
             classes: all.storage_classes.clone(),
         };
-        match cluster_autoscaler::ClusterAutoscaler::new(client.clone(), copies, settings, &queue) {
+        match cluster_autoscaler::ClusterAutoscaler::new(client.clone(), copies, settings, &queue, shutdown) {
             Ok(reconciler) => run(queue, 1, reconciler),
             Err(error) => tracing::error!(%error, "nobody adds or removes nodes"),
         }

@@ -128,7 +128,7 @@ async fn a_group_that_fails_is_left_for_another() {
     cloud.until(&["get", "deploy/web", "-o", RUNNING], "1").await;
     assert_eq!((provider.size("spot"), provider.size("safe")), (0, 1));
     let told = events(&cloud, "DeleteUnregistered").await;
-    assert!(told.contains("Removed unregistered node spot-"), "{told}");
+    assert!(told.contains("Removed unregistered node test://spot-"), "{told}");
     // What nobody can help hears why, and once.
     cloud.apply(deployment("huge", 1, "64")).await;
     let of = "reason=NotTriggerScaleUp";

@@ -167,7 +167,7 @@ pub async fn unmark(client: &Client, node: &str) -> Result<(), Error> {
     taints.retain(|taint| taint.key != TO_BE_DELETED);
     let mut patch = json!({
         "metadata": {"uid": now.metadata.uid, "resourceVersion": now.metadata.resource_version},
-        "spec": {"taints": taints},
+        "spec": {"taints": Some(taints).filter(|taints| !taints.is_empty())},
     });
     if now.metadata.annotations.as_ref().is_some_and(|all| all.contains_key(CORDONED)) {
         patch["spec"]["unschedulable"] = Value::Null;

@@ -34,6 +34,7 @@ use k8s_openapi::jiff::Timestamp;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 pub use config::{ClusterAutoscalerConfig, ClusterAutoscalerSettings, ExpanderName, ProviderConfig};
 use down::Removal;
@@ -88,6 +89,7 @@ pub struct ClusterAutoscaler {
     memory: Arc<Mutex<Memory>>,
     /// When the last round was.
     last: Arc<Mutex<Option<Instant>>>,
+    shutdown: CancellationToken,
 }
 
 fn the_key() -> Key {
@@ -100,18 +102,9 @@ impl ClusterAutoscaler {
         copies: Copies,
         settings: &ClusterAutoscalerSettings,
         queue: &Queue,
+        shutdown: &CancellationToken,
     ) -> Result<Arc<Self>, Error> {
-        let provider = Arc::new(External::new(settings)?);
-        Ok(Self::with(client, copies, settings, provider, queue))
-    }
-
-    fn with(
-        client: Client,
-        copies: Copies,
-        settings: &ClusterAutoscalerSettings,
-        provider: Arc<dyn NodeProvider>,
-        queue: &Queue,
-    ) -> Arc<Self> {
+        let provider: Arc<dyn NodeProvider> = Arc::new(External::new(settings)?);
         let last = Arc::<Mutex<Option<Instant>>>::default();
         let (to, of, scan) = (queue.clone(), Arc::clone(&last), settings.scan);
         let wake = Arc::new(move || {
@@ -159,7 +152,8 @@ impl ClusterAutoscaler {
             pods_changed,
         };
         queue.add(the_key());
-        Arc::new(Self { copies, leaving, queue: queue.clone(), memory: Arc::default(), last })
+        let (queue, shutdown) = (queue.clone(), shutdown.clone());
+        Ok(Arc::new(Self { copies, leaving, queue, memory: Arc::default(), last, shutdown }))
     }
 
     /// Everything as it is now.
@@ -381,14 +375,17 @@ impl ClusterAutoscaler {
         }
     }
 
-    /// Begins to remove a node, beside the rounds.
+    /// Begins to remove a node, beside the rounds. What is not done when this server ends, the next one takes back.
     fn let_go(&self, view: &View, removal: Removal) {
         let (leaving, memory, queue) = (self.leaving.clone(), Arc::clone(&self.memory), self.queue.clone());
         let group = view.groups[removal.group].id.clone();
-        let scan = leaving.settings.scan;
+        let (scan, shutdown) = (leaving.settings.scan, self.shutdown.clone());
         tokio::spawn(async move {
             let node = name(&removal.node).to_owned();
-            let done = leaving.remove(&group, &removal).await;
+            let done = tokio::select! {
+                done = leaving.remove(&group, &removal) => done,
+                () = shutdown.cancelled() => return,
+            };
             let now = Timestamp::now();
             let about = {
                 let mut memory = memory.lock();
