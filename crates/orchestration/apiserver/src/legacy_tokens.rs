@@ -161,13 +161,7 @@ async fn send(server: &Arc<ApiServer>, method: Method, path: &str, body: &Value)
     write(server, method, path, "application/json", body).await
 }
 
-async fn write(
-    server: &Arc<ApiServer>,
-    method: Method,
-    path: &str,
-    media: &str,
-    body: &Value,
-) -> Result<(), Status> {
+async fn write(server: &Arc<ApiServer>, method: Method, path: &str, media: &str, body: &Value) -> Result<(), Status> {
     let client = server.client(UserInfo::new("system:apiserver", &[MASTERS]));
     match bootstrap::send(&client, method, path, media, body).await? {
         (200..=299 | 404 | 409, _) => Ok(()),

@@ -231,7 +231,10 @@ async fn measure(elected: bool) {
     let woken = wakes() - woken;
     let [writes, leases, reads, revisions, others] = std::array::from_fn(|i| after[i] - before[i]);
     let store = if elected { "shared, one leader" } else { "embedded" };
-    println!("| {store} | {leases} | {} | {reads} | {revisions} | {others} | {woken} | {burnt:.2} % |", writes - leases);
+    println!(
+        "| {store} | {leases} | {} | {reads} | {revisions} | {others} | {woken} | {burnt:.2} % |",
+        writes - leases
+    );
     stop.cancel();
 }
 

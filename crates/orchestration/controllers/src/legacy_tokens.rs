@@ -55,12 +55,18 @@ impl LegacyTokens {
         shutdown: &CancellationToken,
     ) -> Arc<Self> {
         let of = |selector: String| ListParams { field_selector: Some(selector), ..ListParams::default() };
-        let secrets =
-            Informer::<Secret>::start(client.clone(), of(format!("type={TYPE}")), None, shutdown.clone());
+        let secrets = Informer::<Secret>::start(client.clone(), of(format!("type={TYPE}")), None, shutdown.clone());
         let tracking = of(format!("metadata.name={TRACKING}"));
         let tracking = Informer::<ConfigMap>::start(client.clone(), tracking, Some("kube-system"), shutdown.clone());
         let to = queue.clone();
         secrets.on_change(move |change| to.add(Key::of(&change.object().metadata)));
+        let to = queue.clone();
+        accounts.on_change(move |change| {
+            let namespace = change.object().metadata.namespace.as_deref();
+            for name in change.object().secrets.iter().flatten().filter_map(|one| one.name.as_deref()) {
+                to.add(Key::new(namespace, name));
+            }
+        });
         let (to, all) = (queue.clone(), secrets.clone());
         tracking.on_change(move |_| all.list().iter().for_each(|secret| to.add(Key::of(&secret.metadata))));
         Arc::new(Self { client, secrets, tracking, accounts, pods, days })
@@ -185,7 +191,9 @@ mod tests {
         assert_eq!(judged(old, "2026-02-01", "", old), Verdict::Invalidate);
         assert_eq!(judged(old, "2026-02-01", new, old), Verdict::Keep, "not for long enough");
         assert_eq!(judged(old, "2026-02-01", "2026-04-01", old), Verdict::Delete);
-        for (made, used, tracked) in [(new, "", old), (old, new, old), (old, "", new), (old, "", ""), (old, "once", old)] {
+        for (made, used, tracked) in
+            [(new, "", old), (old, new, old), (old, "", new), (old, "", ""), (old, "once", old)]
+        {
             assert_eq!(judged(made, used, "2026-04-01", tracked), Verdict::Keep, "{made} {used} {tracked}");
         }
     }

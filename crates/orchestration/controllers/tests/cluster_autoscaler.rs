@@ -25,7 +25,8 @@ fn config(address: &str, more: Value) -> ControllersConfig {
 
 async fn start(more: Value) -> (Cloud, Provider) {
     let provider = Provider::serve().await;
-    let cloud = Cloud::start_configured(dhow_apiserver::AccessConfig::default(), config(&provider.address(), more)).await;
+    let cloud =
+        Cloud::start_configured(dhow_apiserver::AccessConfig::default(), config(&provider.address(), more)).await;
     cloud.node("own", json!([])).await;
     provider.join(&cloud);
     (cloud, provider)
@@ -71,7 +72,8 @@ async fn nodes_come_with_load_and_leave_with_it() {
     assert!(told.contains("pod triggered scale-up: [{small 0->"), "{told}");
     let told = events(&cloud, "ScaledUpGroup").await;
     assert!(told.contains("Scale-up: group small size set to 2 instead of "), "{told}");
-    let status = ["get", "configmap", "cluster-autoscaler-status", "-n", "kube-system", "-o", "jsonpath={.data.status}"];
+    let status =
+        ["get", "configmap", "cluster-autoscaler-status", "-n", "kube-system", "-o", "jsonpath={.data.status}"];
     until_contains(&cloud, &status, &["name: small", "cloudProviderTarget: 2", "maxSize: 5"]).await;
 
     cloud.kubectl(&["scale", "deploy/web", "--replicas=0"]).await;
@@ -119,7 +121,8 @@ async fn a_node_is_emptied_before_it_goes_and_budgets_are_kept() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_group_that_fails_is_left_for_another() {
-    let (cloud, provider) = start(json!({"expander": ["priority"], "priorities": {"1": [".*"], "2": ["^spot$"]}})).await;
+    let (cloud, provider) =
+        start(json!({"expander": ["priority"], "priorities": {"1": [".*"], "2": ["^spot$"]}})).await;
     provider.group("spot", 0, 5, "8");
     provider.group("safe", 0, 5, "8");
     // Its machines never become nodes.

@@ -62,7 +62,12 @@ async fn taken(cloud: &Cloud, content: &str, status: Value) {
 async fn content(cloud: &Cloud, name: &str) -> String {
     let uid = cloud.get(&format!("vs/{name}"), "{.metadata.uid}").await;
     let content = format!("snapcontent-{uid}");
-    cloud.until(&["get", "vsc", &content, "--ignore-not-found", "-o", "name"], &format!("volumesnapshotcontent.snapshot.storage.k8s.io/{content}")).await;
+    cloud
+        .until(
+            &["get", "vsc", &content, "--ignore-not-found", "-o", "name"],
+            &format!("volumesnapshotcontent.snapshot.storage.k8s.io/{content}"),
+        )
+        .await;
     content
 }
 
@@ -72,7 +77,8 @@ async fn a_snapshot_is_taken_shown_and_goes_with_its_data() {
     cloud.apply(snapshot("s", of_claim(None))).await;
     let made = content(&cloud, "s").await;
     let spec = "{.spec.driver} {.spec.source.volumeHandle} {.spec.deletionPolicy} {.spec.volumeSnapshotClassName} {.metadata.finalizers[0]}";
-    let wanted = "d.example.com volume-1 Delete gone snapshot.storage.kubernetes.io/volumesnapshotcontent-bound-protection";
+    let wanted =
+        "d.example.com volume-1 Delete gone snapshot.storage.kubernetes.io/volumesnapshotcontent-bound-protection";
     cloud.until(&["get", "vsc", &made, "-o", &format!("jsonpath={spec}")], wanted).await;
     // The claim is held as long as nothing is taken.
     cloud.kubectl(&["delete", "pvc", "data", "--wait=false"]).await;
@@ -91,7 +97,8 @@ async fn a_snapshot_is_taken_shown_and_goes_with_its_data() {
         "storageClassName": "elsewhere"});
     cloud.apply(claim("restored", source)).await;
     cloud.kubectl(&["delete", "vs", "s", "--wait=false"]).await;
-    let pending = ["get", "events", "--field-selector=reason=SnapshotDeletePending", "-o", "jsonpath={.items[0].message}"];
+    let pending =
+        ["get", "events", "--field-selector=reason=SnapshotDeletePending", "-o", "jsonpath={.items[0].message}"];
     cloud.until(&pending, "Snapshot is being used to restore a PVC").await;
     assert_eq!(cloud.get(&format!("vsc/{made}"), "{.metadata.deletionTimestamp}").await, "");
     cloud.kubectl(&["delete", "pvc", "restored", "--timeout=30s"]).await;
@@ -138,7 +145,9 @@ async fn what_cannot_be_taken_says_why_and_is_tried_again() {
     let why = ["get", "vs/s", "-o", "jsonpath={.status.readyToUse} {.status.error.message}"];
     let spec = json!({"source": {"persistentVolumeClaimName": "later"}});
     cloud.apply(snapshot("s", spec)).await;
-    cloud.until(&why, "false snapshot controller failed to update later: persistentvolumeclaim \"later\" not found").await;
+    cloud
+        .until(&why, "false snapshot controller failed to update later: persistentvolumeclaim \"later\" not found")
+        .await;
     cloud.apply(claim("later", json!({}))).await;
     cloud.until(&why, "false the PVC later is not yet bound to a PV, will not attempt to take a snapshot").await;
     cloud

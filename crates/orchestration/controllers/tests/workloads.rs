@@ -268,7 +268,12 @@ async fn a_stateful_pod_moves_once_its_dead_node_is_fenced() {
     tokio::time::sleep(std::time::Duration::from_secs(2)).await;
     assert_eq!(cloud.get("pod/s-0", "{.metadata.uid}").await, uid);
     cloud.kubectl(&["taint", "node", "n1", "node.kubernetes.io/out-of-service=nodeshutdown:NoExecute"]).await;
-    cloud.until(&["get", "pod/s-0", "--ignore-not-found", "-o", "jsonpath={.spec.nodeName} {.status.phase}"], "n2 Running").await;
+    cloud
+        .until(
+            &["get", "pod/s-0", "--ignore-not-found", "-o", "jsonpath={.spec.nodeName} {.status.phase}"],
+            "n2 Running",
+        )
+        .await;
     assert_ne!(cloud.get("pod/s-0", "{.metadata.uid}").await, uid);
 }
 

@@ -157,7 +157,8 @@ impl ClusterAutoscalerConfig {
     /// What is wrong, in words for who wrote it.
     pub fn settings(&self) -> Result<Option<ClusterAutoscalerSettings>, String> {
         let Some(provider) = &self.provider else { return Ok(None) };
-        if provider.address.rsplit_once(':').is_none_or(|(host, port)| host.is_empty() || port.parse::<u16>().is_err()) {
+        if provider.address.rsplit_once(':').is_none_or(|(host, port)| host.is_empty() || port.parse::<u16>().is_err())
+        {
             return Err(format!("clusterAutoscaler.provider.address: {:?} is not host:port", provider.address));
         }
         if provider.cert.is_some() != provider.key.is_some() || provider.cert.is_some() != provider.cacert.is_some() {

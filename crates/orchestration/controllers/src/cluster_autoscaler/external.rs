@@ -78,9 +78,8 @@ fn on_wire(duration: Duration) -> Option<wire::Duration> {
 }
 
 fn off_wire(duration: Option<wire::Duration>, standard: Duration) -> Duration {
-    let given = duration.map(|one| {
-        Duration::new(u64::try_from(one.seconds).unwrap_or(0), u32::try_from(one.nanos).unwrap_or(0))
-    });
+    let given = duration
+        .map(|one| Duration::new(u64::try_from(one.seconds).unwrap_or(0), u32::try_from(one.nanos).unwrap_or(0)));
     given.unwrap_or(standard)
 }
 

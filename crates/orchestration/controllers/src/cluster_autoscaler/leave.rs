@@ -4,9 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dhow_client::{
-    Client, Error, EventRecorder, EventType, Informer, Key, ListParams, Patch, reference,
-};
+use dhow_client::{Client, Error, EventRecorder, EventType, Informer, Key, ListParams, Patch, reference};
 use k8s_openapi::api::core::v1::{Node, Pod, Taint};
 use k8s_openapi::api::policy::v1::Eviction;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{DeleteOptions, ObjectMeta};

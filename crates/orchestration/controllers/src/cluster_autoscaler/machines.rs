@@ -6,8 +6,8 @@ use std::time::Duration;
 use k8s_openapi::jiff::Timestamp;
 
 use super::provider::InstanceState;
-use super::view::{View, has_taint, name, provider_id, since};
 use super::view::TO_BE_DELETED;
+use super::view::{View, has_taint, name, provider_id, since};
 
 /// How long a group that failed is left alone at first, and at most; and when that is forgotten.
 const FIRST_BACKOFF: Duration = Duration::from_secs(5 * 60);

@@ -245,8 +245,10 @@ impl ClusterAutoscaler {
         let about = self.memory.lock().status.about();
         match repair {
             Repair::Remove { group, instance, why } => {
-                let mut machine =
-                    Node { metadata: ObjectMeta { name: Some(instance.clone()), ..ObjectMeta::default() }, ..Node::default() };
+                let mut machine = Node {
+                    metadata: ObjectMeta { name: Some(instance.clone()), ..ObjectMeta::default() },
+                    ..Node::default()
+                };
                 machine.spec.get_or_insert_default().provider_id = Some(instance.clone());
                 leaving.provider.delete(&view.groups[*group].id, &[machine]).await?;
                 let text = format!("Removed unregistered node {instance}: {why}");
@@ -255,8 +257,11 @@ impl ClusterAutoscaler {
             Repair::Decrease { group, by } => {
                 let group = &view.groups[*group];
                 leaving.provider.decrease(&group.id, *by).await?;
-                let text = format!("Nodes added to group {} failed to register within {}s", group.id,
-                    group.options.provision.as_secs());
+                let text = format!(
+                    "Nodes added to group {} failed to register within {}s",
+                    group.id,
+                    group.options.provision.as_secs()
+                );
                 leaving.recorder.event(about, EventType::Warning, "ScaleUpTimedOut", &text);
             }
             Repair::Forget { node } => {
@@ -286,8 +291,10 @@ impl ClusterAutoscaler {
             let (kind, reason, text) = match done {
                 Ok(()) => {
                     memory.last_up = Some(view.now);
-                    let text = format!("Scale-up: group {} size set to {} instead of {} (max: {})", group.id,
-                        increase.to, increase.from, group.max);
+                    let text = format!(
+                        "Scale-up: group {} size set to {} instead of {} (max: {})",
+                        group.id, increase.to, increase.from, group.max
+                    );
                     (EventType::Normal, "ScaledUpGroup", text)
                 }
                 Err(error) => {
@@ -295,7 +302,11 @@ impl ClusterAutoscaler {
                     memory.last_failure = Some(view.now);
                     failed.insert(increase.group);
                     tracing::warn!(group = group.id, %error, "cannot make a node group larger");
-                    (EventType::Warning, "FailedToScaleUpGroup", format!("Scale-up failed for group {}: {error}", group.id))
+                    (
+                        EventType::Warning,
+                        "FailedToScaleUpGroup",
+                        format!("Scale-up failed for group {}: {error}", group.id),
+                    )
                 }
             };
             leaving.recorder.event(about, kind, reason, &text);

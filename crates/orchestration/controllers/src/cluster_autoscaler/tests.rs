@@ -70,9 +70,7 @@ fn group(id: &str, min: i32, max: i32, cpu: &str, machines: &[&str], options: &C
 
 fn view(nodes: Vec<Value>, pods: Vec<Value>, groups: Vec<Group>) -> View {
     let nodes: Vec<Arc<Node>> = nodes.into_iter().map(of).collect();
-    let machines = |node: &Node| {
-        groups.iter().position(|group| group.instances.iter().any(|one| one.id == name(node)))
-    };
+    let machines = |node: &Node| groups.iter().position(|group| group.instances.iter().any(|one| one.id == name(node)));
     let group_of = nodes.iter().filter_map(|node| Some((name(node).to_owned(), machines(node)?))).collect();
     View { now: start(), nodes, pods: pods.into_iter().map(of).collect(), groups, group_of, ..View::default() }
 }
@@ -149,7 +147,8 @@ fn daemons_take_their_share_of_a_new_node() {
     let container = json!({"name": "c", "resources": {"requests": {"cpu": "1"}}});
     let daemon = json!({"metadata": {"namespace": "d", "name": "agent", "uid": "u"}, "spec": {"selector": {},
         "template": {"metadata": {}, "spec": {"containers": [container]}}}});
-    let mut view = view(vec![], vec![pod("a", "2", None), pod("b", "2", None)], vec![group("g", 0, 9, "4", &[], &settings)]);
+    let mut view =
+        view(vec![], vec![pod("a", "2", None), pod("b", "2", None)], vec![group("g", 0, 9, "4", &[], &settings)]);
     assert_eq!(sizes(&grow(&view, &settings)), [(0, 0, 1)]);
     view.daemon_sets.push(of(daemon));
     assert_eq!(sizes(&grow(&view, &settings)), [(0, 0, 2)]);

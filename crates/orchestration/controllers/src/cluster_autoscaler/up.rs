@@ -284,7 +284,9 @@ fn reasons(
             Decision::Place { .. } => match closed.get(&group) {
                 Some(reason) => add(reason),
                 None if sizes[group] >= view.groups[group].max => add("max node group size reached"),
-                None if settings.most_nodes > 0 && total >= settings.most_nodes => add("max total nodes in cluster reached"),
+                None if settings.most_nodes > 0 && total >= settings.most_nodes => {
+                    add("max total nodes in cluster reached")
+                }
                 None => add("node(s) didn't satisfy rules between pods"),
             },
         }

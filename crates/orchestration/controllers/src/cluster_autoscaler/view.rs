@@ -130,9 +130,8 @@ impl View {
             spec.unschedulable = None;
             // What is told of a node's health goes when it is healthy.
             let lasting = |key: &str| !key.starts_with("node.kubernetes.io/") && !key.ends_with("ClusterAutoscaler");
-            spec.taints = spec.taints.take().map(|taints| {
-                taints.into_iter().filter(|taint| lasting(&taint.key)).collect()
-            });
+            spec.taints =
+                spec.taints.take().map(|taints| taints.into_iter().filter(|taint| lasting(&taint.key)).collect());
         }
         Some(node)
     }

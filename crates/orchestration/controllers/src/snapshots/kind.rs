@@ -16,6 +16,8 @@ pub const DEFINITIONS: [&str; 3] = [
 
 macro_rules! kind {
     ($kind:ident, $plural:literal, $scope:ty) => {
+        dhow_client::object!($kind);
+
         impl Resource for $kind {
             const API_VERSION: &'static str = "snapshot.storage.k8s.io/v1";
             const GROUP: &'static str = "snapshot.storage.k8s.io";

@@ -42,8 +42,7 @@ pub async fn run(
     let definitions: Vec<Informer<CustomResourceDefinition>> = DEFINITIONS
         .iter()
         .map(|name| {
-            let scope =
-                ListParams { field_selector: Some(format!("metadata.name={name}")), ..ListParams::default() };
+            let scope = ListParams { field_selector: Some(format!("metadata.name={name}")), ..ListParams::default() };
             let informer = Informer::start(client.clone(), scope, None, shutdown.child_token());
             let told = changed.clone();
             informer.on_change(move |_| told.notify_one());
@@ -254,11 +253,14 @@ impl Snapshots {
             Some(class) => match self.copies.classes.get(&Key::new(None, class)) {
                 Some(found) if found.driver == driver => found,
                 Some(found) => {
-                    let text = format!("VolumeSnapshotClass {class} is of driver {}, the volume of {driver}", found.driver);
+                    let text =
+                        format!("VolumeSnapshotClass {class} is of driver {}, the volume of {driver}", found.driver);
                     return Ok(Err(("CreateSnapshotContentFailed", text)));
                 }
                 None => {
-                    let text = format!("Failed to get snapshot class with error volumesnapshotclass.snapshot.storage.k8s.io \"{class}\" not found");
+                    let text = format!(
+                        "Failed to get snapshot class with error volumesnapshotclass.snapshot.storage.k8s.io \"{class}\" not found"
+                    );
                     return Ok(Err(("GetSnapshotClassFailed", text)));
                 }
             },
@@ -292,7 +294,8 @@ impl Snapshots {
         let name = plan::content_name(snapshot);
         match self.client.create(&wanted).await {
             Ok(made) => {
-                let text = format!("Waiting for a snapshot {} to be created by the CSI driver.", Key::of(&snapshot.metadata));
+                let text =
+                    format!("Waiting for a snapshot {} to be created by the CSI driver.", Key::of(&snapshot.metadata));
                 self.recorder.event(reference(snapshot), EventType::Normal, "CreatingSnapshot", &text);
                 Ok(Arc::new(made))
             }

@@ -8,9 +8,7 @@ use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use k8s_openapi::jiff::Timestamp;
 
-use super::kind::{
-    ContentSource, ContentSpec, Status, VolumeSnapshot, VolumeSnapshotClass, VolumeSnapshotContent,
-};
+use super::kind::{ContentSource, ContentSpec, Status, VolumeSnapshot, VolumeSnapshotClass, VolumeSnapshotContent};
 
 const DEFAULT: &str = "snapshot.storage.kubernetes.io/is-default-class";
 /// In the parameters of a class: the Secret that its driver needs.
@@ -57,7 +55,9 @@ pub fn source(
 ) -> Result<(String, String), Refusal> {
     let refused = |text: String| Err(("CreateSnapshotContentFailed", text));
     let Some(claim) = claim else {
-        return refused(format!("snapshot controller failed to update {name}: persistentvolumeclaim \"{name}\" not found"));
+        return refused(format!(
+            "snapshot controller failed to update {name}: persistentvolumeclaim \"{name}\" not found"
+        ));
     };
     let bound = claim.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Bound");
     let Some(volume) = volume.filter(|_| bound) else {
@@ -157,7 +157,8 @@ mod tests {
         let claim = |phase: &str| serde_json::from_value(json!({"status": {"phase": phase}})).unwrap();
         let csi: PersistentVolume =
             serde_json::from_value(json!({"spec": {"csi": {"driver": "d", "volumeHandle": "h"}}})).unwrap();
-        let local = serde_json::from_value(json!({"metadata": {"name": "v"}, "spec": {"local": {"path": "/"}}})).unwrap();
+        let local =
+            serde_json::from_value(json!({"metadata": {"name": "v"}, "spec": {"local": {"path": "/"}}})).unwrap();
         assert_eq!(source(Some(&claim("Bound")), "c", Some(&csi)), Ok(("d".into(), "h".into())));
         let text = |claim: Option<&PersistentVolumeClaim>, volume| source(claim, "c", volume).unwrap_err().1;
         assert!(text(None, Some(&csi)).contains("not found"));
@@ -173,7 +174,10 @@ mod tests {
             status: Some(status),
             ..VolumeSnapshotContent::default()
         };
-        let failed = ContentStatus { error: Some(Trouble { time: None, message: Some("no room".into()) }), ..ContentStatus::default() };
+        let failed = ContentStatus {
+            error: Some(Trouble { time: None, message: Some("no room".into()) }),
+            ..ContentStatus::default()
+        };
         let first = status(&Status::default(), &seen(failed.clone()), now);
         assert_eq!((first.ready_to_use, first.error.as_ref().unwrap().time.clone()), (Some(false), Some(Time(now))));
         let later = now + std::time::Duration::from_secs(9);
@@ -196,7 +200,10 @@ mod tests {
         let snapshot: VolumeSnapshot = serde_json::from_value(snapshot).unwrap();
         let mut made = content(&snapshot, &class("a", "x", true), "h".into(), None);
         assert_eq!(made.metadata.name.as_deref(), Some("snapcontent-u"));
-        assert_eq!(made.metadata.annotations.as_ref().unwrap()["snapshot.storage.kubernetes.io/deletion-secret-name"], "s");
+        assert_eq!(
+            made.metadata.annotations.as_ref().unwrap()["snapshot.storage.kubernetes.io/deletion-secret-name"],
+            "s"
+        );
         assert!(is_of(&made, &snapshot));
         made.spec.volume_snapshot_ref.uid = Some("other".into());
         assert!(!is_of(&made, &snapshot));

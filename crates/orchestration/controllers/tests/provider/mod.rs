@@ -182,10 +182,8 @@ impl CloudProvider for Provider {
         };
         // Nothing runs on a machine that goes.
         for one in &request.nodes {
-            let on = ListParams {
-                field_selector: Some(format!("spec.nodeName={}", one.name)),
-                ..ListParams::default()
-            };
+            let on =
+                ListParams { field_selector: Some(format!("spec.nodeName={}", one.name)), ..ListParams::default() };
             let pods = client.list::<Pod>(None, &on).await.unwrap().items;
             assert!(pods.is_empty(), "a node with pods is deleted");
         }
