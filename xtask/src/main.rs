@@ -4,6 +4,8 @@
 #![allow(clippy::print_stderr, clippy::print_stdout)]
 
 #[cfg(feature = "cri-proto")]
+mod autoscaler_proto;
+#[cfg(feature = "cri-proto")]
 mod cri_proto;
 mod descriptors;
 mod images;
@@ -42,6 +44,9 @@ enum Task {
     /// Generate the CRI client and server from their definition.
     #[cfg(feature = "cri-proto")]
     CriProto,
+    /// Generate the client and server of node providers from their definition.
+    #[cfg(feature = "cri-proto")]
+    AutoscalerProto,
     /// Generate the clients and servers of plugins from their definitions.
     #[cfg(feature = "cri-proto")]
     PluginProtos,
@@ -65,6 +70,8 @@ fn main() -> anyhow::Result<()> {
             let test = ["cargo", "test", "--release", "--package", "dhow-api", "--test", "properties"];
             shell::run("env", &[&[cases.as_str()], test.as_slice(), &["--", &filter]].concat())
         }
+        #[cfg(feature = "cri-proto")]
+        Task::AutoscalerProto => autoscaler_proto::run(),
         #[cfg(feature = "cri-proto")]
         Task::CriProto => cri_proto::run(),
         #[cfg(feature = "cri-proto")]

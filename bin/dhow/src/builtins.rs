@@ -265,6 +265,7 @@ fn start_leading(
         server: Arc::clone(server),
         ca: Arc::clone(&keys.ca),
         balancer_pools: settings.load_balancer.pools().map_err(anyhow::Error::msg)?,
+        cluster_autoscaler: settings.cluster_autoscaler.settings().map_err(anyhow::Error::msg)?,
         shared,
         schedulers: settings.schedulers()?,
     };

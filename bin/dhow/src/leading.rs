@@ -7,7 +7,7 @@ use std::time::Duration;
 use dhow_apiserver::{ApiServer, UserInfo};
 use dhow_base::pki::ClusterCa;
 use dhow_client::leader::{self, LeaseSpec, LeaseTiming};
-use dhow_controllers::{ControllersConfig, Pool};
+use dhow_controllers::{ClusterAutoscalerSettings, ControllersConfig, Pool};
 use dhow_scheduler::SchedulerConfig;
 use dhow_store::{Error, Kv};
 use tokio_util::sync::CancellationToken;
@@ -30,6 +30,7 @@ pub struct Leading {
     /// Published, and signs certificates.
     pub ca: Arc<ClusterCa>,
     pub balancer_pools: Vec<Pool>,
+    pub cluster_autoscaler: Option<ClusterAutoscalerSettings>,
     /// The store, where other servers use it too.
     pub shared: Option<Arc<dyn Kv>>,
     pub schedulers: SchedulerConfig,
@@ -60,6 +61,8 @@ impl Leading {
             cluster_ranges: place.networks.ranges(),
             node_dns: Some(cluster_dns::of_nodes()),
             balancer_pools: self.balancer_pools.clone(),
+            cluster_autoscaler: self.cluster_autoscaler.clone(),
+            legacy_token_days: None,
         };
         let controllers = dhow_controllers::run_all(client, config, stop.clone());
         let client = self.server.client(UserInfo::new(SCHEDULER, &[]));

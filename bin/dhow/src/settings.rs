@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use clap::CommandFactory;
 use dhow_base::config::Sources;
-use dhow_controllers::LoadBalancerConfig;
+use dhow_controllers::{ClusterAutoscalerConfig, LoadBalancerConfig};
 use dhow_cri::embedded::Tuning;
 use dhow_image::{GcConfig, RegistriesConfig};
 use dhow_node::NodeOptions;
@@ -35,6 +35,8 @@ pub struct Settings {
     pub scheduler: Option<serde_json::Value>,
     /// What addresses load balancers get.
     pub load_balancer: LoadBalancerConfig,
+    /// Who makes more nodes, and when.
+    pub cluster_autoscaler: ClusterAutoscalerConfig,
 }
 
 impl Settings {
@@ -62,6 +64,7 @@ impl Settings {
             ensure!(program.path.is_absolute(), "read the settings: {of}.path: an absolute path");
         }
         settings.load_balancer.pools().map_err(anyhow::Error::msg)?;
+        settings.cluster_autoscaler.settings().map_err(anyhow::Error::msg).context("read the settings")?;
         Ok(settings)
     }
 
@@ -119,6 +122,14 @@ mod tests {
         let error = format!("{:#}", Settings::load(&file).unwrap_err());
         assert!(error.contains("unknown key \"image\""), "{error}");
         assert!(Settings::load(&folder.path().join("none")).is_err());
+        let text = include_str!("../../../docs/cluster-autoscaler.md");
+        let example = text.split("```yaml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+        std::fs::write(&file, example).unwrap();
+        let autoscaler = Settings::load(&file).unwrap().cluster_autoscaler.settings().unwrap().unwrap();
+        assert_eq!((autoscaler.most_nodes, autoscaler.priorities[0].0), (40, 50));
+        std::fs::write(&file, example.replace("10m", "soon")).unwrap();
+        let error = format!("{:#}", Settings::load(&file).unwrap_err());
+        assert!(error.contains("clusterAutoscaler.scaleDownUnneededTime"), "{error}");
         let text = include_str!("../../../docs/scheduling.md");
         let example = text.split("```yaml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
         std::fs::write(&file, example).unwrap();

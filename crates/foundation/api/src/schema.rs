@@ -121,6 +121,7 @@ pub(crate) fn definitions(path: &'static str) -> Map<String, Value> {
         admissionregistration::v1beta1 { MutatingAdmissionPolicy, MutatingAdmissionPolicyBinding }
         flowcontrol::v1 { FlowSchema, PriorityLevelConfiguration }
         resource::v1 { DeviceClass, ResourceClaim, ResourceClaimTemplate, ResourceSlice }
+        storagemigration::v1beta1 { StorageVersionMigration }
     }
     add! {
         core::v1 { Binding }

@@ -123,6 +123,7 @@ async fn legacy_user(server: &ApiServer, token: &str, claims: &LegacyClaims) -> 
     if !same || secret.header.labels.get(INVALID_SINCE).is_some() {
         return Err(Status::unauthorized());
     }
+    server.legacy_uses.note(&secret);
     Ok(UserInfo::service_account(&claims.namespace, &account.name, &account.uid))
 }
 

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::identity::{MASTERS, UserInfo};
 use crate::reconcile::{self, AUTOUPDATE};
-use crate::{ApiServer, Config, flow};
+use crate::{ApiServer, Config, flow, legacy_tokens};
 
 /// The server itself, as a user.
 pub const SERVER: &str = "system:apiserver";
@@ -37,8 +37,14 @@ pub async fn ensure(server: &Arc<ApiServer>, config: &Config) -> Result<(), Stat
     let of_group = |plural: &'static str| move |object| (plural, object);
     let levels = flow::objects::levels().into_iter().map(of_group(LEVELS));
     create(&client, "/apis/storage.k8s.io/v1/storageclasses", local_class()).await?;
+    create(&client, "/api/v1/namespaces/kube-system/configmaps", token_tracking()).await?;
     create_all(&client, levels.chain(flow::objects::schemas().into_iter().map(of_group(SCHEMAS)))).await?;
     api_service(&client, config).await
+}
+
+/// Says from which day on uses of tokens in Secrets are noted.
+fn token_tracking() -> Value {
+    json!({"metadata": {"name": legacy_tokens::TRACKING}, "data": {"since": legacy_tokens::today()}})
 }
 
 /// Volumes of the node that runs the pod, for claims that name no class.
@@ -389,6 +395,7 @@ fn controllers() -> Vec<Value> {
         // A role that sums others up gets rules that its keeper has not.
         rule(&["rbac.authorization.k8s.io"], &["clusterroles"], &["escalate"]),
         rule(&["resource.k8s.io"], &["resourceclaims"], &["create"]),
+        rule(&["snapshot.storage.k8s.io"], &["volumesnapshotcontents"], &["create"]),
         rule(&["storage.k8s.io"], &["csistoragecapacities", "volumeattachments"], &["create"]),
     ]
 }

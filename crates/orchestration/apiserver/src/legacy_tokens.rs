@@ -1,5 +1,6 @@
 //! Secrets of type `kubernetes.io/service-account-token` get their token, CA and namespace; those whose account is
-//! gone go too. A loop that sleeps until such a Secret or an account changes.
+//! gone go too. A loop that sleeps until such a Secret or an account changes, and another that notes on which day a token
+//! was used last.
 
 use std::sync::Arc;
 
@@ -8,7 +9,10 @@ use base64::engine::general_purpose::STANDARD;
 use dhow_api::registry;
 use dhow_api::{Status, meta};
 use http::Method;
+use k8s_openapi::jiff::Timestamp;
+use parking_lot::Mutex;
 use serde_json::{Value, json};
+use tokio::sync::mpsc;
 
 use crate::changes::Missed;
 use crate::identity::{MASTERS, UserInfo};
@@ -19,8 +23,60 @@ use crate::{ApiServer, bootstrap};
 const TYPE: &str = "kubernetes.io/service-account-token";
 const NAME: &str = "kubernetes.io/service-account.name";
 const UID: &str = "kubernetes.io/service-account.uid";
+const LAST_USED: &str = "kubernetes.io/legacy-token-last-used";
+/// Says since when uses are noted.
+pub const TRACKING: &str = "kube-apiserver-legacy-service-account-token-tracking";
+/// Uses that wait to be noted; more are noted when the token is used next.
+const WAITING: usize = 64;
+
+/// The day it is, as labels have it.
+pub fn today() -> String {
+    Timestamp::now().strftime("%Y-%m-%d").to_string()
+}
+
+/// Uses of tokens on their way to the Secrets.
+pub struct Uses {
+    sender: mpsc::Sender<(String, String)>,
+    receiver: Mutex<Option<mpsc::Receiver<(String, String)>>>,
+}
+
+impl Default for Uses {
+    fn default() -> Self {
+        let (sender, receiver) = mpsc::channel(WAITING);
+        Self { sender, receiver: Mutex::new(Some(receiver)) }
+    }
+}
+
+impl Uses {
+    /// Notes that a token was used, once a day. Nobody waits for it.
+    pub fn note(&self, secret: &Stored) {
+        if secret.header.labels.get(LAST_USED).is_none_or(|day| *day != *today()) {
+            let _ = self.sender.try_send((secret.header.namespace.clone(), secret.header.name.clone()));
+        }
+    }
+}
+
+fn note_uses(server: &Arc<ApiServer>) {
+    let Some(mut uses) = server.legacy_uses.receiver.lock().take() else { return };
+    let (weak, shutdown) = (Arc::downgrade(server), server.shutdown.clone());
+    tokio::spawn(async move {
+        loop {
+            let (namespace, name) = tokio::select! {
+                () = shutdown.cancelled() => return,
+                one = uses.recv() => match one { Some(one) => one, None => return },
+            };
+            let Some(server) = weak.upgrade() else { return };
+            let path = format!("/api/v1/namespaces/{namespace}/secrets/{name}");
+            let patch = json!({"metadata": {"labels": {LAST_USED: today()}}});
+            if let Err(status) = write(&server, Method::PATCH, &path, "application/merge-patch+json", &patch).await {
+                tracing::warn!(namespace, name, message = status.message, "cannot note the use of a token");
+            }
+        }
+    });
+}
 
 pub fn start(server: &Arc<ApiServer>) -> Result<(), Status> {
+    note_uses(server);
     let row = |plural| registry::builtin().get("", "v1", plural).ok_or_else(Status::no_such_resource);
     let (secrets, accounts) = (row("secrets")?, row("serviceaccounts")?);
     let subscribe = move |server: &ApiServer| -> Result<_, Status> {
@@ -102,8 +158,12 @@ async fn settle(server: &Arc<ApiServer>, secret: &Stored) -> Result<(), Status> 
 
 /// Writes as everyone does. What changed or went meanwhile brings us back here, or nowhere.
 async fn send(server: &Arc<ApiServer>, method: Method, path: &str, body: &Value) -> Result<(), Status> {
+    write(server, method, path, "application/json", body).await
+}
+
+async fn write(server: &Arc<ApiServer>, method: Method, path: &str, media: &str, body: &Value) -> Result<(), Status> {
     let client = server.client(UserInfo::new("system:apiserver", &[MASTERS]));
-    match bootstrap::send(&client, method, path, "application/json", body).await? {
+    match bootstrap::send(&client, method, path, media, body).await? {
         (200..=299 | 404 | 409, _) => Ok(()),
         (_, answer) => Err(bootstrap::failed(&answer)),
     }

@@ -124,6 +124,7 @@ pub struct ApiServer {
     quotas: admission::quota::Quotas,
     webhooks: admission::webhooks::Webhooks,
     aggregator: aggregate::Aggregator,
+    legacy_uses: legacy_tokens::Uses,
     /// What has to be finished before the server has ended.
     tasks: TaskTracker,
     door: Arc<connections::Door>,
@@ -159,6 +160,7 @@ impl ApiServer {
             metrics,
             quotas: admission::quota::Quotas::default(),
             webhooks: admission::webhooks::Webhooks::new(cache),
+            legacy_uses: legacy_tokens::Uses::default(),
             tasks: TaskTracker::new(),
             door: Arc::default(),
             shutdown,

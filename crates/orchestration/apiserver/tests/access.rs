@@ -260,6 +260,12 @@ async fn secrets_of_accounts_are_filled() {
     assert_eq!(read("{.data.namespace}").await, "default");
     cluster.kubeconfig_with_token("sa", &read("{.data.token}").await);
     assert!(whoami(&cluster, "sa").await.unwrap().contains("username: system:serviceaccount:default:sa"));
+    // Its use is noted, by the day.
+    let used = "jsonpath={.metadata.labels.kubernetes\\.io/legacy-token-last-used}";
+    let day = k8s_openapi::jiff::Timestamp::now().strftime("%Y-%m-%d").to_string();
+    cluster.kubectl(&["wait", "secret/s", &format!("--for={used}={day}"), "--timeout=20s"]).await;
+    let tracking = ["get", "configmap", "kube-apiserver-legacy-service-account-token-tracking", "-n", "kube-system"];
+    assert_eq!(cluster.kubectl(&[&tracking[..], &["-o", "jsonpath={.data.since}"]].concat()).await, day);
     cluster.kubectl(&["label", "secret", "s", "kubernetes.io/legacy-token-invalid-since=2020-01-01"]).await;
     whoami(&cluster, "sa").await.unwrap_err();
     cluster.kubectl(&["label", "secret", "s", "kubernetes.io/legacy-token-invalid-since-"]).await;

@@ -115,6 +115,12 @@ fn object<K: Object>(value: Value) -> K {
     serde_json::from_value(value).unwrap()
 }
 
+/// How often a thread of the runtime went to sleep, and so was woken.
+fn wakes() -> u64 {
+    let metrics = tokio::runtime::Handle::current().metrics();
+    (0..metrics.num_workers()).map(|worker| metrics.worker_park_count(worker)).sum()
+}
+
 /// CPU seconds of this process.
 fn cpu() -> f64 {
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
@@ -219,19 +225,23 @@ async fn measure(elected: bool) {
             break;
         }
     }
-    let (before, burnt) = (counts.now(), cpu());
+    let (before, burnt, woken) = (counts.now(), cpu(), wakes());
     tokio::time::sleep(MEASURE).await;
     let (after, burnt) = (counts.now(), (cpu() - burnt) / MEASURE.as_secs_f64() * 100.0);
+    let woken = wakes() - woken;
     let [writes, leases, reads, revisions, others] = std::array::from_fn(|i| after[i] - before[i]);
     let store = if elected { "shared, one leader" } else { "embedded" };
-    println!("| {store} | {leases} | {} | {reads} | {revisions} | {others} | {burnt:.2} % |", writes - leases);
+    println!(
+        "| {store} | {leases} | {} | {reads} | {revisions} | {others} | {woken} | {burnt:.2} % |",
+        writes - leases
+    );
     stop.cancel();
 }
 
 #[tokio::main]
 async fn main() {
-    println!("| store | lease writes | other writes | reads | revision checks | others | CPU |");
-    println!("|---|---|---|---|---|---|---|");
+    println!("| store | lease writes | other writes | reads | revision checks | others | wake-ups | CPU |");
+    println!("|---|---|---|---|---|---|---|---|");
     measure(false).await;
     measure(true).await;
 }

@@ -101,6 +101,13 @@ pub fn available_in(pod: &Pod, min_ready_seconds: i32, now: Timestamp) -> Option
     Some(Duration::from_millis(u64::try_from(left).unwrap_or(0)))
 }
 
+/// How old an object is.
+pub fn since_creation(metadata: &ObjectMeta) -> Duration {
+    let made = metadata.creation_timestamp.as_ref().map_or(Timestamp::UNIX_EPOCH, |time| time.0);
+    let age = Timestamp::now().as_millisecond().saturating_sub(made.as_millisecond());
+    Duration::from_millis(u64::try_from(age).unwrap_or(0))
+}
+
 /// Deletes this very object. One that is gone already is fine, and so is another of its name, which is left alone.
 pub async fn delete<K: Object>(client: &Client, object: &K, params: DeleteParams) -> Result<(), Error> {
     let metadata = object.metadata();

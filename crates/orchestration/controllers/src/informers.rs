@@ -15,6 +15,7 @@ use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::ClusterRole;
 use k8s_openapi::api::resource::v1::ResourceClaim;
 use k8s_openapi::api::storage::v1::{CSIDriver, StorageClass, VolumeAttachment};
+use k8s_openapi::api::storagemigration::v1beta1::StorageVersionMigration;
 use tokio_util::sync::CancellationToken;
 
 use crate::common::node_name;
@@ -69,6 +70,7 @@ informers! {
     root_cas: ConfigMap = root_cas,
     node_leases: Lease = node_leases,
     certificate_requests: CertificateSigningRequest = all,
+    migrations: StorageVersionMigration = all,
 }
 
 /// Every object of a kind, with the indexes that controllers share.

@@ -7,6 +7,7 @@
 mod attach_detach;
 mod autoscale;
 mod certificates;
+mod cluster_autoscaler;
 mod cluster_role;
 mod common;
 mod cronjob;
@@ -21,6 +22,7 @@ mod garbage;
 mod history;
 mod informers;
 mod job;
+mod legacy_tokens;
 mod load_balancer;
 mod namespace;
 mod namespace_defaults;
@@ -37,7 +39,9 @@ mod resource_claims;
 mod resources;
 mod rollback;
 mod scale;
+mod snapshots;
 mod statefulset;
+mod storage_migration;
 mod taint_eviction;
 mod vertical;
 mod volume;
@@ -49,6 +53,9 @@ use dhow_client::{Client, Queue, Reconcile, run_controller};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+pub use cluster_autoscaler::{
+    ClusterAutoscalerConfig, ClusterAutoscalerSettings, ExpanderName, ProviderConfig, externalgrpc,
+};
 use informers::Informers;
 pub use load_balancer::{LoadBalancerConfig, Pool, PoolConfig};
 pub use node_dns::NodeDnsConfig;
@@ -67,6 +74,10 @@ pub struct ControllersConfig {
     pub node_dns: Option<NodeDnsConfig>,
     /// Addresses for load balancers; without any they get those of the nodes.
     pub balancer_pools: Vec<Pool>,
+    /// Adds and removes nodes; without it, nobody here does.
+    pub cluster_autoscaler: Option<ClusterAutoscalerSettings>,
+    /// After how many days tokens of service accounts that nobody uses go; a year unless something is said.
+    pub legacy_token_days: Option<i32>,
 }
 
 /// Runs all controllers until `shutdown`.
@@ -86,6 +97,7 @@ pub async fn run_all(client: Client, config: ControllersConfig, shutdown: Cancel
     let reconciler = namespace::Namespaces::new(client.clone(), all.namespaces.clone(), &namespaces_queue);
     run(namespaces_queue, 4, reconciler);
     let pods = all.pods.clone();
+    let (claims, volumes) = (all.claims.clone(), all.volumes.clone());
     nodes(&client, &config, &all, &mut run, &shutdown);
     cluster(&client, config, all, &mut run);
     let queue = Queue::new("garbage-collector");
@@ -99,6 +111,7 @@ pub async fn run_all(client: Client, config: ControllersConfig, shutdown: Cancel
         pause = (pause * 2).min(std::time::Duration::from_secs(10));
     };
     run(queue, 8, collector);
+    running.spawn(snapshots::run(client.clone(), claims, volumes, shutdown.clone()));
     running.spawn(vertical::run(client, pods, shutdown.clone()));
     while running.join_next().await.is_some() {}
 }
@@ -196,12 +209,34 @@ fn nodes(client: &Client, config: &ControllersConfig, all: &Informers, run: Run<
     run(queue.clone(), 1, certificates::Cleaner::new(client.clone(), requests.clone(), &queue));
     let queue = Queue::new("token-cleaner");
     run(queue.clone(), 1, certificates::TokenCleaner::new(client.clone(), &queue, shutdown));
+    let queue = Queue::new("legacy-service-account-token-cleaner");
+    let (accounts, pods) = (all.accounts.clone(), all.pods.clone());
+    let days = config.legacy_token_days.unwrap_or(legacy_tokens::CLEAN_UP_DAYS);
+    let reconciler = legacy_tokens::LegacyTokens::new(client.clone(), accounts, pods, days, &queue, shutdown);
+    run(queue, 1, reconciler);
     if !config.cluster_ranges.is_empty() {
         let queue = Queue::new("node-ipam");
         match node_ipam::NodeIpam::new(client.clone(), all.nodes.clone(), &config.cluster_ranges, &queue) {
             // One at a time: each looks at what the one before has taken.
             Ok(reconciler) => run(queue, 1, reconciler),
             Err(error) => tracing::error!(error, "nodes get no networks for their pods"),
+        }
+    }
+    if let Some(settings) = &config.cluster_autoscaler {
+        let queue = Queue::new("cluster-autoscaler");
+        let copies = cluster_autoscaler::Copies {
+            nodes: all.nodes.clone(),
+            pods: all.pods.clone(),
+            daemon_sets: all.daemon_sets.clone(),
+            budgets: all.budgets.clone(),
+            namespaces: all.namespaces.clone(),
+            claims: all.claims.clone(),
+            volumes: all.volumes.clone(),
+            classes: all.storage_classes.clone(),
+        };
+        match cluster_autoscaler::ClusterAutoscaler::new(client.clone(), copies, settings, &queue, shutdown) {
+            Ok(reconciler) => run(queue, 1, reconciler),
+            Err(error) => tracing::error!(%error, "nobody adds or removes nodes"),
         }
     }
     if let Some(dns) = &config.node_dns {
@@ -256,6 +291,8 @@ fn cluster(client: &Client, config: ControllersConfig, all: Informers, run: Run<
     let queue = Queue::new("pod-gc");
     let reconciler = pod_gc::PodGc::new(client.clone(), all.pods, all.nodes, &queue);
     run(queue, 2, reconciler);
+    let queue = Queue::new("storage-version-migrator");
+    run(queue.clone(), 2, storage_migration::Migrations::new(client.clone(), all.migrations, &queue));
     let queue = Queue::new("clusterrole-aggregation");
     let reconciler = cluster_role::ClusterRoles::new(client.clone(), all.cluster_roles, &queue);
     run(queue, 1, reconciler);

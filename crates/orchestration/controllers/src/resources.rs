@@ -107,6 +107,18 @@ pub async fn kinds_of_version(client: &Client, api_version: &str) -> Result<Vec<
 /// Sends a request and reads its JSON answer; a `Status` failure is an error.
 pub async fn call(client: &Client, method: Method, path: &str, media: &str, body: Vec<u8>) -> Result<Value, Error> {
     let (status, body) = open(client, method, path, media, body).await?;
+    read(path, status, body).await
+}
+
+/// Reads a path in the form that `accept` names.
+pub async fn get_as(client: &Client, path: &str, accept: &str) -> Result<Value, Error> {
+    let request = Request::builder().uri(path).header(http::header::ACCEPT, accept).body(Bytes::new());
+    let request = request.map_err(|error| Error::Configuration(format!("{path}: {error}")))?;
+    let response = client.request(request).await?;
+    read(path, response.status(), response.into_body()).await
+}
+
+async fn read(path: &str, status: StatusCode, body: Body) -> Result<Value, Error> {
     let bytes = body.collect().await?.to_bytes();
     let answer: Value = serde_json::from_slice(&bytes).unwrap_or_default();
     if status.is_success() {

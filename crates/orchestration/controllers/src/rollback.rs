@@ -1,9 +1,10 @@
 //! `dhow.io/auto-rollback`: a rollout that fails goes back by itself to the last revision that was up, once, and says
 //! why.
 //!
-//! A revision whose rollout was completed is marked. The template of the last marked one is put back, and what was done
-//! is recorded on the object: the condition and the event tell it, and a template that was put back is never taken away
-//! again, so that one failure cannot lead to a round of rollbacks.
+//! A revision whose rollout was completed is marked, and on trial for as long as a rollout may take: what looked ready
+//! for a moment may still keep ending. The template of the last good one is put back, and what was done is recorded on
+//! the object: the condition and the event tell it, and a template that was put back is never taken away again, so that
+//! one failure cannot lead to a round of rollbacks.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +14,7 @@ use k8s_openapi::api::core::v1::{ContainerStatus, Pod, PodTemplateSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use k8s_openapi::jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::common::{is_finished, ready_since};
 
@@ -26,6 +27,8 @@ const STANDARD_DEADLINE: i64 = 600;
 const RECORD: &str = "dhow.io/rolled-back";
 /// On a ReplicaSet or ControllerRevision: the number under which its rollout was completed last.
 const COMPLETED: &str = "dhow.io/completed";
+/// And when that was.
+const COMPLETED_AT: &str = "dhow.io/completed-at";
 pub const CONDITION: &str = "RolledBack";
 pub const DEADLINE_EXCEEDED: &str = "ProgressDeadlineExceeded";
 /// A container that keeps ending is given up after so many restarts.
@@ -67,13 +70,31 @@ pub fn is_completed(metadata: &ObjectMeta, number: i64) -> bool {
     annotation(metadata, COMPLETED).is_some_and(|known| known == number.to_string())
 }
 
+/// Whether the rollout of a revision under this number is over, but so recently that it may still turn out bad.
+pub fn is_on_trial(metadata: &ObjectMeta, number: i64, seconds: i64, now: Timestamp) -> bool {
+    let since = annotation(metadata, COMPLETED_AT).and_then(|text| text.parse::<Timestamp>().ok());
+    is_completed(metadata, number) && since.is_some_and(|since| now.as_second() - since.as_second() < seconds)
+}
+
 /// Remembers that the rollout of a revision was completed.
 pub async fn mark<K: Object>(client: &Client, revision: &K, number: i64) -> Result<(), Error> {
-    let metadata = revision.metadata();
-    if is_completed(metadata, number) {
+    if is_completed(revision.metadata(), number) {
         return Ok(());
     }
-    let annotations = json!({COMPLETED: number.to_string()});
+    let annotations = json!({COMPLETED: number.to_string(), COMPLETED_AT: Timestamp::now().to_string()});
+    annotate(client, revision, annotations).await
+}
+
+/// Takes back that a revision was up: it was so for a moment only.
+pub async fn unmark<K: Object>(client: &Client, revision: &K) -> Result<(), Error> {
+    if !was_completed(revision.metadata()) {
+        return Ok(());
+    }
+    annotate(client, revision, json!({COMPLETED: null, COMPLETED_AT: null})).await
+}
+
+async fn annotate<K: Object>(client: &Client, revision: &K, annotations: Value) -> Result<(), Error> {
+    let metadata = revision.metadata();
     let patch = Patch::Merge(json!({"metadata": {"uid": metadata.uid, "annotations": annotations}}));
     let name = metadata.name.as_deref().unwrap_or_default();
     match client.patch::<K>(metadata.namespace.as_deref(), name, patch, None).await {
@@ -220,7 +241,6 @@ pub fn tell_stuck<K: Object>(recorder: &EventRecorder, object: &K, from: &str, w
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use serde_json::Value;
 
     const NOW: &str = "2026-01-01T01:00:00Z";
 
@@ -257,6 +277,18 @@ mod tests {
         assert!(matches!(judged(status(2), 600), Verdict::Fine(Some(_))));
         let text = "container c of pod p ended 3 times, the last time with exit code 3";
         assert_eq!(judged(status(3), 600), Verdict::Failed("CrashLoopBackOff", text.into()));
+    }
+
+    #[test]
+    fn a_revision_is_on_trial_for_a_while() {
+        let trial = |number: i64, seconds: i64| {
+            let annotations = json!({COMPLETED: "2", COMPLETED_AT: "2026-01-01T00:58:20Z"});
+            let metadata = serde_json::from_value(json!({"annotations": annotations})).unwrap();
+            is_on_trial(&metadata, number, seconds, NOW.parse().unwrap())
+        };
+        assert!(trial(2, 101) && !trial(2, 100), "a hundred seconds have gone");
+        assert!(!trial(3, 101), "under another number it is another rollout");
+        assert!(!is_on_trial(&ObjectMeta::default(), 0, 600, NOW.parse().unwrap()));
     }
 
     #[test]

@@ -6,6 +6,7 @@ mod fake;
 mod harness;
 
 use fake::Cloud;
+use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
 
 fn template(app: &str, more: Value) -> Value {
@@ -221,6 +222,73 @@ async fn a_budget_refuses_what_would_be_too_much() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_does_not_serve_may_go_where_its_budget_says_so() {
+    let cloud = Cloud::start().await;
+    cloud.node("n1", json!([])).await;
+    let mut sick = template("sick", json!({}));
+    sick["metadata"]["annotations"] = json!({"play": "unready"});
+    cloud
+        .apply(json!({"apiVersion": "apps/v1", "kind": "ReplicaSet", "metadata": {"name": "sick"},
+            "spec": {"replicas": 1, "selector": {"matchLabels": {"app": "sick"}}, "template": sick}}))
+        .await;
+    cloud
+        .apply(json!({"apiVersion": "policy/v1", "kind": "PodDisruptionBudget", "metadata": {"name": "sick"},
+            "spec": {"minAvailable": 1, "selector": {"matchLabels": {"app": "sick"}}}}))
+        .await;
+    cloud.until(&["get", "pdb/sick", "-o", "jsonpath={.status.currentHealthy} {.status.expectedPods}"], "0 1").await;
+    cloud.until(&["get", "pods", "-o", "jsonpath={.items[*].status.phase}"], "Running").await;
+    let evict = async || {
+        let pod = cloud.get("pods", "{.items[0].metadata.name}").await;
+        let body = json!({"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod}});
+        let path = format!("/api/v1/namespaces/default/pods/{pod}/eviction");
+        cloud.cluster.json("POST", &path, "application/json", &body).await.0
+    };
+    assert_eq!(evict().await, 429);
+    cloud.kubectl(&["patch", "pdb/sick", "-p", r#"{"spec":{"unhealthyPodEvictionPolicy":"AlwaysAllow"}}"#]).await;
+    assert_eq!(evict().await, 201);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stateful_pod_moves_once_its_dead_node_is_fenced() {
+    let cloud = Cloud::start().await;
+    cloud.node("n1", json!([])).await;
+    let spec = json!({"replicas": 1, "serviceName": "s", "selector": {"matchLabels": {"app": "s"}},
+        "template": template("s", json!({}))});
+    cloud.apply(json!({"apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": {"name": "s"}, "spec": spec})).await;
+    cloud.until(&["get", "sts/s", "-o", "jsonpath={.status.readyReplicas}"], "1").await;
+    let uid = cloud.get("pod/s-0", "{.metadata.uid}").await;
+    // The machine dies; another one is there.
+    cloud.dead.lock().insert("n1".to_owned());
+    let away = json!({"status": {"conditions": [{"type": "Ready", "status": "Unknown"}]}});
+    let path = "/api/v1/nodes/n1/status";
+    assert_eq!(cloud.cluster.json("PATCH", path, "application/merge-patch+json", &away).await.0, 200);
+    cloud.node("n2", json!([])).await;
+    cloud.kubectl(&["delete", "pod", "s-0", "--wait=false"]).await;
+    // Nobody knows whether it still runs: it stays, and no other takes its name.
+    tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+    assert_eq!(cloud.get("pod/s-0", "{.metadata.uid}").await, uid);
+    cloud.kubectl(&["taint", "node", "n1", "node.kubernetes.io/out-of-service=nodeshutdown:NoExecute"]).await;
+    cloud
+        .until(
+            &["get", "pod/s-0", "--ignore-not-found", "-o", "jsonpath={.spec.nodeName} {.status.phase}"],
+            "n2 Running",
+        )
+        .await;
+    assert_ne!(cloud.get("pod/s-0", "{.metadata.uid}").await, uid);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_somebody_else_manages_is_left_alone() {
+    let cloud = Cloud::start().await;
+    cloud.node("n1", json!([])).await;
+    cloud.apply(job("theirs", "succeed", json!({"managedBy": "example.com/them"}))).await;
+    cloud.apply(job("ours", "succeed", json!({"managedBy": "kubernetes.io/job-controller"}))).await;
+    cloud.kubectl(&["wait", "--for=condition=complete", "job/ours", "--timeout=60s"]).await;
+    assert_eq!(cloud.get("job/theirs", "{.status}").await, "{}");
+    assert_eq!(cloud.kubectl(&["get", "pods", "-l", "job-name=theirs", "-o", "name"]).await, "");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn orphans_are_adopted_by_whoever_selects_them() {
     let cloud = Cloud::start().await;
     cloud.node("n1", json!([])).await;
@@ -417,6 +485,58 @@ async fn a_daemon_set_that_fails_goes_back_and_says_why() {
     cloud.node("n2", json!([])).await;
     let said = fails_to_roll(&cloud, "DaemonSet", json!({}), "crash").await;
     assert!(said.contains("ended 3 times, the last time with exit code 3"), "{said}");
+}
+
+/// Lets every pod of an application be in a crash loop.
+async fn crash(cloud: &Cloud, app: &str) {
+    let of = format!("app={app}");
+    let names = cloud.kubectl(&["get", "pods", "-l", &of, "-o", "jsonpath={.items[*].metadata.name}"]).await;
+    let now = Timestamp::now().to_string();
+    let status = json!({"status": {
+        "conditions": [{"type": "Ready", "status": "False", "lastTransitionTime": now}],
+        "containerStatuses": [{"name": "c", "image": "x", "imageID": "", "ready": false, "restartCount": 3,
+            "state": {"waiting": {"reason": "CrashLoopBackOff"}}, "lastState": {"terminated": {"exitCode": 3}}}]}});
+    for name in names.split_whitespace() {
+        let path = format!("/api/v1/namespaces/default/pods/{name}/status");
+        let (code, answer) = cloud.cluster.json("PATCH", &path, "application/merge-patch+json", &status).await;
+        assert!(code == 200 || code == 404, "{answer}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_version_that_was_ready_for_a_moment_goes_back_too() {
+    let cloud = Cloud::start().await;
+    cloud.node("n1", json!([])).await;
+    for (kind, app, more) in [
+        ("Deployment", "d", json!({"replicas": 1, "progressDeadlineSeconds": 120})),
+        ("StatefulSet", "s", json!({"replicas": 1, "serviceName": "s"})),
+        ("DaemonSet", "e", json!({})),
+    ] {
+        let what = format!("{}/{app}", kind.to_lowercase());
+        let mut whole = json!({"selector": {"matchLabels": {"app": app}}, "template": template(app, json!({}))});
+        whole.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let metadata = json!({"name": app, "annotations": {"dhow.io/auto-rollback": "true"}});
+        cloud.apply(json!({"apiVersion": "apps/v1", "kind": kind, "metadata": metadata, "spec": whole})).await;
+        cloud.kubectl(&["rollout", "status", &what, "--timeout=60s"]).await;
+        let revisions = if kind == "Deployment" { "replicasets" } else { "controllerrevisions" };
+        let marks = "jsonpath={.items[*].metadata.annotations.dhow\\.io/completed}";
+        let of = format!("app={app}");
+        cloud.until(&["get", revisions, "-l", &of, "-o", marks], "1").await;
+        cloud.kubectl(&["set", "image", &what, "c=example/app:2"]).await;
+        cloud.kubectl(&["rollout", "status", &what, "--timeout=60s"]).await;
+        // All is well, and said to be.
+        cloud.until(&["get", revisions, "-l", &of, "-o", marks, "--sort-by=.metadata.creationTimestamp"], "1 2").await;
+        crash(&cloud, app).await;
+        let image = "jsonpath={.spec.template.spec.containers[0].image}";
+        cloud.until(&["get", &what, "-o", image], "example/app:1").await;
+        let condition = "jsonpath={.status.conditions[?(@.type==\"RolledBack\")].reason}";
+        cloud.until(&["get", &what, "-o", condition], "CrashLoopBackOff").await;
+        cloud.kubectl(&["rollout", "status", &what, "--timeout=60s"]).await;
+        // What was put back stays, whatever becomes of it.
+        crash(&cloud, app).await;
+        cloud.kubectl(&["annotate", &what, "look=again"]).await;
+        assert_eq!(cloud.kubectl(&["get", &what, "-o", image]).await, "example/app:1");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -23,6 +23,7 @@ mod shape;
 mod snapshot;
 pub mod taints;
 mod topologies;
+mod trial;
 pub mod volumes;
 
 pub use config::{ConfigError, extenders, profiles};
@@ -34,3 +35,4 @@ pub use profile::{DEFAULT_NAME, Filters, Profile, Strategy, Weights};
 pub use reasons::Refusal;
 pub use run::{SchedulerConfig, run};
 pub use snapshot::{NodeInfo, PodKey, Snapshot};
+pub use trial::Trial;

@@ -316,6 +316,7 @@ const OTHERS: &[Row] = &[
     ("flowcontrol.v1.ResourcePolicyRule", "resources", list(Set)),
     ("flowcontrol.v1.ResourcePolicyRule", "verbs", list(Set)),
     ("networking.v1.ServiceCIDRStatus", "conditions", keyed(KIND)),
+    ("storagemigration.v1beta1.StorageVersionMigrationStatus", "conditions", keyed(KIND)),
     ("resource.v1.AllocatedDeviceStatus", "conditions", list(Map(KIND))),
     ("resource.v1.ResourceClaimStatus", "devices", list(Map(&["driver", "device", "pool"]))),
     ("resource.v1.ResourceClaimStatus", "reservedFor", keyed(&["uid"])),

@@ -188,6 +188,7 @@ const OBJECTS: &[(&str, &str, &str, &str)] = &[
         "csidrivers",
         r#"{"spec": {"tokenRequests": [{"audience": "a"}], "volumeLifecycleModes": ["Persistent"]}}"#,
     ),
+    ("storagemigration.k8s.io", "v1beta1", "storageversionmigrations", r#"{"spec": {"resource": {"resource": "r"}}}"#),
     ("storage.k8s.io", "v1", "csistoragecapacities", r#"{"storageClassName": "s", "capacity": "1Gi"}"#),
     ("rbac.authorization.k8s.io", "v1", "roles", "{}"),
     ("rbac.authorization.k8s.io", "v1", "clusterroles", "{}"),

@@ -315,3 +315,14 @@ pub fn endpoint_slice_update(new: &Value, old: &Value, errors: &mut Errors) {
         errors.bad(&Field::top(new, "addressType"), IMMUTABLE);
     }
 }
+
+pub fn storage_migration(value: &Value, errors: &mut Errors) {
+    let resource = Field::spec(value).at("resource").at("resource");
+    if resource.text().is_empty() {
+        errors.missing(&resource, "resource is required");
+    }
+}
+
+pub fn storage_migration_update(new: &Value, old: &Value, errors: &mut Errors) {
+    errors.fixed(new, old, &["resource"]);
+}

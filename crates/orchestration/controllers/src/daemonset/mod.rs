@@ -1,6 +1,6 @@
 //! Keeps one pod of every DaemonSet on each node that it is meant for.
 
-mod placement;
+pub mod placement;
 mod plan;
 #[cfg(test)]
 mod tests;

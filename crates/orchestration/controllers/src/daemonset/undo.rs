@@ -44,7 +44,9 @@ impl DaemonSets {
         if wanted > 0 && status.updated_number_scheduled == Some(wanted) && status.number_available == Some(wanted) {
             rollback::mark(&self.control.client, current, current.revision).await?;
         }
-        if rollback::is_completed(&current.metadata, current.revision) {
+        let deadline = rollback::deadline(&snapshot.set.metadata);
+        let was_up = rollback::is_completed(&current.metadata, current.revision);
+        if was_up && !rollback::is_on_trial(&current.metadata, current.revision, deadline, snapshot.now) {
             return Ok(Done::Wait(None));
         }
         // A node that is away proves nothing of the revision.
@@ -52,8 +54,8 @@ impl DaemonSets {
         let up: HashSet<&str> = up.filter_map(|node| node.metadata.name.as_deref()).collect();
         let new = snapshot.pods.iter().filter(|pod| hash(pod) == snapshot.hash);
         let new: Vec<_> = new.filter(|pod| target(pod).is_some_and(|node| up.contains(node))).cloned().collect();
-        let deadline = rollback::deadline(&snapshot.set.metadata);
-        let (reason, text) = match rollback::judge(&new, Some(deadline), snapshot.now) {
+        // One that was up is judged by its crashes alone.
+        let (reason, text) = match rollback::judge(&new, (!was_up).then_some(deadline), snapshot.now) {
             Verdict::Fine(wait) => return Ok(Done::Wait(wait)),
             Verdict::Failed(reason, text) => (reason, text),
         };
@@ -61,6 +63,7 @@ impl DaemonSets {
             rollback::tell_stuck(&self.control.recorder, snapshot.set, history::name(current), &text);
             return Ok(Done::Wait(None));
         };
+        rollback::unmark(&self.control.client, current).await?;
         let from = (history::name(current), current.revision);
         let (client, recorder) = (&self.control.client, &self.control.recorder);
         rollback::put_back(client, recorder, snapshot.set, from, good, (reason, text)).await?;

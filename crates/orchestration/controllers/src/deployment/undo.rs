@@ -30,14 +30,15 @@ impl Deployments {
             }
             return Ok(false);
         }
-        if rollback::is_completed(&new.metadata, revision(new))
-            || rollback::record(&deployment.metadata, name(new)).is_some()
-        {
+        let deadline = deployment.spec.as_ref().and_then(|spec| spec.progress_deadline_seconds).unwrap_or(600);
+        let was_up = rollback::is_completed(&new.metadata, revision(new));
+        let on_trial = rollback::is_on_trial(&new.metadata, revision(new), i64::from(deadline), Timestamp::now());
+        if was_up && !on_trial || rollback::record(&deployment.metadata, name(new)).is_some() {
             return Ok(false);
         }
         let pods = self.pods.by_index("controller", new.metadata.uid.as_deref().unwrap_or_default());
         let progressing = status.conditions.iter().flatten().find(|one| one.type_ == "Progressing");
-        let overdue = progressing.filter(|one| one.reason.as_deref() == Some(rollback::DEADLINE_EXCEEDED));
+        let overdue = progressing.filter(|one| one.reason.as_deref() == Some(rollback::DEADLINE_EXCEEDED) && !was_up);
         let (reason, text) = match (overdue, rollback::judge(&pods, None, Timestamp::now())) {
             (_, Verdict::Failed(reason, text)) => (reason, text),
             (Some(condition), Verdict::Fine(_)) => {
@@ -50,6 +51,7 @@ impl Deployments {
             rollback::tell_stuck(&self.recorder, deployment, name(new), &text);
             return Ok(false);
         };
+        rollback::unmark(&self.client, &**new).await?;
         let from = (name(new), revision(new));
         rollback::put_back(&self.client, &self.recorder, deployment, from, good, (reason, text)).await?;
         Ok(true)

@@ -34,33 +34,44 @@ impl StatefulSets {
             return nothing;
         }
         let Some(new) = find(snapshot.update) else { return nothing };
-        if status.current_revision == status.update_revision {
-            if status.available_replicas == Some(replicas(set)) {
-                rollback::mark(client, &**new, new.revision).await?;
-            }
+        let deadline = rollback::deadline(&set.metadata);
+        let over = status.current_revision == status.update_revision;
+        if over && status.available_replicas == Some(replicas(set)) {
+            rollback::mark(client, &**new, new.revision).await?;
+            return nothing;
+        }
+        if over && !rollback::is_on_trial(&new.metadata, new.revision, deadline, snapshot.now) {
             return nothing;
         }
         if snapshot.undone.is_some() {
             return nothing;
         }
         let pods: Vec<_> = snapshot.pods.iter().filter(|pod| revision(pod) == snapshot.update).cloned().collect();
-        let deadline = rollback::deadline(&set.metadata);
-        let (reason, text) = match rollback::judge(&pods, Some(deadline), snapshot.now) {
+        // One that was up is judged by its crashes alone.
+        let (reason, text) = match rollback::judge(&pods, (!over).then_some(deadline), snapshot.now) {
             Verdict::Fine(wait) => return Ok(Done::Wait(wait)),
             Verdict::Failed(reason, text) => (reason, text),
         };
         // What the rollout began with, if it was ever up.
         let serves = || snapshot.pods.iter().any(|pod| revision(pod) == snapshot.current && is_serving(snapshot, pod));
-        let good = find(snapshot.current).filter(|one| rollback::was_completed(&one.metadata) || serves());
+        let begun = || find(snapshot.current).filter(|one| rollback::was_completed(&one.metadata) || serves());
+        let good = if over { last_good(revisions, snapshot.update) } else { begun() };
         let Some((good, template)) = good.and_then(|one| Some((one, history::template(one)?))) else {
             rollback::tell_stuck(&self.control.recorder, set, snapshot.update, &text);
             return nothing;
         };
         let good = Good { name: history::name(good).into(), number: good.revision, template };
+        rollback::unmark(client, &**new).await?;
         let from = (snapshot.update, new.revision);
         rollback::put_back(client, &self.control.recorder, set, from, good, (reason, text)).await?;
         Ok(Done::PutBack)
     }
+}
+
+/// The newest revision, other than the present one, that was up.
+fn last_good<'a>(revisions: &'a [Arc<ControllerRevision>], present: &str) -> Option<&'a Arc<ControllerRevision>> {
+    let good = revisions.iter().filter(|one| history::name(one) != present && rollback::was_completed(&one.metadata));
+    good.max_by_key(|one| one.revision)
 }
 
 /// The condition that tells of a rollback, as long as what was put back is the present template.

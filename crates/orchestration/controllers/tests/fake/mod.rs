@@ -1,12 +1,15 @@
 //! A cluster whose controllers and scheduler are real, and whose nodes are played by a task.
 #![allow(clippy::unwrap_used, dead_code)]
 
+use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use dhow_client::{Client, DeleteParams, Informer, Key, ListParams, Patch, Queue};
 use dhow_controllers::{ControllersConfig, run_all};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::Timestamp;
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
@@ -14,6 +17,7 @@ use crate::harness::Cluster;
 
 pub struct Cloud {
     pub cluster: Cluster,
+    pub dead: Dead,
     shutdown: CancellationToken,
 }
 
@@ -29,18 +33,48 @@ impl Cloud {
     }
 
     pub async fn start_with(access: dhow_apiserver::AccessConfig) -> Self {
-        let cluster = Cluster::start_with(access).await;
-        let shutdown = CancellationToken::new();
-        let client = |file: &str, user: &str, groups: &[&str]| {
-            cluster.kubeconfig(file, user, groups);
-            Client::from_kubeconfig(&cluster.folder.path().join(format!("{file}.kubeconfig")), None).unwrap()
-        };
-        let controllers = client("controllers", "system:kube-controller-manager", &[]);
-        tokio::spawn(run_all(controllers, ControllersConfig::default(), shutdown.clone()));
-        let scheduler = client("scheduler", "system:kube-scheduler", &[]);
-        tokio::spawn(dhow_scheduler::run(scheduler, dhow_scheduler::SchedulerConfig::default(), shutdown.clone()));
-        tokio::spawn(play_nodes(client("nodes", "nodes", &["system:masters"]), shutdown.clone()));
-        Self { cluster, shutdown }
+        Self::start_configured(access, ControllersConfig::default()).await
+    }
+
+    pub async fn start_configured(access: dhow_apiserver::AccessConfig, config: ControllersConfig) -> Self {
+        let cloud = Self::without_controllers(access).await;
+        cloud.run_controllers(config);
+        cloud
+    }
+
+    pub async fn start_without_controllers() -> Self {
+        Self::without_controllers(dhow_apiserver::AccessConfig::default()).await
+    }
+
+    /// On a store that the test may look into.
+    pub async fn start_on(kv: Arc<dyn dhow_store::Kv>) -> Self {
+        let cloud = Self::around(Cluster::start_on(kv).await);
+        cloud.run_controllers(ControllersConfig::default());
+        cloud
+    }
+
+    async fn without_controllers(access: dhow_apiserver::AccessConfig) -> Self {
+        Self::around(Cluster::start_with(access).await)
+    }
+
+    fn around(cluster: Cluster) -> Self {
+        let cloud = Self { cluster, dead: Dead::default(), shutdown: CancellationToken::new() };
+        let scheduler = cloud.client("scheduler", "system:kube-scheduler", &[]);
+        let settings = dhow_scheduler::SchedulerConfig::default();
+        tokio::spawn(dhow_scheduler::run(scheduler, settings, cloud.shutdown.clone()));
+        let nodes = cloud.client("nodes", "nodes", &["system:masters"]);
+        tokio::spawn(play_nodes(nodes, cloud.dead.clone(), cloud.shutdown.clone()));
+        cloud
+    }
+
+    pub fn run_controllers(&self, config: ControllersConfig) {
+        let client = self.client("controllers", "system:kube-controller-manager", &[]);
+        tokio::spawn(run_all(client, config, self.shutdown.clone()));
+    }
+
+    pub fn client(&self, file: &str, user: &str, groups: &[&str]) -> Client {
+        self.cluster.kubeconfig(file, user, groups);
+        Client::from_kubeconfig(&self.cluster.folder.path().join(format!("{file}.kubeconfig")), None).unwrap()
     }
 
     pub async fn kubectl(&self, args: &[&str]) -> String {
@@ -87,19 +121,23 @@ impl Cloud {
 }
 
 /// Pods run as soon as they are bound; their annotation `play` says how they end, and they go when told to.
-async fn play_nodes(client: Client, shutdown: CancellationToken) {
+async fn play_nodes(client: Client, dead: Dead, shutdown: CancellationToken) {
     let pods = Informer::<Pod>::start(client.clone(), ListParams::default(), None, shutdown.clone());
     let queue = Queue::new("nodes");
     let to = queue.clone();
     pods.on_change(move |change| to.add(Key::of(&change.object().metadata)));
-    let player = std::sync::Arc::new(Player { client, pods });
+    let player = Arc::new(Player { client, pods, dead });
     dhow_client::run_controller(player, queue, 4, shutdown).await;
 }
 
 struct Player {
     client: Client,
     pods: Informer<Pod>,
+    dead: Dead,
 }
+
+/// Machines of which nothing is heard any more.
+pub type Dead = Arc<Mutex<HashSet<String>>>;
 
 #[async_trait::async_trait]
 impl dhow_client::Reconcile for Player {
@@ -112,7 +150,10 @@ impl dhow_client::Reconcile for Player {
         let Some(pod) = self.pods.get(key) else { return done };
         let bound = pod.spec.as_ref().is_some_and(|spec| spec.node_name.is_some());
         let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or("Pending");
-        if !bound {
+        // Nothing is heard of a machine that died.
+        let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref());
+        let is_dead = node.is_some_and(|node| self.dead.lock().contains(node));
+        if !bound || is_dead {
             return done;
         }
         let annotation = |name: &str| pod.metadata.annotations.as_ref().and_then(|all| all.get(name)).cloned();

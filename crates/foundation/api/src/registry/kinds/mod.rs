@@ -203,6 +203,7 @@ const PARTS: &[&[Kind]] = &[
     system::KINDS,
     resource::KINDS,
     system::FLOW_CONTROL,
+    system::STORAGE_MIGRATION,
 ];
 
 /// Every built-in kind.

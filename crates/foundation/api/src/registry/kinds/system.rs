@@ -79,3 +79,16 @@ pub(super) const FLOW_CONTROL: &[Kind] = &[
     .defaults(defaulting::rows::priority_level_exempt)
     .rules(validation::system::priority_level),
 ];
+
+pub(super) const STORAGE_MIGRATION: &[Kind] = &[kind!(
+    "storagemigration.k8s.io",
+    "v1beta1",
+    "StorageVersionMigration",
+    "storageversionmigrations",
+    "storageversionmigration",
+    "storagemigration"
+)
+.cluster()
+.subs(STATUS)
+.rules(validation::system::storage_migration)
+.update_rules(validation::system::storage_migration_update)];

@@ -458,6 +458,16 @@ fn small_groups() {
         &[],
     );
     check(
+        "storagemigration.k8s.io/v1beta1/storageversionmigrations",
+        r#"{"metadata": {"name": "m"}, "spec": {"resource": {"group": "apps", "resource": "deployments"}}}"#,
+        &[("/spec/resource/resource", "\"\"", "spec.resource.resource: Required value: resource is required")],
+        &[(
+            "/spec/resource/resource",
+            "\"replicasets\"",
+            "spec.resource: Invalid value: {\"group\":\"apps\",\"resource\":\"replicasets\"}: field is immutable",
+        )],
+    );
+    check(
         "events.k8s.io/v1/events",
         r#"{"metadata": {"name": "e"}, "eventTime": "2026-01-01T00:00:00.000000Z", "reportingController": "a.b/c", "reportingInstance": "i",
             "action": "Run", "reason": "Ran", "type": "Normal", "regarding": {"kind": "Pod", "name": "p", "namespace": "n"}}"#,
