@@ -13,8 +13,8 @@ use crate::shell;
 
 /// Where the table is kept.
 const TABLE: &str = "crates/foundation/api/src/descriptor/table.txt";
-/// A package without a stable version of its kinds, kept.
-const KEPT: &str = "admissionregistration.v1beta1";
+/// Packages without a stable version of their kinds, kept.
+const KEPT: [&str; 2] = ["admissionregistration.v1beta1", "certificates.v1beta1"];
 /// Packages with a stable version, and the types below them.
 const SKIPPED: [&str; 4] = ["alpha", "beta", "testapigroup", "runtime.schema"];
 
@@ -35,7 +35,7 @@ pub fn run(args: &Args) -> Result<()> {
             }
             let text = std::fs::read_to_string(entry.path())?;
             let Some(package) = package(&text) else { bail!("{} names no package", entry.path().display()) };
-            if SKIPPED.iter().any(|part| package.contains(part)) && !package.ends_with(KEPT) {
+            if SKIPPED.iter().any(|part| package.contains(part)) && !KEPT.iter().any(|kept| package.ends_with(kept)) {
                 continue;
             }
             let folder = entry.path().parent().context("the file has no folder")?;
