@@ -100,7 +100,9 @@ async fn on_containerd() -> Result<BTreeMap<String, Value>, Failed> {
     caller.clear().await;
     server.abort();
     dhow_cri::cgroups::remove_all(&group);
-    done.map_err(|error| Failed::from(format!("{error}\n{}", containerd.daemon.log())))?;
+    done.map_err(|error| {
+        Failed::from(format!("{}\n{}", error.message().unwrap_or_default(), containerd.daemon.log()))
+    })?;
     Ok(caller.seen)
 }
 

@@ -272,7 +272,9 @@ async fn images(caller: &mut Caller) {
     let id = all.iter().find(|image| image.repo_tags.iter().any(|tag| tag.contains("busybox")));
     let id = id.map(|image| image.id.clone()).unwrap_or_default();
     let short = id.trim_start_matches("sha256:").get(..12).unwrap_or_default().to_owned();
-    for (step, name) in [("", busybox::NAME), (", short", "busybox:test"), (", by id", &id), (", absent", "absent:1")] {
+    for (step, name) in
+        [("", busybox::NAME), (", short", "busybox:test"), (", by id", id.as_str()), (", absent", "absent:1")]
+    {
         let answer = caller.images.list_images(list(spec(name))).await;
         caller.note(&format!("ListImages{step} of one"), answer, shape::images);
         let answer = caller.images.image_status(proto::ImageStatusRequest { image: spec(name), verbose: false }).await;
@@ -321,8 +323,8 @@ async fn sandboxes(caller: &mut Caller, config: &proto::PodSandboxConfig) -> Res
     let of_host = of_host.map(|made| made.pod_sandbox_id).unwrap_or_default();
     for (step, id, verbose) in [
         ("", sandbox.as_str(), false),
-        (", verbose", &sandbox, true),
-        (" on the host's network", &of_host, false),
+        (", verbose", sandbox.as_str(), true),
+        (" on the host's network", of_host.as_str(), false),
         (" of nobody", NOBODY, false),
     ] {
         let request = proto::PodSandboxStatusRequest { pod_sandbox_id: id.to_owned(), verbose };
@@ -351,7 +353,7 @@ async fn sandboxes(caller: &mut Caller, config: &proto::PodSandboxConfig) -> Res
         let answer = caller.runtime.list_pod_sandbox(proto::ListPodSandboxRequest { filter: Some(filter) }).await;
         caller.note(&format!("ListPodSandbox{step}"), answer, shape::sandboxes);
     }
-    for (step, id) in [("", of_host.as_str()), (" again", &of_host), (" of nobody", NOBODY)] {
+    for (step, id) in [("", of_host.as_str()), (" again", of_host.as_str()), (" of nobody", NOBODY)] {
         let answer =
             caller.runtime.stop_pod_sandbox(proto::StopPodSandboxRequest { pod_sandbox_id: id.to_owned() }).await;
         caller.note(&format!("StopPodSandbox{step}"), answer, done);
@@ -359,7 +361,7 @@ async fn sandboxes(caller: &mut Caller, config: &proto::PodSandboxConfig) -> Res
     let request = proto::PodSandboxStatusRequest { pod_sandbox_id: of_host.clone(), verbose: false };
     let answer = caller.runtime.pod_sandbox_status(request).await;
     caller.note("PodSandboxStatus, stopped", answer, shape::sandbox_status);
-    for (step, id) in [("", of_host.as_str()), (" again", &of_host), (" of nobody", NOBODY)] {
+    for (step, id) in [("", of_host.as_str()), (" again", of_host.as_str()), (" of nobody", NOBODY)] {
         let request = proto::RemovePodSandboxRequest { pod_sandbox_id: id.to_owned() };
         let answer = caller.runtime.remove_pod_sandbox(request).await;
         caller.note(&format!("RemovePodSandbox{step}"), answer, done);
@@ -393,7 +395,7 @@ async fn containers(caller: &mut Caller, sandbox: &str, config: &proto::PodSandb
     caller.note("ContainerStatus of nobody", answer, shape::container_status);
     let answer = caller.exec_sync(&container, "true", 0).await;
     caller.note("ExecSync, created", answer, shape::executed);
-    for (step, id) in [("", container.as_str()), (" again", &container), (" of nobody", NOBODY)] {
+    for (step, id) in [("", container.as_str()), (" again", container.as_str()), (" of nobody", NOBODY)] {
         let answer = caller.runtime.start_container(proto::StartContainerRequest { container_id: id.to_owned() }).await;
         caller.note(&format!("StartContainer{step}"), answer, done);
     }
@@ -589,7 +591,7 @@ async fn ends(
     let runs = made.into_inner().container_id;
     let request = proto::StartContainerRequest { container_id: runs.clone() };
     caller.runtime.start_container(request).await.map_err(|status| status.to_string())?;
-    for (step, id) in [("", container), (" again", container), (" of nobody", NOBODY), (", running", &runs)] {
+    for (step, id) in [("", container), (" again", container), (" of nobody", NOBODY), (", running", runs.as_str())] {
         let request = proto::RemoveContainerRequest { container_id: id.to_owned() };
         let answer = caller.runtime.remove_container(request).await;
         caller.note(&format!("RemoveContainer{step}"), answer, done);

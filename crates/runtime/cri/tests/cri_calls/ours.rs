@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use dhow_cri::proto;
+use dhow_cri::proto::ContainerEventType::{ContainerDeletedEvent, ContainerStartedEvent, ContainerStoppedEvent};
 use libtest_mimic::Failed;
 
 use crate::calls::Caller;
@@ -54,15 +55,14 @@ pub async fn all(caller: &mut Caller) -> Result<(), Failed> {
 
     let names = HashMap::from([(sandbox.as_str(), "sandbox"), (container.as_str(), "main")]);
     let mut seen = Vec::new();
-    while seen.last() != Some(&("sandbox", proto::ContainerEventType::ContainerDeletedEvent)) {
+    while seen.last() != Some(&("sandbox", ContainerDeletedEvent)) {
         let event = tokio::time::timeout(Duration::from_secs(20), events.message()).await;
         let event = event.map_err(|_| Failed::from(format!("no more events after {seen:?}")))?.map_err(text)?;
         let event = event.ok_or("the events ended")?;
-        if let Some(name) = names.get(event.container_id.as_str()) {
+        if let Some(name) = names.get(event.container_id.as_str()).copied() {
             seen.push((name, event.container_event_type()));
         }
     }
-    use proto::ContainerEventType::{ContainerDeletedEvent, ContainerStartedEvent, ContainerStoppedEvent};
     let of = |wanted: &str| seen.iter().filter(|(name, _)| *name == wanted).map(|(_, kind)| *kind).collect::<Vec<_>>();
     let life = [ContainerStartedEvent, ContainerStoppedEvent, ContainerDeletedEvent];
     assert_eq!((of("main"), of("sandbox")), (life.to_vec(), life.to_vec()), "{seen:?}");
