@@ -74,7 +74,7 @@ fn full(error: &Error) -> bool {
 fn images() -> [TestImage; 2] {
     [
         bulky(31),
-        TestImage::with_layers(Packing::Zstd, vec![tar_of(&[("zeros", &[0; 700_000])]), tar_of(&[("a", b"b")])]),
+        TestImage::with_layers(Packing::Zstd, vec![tar_of(&[("sevens", &[7; 700_000])]), tar_of(&[("a", b"b")])]),
     ]
 }
 
