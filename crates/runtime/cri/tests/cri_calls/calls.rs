@@ -117,7 +117,13 @@ impl Caller {
                     memory_limit_in_bytes: 64 << 20,
                     ..Default::default()
                 }),
-                ..Default::default()
+                security_context: Some(proto::LinuxContainerSecurityContext {
+                    namespace_options: Some(proto::NamespaceOption {
+                        pid: proto::NamespaceMode::Container.into(),
+                        ..Default::default()
+                    }),
+                    ..Default::default()
+                }),
             }),
             ..Default::default()
         }
@@ -313,6 +319,8 @@ async fn sandboxes(caller: &mut Caller, config: &proto::PodSandboxConfig) -> Res
     let answer = caller.run(config.clone()).await;
     caller.note("RunPodSandbox of the same name", answer, |answer| shape::id(&answer.pod_sandbox_id));
     let mut of_host = caller.sandbox_config("host");
+    // The name is the host's, too.
+    of_host.hostname.clear();
     if let Some(options) = of_host.linux.as_mut().and_then(|l| l.security_context.as_mut()?.namespace_options.as_mut())
     {
         options.network = proto::NamespaceMode::Node.into();
