@@ -25,7 +25,7 @@ pub struct Cli {
 }
 
 const EXIT_CODES: &str = "Exit codes: 0 success, 1 failure, 2 wrong usage, 3 not found, 4 conflict, 5 timed out, \
-                          6 not authorised.";
+                          6 not authorised, 7 done in part: something could not be reached.";
 
 #[derive(Debug, Subcommand)]
 pub enum Command {

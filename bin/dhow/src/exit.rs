@@ -8,6 +8,7 @@ const NOT_FOUND: u8 = 3;
 const CONFLICT: u8 = 4;
 const TIMEOUT: u8 = 5;
 const UNAUTHORISED: u8 = 6;
+const INCOMPLETE: u8 = 7;
 
 /// Marks an error as a deadline that passed.
 #[derive(Debug)]
@@ -45,6 +46,18 @@ impl std::fmt::Display for ChildFailed {
 
 impl std::error::Error for ChildFailed {}
 
+/// Marks an error as something that could be done in part only.
+#[derive(Debug)]
+pub struct Incomplete(pub String);
+
+impl std::fmt::Display for Incomplete {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Incomplete {}
+
 /// Shows an error with its causes on standard error and picks the exit code.
 pub fn report(result: anyhow::Result<()>) -> ExitCode {
     match result {
@@ -65,6 +78,9 @@ fn code(error: &anyhow::Error) -> u8 {
     }
     if error.is::<NotFound>() {
         return NOT_FOUND;
+    }
+    if error.is::<Incomplete>() {
+        return INCOMPLETE;
     }
     match error.downcast_ref::<dhow_client::Error>() {
         Some(error) if error.is_not_found() => NOT_FOUND,

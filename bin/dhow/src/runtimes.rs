@@ -5,9 +5,10 @@ use std::fs;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use dhow_cri::cri_client::{CriConfig, CriRuntime};
+use dhow_cri::cri_client::{CniFolders, CriConfig, CriRuntime};
 use dhow_cri::docker::{DockerConfig, DockerRuntime};
 use dhow_cri::embedded::{EmbeddedConfig, EmbeddedRuntime};
 use dhow_cri::runtime::SandboxState;
@@ -19,6 +20,9 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::builtins::Images;
 use crate::place::Place;
+
+/// How long a runtime may take for one answer, killing and unmounting included.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Who runs the containers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,6 +41,22 @@ impl RuntimeChoice {
         match self {
             Self::Embedded => None,
             Self::Containerd(socket) | Self::Crio(socket) | Self::Docker(socket) => Some(socket),
+        }
+    }
+
+    /// The command that removes what this runtime has of a cloud.
+    pub fn cleaning(&self, cloud: &str) -> String {
+        let label = format!("{}={cloud}", dhow_cri::CLOUD);
+        match self {
+            Self::Embedded => String::new(),
+            Self::Containerd(socket) | Self::Crio(socket) => {
+                let crictl = format!("crictl --runtime-endpoint unix://{}", socket.display());
+                format!("{crictl} pods --label {label} --quiet | xargs -r {crictl} rmp --force")
+            }
+            Self::Docker(socket) => {
+                let docker = format!("docker --host unix://{}", socket.display());
+                format!("{docker} ps --all --quiet --filter label={label} | xargs -r {docker} rm --force")
+            }
         }
     }
 }
@@ -125,18 +145,21 @@ impl Opened {
             };
         }
         let runtime = self.runtime();
-        let sandboxes = runtime.list_sandboxes().await.context("list the pod sandboxes")?;
+        let sandboxes = answered(runtime.list_sandboxes()).await.context("list the pod sandboxes")?;
+        let mut failed = None;
         for sandbox in &sandboxes {
-            if remove {
-                runtime.remove_sandbox(&sandbox.id).await.context("remove a pod sandbox")?;
+            let done = if remove {
+                answered(runtime.remove_sandbox(&sandbox.id)).await.context("remove a pod sandbox")
             } else {
-                runtime.stop_sandbox(&sandbox.id).await.context("stop a pod sandbox")?;
-            }
+                answered(runtime.stop_sandbox(&sandbox.id)).await.context("stop a pod sandbox")
+            };
+            // One that does not go holds up none of the others.
+            failed = failed.or(done.err());
         }
         if remove {
             cgroups::remove_all(&place.cgroup());
         }
-        Ok(sandboxes.len())
+        failed.map_or(Ok(sandboxes.len()), Err)
     }
 
     /// Takes back what was put into a runtime's configuration.
@@ -149,6 +172,36 @@ impl Opened {
     }
 }
 
+/// What a runtime says, if it says it before long.
+async fn answered<T, E: Into<anyhow::Error>>(answer: impl Future<Output = Result<T, E>>) -> Result<T> {
+    match tokio::time::timeout(PATIENCE, answer).await {
+        Ok(answer) => answer.map_err(Into::into),
+        Err(_) => bail!("it has not answered for {} s", PATIENCE.as_secs()),
+    }
+}
+
+/// Takes away what this cloud has outside a runtime that does not answer: the processes of its pods, and what was put
+/// into its configuration. Networks, mounts and folders are the caller's.
+pub async fn abandon(place: &Place) -> Result<()> {
+    let group = place.cgroup();
+    let left = tokio::task::spawn_blocking(move || cgroups::end_all(&group, PATIENCE)).await?;
+    if left > 0 {
+        bail!("{left} processes of pods do not end; they may wait for a device");
+    }
+    if let Ok(text) = fs::read_to_string(cni_record(place))
+        && let [configuration, plugins] = text.lines().collect::<Vec<_>>().as_slice()
+    {
+        let folders = CniFolders { configuration: configuration.into(), plugins: plugins.into() };
+        cni::uninstall(&folders).context("remove the CNI configuration")?;
+    }
+    Ok(())
+}
+
+/// Where a runtime looks for CNI, for when it cannot be asked any more.
+fn cni_record(place: &Place) -> PathBuf {
+    place.data_dir.join("cni-folders")
+}
+
 /// Opens the cloud's runtime; everything that runs already is found again.
 pub async fn open(place: &Place, images: &Images, net: Arc<Net>) -> Result<Opened> {
     let choice = choose(place)?;
@@ -157,7 +210,7 @@ pub async fn open(place: &Place, images: &Images, net: Arc<Net>) -> Result<Opene
         RuntimeChoice::Containerd(socket) | RuntimeChoice::Crio(socket) => open_cri(place, socket, net).await?,
         RuntimeChoice::Docker(socket) => {
             let config = DockerConfig { socket: socket.clone(), cgroup_root: place.cgroup(), network: net };
-            Opened::Docker(DockerRuntime::open(config).await.context("open Docker")?)
+            Opened::Docker(answered(DockerRuntime::open(config)).await.context("open Docker")?)
         }
     };
     let path = record(place);
@@ -195,10 +248,13 @@ async fn open_cri(place: &Place, socket: &std::path::Path, net: Arc<Net>) -> Res
     let server = cni::Server::bind(&cni_socket, Arc::clone(&net) as Arc<dyn PodNetwork>).context("answer CNI")?;
     let cni = AbortOnDropHandle::new(tokio::spawn(server.run()));
     let config = CriConfig { socket: socket.to_owned(), cgroup_root: place.cgroup() };
-    let runtime =
-        CriRuntime::open(config).await.with_context(|| format!("open the runtime at {}", socket.display()))?;
+    let opened = answered(CriRuntime::open(config)).await;
+    let runtime = opened.with_context(|| format!("open the runtime at {}", socket.display()))?;
     let folders = runtime.cni_folders().await.context("ask the runtime where CNI is")?;
     let program = std::env::current_exe().context("find this program")?;
+    let record = cni_record(place);
+    let text = format!("{}\n{}\n", folders.configuration.display(), folders.plugins.display());
+    fs::write(&record, text).with_context(|| format!("write {}", record.display()))?;
     cni::install(&folders, &program, &cni_socket).context("write the CNI configuration")?;
     let sandboxes = runtime.list_sandboxes().await.context("list the pod sandboxes")?;
     let live: Vec<String> =

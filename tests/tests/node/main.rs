@@ -95,6 +95,14 @@ fn says_what_is_wrong(host: &Host) -> Result<()> {
     host.kubectl(&["create", "configmap", "late", "--from-literal=k=v"])?;
     running(host, "mount")?;
     host.kubectl(&["delete", "configmap", "late"])?;
+    // Nobody runs without the confinement they ask for.
+    if !std::path::Path::new("/sys/module/apparmor").exists() {
+        let confined = json!({"securityContext": {"appArmorProfile": {"type": "RuntimeDefault"}}});
+        pod(host, "confined", "sleep 1000", nothing(), confined)?;
+        let refused = until(host, "confined", |s| s["phase"] == "Failed")?;
+        ensure!(refused["reason"] == "AppArmor", "{refused:#}");
+        event(host, "confined", "AppArmor", "Cannot enforce AppArmor: AppArmor is not enabled on the host")?;
+    }
     Ok(())
 }
 

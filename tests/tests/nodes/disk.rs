@@ -1,5 +1,6 @@
 //! Small file systems in the place of the node's folders, filled up and freed again.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
 
@@ -7,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use dhow_e2e::{Host, eventually, run, workspace};
 use serde_json::{Value, json};
 
-use crate::support::{SOON, condition, event, exec, nothing, own, pod, running, status, until};
+use crate::support::{IMAGE, SOON, condition, event, exec, merge, nothing, own, pod, running, status, until};
 
 const SETTINGS: &str = "node:\n  evictionHard: {nodefs.available: 25%}\n  evictionPressureTransitionPeriod: 1s\n";
 /// Folders of the data folder, and how large they are here.
@@ -26,6 +27,7 @@ pub fn test() -> Result<()> {
     running(&host, "bystander")?;
     fills_a_volume(&host)?;
     fills_a_writable_layer(&host)?;
+    writes_beyond_its_limit(&host)?;
     fills_the_images(&host)?;
     let seen = running(&host, "bystander")?;
     ensure!(own(&seen)["restartCount"] == 0, "{seen:#}");
@@ -87,8 +89,8 @@ impl Drop for Filler {
     }
 }
 
-fn entries(folder: &Path) -> Result<usize> {
-    Ok(run(Command::new("find").arg(folder))?.lines().count())
+fn entries(folder: &Path) -> Result<BTreeSet<String>> {
+    Ok(run(Command::new("find").arg(folder))?.lines().map(str::to_owned).collect())
 }
 
 fn fills_a_writable_layer(host: &Host) -> Result<()> {
@@ -126,18 +128,35 @@ fn fills_a_writable_layer(host: &Host) -> Result<()> {
     Ok(())
 }
 
+/// What a container writes to its own file system is its pod's usage, too.
+fn writes_beyond_its_limit(host: &Host) -> Result<()> {
+    let limited = || json!({"resources": {"limits": {"ephemeral-storage": "4Mi"}}});
+    let script = "dd if=/dev/zero of=/big bs=1M count=6; sleep 1000";
+    pod(host, "over", script, limited(), nothing())?;
+    let beside = json!({"name": "b", "image": IMAGE, "imagePullPolicy": "IfNotPresent", "command": ["sleep", "1000"]});
+    let mut of_two =
+        json!({"name": "a", "image": IMAGE, "imagePullPolicy": "IfNotPresent", "command": ["sh", "-c", script]});
+    merge(&mut of_two, limited());
+    pod(host, "over-of-two", "", nothing(), json!({"containers": [of_two, beside]}))?;
+    for (name, message) in [
+        ("over", "Pod ephemeral local storage usage exceeds the total limit of containers 4Mi. "),
+        ("over-of-two", "Container a exceeded its local ephemeral storage limit \"4Mi\". "),
+    ] {
+        let seen = until(host, name, |s| s["phase"] == "Failed")?;
+        ensure!(seen["reason"] == "Evicted" && seen["message"] == message, "{seen:#}");
+        event(host, name, "Evicted", message.trim())?;
+    }
+    host.kubectl(&["delete", "pod", "over", "over-of-two", "--timeout=30s"]).map(drop)
+}
+
 fn fills_the_images(host: &Host) -> Result<()> {
     let images = host.data_dir().join("images");
     let before = entries(&images)?;
     let nginx = workspace().join("target/images/nginx.tar").display().to_string();
     let refused = host.dhow(&["image", "import", &nginx]).unwrap_err().to_string();
     ensure!(refused.contains("No space left on device"), "{refused}");
-    eventually(SOON, || {
-        let now = entries(&images)?;
-        // Verified blobs of an import that failed stay for the next attempt, until they are collected.
-        ensure!(now <= before + 8, "{before} files became {now}: {}", run(Command::new("find").arg(&images))?);
-        Ok(())
-    })?;
+    let now = entries(&images)?;
+    ensure!(now == before, "left: {:?}", now.difference(&before));
     let listed: Value = serde_json::from_str(&host.dhow(&["image", "list", "-o", "json"])?)?;
     ensure!(!listed.to_string().contains("nginx"), "{listed}");
     let busybox = workspace().join("target/images/busybox.tar").display().to_string();

@@ -5,10 +5,12 @@
 #[allow(dead_code)]
 mod support;
 
+mod bad_images;
 mod disk;
 mod handlers;
 mod leaks;
 mod shutdown;
+mod trust_bundles;
 mod unkillable;
 
 use anyhow::Result;
@@ -32,6 +34,16 @@ fn pods_run_in_programs_that_runtime_classes_name() {
 #[test]
 fn pods_end_in_order_when_the_machine_shuts_down() {
     shutdown::test().unwrap();
+}
+
+#[test]
+fn images_that_cannot_be_had_or_run_say_why() {
+    bad_images::test().unwrap();
+}
+
+#[test]
+fn trust_bundles_are_published_and_shown_in_volumes() {
+    trust_bundles::test().unwrap();
 }
 
 #[test]

@@ -7,8 +7,9 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 use crate::cli::DownArgs;
+use crate::exit::Incomplete;
 use crate::place::Place;
-use crate::{builtins, kubeconfig, nameserver, pidfile, preflight};
+use crate::{builtins, kubeconfig, nameserver, pidfile, preflight, runtimes};
 
 pub async fn run(args: DownArgs) -> Result<()> {
     preflight::root("dhow down")?;
@@ -17,7 +18,13 @@ pub async fn run(args: DownArgs) -> Result<()> {
     let was_running =
         tokio::task::spawn_blocking(move || pidfile::stop(&pid_file)).await.context("stop the daemon")??;
     nameserver::stop(&place).await?;
-    let containers = builtins::stop_containers(&place, args.purge).await?;
+    let choice = runtimes::choose(&place)?;
+    let (containers, unreached) = match builtins::stop_containers(&place, args.purge).await {
+        Ok(containers) => (containers, None),
+        // What is ours goes without it, too.
+        Err(error) if args.purge && choice.socket().is_some() => (0, Some(error)),
+        Err(error) => return Err(error),
+    };
     eprintln!(
         "{}; {containers} pod sandboxes stopped.",
         if was_running { "Dhow is stopped" } else { "Dhow was not running" }
@@ -25,6 +32,9 @@ pub async fn run(args: DownArgs) -> Result<()> {
     if !args.purge {
         eprintln!("Data is kept in {}; `dhow up` starts everything again.", place.data_dir.display());
         return Ok(());
+    }
+    if unreached.is_some() {
+        runtimes::abandon(&place).await?;
     }
     let had_context = place.admin_kubeconfig().exists();
     builtins::purge(&place).await?;
@@ -35,8 +45,17 @@ pub async fn run(args: DownArgs) -> Result<()> {
     if had_context {
         kubeconfig::forget_for_user()?;
     }
-    eprintln!("Purged: no rule, interface, mount, cgroup or file of Dhow is left.");
-    Ok(())
+    let Some(error) = unreached else {
+        eprintln!("Purged: no rule, interface, mount, cgroup or file of Dhow is left.");
+        return Ok(());
+    };
+    eprintln!("Purged: no rule, interface, mount, cgroup or file of Dhow is left outside the container runtime.");
+    Err(Incomplete(format!(
+        "{choice} could not be reached: {error:#}. What it keeps of this cloud's pods is still there, though none of them \
+         runs. Once it is back, remove that: {}",
+        choice.cleaning(&place.cgroup())
+    ))
+    .into())
 }
 
 fn remove_folder(path: &Path) -> Result<()> {

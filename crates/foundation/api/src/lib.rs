@@ -9,7 +9,8 @@
 //! - [`patch`], [`apply`], [`list_semantics`], [`schema`]: how documents merge. The merge is driven by tables, never guessed.
 //! - [`descriptor`], [`protobuf`], [`cbor`]: every field's type and number; strict decoding and the wire formats.
 //! - [`table`], [`openapi`], [`discovery`]: what clients read to print, explain and find kinds.
-//! - [`bounds`], [`status`], [`header`], [`selectors`], [`meta`], [`quantity`], [`names`], [`time`]: small shared types.
+//! - [`bounds`], [`status`], [`header`], [`selectors`], [`meta`], [`quantity`], [`names`], [`time`],
+//!   [`trust_bundle`]: small shared types.
 //!
 //! Invariants
 //! - Nothing here does IO or reads a clock: callers pass `now`.
@@ -44,6 +45,7 @@ pub mod strategy;
 pub mod strict_json;
 pub mod table;
 pub mod time;
+pub mod trust_bundle;
 pub mod validation;
 
 pub use error::Error;

@@ -250,6 +250,10 @@ fn roles() -> Vec<Value> {
                 "verbs": ["get"],
             })],
         ),
+        role(
+            "system:cluster-trust-bundle-discovery",
+            vec![rule(&["certificates.k8s.io"], &["clustertrustbundles"], READ)],
+        ),
         // What an extension server asks about its own callers.
         role(
             "system:auth-delegator",
@@ -305,6 +309,7 @@ fn roles() -> Vec<Value> {
                 rule(&[""], &["persistentvolumes"], &["list", "patch", "watch"]),
                 rule(&[""], &["persistentvolumeclaims/status"], &["get", "patch", "update"]),
                 rule(&["certificates.k8s.io"], &["certificatesigningrequests"], &["create", "get", "list", "watch"]),
+                rule(&["certificates.k8s.io"], &["clustertrustbundles"], READ),
                 rule(&["coordination.k8s.io"], &["leases"], &["create", "delete", "get", "patch", "update"]),
                 rule(&["storage.k8s.io"], &["volumeattachments"], &["get"]),
                 rule(&["storage.k8s.io"], &["csidrivers"], READ),
@@ -420,6 +425,12 @@ fn bindings() -> Vec<Value> {
         bind(
             "system:service-account-issuer-discovery",
             "system:service-account-issuer-discovery",
+            "Group",
+            "system:serviceaccounts",
+        ),
+        bind(
+            "system:cluster-trust-bundle-discovery",
+            "system:cluster-trust-bundle-discovery",
             "Group",
             "system:serviceaccounts",
         ),

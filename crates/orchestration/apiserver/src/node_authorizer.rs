@@ -39,6 +39,7 @@ const EVERY_NODE: &[(&str, &str, &[&str])] = &[
     ("certificates.k8s.io", "certificatesigningrequests/selfnodeclient", &["create"]),
     ("certificates.k8s.io", "certificatesigningrequests/selfnodeserving", &["create"]),
     ("certificates.k8s.io", "certificatesigningrequests/nodepart", &["create"]),
+    ("certificates.k8s.io", "clustertrustbundles", READ),
     ("node.k8s.io", "runtimeclasses", READ),
     ("storage.k8s.io", "csidrivers", READ),
     ("storage.k8s.io", "csinodes", &["create"]),

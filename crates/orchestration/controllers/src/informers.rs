@@ -5,6 +5,7 @@ use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, Deployment, Repl
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
+use k8s_openapi::api::certificates::v1beta1::ClusterTrustBundle;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
     ConfigMap, Endpoints, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, ReplicationController,
@@ -18,6 +19,7 @@ use k8s_openapi::api::storage::v1::{CSIDriver, StorageClass, VolumeAttachment};
 use k8s_openapi::api::storagemigration::v1beta1::StorageVersionMigration;
 use tokio_util::sync::CancellationToken;
 
+use crate::certificates;
 use crate::common::node_name;
 use crate::namespace_defaults::ROOT_CA;
 
@@ -71,6 +73,7 @@ informers! {
     node_leases: Lease = node_leases,
     certificate_requests: CertificateSigningRequest = all,
     migrations: StorageVersionMigration = all,
+    serving_bundles: ClusterTrustBundle = serving_bundles,
 }
 
 /// Every object of a kind, with the indexes that controllers share.
@@ -91,6 +94,12 @@ fn pods(client: &Client, shutdown: &CancellationToken) -> Informer<Pod> {
 
 fn root_cas(client: &Client, shutdown: &CancellationToken) -> Informer<ConfigMap> {
     let scope = ListParams { field_selector: Some(format!("metadata.name={ROOT_CA}")), ..ListParams::default() };
+    Informer::start(client.clone(), scope, None, shutdown.clone())
+}
+
+fn serving_bundles(client: &Client, shutdown: &CancellationToken) -> Informer<ClusterTrustBundle> {
+    let selector = format!("spec.signerName={}", certificates::SERVING);
+    let scope = ListParams { field_selector: Some(selector), ..ListParams::default() };
     Informer::start(client.clone(), scope, None, shutdown.clone())
 }
 

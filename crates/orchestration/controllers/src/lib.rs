@@ -205,6 +205,11 @@ fn nodes(client: &Client, config: &ControllersConfig, all: &Informers, run: Run<
         let queue = Queue::new("csr-signer");
         run(queue.clone(), 2, certificates::Signer::new(client.clone(), requests.clone(), Arc::clone(ca), &queue));
     }
+    if !config.root_ca_pem.is_empty() {
+        let queue = Queue::new("clustertrustbundle-publisher");
+        let (bundles, ca) = (all.serving_bundles.clone(), config.root_ca_pem.clone());
+        run(queue.clone(), 1, certificates::Publisher::new(client.clone(), bundles, ca, &queue));
+    }
     let queue = Queue::new("csr-cleaner");
     run(queue.clone(), 1, certificates::Cleaner::new(client.clone(), requests.clone(), &queue));
     let queue = Queue::new("token-cleaner");

@@ -10,7 +10,8 @@ mod error;
 mod look;
 pub mod network;
 mod pause;
-mod proto;
+/// CRI's messages and services, generated.
+pub mod proto;
 mod proto_debug;
 pub mod runtime;
 pub mod server;
@@ -18,6 +19,7 @@ mod socket;
 pub mod streaming;
 pub mod suite;
 
+pub use cri_client::request::CLOUD;
 pub use error::Error;
 pub use network::{NetworkRequest, PodNetwork};
 pub use runtime::Runtime;

@@ -168,6 +168,27 @@ pub enum SeccompProfile {
     Localhost(PathBuf),
 }
 
+/// What AppArmor confines a container by, on a kernel that has it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub enum AppArmorProfile {
+    /// Nothing was asked for: what the runtime has by default, if anything.
+    #[default]
+    Unspecified,
+    RuntimeDefault,
+    Unconfined,
+    /// A profile loaded in the kernel.
+    Localhost(String),
+}
+
+/// Parts of an SELinux label; the empty ones are the runtime's usual. Without SELinux they mean nothing.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct SelinuxOptions {
+    pub user: String,
+    pub role: String,
+    pub r#type: String,
+    pub level: String,
+}
+
 #[derive(Debug, Clone, Default, serde::Serialize, serde::Deserialize)]
 pub struct SecurityContext {
     pub privileged: bool,
@@ -185,6 +206,10 @@ pub struct SecurityContext {
     pub readonly_rootfs: bool,
     pub no_new_privs: bool,
     pub seccomp: SeccompProfile,
+    #[serde(default)]
+    pub apparmor: AppArmorProfile,
+    #[serde(default)]
+    pub selinux: Option<SelinuxOptions>,
     pub masked_paths: Option<Vec<String>>,
     pub readonly_paths: Option<Vec<String>>,
 }
@@ -266,6 +291,13 @@ pub struct ContainerStats {
     /// Usage less inactive file pages.
     pub memory_working_set_bytes: u64,
     pub pids: u64,
+}
+
+/// What something takes on disk.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct DiskUsage {
+    pub bytes: u64,
+    pub inodes: u64,
 }
 
 /// What a runtime can run pods with, by the name that runtime classes have for it; the default has none.
@@ -406,6 +438,21 @@ pub trait Runtime: Send + Sync + 'static {
     async fn list_containers(&self) -> Result<Vec<ContainerStatus>, Error>;
     async fn update_container_resources(&self, id: &str, resources: Resources) -> Result<(), Error>;
     async fn container_stats(&self, id: &str) -> Result<ContainerStats, Error>;
+    /// What a container wrote to its own file system; nothing from a runtime that does not tell. May look at every file.
+    async fn writable_layer(&self, id: &str) -> Result<Option<DiskUsage>, Error> {
+        let _ = id;
+        Ok(None)
+    }
+    /// What a sandbox was asked to be; nothing from a runtime that does not keep it.
+    async fn sandbox_config(&self, id: &str) -> Result<Option<SandboxConfig>, Error> {
+        let _ = id;
+        Ok(None)
+    }
+    /// What a container was asked to be, with the limits it has now; nothing from a runtime that does not keep it.
+    async fn container_config(&self, id: &str) -> Result<Option<ContainerConfig>, Error> {
+        let _ = id;
+        Ok(None)
+    }
     /// Reopens the log file after rotation.
     async fn reopen_container_log(&self, id: &str) -> Result<(), Error>;
 

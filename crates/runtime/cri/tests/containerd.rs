@@ -3,6 +3,8 @@
 
 #[path = "support/busybox.rs"]
 mod busybox;
+#[path = "support/containerd.rs"]
+mod containerd;
 #[path = "support/daemon.rs"]
 mod daemon;
 #[path = "support/loopback.rs"]
@@ -12,10 +14,10 @@ mod registry;
 
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::sync::Arc;
 
-use daemon::{Daemon, Folder};
+use containerd::Containerd;
 use dhow_cri::Runtime;
 use dhow_cri::cni;
 use dhow_cri::cri_client::{CriConfig, CriRuntime};
@@ -63,50 +65,10 @@ fn cgroup_root() -> String {
     format!("dhow-test-{}-containerd", std::process::id())
 }
 
-struct Containerd {
-    daemon: Daemon,
-    folder: Folder,
-}
-
 impl Containerd {
-    fn start() -> Result<Self, Failed> {
-        let folder = Folder::new()?;
-        let at = |name: &str| folder.path().join(name).display().to_string();
-        let config = format!(
-            r#"version = 2
-root = "{root}"
-state = "{state}"
-disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.zfs", "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.aufs", "io.containerd.internal.v1.opt"]
-[grpc]
-  address = "{socket}"
-[plugins."io.containerd.grpc.v1.cri"]
-  sandbox_image = "dhow.local/pause:1"
-  netns_mounts_under_state_dir = true
-  # This machine may not be allowed to lower a score.
-  restrict_oom_score_adj = true
-  [plugins."io.containerd.grpc.v1.cri".cni]
-    conf_dir = "{net}"
-    bin_dir = "{bin}"
-"#,
-            root = at("root"),
-            state = at("state"),
-            socket = at("c.sock"),
-            net = at("net.d"),
-            bin = at("bin"),
-        );
-        std::fs::write(folder.path().join("config.toml"), config)?;
-        let socket = folder.path().join("c.sock");
-        let folders = dhow_cri::cri_client::CniFolders { configuration: at("net.d").into(), plugins: at("bin").into() };
-        cni::install(&folders, &std::env::current_exe()?, &folder.path().join("cni.sock"))?;
-        let mut command = Command::new("containerd");
-        command.arg("--config").arg(folder.path().join("config.toml"));
-        let daemon = Daemon::start(command, "containerd", folder.path(), &socket)?;
-        Ok(Self { daemon, folder })
-    }
-
     async fn stage(&self, name: &str, registry: &Option<registry::Registry>) -> Result<(Stage, cni::Server), Failed> {
         let server = cni::Server::bind(&self.folder.path().join("cni.sock"), Arc::new(loopback::Loopback))?;
-        let socket = self.folder.path().join("c.sock");
+        let socket = self.socket();
         let runtime = open(&socket).await;
         let folders = runtime.cni_folders().await?;
         assert_eq!(folders.plugins, self.folder.path().join("bin"));

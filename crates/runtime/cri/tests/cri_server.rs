@@ -7,21 +7,20 @@ mod busybox;
 mod loopback;
 #[path = "support/registry.rs"]
 mod registry;
+#[path = "support/served.rs"]
+mod served;
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::AtomicU32;
 
 use dhow_cri::Runtime;
 use dhow_cri::cri_client::{CriConfig, CriRuntime};
-use dhow_cri::embedded::{EmbeddedConfig, EmbeddedRuntime, Tuning};
-use dhow_cri::server::CriServer;
+use dhow_cri::embedded::EmbeddedRuntime;
 use dhow_cri::suite::{CASES, Stage};
-use dhow_image::{ImageStore, PullOptions};
-use dhow_oci::client::Program;
+use dhow_image::ImageStore;
 use libtest_mimic::{Arguments, Failed, Trial};
-use tokio_util::sync::CancellationToken;
+use served::Place;
 
 fn main() -> ExitCode {
     let mut args = std::env::args_os().skip(1);
@@ -42,7 +41,7 @@ fn main() -> ExitCode {
                     images,
                     opened: AtomicU32::new(0),
                 });
-                let (embedded, client) = place.open().await;
+                let (embedded, client) = open(&place).await;
                 let mut stage = Stage {
                     runtime: client,
                     image: busybox::NAME.into(),
@@ -51,7 +50,7 @@ fn main() -> ExitCode {
                     handler: String::new(),
                     reopen: Box::new(move || {
                         let place = Arc::clone(&place);
-                        Box::pin(async move { place.open().await.1 as Arc<dyn Runtime> })
+                        Box::pin(async move { open(&place).await.1 as Arc<dyn Runtime> })
                     }),
                 };
                 let result = case(&mut stage).await;
@@ -63,33 +62,9 @@ fn main() -> ExitCode {
     libtest_mimic::run(&Arguments::from_args(), trials.collect()).exit_code()
 }
 
-struct Place {
-    folder: PathBuf,
-    cgroup_root: String,
-    images: ImageStore,
-    opened: AtomicU32,
-}
-
-impl Place {
-    /// The runtime, a server over it, and a client of that; each time anew from what is on disk.
-    async fn open(&self) -> (Arc<EmbeddedRuntime>, Arc<CriRuntime>) {
-        let config = EmbeddedConfig {
-            root: self.folder.clone(),
-            run_dir: self.folder.join("run"),
-            cgroup_root: self.cgroup_root.clone(),
-            program: Program::own().unwrap(),
-            images: self.images.clone(),
-            pull: PullOptions::default(),
-            network: Arc::new(loopback::Loopback),
-            tuning: Tuning::default(),
-            handlers: Default::default(),
-        };
-        let embedded = EmbeddedRuntime::open(config).await.unwrap();
-        let socket = self.folder.join(format!("cri-{}.sock", self.opened.fetch_add(1, Ordering::Relaxed)));
-        let runtime = Arc::clone(&embedded) as Arc<dyn Runtime>;
-        let server = CriServer::bind(&socket, runtime, self.folder.join("images")).await.unwrap();
-        tokio::spawn(server.run(CancellationToken::new()));
-        let client = CriRuntime::open(CriConfig { socket, cgroup_root: "cloud".into() }).await.unwrap();
-        (embedded, client)
-    }
+/// The runtime, a server over it, and a client of that.
+async fn open(place: &Place) -> (Arc<EmbeddedRuntime>, Arc<CriRuntime>) {
+    let (embedded, socket) = place.open().await;
+    let client = CriRuntime::open(CriConfig { socket, cgroup_root: "cloud".into() }).await.unwrap();
+    (embedded, client)
 }

@@ -150,7 +150,7 @@ impl Content {
 
     /// Opens the partial download of `digest`, picking up what an earlier attempt left. The caller has it exclusively.
     pub fn resume(self: &Arc<Self>, digest: &Digest, size: u64) -> Result<Partial> {
-        let path = self.ingest_dir().join(format!("{PART}{}-{}", digest.algorithm(), digest.hex()));
+        let path = self.part_path(digest);
         let mut file =
             OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).at("open", &path)?;
         let mut hasher = Hasher::like(digest);
@@ -184,6 +184,22 @@ impl Content {
         if let Err(error) = fs::remove_file(self.pull_path(manifest)) {
             tracing::debug!(%manifest, %error, "forget the pull");
         }
+    }
+
+    /// Throws partial downloads of these blobs away, but for those under way.
+    pub fn discard(&self, blobs: &[Digest]) -> Result<()> {
+        for blob in blobs.iter().filter(|blob| !self.fetching.busy(blob)) {
+            let path = self.part_path(blob);
+            match fs::remove_file(&path) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e).at("remove", &path),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn part_path(&self, digest: &Digest) -> PathBuf {
+        self.ingest_dir().join(format!("{PART}{}-{}", digest.algorithm(), digest.hex()))
     }
 
     fn pull_path(&self, manifest: &Digest) -> PathBuf {

@@ -82,6 +82,12 @@ impl Error {
         }
     }
 
+    /// Whether there was no room to write to.
+    pub fn is_full(&self) -> bool {
+        use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+        matches!(self, Error::Io { source, .. } if matches!(source.kind(), StorageFull | QuotaExceeded))
+    }
+
     /// The error and its causes in one line, as a person sees it in a pod's status.
     pub fn chain(&self) -> String {
         let mut text = self.to_string();

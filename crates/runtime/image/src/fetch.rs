@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http_body_util::BodyExt;
+use tokio_util::task::TaskTracker;
 
 use crate::content::{Content, Partial};
 use crate::credentials::Auth;
@@ -23,6 +24,8 @@ pub(crate) struct Fetcher<'a> {
     pub registry: &'a Registry,
     pub content: &'a Arc<Content>,
     pub report: ProgressFn,
+    /// Writing to the disk goes on for a moment after a fetch was dropped; its end can be waited for here.
+    pub writing: TaskTracker,
 }
 
 impl Fetcher<'_> {
@@ -91,7 +94,12 @@ impl Fetcher<'_> {
         let mut fruitless = 0;
         loop {
             let (opener, digest, size) = (self.content.clone(), want.digest.clone(), want.size);
-            let partial = blocking(move || opener.resume(&digest, size)).await?;
+            let writing = self.writing.token();
+            let partial = blocking(move || {
+                let _writing = writing;
+                opener.resume(&digest, size)
+            })
+            .await?;
             let before = partial.have();
             growing.begin(partial.file(), before);
             let Failure { error, have } = match self.download(session, url, want, partial, growing).await {
@@ -127,7 +135,7 @@ impl Fetcher<'_> {
         let at = |have| move |error| Failure { error, have };
         let mut have = partial.have();
         if partial.complete() {
-            return blocking(move || partial.commit()).await.map_err(at(have));
+            return self.commit(partial).await.map_err(at(have));
         }
         let (response, resumed) = session.blob(url, have).await.map_err(at(have))?;
         // The disk has its own thread; the channel keeps it at most a few pieces behind the network.
@@ -139,7 +147,9 @@ impl Fetcher<'_> {
             have = 0;
         }
         let reader = Arc::clone(growing);
+        let writing = self.writing.token();
         let writer = tokio::spawn(blocking(move || {
+            let _writing = writing;
             while let Some(bytes) = receiver.blocking_recv() {
                 partial.write(&bytes)?;
                 reader.advance(partial.have());
@@ -188,7 +198,16 @@ impl Fetcher<'_> {
             let source = format!("connection closed after {have} of {} bytes", want.size).into();
             return Err(Failure { error: Error::Transport { url: url.to_owned(), source }, have });
         }
-        blocking(move || partial.commit()).await.map_err(at(have))
+        self.commit(partial).await.map_err(at(have))
+    }
+
+    async fn commit(&self, partial: Partial) -> Result<()> {
+        let writing = self.writing.token();
+        blocking(move || {
+            let _writing = writing;
+            partial.commit()
+        })
+        .await
     }
 }
 

@@ -129,8 +129,7 @@ impl ImageStore {
                 .min_by_key(|r| (r.used.max(r.added), r.id.clone()));
             let Some(record) = oldest.cloned() else { break };
             index.forget(&record.id);
-            index.save()?;
-            freed_bytes += self.collect(index)?;
+            freed_bytes += self.save_and_collect(index)?;
             tracing::info!(image = %record.id, names = ?record.references, "removed unused image");
             images.push(record.references.first().cloned().unwrap_or_else(|| record.id.to_string()));
         }

@@ -31,7 +31,20 @@ struct Found {
     names: BTreeSet<String>,
 }
 
+/// A task of its own: whoever stops waiting for it leaves nothing half done, either.
 pub(crate) async fn import(store: &ImageStore, archive: impl AsyncRead + Send + Unpin + 'static) -> Result<Vec<Image>> {
+    let store = store.clone();
+    let work = tokio::spawn(async move {
+        let imported = bring(&store, archive).await;
+        if imported.is_err() {
+            store.clear(Vec::new()).await;
+        }
+        imported
+    });
+    work.await.unwrap_or_else(|e| Err(Error::Interrupted(e.to_string())))
+}
+
+async fn bring(store: &ImageStore, archive: impl AsyncRead + Send + Unpin + 'static) -> Result<Vec<Image>> {
     let content = store.inner.content.clone();
     let limit = store.inner.limits.bytes;
     let bridge = SyncIoBridge::new(archive);

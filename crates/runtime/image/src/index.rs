@@ -102,6 +102,22 @@ impl Index {
         Ok(Index { path: path.to_owned(), images })
     }
 
+    /// Makes a change that lasts; one that cannot be written down is taken back.
+    pub fn change(&mut self, change: impl FnOnce(&mut Self)) -> Result<()> {
+        self.change_and(Self::save, change)
+    }
+
+    /// As `change`, written as `save_soon` does.
+    pub fn change_soon(&mut self, change: impl FnOnce(&mut Self)) -> Result<()> {
+        self.change_and(Self::save_soon, change)
+    }
+
+    fn change_and(&mut self, save: fn(&Self) -> Result<()>, change: impl FnOnce(&mut Self)) -> Result<()> {
+        let before = self.images.clone();
+        change(self);
+        save(self).inspect_err(|_| self.images = before)
+    }
+
     pub fn save(&self) -> Result<()> {
         write_atomic(&self.path, &self.encode()?)
     }

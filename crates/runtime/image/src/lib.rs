@@ -50,6 +50,7 @@ pub use publish::PushOptions;
 pub use pull::{Progress, ProgressFn, PullOptions};
 pub use reference::Reference;
 pub use registry::{HostConfig, Mirror, Registries, RegistriesConfig};
+pub use snapshot::{Usage as DiskUsage, disk_usage};
 pub use store::{Image, ImageStore};
 pub use unpack::{Limits, Summary, unpack};
 

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use futures::future::Either;
 use futures::stream::{self, StreamExt, TryStreamExt};
 use serde::{Deserialize, Serialize};
+use tokio_util::task::TaskTracker;
 
 use crate::content::{Content, Pin};
 use crate::credentials::Auth;
@@ -85,14 +86,34 @@ pub(crate) async fn pull(
 ) -> Result<Image> {
     let name = Reference::parse(reference)?;
     let report: ProgressFn = progress.unwrap_or_else(|| Arc::new(|_| {}));
-    let platform = options.platform.unwrap_or_else(Platform::host);
+    let platform = options.platform.clone().unwrap_or_else(Platform::host);
+    let mut blobs = Vec::new();
+    let pulled = attempt(store, &name, &platform, &options, report, &mut blobs).await;
+    if let Err(error) = &pulled {
+        // What came so far is worth keeping only if the rest may come.
+        store.clear(if error.is_unavailable() { Vec::new() } else { blobs }).await;
+    }
+    // Also after a failure: the disk may be full.
+    store.inner.grown.notify_one();
+    pulled
+}
+
+/// `blobs` becomes what the image consists of, as soon as that is known.
+async fn attempt(
+    store: &ImageStore,
+    name: &Reference,
+    platform: &Platform,
+    options: &PullOptions,
+    report: ProgressFn,
+    blobs: &mut Vec<Digest>,
+) -> Result<Image> {
     let registries = &options.registries;
-    let registry = Registry::connect(registries, &name, &options.auth).await?;
+    let registry = Registry::connect(registries, name, &options.auth).await?;
     let content = &store.inner.content;
     let mut work = Resolve { store, registry: &registry, content, pins: Vec::new() };
-    let resolved = work.resolve(&name, &platform).await?;
+    let resolved = work.resolve(name, platform).await?;
     let manifest = &resolved.manifest;
-    check_runnable(&name, manifest, store.inner.limits.bytes)?;
+    check_runnable(name, manifest, store.inner.limits.bytes)?;
     report(Progress::Resolved {
         digest: resolved.top.clone(),
         layers: manifest.layers.len(),
@@ -100,18 +121,17 @@ pub(crate) async fn pull(
     });
     let top = resolved.descriptor.digest.clone();
     let parts = manifest.layers.iter().chain([&manifest.config]);
-    let mut blobs: Vec<Digest> = parts.map(|part| part.digest.clone()).collect();
+    blobs.extend(parts.map(|part| part.digest.clone()));
     work.pins.extend(blobs.iter().map(|blob| content.pin(blob)));
     blobs.push(top.clone());
-    content.remember_pull(&top, &blobs)?;
-    let fetcher = Fetcher { registries, registry: &registry, content, report };
-    let pulled = complete(store, &name, &fetcher, resolved).await;
-    // What came so far is worth keeping only if the rest may come.
+    content.remember_pull(&top, blobs)?;
+    let fetcher = Fetcher { registries, registry: &registry, content, report, writing: TaskTracker::new() };
+    let pulled = complete(store, name, &fetcher, resolved).await;
     if pulled.as_ref().err().is_none_or(|error| !error.is_unavailable()) {
         content.forget_pull(&top);
     }
-    // Also after a failure: the disk may be full.
-    store.inner.grown.notify_one();
+    fetcher.writing.close();
+    fetcher.writing.wait().await;
     let image = pulled?;
     (fetcher.report)(Progress::Done { image: image.id.clone() });
     Ok(image)

@@ -171,8 +171,7 @@ impl ImageStore {
         let mut record = find(&index, reference_or_id)?;
         record.references = BTreeSet::from([name.to_string()]);
         record.digests = BTreeSet::from([format!("{}@{}", name.name(), record.manifest.digest)]);
-        index.insert(record);
-        index.save()
+        index.change(|index| index.insert(record))
     }
 
     /// Takes a name away, or all names when given an id. Content goes when the last user of it goes.
@@ -189,9 +188,7 @@ impl ImageStore {
         } else {
             index.untag(&record.id, reference_or_id);
         }
-        // Names first, content second: a crash in between leaves garbage for the next open, never a hole.
-        index.save()?;
-        self.collect(index).map(drop)
+        self.save_and_collect(index).map(drop)
     }
 
     /// Keeps an image's layers until [`ImageStore::release`] by the same owner, even if the image is
@@ -199,13 +196,15 @@ impl ImageStore {
     pub fn hold(&self, image_id: &str, owner: &str) -> Result<()> {
         let mut index = self.inner.index.lock();
         let id = find(&index, image_id)?.id;
-        if let Some(record) = index.get_mut(&id)
-            && record.holds.insert(owner.to_owned())
-        {
-            record.used = now();
-            index.save_soon()?;
+        if index.by_id(&id).is_none_or(|record| record.holds.contains(owner)) {
+            return Ok(());
         }
-        Ok(())
+        index.change_soon(|index| {
+            if let Some(record) = index.get_mut(&id) {
+                record.holds.insert(owner.to_owned());
+                record.used = now();
+            }
+        })
     }
 
     /// Ends every hold of `owner`. An unknown owner holds nothing, which is fine.
@@ -224,8 +223,7 @@ impl ImageStore {
             dropped |= index.drop_if_unused(&id);
         }
         if dropped {
-            index.save()?;
-            return self.collect(index).map(drop);
+            return self.save_and_collect(index).map(drop);
         }
         index.save_soon()
     }
@@ -298,8 +296,7 @@ impl ImageStore {
     ) -> Result<Record> {
         let record = self.describe(manifest_descriptor, manifest, indexes, references, digests)?;
         let mut index = self.inner.index.lock();
-        index.insert(record.clone());
-        index.save()?;
+        index.change(|index| index.insert(record.clone()))?;
         self.inner.grown.notify_one();
         index.by_id(&record.id).cloned().ok_or_else(|| Error::NotFound(record.id.to_string()))
     }
@@ -381,6 +378,32 @@ impl ImageStore {
         match &parsed.digest {
             Some(digest) => record.digests.contains(&format!("{}@{digest}", parsed.name())),
             None => record.references.contains(&parsed.to_string()),
+        }
+    }
+
+    /// Names first, content second: a crash in between leaves garbage for the next open, never a hole. But on a full disk
+    /// the content has to make room for the names; an image without its content is forgotten by the next open, too.
+    pub(crate) fn save_and_collect(&self, index: MutexGuard<'_, Index>) -> Result<u64> {
+        match index.save() {
+            Ok(()) => self.collect(index),
+            Err(error) if error.is_full() => {
+                let freed = self.collect(index)?;
+                self.inner.index.lock().save()?;
+                Ok(freed)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// After work that failed: takes away what it brought, and what it has of blobs that nobody will go on fetching.
+    pub(crate) async fn clear(&self, given_up: Vec<Digest>) {
+        let store = self.clone();
+        let cleared = blocking(move || {
+            store.inner.content.discard(&given_up)?;
+            store.collect(store.inner.index.lock())
+        });
+        if let Err(error) = cleared.await {
+            tracing::warn!(error = error.chain(), "clear up after an image that could not be had");
         }
     }
 

@@ -90,7 +90,7 @@ async fn a_pull_under_way_keeps_its_content_through_collections() {
 }
 
 #[tokio::test]
-async fn what_a_failed_pull_leaves_goes_while_the_store_is_open() {
+async fn a_pull_that_failed_for_good_leaves_nothing() {
     let image = bulky(2);
     let registry = Registry::start(Behaviour { corrupt: true, ..Behaviour::default() }, None).await;
     registry.add("v1", &image);
@@ -98,7 +98,5 @@ async fn what_a_failed_pull_leaves_goes_while_the_store_is_open() {
     let store = ImageStore::open(root.path()).unwrap();
     let name = format!("{}/team/app:v1", registry.address);
     store.pull(&name, PullOptions::default(), None).await.unwrap_err();
-    assert!(store.fs_usage().unwrap().used_bytes > 0);
-    store.collect_garbage(1, Duration::ZERO).unwrap();
     assert_eq!(store.fs_usage().unwrap().inodes_used, 0);
 }

@@ -32,6 +32,13 @@ pub struct NodeFacts<'a> {
     pub unsafe_sysctls: &'a [String],
     /// Conditions of being short of something that hold now.
     pub pressures: &'a BTreeSet<&'static str>,
+    /// Whether the kernel has AppArmor.
+    pub apparmor: bool,
+}
+
+/// Whether this kernel has AppArmor.
+pub fn has_apparmor() -> bool {
+    std::fs::read_to_string("/sys/module/apparmor/parameters/enabled").is_ok_and(|text| text.starts_with('Y'))
 }
 
 fn refuse(reason: &'static str, message: String) -> Ended {
@@ -49,6 +56,11 @@ pub fn admit(node: &NodeFacts<'_>, admitted: &[&PodSpec], pod: &Pod) -> Result<(
     }
     if spec.os.as_ref().is_some_and(|os| os.name != "linux") {
         return Err(refuse("PodOSNotSupported", "Failed to admit pod as the OS field doesn't match node OS".into()));
+    }
+    // Run without, it would be less confined than its owner thinks.
+    if !node.apparmor && asks_for_apparmor(spec) {
+        let message = "Cannot enforce AppArmor: AppArmor is not enabled on the host";
+        return Err(refuse("AppArmor", message.into()));
     }
     let ports = |spec: &PodSpec| -> Vec<(String, String, i32)> {
         let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
@@ -79,6 +91,17 @@ pub fn admit(node: &NodeFacts<'_>, admitted: &[&PodSpec], pod: &Pod) -> Result<(
         }
     }
     Ok(())
+}
+
+/// Whether a container is to be confined by AppArmor: what it says itself counts before what its pod says.
+fn asks_for_apparmor(spec: &PodSpec) -> bool {
+    let usual = spec.security_context.as_ref().and_then(|security| security.app_armor_profile.as_ref());
+    let debug: Vec<_> = spec.ephemeral_containers.iter().flatten().map(crate::containers::of_ephemeral).collect();
+    let mut all = spec.containers.iter().chain(spec.init_containers.iter().flatten()).chain(&debug);
+    all.any(|container| {
+        let own = container.security_context.as_ref().and_then(|security| security.app_armor_profile.as_ref());
+        own.or(usual).is_some_and(|profile| profile.type_ != "Unconfined")
+    })
 }
 
 /// Whether the pod may come while the node is short of something. Critical ones may; while it is memory, so may those
@@ -193,6 +216,7 @@ mod tests {
             allocatable: &allocatable,
             unsafe_sysctls: &sysctls,
             pressures: &pressures,
+            apparmor: false,
         };
         let admitted: Vec<PodSpec> =
             admitted.iter().map(|spec| serde_json::from_value(spec.clone()).unwrap()).collect();
@@ -236,6 +260,29 @@ mod tests {
         assert_eq!(refused(&[], affinity(expression)), None);
         let expression = serde_json::json!({"key": "disk", "operator": "DoesNotExist"});
         assert!(refused(&[], affinity(expression)).is_some());
+    }
+
+    #[test]
+    fn nobody_runs_without_the_confinement_they_ask_for() {
+        let profile = |pod: &str, own: &str| {
+            let security = |kind: &str| match kind {
+                "" => serde_json::json!({}),
+                kind => serde_json::json!({"appArmorProfile": {"type": kind}}),
+            };
+            serde_json::json!({"containers": [{"name": "a", "securityContext": security(own)}], "securityContext": security(pod)})
+        };
+        for (pod, own, fine) in [
+            ("", "", true),
+            ("Unconfined", "", true),
+            ("RuntimeDefault", "", false),
+            ("", "Localhost", false),
+            ("RuntimeDefault", "Unconfined", true),
+            ("Unconfined", "RuntimeDefault", false),
+        ] {
+            let got = refused(&[], profile(pod, own));
+            assert_eq!(got.is_none(), fine, "{pod} {own}: {got:?}");
+            assert!(got.is_none_or(|(reason, why)| reason == "AppArmor" && why.contains("not enabled on the host")));
+        }
     }
 
     #[test]

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use dhow_cri::runtime::{
-    ContainerConfig, Device, ImageInfo, Mount, MountPropagation, NamespaceMode, NamespaceOptions, PodIdentity,
-    PortMapping, RuntimeHandler, SandboxConfig, SeccompProfile, SecurityContext, UserNamespace,
+    AppArmorProfile, ContainerConfig, Device, ImageInfo, Mount, MountPropagation, NamespaceMode, NamespaceOptions,
+    PodIdentity, PortMapping, RuntimeHandler, SandboxConfig, SeccompProfile, SecurityContext, SelinuxOptions,
+    UserNamespace,
 };
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, VolumeMount};
 
@@ -104,6 +105,18 @@ fn security(root: &Path, spec: &PodSpec, container: &Container, image: &ImageInf
         _ if privileged => SeccompProfile::Unconfined,
         _ => SeccompProfile::RuntimeDefault,
     };
+    let apparmor = match own.app_armor_profile.or(pod.app_armor_profile) {
+        None => AppArmorProfile::Unspecified,
+        Some(p) if p.type_ == "Unconfined" => AppArmorProfile::Unconfined,
+        Some(p) if p.type_ == "Localhost" => AppArmorProfile::Localhost(p.localhost_profile.unwrap_or_default()),
+        Some(_) => AppArmorProfile::RuntimeDefault,
+    };
+    let selinux = own.se_linux_options.or(pod.se_linux_options).map(|label| SelinuxOptions {
+        user: label.user.unwrap_or_default(),
+        role: label.role.unwrap_or_default(),
+        r#type: label.type_.unwrap_or_default(),
+        level: label.level.unwrap_or_default(),
+    });
     let groups = pod.supplemental_groups.into_iter().flatten().chain(pod.fs_group);
     let capabilities = own.capabilities.unwrap_or_default();
     Ok(SecurityContext {
@@ -118,6 +131,8 @@ fn security(root: &Path, spec: &PodSpec, container: &Container, image: &ImageInf
         readonly_rootfs: own.read_only_root_filesystem == Some(true),
         no_new_privs: own.allow_privilege_escalation == Some(false),
         seccomp,
+        apparmor,
+        selinux,
         masked_paths: (own.proc_mount.as_deref() == Some("Unmasked")).then(Vec::new),
         readonly_paths: (own.proc_mount.as_deref() == Some("Unmasked")).then(Vec::new),
     })

@@ -1,10 +1,12 @@
-//! The config maps and secrets that the node's pods refer to: each watched by itself, for as long as a pod names it.
+//! What the node's pods refer to: config maps, secrets and claims each watched by itself, trust bundles together, for as
+//! long as a pod names them.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
 use dhow_client::{Client, Informer, ListParams};
+use k8s_openapi::api::certificates::v1beta1::ClusterTrustBundle;
 use k8s_openapi::api::core::v1::{ConfigMap, Container, PersistentVolumeClaim, Pod, Secret};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -21,6 +23,8 @@ pub enum Kind {
     Secret,
     /// Of volumes that may grow while they are mounted.
     Claim,
+    /// All there are: a volume may choose them by signer and labels.
+    TrustBundles,
 }
 
 /// An object in a pod's namespace.
@@ -31,6 +35,7 @@ enum Copy {
     ConfigMap(Informer<ConfigMap>),
     Secret(Informer<Secret>),
     Claim(Informer<PersistentVolumeClaim>),
+    TrustBundles(Informer<ClusterTrustBundle>),
 }
 
 struct Entry {
@@ -54,6 +59,7 @@ pub fn referred(pod: &Pod) -> BTreeSet<Name> {
     let mut add = |kind, name: &str| {
         out.insert((kind, ns.clone(), name.to_owned()));
     };
+    let mut bundles = false;
     let Some(spec) = &pod.spec else { return out };
     for volume in spec.volumes.iter().flatten() {
         if let Some(source) = &volume.config_map {
@@ -69,6 +75,7 @@ pub fn referred(pod: &Pod) -> BTreeSet<Name> {
             if let Some(source) = &source.secret {
                 add(Kind::Secret, &source.name);
             }
+            bundles |= source.cluster_trust_bundle.is_some();
         }
     }
     let debug: Vec<Container> =
@@ -90,6 +97,9 @@ pub fn referred(pod: &Pod) -> BTreeSet<Name> {
                 add(Kind::Secret, &source.name);
             }
         }
+    }
+    if bundles {
+        out.insert((Kind::TrustBundles, String::new(), String::new()));
     }
     out
 }
@@ -146,6 +156,11 @@ impl Objects {
                 informer.on_change(move |_| wake());
                 Copy::Claim(informer)
             }
+            Kind::TrustBundles => {
+                let informer = Informer::start(client, ListParams::default(), None, stop.clone());
+                informer.on_change(move |_| wake());
+                Copy::TrustBundles(informer)
+            }
         };
         Entry { copy, users, stop }
     }
@@ -155,6 +170,7 @@ impl Objects {
             Kind::ConfigMap => "configmap",
             Kind::Secret => "secret",
             Kind::Claim => "persistentvolumeclaim",
+            Kind::TrustBundles => "clustertrustbundle",
         };
         let found = self.entries.lock().get(&(kind, ns.to_owned(), name.to_owned())).map(|entry| entry.copy.clone());
         let copy = found.ok_or_else(|| Error::config(format!("{what} \"{ns}/{name}\" not registered")))?;
@@ -163,6 +179,7 @@ impl Objects {
                 Copy::ConfigMap(informer) => informer.synced().await,
                 Copy::Secret(informer) => informer.synced().await,
                 Copy::Claim(informer) => informer.synced().await,
+                Copy::TrustBundles(informer) => informer.synced().await,
             }
         };
         let late = |_| Error::config(format!("failed to sync {what} cache: timed out waiting for {ns}/{name}"));
@@ -174,7 +191,7 @@ impl Objects {
     pub async fn config_map(&self, ns: &str, name: &str, optional: bool) -> Result<Option<Arc<ConfigMap>>, Error> {
         match self.copy(Kind::ConfigMap, ns, name).await? {
             Copy::ConfigMap(informer) => only(&informer, optional, || format!("configmap {name:?} not found")),
-            Copy::Secret(_) | Copy::Claim(_) => Ok(None),
+            _ => Ok(None),
         }
     }
 
@@ -183,7 +200,7 @@ impl Objects {
         let entries = self.entries.lock();
         match &entries.get(&(Kind::Claim, ns.to_owned(), name.to_owned()))?.copy {
             Copy::Claim(informer) => informer.list().into_iter().next(),
-            Copy::ConfigMap(_) | Copy::Secret(_) => None,
+            _ => None,
         }
     }
 
@@ -191,7 +208,15 @@ impl Objects {
     pub async fn secret(&self, ns: &str, name: &str, optional: bool) -> Result<Option<Arc<Secret>>, Error> {
         match self.copy(Kind::Secret, ns, name).await? {
             Copy::Secret(informer) => only(&informer, optional, || format!("secret {name:?} not found")),
-            Copy::ConfigMap(_) | Copy::Claim(_) => Ok(None),
+            _ => Ok(None),
+        }
+    }
+
+    /// All trust bundles; for pods that refer to some.
+    pub async fn trust_bundles(&self) -> Result<Vec<Arc<ClusterTrustBundle>>, Error> {
+        match self.copy(Kind::TrustBundles, "", "").await? {
+            Copy::TrustBundles(informer) => Ok(informer.list()),
+            _ => Ok(Vec::new()),
         }
     }
 }

@@ -119,6 +119,7 @@ impl Shared {
             allocatable: &allocatable,
             unsafe_sysctls: &self.config.settings.allowed_unsafe_sysctls,
             pressures: &self.pressures.borrow().clone(),
+            apparmor: admission::has_apparmor(),
         };
         // Held until the pod is in, so that two pods are never let into the same room.
         let mut admitted = self.admitted.lock();

@@ -1,4 +1,4 @@
-//! Columns of role bindings and signing requests.
+//! Columns of role bindings, signing requests and trust bundles.
 
 use serde_json::{Value, json};
 
@@ -41,6 +41,9 @@ pub(crate) const SIGNING_REQUEST: &[Column] = &[
     ),
     column("Condition", Of(condition)),
 ];
+
+pub(crate) const TRUST_BUNDLE: &[Column] =
+    &[column("Name", Name), column("SignerName", Or(&["spec", "signerName"], "<none>"))];
 
 fn condition(csr: &Value) -> Value {
     let has = |kind: &str| items(csr, &["status", "conditions"]).iter().any(|condition| condition["type"] == kind);

@@ -167,7 +167,7 @@ const END: &str = "-----END CERTIFICATE REQUEST-----";
 const SEQUENCE: u8 = 0x30;
 
 /// `example.com/signer`.
-fn signer_name(field: &Field, errors: &mut Errors) {
+pub(super) fn signer_name(field: &Field, errors: &mut Errors) {
     if !errors.need(field) {
         return;
     }

@@ -9,6 +9,7 @@ pub mod access;
 pub mod admission;
 pub mod autoscaling;
 pub mod batch;
+pub mod certificates;
 pub mod config;
 pub mod core;
 pub mod extension;

@@ -271,6 +271,7 @@ fn projection(source: &Field, errors: &mut Errors) {
                 }
                 relative(&one.at("path"), errors);
             }
+            "clusterTrustBundle" => super::certificates::bundle_projection(&one, errors),
             _ => {}
         }
     }

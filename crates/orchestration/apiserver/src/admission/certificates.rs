@@ -1,4 +1,5 @@
-//! CertificateApproval, CertificateSigning and CertificateSubjectRestriction: rights are per signer.
+//! CertificateApproval, CertificateSigning, CertificateSubjectRestriction and ClusterTrustBundleAttest: rights are per
+//! signer.
 
 use base64::Engine as _;
 use dhow_api::registry::Subresource;
@@ -15,6 +16,9 @@ const GROUP: &str = "certificates.k8s.io";
 const CLIENT_SIGNER: &str = "kubernetes.io/kube-apiserver-client";
 
 pub fn validate(server: &ApiServer, attributes: &Attributes<'_>) -> Result<(), Status> {
+    if attributes.is(GROUP, "ClusterTrustBundle") {
+        return attested(server, attributes);
+    }
     if !attributes.is(GROUP, "CertificateSigningRequest") {
         return Ok(());
     }
@@ -37,9 +41,44 @@ fn signs(old: &Value, new: &Value) -> bool {
     old["status"]["certificate"] != new["status"]["certificate"] || failed(old) != failed(new)
 }
 
-/// Refuses users who may not do this for the request's signer, by name or by domain.
+/// A bundle of a signer is published by who may speak for it. Its signer never changes.
+fn attested(server: &ApiServer, attributes: &Attributes<'_>) -> Result<(), Status> {
+    let writes = matches!(attributes.operation, Operation::Create | Operation::Update);
+    let signer = meta::text(&attributes.object, &["spec", "signerName"]);
+    if !writes || signer.is_empty() || attributes.old.is_some_and(|old| says_the_same(old, &attributes.object)) {
+        return Ok(());
+    }
+    if may(server, attributes, signer, "attest") {
+        return Ok(());
+    }
+    Err(attributes.forbidden(&format!("user not permitted to attest for signerName {signer:?}")))
+}
+
+/// Whether two forms of an object differ in what garbage collection and storage migration write, at most.
+fn says_the_same(old: &Value, new: &Value) -> bool {
+    let bare = |object: &Value| {
+        let mut object = object.clone();
+        if let Some(metadata) = object["metadata"].as_object_mut() {
+            for field in ["finalizers", "managedFields", "ownerReferences", "resourceVersion"] {
+                metadata.remove(field);
+            }
+        }
+        object
+    };
+    bare(old) == bare(new)
+}
+
+/// Refuses users who may not do this for the request's signer.
 fn permitted(server: &ApiServer, attributes: &Attributes<'_>, request: &Value, verb: &str) -> Result<(), Status> {
     let signer = meta::text(request, &["spec", "signerName"]);
+    if may(server, attributes, signer, verb) {
+        return Ok(());
+    }
+    Err(attributes.forbidden(&format!("user not permitted to {verb} requests with signerName {signer:?}")))
+}
+
+/// Whether a user may do this for a signer, by its name or its domain.
+fn may(server: &ApiServer, attributes: &Attributes<'_>, signer: &str, verb: &str) -> bool {
     let domain = signer.split('/').next().unwrap_or_default();
     let may = |name: &str| {
         let question = rbac::Attributes::Resource {
@@ -52,10 +91,7 @@ fn permitted(server: &ApiServer, attributes: &Attributes<'_>, request: &Value, v
         };
         server.authorizer.allows(attributes.user, &question)
     };
-    if may(signer) || may(&format!("{domain}/*")) {
-        return Ok(());
-    }
-    Err(attributes.forbidden(&format!("user not permitted to {verb} requests with signerName {signer:?}")))
+    may(signer) || may(&format!("{domain}/*"))
 }
 
 /// Nobody becomes an administrator by a certificate.

@@ -1,14 +1,17 @@
-//! Certificate signing requests: approved where the requester may have what it asks for, signed, and cleaned away. Tokens
+//! Certificate signing requests: approved where the requester may have what it asks for, signed, and cleaned away. The
+//! authority is published as a trust bundle. Tokens
 //! with which machines ask for their first certificate go when they expire.
 
 mod approve;
 mod check;
 mod clean;
+mod publish;
 mod sign;
 mod tokens;
 
 pub use approve::Approver;
 pub use clean::Cleaner;
+pub use publish::{Publisher, SERVING};
 pub use sign::Signer;
 pub use tokens::TokenCleaner;
 

@@ -6,8 +6,8 @@ use std::path::Path;
 use crate::embedded::specification::{MASKED_PATHS, NETWORK_SYSCTLS, READONLY_PATHS, paths};
 use crate::proto;
 use crate::runtime::{
-    ContainerConfig, ImageAuth, MountPropagation, NamespaceMode, NamespaceOptions, Resources, SandboxConfig,
-    SeccompProfile, UserNamespace,
+    AppArmorProfile, ContainerConfig, ImageAuth, Mount, MountPropagation, NamespaceMode, NamespaceOptions, Resources,
+    SandboxConfig, SeccompProfile, UserNamespace,
 };
 
 /// Label of everything that is ours, so that several clouds can share a runtime: the cloud's top control group.
@@ -119,25 +119,7 @@ pub fn container(config: &ContainerConfig, sandbox: &SandboxConfig, unified: boo
             .iter()
             .map(|(key, value)| proto::KeyValue { key: key.clone(), value: value.clone().into_bytes() })
             .collect(),
-        mounts: config
-            .mounts
-            .iter()
-            .map(|mount| proto::Mount {
-                container_path: text(&mount.container_path),
-                host_path: text(&mount.host_path),
-                readonly: mount.readonly,
-                recursive_read_only: mount.recursive_readonly,
-                propagation: match mount.propagation {
-                    MountPropagation::Private => proto::MountPropagation::PropagationPrivate,
-                    MountPropagation::HostToContainer => proto::MountPropagation::PropagationHostToContainer,
-                    MountPropagation::Bidirectional => proto::MountPropagation::PropagationBidirectional,
-                }
-                .into(),
-                image: mount.image.as_deref().map(image),
-                image_sub_path: text(&mount.image_sub_path),
-                ..Default::default()
-            })
-            .collect(),
+        mounts: mounts(config),
         devices: config
             .devices
             .iter()
@@ -160,6 +142,25 @@ pub fn container(config: &ContainerConfig, sandbox: &SandboxConfig, unified: boo
             security_context: Some(security(config, &sandbox.namespaces)),
         }),
     }
+}
+
+pub fn mounts(config: &ContainerConfig) -> Vec<proto::Mount> {
+    let propagation = |propagation| match propagation {
+        MountPropagation::Private => proto::MountPropagation::PropagationPrivate,
+        MountPropagation::HostToContainer => proto::MountPropagation::PropagationHostToContainer,
+        MountPropagation::Bidirectional => proto::MountPropagation::PropagationBidirectional,
+    };
+    let one = |mount: &Mount| proto::Mount {
+        container_path: text(&mount.container_path),
+        host_path: text(&mount.host_path),
+        readonly: mount.readonly,
+        recursive_read_only: mount.recursive_readonly,
+        propagation: propagation(mount.propagation).into(),
+        image: mount.image.as_deref().map(image),
+        image_sub_path: text(&mount.image_sub_path),
+        ..Default::default()
+    };
+    config.mounts.iter().map(one).collect()
 }
 
 /// Limits; zero leaves the kernel's default. `unified` says that the machine has cgroup v2 alone.
@@ -220,8 +221,26 @@ fn security(config: &ContainerConfig, options: &NamespaceOptions) -> proto::Linu
         masked_paths: paths(security.masked_paths.as_deref(), &MASKED_PATHS),
         readonly_paths: paths(security.readonly_paths.as_deref(), &READONLY_PATHS),
         seccomp: Some(seccomp(&security.seccomp)),
+        apparmor: apparmor(&security.apparmor),
+        selinux_options: security.selinux.as_ref().map(|label| proto::SeLinuxOption {
+            user: label.user.clone(),
+            role: label.role.clone(),
+            r#type: label.r#type.clone(),
+            level: label.level.clone(),
+        }),
         ..Default::default()
     }
+}
+
+fn apparmor(profile: &AppArmorProfile) -> Option<proto::SecurityProfile> {
+    use proto::security_profile::ProfileType;
+    let (kind, name) = match profile {
+        AppArmorProfile::Unspecified => return None,
+        AppArmorProfile::RuntimeDefault => (ProfileType::RuntimeDefault, ""),
+        AppArmorProfile::Unconfined => (ProfileType::Unconfined, ""),
+        AppArmorProfile::Localhost(name) => (ProfileType::Localhost, name.as_str()),
+    };
+    Some(proto::SecurityProfile { profile_type: kind.into(), localhost_ref: name.to_owned() })
 }
 
 /// CRI's names have no `CAP_` before them.

@@ -12,8 +12,9 @@ use super::{CriRuntime, Inner, answer, images, request, streams};
 use crate::cgroups::{self, CgroupDriver, cgroup_parent};
 use crate::proto;
 use crate::runtime::{
-    ContainerConfig, ContainerState, ContainerStats, ContainerStatus, Duplex, ExecRequest, ExecResult, ImageAuth,
-    ImageInfo, Reader, Resources, RuntimeEvent, RuntimeHandler, RuntimeVersion, SandboxConfig, SandboxStatus, Streams,
+    ContainerConfig, ContainerState, ContainerStats, ContainerStatus, DiskUsage, Duplex, ExecRequest, ExecResult,
+    ImageAuth, ImageInfo, Reader, Resources, RuntimeEvent, RuntimeHandler, RuntimeVersion, SandboxConfig,
+    SandboxStatus, Streams,
 };
 use crate::{Error, Runtime};
 
@@ -297,6 +298,15 @@ impl Runtime for CriRuntime {
             Err(failed) => return Err(answer::failure("container", id, failed)),
         };
         Ok(ContainerStats { id: id.to_owned(), ..answer::stats(stats, pids) })
+    }
+
+    async fn writable_layer(&self, id: &str) -> Result<Option<DiskUsage>, Error> {
+        let request = proto::ContainerStatsRequest { container_id: id.to_owned() };
+        // One that does not run has no stats to containerd.
+        let Ok(answer) = self.inner.runtime.clone().container_stats(request).await else { return Ok(None) };
+        let value = |value: Option<proto::UInt64Value>| value.map_or(0, |value| value.value);
+        let layer = answer.into_inner().stats.and_then(|stats| stats.writable_layer);
+        Ok(layer.map(|layer| DiskUsage { bytes: value(layer.used_bytes), inodes: value(layer.inodes_used) }))
     }
 
     async fn reopen_container_log(&self, id: &str) -> Result<(), Error> {

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::cgroups::{CgroupDriver, cgroup_parent};
 use crate::embedded::specification::{MASKED_PATHS, NETWORK_SYSCTLS, READONLY_PATHS, paths};
 use crate::runtime::{
-    ContainerConfig, Mount, MountPropagation, NamespaceMode, Resources, SandboxConfig, SeccompProfile,
+    AppArmorProfile, ContainerConfig, Mount, MountPropagation, NamespaceMode, Resources, SandboxConfig, SeccompProfile,
 };
 use crate::{Error, pause};
 
@@ -107,6 +107,17 @@ pub fn container(
         (SeccompProfile::Unconfined, _) => options.push("seccomp=unconfined".to_owned()),
         (_, Some(profile)) => options.push(format!("seccomp={profile}")),
         _ => {}
+    }
+    match &security.apparmor {
+        AppArmorProfile::Unconfined => options.push("apparmor=unconfined".to_owned()),
+        AppArmorProfile::Localhost(name) => options.push(format!("apparmor={name}")),
+        // Docker has a default of its own.
+        AppArmorProfile::Unspecified | AppArmorProfile::RuntimeDefault => {}
+    }
+    if let Some(label) = &security.selinux {
+        let parts = [("user", &label.user), ("role", &label.role), ("type", &label.r#type), ("level", &label.level)];
+        let given = parts.into_iter().filter(|(_, value)| !value.is_empty());
+        options.extend(given.map(|(name, value)| format!("label={name}:{value}")));
     }
     let mut host_config = json!({
         "NetworkMode": joined,

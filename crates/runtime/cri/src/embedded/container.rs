@@ -103,12 +103,14 @@ pub async fn start(inner: &Arc<Inner>, id: &str) -> Result<(), Error> {
     let container = inner.container(id)?;
     let shim = inner.sandbox(&container.meta.sandbox_id)?.shim;
     let request = Request::Start { id: id.to_owned() };
-    blocking(move || Ok(shim.tell(&request)?)).await?;
+    let started = blocking(move || Ok(shim.tell(&request)?)).await;
     // Now there is time to make the next pod's sandbox.
     inner.slots.refill();
-    // The caller may look at once.
-    inner.wait_until(|| inner.container(id).map_or(true, |c| c.state.status != Status::Created)).await;
-    Ok(())
+    // The caller may look at once, also at what became of a program that cannot be run.
+    let settled = inner.wait_until(|| inner.container(id).map_or(true, |c| c.state.status != Status::Created));
+    let limit = if started.is_ok() { KILL_LIMIT } else { Duration::from_secs(2) };
+    let _ = tokio::time::timeout(limit, settled).await;
+    started
 }
 
 pub async fn stop(inner: &Arc<Inner>, id: &str, grace: Duration) -> Result<(), Error> {

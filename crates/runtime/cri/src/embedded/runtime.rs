@@ -3,13 +3,15 @@
 use std::time::Duration;
 
 use dhow_oci::protocol::Request;
+use dhow_oci::spec::Status;
 use futures::StreamExt;
 use futures::stream::BoxStream;
 
 use super::{EmbeddedRuntime, blocking, container, images, sandbox, streams};
 use crate::runtime::{
-    ContainerConfig, ContainerStats, ContainerStatus, Duplex, ExecRequest, ExecResult, ImageAuth, ImageFsInfo,
-    ImageInfo, Reader, Resources, RuntimeEvent, RuntimeHandler, RuntimeVersion, SandboxConfig, SandboxStatus, Streams,
+    ContainerConfig, ContainerStats, ContainerStatus, DiskUsage, Duplex, ExecRequest, ExecResult, ImageAuth,
+    ImageFsInfo, ImageInfo, Reader, Resources, RuntimeEvent, RuntimeHandler, RuntimeVersion, SandboxConfig,
+    SandboxStatus, Streams,
 };
 use crate::{Error, Runtime};
 
@@ -82,8 +84,29 @@ impl Runtime for EmbeddedRuntime {
         container::stats(&self.inner, id)
     }
 
+    async fn writable_layer(&self, id: &str) -> Result<Option<DiskUsage>, Error> {
+        let container = self.inner.container(id)?;
+        let layer = self.inner.config.container_dir(&container.meta.sandbox_id, id).join("upper");
+        blocking(move || {
+            let usage = dhow_image::disk_usage(&layer);
+            Ok(Some(DiskUsage { bytes: usage.bytes, inodes: usage.inodes }))
+        })
+        .await
+    }
+
+    async fn sandbox_config(&self, id: &str) -> Result<Option<SandboxConfig>, Error> {
+        Ok(Some(self.inner.sandbox(id)?.meta.config))
+    }
+
+    async fn container_config(&self, id: &str) -> Result<Option<ContainerConfig>, Error> {
+        Ok(Some(self.inner.container(id)?.meta.config))
+    }
+
     async fn reopen_container_log(&self, id: &str) -> Result<(), Error> {
         let container = self.inner.container(id)?;
+        if container.state.status != Status::Running {
+            return Err(Error::FailedPrecondition(format!("container {id} is not running")));
+        }
         let shim = self.inner.sandbox(&container.meta.sandbox_id)?.shim;
         let request = Request::ReopenLog { id: id.to_owned() };
         blocking(move || Ok(shim.tell(&request)?)).await

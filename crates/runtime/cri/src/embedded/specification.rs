@@ -12,7 +12,8 @@ use super::EmbeddedConfig;
 use super::record::SandboxMeta;
 use crate::Error;
 use crate::runtime::{
-    ContainerConfig, DnsConfig, MountPropagation, NamespaceMode, Resources, SeccompProfile, SecurityContext,
+    AppArmorProfile, ContainerConfig, DnsConfig, MountPropagation, NamespaceMode, Resources, SeccompProfile,
+    SecurityContext, SelinuxOptions,
 };
 
 /// What every container may do unless told otherwise, as in Docker and containerd.
@@ -149,8 +150,41 @@ fn process(config: &ContainerConfig, image: &Image) -> Result<Process, Error> {
             SeccompProfile::Localhost(path) => Seccomp::Profile(path.clone()),
         },
         oom_score_adj: config.resources.oom_score_adj,
+        apparmor: apparmor(&config.security.apparmor)?,
+        selinux_label: config.security.selinux.as_ref().map(selinux),
         ..Process::default()
     })
+}
+
+/// Default profiles that runtimes load, any of which does.
+const APPARMOR_DEFAULTS: [&str; 2] = ["cri-containerd.apparmor.d", "docker-default"];
+
+/// The kernel refuses a profile that is not loaded.
+fn apparmor(profile: &AppArmorProfile) -> Result<Option<String>, Error> {
+    match profile {
+        AppArmorProfile::Unspecified | AppArmorProfile::Unconfined => Ok(None),
+        AppArmorProfile::Localhost(name) => Ok(Some(name.clone())),
+        AppArmorProfile::RuntimeDefault => {
+            let loaded = std::fs::read_to_string("/sys/kernel/security/apparmor/profiles").unwrap_or_default();
+            let known = |name: &&str| loaded.lines().any(|line| line.split(' ').next() == Some(*name));
+            let found = APPARMOR_DEFAULTS.into_iter().find(known);
+            found.map(|name| Some(name.to_owned())).ok_or_else(|| {
+                let names = APPARMOR_DEFAULTS.join(" or ");
+                Error::InvalidArgument(format!("no default AppArmor profile is loaded in the kernel: load {names}"))
+            })
+        }
+    }
+}
+
+fn selinux(options: &SelinuxOptions) -> String {
+    let or = |text: &str, usual: &str| if text.is_empty() { usual.to_owned() } else { text.to_owned() };
+    [
+        or(&options.user, "system_u"),
+        or(&options.role, "system_r"),
+        or(&options.r#type, "container_t"),
+        or(&options.level, "s0"),
+    ]
+    .join(":")
 }
 
 fn set(env: &mut Vec<String>, name: &str, value: &str) {
@@ -352,6 +386,14 @@ mod tests {
         for text in ["", "0", "65", "SIGNONE"] {
             assert_eq!(parse_signal(text), None, "{text}");
         }
+    }
+
+    #[test]
+    fn security_labels_have_all_their_parts() {
+        let label = SelinuxOptions { level: "s0:c1,c2".into(), ..SelinuxOptions::default() };
+        assert_eq!(selinux(&label), "system_u:system_r:container_t:s0:c1,c2");
+        assert_eq!(apparmor(&AppArmorProfile::Localhost("mine".into())).unwrap().as_deref(), Some("mine"));
+        assert_eq!(apparmor(&AppArmorProfile::Unspecified).unwrap(), None);
     }
 
     #[test]

@@ -1,12 +1,14 @@
 //! What the trait answers, in the words of CRI. Pure.
 
 use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
 use std::time::SystemTime;
 
+use crate::cri_client::request as words;
 use crate::proto;
 use crate::runtime::{
-    ContainerState, ContainerStats, ContainerStatus, ImageInfo, PodIdentity, RuntimeEventKind, RuntimeHandler,
-    SandboxState, SandboxStatus,
+    ContainerConfig, ContainerState, ContainerStats, ContainerStatus, DiskUsage, ImageFsInfo, ImageInfo, PodIdentity,
+    RuntimeEventKind, RuntimeHandler, SandboxConfig, SandboxState, SandboxStatus,
 };
 
 /// Nanoseconds since 1970; zero is "not yet".
@@ -45,7 +47,8 @@ fn sandbox_state(state: SandboxState) -> proto::PodSandboxState {
     }
 }
 
-pub fn sandbox_status(status: &SandboxStatus) -> proto::PodSandboxStatus {
+/// With what it was asked to be, if that is known: a kubelet compares its namespaces with the pod's.
+pub fn sandbox_status(status: &SandboxStatus, config: Option<&SandboxConfig>) -> proto::PodSandboxStatus {
     let mut ips = status.ips.iter().map(ToString::to_string);
     proto::PodSandboxStatus {
         id: status.id.clone(),
@@ -56,13 +59,16 @@ pub fn sandbox_status(status: &SandboxStatus) -> proto::PodSandboxStatus {
             ip: ips.next().unwrap_or_default(),
             additional_ips: ips.map(|ip| proto::PodIp { ip }).collect(),
         }),
+        linux: config.map(|config| proto::LinuxPodSandboxStatus {
+            namespaces: Some(proto::Namespace { options: Some(words::namespaces(&config.namespaces)) }),
+        }),
         labels: map(&status.labels),
         annotations: map(&status.annotations),
-        ..Default::default()
+        runtime_handler: config.map(|config| config.runtime_handler.clone()).unwrap_or_default(),
     }
 }
 
-pub fn sandbox(status: &SandboxStatus) -> proto::PodSandbox {
+pub fn sandbox(status: &SandboxStatus, config: Option<&SandboxConfig>) -> proto::PodSandbox {
     proto::PodSandbox {
         id: status.id.clone(),
         metadata: Some(metadata(&status.pod)),
@@ -70,7 +76,7 @@ pub fn sandbox(status: &SandboxStatus) -> proto::PodSandbox {
         created_at: nanos(Some(status.created_at)),
         labels: map(&status.labels),
         annotations: map(&status.annotations),
-        ..Default::default()
+        runtime_handler: config.map(|config| config.runtime_handler.clone()).unwrap_or_default(),
     }
 }
 
@@ -91,7 +97,8 @@ fn spec(image: &str) -> proto::ImageSpec {
     proto::ImageSpec { image: image.to_owned(), user_specified_image: image.to_owned(), ..Default::default() }
 }
 
-pub fn container_status(status: &ContainerStatus) -> proto::ContainerStatus {
+/// With what it was asked to be, if that is known: a kubelet resizes by the limits it reads here.
+pub fn container_status(status: &ContainerStatus, config: Option<&ContainerConfig>) -> proto::ContainerStatus {
     proto::ContainerStatus {
         id: status.id.clone(),
         metadata: Some(container_metadata(status)),
@@ -108,6 +115,10 @@ pub fn container_status(status: &ContainerStatus) -> proto::ContainerStatus {
         labels: map(&status.labels),
         annotations: map(&status.annotations),
         log_path: status.log_path.to_string_lossy().into_owned(),
+        mounts: config.map(words::mounts).unwrap_or_default(),
+        resources: config.map(|config| proto::ContainerResources {
+            linux: Some(words::resources(&config.resources, dhow_oci::cgroup::is_unified())),
+        }),
         ..Default::default()
     }
 }
@@ -127,7 +138,12 @@ pub fn container(status: &ContainerStatus) -> proto::Container {
     }
 }
 
-pub fn stats(status: &ContainerStatus, stats: &ContainerStats, now: i64) -> proto::ContainerStats {
+pub fn stats(
+    status: &ContainerStatus,
+    stats: &ContainerStats,
+    layer: Option<proto::FilesystemUsage>,
+    now: i64,
+) -> proto::ContainerStats {
     let value = |value| Some(proto::UInt64Value { value });
     proto::ContainerStats {
         attributes: Some(proto::ContainerAttributes {
@@ -147,8 +163,29 @@ pub fn stats(status: &ContainerStatus, stats: &ContainerStats, now: i64) -> prot
             usage_bytes: value(stats.memory_usage_bytes),
             ..Default::default()
         }),
+        writable_layer: layer,
         ..Default::default()
     }
+}
+
+/// Part of a file system, which a folder on it names.
+pub fn part(mountpoint: &Path, usage: DiskUsage, now: i64) -> proto::FilesystemUsage {
+    let value = |value| Some(proto::UInt64Value { value });
+    proto::FilesystemUsage {
+        timestamp: now,
+        fs_id: Some(proto::FilesystemIdentifier { mountpoint: mountpoint.to_string_lossy().into_owned() }),
+        used_bytes: value(usage.bytes),
+        inodes_used: value(usage.inodes),
+    }
+}
+
+pub fn image_file_system(info: &ImageFsInfo, now: i64) -> proto::FilesystemUsage {
+    part(&info.mountpoint, DiskUsage { bytes: info.used_bytes, inodes: info.inodes_used }, now)
+}
+
+/// What a verbose answer says beyond CRI: JSON under `info`.
+pub fn info(document: &serde_json::Value) -> HashMap<String, String> {
+    HashMap::from([("info".to_owned(), document.to_string())])
 }
 
 /// A sandbox' numbers are the sums of its containers'.
@@ -194,6 +231,7 @@ pub fn image(image: ImageInfo) -> proto::Image {
         size: image.size,
         uid: image.uid.map(|uid| proto::Int64Value { value: uid.into() }),
         username: image.username.unwrap_or_default(),
+        spec: Some(proto::ImageSpec::default()),
         ..Default::default()
     }
 }

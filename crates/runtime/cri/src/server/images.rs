@@ -31,8 +31,11 @@ impl ImageService for Shared {
         &self,
         request: Request<proto::ImageStatusRequest>,
     ) -> Result<Response<proto::ImageStatusResponse>, Status> {
-        let image = self.runtime.image_status(&name(request.into_inner().image)?).await.map_err(status)?;
-        Ok(Response::new(proto::ImageStatusResponse { image: image.map(answer::image), ..Default::default() }))
+        let asked = request.into_inner();
+        let image = self.runtime.image_status(&name(asked.image)?).await.map_err(status)?;
+        let told = asked.verbose.then_some(image.as_ref()).flatten();
+        let info = told.map(|image| answer::info(&serde_json::json!({ "image": image }))).unwrap_or_default();
+        Ok(Response::new(proto::ImageStatusResponse { image: image.map(answer::image), info }))
     }
 
     async fn pull_image(
@@ -57,14 +60,8 @@ impl ImageService for Shared {
         &self,
         _: Request<proto::ImageFsInfoRequest>,
     ) -> Result<Response<proto::ImageFsInfoResponse>, Status> {
-        let images = self.runtime.list_images().await.map_err(status)?;
-        let used = images.iter().map(|image| image.size).sum();
-        let usage = proto::FilesystemUsage {
-            timestamp: answer::nanos(Some(SystemTime::now())),
-            fs_id: Some(proto::FilesystemIdentifier { mountpoint: self.images_folder.to_string_lossy().into_owned() }),
-            used_bytes: Some(proto::UInt64Value { value: used }),
-            ..Default::default()
-        };
+        let info = self.runtime.image_fs_info().await.map_err(status)?;
+        let usage = answer::image_file_system(&info, answer::nanos(Some(SystemTime::now())));
         Ok(Response::new(proto::ImageFsInfoResponse {
             image_filesystems: vec![usage.clone()],
             container_filesystems: vec![usage],

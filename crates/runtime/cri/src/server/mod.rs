@@ -5,6 +5,7 @@
 
 mod answer;
 mod images;
+mod names;
 mod request;
 mod runtime;
 mod streaming;
@@ -25,6 +26,7 @@ use tower::ServiceExt;
 use crate::proto::image_service_server::ImageServiceServer;
 use crate::proto::runtime_service_server::RuntimeServiceServer;
 use crate::{Error, Runtime, socket};
+use names::Names;
 use streaming::Tickets;
 
 /// As the client side: lists of a full node are longer than gRPC's usual limit.
@@ -35,6 +37,8 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// What the calls work on; one for all connections.
 struct Service {
     runtime: Arc<dyn Runtime>,
+    /// Names of sandboxes and containers that are being made.
+    names: Names,
     tickets: Arc<Tickets>,
     /// A folder on the file system of the images.
     images_folder: PathBuf,
@@ -67,7 +71,8 @@ impl CriServer {
         let streams = streams.map_err(|error| Error::internal("listen for streams on loopback", error))?;
         let address = streams.local_addr().map_err(|error| Error::internal("listen for streams", error))?;
         let tickets = Arc::new(Tickets::new(address));
-        Ok(Self { listener, streams, service: Shared(Arc::new(Service { runtime, tickets, images_folder })) })
+        let service = Service { runtime, names: Names::default(), tickets, images_folder };
+        Ok(Self { listener, streams, service: Shared(Arc::new(service)) })
     }
 
     /// Serves until `shutdown`, then lets go of every connection.

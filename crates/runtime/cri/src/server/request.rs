@@ -6,8 +6,9 @@ use std::path::PathBuf;
 use crate::Error;
 use crate::proto;
 use crate::runtime::{
-    ContainerConfig, Device, DnsConfig, ImageAuth, Mount, MountPropagation, NamespaceMode, NamespaceOptions,
-    PodIdentity, PortMapping, Resources, SandboxConfig, SeccompProfile, SecurityContext, UserNamespace,
+    AppArmorProfile, ContainerConfig, Device, DnsConfig, ImageAuth, Mount, MountPropagation, NamespaceMode,
+    NamespaceOptions, PodIdentity, PortMapping, Resources, SandboxConfig, SeccompProfile, SecurityContext,
+    SelinuxOptions, UserNamespace,
 };
 
 fn missing(what: &str) -> Error {
@@ -177,6 +178,20 @@ fn security(security: proto::LinuxContainerSecurityContext) -> Result<SecurityCo
             ProfileType::Localhost => SeccompProfile::Localhost(PathBuf::from(profile.localhost_ref)),
         },
     };
+    let apparmor = match security.apparmor {
+        None => AppArmorProfile::Unspecified,
+        Some(profile) => match profile.profile_type() {
+            ProfileType::RuntimeDefault => AppArmorProfile::RuntimeDefault,
+            ProfileType::Unconfined => AppArmorProfile::Unconfined,
+            ProfileType::Localhost => AppArmorProfile::Localhost(profile.localhost_ref),
+        },
+    };
+    let selinux = security.selinux_options.map(|label| SelinuxOptions {
+        user: label.user,
+        role: label.role,
+        r#type: label.r#type,
+        level: label.level,
+    });
     let paths = |list: Vec<String>| Some(list).filter(|list| !list.is_empty());
     Ok(SecurityContext {
         privileged: security.privileged,
@@ -190,6 +205,8 @@ fn security(security: proto::LinuxContainerSecurityContext) -> Result<SecurityCo
         readonly_rootfs: security.readonly_rootfs,
         no_new_privs: security.no_new_privs,
         seccomp,
+        apparmor,
+        selinux,
         masked_paths: paths(security.masked_paths),
         readonly_paths: paths(security.readonly_paths),
     })
@@ -233,7 +250,8 @@ mod tests {
             "resources": Resources { cpu_quota: Some(5000), memory_limit: Some(1 << 24), ..Resources::default() },
             "security": SecurityContext {
                 run_as_user: Some(0), supplemental_groups: vec![7], drop_capabilities: vec!["ALL".into()],
-                seccomp: SeccompProfile::Unconfined, masked_paths: Some(vec!["/m".into()]),
+                seccomp: SeccompProfile::Unconfined, apparmor: AppArmorProfile::Localhost("p".into()),
+                selinux: Some(SelinuxOptions { level: "s0:c1".into(), ..SelinuxOptions::default() }), masked_paths: Some(vec!["/m".into()]),
                 readonly_paths: Some(vec!["/r".into()]), ..SecurityContext::default()
             },
         }))

@@ -12,7 +12,10 @@ use super::{Service, Shared, answer, request, status};
 use crate::Error;
 use crate::proto;
 use crate::proto::runtime_service_server::RuntimeService;
-use crate::runtime::{ContainerStatus, ExecRequest, RuntimeEvent, SandboxStatus};
+use crate::runtime::{
+    ContainerConfig, ContainerState, ContainerStats, ContainerStatus, ExecRequest, PodIdentity, RuntimeEvent,
+    SandboxStatus,
+};
 
 type Answer<T> = Result<Response<T>, Status>;
 
@@ -24,6 +27,10 @@ fn labelled(labels: &std::collections::BTreeMap<String, String>, wanted: &HashMa
 /// crictl allows the beginning of an id.
 fn named(id: &str, wanted: &str) -> bool {
     wanted.is_empty() || id.starts_with(wanted)
+}
+
+fn taken(kind: &str, name: &str) -> Status {
+    Status::already_exists(format!("failed to reserve {kind} name {name:?}: it is taken"))
 }
 
 fn now() -> i64 {
@@ -49,22 +56,47 @@ impl Service {
         all.retain(|sandbox| {
             named(&sandbox.id, &filter.id)
                 && labelled(&sandbox.labels, &filter.label_selector)
-                && filter.state.is_none_or(|wanted| answer::sandbox(sandbox).state == wanted.state)
+                && filter.state.is_none_or(|wanted| answer::sandbox(sandbox, None).state == wanted.state)
         });
         Ok(all)
     }
 
-    async fn stats_of(&self, container: &ContainerStatus) -> Result<proto::ContainerStats, Status> {
+    async fn stats_of(&self, container: &ContainerStatus) -> Result<(proto::ContainerStats, ContainerStats), Status> {
         let stats = self.runtime.container_stats(&container.id).await.map_err(status)?;
-        Ok(answer::stats(container, &stats, now()))
+        let layer = self.runtime.writable_layer(&container.id).await.map_err(status)?;
+        let layer = layer.map(|layer| answer::part(&self.images_folder, layer, now()));
+        Ok((answer::stats(container, &stats, layer, now()), stats))
+    }
+
+    /// All that is known of a container that may go at any moment.
+    async fn container_status_of(&self, container: &ContainerStatus) -> proto::ContainerStatus {
+        let config = self.runtime.container_config(&container.id).await.ok().flatten();
+        answer::container_status(container, config.as_ref())
+    }
+
+    /// Whether there is such a container, and it runs.
+    async fn runs(&self, id: &str) -> Result<(), Status> {
+        let container = self.runtime.container_status(id).await.map_err(status)?;
+        if container.state != ContainerState::Running {
+            return Err(status(Error::FailedPrecondition(format!("container {id} is not running"))));
+        }
+        Ok(())
+    }
+
+    async fn container_statuses(&self, sandbox: &str) -> Vec<proto::ContainerStatus> {
+        let containers = self.runtime.list_containers().await.unwrap_or_default();
+        let mut own = Vec::new();
+        for container in containers.iter().filter(|container| container.sandbox_id == sandbox) {
+            own.push(self.container_status_of(container).await);
+        }
+        own
     }
 
     async fn sandbox_stats_of(&self, sandbox: &SandboxStatus) -> Result<proto::PodSandboxStats, Status> {
         let mut all = Vec::new();
         for container in self.runtime.list_containers().await.map_err(status)? {
-            if container.sandbox_id == sandbox.id {
-                let stats = self.runtime.container_stats(&container.id).await.map_err(status)?;
-                all.push((answer::stats(&container, &stats, now()), stats));
+            if container.sandbox_id == sandbox.id && container.state == ContainerState::Running {
+                all.push(self.stats_of(&container).await?);
             }
         }
         Ok(answer::sandbox_stats(sandbox, all, now()))
@@ -74,15 +106,14 @@ impl Service {
     async fn describe(&self, event: RuntimeEvent) -> proto::ContainerEventResponse {
         // A pod that is gone has nothing more to tell.
         let sandbox = self.runtime.sandbox_status(&event.sandbox_id).await.ok();
-        let containers = self.runtime.list_containers().await.unwrap_or_default();
-        let own = containers.iter().filter(|container| container.sandbox_id == event.sandbox_id);
+        let config = self.runtime.sandbox_config(&event.sandbox_id).await.ok().flatten();
         proto::ContainerEventResponse {
             // The sandbox' own events carry its id, as with other runtimes.
             container_id: if event.container_id.is_empty() { event.sandbox_id.clone() } else { event.container_id },
             container_event_type: answer::event_kind(event.kind).into(),
             created_at: now(),
-            pod_sandbox_status: sandbox.as_ref().map(answer::sandbox_status),
-            containers_statuses: own.map(answer::container_status).collect(),
+            pod_sandbox_status: sandbox.map(|sandbox| answer::sandbox_status(&sandbox, config.as_ref())),
+            containers_statuses: self.container_statuses(&event.sandbox_id).await,
         }
     }
 }
@@ -108,6 +139,17 @@ impl RuntimeService for Shared {
         let asked = request.into_inner();
         let config = asked.config.ok_or_else(|| Status::invalid_argument("the sandbox' configuration is missing"))?;
         let config = request::sandbox(config, asked.runtime_handler).map_err(status)?;
+        let pod = &config.pod;
+        let name = format!("{}_{}_{}_{}", pod.name, pod.namespace, pod.uid, pod.attempt);
+        let _reserved = self.names.reserve(name.clone()).ok_or_else(|| taken("sandbox", &name))?;
+        let sandboxes = self.runtime.list_sandboxes().await.map_err(status)?;
+        let same = |known: &PodIdentity| {
+            (&known.name, &known.namespace, &known.uid, known.attempt)
+                == (&pod.name, &pod.namespace, &pod.uid, pod.attempt)
+        };
+        if sandboxes.iter().any(|known| same(&known.pod)) {
+            return Err(taken("sandbox", &name));
+        }
         let pod_sandbox_id = self.runtime.run_sandbox(config).await.map_err(status)?;
         Ok(Response::new(proto::RunPodSandboxResponse { pod_sandbox_id }))
     }
@@ -132,15 +174,16 @@ impl RuntimeService for Shared {
         &self,
         request: Request<proto::PodSandboxStatusRequest>,
     ) -> Answer<proto::PodSandboxStatusResponse> {
-        let id = request.into_inner().pod_sandbox_id;
-        let sandbox = self.runtime.sandbox_status(&id).await.map_err(status)?;
-        let containers = self.runtime.list_containers().await.map_err(status)?;
-        let own = containers.iter().filter(|container| container.sandbox_id == id);
+        let asked = request.into_inner();
+        let sandbox = self.runtime.sandbox_status(&asked.pod_sandbox_id).await.map_err(status)?;
+        let config = self.runtime.sandbox_config(&asked.pod_sandbox_id).await.map_err(status)?;
+        let document = serde_json::json!({ "config": config });
+        let info = if asked.verbose { answer::info(&document) } else { HashMap::new() };
         Ok(Response::new(proto::PodSandboxStatusResponse {
-            status: Some(answer::sandbox_status(&sandbox)),
-            containers_statuses: own.map(answer::container_status).collect(),
+            status: Some(answer::sandbox_status(&sandbox, config.as_ref())),
+            info,
+            containers_statuses: self.container_statuses(&sandbox.id).await,
             timestamp: now(),
-            ..Default::default()
         }))
     }
 
@@ -148,8 +191,13 @@ impl RuntimeService for Shared {
         &self,
         request: Request<proto::ListPodSandboxRequest>,
     ) -> Answer<proto::ListPodSandboxResponse> {
-        let all = self.sandboxes(request.into_inner().filter).await?;
-        Ok(Response::new(proto::ListPodSandboxResponse { items: all.iter().map(answer::sandbox).collect() }))
+        let mut items = Vec::new();
+        for sandbox in self.sandboxes(request.into_inner().filter).await? {
+            // One that went meanwhile is told as it was.
+            let config = self.runtime.sandbox_config(&sandbox.id).await.ok().flatten();
+            items.push(answer::sandbox(&sandbox, config.as_ref()));
+        }
+        Ok(Response::new(proto::ListPodSandboxResponse { items }))
     }
 
     async fn create_container(
@@ -160,6 +208,15 @@ impl RuntimeService for Shared {
         let config =
             asked.config.ok_or_else(|| Status::invalid_argument("the container's configuration is missing"))?;
         let config = request::container(config).map_err(status)?;
+        let name = format!("{}_{}_{}", config.name, asked.pod_sandbox_id, config.attempt);
+        let _reserved = self.names.reserve(name.clone()).ok_or_else(|| taken("container", &name))?;
+        let containers = self.runtime.list_containers().await.map_err(status)?;
+        let same = |known: &ContainerStatus| {
+            known.sandbox_id == asked.pod_sandbox_id && known.name == config.name && known.attempt == config.attempt
+        };
+        if containers.iter().any(same) {
+            return Err(taken("container", &name));
+        }
         let container_id = self.runtime.create_container(&asked.pod_sandbox_id, config).await.map_err(status)?;
         Ok(Response::new(proto::CreateContainerResponse { container_id }))
     }
@@ -202,9 +259,15 @@ impl RuntimeService for Shared {
         &self,
         request: Request<proto::ContainerStatusRequest>,
     ) -> Answer<proto::ContainerStatusResponse> {
-        let container = self.runtime.container_status(&request.into_inner().container_id).await.map_err(status)?;
-        let status = Some(answer::container_status(&container));
-        Ok(Response::new(proto::ContainerStatusResponse { status, ..Default::default() }))
+        let asked = request.into_inner();
+        let container = self.runtime.container_status(&asked.container_id).await.map_err(status)?;
+        let config = self.runtime.container_config(&asked.container_id).await.map_err(status)?;
+        let told = Some(answer::container_status(&container, config.as_ref()));
+        // Environment variables may be secrets, and stay here.
+        let config = config.map(|config| ContainerConfig { envs: Vec::new(), ..config });
+        let document = serde_json::json!({ "sandboxID": container.sandbox_id, "config": config });
+        let info = if asked.verbose { answer::info(&document) } else { HashMap::new() };
+        Ok(Response::new(proto::ContainerStatusResponse { status: told, info }))
     }
 
     async fn update_container_resources(
@@ -212,6 +275,10 @@ impl RuntimeService for Shared {
         request: Request<proto::UpdateContainerResourcesRequest>,
     ) -> Answer<proto::UpdateContainerResourcesResponse> {
         let asked = request.into_inner();
+        let container = self.runtime.container_status(&asked.container_id).await.map_err(status)?;
+        if container.state == ContainerState::Exited {
+            return Err(status(Error::FailedPrecondition(format!("container {} has ended", asked.container_id))));
+        }
         let limits = request::resources(asked.linux.unwrap_or_default());
         self.runtime.update_container_resources(&asked.container_id, limits).await.map_err(status)?;
         Ok(Response::new(proto::UpdateContainerResourcesResponse {}))
@@ -227,6 +294,7 @@ impl RuntimeService for Shared {
 
     async fn exec_sync(&self, request: Request<proto::ExecSyncRequest>) -> Answer<proto::ExecSyncResponse> {
         let asked = request.into_inner();
+        self.runs(&asked.container_id).await?;
         let timeout = u64::try_from(asked.timeout).ok().filter(|timeout| *timeout > 0).map(Duration::from_secs);
         let result = self.runtime.exec_sync(&asked.container_id, &asked.cmd, timeout).await.map_err(status)?;
         Ok(Response::new(proto::ExecSyncResponse {
@@ -245,10 +313,7 @@ impl RuntimeService for Shared {
             return Err(Status::invalid_argument("one of stdin, stdout and stderr must be asked for"));
         }
         // Now, while the client can be told in its own call.
-        let container = self.runtime.container_status(&asked.container_id).await.map_err(status)?;
-        if container.state != crate::runtime::ContainerState::Running {
-            return Err(status(Error::FailedPrecondition(format!("container {} is not running", asked.container_id))));
-        }
+        self.runs(&asked.container_id).await?;
         let request = ExecRequest {
             command: asked.cmd,
             tty: asked.tty,
@@ -262,7 +327,7 @@ impl RuntimeService for Shared {
 
     async fn attach(&self, request: Request<proto::AttachRequest>) -> Answer<proto::AttachResponse> {
         let asked = request.into_inner();
-        self.runtime.container_status(&asked.container_id).await.map_err(status)?;
+        self.runs(&asked.container_id).await?;
         let request = ExecRequest {
             command: Vec::new(),
             tty: asked.tty,
@@ -286,7 +351,7 @@ impl RuntimeService for Shared {
         request: Request<proto::ContainerStatsRequest>,
     ) -> Answer<proto::ContainerStatsResponse> {
         let container = self.runtime.container_status(&request.into_inner().container_id).await.map_err(status)?;
-        let stats = Some(self.stats_of(&container).await?);
+        let stats = Some(self.stats_of(&container).await?.0);
         Ok(Response::new(proto::ContainerStatsResponse { stats }))
     }
 
@@ -302,7 +367,11 @@ impl RuntimeService for Shared {
         });
         let mut stats = Vec::new();
         for container in self.containers(filter).await? {
-            stats.push(self.stats_of(&container).await?);
+            // One that ended meanwhile is left out.
+            match self.stats_of(&container).await {
+                Err(gone) if gone.code() == tonic::Code::NotFound => {}
+                told => stats.push(told?.0),
+            }
         }
         Ok(Response::new(proto::ListContainerStatsResponse { stats }))
     }
@@ -340,16 +409,22 @@ impl RuntimeService for Shared {
         Ok(Response::new(proto::UpdateRuntimeConfigResponse {}))
     }
 
-    async fn status(&self, _: Request<proto::StatusRequest>) -> Answer<proto::StatusResponse> {
+    async fn status(&self, request: Request<proto::StatusRequest>) -> Answer<proto::StatusResponse> {
         let condition =
             |kind: &str| proto::RuntimeCondition { r#type: kind.into(), status: true, ..Default::default() };
         let conditions = vec![condition("RuntimeReady"), condition("NetworkReady")];
         let handlers = self.runtime.handlers().await.map_err(status)?;
+        let mut info = HashMap::new();
+        if request.into_inner().verbose {
+            let names: Vec<&str> = handlers.iter().map(|handler| handler.name.as_str()).collect();
+            let config = serde_json::json!({ "imagesFolder": self.images_folder, "runtimeHandlers": names });
+            info.insert("config".to_owned(), config.to_string());
+        }
         Ok(Response::new(proto::StatusResponse {
             status: Some(proto::RuntimeStatus { conditions }),
             runtime_handlers: handlers.iter().map(answer::handler).collect(),
             features: Some(proto::RuntimeFeatures { supplemental_groups_policy: true, ..Default::default() }),
-            ..Default::default()
+            info,
         }))
     }
 
@@ -365,19 +440,19 @@ impl RuntimeService for Shared {
         Ok(Response::new(events.boxed()))
     }
 
-    /// What there is to measure is in the stats; no more is offered.
+    /// What there is to measure is in the stats; a kubelet that is told so looks there.
     async fn list_metric_descriptors(
         &self,
         _: Request<proto::ListMetricDescriptorsRequest>,
     ) -> Answer<proto::ListMetricDescriptorsResponse> {
-        Ok(Response::new(proto::ListMetricDescriptorsResponse::default()))
+        Err(Status::unimplemented("metrics are in the stats of containers and sandboxes"))
     }
 
     async fn list_pod_sandbox_metrics(
         &self,
         _: Request<proto::ListPodSandboxMetricsRequest>,
     ) -> Answer<proto::ListPodSandboxMetricsResponse> {
-        Ok(Response::new(proto::ListPodSandboxMetricsResponse::default()))
+        Err(Status::unimplemented("metrics are in the stats of containers and sandboxes"))
     }
 
     async fn runtime_config(&self, _: Request<proto::RuntimeConfigRequest>) -> Answer<proto::RuntimeConfigResponse> {

@@ -18,6 +18,8 @@ use decide::{Evict, Manager};
 /// How often the node's resources are looked at, as upstream does. The kernel has no event for a threshold of free
 /// memory or disk that holds on every kernel we run on.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
+/// Images that came this short a while ago may be about to be used, by a pod whose other images are still on their way.
+const YOUNG: Duration = Duration::from_secs(120);
 /// What a pod gets to end that is over a limit of its own.
 const IMMEDIATE: Duration = Duration::from_secs(1);
 
@@ -40,11 +42,15 @@ pub async fn run(shared: Arc<Shared>, pods: Informer<Pod>, shutdown: Cancellatio
         }
         let lasting = manager.pressures((shared.now)(), settings.pressure_transition);
         shared.set_pressures(lasting);
+        let short_of_disk = verdict.evict.as_ref().is_some_and(|need| disk(need.signal));
+        let counted = active.iter().filter(|pod| short_of_disk || usage::limits_disk(pod));
+        let counted = counted.filter_map(|pod| pod.metadata.uid.as_deref()).collect();
+        let layers = usage::layers(&shared, &counted).await;
         if let Some(need) = &verdict.evict {
-            evict_one(&shared, &active, need);
+            evict_one(&shared, &active, need, &layers);
         }
         for pod in &active {
-            if let Some(message) = usage::over_its_limit(&shared, pod) {
+            if let Some(message) = usage::over_its_limit(&shared, pod, &layers) {
                 end(&shared, pod, message, IMMEDIATE);
             }
         }
@@ -63,7 +69,7 @@ async fn reclaim(shared: &Shared, signal: Signal) -> bool {
         "EvictionThresholdMet",
         &format!("Attempting to reclaim {}", signal.resource()),
     );
-    match shared.config.runtime.garbage_collect_images(u64::MAX, Duration::ZERO).await {
+    match shared.config.runtime.garbage_collect_images(u64::MAX, YOUNG).await {
         Ok(freed) => {
             tracing::info!(freed, "collected unused images for want of disk");
             freed > 0
@@ -76,11 +82,11 @@ async fn reclaim(shared: &Shared, signal: Signal) -> bool {
 }
 
 /// Ends the one pod whose end helps most and hurts least.
-fn evict_one(shared: &Shared, active: &[Arc<Pod>], need: &Evict) {
+fn evict_one(shared: &Shared, active: &[Arc<Pod>], need: &Evict, layers: &usage::Layers) {
     let candidates =
         active.iter().filter(|pod| shared.verdict(pod.metadata.uid.as_deref().unwrap_or_default()).is_none());
     let mut candidates: Vec<decide::Candidate<'_>> =
-        candidates.filter_map(|pod| usage::candidate(shared, pod, need.signal)).collect();
+        candidates.filter_map(|pod| usage::candidate(shared, pod, need.signal, layers)).collect();
     decide::rank(&mut candidates);
     let Some(first) = candidates.first() else {
         tracing::warn!(resource = need.signal.resource(), "the node is short, but no pod may be evicted");

@@ -1,10 +1,11 @@
 //! What the node has left, and what its pods use of it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use k8s_openapi::api::core::v1::{Pod, PodSpec};
+use dhow_cri::runtime::DiskUsage;
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 
 use super::decide::{Candidate, Reading, Readings};
 use crate::config;
@@ -60,13 +61,49 @@ fn folders(shared: &Shared, pod: &Pod) -> [PathBuf; 2] {
     [root.join("pods").join(uid(pod)), config::log_directory(root, &config::identity(pod, 0))]
 }
 
-fn disk(shared: &Shared, pod: &Pod) -> (u64, u64) {
-    let all = folders(shared, pod).into_iter().map(|folder| below(&folder));
+/// What containers wrote to their own file systems, by their pods' uids and their names.
+pub type Layers = BTreeMap<String, BTreeMap<String, DiskUsage>>;
+
+/// Looks at the pods that are wanted; what cannot be told counts nothing.
+pub async fn layers(shared: &Shared, wanted: &BTreeSet<&str>) -> Layers {
+    let mut found = Layers::new();
+    let runtime = &shared.config.runtime;
+    if wanted.is_empty() {
+        return found;
+    }
+    let (Ok(sandboxes), Ok(containers)) = (runtime.list_sandboxes().await, runtime.list_containers().await) else {
+        return found;
+    };
+    let uids: BTreeMap<String, String> = sandboxes.into_iter().map(|one| (one.id, one.pod.uid)).collect();
+    for container in containers {
+        let Some(uid) = uids.get(&container.sandbox_id).filter(|uid| wanted.contains(uid.as_str())) else { continue };
+        if let Ok(Some(usage)) = runtime.writable_layer(&container.id).await {
+            let sum = found.entry(uid.clone()).or_default().entry(container.name).or_default();
+            sum.bytes += usage.bytes;
+            sum.inodes += usage.inodes;
+        }
+    }
+    found
+}
+
+fn disk(shared: &Shared, pod: &Pod, layers: &Layers) -> (u64, u64) {
+    let own = layers.get(uid(pod)).into_iter().flatten().map(|(_, usage)| (usage.bytes, usage.inodes));
+    let all = folders(shared, pod).into_iter().map(|folder| below(&folder)).chain(own);
     all.fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1))
 }
 
+/// Pods that say how much disk a container may use, whose containers are to be looked at.
+pub fn limits_disk(pod: &Pod) -> bool {
+    pod.spec.iter().flat_map(|spec| &spec.containers).any(|container| disk_limit(container).is_some())
+}
+
+fn disk_limit(container: &Container) -> Option<u64> {
+    let limits = container.resources.as_ref().and_then(|resources| resources.limits.as_ref());
+    amount(limits, "ephemeral-storage").and_then(|limit| u64::try_from(limit / 1000).ok())
+}
+
 /// What a pod uses of what is short; `None` for one that must stay.
-pub fn candidate<'a>(shared: &Shared, pod: &'a Pod, signal: Signal) -> Option<Candidate<'a>> {
+pub fn candidate<'a>(shared: &Shared, pod: &'a Pod, signal: Signal, layers: &Layers) -> Option<Candidate<'a>> {
     let spec = pod.spec.as_ref()?;
     let priority = spec.priority.unwrap_or(0);
     if priority >= SYSTEM_CRITICAL || crate::static_pods::mirrored(pod).is_some() {
@@ -79,8 +116,8 @@ pub fn candidate<'a>(shared: &Shared, pod: &'a Pod, signal: Signal) -> Option<Ca
             (usage.unwrap_or(0), asked("memory"))
         }
         Signal::PidAvailable => (shared.cgroups.as_ref().map_or(0, |groups| groups.usage(spec, uid(pod)).pids), 0),
-        Signal::DiskAvailable => (disk(shared, pod).0, asked("ephemeral-storage")),
-        Signal::InodesFree => (disk(shared, pod).1, 0),
+        Signal::DiskAvailable => (disk(shared, pod, layers).0, asked("ephemeral-storage")),
+        Signal::InodesFree => (disk(shared, pod, layers).1, 0),
     };
     Some(Candidate { pod, priority, usage, request, greedy: greedy(spec, signal, usage) })
 }
@@ -93,7 +130,7 @@ fn greedy(spec: &PodSpec, signal: Signal, usage: u64) -> Vec<(String, u64, u64)>
 }
 
 /// Why a pod has to go that uses more disk than its own limits allow.
-pub fn over_its_limit(shared: &Shared, pod: &Pod) -> Option<String> {
+pub fn over_its_limit(shared: &Shared, pod: &Pod, layers: &Layers) -> Option<String> {
     let spec = pod.spec.as_ref()?;
     let volumes = shared.config.root_dir.join("pods").join(uid(pod)).join("volumes");
     for volume in spec.volumes.iter().flatten() {
@@ -106,14 +143,21 @@ pub fn over_its_limit(shared: &Shared, pod: &Pod) -> Option<String> {
             return Some(format!("Usage of EmptyDir volume {:?} exceeds the limit {:?}. ", volume.name, limit.0));
         }
     }
-    let limits = spec
-        .containers
-        .iter()
-        .map(|c| amount(c.resources.as_ref().and_then(|r| r.limits.as_ref()), "ephemeral-storage").map(|m| m / 1000));
-    let total = limits.sum::<Option<i128>>().and_then(|total| u64::try_from(total).ok())?;
-    (disk(shared, pod).0 > total).then(|| {
+    if let Some(total) = spec.containers.iter().map(disk_limit).sum::<Option<u64>>()
+        && disk(shared, pod, layers).0 > total
+    {
         let quantity = super::decide::show_bytes(total);
-        format!("Pod ephemeral local storage usage exceeds the total limit of containers {quantity}. ")
+        return Some(format!("Pod ephemeral local storage usage exceeds the total limit of containers {quantity}. "));
+    }
+    let [_, logs] = folders(shared, pod);
+    spec.containers.iter().find_map(|container| {
+        let limit = disk_limit(container)?;
+        let layer = layers.get(uid(pod)).and_then(|own| own.get(&container.name)).map_or(0, |usage| usage.bytes);
+        let used = layer + below(&logs.join(&container.name)).0;
+        (used > limit).then(|| {
+            let (name, quantity) = (&container.name, super::decide::show_bytes(limit));
+            format!("Container {name} exceeded its local ephemeral storage limit {quantity:?}. ")
+        })
     })
 }
 

@@ -6,6 +6,7 @@ pub mod ownership;
 mod payload;
 mod subpath;
 pub mod token;
+mod trust_bundle;
 mod write;
 
 use std::collections::BTreeMap;

@@ -1,4 +1,4 @@
-//! What is in volumes made of API objects: config maps, secrets, the pod's own fields, tokens.
+//! What is in volumes made of API objects: config maps, secrets, the pod's own fields, tokens, trust bundles.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -9,11 +9,11 @@ use k8s_openapi::api::core::v1::{
 };
 
 use super::write::{File, Payload};
-use super::{bad, fs_group, token};
+use super::{bad, fs_group, token, trust_bundle};
 use crate::shared::Shared;
 use crate::{Error, containers, env};
 
-/// Mode of a token's file when it is for one user or group only.
+/// Mode of a file when it is for one user or group only.
 const CLOSED: u32 = 0o600;
 
 fn mode(mode: Option<i32>) -> u32 {
@@ -70,14 +70,22 @@ async fn projected(
         } else if let Some(source) = &source.service_account_token {
             let (text, until) = token::of(&shared.config.client, pod, source, data, (shared.now)()).await?;
             refresh = [refresh, until].into_iter().flatten().min();
-            let owner = only_user(pod);
-            let mode = if owner.is_some() || fs_group(pod).is_some() { CLOSED } else { mode };
-            out.insert(source.path.clone(), File { bytes: text.into_bytes(), mode, owner });
+            out.insert(source.path.clone(), personal(pod, text, mode));
+        } else if let Some(source) = &source.cluster_trust_bundle {
+            let text = trust_bundle::of(source, &shared.objects.trust_bundles().await?)?;
+            out.insert(source.path.clone(), personal(pod, text, mode));
         } else {
             return Err(bad("it projects a source this node does not support"));
         }
     }
     Ok(refresh)
+}
+
+/// A file for the pod's user or group alone, if it has one.
+fn personal(pod: &Pod, text: String, mode: u32) -> File {
+    let owner = only_user(pod);
+    let mode = if owner.is_some() || fs_group(pod).is_some() { CLOSED } else { mode };
+    File { bytes: text.into_bytes(), mode, owner }
 }
 
 /// The user that all of a pod's containers run as, where its spec says so.

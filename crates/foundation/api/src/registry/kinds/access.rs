@@ -45,22 +45,41 @@ pub(super) const REVIEWS: &[Kind] = &[
     ),
 ];
 
-pub(super) const CERTIFICATES: &[Kind] = &[kind!(
-    "certificates.k8s.io",
-    "v1",
-    "CertificateSigningRequest",
-    "certificatesigningrequests",
-    "certificatesigningrequest",
-    "certificates"
-)
-.short(&["csr"])
-.cluster()
-.subs(&[Sub::Approval, Sub::Status])
-.fields(&["spec.signerName"])
-.columns(t::SIGNING_REQUEST)
-.updating(crate::strategy::signing_request_update)
-.rules(validation::access::signing_request)
-.update_rules(validation::access::signing_request_update)];
+pub(super) const CERTIFICATES: &[Kind] = &[
+    kind!(
+        "certificates.k8s.io",
+        "v1",
+        "CertificateSigningRequest",
+        "certificatesigningrequests",
+        "certificatesigningrequest",
+        "certificates"
+    )
+    .short(&["csr"])
+    .cluster()
+    .subs(&[Sub::Approval, Sub::Status])
+    .fields(&["spec.signerName"])
+    .columns(t::SIGNING_REQUEST)
+    .updating(crate::strategy::signing_request_update)
+    .rules(validation::access::signing_request)
+    .update_rules(validation::access::signing_request_update),
+    // Without a stable version upstream.
+    kind!(
+        "certificates.k8s.io",
+        "v1beta1",
+        "ClusterTrustBundle",
+        "clustertrustbundles",
+        "clustertrustbundle",
+        "certificates"
+    )
+    .cluster()
+    .conditional()
+    .named(names::path_segment)
+    .fields(&["spec.signerName"])
+    .columns(t::TRUST_BUNDLE)
+    .rules(validation::certificates::trust_bundle)
+    .new_rules(validation::certificates::new_trust_bundle)
+    .update_rules(validation::certificates::trust_bundle_update),
+];
 
 macro_rules! rbac {
     ($kind:literal, $plural:literal, $name:literal) => {

@@ -76,6 +76,41 @@ fn access() {
         ],
         &[("/spec/signerName", "\"d.e/f\"", "")],
     );
+    let anchor = serde_json::json!(include_str!("../../trust_bundle/one.pem")).to_string();
+    let leaf: &'static str = serde_json::json!(include_str!("../../trust_bundle/leaf.pem")).to_string().leak();
+    check(
+        "certificates.k8s.io/v1beta1/clustertrustbundles",
+        &format!(
+            r#"{{"metadata": {{"name": "a.b:c:d"}}, "spec": {{"signerName": "a.b/c", "trustBundle": {anchor}}}}}"#
+        ),
+        &[
+            (
+                "/spec/signerName",
+                "\"a.b/d\"",
+                "metadata.name: Invalid value: \"a.b:c:d\": ClusterTrustBundle for signerName a.b/d must be named with prefix a.b:d:",
+            ),
+            (
+                "/spec/signerName",
+                "null",
+                "metadata.name: Invalid value: \"a.b:c:d\": ClusterTrustBundle without signer name must not have \":\" in its name",
+            ),
+            (
+                "/spec/trustBundle",
+                "\"\"",
+                "spec.trustBundle: Invalid value: \"<value omitted>\": at least one trust anchor must be provided",
+            ),
+            (
+                "/spec/trustBundle",
+                leaf,
+                "spec.trustBundle: Invalid value: \"<value omitted>\": entry 0 does not have the CA bit set",
+            ),
+        ],
+        &[
+            ("/spec/trustBundle", leaf, "spec.trustBundle: Invalid value: \"<value omitted>\": entry 0 does not"),
+            ("/spec/signerName", "\"a.b/d\"", "spec.signerName: Invalid value: \"a.b/d\": field is immutable"),
+            ("/metadata/labels", "{\"a\": \"b\"}", ""),
+        ],
+    );
 }
 
 #[test]
