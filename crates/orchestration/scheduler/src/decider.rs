@@ -7,6 +7,7 @@ use k8s_openapi::api::core::v1::Pod;
 
 use crate::advice::advice;
 use crate::counts::{Slot, TermId};
+use crate::dra;
 use crate::profile::Profile;
 use crate::ranking::{Choice, Ranking};
 use crate::reasons::Refusal;
@@ -116,19 +117,22 @@ impl Decider {
         };
         let needs =
             if profile.filters.volumes { Needs::new(snapshot, pod).map_err(lacking)? } else { Needs::default() };
+        let claims = dra::Needs::new(snapshot, pod).map_err(lacking)?;
         let Some(kept) = self.rankings.get_mut(signature) else {
             return Err(Arc::new(Unschedulable::default()));
         };
         let ranking = &mut kept.ranking;
         let volumes = |slot: Slot| snapshot.row(slot).node.as_deref().and_then(|node| needs.refuses(node));
+        let devices = |slot: Slot| snapshot.row(slot).node.as_deref().and_then(|node| claims.refuses(node));
         let key = pod_key(pod);
         if let Some(slot) = snapshot.nominated_slot(&key)
             && ranking.allows_nominee(snapshot, profile, slot, &key)
             && volumes(slot).is_none()
+            && devices(slot).is_none()
         {
             return Ok(Choice { slot, score: 0 });
         }
-        let plain = !needs.restricts();
+        let plain = !needs.restricts() && !claims.restricts();
         let choice = if plain {
             let end = snapshot.log_end();
             if let Some((at, why)) = &ranking.refused
@@ -147,7 +151,8 @@ impl Decider {
                 Some(slots) => slots.into_iter().filter(|slot| ranking.allows(*slot)).collect(),
                 None => ranking.open(),
             };
-            let open: Vec<Slot> = open.into_iter().filter(|slot| volumes(*slot).is_none()).collect();
+            let possible = |slot: &Slot| volumes(*slot).is_none() && devices(*slot).is_none();
+            let open: Vec<Slot> = open.into_iter().filter(possible).collect();
             ranking.best_of(profile, &open)
         };
         if let Some(choice) = choice {
@@ -164,6 +169,12 @@ impl Decider {
                 && let Some(refusal) = volumes(slot)
             {
                 refusals = vec![Refusal::Volume(refusal)];
+            }
+            // Devices are asked for last.
+            if refusals.is_empty()
+                && let Some(refusal) = devices(slot)
+            {
+                refusals = vec![Refusal::Devices(refusal)];
             }
             by_node.push((slot, refusals));
         }

@@ -5,6 +5,7 @@ pub mod affinity;
 mod config;
 mod counts;
 mod decider;
+mod dra;
 mod engine;
 mod owners;
 mod place;
@@ -24,6 +25,7 @@ mod topologies;
 pub mod volumes;
 
 pub use config::{ConfigError, profiles};
+pub use dra::Reservation;
 pub use engine::{Engine, GroupRule, Outcome};
 pub use place::{Decision, Unschedulable, place};
 pub use preempt::Preemption;

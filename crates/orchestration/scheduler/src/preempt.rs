@@ -9,6 +9,7 @@ use k8s_openapi::jiff::Timestamp;
 
 use crate::counts::Slot;
 use crate::decider::{Decider, Signature, pod_key};
+use crate::dra;
 use crate::selecting::{Labels, Selector};
 use crate::snapshot::{PodKey, Snapshot};
 use crate::volumes::Needs;
@@ -108,7 +109,7 @@ impl Decider {
             Some(format!("0/{nodes} nodes are available: {}.", parts.join(", ")))
         };
         self.ranking(snapshot, signature);
-        let candidates = self.candidates(snapshot, signature);
+        let candidates = self.candidates(snapshot, signature, pod);
         if !snapshot.has_below(priority) || candidates.is_empty() {
             return Err(none(candidates.len()));
         }
@@ -138,7 +139,7 @@ impl Decider {
     }
 
     /// Nodes where the end of other pods could help.
-    fn candidates(&mut self, snapshot: &mut Snapshot, signature: &Signature) -> Vec<Slot> {
+    fn candidates(&mut self, snapshot: &mut Snapshot, signature: &Signature, pod: &Pod) -> Vec<Slot> {
         self.ranking(snapshot, signature);
         let Some(ranking) = self.peek(signature) else { return Vec::new() };
         let all = (0..snapshot.size() as Slot).filter(|slot| snapshot.row(*slot).node.is_some());
@@ -146,7 +147,10 @@ impl Decider {
             let refusals = ranking.refusals(snapshot, &self.profile, *slot);
             refusals.iter().all(crate::reasons::Refusal::may_be_preempted)
         });
-        helpful.collect()
+        // Devices stay their claims' when pods end.
+        let Ok(claims) = dra::Needs::new(snapshot, pod) else { return Vec::new() };
+        let node = |slot: Slot| snapshot.row(slot).node.as_deref();
+        helpful.filter(|slot| node(*slot).is_some_and(|node| claims.refuses(node).is_none())).collect()
     }
 
     /// Whom the pod would drive from a node; nothing is changed in the end.

@@ -21,6 +21,8 @@ pub enum Refusal {
         ever: bool,
     },
     Volume(&'static str),
+    /// Why its claims on devices cannot be fulfilled there.
+    Devices(String),
     SpreadLabel,
     Spread,
     Affinity,
@@ -40,6 +42,7 @@ impl Refusal {
             | Self::Taint { .. }
             | Self::NodeAffinity
             | Self::AddedAffinity
+            | Self::Devices(_)
             | Self::SpreadLabel
             | Self::Affinity => false,
         }
@@ -58,6 +61,7 @@ impl fmt::Display for Refusal {
             Self::TooManyPods => f.write_str("Too many pods"),
             Self::Insufficient { resource, .. } => write!(f, "Insufficient {resource}"),
             Self::Volume(text) => f.write_str(text),
+            Self::Devices(text) => f.write_str(text),
             Self::SpreadLabel => {
                 f.write_str("node(s) didn't match pod topology spread constraints (missing required label)")
             }
