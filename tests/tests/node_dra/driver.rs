@@ -103,7 +103,10 @@ impl Driver {
 
     fn claim(&self, claim: &Claim) -> Result<Value> {
         let mut command = Command::new("nsenter");
-        command.args(self.kubectl.iter()).args(["-n", &claim.namespace, &claim.name]).env("KUBECONFIG", &self.kubeconfig);
+        command
+            .args(self.kubectl.iter())
+            .args(["-n", &claim.namespace, &claim.name])
+            .env("KUBECONFIG", &self.kubeconfig);
         serde_json::from_str(&run(&mut command)?).context("read the claim")
     }
 
@@ -189,7 +192,9 @@ impl Registration for Driver {
             r#type: "DRAPlugin".into(),
             name: NAME.into(),
             endpoint: self.socket().to_string_lossy().into_owned(),
-            supported_versions: vec![if self.instance == "older" { "v1beta1.DRAPlugin" } else { "v1.DRAPlugin" }.into()],
+            supported_versions: vec![
+                if self.instance == "older" { "v1beta1.DRAPlugin" } else { "v1.DRAPlugin" }.into(),
+            ],
         }))
     }
 

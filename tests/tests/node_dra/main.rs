@@ -121,7 +121,8 @@ fn uid(object: &Value) -> String {
 }
 
 fn announce(host: &Host, devices: &[&str], generation: i64) -> Result<()> {
-    let all: Vec<Value> = devices.iter().map(|name| json!({"name": name, "attributes": {"size": {"int": 1}}})).collect();
+    let all: Vec<Value> =
+        devices.iter().map(|name| json!({"name": name, "attributes": {"size": {"int": 1}}})).collect();
     let slice = json!({"apiVersion": "resource.k8s.io/v1", "kind": "ResourceSlice", "metadata": {"name": "e2e-gadgets"},
         "spec": {"driver": NAME, "nodeName": "e2e", "devices": all,
             "pool": {"name": "e2e", "generation": generation, "resourceSliceCount": 1}}});
@@ -151,7 +152,10 @@ fn waits_for_devices(host: &Host) -> Result<()> {
     by_template(host, "first")?;
     event(host, "first", "FailedScheduling", "0/1 nodes are available: 1 cannot allocate all claims.")?;
     let described = host.kubectl(&["describe", "pod", "first"])?;
-    ensure!(described.contains("It can run once a node has enough free devices for its claim (first-own-"), "{described}");
+    ensure!(
+        described.contains("It can run once a node has enough free devices for its claim (first-own-"),
+        "{described}"
+    );
     let claim = claim_of(host, "first")?;
     ensure!(claim["metadata"]["ownerReferences"][0]["name"] == "first", "{:#}", claim["metadata"]);
     ensure!(claim["status"]["allocation"].is_null(), "{:#}", claim["status"]);
@@ -160,7 +164,8 @@ fn waits_for_devices(host: &Host) -> Result<()> {
 
 fn waits_for_its_driver(host: &Host, driver: &Driver, running_driver: &mut Vec<Stop>) -> Result<()> {
     announce(host, &["g0"], 1)?;
-    let text = format!("Failed to prepare dynamic resources: prepare dynamic resources: DRA driver {NAME} is not registered");
+    let text =
+        format!("Failed to prepare dynamic resources: prepare dynamic resources: DRA driver {NAME} is not registered");
     event(host, "first", "FailedPrepareDynamicResources", &text)?;
     let claim = claim_of(host, "first")?;
     let result = &claim["status"]["allocation"]["devices"]["results"][0];
@@ -176,7 +181,10 @@ fn waits_for_its_driver(host: &Host, driver: &Driver, running_driver: &mut Vec<S
     *running_driver = driver.start(&host.data_dir().join("node/plugins_registry"));
     running(host, "first")?;
     ensure!(exec(host, "first", "echo $GADGET")?.trim() == "g0", "no environment");
-    ensure!(exec(host, "first", "test -c /dev/gadget-g0 && echo x > /dev/gadget-g0 && echo ok")?.trim() == "ok", "device");
+    ensure!(
+        exec(host, "first", "test -c /dev/gadget-g0 && echo x > /dev/gadget-g0 && echo ok")?.trim() == "ok",
+        "device"
+    );
     ensure!(*driver.prepared.lock() == [uid(&claim)], "{:?}", driver.prepared.lock());
     Ok(())
 }

@@ -87,7 +87,10 @@ fn a_pod_is_woken_by_what_it_waits_for() {
     let why = reason(&next(&engine, "p"));
     assert!(why.starts_with("0/1 nodes are available: 1 cannot allocate all claims."), "{why}");
     assert!(why.contains("Preemption is not helpful for scheduling"), "{why}");
-    assert!(why.ends_with("It can run once a node has enough free devices for its claim (c), or the claim asks for less."), "{why}");
+    assert!(
+        why.ends_with("It can run once a node has enough free devices for its claim (c), or the claim asks for less."),
+        "{why}"
+    );
     assert!(engine.next().is_none(), "tried again though nothing changed");
     slice(&engine, "n", &["d"]);
     assert_eq!(next(&engine, "p"), bind("n"));

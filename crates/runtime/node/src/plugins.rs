@@ -112,11 +112,7 @@ async fn present(shared: &Arc<Shared>, socket: &Path, shutdown: &CancellationTok
     Ok(info)
 }
 
-async fn take(
-    shared: &Arc<Shared>,
-    info: &PluginInfo,
-    shutdown: &CancellationToken,
-) -> Result<(), String> {
+async fn take(shared: &Arc<Shared>, info: &PluginInfo, shutdown: &CancellationToken) -> Result<(), String> {
     let endpoint = PathBuf::from(&info.endpoint);
     let speaks = |version: &dyn Fn(&str) -> bool| info.supported_versions.iter().any(|own| version(own));
     match info.r#type.as_str() {

@@ -368,7 +368,8 @@ impl Worker {
                 let prepared = cgroups.prepare_pod(spec, &self.uid);
                 prepared.map_err(|error| ("FailedCreatePodContainer", error.to_string()))?;
             }
-            let unprepared = |why: String| ("FailedPrepareDynamicResources", format!("Failed to prepare dynamic resources: {why}"));
+            let unprepared =
+                |why: String| ("FailedPrepareDynamicResources", format!("Failed to prepare dynamic resources: {why}"));
             shared.dra.prepare(&shared.config.client, pod).await.map_err(unprepared)?;
             let handler = shared.runtime_handler(spec).await.map_err(unmade)?;
             let wanted = config::sandbox(&shared.config, pod, spec, attempt, handler).map_err(unmade)?;

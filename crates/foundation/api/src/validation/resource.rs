@@ -376,7 +376,12 @@ mod tests {
             (json!({"reservedFor": [by("1")]}), false, "status.reservedFor", "may not be specified when `allocated`"),
             (given("e", &[by("1")]), false, "status.allocation", "field is immutable"),
             (given("d", &[by("1"), by("1")]), false, "status.reservedFor[1].uid", "Duplicate value"),
-            (given("d", &[json!({"resource": "pods", "name": "p"})]), false, "status.reservedFor[0].uid", "Required value"),
+            (
+                given("d", &[json!({"resource": "pods", "name": "p"})]),
+                false,
+                "status.reservedFor[0].uid",
+                "Required value",
+            ),
             (given("d", &[by("1"), by("2")]), true, "status.reservedFor", "new entries may not be added"),
         ] {
             let found = complaints(&claim(status, deleted), &allocated);

@@ -9,8 +9,7 @@ use crate::ApiServer;
 
 const GROUP: &str = "resource.k8s.io";
 const LABEL: &str = "resource.kubernetes.io/admin-access";
-const WHY: &str =
-    "admin access to devices requires the `resource.kubernetes.io/admin-access: true` label on the containing namespace";
+const WHY: &str = "admin access to devices requires the `resource.kubernetes.io/admin-access: true` label on the containing namespace";
 
 /// Where a claim, or a template of claims, asks for it.
 fn asked(spec: &Value, path: &str) -> Vec<FieldError> {

@@ -63,13 +63,8 @@ pub(crate) fn allocate(
     }
     let (pools, candidates) = gather(known, node);
     let problem = Problem { known, asked: all, pools, candidates };
-    let mut search = Search {
-        problem: &problem,
-        all: HashMap::new(),
-        selected: HashMap::new(),
-        chosen: Vec::new(),
-        steps: 0,
-    };
+    let mut search =
+        Search { problem: &problem, all: HashMap::new(), selected: HashMap::new(), chosen: Vec::new(), steps: 0 };
     search.begin()?;
     if !search.requests(0, 0)? {
         return Ok(None);

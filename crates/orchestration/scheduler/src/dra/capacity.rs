@@ -20,7 +20,8 @@ pub(crate) fn counters_of(device: &Device) -> impl Iterator<Item = ((&str, &str)
     let sets = device.consumes_counters.iter().flatten();
     sets.flat_map(|set| {
         let counters = set.counters.iter();
-        counters.filter_map(|(name, counter)| Some(((set.counter_set.as_str(), name.as_str()), amount(&counter.value)?)))
+        counters
+            .filter_map(|(name, counter)| Some(((set.counter_set.as_str(), name.as_str()), amount(&counter.value)?)))
     })
 }
 

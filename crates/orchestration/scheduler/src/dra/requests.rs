@@ -104,7 +104,13 @@ impl Ask<'_> {
     }
 
     /// Whether the device is one that is asked for, wherever it is and whoever has it.
-    pub fn selects(&self, known: &Devices, claim: &ResourceClaim, driver: &str, device: &Device) -> Result<bool, String> {
+    pub fn selects(
+        &self,
+        known: &Devices,
+        claim: &ResourceClaim,
+        driver: &str,
+        device: &Device,
+    ) -> Result<bool, String> {
         // The feature of conditions that a device waits for is not there.
         if device.binding_conditions.as_ref().is_some_and(|all| !all.is_empty()) {
             return Ok(false);

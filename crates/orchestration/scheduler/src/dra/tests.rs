@@ -90,8 +90,12 @@ fn pools_count_when_all_of_their_newest_generation_is_there() {
 fn devices_are_where_their_slices_say() {
     let mut known = known();
     let one = claim("c", request(json!({})));
-    slice(&mut known, "zone", json!({"devices": [{"name": "z"}], "nodeSelector": {"nodeSelectorTerms":
-        [{"matchExpressions": [{"key": "zone", "operator": "In", "values": ["zone-of-n"]}]}]}}));
+    slice(
+        &mut known,
+        "zone",
+        json!({"devices": [{"name": "z"}], "nodeSelector": {"nodeSelectorTerms":
+        [{"matchExpressions": [{"key": "zone", "operator": "In", "values": ["zone-of-n"]}]}]}}),
+    );
     let given = allocate(&known, &node("n"), &[&one]).unwrap().unwrap();
     let term = &given[0].node_selector.as_ref().unwrap().node_selector_terms[0];
     assert_eq!(term.match_expressions.as_ref().unwrap()[0].key, "zone");
@@ -99,8 +103,12 @@ fn devices_are_where_their_slices_say() {
     slice(&mut known, "all", json!({"allNodes": true, "devices": [{"name": "a"}]}));
     let given = allocate(&known, &node("m"), &[&one]).unwrap().unwrap();
     assert_eq!((results(&given[0])[0].device.as_str(), &given[0].node_selector), ("a", &None));
-    slice(&mut known, "each", json!({"perDeviceNodeSelection": true,
-        "devices": [{"name": "of-n", "nodeName": "n"}, {"name": "of-m", "nodeName": "m"}]}));
+    slice(
+        &mut known,
+        "each",
+        json!({"perDeviceNodeSelection": true,
+        "devices": [{"name": "of-n", "nodeName": "n"}, {"name": "of-m", "nodeName": "m"}]}),
+    );
     let two = claim("c", request(json!({"count": 2})));
     let given = allocate(&known, &node("m"), &[&two]);
     assert_eq!(names(&given), ["a", "of-m"]);
@@ -119,7 +127,10 @@ fn classes_and_claims_configure_what_was_chosen() {
     config[1]["requests"] = json!(["r/big"]);
     config[2]["requests"] = json!(["r/small"]);
     let sub = |name: &str| json!({"name": name, "deviceClassName": name, "allocationMode": "ExactCount", "count": 1});
-    let first = claim("c", json!({"requests": [{"name": "r", "firstAvailable": [sub("big"), sub("small")]}], "config": config}));
+    let first = claim(
+        "c",
+        json!({"requests": [{"name": "r", "firstAvailable": [sub("big"), sub("small")]}], "config": config}),
+    );
     let given = allocate(&known, &node("n"), &[&first]).unwrap().unwrap();
     assert_eq!(results(&given[0])[0].request, "r/small");
     let config = given[0].devices.as_ref().unwrap().config.as_ref().unwrap();
@@ -150,8 +161,10 @@ fn equal_devices_do_not_multiply_the_work() {
     let device = |index: usize| json!({"name": format!("d{index}"), "attributes": {"kind": {"string": "same"}}});
     slice(&mut known, "p", json!({"nodeName": "n", "devices": (0..60).map(device).collect::<Vec<_>>()}));
     let requests: Vec<Value> = (0..8)
-        .map(|index| json!({"name": format!("r{index}"), "exactly":
-            {"deviceClassName": "any", "allocationMode": "ExactCount", "count": 4}}))
+        .map(|index| {
+            json!({"name": format!("r{index}"), "exactly":
+            {"deviceClassName": "any", "allocationMode": "ExactCount", "count": 4}})
+        })
         .collect();
     let possible = claim("c", json!({"requests": requests}));
     assert_eq!(names(&allocate(&known, &node("n"), &[&possible])).len(), 32);

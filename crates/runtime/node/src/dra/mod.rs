@@ -153,7 +153,10 @@ impl Dra {
                     return Err(format!("NodePrepareResources returned result for unknown claim UID {claim_uid}"));
                 };
                 if !result.error.is_empty() {
-                    return Err(format!("NodePrepareResources failed for ResourceClaim {}: {}", claim.name, result.error));
+                    return Err(format!(
+                        "NodePrepareResources failed for ResourceClaim {}: {}",
+                        claim.name, result.error
+                    ));
                 }
                 if let Some(known) = claims.find_mut(&claim.namespace, &claim.name) {
                     known.devices.insert(driver.clone(), result.devices.iter().map(prepared).collect());
@@ -208,11 +211,8 @@ impl Dra {
         };
         let mut batches: BTreeMap<String, Vec<dra::Claim>> = BTreeMap::new();
         for claim in claims.of_pod(uid).filter(|claim| claim.pods.len() == 1) {
-            let asked = dra::Claim {
-                namespace: claim.namespace.clone(),
-                uid: claim.uid.clone(),
-                name: claim.name.clone(),
-            };
+            let asked =
+                dra::Claim { namespace: claim.namespace.clone(), uid: claim.uid.clone(), name: claim.name.clone() };
             for driver in claim.devices.keys() {
                 batches.entry(driver.clone()).or_default().push(asked.clone());
             }
@@ -226,7 +226,8 @@ impl Dra {
                 match answer.claims.get(&claim.uid) {
                     Some(result) if result.error.is_empty() => {}
                     Some(result) => {
-                        let why = format!("NodeUnprepareResources failed for ResourceClaim {}: {}", claim.name, result.error);
+                        let why =
+                            format!("NodeUnprepareResources failed for ResourceClaim {}: {}", claim.name, result.error);
                         return Err(failed(why));
                     }
                     None => return Err(failed("NodeUnprepareResources skipped 1 ResourceClaims".into())),
