@@ -1,5 +1,5 @@
-//! `cargo run -p xtask --features cri-proto -- plugin-protos`: the messages, clients and servers of CSI, of device plugins
-//! and of plugin registration from their definitions.
+//! `cargo run -p xtask --features cri-proto -- plugin-protos`: the messages, clients and servers of CSI, of device plugins,
+//! of drivers of dynamic resource allocation and of plugin registration from their definitions.
 
 use anyhow::Result;
 
@@ -7,10 +7,11 @@ use crate::protos::{self, Definition};
 
 const CRATE: &str = "crates/runtime/plugins";
 /// A definition, what its package is called, and who wrote it.
-const DEFINITIONS: [(&str, &str, &str); 3] = [
+const DEFINITIONS: [(&str, &str, &str); 4] = [
     ("csi", "csi.v1", "the Container Storage Interface authors"),
     ("registration", "pluginregistration", "the Kubernetes authors"),
     ("device", "v1beta1", "the Kubernetes authors"),
+    ("dra", "k8s.io.kubelet.pkg.apis.dra.v1", "the Kubernetes authors"),
 ];
 /// They hold passwords or tokens; `csi_debug.rs` prints them without.
 const SECRET: [&str; 9] = [

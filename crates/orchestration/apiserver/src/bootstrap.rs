@@ -284,6 +284,8 @@ fn roles() -> Vec<Value> {
                 rule(&["scheduling.x-k8s.io"], &["podgroups"], READ),
                 rule(&["apiextensions.k8s.io"], &["customresourcedefinitions"], READ),
                 rule(&["storage.k8s.io"], &["*"], READ),
+                rule(&["resource.k8s.io"], &["deviceclasses", "resourceclaims", "resourceslices"], READ),
+                rule(&["resource.k8s.io"], &["resourceclaims", "resourceclaims/status"], &["patch", "update"]),
                 rule(&[""], &["persistentvolumeclaims", "persistentvolumes"], &["patch", "update"]),
                 rule(&[""], &["pods/binding", "bindings"], &["create"]),
                 rule(&[""], &["pods/status"], &["patch", "update"]),
@@ -315,6 +317,12 @@ fn roles() -> Vec<Value> {
                 rule(&["storage.k8s.io"], &["csidrivers"], READ),
                 rule(&["storage.k8s.io"], &["csinodes"], &["create", "delete", "get", "patch", "update"]),
                 rule(&["node.k8s.io"], &["runtimeclasses"], READ),
+                rule(&["resource.k8s.io"], &["resourceclaims"], &["get"]),
+                rule(
+                    &["resource.k8s.io"],
+                    &["resourceslices"],
+                    &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"],
+                ),
             ],
         ),
         role(

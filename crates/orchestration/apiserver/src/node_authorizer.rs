@@ -92,6 +92,17 @@ pub fn allows(cache: &Cache, node: &str, attributes: &Attributes, selected: &Sel
         },
         ("", "serviceaccounts") => verb == "get" && refers(cache, node, namespace, resource, name),
         ("", "serviceaccounts/token") => verb == "create" && refers(cache, node, namespace, resource, name),
+        ("resource.k8s.io", "resourceclaims") => verb == "get" && refers(cache, node, namespace, resource, name),
+        ("resource.k8s.io", "resourceslices") => match verb {
+            // Whose they may be is for admission.
+            "create" => true,
+            "list" | "watch" | "deletecollection" => selected.node.as_deref() == Some(node),
+            "get" | "update" | "patch" | "delete" => {
+                let slice = one(cache, "resource.k8s.io", "resourceslices", None, name);
+                slice.is_some_and(|slice| meta::text(&slice, &["spec", "nodeName"]) == node)
+            }
+            _ => false,
+        },
         ("coordination.k8s.io", "leases") if namespace == LEASES => match verb {
             "create" => name.is_empty() || own,
             "get" | "update" | "patch" | "delete" => own,
@@ -144,6 +155,11 @@ fn pod_refers(pod: &Value, resource: &str, name: &str) -> bool {
             meta::text(volume, &["persistentVolumeClaim", "claimName"]) == name
                 || volume["ephemeral"].is_object() && ephemeral()
         }),
+        "resourceclaims" => {
+            let made = meta::items(pod, &["status", "resourceClaimStatuses"]).iter();
+            let mut all = meta::items(spec, &["resourceClaims"]).iter().chain(made);
+            all.any(|claim| meta::text(claim, &["resourceClaimName"]) == name)
+        }
         "secrets" => {
             meta::items(spec, &["imagePullSecrets"]).iter().any(|secret| secret["name"] == name)
                 || containers(spec).any(|container| from_env(container, "secretRef", "secretKeyRef", name))

@@ -1,5 +1,6 @@
 //! Claims on devices: made for pods by template, and given back when no pod needs them any more.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use dhow_client::{
@@ -11,6 +12,7 @@ use k8s_openapi::api::resource::v1::{
     ResourceClaim, ResourceClaimConsumerReference, ResourceClaimStatus, ResourceClaimTemplate,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use parking_lot::Mutex;
 use serde_json::json;
 
 use crate::common::{Finalizer, delete, in_ending_namespace, is_finished, node_name};
@@ -42,19 +44,32 @@ pub struct PodClaims {
     recorder: EventRecorder,
     pods: Informer<Pod>,
     claims: Informer<ResourceClaim>,
+    /// Claims that were made and that pods may not show yet, by the pod's uid and entry: none is made twice.
+    made: Arc<Mutex<Made>>,
 }
+
+type Made = BTreeMap<(String, String), String>;
 
 impl PodClaims {
     pub fn new(client: Client, pods: Informer<Pod>, claims: Informer<ResourceClaim>, queue: &Queue) -> Arc<Self> {
         let to = queue.clone();
+        let made = Arc::<Mutex<Made>>::default();
+        let forgotten = Arc::clone(&made);
         pods.on_change(move |change| {
             let pod = change.object();
-            if !claims_of(pod).is_empty() && !matches!(change, Change::Deleted(_)) {
-                to.add(Key::of(&pod.metadata));
+            match change {
+                _ if claims_of(pod).is_empty() => {}
+                Change::Deleted(_) => forgotten.lock().retain(|(of, _), _| Some(of) != pod.metadata.uid.as_ref()),
+                _ => to.add(Key::of(&pod.metadata)),
             }
         });
         let recorder = EventRecorder::new(client.clone(), "resource_claim");
-        Arc::new(Self { client, recorder, pods, claims })
+        Arc::new(Self { client, recorder, pods, claims, made })
+    }
+
+    /// Nothing more is to be made for a pod.
+    fn forget(&self, uid: &str) {
+        self.made.lock().retain(|(of, _), _| of != uid);
     }
 
     /// The name of the claim that one entry of a pod stands for.
@@ -65,6 +80,10 @@ impl PodClaims {
         };
         if let Some(known) = own.iter().find(of_entry) {
             return Ok(known.metadata.name.clone().unwrap_or_default());
+        }
+        let made_as = (pod.metadata.uid.clone().unwrap_or_default(), entry.name.clone());
+        if let Some(name) = self.made.lock().get(&made_as) {
+            return Ok(name.clone());
         }
         let namespace = pod.metadata.namespace.as_deref();
         let template: ResourceClaimTemplate = self.client.get(namespace, template).await?;
@@ -84,7 +103,9 @@ impl PodClaims {
             spec: template.spec.spec,
             status: None,
         };
-        Ok(self.client.create(&claim).await?.metadata.name.unwrap_or_default())
+        let name = self.client.create(&claim).await?.metadata.name.unwrap_or_default();
+        self.made.lock().insert(made_as, name.clone());
+        Ok(name)
     }
 }
 
@@ -96,7 +117,9 @@ impl Reconcile for PodClaims {
 
     async fn reconcile(&self, key: &Key) -> Result<Outcome, Error> {
         let Some(pod) = self.pods.get(key) else { return Ok(Outcome::Done) };
+        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
         if is_done(&pod) || pod.metadata.deletion_timestamp.is_some() {
+            self.forget(uid);
             return Ok(Outcome::Done);
         }
         let before = pod.status.as_ref().and_then(|status| status.resource_claim_statuses.clone()).unwrap_or_default();
@@ -127,6 +150,9 @@ impl Reconcile for PodClaims {
                 Err(error) if error.is_not_found() => {}
                 other => drop(other?),
             }
+        } else {
+            // It shows them all.
+            self.forget(uid);
         }
         Ok(Outcome::Done)
     }

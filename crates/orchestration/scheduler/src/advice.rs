@@ -8,7 +8,7 @@ use crate::counts::Slot;
 use crate::reasons::Refusal;
 use crate::shape::Shape;
 use crate::snapshot::Snapshot;
-use crate::volumes;
+use crate::{dra, volumes};
 
 /// Ways out that are named at most; the most common obstacles first.
 const WAYS: usize = 3;
@@ -100,6 +100,16 @@ fn way(snapshot: &Snapshot, shape: &Shape, pod: &Pod, refusal: &Refusal, slots: 
         Refusal::KeptAway => "a node is without pods whose anti-affinity keeps it away".to_owned(),
         Refusal::Volume(text) => volume(text),
         Refusal::Extender { reason, .. } => format!("an extender no longer refuses its nodes ({reason})"),
+        Refusal::Devices(text) => devices(pod, text),
+    }
+}
+
+fn devices(pod: &Pod, text: &str) -> String {
+    let claims: Vec<String> = dra::keys(pod).into_iter().map(|(_, name)| name).collect();
+    let claims = claims.join(", ");
+    match text {
+        dra::ELSEWHERE => format!("the node that has the devices of its claim ({claims}) takes it"),
+        _ => format!("a node has enough free devices for its claim ({claims}), or the claim asks for less"),
     }
 }
 

@@ -220,9 +220,13 @@ fn why_not(
         let mut refusals = ranking.refusals(snapshot, profile, slot);
         // Volumes are asked before rules between pods.
         if refusals.iter().all(between_pods)
-            && let Some(refusal) = rules.refuses(snapshot, slot)
+            && let Some(refusal) = rules.refuses_volumes(snapshot, slot)
         {
             refusals = vec![refusal];
+        }
+        // Devices are asked for last.
+        if refusals.is_empty() {
+            refusals.extend(rules.refuses_devices(snapshot, slot));
         }
         if refusals.is_empty() {
             refusals.extend(objections.get(&slot).cloned());

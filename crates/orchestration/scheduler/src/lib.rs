@@ -5,6 +5,7 @@ pub mod affinity;
 mod config;
 mod counts;
 mod decider;
+mod dra;
 mod engine;
 mod extenders;
 mod node_rules;
@@ -27,6 +28,7 @@ mod trial;
 pub mod volumes;
 
 pub use config::{ConfigError, extenders, profiles};
+pub use dra::Reservation;
 pub use engine::{Engine, GroupRule, Outcome};
 pub use extenders::{Answer, ExtenderConfig, Interest, Objection, Room};
 pub use place::{Decision, Unschedulable, place};

@@ -218,5 +218,9 @@ impl PodQueue {
 
 /// Whether what the pod asks for changed, as opposed to what is said about it.
 fn asks_otherwise(old: &Pod, new: &Pod) -> bool {
-    old.spec != new.spec || old.metadata.labels != new.metadata.labels || old.metadata.uid != new.metadata.uid
+    let claims = |pod: &Pod| pod.status.as_ref().and_then(|status| status.resource_claim_statuses.clone());
+    claims(old) != claims(new)
+        || old.spec != new.spec
+        || old.metadata.labels != new.metadata.labels
+        || old.metadata.uid != new.metadata.uid
 }

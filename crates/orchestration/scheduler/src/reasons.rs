@@ -26,6 +26,8 @@ pub enum Refusal {
         reason: String,
         lasting: bool,
     },
+    /// Why its claims on devices cannot be fulfilled there.
+    Devices(String),
     SpreadLabel,
     Spread,
     Affinity,
@@ -49,6 +51,7 @@ impl Refusal {
             | Self::Taint { .. }
             | Self::NodeAffinity
             | Self::AddedAffinity
+            | Self::Devices(_)
             | Self::SpreadLabel
             | Self::Affinity => false,
         }
@@ -68,6 +71,7 @@ impl fmt::Display for Refusal {
             Self::Insufficient { resource, .. } => write!(f, "Insufficient {resource}"),
             Self::Volume(text) => f.write_str(text),
             Self::Extender { reason, .. } => f.write_str(reason),
+            Self::Devices(text) => f.write_str(text),
             Self::SpreadLabel => {
                 f.write_str("node(s) didn't match pod topology spread constraints (missing required label)")
             }

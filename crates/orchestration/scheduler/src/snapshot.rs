@@ -10,6 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use k8s_openapi::jiff::Timestamp;
 
 use crate::counts::{Counts, GroupId, Slot};
+use crate::dra::Devices;
 use crate::owners::Owners;
 use crate::resources::{Amounts, Capacity, Request};
 use crate::selecting::Labels;
@@ -114,6 +115,7 @@ pub struct Snapshot {
     pub(crate) counts: Counts,
     topologies: Topologies,
     storage: Storage,
+    devices: Devices,
     claims_used: HashMap<ClaimKey, u32>,
     /// On how many nodes an image is.
     image_nodes: HashMap<String, usize>,
@@ -147,6 +149,14 @@ impl Snapshot {
 
     pub(crate) fn storage_mut(&mut self) -> &mut Storage {
         &mut self.storage
+    }
+
+    pub(crate) fn devices(&self) -> &Devices {
+        &self.devices
+    }
+
+    pub(crate) fn devices_mut(&mut self) -> &mut Devices {
+        &mut self.devices
     }
 
     /// Nodes of the API.

@@ -11,6 +11,7 @@ mod containers;
 mod csi;
 mod devices;
 mod directory;
+mod dra;
 mod env;
 mod error;
 mod eviction;
@@ -225,6 +226,12 @@ impl Node {
                 workers.entry(uid.clone()).or_insert_with(|| spawn(&shared, None, uid, &shutdown));
             }
         }
+        // What was prepared for pods that are gone is undone.
+        for uid in shared.dra.pods().await? {
+            if !pods.list().iter().any(|p| p.metadata.uid.as_ref() == Some(&uid)) {
+                workers.entry(uid.clone()).or_insert_with(|| spawn(&shared, None, uid, &shutdown));
+            }
+        }
         let mut known: BTreeSet<String> = workers.keys().cloned().collect();
         known.extend(pods.list().iter().filter_map(|pod| pod.metadata.uid.clone()));
         shared.devices.keep_only(&known);
@@ -288,9 +295,10 @@ fn volume_stats(shared: &Arc<Shared>) -> server::VolumeStats {
     })
 }
 
-/// Listens for CSI drivers and device plugins.
+/// Listens for CSI drivers, device plugins and drivers of dynamic resource allocation.
 fn start_plugins(shared: &Arc<Shared>, shutdown: &CancellationToken) {
     csi::follow(shared);
+    dra::clean_up(&shared.dra, &shared.config.client, &shared.config.name, shutdown);
     let weak = Arc::downgrade(shared);
     shared.devices.on_change(move |uid| {
         if let Some(shared) = weak.upgrade() {

@@ -1,4 +1,5 @@
-//! Plugins that present themselves by a socket in a folder: CSI drivers and device plugins.
+//! Plugins that present themselves by a socket in a folder: CSI drivers, device plugins and drivers of dynamic resource
+//! allocation.
 //!
 //! A socket `<root>/plugins_registry/….sock` answers who its plugin is and is told whether that was taken in. When the
 //! socket goes, so does the plugin.
@@ -15,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::directory::DirectoryWatch;
 use crate::shared::Shared;
-use crate::{Error, devices};
+use crate::{Error, devices, dra};
 
 /// A plugin that did not answer is asked again after this long, and each time twice as long.
 const RETRY: Duration = Duration::from_millis(500);
@@ -59,7 +60,7 @@ pub async fn run(shared: Arc<Shared>, shutdown: CancellationToken) -> Result<(),
             .collect();
         for path in gone {
             if let Some(plugin) = known.remove(&path).and_then(|one| one.plugin) {
-                leave(&shared, &plugin).await;
+                leave(&shared, &plugin, &shutdown).await;
             }
         }
         let now = tokio::time::Instant::now();
@@ -97,8 +98,11 @@ pub async fn run(shared: Arc<Shared>, shutdown: CancellationToken) -> Result<(),
 async fn present(shared: &Arc<Shared>, socket: &Path, shutdown: &CancellationToken) -> Result<PluginInfo, String> {
     let channel = dhow_plugins::connect(socket, Some(ANSWER)).await.map_err(|error| dhow_base::chain(&error))?;
     let mut client = RegistrationClient::new(channel);
-    let info = client.get_info(InfoRequest {}).await.map_err(|status| status.message().to_owned())?.into_inner();
-    let taken = take(shared, &info, socket, shutdown).await;
+    let mut info = client.get_info(InfoRequest {}).await.map_err(|status| status.message().to_owned())?.into_inner();
+    if info.endpoint.is_empty() {
+        info.endpoint = socket.to_string_lossy().into_owned();
+    }
+    let taken = take(shared, &info, shutdown).await;
     let error = taken.as_ref().err().cloned().unwrap_or_default();
     let status = RegistrationStatus { plugin_registered: taken.is_ok(), error };
     let told = client.notify_registration_status(status).await;
@@ -108,13 +112,8 @@ async fn present(shared: &Arc<Shared>, socket: &Path, shutdown: &CancellationTok
     Ok(info)
 }
 
-async fn take(
-    shared: &Arc<Shared>,
-    info: &PluginInfo,
-    socket: &Path,
-    shutdown: &CancellationToken,
-) -> Result<(), String> {
-    let endpoint = if info.endpoint.is_empty() { socket.to_owned() } else { PathBuf::from(&info.endpoint) };
+async fn take(shared: &Arc<Shared>, info: &PluginInfo, shutdown: &CancellationToken) -> Result<(), String> {
+    let endpoint = PathBuf::from(&info.endpoint);
     let speaks = |version: &dyn Fn(&str) -> bool| info.supported_versions.iter().any(|own| version(own));
     match info.r#type.as_str() {
         "CSIPlugin" => {
@@ -133,12 +132,22 @@ async fn take(
             }
             devices::follow(&shared.devices, &info.name, endpoint, None, shutdown).await
         }
+        "DRAPlugin" => {
+            shared.dra.drivers.add(&info.name, &endpoint, &info.supported_versions).await?;
+            // Pods may wait for it.
+            shared.wake_all();
+            Ok(())
+        }
         other => Err(format!("plugins of type {other:?} are not supported")),
     }
 }
 
-async fn leave(shared: &Shared, plugin: &PluginInfo) {
+async fn leave(shared: &Shared, plugin: &PluginInfo, shutdown: &CancellationToken) {
     tracing::info!(kind = plugin.r#type, name = plugin.name, "a plugin went away");
+    if plugin.r#type == "DRAPlugin" {
+        let (config, endpoint) = (&shared.config, Path::new(&plugin.endpoint));
+        dra::leave(&shared.dra, &config.client, &config.name, &plugin.name, endpoint, shutdown);
+    }
     if plugin.r#type == "CSIPlugin"
         && let Err(error) = shared.csi.deregister(&shared.config, &plugin.name).await
     {

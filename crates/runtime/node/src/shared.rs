@@ -15,6 +15,7 @@ use crate::admission::{self, NodeFacts};
 use crate::cgroups::Cgroups;
 use crate::csi::Csi;
 use crate::devices::Devices;
+use crate::dra::Dra;
 use crate::objects::Objects;
 use crate::probes::{Kind, Report};
 use crate::resources::{List, NodeLimits};
@@ -48,6 +49,7 @@ pub struct Shared {
     pub mirrors: Mirrors,
     pub csi: Csi,
     pub devices: Arc<Devices>,
+    pub dra: Arc<Dra>,
     /// The node's conditions of being short of something.
     pressures: watch::Sender<BTreeSet<&'static str>>,
     /// The machine goes down.
@@ -70,6 +72,7 @@ impl Shared {
         let Around { services, node, events, objects, limits, cgroups, runtime_name } = around;
         let csi = Csi::new(&config.root_dir);
         let devices = Arc::new(Devices::new(&config.root_dir));
+        let dra = Arc::new(Dra::new(&config.root_dir));
         Self {
             config,
             services,
@@ -87,6 +90,7 @@ impl Shared {
             mirrors: Mirrors::default(),
             csi,
             devices,
+            dra,
             pressures: watch::Sender::default(),
             shutting_down: watch::Sender::default(),
         }

@@ -190,6 +190,7 @@ impl Worker {
         let digest = image.repo_digests.first().unwrap_or(&image.id);
         config.annotations.insert(IMAGE_DIGEST.into(), digest.clone());
         shared.devices.equip(&sandbox.pod.uid, &mut config).await?;
+        shared.dra.equip(&pod, container, &mut config).await?;
         let id = runtime.create_container(&sandbox.id, config).await?;
         let name = &container.name;
         self.container_event(&pod, name, EventType::Normal, "Created", &format!("Container created: {name}"));

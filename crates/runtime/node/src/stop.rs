@@ -107,6 +107,7 @@ impl Worker {
                 shorter = shortened(&mut changes, grace) => (grace, hook) = (shorter, false),
             }
         }
+        self.unprepare(pod).await?;
         if let Some((pod, spec)) = pod.and_then(|p| Some((p, p.spec.as_ref()?))) {
             self.waiting.clear();
             self.write_status(pod, spec, true).await?;

@@ -299,6 +299,8 @@ impl Worker {
         for sandbox in sandboxes.iter().filter(|s| s.state == SandboxState::Ready) {
             self.shared.config.runtime.stop_sandbox(&sandbox.id).await?;
         }
+        // Before the API shows its end, and others get the devices.
+        self.unprepare(Some(pod)).await?;
         let dir = self.pod_dir(&self.uid);
         volumes::unmount(&dir);
         let released = csi::release(&self.shared, &dir).await;
@@ -307,6 +309,15 @@ impl Worker {
         self.write_status(pod, spec, true).await?;
         // Tried again; a driver that is away does not hide how the pod ended.
         released
+    }
+
+    /// Has undone what was prepared of the pod's devices.
+    pub(crate) async fn unprepare(&self, pod: Option<&Pod>) -> Result<(), Error> {
+        let undone = self.shared.dra.unprepare(&self.uid).await;
+        if let (Some(pod), Err(error)) = (pod, &undone) {
+            self.event(pod, EventType::Warning, "FailedUnprepareDynamicResources", &error.to_string());
+        }
+        undone
     }
 
     /// On failure, the reason and message of the event that tells of it.
@@ -357,6 +368,9 @@ impl Worker {
                 let prepared = cgroups.prepare_pod(spec, &self.uid);
                 prepared.map_err(|error| ("FailedCreatePodContainer", error.to_string()))?;
             }
+            let unprepared =
+                |why: String| ("FailedPrepareDynamicResources", format!("Failed to prepare dynamic resources: {why}"));
+            shared.dra.prepare(&shared.config.client, pod).await.map_err(unprepared)?;
             let handler = shared.runtime_handler(spec).await.map_err(unmade)?;
             let wanted = config::sandbox(&shared.config, pod, spec, attempt, handler).map_err(unmade)?;
             runtime.run_sandbox(wanted).await.map_err(|error| unmade(error.to_string()))?;

@@ -1,11 +1,13 @@
-//! The wire between a node agent and its plugins: the messages, clients and servers of CSI v1, of device plugins and of
-//! plugin registration, and how a socket is reached.
+//! The wire between a node agent and its plugins: the messages, clients and servers of CSI v1, of device plugins, of drivers
+//! of dynamic resource allocation and of plugin registration, and how a socket is reached.
 //!
 //! What is made of the definitions in `proto/` is checked in. What holds passwords is never printed.
 
 pub mod csi;
 mod csi_debug;
 pub mod device;
+pub mod dra;
+pub mod dra_client;
 pub mod registration;
 
 use std::path::Path;

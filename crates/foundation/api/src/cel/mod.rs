@@ -5,6 +5,7 @@
 //!   upstream's, so that no expression runs long or grows large.
 //! - [`Program::estimate`]: what it may cost at most, for values of a known extent ([`cost`]).
 //! - [`admission`]: what expressions in policies and webhooks may name.
+//! - [`devices`]: selectors of devices.
 //! - [`functions`]: the libraries: the language's own, and Kubernetes'.
 //!
 //! Nothing here panics or recurses without bound, whatever the text: trees and values have a greatest depth.
@@ -14,6 +15,7 @@ mod ast;
 mod check;
 mod cost;
 pub mod declared;
+pub mod devices;
 mod eval;
 mod functions;
 mod lexer;

@@ -1,4 +1,4 @@
-//! The group resource.k8s.io. Expressions are compiled where they are evaluated, not here.
+//! The group resource.k8s.io.
 
 use std::collections::HashMap;
 
@@ -7,12 +7,15 @@ use serde_json::Value;
 use super::Errors;
 use super::common::node_selector;
 use super::field::{Field, IMMUTABLE};
+use crate::cel::devices::{LONGEST, Selector};
 use crate::meta::{items, text};
 use crate::names;
 
 const REQUESTS: usize = 32;
 const SUBREQUESTS: usize = 8;
 const SELECTORS: usize = 32;
+const RESULTS: usize = 32;
+const CONSUMERS: usize = 256;
 const DEVICES: usize = 128;
 const DEVICES_WITH_TAINTS: usize = 64;
 const EFFECTS: &[&str] = &["NoExecute", "NoSchedule", "None"];
@@ -30,6 +33,60 @@ pub fn claim_template(value: &Value, errors: &mut Errors) {
 
 pub fn spec_immutable(new: &Value, old: &Value, errors: &mut Errors) {
     errors.same(&Field::spec(new), &Field::spec(old));
+}
+
+/// What is asked for stays; what is given is checked, and stays until it is given back.
+pub fn claim_update(new: &Value, old: &Value, errors: &mut Errors) {
+    spec_immutable(new, old, errors);
+    let (now, before) = (Field::top(new, "status"), &old["status"]);
+    if now.value == before {
+        return;
+    }
+    let reserved = now.at("reservedFor");
+    errors.at_most(&reserved, CONSUMERS);
+    for by in reserved.items() {
+        for field in ["resource", "name", "uid"] {
+            errors.need(&by.at(field));
+        }
+    }
+    errors.distinct(&reserved, "uid");
+    let allocation = now.at("allocation");
+    if reserved.len() > 0 && !allocation.present() {
+        errors.deny(&reserved, "may not be specified when `allocated` is not set");
+    } else if !text(new, &["metadata", "deletionTimestamp"]).is_empty() {
+        let known = items(before, &["reservedFor"]);
+        if reserved.items().any(|by| !known.contains(by.value)) {
+            let why = "new entries may not be added while `deallocationRequested` or `deletionTimestamp` are set";
+            errors.deny(&reserved, why);
+        }
+    }
+    match (allocation.present(), before["allocation"].is_object()) {
+        (true, true) => errors.same_as(&allocation, &before["allocation"]),
+        (true, false) => given(&allocation, &request_names(&Field::spec(new).at("devices")), errors),
+        (false, _) => {}
+    }
+}
+
+/// The devices that a claim gets.
+fn given(allocation: &Field, known: &HashMap<&str, Vec<&str>>, errors: &mut Errors) {
+    let (results, config) = (allocation.at("devices").at("results"), allocation.at("devices").at("config"));
+    errors.at_most(&results, RESULTS);
+    for result in results.items() {
+        reference(&result.at("request"), known, errors);
+        driver(&result.at("driver"), errors);
+        pool_name(&result.at("pool"), errors);
+        errors.need_name(&result.at("device"), names::dns1123_label);
+    }
+    errors.at_most(&config, 64);
+    for one in config.items() {
+        errors.need_known(&one.at("source"), &["FromClaim", "FromClass"]);
+        references(&one.at("requests"), known, errors);
+        configuration(&one, errors);
+    }
+    let selector = allocation.at("nodeSelector");
+    if selector.present() {
+        node_selector(&selector, errors);
+    }
 }
 
 /// The requests of a claim, and the subrequests of each.
@@ -83,14 +140,16 @@ fn devices(devices: &Field, errors: &mut Errors) {
 
 fn references(list: &Field, known: &HashMap<&str, Vec<&str>>, errors: &mut Errors) {
     errors.at_most(list, REQUESTS);
-    for reference in list.items() {
-        let found = match reference.text().split_once('/') {
-            None => known.contains_key(reference.text()),
-            Some((request, sub)) => known.get(request).is_some_and(|subs| subs.contains(&sub)),
-        };
-        if !found {
-            errors.bad(&reference, REQUEST_NAME);
-        }
+    list.items().for_each(|one| reference(&one, known, errors));
+}
+
+fn reference(reference: &Field, known: &HashMap<&str, Vec<&str>>, errors: &mut Errors) {
+    let found = match reference.text().split_once('/') {
+        None => known.contains_key(reference.text()),
+        Some((request, sub)) => known.get(request).is_some_and(|subs| subs.contains(&sub)),
+    };
+    if !found {
+        errors.bad(reference, REQUEST_NAME);
     }
 }
 
@@ -147,8 +206,16 @@ fn selectors(list: &Field, errors: &mut Errors) {
             errors.missing(&cel, "");
             continue;
         }
-        errors.at_most_bytes(&cel.at("expression"), 10 << 10);
-        errors.need(&cel.at("expression"));
+        let expression = cel.at("expression");
+        if !errors.need(&expression) {
+            continue;
+        }
+        errors.at_most_bytes(&expression, LONGEST);
+        if expression.text().len() <= LONGEST
+            && let Err(error) = Selector::compile(expression.text())
+        {
+            errors.bad(&expression, &error.to_string());
+        }
     }
 }
 
@@ -220,14 +287,17 @@ pub fn slice(value: &Value, errors: &mut Errors) {
     errors.distinct(&counters, "name");
 }
 
-fn pool(pool: &Field, errors: &mut Errors) {
-    let name = pool.at("name");
-    if errors.need(&name) {
-        errors.at_most_bytes(&name, 253);
+fn pool_name(name: &Field, errors: &mut Errors) {
+    if errors.need(name) {
+        errors.at_most_bytes(name, 253);
         for part in name.text().split('/') {
             errors.complaints(&name.path, part, names::dns1123_subdomain(part));
         }
     }
+}
+
+fn pool(pool: &Field, errors: &mut Errors) {
+    pool_name(&pool.at("name"), errors);
     let (count, generation) = (pool.at("resourceSliceCount"), pool.at("generation"));
     if count.int().unwrap_or(0) <= 0 {
         errors.bad(&count, "must be greater than zero");
@@ -273,4 +343,53 @@ pub fn slice_update(new: &Value, old: &Value, errors: &mut Errors) {
         errors.bad(&pool, IMMUTABLE);
     }
     errors.fixed(new, old, &["driver", "nodeName"]);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn claim(status: Value, deleted: bool) -> Value {
+        let requests = json!([{"name": "r", "exactly": {"deviceClassName": "d"}}]);
+        let metadata = if deleted { json!({"deletionTimestamp": "2026-01-01T00:00:00Z"}) } else { json!({}) };
+        json!({"metadata": metadata, "spec": {"devices": {"requests": requests}}, "status": status})
+    }
+
+    fn complaints(new: &Value, old: &Value) -> Vec<String> {
+        let mut errors = Errors::default();
+        claim_update(new, old, &mut errors);
+        errors.into_vec().iter().map(|error| format!("{}: {}", error.field, error.message)).collect()
+    }
+
+    #[test]
+    fn what_a_claim_is_given_is_checked_and_stays() {
+        let by = |uid: &str| json!({"resource": "pods", "name": "p", "uid": uid});
+        let result = |device: &str| json!({"request": "r", "driver": "a.b", "pool": "p", "device": device});
+        let given = |device: &str, by: &[Value]| json!({"allocation": {"devices": {"results": [result(device)]}}, "reservedFor": by});
+        let open = claim(json!({}), false);
+        let allocated = claim(given("d", &[by("1")]), false);
+        assert_eq!(complaints(&allocated, &open), Vec::<String>::new());
+        assert_eq!(complaints(&claim(given("d", &[by("1"), by("2")]), false), &allocated), Vec::<String>::new());
+        assert_eq!(complaints(&open, &allocated), Vec::<String>::new());
+        for (status, deleted, field, part) in [
+            (json!({"reservedFor": [by("1")]}), false, "status.reservedFor", "may not be specified when `allocated`"),
+            (given("e", &[by("1")]), false, "status.allocation", "field is immutable"),
+            (given("d", &[by("1"), by("1")]), false, "status.reservedFor[1].uid", "Duplicate value"),
+            (
+                given("d", &[json!({"resource": "pods", "name": "p"})]),
+                false,
+                "status.reservedFor[0].uid",
+                "Required value",
+            ),
+            (given("d", &[by("1"), by("2")]), true, "status.reservedFor", "new entries may not be added"),
+        ] {
+            let found = complaints(&claim(status, deleted), &allocated);
+            assert!(found.iter().any(|one| one.starts_with(field) && one.contains(part)), "{field} {part}: {found:?}");
+        }
+        let mut wrong = claim(given("d", &[]), false);
+        wrong["status"]["allocation"]["devices"]["results"][0]["request"] = json!("other");
+        let found = complaints(&wrong, &open);
+        assert!(found.iter().any(|one| one.starts_with("status.allocation.devices.results[0].request")), "{found:?}");
+    }
 }

@@ -6,6 +6,7 @@
 mod attributes;
 mod certificates;
 mod default_tolerations;
+mod device_admin;
 mod ingress_class;
 mod limit_ranger;
 mod namespace_lifecycle;
@@ -75,6 +76,7 @@ pub async fn validate(server: &ApiServer, attributes: &Attributes<'_>) -> Result
     priority::validate(server, attributes)?;
     storage::validate(server, attributes)?;
     runtime_class::validate(server, attributes)?;
+    device_admin::validate(server, attributes)?;
     certificates::validate(server, attributes)?;
     owner_references::validate(server, attributes)?;
     policy::validate(server, attributes)?;

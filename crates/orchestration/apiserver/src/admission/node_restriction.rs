@@ -1,4 +1,4 @@
-//! NodeRestriction: a node writes its own Node, Lease and CSINode, the status of its pods, and little else.
+//! NodeRestriction: a node writes its own Node, Lease, CSINode and ResourceSlices, the status of its pods, and little else.
 
 use std::collections::BTreeSet;
 
@@ -54,10 +54,27 @@ pub fn admit(server: &ApiServer, attributes: &Attributes<'_>) -> Result<(), Stat
             }
             same_name(node, attributes, "can only access node lease with the same name as the requesting node")
         }
+        ("resource.k8s.io", "resourceslices") => slice(node, attributes),
         ("storage.k8s.io", "csinodes") => {
             same_name(node, attributes, "can only access CSINode with the same name as the requesting node")
         }
         _ => Ok(()),
+    }
+}
+
+fn slice(node: &str, attributes: &Attributes<'_>) -> Result<(), Status> {
+    let own = |slice: &Value| meta::text(slice, &["spec", "nodeName"]) == node;
+    let (is_own, verb) = match (attributes.operation, attributes.old) {
+        (Operation::Create, _) => (own(&attributes.object), "create"),
+        (Operation::Delete, old) => (old.is_some_and(own), "delete"),
+        _ => return Ok(()),
+    };
+    match is_own {
+        true => Ok(()),
+        false => {
+            let why = format!("can only {verb} ResourceSlice with the same NodeName as the requesting node");
+            Err(attributes.forbidden(&why))
+        }
     }
 }
 

@@ -14,7 +14,7 @@ use crate::selecting::Labels;
 use crate::volumes::{self, ClaimKey};
 
 impl Engine {
-    fn change(&self, f: impl FnOnce(&mut State)) {
+    pub(super) fn change(&self, f: impl FnOnce(&mut State)) {
         f(&mut self.state.lock());
         self.changed.notify_one();
     }
@@ -48,8 +48,11 @@ impl Engine {
             if finished(pod) {
                 return state.forget(&key);
             }
+            state.see_devices(&key, pod);
             if let Some(node) = node_name(pod) {
-                state.release(&key);
+                if let Some(assumed) = state.release(&key).filter(|assumed| assumed.node != node) {
+                    state.give_devices_back(&assumed);
+                }
                 state.queue.remove(&key);
                 state.with_claims.remove(&key);
                 let before = state.snapshot.placed_pod(&key).map(|placed| (placed.slot, placed.group));
@@ -215,7 +218,11 @@ impl State {
     }
 
     fn forget(&mut self, key: &PodKey) {
-        self.release(key);
+        if let Some(assumed) = self.release(key) {
+            self.give_devices_back(&assumed);
+        }
+        self.with_devices.remove(key);
+        self.idle_claims.remove(key);
         self.answers.remove(key);
         self.queue.remove(key);
         self.with_claims.remove(key);

@@ -186,7 +186,9 @@ impl State {
         // What is taken back was never there for others to see.
         self.events.arrived = arrived;
         for (member, pod, _) in outcomes {
-            self.release(&member);
+            if let Some(assumed) = self.release(&member) {
+                self.give_devices_back(&assumed);
+            }
             self.snapshot.remove_pod(&member);
             let outcome = self.hold(&member, &pod, short.clone());
             held.push((member, pod, outcome));

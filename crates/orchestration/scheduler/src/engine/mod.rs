@@ -4,11 +4,12 @@
 //! no node is woken by every change that could help it, because waiting is recorded under the lock changes take.
 
 mod changes;
+mod devices;
 mod extended;
 mod gang;
 mod hints;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Node, Pod};
@@ -17,6 +18,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::decider::{Decider, Signature};
+use crate::dra::Reservation;
 use crate::extenders::{Answer, Interest, Room};
 use crate::preempt::{Budgets, Preemption, best_room};
 use crate::profile::Profile;
@@ -55,6 +57,8 @@ struct Assumed {
     /// It is bound when its claims are.
     awaits_claims: bool,
     claims: Vec<ClaimKey>,
+    /// What is written on its claims on devices before it is bound.
+    devices: Vec<Reservation>,
     pod: Arc<Pod>,
 }
 
@@ -67,6 +71,10 @@ struct State {
     assumed: HashMap<PodKey, Assumed>,
     /// Waiting pods that use claims, and which.
     with_claims: BTreeMap<PodKey, Vec<ClaimKey>>,
+    /// Pods without a node that use claims on devices.
+    with_devices: BTreeSet<PodKey>,
+    /// Claims whose devices no node of a waiting pod can get at.
+    idle_claims: HashMap<PodKey, ClaimKey>,
     budgets: Budgets,
     events: hints::Events,
     interests: Vec<Interest>,
@@ -140,6 +148,7 @@ impl Engine {
         let mut state = self.state.lock();
         // The API may have shown it placed after all, as when only the answer was lost.
         let Some(assumed) = state.release(key) else { return };
+        state.give_devices_back(&assumed);
         let slot = state.snapshot.placed_pod(key).map(|placed| placed.slot);
         state.snapshot.remove_pod(key);
         state.events.freed.extend(slot);
@@ -220,6 +229,7 @@ impl State {
             assumed.awaits_claims = true;
             assumed.claims = volumes::keys(pod);
         }
+        assumed.devices = self.take_devices(pod, node);
         self.assumed.insert(key.clone(), assumed);
         self.snapshot.place_pod(key.clone(), pod, node);
         self.events.arrived = true;
@@ -235,6 +245,7 @@ impl State {
         if !claims.is_empty() || !volumes::attach::Inline::of(pod).is_empty() {
             self.with_claims.insert(key.clone(), claims);
         }
+        self.note_idle_claim(key, pod, &why);
         let asks = self.rooms_are_asked(pod);
         let mut made_room = None;
         if why.lack.is_none()
@@ -310,7 +321,9 @@ impl State {
             Progress::Lost => {
                 let slot = self.snapshot.placed_pod(key).map(|placed| placed.slot);
                 self.events.freed.extend(slot);
-                self.release(key);
+                if let Some(assumed) = self.release(key) {
+                    self.give_devices_back(&assumed);
+                }
                 self.snapshot.remove_pod(key);
                 None
             }

@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::{
     Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, ReplicationController, Service,
 };
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim, ResourceSlice};
 use k8s_openapi::api::storage::v1::{CSINode, StorageClass, VolumeAttachment};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use tokio_util::sync::CancellationToken;
@@ -34,6 +35,9 @@ pub(super) struct Informers {
     stateful_sets: Informer<StatefulSet>,
     controllers: Informer<ReplicationController>,
     storage: StorageInformers,
+    device_classes: Informer<DeviceClass>,
+    device_claims: Informer<ResourceClaim>,
+    slices: Informer<ResourceSlice>,
 }
 
 fn start<K: Object>(client: &Client, shutdown: &CancellationToken) -> Informer<K> {
@@ -67,6 +71,9 @@ impl Informers {
                 csi_nodes: start(client, shutdown),
                 attachments: start(client, shutdown),
             },
+            device_classes: start(client, shutdown),
+            device_claims: start(client, shutdown),
+            slices: start(client, shutdown),
         }
     }
 
@@ -84,6 +91,9 @@ impl Informers {
         self.storage.classes.synced().await;
         self.storage.csi_nodes.synced().await;
         self.storage.attachments.synced().await;
+        self.device_classes.synced().await;
+        self.device_claims.synced().await;
+        self.slices.synced().await;
     }
 
     pub fn pods(&self) -> Informer<Pod> {
@@ -99,6 +109,7 @@ impl Informers {
         self.follow_nodes(engine);
         self.follow_owners(engine);
         self.follow_storage(engine);
+        self.follow_devices(engine);
         let to = Arc::clone(engine);
         self.pods.on_change(move |change| {
             let key = key(&change.object().metadata);
@@ -156,6 +167,20 @@ impl Informers {
                 labels.map(|labels| LabelSelector { match_labels: Some(labels), ..LabelSelector::default() });
             to.owner_changed("ReplicationController", key(&change.object().metadata), selector);
         });
+    }
+
+    fn follow_devices(&self, engine: &Arc<Engine>) {
+        fn name(metadata: &ObjectMeta) -> &str {
+            metadata.name.as_deref().unwrap_or_default()
+        }
+        let to = Arc::clone(engine);
+        self.device_classes
+            .on_change(move |change| to.device_class_changed(name(&change.object().metadata), now(change).cloned()));
+        let to = Arc::clone(engine);
+        self.slices.on_change(move |change| to.slice_changed(name(&change.object().metadata), now(change).cloned()));
+        let to = Arc::clone(engine);
+        self.device_claims
+            .on_change(move |change| to.device_claim_changed(&key(&change.object().metadata), now(change).cloned()));
     }
 
     /// A volume and the claim that it is bound to arrive in any order; each wakes those who wait for it.

@@ -2,6 +2,7 @@
 //!
 //! Decisions are made one after another; the writes that follow go on beside them, many at a time. Nothing polls.
 
+mod devices;
 mod extend;
 mod groups;
 mod informers;

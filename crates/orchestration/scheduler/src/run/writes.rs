@@ -34,6 +34,9 @@ impl Writer {
             Outcome::Wait(why) => self.tell(pod, why, None).await,
             Outcome::Preempt { why, preemption, denominated } => self.preempt(pod, why, preemption, denominated).await,
         };
+        if matches!(outcome, Outcome::Wait(_)) {
+            self.free_idle_claim(id).await;
+        }
         let Err(error) = written else { return };
         let name = format!("{}/{}", id.0, id.1);
         // Something changed meanwhile; informers tell what.
@@ -85,6 +88,15 @@ impl Writer {
     }
 
     async fn bind(&self, id: &PodKey, pod: &Pod, node: &str) -> Result<(), Error> {
+        let reserved = self.reserve(id, pod).await?;
+        let bound = self.bind_now(id, pod, node).await;
+        if bound.is_err() {
+            self.unreserve(pod, &reserved).await;
+        }
+        bound
+    }
+
+    async fn bind_now(&self, id: &PodKey, pod: &Pod, node: &str) -> Result<(), Error> {
         let binding = Binding {
             metadata: ObjectMeta {
                 namespace: pod.metadata.namespace.clone(),

@@ -16,7 +16,7 @@ pub(super) const KINDS: &[Kind] = &[
         .columns(t::CLAIM)
         .defaults(rows::resource_claim)
         .rules(rules::claim)
-        .update_rules(rules::spec_immutable),
+        .update_rules(rules::claim_update),
     kind!(
         "resource.k8s.io",
         "v1",

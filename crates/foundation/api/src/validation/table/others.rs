@@ -387,7 +387,14 @@ fn devices() {
     check(
         "resource.k8s.io/v1/deviceclasses",
         r#"{"metadata": {"name": "d"}, "spec": {"selectors": [{"cel": {"expression": "true"}}]}}"#,
-        &[("/spec/selectors/0", "{}", "spec.selectors[0].cel: Required value")],
+        &[
+            ("/spec/selectors/0", "{}", "spec.selectors[0].cel: Required value"),
+            (
+                "/spec/selectors/0/cel/expression",
+                "\"device.nothing == 1\"",
+                "spec.selectors[0].cel.expression: Invalid value: \"device.nothing == 1\": compilation failed: ",
+            ),
+        ],
         &[],
     );
     check(
