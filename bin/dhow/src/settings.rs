@@ -62,6 +62,7 @@ impl Settings {
             ensure!(program.path.is_absolute(), "read the settings: {of}.path: an absolute path");
         }
         settings.load_balancer.pools().map_err(anyhow::Error::msg)?;
+        settings.dns.check().context("read the settings")?;
         Ok(settings)
     }
 
