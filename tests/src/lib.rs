@@ -250,6 +250,8 @@ fn ensure_purged(data: &Path, run_dir: &Path, links: usize, inside: impl Fn(&str
     ensure!(left.lines().count() == links, "interfaces left: {left}");
     let routes = run(inside("ip").args(["route"]))?;
     ensure!(!routes.contains("10.42.") && !routes.contains("10.43."), "routes left: {routes}");
+    let routes = run(inside("ip").args(["-6", "route"]))?;
+    ensure!(!routes.contains("fd42:") && !routes.contains("fd43:"), "routes left: {routes}");
     // Other clouds on the machine have groups of their own names.
     let group = control_group(data);
     let left = run(Command::new("find").args(["/sys/fs/cgroup", "-maxdepth", "2", "-name", &group]))?;

@@ -15,10 +15,45 @@ struct Switch {
     namespace: String,
 }
 
+/// Which addresses machines, pods and services have; the first family is the primary one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Addresses {
+    Four,
+    FourAndSix,
+    Six,
+}
+
+/// Name of a variable of `dhow`, and its value on every machine.
+type Variable = (&'static str, &'static str);
+
+impl Addresses {
+    fn four(self) -> bool {
+        self != Self::Six
+    }
+
+    fn six(self) -> bool {
+        self != Self::Four
+    }
+
+    fn variables(self) -> &'static [Variable] {
+        match self {
+            Self::Four => &[],
+            Self::FourAndSix => {
+                &[("DHOW_POD_CIDR", "10.42.0.0/16,fd42::/56"), ("DHOW_SERVICE_CIDR", "10.43.0.0/16,fd43::/112")]
+            }
+            Self::Six => &[("DHOW_POD_CIDR", "fd42::/56"), ("DHOW_SERVICE_CIDR", "fd43::/112")],
+        }
+    }
+}
+
 /// One machine.
 pub struct Machine {
     pub name: String,
+    /// Of the primary family.
     pub address: String,
+    /// All of them.
+    pub addresses: Vec<String>,
+    variables: &'static [Variable],
     namespace: String,
     switch: String,
     folder: PathBuf,
@@ -35,6 +70,11 @@ pub struct Machines {
 impl Machines {
     /// `near` machines on one link and one behind a router.
     pub fn new(near: usize) -> Result<Self> {
+        Self::with(near, Addresses::Four)
+    }
+
+    /// The same with these addresses.
+    pub fn with(near: usize, addresses: Addresses) -> Result<Self> {
         let id = std::process::id();
         let folder = tempfile::Builder::new().prefix("dc").tempdir_in("/var/tmp").context("make a folder")?;
         let switch = Switch { namespace: format!("dhow-cl-{id}-sw") };
@@ -43,30 +83,46 @@ impl Machines {
         for args in [
             ["link", "add", "near", "type", "bridge"].as_slice(),
             &["addr", "add", "198.18.0.254/24", "dev", "near"],
+            &["addr", "add", "2001:db8:18::fe/64", "dev", "near", "nodad"],
             &["link", "set", "near", "up"],
             &["link", "set", "lo", "up"],
         ] {
             run(machines.switch.command("ip").args(args))?;
         }
-        run(machines.switch.command("sh").args(["-c", "echo 1 > /proc/sys/net/ipv4/ip_forward"]))?;
+        let forward = "echo 1 > /proc/sys/net/ipv4/ip_forward; echo 1 > /proc/sys/net/ipv6/conf/all/forwarding";
+        run(machines.switch.command("sh").args(["-c", forward]))?;
         for index in 0..=near {
-            machines.add(index, index < near)?;
+            machines.add(index, index < near, addresses)?;
         }
         Ok(machines)
     }
 
-    fn add(&mut self, index: usize, near: bool) -> Result<()> {
+    fn add(&mut self, index: usize, near: bool, families: Addresses) -> Result<()> {
         let name = format!("m{index}");
         let namespace = format!("dhow-cl-{}-{name}", std::process::id());
-        let (address, router) = match near {
+        let (four, router) = match near {
             true => (format!("198.18.0.{}", index + 1), "198.18.0.254"),
             false => ("198.19.0.1".to_owned(), "198.19.0.254"),
         };
+        let (six, router6) = match near {
+            true => (format!("2001:db8:18::{}", index + 1), "2001:db8:18::fe"),
+            false => ("2001:db8:19::1".to_owned(), "2001:db8:19::fe"),
+        };
+        let both = [(families.four(), four.clone()), (families.six(), six.clone())];
+        let addresses: Vec<String> = both.into_iter().filter(|(has, _)| *has).map(|(_, address)| address).collect();
         let folder = self.folder.path().join(&name);
         std::fs::create_dir_all(&folder).context("make a machine's folder")?;
         run(Command::new("ip").args(["netns", "add", &namespace]))?;
         let switch = self.switch.namespace.clone();
-        let machine = Machine { name: name.clone(), address: address.clone(), namespace, switch, folder };
+        let machine = Machine {
+            name: name.clone(),
+            address: addresses[0].clone(),
+            addresses,
+            variables: families.variables(),
+            namespace,
+            switch,
+            folder,
+        };
         run(self.switch.command("ip").args([
             "link",
             "add",
@@ -81,16 +137,21 @@ impl Machines {
         ]))?;
         match near {
             true => run(self.switch.command("ip").args(["link", "set", &name, "master", "near"]))?,
-            false => run(self.switch.command("ip").args(["addr", "add", "198.19.0.254/24", "dev", &name]))?,
+            false => {
+                run(self.switch.command("ip").args(["addr", "add", "2001:db8:19::fe/64", "dev", &name, "nodad"]))?;
+                run(self.switch.command("ip").args(["addr", "add", "198.19.0.254/24", "dev", &name]))?
+            }
         };
         run(self.switch.command("ip").args(["link", "set", &name, "up"]))?;
-        for args in [
-            ["link", "set", "lo", "up"].as_slice(),
-            &["addr", "add", &format!("{address}/24"), "dev", "eth0"],
-            &["link", "set", "eth0", "up"],
-            &["route", "add", "default", "via", router],
-        ] {
-            run(machine.command("ip").args(args))?;
+        run(machine.command("ip").args(["link", "set", "lo", "up"]))?;
+        run(machine.command("ip").args(["link", "set", "eth0", "up"]))?;
+        if families.four() {
+            run(machine.command("ip").args(["addr", "add", &format!("{four}/24"), "dev", "eth0"]))?;
+            run(machine.command("ip").args(["route", "add", "default", "via", router]))?;
+        }
+        if families.six() {
+            run(machine.command("ip").args(["addr", "add", &format!("{six}/64"), "dev", "eth0", "nodad"]))?;
+            run(machine.command("ip").args(["-6", "route", "add", "default", "via", router6]))?;
         }
         self.all.push(machine);
         Ok(())
@@ -150,15 +211,24 @@ impl Machine {
             .env("KUBECONFIG", self.folder.join("kubeconfig"))
             .env("DHOW_DATA_DIR", self.data_dir())
             .env("DHOW_RUN_DIR", self.run_dir())
-            .env("DHOW_NODE_IP", &self.address)
+            .env("DHOW_NODE_IP", self.addresses.join(","))
             .env("DHOW_NODE_NAME", &self.name)
             .env("DHOW_POD_SLOTS", "0")
+            .envs(self.variables.iter().copied())
             .env_remove("SUDO_UID")
             .env("NO_PROXY", "*");
+        if self.settings().exists() {
+            command.env("DHOW_CONFIG", self.settings());
+        }
         for proxy in ["http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"] {
             command.env_remove(proxy);
         }
         command
+    }
+
+    /// Its settings; used from the next start on if it is there.
+    pub fn settings(&self) -> PathBuf {
+        self.folder.join("config.yaml")
     }
 
     /// `dhow` with these arguments; returns standard output.

@@ -36,6 +36,7 @@ fn machines_are_a_cluster() {
         ("streams reach every node", streams_reach_every_node),
         ("renews certificates while running", renews_certificates_while_running),
         ("a narrow link is no black hole", a_narrow_link_is_no_black_hole),
+        ("a balancer's address leaves a dead daemon", a_balancers_address_leaves_a_dead_daemon),
         ("loses a node", loses_a_node),
         ("takes it back", takes_it_back),
         ("heals a partition", heals_a_partition),
@@ -50,8 +51,20 @@ fn machines_are_a_cluster() {
 }
 
 fn starts(machines: &Machines) -> Result<()> {
-    let said = machines.server().dhow_said(&["up"])?;
-    ensure!(said.contains("dhow join https://198.18.0.1:6443 --token K10"), "{said}");
+    let pools = serde_json::json!({"loadBalancer": {"pools": [{"name": "public", "addresses": ["198.18.0.32/30"]}]}});
+    std::fs::write(machines.server().settings(), pools.to_string())?;
+    let join_line = || -> Result<String> {
+        let said = machines.server().dhow_said(&["up"])?;
+        let line = said.lines().find(|line| line.contains("dhow join https://198.18.0.1:6443 --token K10"));
+        Ok(line.with_context(|| said.clone())?.trim().to_owned())
+    };
+    let line = join_line()?;
+    // Another start prints the same token: each one is a key to the cluster.
+    machines.server().dhow(&["down"])?;
+    ensure!(join_line()? == line, "another token");
+    let tokens = machines.server().dhow(&["token", "list", "-o", "json"])?;
+    let tokens: Value = serde_json::from_str(&tokens)?;
+    ensure!(tokens.as_array().is_some_and(|all| all.len() == 1), "{tokens}");
     Ok(())
 }
 
@@ -336,6 +349,64 @@ fn a_narrow_link_is_no_black_hole(machines: &Machines) -> Result<()> {
         ensure!(large.len() == 300_000, "{from}: {} bytes", large.len());
     }
     machine.narrow(1500)
+}
+
+/// The machines that have an address on their own link.
+fn holders(machines: &Machines, address: &str) -> Result<Vec<String>> {
+    let mut holders = Vec::new();
+    for machine in &machines.all {
+        if run(machine.command("ip").args(["-o", "addr", "show", "dev", "eth0"]))?.contains(&format!(" {address}/32 "))
+        {
+            holders.push(machine.name.clone());
+        }
+    }
+    Ok(holders)
+}
+
+fn a_balancers_address_leaves_a_dead_daemon(machines: &Machines) -> Result<()> {
+    for pod in ["on-m1", "on-m2"] {
+        machines.kubectl(&["label", "pod", pod, "balanced=yes"])?;
+    }
+    // Only m1 and m2 may answer for it.
+    machines.apply(
+        "apiVersion: v1\nkind: Service\nmetadata: {name: balanced}\nspec:\n  type: LoadBalancer\n  \
+         externalTrafficPolicy: Local\n  selector: {balanced: \"yes\"}\n  ports: [{port: 80, targetPort: 8080}]\n",
+    )?;
+    let (address, holder) = eventually(SOON, || {
+        let service = machines.get(&["get", "service", "balanced"])?;
+        let address = service["status"]["loadBalancer"]["ingress"][0]["ip"].as_str().context("no address")?.to_owned();
+        let held = holders(machines, &address)?;
+        ensure!(held == ["m1"] || held == ["m2"], "{held:?} answer");
+        Ok((address, held[0].clone()))
+    })?;
+    let url = format!("http://{address}/");
+    let ask = || run(machines.server().command("curl").args(["-sf", "--max-time", "2", &url]));
+    ensure!(eventually(SOON, ask)? == format!("from {holder}\n"), "another answers");
+    // It stays while the daemon lives: well beyond the time the kernel was given.
+    let begin = Instant::now();
+    while begin.elapsed() < Duration::from_secs(15) {
+        ensure!(holders(machines, &address)? == [holder.clone()], "it is lost meanwhile");
+        std::thread::sleep(Duration::from_secs(1));
+    }
+    let dead = machines.all.iter().find(|machine| machine.name == holder).context("no machine")?;
+    let begin = Instant::now();
+    dead.kill()?;
+    let next = if holder == "m1" { "m2" } else { "m1" };
+    eventually(SOON, || {
+        let held = holders(machines, &address)?;
+        ensure!(held == [next], "{held:?} answer");
+        Ok(())
+    })?;
+    eprintln!("{address} moved after {} ms", begin.elapsed().as_millis());
+    ensure!(eventually(SOON, ask)? == format!("from {next}\n"), "another answers");
+    dead.dhow(&["join"])?;
+    machines.kubectl(&["wait", "--for=condition=Ready", &format!("node/{holder}"), "--timeout=60s"])?;
+    machines.kubectl(&["delete", "service", "balanced"])?;
+    eventually(SOON, || {
+        let held = holders(machines, &address)?;
+        ensure!(held.is_empty(), "{held:?} still answer");
+        Ok(())
+    })
 }
 
 /// Three replicas that leave a lost node soon, one on each of the other machines.

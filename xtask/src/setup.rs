@@ -28,6 +28,7 @@ pub const TEST_NEEDS: &[Need] = &[
     ("dig", "bind9-dnsutils"),
     ("nsd", "nsd"),
     ("knotd", "knot"),
+    ("unbound", "unbound"),
     ("kubectl", "kubernetes-client"),
     ("python3", "python3"),
     ("/usr/lib/python3/dist-packages/kubernetes/__init__.py", "python3-kubernetes"),

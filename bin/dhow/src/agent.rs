@@ -14,7 +14,7 @@ use crate::agent_keys::{self, AgentKeys};
 use crate::builtins::{self, Parts, blocking};
 use crate::join::Join;
 use crate::place::Place;
-use crate::pod_network;
+use crate::{other_servers, pod_network};
 
 const FIRST_RETRY: Duration = Duration::from_millis(500);
 const LAST_RETRY: Duration = Duration::from_secs(15);
@@ -45,6 +45,9 @@ pub async fn run(place: &Place, shutdown: CancellationToken, ready: impl FnOnce(
     let (tell_ready, is_ready) = oneshot::channel();
     let tls = Arc::clone(&keys.tls);
     users.spawn(builtins::run_node(place.clone(), client, tls, net, images, users_shutdown.clone(), tell_ready));
+    // The service proxy sees the API's endpoints anyway.
+    let proxy = keys.access.client("system:kube-proxy")?;
+    users.spawn(other_servers::follow(proxy, place.clone(), join.clone(), users_shutdown.clone()));
     users.spawn(keys.keep_renewed(on_hangup()?, users_shutdown.clone()));
 
     let (api_shutdown, mut api) = (CancellationToken::new(), Parts::new());

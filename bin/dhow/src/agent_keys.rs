@@ -173,7 +173,7 @@ fn client_with(join: &Join, pair: &CertPair) -> Result<(Client, Use)> {
         ca_pem: ca_pem.clone(),
         auth: Auth::ClientCert { cert_pem: pair.cert_pem.clone(), key_pem: pair.key_pem.clone() },
     };
-    let (client, replace) = Client::replaceable(config(pair))?;
+    let (client, replace) = Client::replaceable_among(Arc::clone(&join.servers), config(pair))?;
     Ok((client, Box::new(move |pair: &CertPair| Ok(replace.replace(config(pair))?))))
 }
 

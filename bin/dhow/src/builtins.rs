@@ -192,6 +192,7 @@ pub async fn open_net(place: &Place, pods: &[Cidr]) -> Result<Arc<Net>> {
     let primary = networks.next().context("no pod network")?;
     let mut config = NetConfig::new(primary.pods, state_dir);
     (config.mode, config.mtu) = (place.pod_network, 0);
+    config.node_ips = place.node_ips.iter().copied().filter(|address| !address.is_loopback()).collect();
     config.bridge = place::BRIDGE.to_owned();
     config.table = place::TABLE.to_owned();
     config.cluster_cidr = primary.cluster;

@@ -195,9 +195,9 @@ pub struct PlaceArgs {
     /// How packets travel to other nodes' pods: by routes where nodes share a link and by VXLAN elsewhere, or always one.
     #[arg(long, env = "DHOW_POD_NETWORK", default_value = "auto", value_name = "auto|routes|vxlan")]
     pub pod_network: dhow_net::peers::Mode,
-    /// Address under which other nodes reach this one, where that is not the node's own.
-    #[arg(long = "node-external-ip", env = "DHOW_NODE_EXTERNAL_IP", value_name = "IP")]
-    pub outer_address: Option<std::net::Ipv4Addr>,
+    /// Address under which other nodes reach this one, where that is not the node's own; or one of each family.
+    #[arg(long = "node-external-ip", env = "DHOW_NODE_EXTERNAL_IP", value_delimiter = ',', value_name = "IP[,IP]")]
+    pub outer_addresses: Vec<IpAddr>,
     /// Log format.
     #[arg(long, env = "DHOW_LOG_FORMAT", value_enum, default_value_t = LogFormat::Auto)]
     pub log_format: LogFormat,

@@ -55,17 +55,23 @@ impl Default for DnsSettings {
 }
 
 impl DnsSettings {
+    /// Whether the name server, a process of its own, could start with them: people are told before it does.
+    pub fn check(&self) -> Result<()> {
+        addresses(&self.upstreams).context("read dns.upstreams")?;
+        for (zone, texts) in &self.stub_domains {
+            addresses(texts).with_context(|| format!("read dns.stubDomains, {zone}"))?;
+        }
+        Ok(())
+    }
+
     /// What the name server at these addresses is told. Questions are never sent to `own` addresses.
     pub fn resolve(self, place: &Place, gateways: &[IpAddr], own: &[IpAddr]) -> Result<DnsConfig> {
-        let parse = |texts: &[String]| -> Result<Vec<UpstreamAddress>> {
-            texts.iter().map(|text| text.parse().map_err(|error: String| anyhow!(error))).collect()
-        };
         let host = dhow_dns::host_resolver(Path::new("/etc/resolv.conf"), own);
         let upstreams = match self.upstreams.is_empty() {
             true => host.servers.into_iter().map(Into::into).collect(),
-            false => parse(&self.upstreams).context("read dns.upstreams")?,
+            false => addresses(&self.upstreams).context("read dns.upstreams")?,
         };
-        let stub = |(zone, texts): (&String, &Vec<String>)| Ok((zone.clone(), parse(texts)?));
+        let stub = |(zone, texts): (&String, &Vec<String>)| Ok((zone.clone(), addresses(texts)?));
         let stub_domains = self.stub_domains.iter().map(stub).collect::<Result<_>>().context("read dns.stubDomains")?;
         Ok(DnsConfig {
             domain: place::CLUSTER_DOMAIN.to_owned(),
@@ -85,4 +91,8 @@ impl DnsSettings {
             ..DnsConfig::default()
         })
     }
+}
+
+fn addresses(texts: &[String]) -> Result<Vec<UpstreamAddress>> {
+    texts.iter().map(|text| text.parse().map_err(|error: String| anyhow!(error))).collect()
 }

@@ -1,13 +1,14 @@
 //! Which cluster this machine joined, and how it came in: the server is believed because of the authority that the token
-//! names, then the token buys the node's first certificate.
+//! names, then the token buys the node's first certificate. From then on the node knows the cluster's other servers, too.
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use dhow_base::files;
 use dhow_base::{pki, tls};
-use dhow_client::{Auth, Client, HttpsConfig};
+use dhow_client::{Auth, Client, HttpsConfig, Servers};
 
 use crate::agent_keys::Wanted;
 use crate::place::Place;
@@ -15,8 +16,10 @@ use crate::place::Place;
 /// The cluster that this machine joined.
 #[derive(Debug, Clone)]
 pub struct Join {
-    /// `https://host:port`.
+    /// `https://host:port`, as it was given.
     pub server: String,
+    /// That one and the others that the cluster has told of.
+    pub servers: Arc<Servers>,
     pub ca_pem: String,
     /// Where its certificates are.
     pub folder: PathBuf,
@@ -32,10 +35,21 @@ impl Join {
         let folder = Self::folder(place);
         let server = files::read_optional(&folder.join("server"))?;
         let ca_pem = files::read_optional(&folder.join("ca.crt"))?;
-        Ok(match (server, ca_pem) {
-            (Some(server), Some(ca_pem)) => Some(Self { server: server.trim().to_owned(), ca_pem, folder }),
-            _ => None,
-        })
+        let (Some(server), Some(ca_pem)) = (server, ca_pem) else { return Ok(None) };
+        let server = server.trim().to_owned();
+        let others = files::read_optional(&servers_file(place))?.unwrap_or_default();
+        let servers = Arc::new(Servers::new(with_others(&server, others.lines())).context("read the list of servers")?);
+        Ok(Some(Self { server, servers, ca_pem, folder }))
+    }
+
+    /// Keeps what the cluster says of its servers, for this run and the next; told an empty list, the last one.
+    pub fn learn(&self, place: &Place, others: &[String]) -> Result<()> {
+        if others.is_empty() {
+            return Ok(());
+        }
+        let all = with_others(&self.server, others.iter().map(String::as_str));
+        files::write_private(&servers_file(place), (all.join("\n") + "\n").as_bytes())?;
+        Ok(self.servers.learn(&all)?)
     }
 
     /// Comes in with a token and remembers the cluster. The certificate is kept before the cluster is, so that whatever is
@@ -50,13 +64,25 @@ impl Join {
         Wanted::node_client(place).ask(&client, &folder).await?;
         files::write_private(&folder.join("ca.crt"), ca_pem.as_bytes())?;
         files::write_private(&folder.join("server"), format!("{server}\n").as_bytes())?;
-        Ok(Self { server: server.to_owned(), ca_pem, folder })
+        let servers = Arc::new(Servers::new([server])?);
+        Ok(Self { server: server.to_owned(), servers, ca_pem, folder })
     }
 
     /// Whether the node can go on without a token.
     pub fn is_in(&self, place: &Place) -> Result<bool> {
         Ok(Wanted::node_client(place).held(&self.folder)?.is_some())
     }
+}
+
+/// All servers that this machine knows, one a line.
+pub fn servers_file(place: &Place) -> PathBuf {
+    Join::folder(place).join("servers")
+}
+
+/// What was given comes first: it may be a name that leads to all of them.
+fn with_others<'a>(server: &'a str, others: impl Iterator<Item = &'a str>) -> Vec<String> {
+    let others = others.map(str::trim).filter(|other| !other.is_empty() && *other != server);
+    std::iter::once(server).chain(others).map(str::to_owned).collect()
 }
 
 /// `https://host:port` of what people write.

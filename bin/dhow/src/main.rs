@@ -20,6 +20,7 @@ mod migrate;
 mod nameserver;
 mod networks;
 mod node_access;
+mod other_servers;
 mod pidfile;
 mod place;
 mod pod_network;

@@ -10,11 +10,13 @@ use std::time::{Duration, Instant};
 use std::{fs, io};
 
 use anyhow::{Context, Result};
-use dhow_client::Client;
+use dhow_base::files;
+use dhow_client::{Client, HttpsConfig, Servers};
 use rustix::process::Pid;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use crate::join;
 use crate::pidfile::{self, PidFile};
 use crate::place::Place;
 use crate::settings::Settings;
@@ -28,7 +30,7 @@ const SHORT_LIFE: Duration = Duration::from_secs(5);
 /// Runs the name server until told to end. This is the process itself.
 pub async fn serve(place: &Place, gateways: &[IpAddr]) -> Result<()> {
     let _pid_file = PidFile::take(&place.dns_pid_file())?;
-    let client = Client::from_kubeconfig(&place.dns_kubeconfig(), None).context("reach the API")?;
+    let client = client(place).context("reach the API")?;
     let own: Vec<IpAddr> = gateways.iter().copied().chain([place.networks.dns_service_ip()]).collect();
     let config = Settings::load(&place.config)?.dns.resolve(place, gateways, &own)?;
     let addresses: Vec<SocketAddr> = gateways.iter().map(|gateway| SocketAddr::new(*gateway, PORT)).collect();
@@ -36,6 +38,16 @@ pub async fn serve(place: &Place, gateways: &[IpAddr]) -> Result<()> {
     let shutdown = crate::daemon::shutdown_signal()?;
     server.run(client, shutdown).await;
     Ok(())
+}
+
+/// On a machine that joined, to whichever of the cluster's servers answers: the daemon keeps the list.
+fn client(place: &Place) -> Result<Client> {
+    let config = HttpsConfig::from_kubeconfig(&place.dns_kubeconfig(), None)?;
+    let file = join::servers_file(place);
+    let listed = files::read_optional(&file)?.unwrap_or_default();
+    let others = listed.lines().filter(|line| *line != config.server);
+    let servers = Servers::new(std::iter::once(config.server.as_str()).chain(others))?.kept_in(file);
+    Ok(Client::replaceable_among(Arc::new(servers), config)?.0)
 }
 
 /// Keeps a name server of this very binary running until `shutdown`, and leaves it running then. `renewed` is told

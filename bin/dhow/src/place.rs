@@ -49,8 +49,8 @@ pub struct Place {
     pub slots: Option<usize>,
     /// How packets travel to other nodes' pods.
     pub pod_network: dhow_net::peers::Mode,
-    /// Where other nodes reach this one, if that is not the node's address.
-    pub outer_address: Option<Ipv4Addr>,
+    /// Where other nodes reach this one, if that is not the node's own address of the family.
+    pub outer_addresses: Vec<IpAddr>,
 }
 
 /// What is recorded of requests, and where to.
@@ -141,7 +141,7 @@ impl Place {
             log_format: args.log_format,
             slots: args.pod_slots,
             pod_network: args.pod_network,
-            outer_address: args.outer_address,
+            outer_addresses: args.outer_addresses.clone(),
         })
     }
 
@@ -202,7 +202,9 @@ impl Place {
         ];
         let mut flags = Vec::from(flags);
         flags.extend(self.slots.iter().map(|slots| ("--pod-slots", slots.to_string().into())));
-        flags.extend(self.outer_address.map(|address| ("--node-external-ip", address.to_string().into())));
+        if !self.outer_addresses.is_empty() {
+            flags.push(("--node-external-ip", joined(&self.outer_addresses).into()));
+        }
         flags.extend(self.networks.as_args().map(|(flag, value)| (flag, value.into())));
         if !self.nodeport_addresses.is_empty() {
             flags.push(("--nodeport-addresses", joined(&self.nodeport_addresses).into()));

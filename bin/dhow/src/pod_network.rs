@@ -83,7 +83,8 @@ async fn create(client: &Client, place: &Place, known: Option<&[Cidr]>) -> Resul
 
 /// Says where others reach this node, if that is not where they would look.
 async fn announce(client: &Client, place: &Place, node: &Node) -> Result<()> {
-    let wanted = place.outer_address.map(|address| address.to_string());
+    let outer: Vec<String> = place.outer_addresses.iter().map(ToString::to_string).collect();
+    let wanted = (!outer.is_empty()).then(|| outer.join(","));
     let held = node.metadata.annotations.as_ref().and_then(|held| held.get(OUTER_ADDRESS));
     if held == wanted.as_ref() {
         return Ok(());

@@ -65,6 +65,7 @@ impl Settings {
         }
         settings.load_balancer.pools().map_err(anyhow::Error::msg)?;
         settings.cluster_autoscaler.settings().map_err(anyhow::Error::msg).context("read the settings")?;
+        settings.dns.check().context("read the settings")?;
         Ok(settings)
     }
 

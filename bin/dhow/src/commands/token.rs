@@ -23,6 +23,9 @@ const TYPE: &str = "bootstrap.kubernetes.io/token";
 const GROUP: &str = "system:bootstrappers:dhow:default-node-token";
 /// Of the line that `dhow up` prints.
 const LIFE: Duration = Duration::from_secs(24 * 3600);
+/// One with less life left than this is made anew.
+const LEFT: Duration = Duration::from_secs(3600);
+const PRINTED: &str = "printed by dhow up";
 
 pub async fn run(command: TokenCommand) -> Result<()> {
     match command {
@@ -143,24 +146,45 @@ pub async fn line_after_start(place: &Place) -> Option<String> {
     };
     let made = async {
         let (server, hash) = cluster(&args)?;
-        let token = create(&connect(&args)?, &hash, LIFE, "printed by dhow up").await?;
+        let client = connect(&args)?;
+        let held = secrets(&client).await?;
+        // A start is no reason for another key to the cluster.
+        let token = match held.iter().find_map(|secret| printed(secret, &hash, Timestamp::now())) {
+            Some(token) => token,
+            None => create(&client, &hash, LIFE, PRINTED).await?,
+        };
         anyhow::Ok(line(&server, &token))
     };
     made.await.ok()
 }
 
-async fn list(client: &Client, output: Output) -> Result<()> {
+async fn secrets(client: &Client) -> Result<Vec<Secret>> {
     let scope = ListParams { field_selector: Some(format!("type={TYPE}")), ..ListParams::default() };
-    let secrets = client.list::<Secret>(Some(NAMESPACE), &scope).await.context("list the tokens")?.items;
-    let rows: Vec<[String; 3]> = secrets
+    Ok(client.list::<Secret>(Some(NAMESPACE), &scope).await.context("list the tokens")?.items)
+}
+
+fn field(secret: &Secret, key: &str) -> String {
+    let bytes = secret.data.as_ref().and_then(|data| data.get(key));
+    bytes.map(|bytes| String::from_utf8_lossy(&bytes.0).into_owned()).unwrap_or_default()
+}
+
+/// The token that an earlier start printed, while it is good for a while yet.
+fn printed(secret: &Secret, hash: &str, now: Timestamp) -> Option<Token> {
+    let end: Timestamp = field(secret, "expiration").parse().ok()?;
+    let lasts = end.as_second() - now.as_second() >= i64::try_from(LEFT.as_secs()).ok()?;
+    let ours = field(secret, "description") == PRINTED
+        && field(secret, "usage-bootstrap-authentication") == "true"
+        && field(secret, "auth-extra-groups") == GROUP;
+    let token = Token::new(field(secret, "token-id"), field(secret, "token-secret"), hash.to_owned());
+    // What somebody edited into something else is not handed out.
+    (lasts && ours && token.text().parse::<Token>().is_ok()).then_some(token)
+}
+
+async fn list(client: &Client, output: Output) -> Result<()> {
+    let rows: Vec<[String; 3]> = secrets(client)
+        .await?
         .iter()
-        .map(|secret| {
-            let text = |key: &str| {
-                let bytes = secret.data.as_ref().and_then(|data| data.get(key));
-                bytes.map(|bytes| String::from_utf8_lossy(&bytes.0).into_owned()).unwrap_or_default()
-            };
-            [text("token-id"), text("expiration"), text("description")]
-        })
+        .map(|secret| ["token-id", "expiration", "description"].map(|key| field(secret, key)))
         .collect();
     let value: Vec<_> =
         rows.iter().map(|[id, end, what]| json!({"id": id, "expires": end, "description": what})).collect();
@@ -191,6 +215,37 @@ mod tests {
         assert_eq!(parse_life("0").unwrap(), Duration::ZERO);
         for bad in ["", "5", "h", "1y", "-1h"] {
             assert!(parse_life(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_printed_token_is_printed_again_while_it_lasts() {
+        let now: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
+        let hash = "ab".repeat(32);
+        let secret = |changes: &[(&str, &str)]| {
+            let mut data = std::collections::BTreeMap::from([
+                ("token-id", "abcdef"),
+                ("token-secret", "0123456789abcdef"),
+                ("expiration", "2026-01-01T02:00:00Z"),
+                ("description", PRINTED),
+                ("usage-bootstrap-authentication", "true"),
+                ("auth-extra-groups", GROUP),
+            ]);
+            data.extend(changes.iter().copied());
+            let data = data.into_iter().map(|(key, text)| (key.to_owned(), k8s_openapi::ByteString(text.into())));
+            Secret { data: Some(data.collect()), ..Secret::default() }
+        };
+        let token = printed(&secret(&[]), &hash, now).unwrap();
+        assert_eq!(token.text(), format!("K10{hash}::abcdef.0123456789abcdef"));
+        for change in [
+            ("expiration", "2026-01-01T00:30:00Z"),
+            ("expiration", ""),
+            ("description", "made by hand"),
+            ("usage-bootstrap-authentication", "false"),
+            ("auth-extra-groups", "system:bootstrappers:others"),
+            ("token-secret", "short"),
+        ] {
+            assert!(printed(&secret(&[change]), &hash, now).is_none(), "{change:?}");
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::uri::PathAndQuery;
@@ -9,15 +10,21 @@ use http::{HeaderValue, Request, Response, Uri, header};
 use http_body_util::BodyExt;
 use hyper_util::client::legacy::Client as Pool;
 use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioExecutor;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
+use crate::servers::Servers;
 use crate::tls_connector::TlsConnector;
 use crate::transport::{Body, Transport, full};
 use crate::{Error, kubeconfig};
+
+/// A machine that is gone says nothing: so long is waited for a connection to it…
+const CONNECT: Duration = Duration::from_secs(5);
+/// … and so long on one that is silent, before it is asked whether it is still there, and for the answer.
+const SILENCE: Duration = Duration::from_secs(10);
 
 /// Where and as whom to connect.
 #[derive(Clone)]
@@ -38,8 +45,9 @@ impl HttpsConfig {
     /// header `Authorization`, if one is needed.
     pub async fn connect(&self) -> Result<(TlsStream<TcpStream>, Option<HeaderValue>), Error> {
         let transport = HttpsTransport::new(self.clone())?;
-        let host = transport.server.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
-        let port = transport.server.port_u16().unwrap_or(443);
+        let server = transport.servers.current();
+        let host = server.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
+        let port = server.port_u16().unwrap_or(443);
         let away = |error: std::io::Error| Error::connection(format!("cannot reach {}", self.server), error);
         let tcp = TcpStream::connect((host.as_str(), port)).await.map_err(away)?;
         tcp.set_nodelay(true).map_err(away)?;
@@ -65,30 +73,55 @@ pub enum Auth {
 }
 
 pub(crate) struct HttpsTransport {
-    server: Uri,
+    servers: Arc<Servers>,
     auth: Auth,
     pool: Pool<TlsConnector, Body>,
 }
 
 impl HttpsTransport {
     pub(crate) fn new(config: HttpsConfig) -> Result<Self, Error> {
-        let server: Uri = config
-            .server
-            .parse()
-            .map_err(|error| Error::Configuration(format!("server address {:?}: {error}", config.server)))?;
-        if server.scheme_str() != Some("https") || server.authority().is_none() {
-            return Err(Error::Configuration(format!("server address {:?} is not https://host:port", config.server)));
-        }
+        let servers = Servers::new([&config.server])?;
+        Self::among(Arc::new(servers), config)
+    }
+
+    /// To whichever of these servers answers; that of `config` is none of them unless it is named there, too.
+    pub(crate) fn among(servers: Arc<Servers>, config: HttpsConfig) -> Result<Self, Error> {
         let mut connector = HttpConnector::new();
         connector.enforce_http(false);
         connector.set_nodelay(true);
+        connector.set_connect_timeout(Some(CONNECT));
         let tls = TlsConnector::new(connector, Arc::new(tls_config(&config)?));
         let pool = Pool::builder(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .http2_keep_alive_interval(SILENCE)
+            .http2_keep_alive_timeout(SILENCE)
+            .http2_keep_alive_while_idle(true)
             .http2_adaptive_window(false)
             .http2_initial_stream_window_size(256 << 10)
             .http2_initial_connection_window_size(25 << 20)
             .build(tls);
-        Ok(Self { server, auth: config.auth, pool })
+        Ok(Self { servers, auth: config.auth, pool })
+    }
+
+    /// Sends a request to this server. The second of an error says whether it cannot have arrived.
+    async fn send(&self, server: &Uri, request: Request<Body>) -> Result<Response<Body>, (Error, bool)> {
+        let sure = |error| (error, false);
+        let (mut parts, body) = request.into_parts();
+        let mut uri = server.clone().into_parts();
+        uri.path_and_query = parts.uri.path_and_query().cloned().or(Some(PathAndQuery::from_static("/")));
+        parts.uri =
+            Uri::from_parts(uri).map_err(|error| sure(Error::Configuration(format!("request path: {error}"))))?;
+        if let Some(value) = self.authorization().await.map_err(sure)? {
+            parts.headers.insert(header::AUTHORIZATION, value);
+        }
+        let response = self.pool.request(Request::from_parts(parts, body)).await.map_err(|error| {
+            let unsent = error.is_connect();
+            (Error::connection(format!("cannot reach {server}"), error), unsent)
+        })?;
+        Ok(response.map(|body| {
+            body.map_err(|error| Error::connection("the connection broke while reading the answer", error))
+                .boxed_unsync()
+        }))
     }
 
     async fn authorization(&self) -> Result<Option<HeaderValue>, Error> {
@@ -134,25 +167,28 @@ fn tls_config(config: &HttpsConfig) -> Result<rustls::ClientConfig, Error> {
 #[async_trait::async_trait]
 impl Transport for HttpsTransport {
     async fn call(&self, request: Request<Bytes>) -> Result<Response<Body>, Error> {
-        self.upload(request.map(full)).await
+        // Each server is asked once; what may have arrived somewhere is not sent again.
+        let mut tried = 0;
+        loop {
+            let server = self.servers.current();
+            tried += 1;
+            match self.send(&server, request.clone().map(full)).await {
+                Ok(response) => return Ok(response),
+                Err((error, unsent)) => {
+                    let all = self.servers.failed(&server);
+                    if !unsent || tried >= all {
+                        return Err(error);
+                    }
+                }
+            }
+        }
     }
 
     async fn upload(&self, request: Request<Body>) -> Result<Response<Body>, Error> {
-        let (mut parts, body) = request.into_parts();
-        let mut uri = self.server.clone().into_parts();
-        uri.path_and_query = parts.uri.path_and_query().cloned().or(Some(PathAndQuery::from_static("/")));
-        parts.uri = Uri::from_parts(uri).map_err(|error| Error::Configuration(format!("request path: {error}")))?;
-        if let Some(value) = self.authorization().await? {
-            parts.headers.insert(header::AUTHORIZATION, value);
-        }
-        let response = self
-            .pool
-            .request(Request::from_parts(parts, body))
-            .await
-            .map_err(|error| Error::connection(format!("cannot reach {}", self.server), error))?;
-        Ok(response.map(|body| {
-            body.map_err(|error| Error::connection("the connection broke while reading the answer", error))
-                .boxed_unsync()
-        }))
+        let server = self.servers.current();
+        self.send(&server, request).await.map_err(|(error, _)| {
+            self.servers.failed(&server);
+            error
+        })
     }
 }

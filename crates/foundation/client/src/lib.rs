@@ -13,6 +13,7 @@ pub mod leader;
 mod owner;
 mod queue;
 mod replaceable;
+mod servers;
 mod tls_connector;
 mod transport;
 mod watch;
@@ -27,6 +28,7 @@ pub use key::{Key, Object};
 pub use owner::{controller_of, controller_reference, is_controlled_by};
 pub use queue::Queue;
 pub use replaceable::Replace;
+pub use servers::Servers;
 pub use tls_connector::TlsConnection;
 pub use transport::{Body, Transport, full};
 

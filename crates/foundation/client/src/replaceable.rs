@@ -7,6 +7,7 @@ use http::{Request, Response};
 use parking_lot::RwLock;
 
 use crate::http_transport::HttpsTransport;
+use crate::servers::Servers;
 use crate::transport::{Body, Transport};
 use crate::{Client, Error, HttpsConfig};
 
@@ -14,12 +15,17 @@ use crate::{Client, Error, HttpsConfig};
 #[derive(Clone)]
 pub struct Replace {
     current: Arc<RwLock<Arc<HttpsTransport>>>,
+    /// What is used in place of the configuration's own server.
+    servers: Option<Arc<Servers>>,
 }
 
 impl Replace {
     /// Requests made from now on go by `config`.
     pub fn replace(&self, config: HttpsConfig) -> Result<(), Error> {
-        let next = Arc::new(HttpsTransport::new(config)?);
+        let next = Arc::new(match &self.servers {
+            Some(servers) => HttpsTransport::among(Arc::clone(servers), config)?,
+            None => HttpsTransport::new(config)?,
+        });
         *self.current.write() = next;
         Ok(())
     }
@@ -50,7 +56,15 @@ impl Client {
     /// As [`Client::https`], with what changes it later.
     pub fn replaceable(config: HttpsConfig) -> Result<(Self, Replace), Error> {
         let current = Arc::new(RwLock::new(Arc::new(HttpsTransport::new(config)?)));
-        let replace = Replace { current: Arc::clone(&current) };
+        let replace = Replace { current: Arc::clone(&current), servers: None };
+        Ok((Self::new(Arc::new(Replaceable { current })), replace))
+    }
+
+    /// The same, to whichever of several servers answers, in place of the one that `config` names.
+    pub fn replaceable_among(servers: Arc<Servers>, config: HttpsConfig) -> Result<(Self, Replace), Error> {
+        let first = HttpsTransport::among(Arc::clone(&servers), config)?;
+        let current = Arc::new(RwLock::new(Arc::new(first)));
+        let replace = Replace { current: Arc::clone(&current), servers: Some(servers) };
         Ok((Self::new(Arc::new(Replaceable { current })), replace))
     }
 }

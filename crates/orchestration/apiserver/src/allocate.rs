@@ -1,5 +1,6 @@
 //! Cluster addresses and node ports of Services, and pod networks of Nodes. The Services and Nodes themselves are the
-//! record of what is taken.
+//! record of what is taken, and IPAddresses that people make for something else; which ranges are open is
+//! [`service_cidrs`]'.
 //!
 //! What a write takes is chosen before it is validated, and taken when it is stored: every such write, on whichever
 //! server, changes one guard key in its own transaction, after it has seen all that was written under the guard before.
@@ -17,6 +18,7 @@ use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use crate::cache::Cache;
 use crate::families::{self, family_of};
+use crate::service_cidrs::{self, ServiceName};
 use crate::store::{Guard, ObjectStore};
 
 /// Changed by every write that takes an address or a port. No kind's key: the cache passes over it.
@@ -25,13 +27,25 @@ const GUARD: &str = "/registry/dhow/services";
 const NODE_GUARD: &str = "/registry/dhow/nodes";
 
 /// First address and prefix length of a Service range.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ServiceRange {
     pub first: IpAddr,
     pub prefix: u8,
 }
 
+impl std::fmt::Display for ServiceRange {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.first, self.prefix)
+    }
+}
+
 impl ServiceRange {
+    /// What validation has let through.
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        let (address, prefix) = text.split_once('/')?;
+        Some(Self { first: address.parse().ok()?, prefix: prefix.parse().ok()? })
+    }
+
     /// So many addresses are given; larger ranges are for nobody to fill.
     fn size(self) -> u64 {
         let bits = if self.first.is_ipv4() { 32 } else { 128 };
@@ -76,6 +90,8 @@ struct Taken {
 /// What one write is to take, chosen as the cache was at `seen`.
 pub struct Choice {
     uid: String,
+    /// The Service that it is for: what it has itself is not in its way.
+    service: ServiceName,
     own: Taken,
     /// Pod networks that a Node is to get.
     networks: Vec<Network>,
@@ -114,7 +130,8 @@ impl Allocator {
     /// Gives a Service what it needs, keeps what it has, refuses what another holds. Other kinds pass.
     pub fn choose(&self, kind: &Kind, old: Option<&Value>, object: &mut Value) -> Result<Choice, Status> {
         let uid = meta::uid(object).to_owned();
-        let mut choice = Choice { uid, own: Taken::default(), networks: Vec::new(), seen: 0 };
+        let service = (meta::namespace(object).to_owned(), meta::name(object).to_owned());
+        let mut choice = Choice { uid, service, own: Taken::default(), networks: Vec::new(), seen: 0 };
         if kind.kind == "Node" && kind.group.is_empty() {
             let held = old.map(pod_networks).unwrap_or_default();
             choice.networks = pod_networks(object);
@@ -125,13 +142,17 @@ impl Allocator {
             }
             return Ok(choice);
         }
+        if kind.kind == "IPAddress" && kind.group == service_cidrs::GROUP && old.is_none() {
+            return self.keep(choice, object);
+        }
         if kind.kind != "Service" || !kind.group.is_empty() {
             return Ok(choice);
         }
-        choice.seen = self.cache.changed(kind);
-        let taken = self.taken(&choice.uid)?;
+        choice.seen = self.changed()?;
+        let taken = self.taken(&choice)?;
+        let ranges = service_cidrs::open(&self.cache, &self.ranges)?;
         let result = self
-            .addresses(old, object, &taken, &mut choice.own)
+            .addresses(old, object, &ranges, &taken, &mut choice.own)
             .and_then(|()| self.node_ports(old, object, &taken, &mut choice.own))
             .and_then(|()| self.health_port(old, object, &taken, &mut choice.own));
         if let Err(error) = result {
@@ -162,9 +183,8 @@ impl Allocator {
         }
         let turn = self.turn.clone().lock_owned().await;
         let guard = store.bare_guard(GUARD).await?;
-        let kind = registry::builtin().get("", "v1", "services").ok_or_else(Status::no_such_resource)?;
-        if self.cache.changed(kind) != choice.seen {
-            let taken = self.taken(&choice.uid)?;
+        if self.changed()? != choice.seen {
+            let taken = self.taken(choice)?;
             if !taken.addresses.is_disjoint(&choice.own.addresses) || !taken.ports.is_disjoint(&choice.own.ports) {
                 return Ok(None);
             }
@@ -186,20 +206,46 @@ impl Allocator {
         Ok(())
     }
 
-    /// What all other Services hold.
-    fn taken(&self, own_uid: &str) -> Result<Taken, Status> {
+    /// The revision of the last change that may have taken or freed something.
+    fn changed(&self) -> Result<u64, Status> {
+        Ok(self.cache.changed(services()?).max(service_cidrs::changed(&self.cache)))
+    }
+
+    /// What all other Services hold, and addresses that are kept for something else.
+    fn taken(&self, choice: &Choice) -> Result<Taken, Status> {
         let mut taken = Taken::default();
-        let kind = registry::builtin().get("", "v1", "services").ok_or_else(Status::no_such_resource)?;
-        for service in self.cache.objects(kind)?.values().filter(|service| service.header.uid != own_uid) {
+        let own = |header: &dhow_api::header::ObjectHeader| {
+            header.uid == choice.uid || header.namespace == choice.service.0 && header.name == choice.service.1
+        };
+        for service in self.cache.objects(services()?)?.values().filter(|service| !own(&service.header)) {
             taken.holds(&service.value()?);
         }
+        taken.addresses.extend(service_cidrs::kept(&self.cache, &choice.service)?);
         Ok(taken)
+    }
+
+    /// Lets somebody keep an address that no Service has. The cluster's own records follow what Services have already.
+    fn keep(&self, mut choice: Choice, object: &Value) -> Result<Choice, Status> {
+        let name = meta::name(object);
+        // What is no address is validation's to refuse.
+        let Ok(address) = name.parse::<IpAddr>() else { return Ok(choice) };
+        if service_cidrs::is_record(object) {
+            return Ok(choice);
+        }
+        choice.seen = self.changed()?;
+        choice.service = service_cidrs::parent(object).unwrap_or_default();
+        if self.taken(&choice)?.addresses.contains(&address) {
+            return Err(Status::already_exists(service_cidrs::GROUP, "ipaddresses", name));
+        }
+        choice.own.addresses.insert(address);
+        Ok(choice)
     }
 
     fn addresses(
         &self,
         old: Option<&Value>,
         object: &mut Value,
+        ranges: &[ServiceRange],
         taken: &Taken,
         chosen: &mut Taken,
     ) -> Result<(), FieldError> {
@@ -216,7 +262,7 @@ impl Allocator {
             texts.push("None".to_owned());
         } else {
             for (index, (family, wanted)) in settled.addresses.iter().enumerate() {
-                let address = self.address(index, family, wanted.as_deref(), taken, old)?;
+                let address = address(ranges, (index, family), wanted.as_deref(), taken, old)?;
                 chosen.addresses.insert(address);
                 texts.push(address.to_string());
             }
@@ -225,43 +271,6 @@ impl Allocator {
         spec.insert("clusterIP".into(), json!(texts.first()));
         spec.insert("clusterIPs".into(), json!(texts));
         Ok(())
-    }
-
-    /// The address that is asked for if it is free, else any of the family.
-    fn address(
-        &self,
-        index: usize,
-        family: &str,
-        wanted: Option<&str>,
-        taken: &Taken,
-        old: Option<&Value>,
-    ) -> Result<IpAddr, FieldError> {
-        let range = self.ranges.iter().find(|range| family_of(range.first) == family);
-        let Some(wanted) = wanted else {
-            let free = range.and_then(|range| free_address(*range, taken));
-            let why = "failed to allocate a serviceIP: range is full";
-            return free.ok_or_else(|| FieldError::internal("spec.clusterIPs", why));
-        };
-        let field = format!("spec.clusterIPs[{index}]");
-        let address: IpAddr =
-            wanted.parse().map_err(|_| FieldError::invalid(&field, wanted, "must be a valid IP address"))?;
-        let held = old.is_some_and(|old| {
-            meta::text(old, &["spec", "clusterIP"]) == wanted
-                || meta::items(old, &["spec", "clusterIPs"]).iter().any(|held| held == wanted)
-        });
-        if held {
-            return Ok(address);
-        }
-        if !range.is_some_and(|range| range.contains(address)) {
-            let valid = range.map(|range| format!("{}/{}", range.first, range.prefix)).unwrap_or_default();
-            let why = format!("failed to allocate IP {wanted}: the provided IP is not in the valid range {valid}");
-            return Err(FieldError::invalid("spec.clusterIPs", wanted, &why));
-        }
-        if taken.addresses.contains(&address) {
-            let why = format!("failed to allocate IP {wanted}: provided IP is already allocated");
-            return Err(FieldError::invalid("spec.clusterIPs", wanted, &why));
-        }
-        Ok(address)
     }
 
     fn node_ports(
@@ -359,6 +368,47 @@ impl Allocator {
         let candidates = (0..size).filter_map(|step| u16::try_from((begin + step) % size).ok());
         candidates.map(|offset| first + offset).find(|port| !taken.ports.contains(port) && !chosen.ports.contains(port))
     }
+}
+
+fn services() -> Result<&'static Kind, Status> {
+    registry::builtin().get("", "v1", "services").ok_or_else(Status::no_such_resource)
+}
+
+/// The address that is asked for if it is free, else any of the family: of the first range that has one.
+fn address(
+    ranges: &[ServiceRange],
+    (index, family): (usize, &str),
+    wanted: Option<&str>,
+    taken: &Taken,
+    old: Option<&Value>,
+) -> Result<IpAddr, FieldError> {
+    let mut of_family = ranges.iter().filter(|range| family_of(range.first) == family);
+    let Some(wanted) = wanted else {
+        let free = of_family.find_map(|range| free_address(*range, taken));
+        return free
+            .ok_or_else(|| FieldError::internal("spec.clusterIPs", "failed to allocate a serviceIP: range is full"));
+    };
+    let field = format!("spec.clusterIPs[{index}]");
+    let address: IpAddr =
+        wanted.parse().map_err(|_| FieldError::invalid(&field, wanted, "must be a valid IP address"))?;
+    let held = old.is_some_and(|old| {
+        meta::text(old, &["spec", "clusterIP"]) == wanted
+            || meta::items(old, &["spec", "clusterIPs"]).iter().any(|held| held == wanted)
+    });
+    if held {
+        return Ok(address);
+    }
+    let valid: Vec<ServiceRange> = of_family.copied().collect();
+    if !valid.iter().any(|range| range.contains(address)) {
+        let valid = valid.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        let why = format!("failed to allocate IP {wanted}: the provided IP is not in the valid range {valid}");
+        return Err(FieldError::invalid("spec.clusterIPs", wanted, &why));
+    }
+    if taken.addresses.contains(&address) {
+        let why = format!("failed to allocate IP {wanted}: provided IP is already allocated");
+        return Err(FieldError::invalid("spec.clusterIPs", wanted, &why));
+    }
+    Ok(address)
 }
 
 /// A network as a Node's spec has it.

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::identity::{MASTERS, UserInfo};
 use crate::reconcile::{self, AUTOUPDATE};
-use crate::{ApiServer, Config, flow, legacy_tokens};
+use crate::{ApiServer, Config, flow, legacy_tokens, service_cidrs};
 
 /// The server itself, as a user.
 pub const SERVER: &str = "system:apiserver";
@@ -39,6 +39,7 @@ pub async fn ensure(server: &Arc<ApiServer>, config: &Config) -> Result<(), Stat
     create(&client, "/apis/storage.k8s.io/v1/storageclasses", local_class()).await?;
     create(&client, "/api/v1/namespaces/kube-system/configmaps", token_tracking()).await?;
     create_all(&client, levels.chain(flow::objects::schemas().into_iter().map(of_group(SCHEMAS)))).await?;
+    service_cidrs::ensure_default(&client, &config.service_ranges).await?;
     api_service(&client, config).await
 }
 
@@ -405,6 +406,7 @@ fn controllers() -> Vec<Value> {
         rule(&["coordination.k8s.io"], &["leases"], &["create"]),
         rule(&["discovery.k8s.io"], &["endpointslices"], &["create"]),
         rule(&["events.k8s.io"], &["events"], &["create"]),
+        rule(&["networking.k8s.io"], &["ipaddresses"], &["create"]),
         // A role that sums others up gets rules that its keeper has not.
         rule(&["rbac.authorization.k8s.io"], &["clusterroles"], &["escalate"]),
         rule(&["resource.k8s.io"], &["resourceclaims"], &["create"]),

@@ -48,6 +48,7 @@ mod read;
 mod reconcile;
 mod review;
 mod server;
+mod service_cidrs;
 mod store;
 mod stream;
 mod subresource;

@@ -1,10 +1,11 @@
 //! Keeps EndpointSlices of the pods that a Service selects.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use dhow_client::{
-    Client, DeleteParams, Error, Informer, Key, Outcome, Queue, Reconcile, controller_reference, is_controlled_by,
+    Client, DeleteParams, Error, EventRecorder, EventType, Informer, Key, Outcome, Queue, Reconcile,
+    controller_reference, is_controlled_by, reference,
 };
 use k8s_openapi::api::core::v1::{Node, ObjectReference, Pod, Service, ServicePort, ServiceSpec};
 use k8s_openapi::api::discovery::v1::{
@@ -14,6 +15,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use crate::common::{Labels, in_ending_namespace, is_finished, is_ready, node_name};
+use crate::topology_hints::{self, Shares};
 
 const SERVICE: &str = "kubernetes.io/service-name";
 const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
@@ -35,9 +37,12 @@ const ZONE: &str = "topology.kubernetes.io/zone";
 /// The zone of each node that is in one.
 pub type Zones = BTreeMap<String, String>;
 
-/// Decides from a service, the pods it selects and its present slices. Touches as few slices as it can.
-pub fn plan(service: &Service, pods: &[Arc<Pod>], slices: &[Arc<EndpointSlice>], zones: &Zones) -> Vec<Action> {
-    let mut wanted: Vec<(String, Ports, Vec<Endpoint>)> = Vec::new();
+/// The endpoints of one address family that have the same ports.
+type Group = (String, Ports, Vec<Endpoint>);
+
+/// The endpoints that a service should have.
+fn endpoints_of(service: &Service, pods: &[Arc<Pod>], zones: &Zones) -> Vec<Group> {
+    let mut wanted: Vec<Group> = Vec::new();
     for family in families(service) {
         for pod in pods {
             let Some((ports, endpoint)) = endpoint(service, pod, &family, zones) else { continue };
@@ -51,6 +56,37 @@ pub fn plan(service: &Service, pods: &[Arc<Pod>], slices: &[Arc<EndpointSlice>],
             wanted.push((family, Vec::new(), Vec::new()));
         }
     }
+    wanted
+}
+
+/// What became of the hints that a service asks for, in one address family.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Hinted {
+    family: String,
+    outcome: Result<(), String>,
+}
+
+/// Shares the endpoints out among the zones.
+fn hint(wanted: &mut [Group], slices: &[Arc<EndpointSlice>], shares: Option<&Shares>) -> Vec<Hinted> {
+    let held: BTreeMap<String, String> = slices
+        .iter()
+        .flat_map(|slice| &slice.endpoints)
+        .filter_map(|old| Some((identity(old), old.hints.as_ref()?.for_zones.as_ref()?.first()?.name.clone())))
+        .collect();
+    let families: BTreeSet<String> = wanted.iter().map(|(family, ..)| family.clone()).collect();
+    let mut all = Vec::new();
+    for family in families {
+        let of_family = wanted.iter_mut().filter(|(kind, ..)| *kind == family);
+        let mut endpoints: Vec<&mut Endpoint> = of_family.flat_map(|(.., endpoints)| endpoints).collect();
+        endpoints.sort_by_key(|endpoint| identity(endpoint));
+        let outcome = topology_hints::assign(&mut endpoints, shares, |one| held.get(&identity(one)).cloned());
+        all.push(Hinted { family, outcome });
+    }
+    all
+}
+
+/// What leads from the present slices to the `wanted` endpoints. Touches as few slices as it can.
+fn pack(service: &Service, wanted: Vec<Group>, slices: &[Arc<EndpointSlice>]) -> Vec<Action> {
     let labels = labels(service);
     let mut actions = Vec::new();
     let mut left: Vec<&Arc<EndpointSlice>> = slices.iter().collect();
@@ -140,7 +176,7 @@ fn identity(endpoint: &Endpoint) -> String {
 }
 
 /// For whom the service proxy keeps the pod: the clients on its node or in its zone, where the service prefers that.
-fn hints(spec: &ServiceSpec, node: Option<&str>, zone: Option<&String>) -> Option<EndpointHints> {
+fn preferred(spec: &ServiceSpec, node: Option<&str>, zone: Option<&String>) -> Option<EndpointHints> {
     let for_zones = || zone.map(|name| vec![ForZone { name: name.clone() }]);
     match spec.traffic_distribution.as_deref()? {
         "PreferSameNode" => {
@@ -178,7 +214,7 @@ pub fn endpoint(service: &Service, pod: &Pod, family: &str, zones: &Zones) -> Op
             terminating: Some(terminating),
         }),
         hostname,
-        hints: hints(spec, node, zone),
+        hints: preferred(spec, node, zone),
         node_name: node.map(str::to_owned),
         zone: zone.cloned(),
         target_ref: Some(ObjectReference {
@@ -247,6 +283,9 @@ pub struct EndpointSlices {
     pods: Informer<Pod>,
     nodes: Informer<Node>,
     slices: Informer<EndpointSlice>,
+    events: EventRecorder,
+    /// Services whose endpoints are shared out among the zones.
+    shared: parking_lot::Mutex<BTreeSet<Key>>,
 }
 
 fn zone_of(node: &Node) -> Option<&String> {
@@ -266,12 +305,17 @@ impl EndpointSlices {
         let (to, all) = (queue.clone(), services.clone());
         nodes.on_change(move |change| {
             let before = match change {
-                dhow_client::Change::Updated { old, .. } => zone_of(old),
+                dhow_client::Change::Updated { old, .. } => Some(old),
                 _ => None,
             };
-            // A node's last words concern nobody: its pods go, too.
-            if before != zone_of(change.object()) {
-                all.list().iter().for_each(|service| to.add(Key::of(&service.metadata)));
+            let now = change.object();
+            // A node's last words concern no endpoint: its pods go, too. But the others' shares grow.
+            let moved = before.and_then(|old| zone_of(old)) != zone_of(now);
+            let is_gone = matches!(change, dhow_client::Change::Deleted(_));
+            if moved || is_gone || before.and_then(|old| topology_hints::weight(old)) != topology_hints::weight(now) {
+                let all = all.list();
+                let concerned = all.iter().filter(|service| moved || topology_hints::is_asked(service));
+                concerned.for_each(|service| to.add(Key::of(&service.metadata)));
             }
         });
         let to = queue.clone();
@@ -281,7 +325,41 @@ impl EndpointSlices {
                 to.add(Key::new(metadata.namespace.as_deref(), service));
             }
         });
-        Arc::new(Self { client, services, pods, nodes, slices })
+        let events = EventRecorder::new(client.clone(), "endpoint-slice-controller");
+        Arc::new(Self { client, services, pods, nodes, slices, events, shared: parking_lot::Mutex::default() })
+    }
+
+    /// Tells people whether their service has what it asks for.
+    fn tell(&self, service: &Service, key: &Key, hinted: &[Hinted]) {
+        let event = |kind, reason: &str, message: &str, family: &str| {
+            self.events.event(reference(service), kind, reason, &format!("{message}, addressType: {family}"));
+        };
+        let mut shared = self.shared.lock();
+        if hinted.is_empty() {
+            if shared.remove(key) {
+                for family in families(service) {
+                    let message = "Topology Aware Hints has been disabled";
+                    event(EventType::Warning, "TopologyAwareHintsDisabled", message, &family);
+                }
+            }
+            return;
+        }
+        let before = shared.contains(key);
+        for one in hinted {
+            match &one.outcome {
+                Err(why) => {
+                    shared.remove(key);
+                    event(EventType::Warning, "TopologyAwareHintsDisabled", why, &one.family);
+                }
+                Ok(()) => {
+                    shared.insert(key.clone());
+                    if !before {
+                        let message = "Topology Aware Hints has been enabled";
+                        event(EventType::Normal, "TopologyAwareHintsEnabled", message, &one.family);
+                    }
+                }
+            }
+        }
     }
 }
 
@@ -293,7 +371,10 @@ impl Reconcile for EndpointSlices {
 
     async fn reconcile(&self, key: &Key) -> Result<Outcome, Error> {
         // Without its service, a slice is the garbage collector's.
-        let Some(service) = self.services.get(key) else { return Ok(Outcome::Done) };
+        let Some(service) = self.services.get(key) else {
+            self.shared.lock().remove(key);
+            return Ok(Outcome::Done);
+        };
         let without = service.spec.as_ref().is_none_or(|spec| spec.selector.as_ref().is_none_or(Labels::is_empty));
         if without || service.metadata.deletion_timestamp.is_some() {
             return Ok(Outcome::Done);
@@ -309,7 +390,13 @@ impl Reconcile for EndpointSlices {
         let nodes = self.nodes.list();
         let zoned = nodes.iter().filter_map(|node| Some((node.metadata.name.clone()?, zone_of(node)?.clone())));
         let zones: Zones = zoned.collect();
-        for action in plan(&service, &pods, &slices, &zones) {
+        let mut wanted = endpoints_of(&service, &pods, &zones);
+        let hinted = match topology_hints::is_asked(&service) {
+            true => hint(&mut wanted, &slices, topology_hints::shares(&nodes).as_ref()),
+            false => Vec::new(),
+        };
+        self.tell(&service, key, &hinted);
+        for action in pack(&service, wanted, &slices) {
             match action {
                 Action::Create(slice) => match self.client.create(&*slice).await {
                     Err(error) if in_ending_namespace(&self.client, &error, Some(namespace)).await => {}
@@ -336,6 +423,10 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use serde_json::json;
+
+    fn plan(service: &Service, pods: &[Arc<Pod>], slices: &[Arc<EndpointSlice>], zones: &Zones) -> Vec<Action> {
+        pack(service, endpoints_of(service, pods, zones), slices)
+    }
 
     fn service() -> Service {
         serde_json::from_value(json!({

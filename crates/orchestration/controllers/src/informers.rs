@@ -12,6 +12,7 @@ use k8s_openapi::api::core::v1::{
     Service, ServiceAccount,
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::{IPAddress, ServiceCIDR};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::ClusterRole;
 use k8s_openapi::api::resource::v1::ResourceClaim;
@@ -51,6 +52,8 @@ informers! {
     services: Service = all,
     accounts: ServiceAccount = all,
     slices: EndpointSlice = all,
+    service_cidrs: ServiceCIDR = all,
+    ip_addresses: IPAddress = all,
     endpoints: Endpoints = all,
     claims: PersistentVolumeClaim = all,
     volumes: PersistentVolume = all,

@@ -39,10 +39,12 @@ mod resource_claims;
 mod resources;
 mod rollback;
 mod scale;
+mod service_cidrs;
 mod snapshots;
 mod statefulset;
 mod storage_migration;
 mod taint_eviction;
+mod topology_hints;
 mod vertical;
 mod volume;
 
@@ -183,6 +185,12 @@ fn services_and_budgets(client: &Client, config: &ControllersConfig, all: &Infor
     let (endpoints, services, slices) = (all.endpoints.clone(), all.services.clone(), all.slices.clone());
     let reconciler = endpoint_mirror::EndpointMirror::new(client.clone(), endpoints, services, slices, &queue);
     run(queue, 2, reconciler);
+    let queue = Queue::new("service-cidrs");
+    let (cidrs, addresses) = (all.service_cidrs.clone(), all.ip_addresses.clone());
+    run(queue.clone(), 1, service_cidrs::ServiceCidrs::new(client.clone(), cidrs, addresses.clone(), &queue));
+    let queue = Queue::new("ip-addresses");
+    let reconciler = service_cidrs::IpAddresses::new(client.clone(), all.services.clone(), addresses, &queue);
+    run(queue, 4, reconciler);
     let queue = Queue::new("disruption");
     let scales = disruption::Scales {
         deployments: all.deployments.clone(),

@@ -55,7 +55,7 @@ const SERVICES: &str = "services";
 const BALANCE: &str = "balance";
 
 /// Raise it when the rules below change.
-const LAYOUT_VERSION: u32 = 4;
+const LAYOUT_VERSION: u32 = 5;
 /// Just after destination NAT, at -100.
 const AFTER_DSTNAT: i32 = -90;
 /// Just before the filter hook, at 0.
@@ -78,10 +78,10 @@ pub(crate) fn filled_sets(kernel: &Kernel) -> Vec<Set> {
             set(BALANCER_ADDRESSES).key_type(address_type(family)),
             set(POLICY_INGRESS).key_type(address_type(family)).vmap(),
             set(POLICY_EGRESS).key_type(address_type(family)).vmap(),
+            set(TUNNEL_PEERS).key_type(address_type(family)),
         ]
     };
-    let tunnel = kernel.set(TUNNEL_PEERS).key_type(SetKeyType::Ipv4Addr);
-    Family::BOTH.into_iter().flat_map(of).chain([tunnel]).collect()
+    Family::BOTH.into_iter().flat_map(of).collect()
 }
 
 /// Brings the fixed part of the table to what `config` asks for, in one transaction, or does nothing when
@@ -272,10 +272,13 @@ fn layout(config: &NetConfig) -> Vec<ChainLayout> {
         // Whoever could send into the tunnel could send as any pod.
         "tunnel_input",
         Some(BaseChain::filter(FilterHook::Input, Priority::Filter)),
-        vec![
-            RuleBody::of(Family::V4).aimed_at_udp_port(TUNNEL_PORT).source_in(TUNNEL_PEERS).accept(),
-            RuleBody::of(Family::V4).aimed_at_udp_port(TUNNEL_PORT).drop(),
-        ],
+        Family::BOTH
+            .into_iter()
+            .flat_map(|family| {
+                let rule = || RuleBody::of(family).aimed_at_udp_port(TUNNEL_PORT);
+                [rule().source_in(&set_name(family, TUNNEL_PEERS)).accept(), rule().drop()]
+            })
+            .collect(),
     );
     chain(
         // Ends of a connection believe their own link's size; what lies between, a tunnel or a smaller link, is known

@@ -88,8 +88,8 @@ pub struct NetConfig {
     pub node_port_range: RangeInclusive<u16>,
     /// Where given addresses are remembered.
     pub state_dir: PathBuf,
-    /// The node's own IPv4 address, as other nodes know it.
-    pub node_ip: Option<Ipv4Addr>,
+    /// The node's own addresses, as other nodes know them: one of each family that it has.
+    pub node_ips: Vec<IpAddr>,
     /// Of pod interfaces and the bridge; 0 is what fits through the nodes' own links.
     pub mtu: u32,
     /// How packets travel to other nodes' pods.
@@ -111,7 +111,7 @@ impl NetConfig {
             node_port_addresses: Vec::new(),
             node_port_range: 30000..=32767,
             state_dir: state_dir.into(),
-            node_ip: None,
+            node_ips: Vec::new(),
             mtu: 1500,
             mode: Mode::default(),
             host_netns: None,
@@ -142,6 +142,17 @@ impl NetConfig {
     pub(crate) fn tunnel(&self) -> String {
         let room = MAX_NAME - TUNNEL_SUFFIX.len();
         format!("{}{TUNNEL_SUFFIX}", &self.bridge[..self.bridge.floor_char_boundary(room)])
+    }
+
+    /// The node's address of this family.
+    pub(crate) fn node_ip(&self, family: Family) -> Option<IpAddr> {
+        self.node_ips.iter().copied().find(|address| Family::of(*address) == family)
+    }
+
+    /// No link of ours carries less: IPv6 asks for more than IPv4 does.
+    pub(crate) fn smallest_mtu(&self) -> u32 {
+        let six = self.networks().any(|networks| networks.family() == Family::V6);
+        if six { 1280 } else { 576 }
     }
 
     /// The networks of each family, the primary one first.

@@ -3,7 +3,7 @@
 //! Everything the crate does to the kernel goes through here, so the netlink library can be replaced.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
@@ -125,12 +125,11 @@ impl Kernel {
     }
 
     /// The largest packet that the link with this address carries; that of Ethernet where that is not known.
-    pub async fn underlay_mtu(&self, address: Option<Ipv4Addr>) -> Result<u32> {
+    pub async fn underlay_mtu(&self, address: Option<IpAddr>) -> Result<u32> {
         const ETHERNET: u32 = 1500;
         let Some(address) = address.filter(|address| !address.is_loopback()) else { return Ok(ETHERNET) };
         let addresses = self.route.get_addresses().await.doing(|| "list addresses".to_owned())?;
-        let wanted = IpAddr::V4(address);
-        let Some(held) = addresses.iter().find(|held| held.primary_address() == Some(&wanted)) else {
+        let Some(held) = addresses.iter().find(|held| held.primary_address() == Some(&address)) else {
             return Ok(ETHERNET);
         };
         let link = self.route.get_link_by_index(held.ifindex()).await.doing(|| "look up the node's link".to_owned())?;

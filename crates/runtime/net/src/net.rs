@@ -29,7 +29,9 @@ impl Net {
         config.check()?;
         let kernel = Kernel::connect(config.host_netns.take(), &config.table)?;
         if config.mtu == 0 {
-            config.mtu = config.mode.pod_mtu(kernel.underlay_mtu(config.node_ip).await?).max(576);
+            let outer = config.pod_cidr.family();
+            let underlay = kernel.underlay_mtu(config.node_ip(outer)).await?;
+            config.mtu = config.mode.pod_mtu(underlay, outer).max(config.smallest_mtu());
         }
         let ipam = Ipam::open(&config.state_dir.join("leases"), config.networks())?;
         for networks in config.networks() {

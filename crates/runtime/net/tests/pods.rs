@@ -136,7 +136,9 @@ async fn pods_of_two_nodes_reach_each_other_with_their_own_addresses() {
     }
     let (left, right) = (Node::new().await, Node::with_pods_in("10.42.1.0/24").await);
     connect_outside(&left.netns, &right.netns);
-    let to = |cidr: &str, gateway| std::collections::BTreeMap::from([(cidr.parse().unwrap(), Way::Direct(gateway))]);
+    let to = |cidr: &str, gateway: Ipv4Addr| {
+        std::collections::BTreeMap::from([(cidr.parse().unwrap(), Way::Direct(gateway.into()))])
+    };
     let (left_ip, right_ip) = (Ipv4Addr::new(192, 0, 2, 1), Ipv4Addr::new(192, 0, 2, 2));
     assert_eq!(left.net.set_peers(&to("10.42.1.0/24", right_ip)).await.unwrap(), 0);
     assert_eq!(right.net.set_peers(&to("10.42.0.0/24", left_ip)).await.unwrap(), 0);

@@ -246,5 +246,12 @@ pub fn service_cidr(value: &Value, errors: &mut Errors) {
 }
 
 pub fn service_cidr_update(new: &Value, old: &Value, errors: &mut Errors) {
+    let list = |object| crate::meta::items(object, &["spec", "cidrs"]);
+    // A cluster may gain its second family.
+    if let ([first, _], [only]) = (list(new), list(old))
+        && first == only
+    {
+        return;
+    }
     errors.fixed(new, old, &["cidrs"]);
 }

@@ -1,7 +1,9 @@
 //! The kernel's part: addresses of balancers on the link of their network, and frames that tell of them.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::time::Duration;
 
 use nlink::netlink::{Connection, Route};
 use nlink::{Ipv4Address, Ipv6Address};
@@ -23,8 +25,8 @@ impl Net {
         Ok(held)
     }
 
-    /// Answers for the address from now on, and tells its network so.
-    pub(super) async fn take_balancer_address(&self, address: IpAddr) -> Result<()> {
+    /// Answers for the address from now on, and tells its network so. Unless it is renewed, it stays no longer than `life`.
+    pub(super) async fn take_balancer_address(&self, address: IpAddr, life: Option<Duration>) -> Result<()> {
         let link = self.link_towards(address).await?;
         // The table first: nothing of the node itself may be reached by the address, not for a moment.
         if !self.balancer_addresses().await?.contains(&address) {
@@ -33,18 +35,42 @@ impl Net {
             let set = sets.iter().find(|set| set.name() == name).expect("the base table has it");
             self.kernel.batch().add_elements(set, &[address_key(address)]).commit().await?;
         }
+        self.hold(link.index, address, life).await?;
+        self.tell_network(&link, address).await
+    }
+
+    /// Puts the address on a link, for `life` from now on. The kernel keeps the time: whoever dies holds nothing that is
+    /// another's by then.
+    async fn hold(&self, index: u32, address: IpAddr, life: Option<Duration>) -> Result<()> {
         let prefix = Cidr::host(address).prefix();
         let route = &self.kernel.route;
-        let added = match address {
-            IpAddr::V4(four) => route.replace_address(Ipv4Address::with_index(link.index, four, prefix)).await,
+        let seconds = life.map_or(u32::MAX, |life| u32::try_from(life.as_secs()).unwrap_or(u32::MAX));
+        let held = match address {
+            IpAddr::V4(four) => {
+                let own = Ipv4Address::with_index(index, four, prefix);
+                route.replace_address(own.preferred_lifetime(seconds).valid_lifetime(seconds)).await
+            }
             // Deprecated: what the node itself sends is not to come from it.
             IpAddr::V6(six) => {
-                let own = Ipv6Address::with_index(link.index, six, prefix).nodad();
-                route.replace_address(own.preferred_lifetime(0).valid_lifetime(u32::MAX)).await
+                let own = Ipv6Address::with_index(index, six, prefix).nodad();
+                route.replace_address(own.preferred_lifetime(0).valid_lifetime(seconds)).await
             }
         };
-        added.doing(|| format!("give {address} to a link"))?;
-        self.tell_network(&link, address).await
+        held.doing(|| format!("give {address} to a link"))
+    }
+
+    /// Holds these addresses for another `life`, those that somebody took from their link too.
+    pub(super) async fn renew_balancer_addresses(&self, addresses: &BTreeSet<IpAddr>, life: Duration) -> Result<()> {
+        let held = self.kernel.route.get_addresses().await.doing(|| "list addresses".to_owned())?;
+        for address in addresses {
+            let prefix = Cidr::host(*address).prefix();
+            let on = held.iter().find(|a| a.primary_address() == Some(address) && a.prefix_len() == prefix);
+            match on {
+                Some(on) => self.hold(on.ifindex(), *address, Some(life)).await?,
+                None => self.take_balancer_address(*address, Some(life)).await?,
+            }
+        }
+        Ok(())
     }
 
     /// Says once more where the address is.

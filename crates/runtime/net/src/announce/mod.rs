@@ -2,7 +2,8 @@
 //!
 //! An address that is ours is on the link of its network, so the kernel answers for it; a rule of our table keeps all that
 //! is no service of it away from the node's own sockets. A cluster of several nodes has a Lease for each address, and its
-//! holder answers. A node alone needs none.
+//! holder answers. A node alone needs none. What is held by a Lease is on the link for no longer than the Lease lasts
+//! unless it is renewed, and the kernel keeps that time: a node whose daemon dies stops answering before another begins.
 
 mod frames;
 mod link;
@@ -19,6 +20,7 @@ use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use tokio::sync::{Notify, mpsc};
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use crate::proxy::service_of;
@@ -35,6 +37,9 @@ const TIMING: LeaseTiming = LeaseTiming {
     renew_deadline: Duration::from_secs(6),
     retry: Duration::from_secs(3),
 };
+
+/// Of an address that is held by a lease, how often it is given to the link anew.
+const RENEW: Duration = Duration::from_secs(2);
 
 enum Event {
     Take(IpAddr),
@@ -99,9 +104,13 @@ pub async fn run(client: Client, net: Arc<Net>, node_name: &str, shutdown: Cance
     // Of one that ends and its successor, the words may come in either order.
     let mut holders: BTreeMap<IpAddr, i32> = BTreeMap::new();
     let mut repeat: BTreeSet<IpAddr> = BTreeSet::new();
+    let mut renew = tokio::time::interval(RENEW);
+    renew.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let wanted = candidates(&mut alone);
         announcer.follow(&wanted, alone, &shutdown);
+        let life = (!alone).then_some(TIMING.duration);
+        let held: BTreeSet<IpAddr> = holders.iter().filter(|(_, count)| **count > 0).map(|(ip, _)| *ip).collect();
         let again = async {
             match repeat.is_empty() {
                 true => std::future::pending().await,
@@ -114,7 +123,7 @@ pub async fn run(client: Client, net: Arc<Net>, node_name: &str, shutdown: Cance
             Some(event) = received.recv() => match event {
                 Event::Take(address) => {
                     *holders.entry(address).or_default() += 1;
-                    announcer.take(address).await;
+                    announcer.take(address, life).await;
                     repeat.insert(address);
                 }
                 Event::Drop(address) => {
@@ -126,6 +135,11 @@ pub async fn run(client: Client, net: Arc<Net>, node_name: &str, shutdown: Cance
                     }
                 }
             },
+            _ = renew.tick(), if !alone && !held.is_empty() => {
+                if let Err(error) = announcer.net.renew_balancer_addresses(&held, TIMING.duration).await {
+                    tracing::warn!(%error, "cannot go on answering for load balancers");
+                }
+            }
             () = again => {
                 for address in std::mem::take(&mut repeat) {
                     if let Err(error) = announcer.net.repeat_announcement(address).await {
@@ -203,8 +217,8 @@ impl Announcer {
         holder.as_deref() == Some(&self.node)
     }
 
-    async fn take(&self, address: IpAddr) {
-        match self.net.take_balancer_address(address).await {
+    async fn take(&self, address: IpAddr, life: Option<Duration>) {
+        match self.net.take_balancer_address(address, life).await {
             Ok(()) => tracing::info!(%address, "answering for a load balancer"),
             Err(error) => tracing::warn!(%error, %address, "cannot answer for a load balancer"),
         }

@@ -1,6 +1,7 @@
 //! The loop: wakes when a Node changes, or the host's own way to one may have.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Peer, plan};
 use crate::error::KernelContext;
 use crate::kernel::VETH_PREFIX;
-use crate::{Net, Result};
+use crate::{Cidr, Family, Net, Result};
 
 const RETRY: Duration = Duration::from_secs(10);
 /// Changes that arrive this close together are one.
@@ -35,9 +36,10 @@ pub async fn run(client: Client, net: Arc<Net>, node_name: &str, shutdown: Cance
     }
     // Nodes report their health every few seconds; only what changes a way matters here.
     let mut done: Option<Vec<Peer>> = None;
+    let clusters: Vec<Cidr> = net.config().networks().map(|networks| networks.cluster).collect();
     loop {
         let list = nodes.list();
-        let peers = plan::peers(list.iter().map(AsRef::as_ref), node_name, net.v4().cluster);
+        let peers = plan::peers(list.iter().map(AsRef::as_ref), node_name, &clusters);
         if done.as_ref() != Some(&peers) {
             match converge(&net, &peers).await {
                 Ok(0) => done = Some(peers),
@@ -71,10 +73,12 @@ pub async fn run(client: Client, net: Arc<Net>, node_name: &str, shutdown: Cance
 /// Looks up how each peer is reached now; returns how many ways could not be set.
 async fn converge(net: &Net, peers: &[Peer]) -> Result<usize> {
     let mut on_link = BTreeMap::new();
-    for peer in peers {
-        on_link.insert(peer.address, net.on_link(peer.address).await);
+    for address in peers.iter().flat_map(|peer| &peer.addresses) {
+        on_link.insert(*address, net.on_link(*address).await);
     }
-    let ways = plan::ways(peers, net.mode(), |address| on_link.get(&address).copied().flatten());
+    let families: Vec<Family> = net.config().node_ips.iter().map(|address| Family::of(*address)).collect();
+    let here = plan::Here { mode: net.mode(), outer: net.outer(), families: &families };
+    let ways = plan::ways(peers, here, |address| on_link.get(&address).copied().flatten());
     let failed = net.set_peers(&ways).await?;
     tracing::debug!(ways = ways.len(), failed, "ways to other nodes' pods are as asked");
     Ok(failed)
@@ -96,22 +100,36 @@ async fn follow(net: &Net, moved: &Notify) -> Result<()> {
     let watching = || "watch the host's routes".to_owned();
     let connection = net.kernel.another_route_connection()?;
     connection
-        .subscribe(&[RtnetlinkGroup::Link, RtnetlinkGroup::Ipv4Addr, RtnetlinkGroup::Ipv4Route])
+        .subscribe(&[
+            RtnetlinkGroup::Link,
+            RtnetlinkGroup::Ipv4Addr,
+            RtnetlinkGroup::Ipv4Route,
+            RtnetlinkGroup::Ipv6Addr,
+            RtnetlinkGroup::Ipv6Route,
+        ])
         .doing(watching)?;
     let (bridge, tunnel) = (net.config().bridge.clone(), net.config().tunnel());
     let own_link =
         |name: Option<&str>| name.is_some_and(|name| name.starts_with(VETH_PREFIX) || name == bridge || name == tunnel);
-    let cluster = net.v4().cluster;
+    let clusters: Vec<Cidr> = net.config().networks().map(|networks| networks.cluster).collect();
+    let in_cluster = |to: &IpAddr| clusters.iter().any(|cluster| cluster.contains(*to));
     let mut events = connection.into_events().await;
+    // One whose lifetime alone changes is told of again and again.
+    let mut addresses: BTreeSet<(u32, IpAddr)> = BTreeSet::new();
     while let Some(event) = events.try_next().await.doing(watching)? {
         let ours = match &event {
             NetworkEvent::NewLink(link) => own_link(link.name()),
             // Whoever takes our tunnel away is undone.
             NetworkEvent::DelLink(link) => link.name().is_some_and(|name| name.starts_with(VETH_PREFIX)),
-            NetworkEvent::NewRoute(route) => {
-                matches!(route.destination(), Some(std::net::IpAddr::V4(to)) if cluster.contains(*to))
-            }
-            NetworkEvent::DelRoute(_) | NetworkEvent::NewAddress(_) | NetworkEvent::DelAddress(_) => false,
+            NetworkEvent::NewRoute(route) => route.destination().is_some_and(|to| in_cluster(to) || of_a_link(to)),
+            NetworkEvent::DelRoute(route) => route.destination().is_some_and(of_a_link),
+            NetworkEvent::NewAddress(held) => held
+                .primary_address()
+                .is_some_and(|address| of_a_link(address) || !addresses.insert((held.ifindex(), *address))),
+            NetworkEvent::DelAddress(held) => held.primary_address().is_some_and(|address| {
+                addresses.remove(&(held.ifindex(), *address));
+                of_a_link(address)
+            }),
             _ => true,
         };
         if !ours {
@@ -119,4 +137,9 @@ async fn follow(net: &Net, moved: &Notify) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Addresses that each link has for itself, a pod's too: no node is reached by them.
+fn of_a_link(address: &IpAddr) -> bool {
+    matches!(address, IpAddr::V6(six) if six.is_unicast_link_local() || six.is_multicast())
 }

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stderr, dead_code, unsafe_code)]
 
 use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::Command;
 use std::sync::Arc;
@@ -99,13 +99,13 @@ impl Node {
     }
 
     /// A node in a namespace that has links already, with pods as large as those allow.
-    pub async fn at(netns: Netns, cidr: &'static str, address: Ipv4Addr, mode: dhow_net::peers::Mode) -> Self {
+    pub async fn at(netns: Netns, cidrs: &[&'static str], addresses: &[IpAddr], mode: dhow_net::peers::Mode) -> Self {
         netns.command("ip", &["link", "set", "lo", "up"]);
         let state = tempfile::tempdir().unwrap();
-        let mut config = config(&netns, state.path(), &[cidr]);
-        (config.node_ip, config.mode, config.mtu) = (Some(address), mode, 0);
+        let mut config = config(&netns, state.path(), cidrs);
+        (config.node_ips, config.mode, config.mtu) = (addresses.to_vec(), mode, 0);
         let net = Net::open(config).await.unwrap();
-        Self { netns, net, state, cidrs: vec![cidr] }
+        Self { netns, net, state, cidrs: cidrs.to_vec() }
     }
 
     /// Whether frames on the bridge pass through the tables, too; nothing where `br_netfilter` is not loaded.
