@@ -10,7 +10,6 @@ mod config;
 mod containers;
 mod csi;
 mod devices;
-mod directory;
 mod env;
 mod error;
 mod eviction;
@@ -169,6 +168,7 @@ impl Node {
             in_use: shared.csi.in_use(),
             devices: shared.devices.counts(),
             shutting_down: shared.shutting_down(),
+            network: shared.config.runtime.network_problem(),
         };
         tokio::spawn(register::heartbeat(
             shared.config.clone(),

@@ -357,6 +357,11 @@ impl Worker {
                 let prepared = cgroups.prepare_pod(spec, &self.uid);
                 prepared.map_err(|error| ("FailedCreatePodContainer", error.to_string()))?;
             }
+            let problem = runtime.network_problem().and_then(|problem| problem.borrow().clone());
+            if let Some(problem) = problem.filter(|_| spec.host_network != Some(true)) {
+                let why = crate::register::network_not_ready(&problem);
+                return Err(("NetworkNotReady", format!("network is not ready: {why}")));
+            }
             let handler = shared.runtime_handler(spec).await.map_err(unmade)?;
             let wanted = config::sandbox(&shared.config, pod, spec, attempt, handler).map_err(unmade)?;
             runtime.run_sandbox(wanted).await.map_err(|error| unmade(error.to_string()))?;
