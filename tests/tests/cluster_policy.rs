@@ -9,8 +9,8 @@ use anyhow::{Context, Result, ensure};
 use dhow_e2e::{Host, eventually, run, workspace};
 
 const SOON: Duration = Duration::from_secs(20);
-/// A machine beyond the host.
-const OUTSIDE: &str = "198.18.0.254";
+/// A machine on another link of the host's.
+const OUTSIDE: &str = "198.18.1.2";
 
 const SHOP: &str = r#"
 apiVersion: v1
@@ -85,7 +85,7 @@ servers[0].serve_forever()
 #[test]
 fn administrators_have_the_first_and_the_last_word() {
     let host = Host::new().unwrap();
-    let _outside = Outside::beyond(&host).unwrap();
+    let outside = Outside::beyond(&host).unwrap();
     starts(&host).unwrap();
     refuses_what_makes_no_sense(&host).unwrap();
     deny_wins_over_what_a_policy_allows(&host).unwrap();
@@ -97,10 +97,11 @@ fn administrators_have_the_first_and_the_last_word() {
     both_tiers_in_one_kind(&host).unwrap();
     leaves_nothing(&host).unwrap();
     host.dhow(&["down", "--purge"]).unwrap();
+    drop(outside);
     host.ensure_purged().unwrap();
 }
 
-/// A machine at the other end of the host's link. Dropping it takes it away.
+/// A machine at the other end of a link. Dropping it takes it and the link away.
 struct Outside {
     namespace: String,
     server: Child,
@@ -110,14 +111,18 @@ impl Outside {
     fn beyond(host: &Host) -> Result<Self> {
         let namespace = format!("{}-out", host.namespace());
         run(Command::new("ip").args(["netns", "add", &namespace]))?;
-        run(host.command("ip").args(["link", "set", "host1", "netns", &namespace]))?;
+        run(host
+            .command("ip")
+            .args(["link", "add", "out0", "type", "veth", "peer", "name", "out1", "netns", &namespace]))?;
+        run(host.command("ip").args(["addr", "add", "198.18.1.1/24", "dev", "out0"]))?;
+        run(host.command("ip").args(["link", "set", "out0", "up"]))?;
         let inside = |program: &str| {
             let mut command = Command::new("ip");
             command.args(["netns", "exec", &namespace, program]);
             command
         };
-        run(inside("ip").args(["addr", "add", &format!("{OUTSIDE}/24"), "dev", "host1"]))?;
-        run(inside("ip").args(["link", "set", "host1", "up"]))?;
+        run(inside("ip").args(["addr", "add", &format!("{OUTSIDE}/24"), "dev", "out1"]))?;
+        run(inside("ip").args(["link", "set", "out1", "up"]))?;
         let mut server = inside("python3")
             .args(["-c", SERVE, OUTSIDE, "8000", "8001", "8002"])
             .stdout(std::process::Stdio::piped())

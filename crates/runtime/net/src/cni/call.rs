@@ -61,11 +61,17 @@ pub(crate) struct Plugins {
 }
 
 impl Plugins {
+    /// Whether the plugin that `told` names is there.
+    pub fn find(&self, verb: Verb, told: &Value) -> Result<(), String> {
+        let kind = told["type"].as_str().unwrap_or_default();
+        self.program(kind).map(drop).map_err(|why| failed(verb, kind, &why))
+    }
+
     /// Runs the plugin that `told` names; returns what it printed. Errors are in the plugin's own words.
     pub async fn call(&self, verb: Verb, container: &Container<'_>, told: &Value) -> Result<Value, String> {
         let kind = told["type"].as_str().unwrap_or_default();
         let said = self.run(verb, container, kind, told).await;
-        said.map_err(|why| format!("plugin type={kind:?} failed ({}): {why}", verb.name()))
+        said.map_err(|why| failed(verb, kind, &why))
     }
 
     async fn run(&self, verb: Verb, container: &Container<'_>, kind: &str, told: &Value) -> Result<Value, String> {
@@ -120,6 +126,10 @@ impl Plugins {
             format!("failed to find plugin {kind:?} in path [{}]", folders.join(" "))
         })
     }
+}
+
+fn failed(verb: Verb, kind: &str, why: &str) -> String {
+    format!("plugin type={kind:?} failed ({}): {why}", verb.name())
 }
 
 /// What went wrong, as the plugin says it.

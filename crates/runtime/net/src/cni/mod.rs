@@ -91,6 +91,11 @@ impl CniNetwork {
             return Ok(self.ordered(known.addresses()));
         }
         let list = NetworkList::find(&self.config.conf_dir).map_err(setup)?;
+        let loopback = json!({"cniVersion": list.version, "name": "cni-loopback", "type": "loopback"});
+        // One that never was here could not undo anything, either.
+        for plugin in list.plugins.iter().chain([&loopback]) {
+            self.plugins.find(Verb::Add, plugin).map_err(setup)?;
+        }
         let capabilities = self.capabilities(request)?;
         let netns = self.attachments.pin(id, netns)?;
         let mut attachment = Attachment {
@@ -102,9 +107,8 @@ impl CniNetwork {
         };
         self.attachments.put(id, &attachment)?;
         let container = Container { id, netns: Some(&netns), interface: &attachment.interface, args: &attachment.args };
-        let loopback = Container { interface: "lo", ..container.clone() };
-        let told = json!({"cniVersion": list.version, "name": "cni-loopback", "type": "loopback"});
-        self.plugins.call(Verb::Add, &loopback, &told).await.map_err(setup)?;
+        let own = Container { interface: "lo", ..container.clone() };
+        self.plugins.call(Verb::Add, &own, &loopback).await.map_err(setup)?;
         let mut result: Option<Value> = None;
         for plugin in &list.plugins {
             let told = list.told(plugin, &attachment.capabilities, result.as_ref());

@@ -1,7 +1,7 @@
 //! The planned rules of all tiers against an oracle that reads the policies as upstream's API describes them.
 #![allow(clippy::unwrap_used)]
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector as SelectorObject;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector as SelectorObject, ObjectMeta};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -30,6 +30,10 @@ enum Says {
     Allow,
     Deny,
     Pass,
+}
+
+fn name(metadata: &ObjectMeta) -> String {
+    metadata.name.clone().unwrap()
 }
 
 impl Administered {
@@ -132,8 +136,6 @@ impl Administered {
     }
 
     fn permits(&self, connection: Connection) -> bool {
-        let name =
-            |metadata: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta| metadata.name.clone().unwrap();
         let of_both = |tier: &'static str| {
             let of_tier = self.both.iter().filter(move |policy| policy.spec.tier == tier);
             of_tier.map(|p| (p.spec.priority, name(&p.metadata), &p.spec))
@@ -228,7 +230,7 @@ fn any_spec() -> impl Strategy<Value = Value> {
 }
 
 fn named<T: serde::de::DeserializeOwned>(specs: Vec<Value>) -> Vec<Arc<T>> {
-    let object = |(index, spec)| {
+    let object = |(index, spec): (usize, Value)| {
         // Of equal priorities, the first by name counts.
         let name = format!("{}-{}", 9 - index, std::any::type_name::<T>());
         Arc::new(serde_json::from_value(json!({"metadata": {"name": name}, "spec": spec})).unwrap())

@@ -43,24 +43,24 @@ pub fn definitions() -> Vec<Value> {
             "anp",
             "v1alpha1",
             &[ranked.clone(), age.clone()],
-            admin,
+            &admin,
         ),
         definition(
             "BaselineAdminNetworkPolicy",
             "baselineadminnetworkpolicies",
             "banp",
             "v1alpha1",
-            &[age.clone()],
-            baseline,
+            std::slice::from_ref(&age),
+            &baseline,
         ),
-        definition("ClusterNetworkPolicy", "clusternetworkpolicies", "cnp", "v1alpha2", &[tier, ranked, age], cluster),
+        definition("ClusterNetworkPolicy", "clusternetworkpolicies", "cnp", "v1alpha2", &[tier, ranked, age], &cluster),
     ];
     all[1]["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["x-kubernetes-validations"] = one_name;
     all[2]["metadata"]["annotations"]["api-approved.kubernetes.io"] = json!(APPROVED_CLUSTER);
     all.into()
 }
 
-fn definition(kind: &str, plural: &str, short: &str, version: &str, columns: &[Value], spec: Value) -> Value {
+fn definition(kind: &str, plural: &str, short: &str, version: &str, columns: &[Value], spec: &Value) -> Value {
     json!({
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
@@ -134,7 +134,7 @@ fn spec(dialect: &Dialect, more: &[(&str, Value)]) -> Value {
     let networks =
         json!({"type": "array", "minItems": 1, "maxItems": 25, "items": cidr, "x-kubernetes-list-type": "set"});
     let anywhere = inside().into_iter().chain([("nodes", selector()), ("networks", networks)]).collect::<Vec<_>>();
-    let mut egress = rule(dialect, "to", one_of(&anywhere));
+    let mut egress = rule(dialect, "to", &one_of(&anywhere));
     egress["x-kubernetes-validations"] = json!([{
         "rule": format!("!(self.to.exists(peer, has(peer.networks) || has(peer.nodes)) && {})", dialect.ports.2),
         "message": "networks/nodes peer cannot be set with namedPorts since there are no namedPorts for networks/nodes",
@@ -145,7 +145,7 @@ fn spec(dialect: &Dialect, more: &[(&str, Value)]) -> Value {
         "required": ["subject"],
         "properties": {
             "subject": one_of(&inside()),
-            "ingress": list(rule(dialect, "from", one_of(&inside()))),
+            "ingress": list(rule(dialect, "from", &one_of(&inside()))),
             "egress": list(egress),
         },
     });
@@ -158,7 +158,7 @@ fn spec(dialect: &Dialect, more: &[(&str, Value)]) -> Value {
     spec
 }
 
-fn rule(dialect: &Dialect, peers: &str, peer: Value) -> Value {
+fn rule(dialect: &Dialect, peers: &str, peer: &Value) -> Value {
     let list = |items: &Value| json!({"type": "array", "minItems": 1, "maxItems": dialect.items, "items": items});
     let (ports, port, _) = &dialect.ports;
     json!({
@@ -167,7 +167,7 @@ fn rule(dialect: &Dialect, peers: &str, peer: Value) -> Value {
         "properties": {
             "name": {"type": "string", "maxLength": 100},
             "action": {"type": "string", "enum": dialect.actions},
-            peers: list(&peer),
+            peers: list(peer),
             *ports: list(port),
         },
     })
