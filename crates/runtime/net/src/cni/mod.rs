@@ -52,6 +52,7 @@ pub struct CniNetwork {
     attachments: Attachments,
     /// Whoever changes a sandbox' network holds its own; they are few, and go with their sandboxes.
     locks: parking_lot::Mutex<BTreeMap<String, Arc<tokio::sync::Mutex<()>>>>,
+    telling: tokio::sync::Mutex<()>,
     /// Sandboxes that are gone, but what plugins did for them is not.
     leaving: parking_lot::Mutex<BTreeSet<String>>,
     left: Arc<Notify>,
@@ -70,6 +71,7 @@ impl CniNetwork {
             plugins: Plugins { folders: config.bin_dirs.clone(), host_netns },
             attachments,
             locks: parking_lot::Mutex::default(),
+            telling: tokio::sync::Mutex::default(),
             leaving: parking_lot::Mutex::default(),
             left: Arc::new(Notify::new()),
             problem: state::follow(config.conf_dir.clone())?,
@@ -120,7 +122,7 @@ impl CniNetwork {
         if addresses.is_empty() {
             return Err(setup("failed to find network info for sandbox: the plugins gave no address".to_owned()));
         }
-        self.net.set_plugin_pods(&self.addresses()?).await?;
+        self.tell_table().await?;
         self.net.gate.pass(request, &addresses).await?;
         Ok(addresses)
     }
@@ -140,8 +142,7 @@ impl CniNetwork {
             self.plugins.call(Verb::Del, &container, &told).await.map_err(destroy)?;
         }
         self.attachments.remove(id)?;
-        self.locks.lock().remove(id);
-        self.net.set_plugin_pods(&self.addresses()?).await?;
+        self.tell_table().await?;
         Ok(())
     }
 
@@ -186,7 +187,10 @@ impl CniNetwork {
         let _changing = lock.lock().await;
         let undone = self.del(id).await;
         match &undone {
-            Ok(()) => drop(self.leaving.lock().remove(id)),
+            Ok(()) => {
+                self.leaving.lock().remove(id);
+                self.locks.lock().remove(id);
+            }
             Err(_) => {
                 self.leaving.lock().insert(id.to_owned());
                 self.left.notify_one();
@@ -195,9 +199,12 @@ impl CniNetwork {
         undone
     }
 
-    /// Of all pods that plugins connected.
-    fn addresses(&self) -> Result<BTreeSet<IpAddr>> {
-        Ok(self.attachments.all()?.values().flat_map(Attachment::addresses).collect())
+    /// Has our table know all pods that plugins connected.
+    async fn tell_table(&self) -> Result<()> {
+        // Read and written by one at a time, or the last one might know less than the one before.
+        let _telling = self.telling.lock().await;
+        let pods = self.attachments.all()?.values().flat_map(Attachment::addresses).collect();
+        self.net.set_plugin_pods(&pods).await
     }
 
     /// The primary family's first.
@@ -279,7 +286,7 @@ impl PodNetwork for CniNetwork {
                 tracing::warn!(sandbox = id, %error, "cannot free the network of a pod that is gone; trying again later");
             }
         }
-        self.net.set_plugin_pods(&self.addresses()?).await?;
+        self.tell_table().await?;
         for id in live_sandboxes {
             if let Err(error) = self.check(id).await {
                 tracing::warn!(sandbox = id, error, "a pod's network is not as it was made");
