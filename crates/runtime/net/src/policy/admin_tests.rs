@@ -268,7 +268,7 @@ impl std::fmt::Debug for Administered {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn the_plan_permits_what_all_tiers_say(cluster in any_administered()) {
