@@ -9,8 +9,6 @@ use std::time::Duration;
 
 use dhow_net::policy::{Objects, Policies};
 use dhow_net::proxy::Proxy;
-use k8s_openapi::api::core::v1::{Namespace, Pod as PodObject};
-use k8s_openapi::api::networking::v1::NetworkPolicy;
 use serde_json::{Value, json};
 use support::{Client, Netns, Node, Pod, connect_outside, greeting, privileged, service, slice};
 
