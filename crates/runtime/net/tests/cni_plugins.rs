@@ -114,7 +114,7 @@ fn config(folder: &Path) -> CniConfig {
 }
 
 const BRIDGE: &str = r#"{"cniVersion": "1.0.0", "name": "pods", "plugins": [
-    {"type": "bridge", "bridge": "cni0", "isGateway": true, "ipMasq": true, "capabilities": {"ipRanges": true},
+    {"type": "bridge", "bridge": "cni0", "isGateway": true, "hairpinMode": true, "ipMasq": true, "capabilities": {"ipRanges": true},
      "ipam": {"type": "host-local", "dataDir": "DATA", "routes": [{"dst": "0.0.0.0/0"}]}},
     {"type": "portmap", "snat": true, "capabilities": {"portMappings": true}},
     {"type": "bandwidth", "capabilities": {"bandwidth": true}}

@@ -326,7 +326,7 @@ async fn administrators_rules_come_first_and_last() {
     cluster.enforce(&[everyone]).await;
     assert!(!seen(&friend) && seen(&stranger), "a denial wins over what a NetworkPolicy permits");
     assert!(reaches(&node.netns, (web.ip, 8080)), "probes");
-    let pass = json!({"priority": 10, "subject": {"namespaces": {}}, "ingress": [{
+    let pass = json!({"priority": 10, "subject": of("web"), "ingress": [{
         "action": "Pass", "from": [of("friend")], "ports": [{"portNumber": {"protocol": "TCP", "port": 8080}}],
     }]});
     cluster.objects.admin.push(named("pass", pass));

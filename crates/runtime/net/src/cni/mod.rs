@@ -93,7 +93,8 @@ impl CniNetwork {
             return Ok(self.ordered(known.addresses()));
         }
         let list = NetworkList::find(&self.config.conf_dir).map_err(setup)?;
-        let loopback = json!({"cniVersion": list.version, "name": "cni-loopback", "type": "loopback"});
+        // In a version that every plugin of that name knows, whatever the list is in.
+        let loopback = json!({"cniVersion": "0.3.1", "name": "cni-loopback", "type": "loopback"});
         // One that never was here could not undo anything, either.
         for plugin in list.plugins.iter().chain([&loopback]) {
             self.plugins.find(Verb::Add, plugin).map_err(setup)?;
