@@ -21,6 +21,8 @@ pub const TEST_NEEDS: &[Need] = &[
     ("etcd", "etcd-server"),
     ("openssl", "openssl"),
     ("docker-registry", "docker-registry"),
+    ("/usr/lib/cni/bridge", "containernetworking-plugins"),
+    ("iptables-save", "iptables"),
     ("crun", "crun"),
     ("containerd", "containerd"),
     ("runc", "runc"),

@@ -200,6 +200,7 @@ pub async fn open_net(place: &Place, pods: &[Cidr]) -> Result<Arc<Net>> {
     config.secondary = networks.next();
     config.node_port_range = place::NODE_PORTS.0..=place::NODE_PORTS.1;
     config.node_port_addresses = place.nodeport_addresses.clone();
+    config.plugins = runtimes::uses_plugins(place)?;
     Net::open(config).await.context("set up the pod network")
 }
 

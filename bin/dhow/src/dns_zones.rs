@@ -23,12 +23,17 @@ pub fn config() -> ZonesConfig {
     ZonesConfig { namespace: NAMESPACE.to_owned(), server: format!("ns.dns.{}", place::CLUSTER_DOMAIN) }
 }
 
-/// Applies all of it, then waits for the end. A cloud without zones of users is still one, so this ends nothing.
+/// Applies all of it, and the kinds of policies for the whole cluster, then waits for the end. A cloud without either is still
+/// one, so this ends nothing.
 pub async fn keep(administrator: Client, shutdown: CancellationToken) -> Result<()> {
-    let objects = objects()?;
+    let mut objects = objects()?;
+    objects.extend(dhow_net::policy::definitions());
     let publish = async {
         while let Err(error) = apply_all(&administrator, &objects).await {
-            tracing::warn!(error = format!("{error:#}"), "cannot publish the kinds of DNS zones; trying again");
+            tracing::warn!(
+                error = format!("{error:#}"),
+                "cannot publish kinds of DNS zones and policies; trying again"
+            );
             tokio::time::sleep(RETRY).await;
         }
     };

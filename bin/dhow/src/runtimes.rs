@@ -15,11 +15,13 @@ use dhow_cri::runtime::SandboxState;
 use dhow_cri::{PodNetwork, Runtime, cgroups, cni};
 use dhow_image::PullOptions;
 use dhow_net::Net;
+use dhow_net::cni::{CniConfig, CniNetwork};
 use dhow_oci::client::Program;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::builtins::Images;
 use crate::place::Place;
+use crate::settings::Settings;
 
 /// How long a runtime may take for one answer, killing and unmounting included.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -119,6 +121,38 @@ fn record(place: &Place) -> PathBuf {
     place.data_dir.join("container-runtime")
 }
 
+/// Whether pods get their network from plugins. A cloud keeps it so: plugins undo what they made, and nobody else.
+pub fn uses_plugins(place: &Place) -> Result<bool> {
+    let asked = Settings::load(&place.config)?.cni.is_some();
+    let path = plugins_record(place);
+    let recorded = path.exists();
+    // Until it has a runtime, a cloud has no pods.
+    if asked != recorded && record(place).exists() {
+        bail!(
+            "the pods of this cloud are connected by {}; change `cni` in the settings back, remove the cloud with `dhow down \
+             --purge`, then change it",
+            if recorded { "CNI plugins" } else { "Dhow itself" }
+        );
+    }
+    Ok(asked)
+}
+
+fn plugins_record(place: &Place) -> PathBuf {
+    place.data_dir.join("net/plugins")
+}
+
+/// The network that plugins make, where the settings say so.
+fn open_plugins(place: &Place, images: &Images, net: &Arc<Net>) -> Result<Option<Arc<CniNetwork>>> {
+    let Some(cni) = &images.settings.cni else { return Ok(None) };
+    let config = CniConfig {
+        conf_dir: cni.conf_dir.clone(),
+        bin_dirs: cni.bin_dirs.clone(),
+        state_dir: plugins_record(place),
+        netns_dir: place.run_dir.join("netns"),
+    };
+    CniNetwork::open(Arc::clone(net), config).context("open the network of the CNI plugins").map(Some)
+}
+
 /// An open runtime, and what answers it while it is.
 pub enum Opened {
     Embedded(Arc<EmbeddedRuntime>),
@@ -205,6 +239,9 @@ fn cni_record(place: &Place) -> PathBuf {
 /// Opens the cloud's runtime; everything that runs already is found again.
 pub async fn open(place: &Place, images: &Images, net: Arc<Net>) -> Result<Opened> {
     let choice = choose(place)?;
+    if images.settings.cni.is_some() && choice != RuntimeChoice::Embedded {
+        bail!("`cni` in the settings is for the embedded runtime; {choice} finds its network by itself");
+    }
     let opened = match &choice {
         RuntimeChoice::Embedded => open_embedded(place, images, net).await?,
         RuntimeChoice::Containerd(socket) | RuntimeChoice::Crio(socket) => open_cri(place, socket, net).await?,
@@ -228,6 +265,7 @@ async fn open_embedded(place: &Place, images: &Images, net: Arc<Net>) -> Result<
     for folder in [&root, &run_dir] {
         fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
     }
+    let plugins = open_plugins(place, images, &net)?;
     let config = EmbeddedConfig {
         root,
         run_dir,
@@ -235,7 +273,7 @@ async fn open_embedded(place: &Place, images: &Images, net: Arc<Net>) -> Result<
         program: Program::own().context("prepare the shims' program")?,
         images: images.store.clone(),
         pull: PullOptions { registries: Arc::clone(&images.registries), ..PullOptions::default() },
-        network: net,
+        network: plugins.map_or_else(|| net as Arc<dyn PodNetwork>, |plugins| plugins as _),
         tuning: images.settings.tuning(place.slots)?,
         handlers: images.settings.runtime_handlers.clone(),
     };

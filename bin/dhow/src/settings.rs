@@ -1,7 +1,7 @@
 //! The configuration file: what is too much for flags. Unknown keys are errors.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use clap::CommandFactory;
@@ -37,6 +37,24 @@ pub struct Settings {
     pub load_balancer: LoadBalancerConfig,
     /// Who makes more nodes, and when.
     pub cluster_autoscaler: ClusterAutoscalerConfig,
+    /// Plugins that make the pods' network in the place of our own.
+    pub cni: Option<CniSettings>,
+}
+
+/// Where standard CNI plugins and their configuration are.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct CniSettings {
+    /// The first configuration in it, by name, is the pods' network.
+    pub conf_dir: PathBuf,
+    pub bin_dirs: Vec<PathBuf>,
+}
+
+impl Default for CniSettings {
+    fn default() -> Self {
+        let bin_dirs = ["/opt/cni/bin", "/usr/lib/cni"].map(PathBuf::from).to_vec();
+        Self { conf_dir: "/etc/cni/net.d".into(), bin_dirs }
+    }
 }
 
 impl Settings {
@@ -66,12 +84,18 @@ impl Settings {
         settings.load_balancer.pools().map_err(anyhow::Error::msg)?;
         settings.cluster_autoscaler.settings().map_err(anyhow::Error::msg).context("read the settings")?;
         settings.dns.check().context("read the settings")?;
+        if let Some(cni) = &settings.cni {
+            let absolute = cni.conf_dir.is_absolute() && cni.bin_dirs.iter().all(|dir| dir.is_absolute());
+            ensure!(absolute, "read the settings: cni: confDir and binDirs are absolute paths");
+            ensure!(!cni.bin_dirs.is_empty(), "read the settings: cni.binDirs: at least one folder of plugins");
+        }
         Ok(settings)
     }
 
-    /// What the embedded runtime is told; a flag has the last word on `slots`.
+    /// What the embedded runtime is told; a flag has the last word on `slots`. Plugins want to know the pod from the first.
     pub fn tuning(&self, slots: Option<usize>) -> Result<Tuning> {
         let (max_size, max_files) = self.node.log_limits().map_err(anyhow::Error::msg)?;
+        let slots = if self.cni.is_some() { Some(0) } else { slots };
         Ok(Tuning { slots: slots.unwrap_or(self.node.pod_slots), logs: LogLimits { max_size, max_files } })
     }
 }
@@ -123,6 +147,15 @@ mod tests {
         let error = format!("{:#}", Settings::load(&file).unwrap_err());
         assert!(error.contains("unknown key \"image\""), "{error}");
         assert!(Settings::load(&folder.path().join("none")).is_err());
+        let cni = text.split("```yaml\n").nth(3).and_then(|rest| rest.split("```").next()).unwrap();
+        std::fs::write(&file, cni).unwrap();
+        let settings = Settings::load(&file).unwrap();
+        assert_eq!(settings.cni.as_ref().unwrap().bin_dirs, [Path::new("/usr/lib/cni")]);
+        assert_eq!(settings.tuning(Some(5)).unwrap().slots, 0);
+        std::fs::write(&file, "cni: {}\n").unwrap();
+        assert_eq!(Settings::load(&file).unwrap().cni.unwrap().conf_dir, Path::new("/etc/cni/net.d"));
+        std::fs::write(&file, "cni: {confDir: here}\n").unwrap();
+        assert!(format!("{:#}", Settings::load(&file).unwrap_err()).contains("absolute"));
         let text = include_str!("../../../docs/cluster-autoscaler.md");
         let example = text.split("```yaml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
         std::fs::write(&file, example).unwrap();

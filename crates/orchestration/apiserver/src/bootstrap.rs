@@ -347,8 +347,14 @@ fn roles() -> Vec<Value> {
         role(
             "system:dhow:network-policy",
             vec![
-                rule(&[""], &["namespaces", "pods"], &["list", "watch"]),
+                rule(&[""], &["namespaces", "nodes", "pods"], &["list", "watch"]),
                 rule(&["networking.k8s.io"], &["networkpolicies"], &["list", "watch"]),
+                rule(
+                    &["policy.networking.k8s.io"],
+                    &["adminnetworkpolicies", "baselineadminnetworkpolicies", "clusternetworkpolicies"],
+                    &["list", "watch"],
+                ),
+                rule(&["apiextensions.k8s.io"], &["customresourcedefinitions"], &["list", "watch"]),
             ],
         ),
         role(

@@ -34,6 +34,11 @@ pub trait PodNetwork: Send + Sync + 'static {
     /// Undoes `attach`; the namespace may already be gone.
     async fn detach(&self, sandbox_id: &str) -> Result<(), Error>;
 
+    /// Why pods cannot be connected now, in the node's words, and whenever that changes; a network that always can has none.
+    fn problem(&self) -> Option<tokio::sync::watch::Receiver<Option<String>>> {
+        None
+    }
+
     /// Frees everything that belongs to none of these sandboxes (start-up reconciliation).
     async fn retain(&self, live_sandboxes: &[String]) -> Result<(), Error>;
 }

@@ -421,6 +421,11 @@ pub trait Runtime: Send + Sync + 'static {
         Ok(told.unwrap_or_default())
     }
 
+    /// Why pods cannot get a network of their own now, and whenever that changes; `None` from a runtime that does not say.
+    fn network_problem(&self) -> Option<tokio::sync::watch::Receiver<Option<String>>> {
+        None
+    }
+
     /// Creates and starts a sandbox: namespaces, cgroup, network. On error nothing is left behind.
     async fn run_sandbox(&self, config: SandboxConfig) -> Result<SandboxId, Error>;
     /// Kills what runs in the sandbox and frees its network; the sandbox can still be looked at.

@@ -47,6 +47,10 @@ pub(crate) const BALANCER_ADDRESSES: &str = "balancer_addresses";
 pub(crate) const POLICY_INGRESS: &str = "policy_ingress";
 /// The same for what it may send.
 pub(crate) const POLICY_EGRESS: &str = "policy_egress";
+/// Addresses of this node's pods that CNI plugins connected.
+pub(crate) const PLUGIN_PODS: &str = "plugin_pods";
+/// Each of them with itself.
+pub(crate) const PLUGIN_LOOPS: &str = "plugin_loops";
 /// Nodes that may send through the tunnel.
 pub(crate) const TUNNEL_PEERS: &str = "tunnel_peers";
 /// Pairs of a pod address with itself.
@@ -55,7 +59,7 @@ const SERVICES: &str = "services";
 const BALANCE: &str = "balance";
 
 /// Raise it when the rules below change.
-const LAYOUT_VERSION: u32 = 5;
+const LAYOUT_VERSION: u32 = 6;
 /// Just after destination NAT, at -100.
 const AFTER_DSTNAT: i32 = -90;
 /// Just before the filter hook, at 0.
@@ -79,6 +83,8 @@ pub(crate) fn filled_sets(kernel: &Kernel) -> Vec<Set> {
             set(POLICY_INGRESS).key_type(address_type(family)).vmap(),
             set(POLICY_EGRESS).key_type(address_type(family)).vmap(),
             set(TUNNEL_PEERS).key_type(address_type(family)),
+            set(PLUGIN_PODS).key_type(address_type(family)),
+            set(PLUGIN_LOOPS).key_type(pair_type(family)),
         ]
     };
     Family::BOTH.into_iter().flat_map(of).collect()
@@ -247,6 +253,11 @@ fn layout(config: &NetConfig) -> Vec<ChainLayout> {
                 rule().marked_for_masquerade().clear_masquerade_mark().masquerade(),
                 // A pod that reached itself through a service must see the reply come through it, too.
                 rule().pair_in(&set_name(networks.family(), HAIRPIN)).masquerade(),
+                rule()
+                    .source_in(&set_name(networks.family(), PLUGIN_PODS))
+                    .destination_address_in(&set_name(networks.family(), PLUGIN_PODS))
+                    .sent_elsewhere()
+                    .masquerade(),
                 rule().out_to(bridge).from(loopback(networks.family())).masquerade(),
                 rule().from(networks.pods).not_to(networks.cluster).not_out_to(bridge).masquerade(),
             ]
@@ -257,6 +268,7 @@ fn layout(config: &NetConfig) -> Vec<ChainLayout> {
         let rule = || RuleBody::of(family);
         vec![
             rule().pair_in(&set_name(family, HAIRPIN)).accept(),
+            rule().pair_in(&set_name(family, PLUGIN_LOOPS)).accept(),
             rule().vmap_source(&set_name(family, POLICY_EGRESS)),
             rule().vmap_destination_address(&set_name(family, POLICY_INGRESS)),
         ]

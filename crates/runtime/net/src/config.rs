@@ -92,6 +92,8 @@ pub struct NetConfig {
     pub node_ips: Vec<IpAddr>,
     /// Of pod interfaces and the bridge; 0 is what fits through the nodes' own links.
     pub mtu: u32,
+    /// CNI plugins connect the pods: the bridge has its own address and no pods.
+    pub plugins: bool,
     /// How packets travel to other nodes' pods.
     pub mode: Mode,
     /// The namespace that takes the host's place; `None` is the process' own.
@@ -113,6 +115,7 @@ impl NetConfig {
             state_dir: state_dir.into(),
             node_ips: Vec::new(),
             mtu: 1500,
+            plugins: false,
             mode: Mode::default(),
             host_netns: None,
         }

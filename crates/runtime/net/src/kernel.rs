@@ -71,6 +71,13 @@ impl Kernel {
         Ok(kernel)
     }
 
+    /// The namespace that plays the host, unless it is our own.
+    pub fn namespace(&self) -> Result<Option<OwnedFd>> {
+        let path = || Path::new("the host's network namespace").to_owned();
+        let copy = self.netns.as_ref().map(OwnedFd::try_clone).transpose();
+        copy.map_err(|source| Error::File { context: "open", path: path(), source })
+    }
+
     // -- links, addresses, routes -------------------------------------------------------------------
 
     pub async fn link_index(&self, name: &str) -> Result<Option<u32>> {

@@ -3,7 +3,7 @@
 //! Invariants:
 //! - Everything we make in the kernel is in one nftables table, on one bridge, on one tunnel, a route of it, on an
 //!   interface whose name starts with [`VETH_PREFIX`], or an address that the table names; [`Net::purge`] needs no memory
-//!   to remove it.
+//!   to remove it. What CNI plugins make, where they connect the pods ([`cni`]), is theirs to undo.
 //! - Every change to the table is one transaction, so no packet ever sees half of it, and a restart that
 //!   finds the table as it should be changes nothing.
 //! - Pod to pod traffic is routed through the bridge's own address even on one node (pods have /32 and /128
@@ -16,6 +16,7 @@
 mod address;
 pub mod announce;
 mod base_table;
+pub mod cni;
 mod config;
 mod error;
 mod gate;

@@ -8,7 +8,7 @@ use crate::config::NetConfig;
 use crate::gate::Gate;
 use crate::ipam::Ipam;
 use crate::kernel::Kernel;
-use crate::{Error, Family, Result, base_table};
+use crate::{Cidr, Error, Family, Networks, Result, base_table};
 
 /// The node's network. Dropping it changes nothing in the kernel: pods keep their connections.
 #[derive(Debug)]
@@ -37,7 +37,9 @@ impl Net {
         for networks in config.networks() {
             turn_on_forwarding(&kernel, &config, networks.family()).await?;
         }
-        let gateways: Vec<(IpAddr, u8)> = config.networks().map(|n| (n.gateway(), n.pods.prefix())).collect();
+        // The way to pods that plugins connect is the plugins'.
+        let prefix = |n: Networks| if config.plugins { Cidr::host(n.gateway()).prefix() } else { n.pods.prefix() };
+        let gateways: Vec<(IpAddr, u8)> = config.networks().map(|n| (n.gateway(), prefix(n))).collect();
         let bridge_index = kernel.ensure_bridge(&config.bridge, &gateways, config.mtu).await?;
         if config.networks().any(|networks| networks.family() == Family::V6) {
             // Neighbours are asked for with the link-local address. It comes with the first pod, and looking for its

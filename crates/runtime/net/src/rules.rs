@@ -392,6 +392,15 @@ impl RuleBody {
             .push(Expr::Cmp { sreg: word(0), op: CmpOp::Neq, data: vec![0; 4] })
     }
 
+    /// Goes on for packets whose destination was changed on their way.
+    pub fn sent_elsewhere(self) -> Self {
+        const DESTINATION_CHANGED: u32 = 1 << 5;
+        let mask = DESTINATION_CHANGED.to_ne_bytes().to_vec();
+        self.push(Expr::Ct { dreg: word(0), key: CtKey::Status })
+            .push(Expr::Bitwise { sreg: word(0), dreg: word(0), len: 4, mask, xor: vec![0; 4] })
+            .push(Expr::Cmp { sreg: word(0), op: CmpOp::Neq, data: vec![0; 4] })
+    }
+
     /// `update @clients { ip saddr timeout … }`
     pub fn remember_client(self, clients: &str, timeout: Duration) -> Self {
         self.load_source(0).push(DynsetExpr::new(DynsetOp::Update, clients, word(0)).timeout(timeout))

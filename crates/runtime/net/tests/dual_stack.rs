@@ -9,9 +9,10 @@ use std::time::Duration;
 
 use dhow_cri::PodNetwork;
 use dhow_cri::runtime::PortMapping;
-use dhow_net::policy::Policies;
+use dhow_net::policy::{Objects, Policies};
 use dhow_net::proxy::Proxy;
 use k8s_openapi::api::core::v1::{Namespace, Pod as PodObject};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
 use serde_json::json;
 use support::{Netns, Node, Pod, connect_outside, greeting, privileged, service, slice};
 
@@ -179,9 +180,14 @@ async fn policies_judge_both_families() {
             [Arc::new(serde_json::from_value(json!({"metadata": {"namespace": "a"}, "spec": spec})).unwrap())]
         };
         let mut policies = Policies::open(node.net.clone(), "node");
-        let namespaces = [namespace];
+        let with = |policies: &[Arc<NetworkPolicy>]| Objects {
+            pods: objects.to_vec(),
+            namespaces: vec![Arc::clone(&namespace)],
+            policies: policies.to_vec(),
+            ..Objects::default()
+        };
         let friends = policy(json!({"podSelector": {"matchLabels": {"role": "friend"}}}));
-        policies.sync(&objects, &namespaces, &friends).await.unwrap();
+        policies.sync(&with(&friends)).await.unwrap();
         let reaches = |from: &Pod, to: IpAddr| {
             from.netns.run(move || {
                 std::net::TcpStream::connect_timeout(&(to, 8080).into(), Duration::from_millis(300)).is_ok()
@@ -193,15 +199,15 @@ async fn policies_judge_both_families() {
         }
         // A restart finds everything in place.
         let mut again = Policies::open(node.net.clone(), "node");
-        assert_eq!(again.sync(&objects, &namespaces, &friends).await.unwrap(), 0);
+        assert_eq!(again.sync(&with(&friends)).await.unwrap(), 0);
         // A block is of one family.
         let block = policy(json!({"ipBlock": {"cidr": "fd42::/64", "except": ["fd42::2/128"]}}));
-        again.sync(&objects, &namespaces, &block).await.unwrap();
+        again.sync(&with(&block)).await.unwrap();
         assert!(reaches(friend, six(server)) && !reaches(client, six(server)));
         for ip in server.ips.iter().filter(|ip| ip.is_ipv4()) {
             assert!(!reaches(friend, *ip));
         }
-        again.sync(&objects, &namespaces, &[]).await.unwrap();
+        again.sync(&with(&[])).await.unwrap();
         assert!(server.ips.iter().all(|ip| reaches(client, *ip)));
     }
 }

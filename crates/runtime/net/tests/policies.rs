@@ -7,10 +7,8 @@ use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
-use dhow_net::policy::Policies;
+use dhow_net::policy::{Objects, Policies};
 use dhow_net::proxy::Proxy;
-use k8s_openapi::api::core::v1::{Namespace, Pod as PodObject};
-use k8s_openapi::api::networking::v1::NetworkPolicy;
 use serde_json::{Value, json};
 use support::{Client, Netns, Node, Pod, connect_outside, greeting, privileged, service, slice};
 
@@ -20,9 +18,7 @@ const REFUSES_SILENTLY: Duration = Duration::from_millis(400);
 /// A cluster of one node, `node`, whose API objects the test writes itself.
 struct Cluster {
     policies: Policies,
-    pods: Vec<Arc<PodObject>>,
-    namespaces: Vec<Arc<Namespace>>,
-    rules: Vec<Arc<NetworkPolicy>>,
+    objects: Objects,
 }
 
 impl Cluster {
@@ -32,7 +28,8 @@ impl Cluster {
             Arc::new(serde_json::from_value(object).unwrap())
         };
         let namespaces = ["default", "other"].map(namespace).to_vec();
-        Self { policies: Policies::open(node.net.clone(), "node"), pods: Vec::new(), namespaces, rules: Vec::new() }
+        let objects = Objects { namespaces, ..Objects::default() };
+        Self { policies: Policies::open(node.net.clone(), "node"), objects }
     }
 
     fn add(&mut self, namespace: &str, app: &str, address: IpAddr) {
@@ -43,8 +40,17 @@ impl Cluster {
             ]},
             "status": {"phase": "Running", "podIP": address},
         });
-        self.pods.retain(|pod| pod.metadata.name != Some(address.to_string()));
-        self.pods.push(Arc::new(serde_json::from_value(object).unwrap()));
+        self.objects.pods.retain(|pod| pod.metadata.name != Some(address.to_string()));
+        self.objects.pods.push(Arc::new(serde_json::from_value(object).unwrap()));
+    }
+
+    /// Changes the object of a pod.
+    fn change(&mut self, pod: &Pod, change: impl Fn(&mut Value)) {
+        let name = pod.ip.to_string();
+        let object = self.objects.pods.iter_mut().find(|object| object.metadata.name.as_ref() == Some(&name)).unwrap();
+        let mut value = serde_json::to_value(&**object).unwrap();
+        change(&mut value);
+        *object = Arc::new(serde_json::from_value(value).unwrap());
     }
 
     async fn enforce(&mut self, specs: &[Value]) -> usize {
@@ -52,12 +58,12 @@ impl Cluster {
             let object = json!({"metadata": {"namespace": "default", "name": "p"}, "spec": spec});
             Arc::new(serde_json::from_value(object).unwrap())
         };
-        self.rules = specs.iter().map(policy).collect();
+        self.objects.policies = specs.iter().map(policy).collect();
         self.sync().await
     }
 
     async fn sync(&mut self) -> usize {
-        self.policies.sync(&self.pods, &self.namespaces, &self.rules).await.unwrap()
+        self.policies.sync(&self.objects).await.unwrap()
     }
 }
 
@@ -200,6 +206,190 @@ async fn services_hide_nothing_and_the_world_is_a_block() {
     let on_node = node.netns.run(|| std::net::TcpListener::bind("0.0.0.0:5353").unwrap());
     assert!(reaches(&friend.netns, (node.net.bridge_gateway(), 5353)));
     drop((listener, on_node));
+}
+
+#[tokio::test]
+async fn pods_that_end_or_are_the_node_s() {
+    if !privileged() {
+        return;
+    }
+    let node = Node::new().await;
+    let mut cluster = Cluster::on(&node);
+    let (web, friend, stranger) = pods(&node, &mut cluster).await;
+    let only_friends = json!({"podSelector": app("web"), "ingress": [{"from": [{"podSelector": app("friend")}]}]});
+    cluster.enforce(std::slice::from_ref(&only_friends)).await;
+    let mut open = Client::connect(&friend.netns, (web.ip, 8080)).unwrap();
+    open.line().unwrap();
+    // While they end, policies hold, for those that are selected as for their peers.
+    for ending in [&web, &friend] {
+        cluster.change(ending, |pod| pod["metadata"]["deletionTimestamp"] = json!("2030-01-01T00:00:00Z"));
+    }
+    cluster.sync().await;
+    assert!(reaches(&friend.netns, (web.ip, 8080)) && !reaches(&stranger.netns, (web.ip, 8080)));
+    // Ended, its address is the next one's, who is no friend.
+    cluster.change(&friend, |pod| pod["status"]["phase"] = json!("Succeeded"));
+    cluster.sync().await;
+    assert!(!reaches(&friend.netns, (web.ip, 8080)));
+    assert_eq!(open.echo("still here").unwrap(), "still here");
+    cluster.change(&friend, |pod| pod["status"]["phase"] = json!("Running"));
+    // The node's own network is neither a friend's nor isolated.
+    cluster.change(&friend, |pod| pod["spec"]["hostNetwork"] = json!(true));
+    cluster.change(&web, |pod| pod["spec"]["hostNetwork"] = json!(true));
+    cluster.sync().await;
+    assert!(reaches(&stranger.netns, (web.ip, 8080)));
+    cluster.change(&web, |pod| pod["spec"]["hostNetwork"] = json!(false));
+    cluster.sync().await;
+    assert!(!reaches(&friend.netns, (web.ip, 8080)));
+}
+
+/// Sends an INIT chunk to a port and tells whether it arrives. Sockets for SCTP are not in every kernel, raw ones are.
+fn sctp_arrives(from: &Pod, to: &Pod, port: u16) -> bool {
+    use rustix::net::{AddressFamily, Protocol, RecvFlags, SendFlags, SocketType, recv, sendto, socket, sockopt};
+    let sctp = Protocol::from_raw(std::num::NonZeroU32::new(132).unwrap());
+    let raw = |pod: &Pod| pod.netns.run(move || socket(AddressFamily::INET, SocketType::RAW, Some(sctp)).unwrap());
+    let (sender, receiver) = (raw(from), raw(to));
+    sockopt::set_socket_timeout(&receiver, sockopt::Timeout::Recv, Some(REFUSES_SILENTLY)).unwrap();
+    let mut packet = vec![0; 32];
+    packet[..2].copy_from_slice(&4000u16.to_be_bytes());
+    packet[2..4].copy_from_slice(&port.to_be_bytes());
+    // INIT, 20 bytes long, with a tag and a window.
+    (packet[12], packet[15], packet[19], packet[22], packet[25], packet[27]) = (1, 20, 7, 0xff, 1, 1);
+    let sum = crc32c(&packet).to_le_bytes();
+    packet[8..12].copy_from_slice(&sum);
+    let address = std::net::SocketAddr::new(to.ip, 0);
+    sendto(&sender, &packet, SendFlags::empty(), &address).unwrap();
+    let mut buffer = [0; 256];
+    recv(&receiver, &mut buffer[..], RecvFlags::empty()).is_ok()
+}
+
+fn crc32c(bytes: &[u8]) -> u32 {
+    let step = |sum: u32, _| if sum & 1 == 1 { (sum >> 1) ^ 0x82f6_3b78 } else { sum >> 1 };
+    !bytes.iter().fold(!0, |sum, byte| (0..8).fold(sum ^ u32::from(*byte), step))
+}
+
+#[tokio::test]
+async fn sctp_by_port() {
+    if !privileged() {
+        return;
+    }
+    let node = Node::new().await;
+    let mut cluster = Cluster::on(&node);
+    let (web, friend, stranger) = pods(&node, &mut cluster).await;
+    assert!(sctp_arrives(&friend, &web, 3868));
+    let ports = json!([{"protocol": "SCTP", "port": 3868}]);
+    let rules = json!([{"from": [{"podSelector": app("friend")}], "ports": ports}]);
+    cluster.enforce(&[json!({"podSelector": app("web"), "ingress": rules})]).await;
+    // From pods that the connection tracking does not know yet.
+    let (friend, other) = (node.pod().await, friend);
+    cluster.add("default", "friend", friend.ip);
+    cluster.sync().await;
+    assert!(sctp_arrives(&friend, &web, 3868));
+    assert!(!sctp_arrives(&friend, &web, 3869), "another port");
+    assert!(!sctp_arrives(&stranger, &web, 3868), "another peer");
+    assert!(!reaches(&other.netns, (web.ip, 8080)), "another protocol");
+}
+
+fn named<T: serde::de::DeserializeOwned>(name: &str, spec: Value) -> Arc<T> {
+    Arc::new(serde_json::from_value(json!({"metadata": {"name": name}, "spec": spec})).unwrap())
+}
+
+#[tokio::test]
+async fn administrators_rules_come_first_and_last() {
+    if !privileged() {
+        return;
+    }
+    let node = Node::open(&["10.42.0.0/24", "fd42::/64"], |_| {}).await;
+    let outside = Netns::new();
+    outside.command("ip", &["link", "set", "lo", "up"]);
+    connect_outside(&node.netns, &outside);
+    outside.command("ip", &["route", "add", "10.42.0.0/16", "via", "192.0.2.1"]);
+    outside.command("ip", &["-6", "route", "add", "fd42::/56", "via", "2001:db8::1"]);
+    let listener = outside.run(|| std::net::TcpListener::bind("[::]:443").unwrap());
+    let mut cluster = Cluster::on(&node);
+    let (web, friend, stranger) = pods(&node, &mut cluster).await;
+    let of = |name: &str| json!({"pods": {"namespaceSelector": {}, "podSelector": app(name)}});
+    // Both families, as each address of a pod is judged.
+    let seen = |from: &Pod| {
+        let (four, six) = (reaches(&from.netns, (web.ips[0], 8080)), reaches(&from.netns, (web.ips[1], 8080)));
+        assert_eq!(four, six);
+        four
+    };
+    for (pod, name) in [(&web, "web"), (&friend, "friend"), (&stranger, "stranger")] {
+        let ips: Vec<Value> = pod.ips.iter().map(|ip| json!({"ip": ip})).collect();
+        cluster.change(pod, |object| object["status"]["podIPs"] = json!(ips));
+        assert_eq!(cluster.sync().await, 0, "{name}: no policy, nothing to do");
+    }
+    let deny_friends =
+        json!({"priority": 20, "subject": of("web"), "ingress": [{"action": "Deny", "from": [of("friend")]}]});
+    cluster.objects.admin = vec![named("deny", deny_friends)];
+    let everyone = json!({"podSelector": app("web"), "ingress": [{}]});
+    cluster.enforce(&[everyone]).await;
+    assert!(!seen(&friend) && seen(&stranger), "a denial wins over what a NetworkPolicy permits");
+    assert!(reaches(&node.netns, (web.ip, 8080)), "probes");
+    let pass = json!({"priority": 10, "subject": of("web"), "ingress": [{
+        "action": "Pass", "from": [of("friend")], "ports": [{"portNumber": {"protocol": "TCP", "port": 8080}}],
+    }]});
+    cluster.objects.admin.push(named("pass", pass));
+    cluster.sync().await;
+    assert!(seen(&friend) && !reaches(&friend.netns, (web.ip, 9090)), "earlier priorities are asked first");
+    cluster.enforce(&[json!({"podSelector": app("web"), "policyTypes": ["Ingress"]})]).await;
+    assert!(!seen(&friend) && !seen(&stranger), "what passes is the NetworkPolicy's to decide");
+    cluster.objects.admin = vec![named(
+        "allow",
+        json!({"priority": 0, "subject": of("web"), "ingress": [
+            {"action": "Allow", "from": [of("stranger")]},
+        ]}),
+    )];
+    cluster.sync().await;
+    assert!(!seen(&friend) && seen(&stranger), "and what is allowed is not");
+
+    // The baseline is asked where no NetworkPolicy speaks of the direction.
+    cluster.objects.admin.clear();
+    let baseline = json!({"subject": of("web"), "ingress": [{"action": "Deny", "from": [{"namespaces": {}}]}]});
+    cluster.objects.baseline = vec![named("default", baseline)];
+    cluster.enforce(&[json!({"podSelector": app("web"), "policyTypes": ["Egress"], "egress": [{}]})]).await;
+    assert!(!seen(&friend));
+    cluster.enforce(&[json!({"podSelector": app("web"), "ingress": [{}]})]).await;
+    assert!(seen(&friend));
+
+    // Networks and nodes that a pod may not reach.
+    cluster.objects.baseline.clear();
+    let there = [IpAddr::from([192, 0, 2, 2]), "2001:db8::2".parse().unwrap()];
+    let egress = |rules: Value| json!({"priority": 1, "subject": of("friend"), "egress": rules});
+    let out = |pod: &Pod| there.map(|to| reaches(&pod.netns, (to, 443)));
+    cluster.objects.admin = vec![named(
+        "out",
+        egress(json!([
+            {"action": "Pass", "to": [{"namespaces": {}}]},
+            {"action": "Deny", "to": [{"networks": ["0.0.0.0/0"]}]},
+        ])),
+    )];
+    cluster.enforce(&[]).await;
+    assert_eq!((out(&friend), out(&stranger), seen(&friend)), ([false, true], [true, true], true));
+    let worker = json!({
+        "metadata": {"name": "worker", "labels": {"zone": "a"}},
+        "status": {"addresses": there.map(|address| json!({"type": "InternalIP", "address": address}))},
+    });
+    cluster.objects.nodes = vec![Arc::new(serde_json::from_value(worker).unwrap())];
+    let nodes = |zone: &str| json!([{"action": "Deny", "to": [{"nodes": {"matchLabels": {"zone": zone}}}]}]);
+    cluster.objects.admin = vec![named("out", egress(nodes("a")))];
+    cluster.sync().await;
+    assert_eq!((out(&friend), out(&stranger)), ([false, false], [true, true]));
+    cluster.objects.admin = vec![named("out", egress(nodes("b")))];
+    cluster.sync().await;
+    assert_eq!(out(&friend), [true, true]);
+
+    // A restart changes nothing; without policies, nothing is left.
+    let before = node.ruleset_text();
+    cluster.policies = Policies::open(node.net.clone(), "node");
+    assert_eq!(cluster.sync().await, 0);
+    assert_eq!(node.ruleset_text(), before);
+    cluster.objects.admin.clear();
+    cluster.sync().await;
+    for left in ["policy_admin_", "policy_permits_", "policy_baseline_", "policy_peers_"] {
+        assert!(!node.ruleset_text().contains(left), "{}", node.ruleset_text());
+    }
+    drop(listener);
 }
 
 #[tokio::test]

@@ -10,7 +10,6 @@ mod config;
 mod containers;
 mod csi;
 mod devices;
-mod directory;
 mod dra;
 mod env;
 mod error;
@@ -170,6 +169,7 @@ impl Node {
             in_use: shared.csi.in_use(),
             devices: shared.devices.counts(),
             shutting_down: shared.shutting_down(),
+            network: shared.config.runtime.network_problem(),
         };
         tokio::spawn(register::heartbeat(
             shared.config.clone(),

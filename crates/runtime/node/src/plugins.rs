@@ -10,11 +10,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use dhow_base::directory::DirectoryWatch;
 use dhow_plugins::registration::registration_client::RegistrationClient;
 use dhow_plugins::registration::{InfoRequest, PluginInfo, RegistrationStatus};
 use tokio_util::sync::CancellationToken;
 
-use crate::directory::DirectoryWatch;
 use crate::shared::Shared;
 use crate::{Error, devices, dra};
 

@@ -51,6 +51,8 @@ pub struct Facts {
     pub devices: Counts,
     pub shutting_down: bool,
     pub handlers: Vec<RuntimeHandler>,
+    /// Why pods get no network.
+    pub network: Option<String>,
 }
 
 /// What changes while the node runs.
@@ -60,6 +62,8 @@ pub struct Changing {
     pub in_use: watch::Receiver<BTreeSet<String>>,
     pub devices: watch::Receiver<Counts>,
     pub shutting_down: watch::Receiver<bool>,
+    /// Of the runtime; see [`dhow_cri::Runtime::network_problem`].
+    pub network: Option<watch::Receiver<Option<String>>>,
 }
 
 impl Changing {
@@ -69,11 +73,24 @@ impl Changing {
             changed = self.in_use.changed() => changed,
             changed = self.devices.changed() => changed,
             changed = self.shutting_down.changed() => changed,
+            changed = changed_if_any(self.network.as_mut()) => changed,
         };
         if gone.is_err() {
             std::future::pending().await
         }
     }
+}
+
+async fn changed_if_any<T>(watched: Option<&mut watch::Receiver<T>>) -> Result<(), watch::error::RecvError> {
+    match watched {
+        Some(watched) => watched.changed().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// As upstream has it, for the node's condition and for pods that wait.
+pub fn network_not_ready(problem: &str) -> String {
+    format!("container runtime network not ready: NetworkReady=false reason:NetworkPluginNotReady message:{problem}")
 }
 
 fn node_status(config: &NodeConfig, old: &Node, facts: Facts) -> Value {
@@ -85,7 +102,7 @@ fn node_status(config: &NodeConfig, old: &Node, facts: Facts) -> Value {
         json!({"type": type_, "status": status, "reason": reason, "message": message,
             "lastHeartbeatTime": now, "lastTransitionTime": since})
     };
-    let Facts { version, images: list, pressures, in_use, devices, shutting_down, handlers } = facts;
+    let Facts { version, images: list, pressures, in_use, devices, shutting_down, handlers, network } = facts;
     let pressure = |type_: &str, under: [&str; 2], fine: [&str; 2]| {
         let held = pressures.contains(type_);
         let [reason, message] = if held { under } else { fine };
@@ -113,9 +130,10 @@ fn node_status(config: &NodeConfig, old: &Node, facts: Facts) -> Value {
                 ["KubeletHasNoDiskPressure", "kubelet has no disk pressure"]),
             pressure("PIDPressure", ["KubeletHasInsufficientPID", "kubelet has insufficient PID available"],
                 ["KubeletHasSufficientPID", "kubelet has sufficient PID available"]),
-            match shutting_down {
-                true => condition("Ready", "False", "KubeletNotReady", "node is shutting down"),
-                false => condition("Ready", "True", "KubeletReady", "kubelet is posting ready status"),
+            match (shutting_down, network) {
+                (true, _) => condition("Ready", "False", "KubeletNotReady", "node is shutting down"),
+                (false, Some(problem)) => condition("Ready", "False", "KubeletNotReady", &network_not_ready(&problem)),
+                (false, None) => condition("Ready", "True", "KubeletReady", "kubelet is posting ready status"),
             },
         ],
     })
@@ -181,7 +199,8 @@ async fn measure(config: &NodeConfig, old: &Node, known: Facts) -> Result<Value,
     let version = format!("{}://{}", version.name, version.version);
     let images = config.runtime.list_images().await?;
     let handlers = config.runtime.handlers().await?;
-    Ok(node_status(config, old, Facts { version, images, handlers, ..known }))
+    let network = config.runtime.network_problem().and_then(|problem| problem.borrow().clone());
+    Ok(node_status(config, old, Facts { version, images, handlers, network, ..known }))
 }
 
 async fn write_status(config: &NodeConfig, status: Value) -> Result<Node, Error> {
@@ -255,6 +274,8 @@ pub async fn heartbeat(
                 known = Node::clone(&seen);
             }
         }
+        // Asked of the runtime itself below.
+        changing.network.as_mut().map(watch::Receiver::mark_unchanged);
         let now = Facts {
             pressures: changing.pressures.borrow_and_update().clone(),
             in_use: changing.in_use.borrow_and_update().clone(),

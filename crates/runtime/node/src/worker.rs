@@ -368,6 +368,11 @@ impl Worker {
                 let prepared = cgroups.prepare_pod(spec, &self.uid);
                 prepared.map_err(|error| ("FailedCreatePodContainer", error.to_string()))?;
             }
+            let problem = runtime.network_problem().and_then(|problem| problem.borrow().clone());
+            if let Some(problem) = problem.filter(|_| spec.host_network != Some(true)) {
+                let why = crate::register::network_not_ready(&problem);
+                return Err(("NetworkNotReady", format!("network is not ready: {why}")));
+            }
             let unprepared =
                 |why: String| ("FailedPrepareDynamicResources", format!("Failed to prepare dynamic resources: {why}"));
             shared.dra.prepare(&shared.config.client, pod).await.map_err(unprepared)?;

@@ -32,6 +32,10 @@ impl Runtime for EmbeddedRuntime {
         Ok(std::iter::once(own).chain(self.inner.config.handlers.keys().map(named)).collect())
     }
 
+    fn network_problem(&self) -> Option<tokio::sync::watch::Receiver<Option<String>>> {
+        self.inner.config.network.problem()
+    }
+
     async fn run_sandbox(&self, config: SandboxConfig) -> Result<String, Error> {
         sandbox::run(&self.inner, config).await
     }

@@ -151,7 +151,10 @@ pub async fn adopt_all(inner: &Arc<Inner>) -> Result<(), Error> {
     let mut live = Vec::new();
     for id in ids {
         let Some(meta) = record::read::<SandboxMeta>(&inner.config.sandbox_dir(&id).join("meta.json")) else {
-            discard(inner, &id).await?;
+            // What cannot be cleared now is found again at the next start.
+            if let Err(error) = discard(inner, &id).await {
+                tracing::warn!(sandbox = id, %error, "cannot clear a sandbox that never became whole");
+            }
             continue;
         };
         let sandbox = Sandbox { meta, state: SandboxState::Ready, shim: Shim::at(inner.config.socket(&id)) };

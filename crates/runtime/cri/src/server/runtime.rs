@@ -410,9 +410,12 @@ impl RuntimeService for Shared {
     }
 
     async fn status(&self, request: Request<proto::StatusRequest>) -> Answer<proto::StatusResponse> {
-        let condition =
-            |kind: &str| proto::RuntimeCondition { r#type: kind.into(), status: true, ..Default::default() };
-        let conditions = vec![condition("RuntimeReady"), condition("NetworkReady")];
+        let ready = |kind: &str| proto::RuntimeCondition { r#type: kind.into(), status: true, ..Default::default() };
+        let mut network = ready("NetworkReady");
+        if let Some(problem) = self.runtime.network_problem().and_then(|problem| problem.borrow().clone()) {
+            (network.status, network.reason, network.message) = (false, "NetworkPluginNotReady".into(), problem);
+        }
+        let conditions = vec![ready("RuntimeReady"), network];
         let handlers = self.runtime.handlers().await.map_err(status)?;
         let mut info = HashMap::new();
         if request.into_inner().verbose {

@@ -4,11 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Namespace, Pod};
-use k8s_openapi::api::networking::v1::NetworkPolicy;
-use nlink::netlink::nftables::{Chain, Set, SetElement, SetElementData, Verdict};
+use nlink::netlink::nftables::{Chain as KernelChain, Set, SetElement, SetElementData, Verdict};
 
-use super::plan::{Direction, Here, NAMED_PORTS, PEERS, PERMITS, Permit, PermittedPeer, PermittedPorts, Plan, plan};
+use super::Objects;
+use super::plan::{
+    ADMIN, BASELINE, ChainRule, Direction, Here, MatchedPeer, MatchedPorts, NAMED_PORTS, Outcome, PEERS, PERMITS, Plan,
+    plan,
+};
 use crate::base_table::{POLICY_EGRESS, POLICY_INGRESS, filled_sets};
 use crate::error::KernelContext;
 use crate::kernel::{Batch, Kernel};
@@ -47,15 +49,10 @@ impl Policies {
 
     /// Makes the kernel enforce what these objects ask for on this node. Returns the number of netlink operations
     /// of the one transaction it took, 0 when nothing had to change.
-    pub async fn sync(
-        &mut self,
-        pods: &[Arc<Pod>],
-        namespaces: &[Arc<Namespace>],
-        policies: &[Arc<NetworkPolicy>],
-    ) -> Result<usize> {
+    pub async fn sync(&mut self, objects: &Objects) -> Result<usize> {
         let starting = self.net.gate.starting();
         let here = Here { node: &self.node_name, families: &self.families, starting: &starting.pods };
-        let wanted = plan(pods, namespaces, policies, here);
+        let wanted = plan(objects, here);
         let held = match self.held.take() {
             Some(held) => held,
             None => Held::read(&self.net.kernel).await?,
@@ -95,7 +92,7 @@ impl Held {
 
     async fn read(kernel: &Kernel) -> Result<Self> {
         let mut held = Self { chains: kernel.chains().await?.into_iter().collect(), ..Self::default() };
-        held.chains.retain(|name| name.starts_with(PERMITS));
+        held.chains.retain(|name| [ADMIN, PERMITS, BASELINE].iter().any(|prefix| name.starts_with(prefix)));
         for name in kernel.sets().await? {
             let (family, _) = split_set_name(&name);
             if name.starts_with(PEERS) {
@@ -142,14 +139,18 @@ fn queue<'a>(
     let named_ports = |name: &str| kernel.set(name).key_type(destination_type(split_set_name(name).0));
     batch = fill(batch, peers, &held.peers, &target.peers, |address| address_key(*address));
     batch = fill(batch, named_ports, &held.named_ports, &target.named_ports, |port| destination_key(*port));
-    for (name, permits) in plan.chains.iter().filter(|(name, _)| !held.chains.contains(*name)) {
-        batch = batch.add_chain(Chain::new(table, name.as_str()).doing(|| format!("name chain {name}"))?);
-        for permit in &permits.permits {
-            for rule in families.iter().filter_map(|family| rule(*family, permits.direction, permit)) {
-                batch = batch.add_rule(name, rule);
+    let new = || plan.chains.iter().filter(|(name, _)| !held.chains.contains(*name));
+    // All before any rule, which may lead to another of them.
+    for (name, _) in new() {
+        batch = batch.add_chain(KernelChain::new(table, name.as_str()).doing(|| format!("name chain {name}"))?);
+    }
+    for (name, chain) in new() {
+        for wanted in &chain.rules {
+            for body in families.iter().filter_map(|family| matching(*family, chain.direction, wanted)) {
+                batch = batch.add_rule(name, decided(body, &wanted.outcome));
             }
         }
-        batch = batch.add_rule(name, RuleBody::any().drop());
+        batch = batch.add_rule(name, decided(RuleBody::any(), &chain.otherwise));
     }
     let sets = filled_sets(kernel);
     for (map, held, target) in
@@ -162,9 +163,9 @@ fn queue<'a>(
             batch = batch.remove_elements(set, &gone).add_elements(set, &new);
         }
     }
-    for name in held.chains.iter().filter(|name| !target.chains.contains(*name)) {
-        batch = batch.flush_chain(name).remove_chain(name);
-    }
+    let unused = || held.chains.iter().filter(|name| !target.chains.contains(*name));
+    batch = unused().fold(batch, |batch, name| batch.flush_chain(name));
+    batch = unused().fold(batch, |batch, name| batch.remove_chain(name));
     let unused_peers = held.peers.keys().filter(|name| !target.peers.contains_key(*name));
     let unused_ports = held.named_ports.keys().filter(|name| !target.named_ports.contains_key(*name));
     for name in unused_peers.chain(unused_ports) {
@@ -205,16 +206,16 @@ fn isolated(family: Family, of: &BTreeMap<IpAddr, String>, other: &BTreeMap<IpAd
     differing.map(entry).collect()
 }
 
-/// Returns to the judging chain for what `permit` permits; `None` when that is nothing of this family.
-fn rule(family: Family, direction: Direction, permit: &Permit) -> Option<RuleBody> {
+/// Goes on for what `rule` matches; `None` when that is nothing of this family.
+fn matching(family: Family, direction: Direction, rule: &ChainRule) -> Option<RuleBody> {
     let ingress = direction == Direction::Ingress;
     let body = RuleBody::of(family);
-    let body = match &permit.peer {
-        PermittedPeer::Anyone => body,
-        PermittedPeer::Set(set) if ingress => body.source_in(&set_name(family, set)),
-        PermittedPeer::Set(set) => body.destination_address_in(&set_name(family, set)),
-        PermittedPeer::Block { cidr, .. } if cidr.family() != family => return None,
-        PermittedPeer::Block { cidr, except } => {
+    let body = match &rule.peer {
+        MatchedPeer::Anyone => body,
+        MatchedPeer::Set(set) if ingress => body.source_in(&set_name(family, set)),
+        MatchedPeer::Set(set) => body.destination_address_in(&set_name(family, set)),
+        MatchedPeer::Block { cidr, .. } if cidr.family() != family => return None,
+        MatchedPeer::Block { cidr, except } => {
             let except = except.iter().filter(|except| except.family() == family);
             match ingress {
                 true => except.fold(body.from(*cidr), |body, except| body.not_from(*except)),
@@ -222,11 +223,19 @@ fn rule(family: Family, direction: Direction, permit: &Permit) -> Option<RuleBod
             }
         }
     };
-    let body = match &permit.ports {
-        PermittedPorts::All => body,
-        PermittedPorts::Protocol(protocol) => body.protocol(*protocol),
-        PermittedPorts::Range(protocol, first, last) => body.protocol(*protocol).port_within(*first..=*last),
-        PermittedPorts::Named(set) => body.destination_in(&set_name(family, set)),
-    };
-    Some(body.back())
+    Some(match &rule.ports {
+        MatchedPorts::All => body,
+        MatchedPorts::Protocol(protocol) => body.protocol(*protocol),
+        MatchedPorts::Range(protocol, first, last) => body.protocol(*protocol).port_within(*first..=*last),
+        MatchedPorts::Named(set) => body.destination_in(&set_name(family, set)),
+    })
+}
+
+/// What is allowed returns to the judging chain, where the other direction is asked.
+fn decided(body: RuleBody, outcome: &Outcome) -> RuleBody {
+    match outcome {
+        Outcome::Allow => body.back(),
+        Outcome::Deny => body.drop(),
+        Outcome::Ask(chain) => body.goto(chain),
+    }
 }

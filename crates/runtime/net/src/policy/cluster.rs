@@ -88,16 +88,24 @@ pub(super) struct Rule {
     pub ports: Option<Vec<Ports>>,
 }
 
+#[derive(Clone)]
 pub(super) enum Peer {
     Pods(PeerSelector),
-    Block { cidr: Cidr, except: Vec<Cidr> },
+    /// Of these labels; never one's own, which no policy judges.
+    Nodes(LabelSelector),
+    Block {
+        cidr: Cidr,
+        except: Vec<Cidr>,
+    },
 }
 
+#[derive(Clone)]
 pub(super) struct PeerSelector {
     pub namespaces: Namespaces,
     pub pods: LabelSelector,
 }
 
+#[derive(Clone)]
 pub(super) enum Namespaces {
     /// The one with this name.
     Named(String),
@@ -210,9 +218,13 @@ impl Ports {
 }
 
 fn selector(object: &SelectorObject) -> LabelSelector {
+    readable_selector(object).unwrap_or_else(LabelSelector::nothing)
+}
+
+/// `None` where it makes no sense.
+pub(super) fn readable_selector(object: &SelectorObject) -> Option<LabelSelector> {
     let value = serde_json::to_value(object).unwrap_or_default();
-    LabelSelector::from_object(Some(&value)).unwrap_or_else(|error| {
-        tracing::warn!(%error, "a network policy's selector matches nothing");
-        LabelSelector::nothing()
-    })
+    LabelSelector::from_object(Some(&value))
+        .inspect_err(|error| tracing::warn!(%error, "a network policy has a selector that matches nothing"))
+        .ok()
 }

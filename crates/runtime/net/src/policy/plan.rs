@@ -4,18 +4,24 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use dhow_api::selectors::LabelSelector;
 use k8s_openapi::api::core::v1 as core;
-use k8s_openapi::api::networking::v1::NetworkPolicy;
 
+use super::Objects;
+use super::admin::{Action, TierPolicy, TierRule, Tiers};
 use super::cluster::{Labels, Peer, PeerSelector, Pod, Policy, Ports, Rule, labels};
 use crate::gate::StartingPod;
 use crate::proxy::names::fingerprint;
 use crate::rules::{Destination, Protocol};
 use crate::{Cidr, Family};
 
+/// Chains of what administrators say before NetworkPolicies are asked.
+pub(super) const ADMIN: &str = "policy_admin_";
 /// The chain of what is permitted to, or from, the pods that lead to it.
 pub(super) const PERMITS: &str = "policy_permits_";
-/// The addresses of the pods that one selector selects.
+/// Chains of what administrators say where no NetworkPolicy speaks.
+pub(super) const BASELINE: &str = "policy_baseline_";
+/// The addresses of the pods, or nodes, that one selector selects.
 pub(super) const PEERS: &str = "policy_peers_";
 /// Address, protocol and number of every port of one name.
 pub(super) const NAMED_PORTS: &str = "policy_ports_";
@@ -29,7 +35,7 @@ pub(super) enum Direction {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) enum PermittedPeer {
+pub(super) enum MatchedPeer {
     Anyone,
     /// The addresses in the set of this name.
     Set(String),
@@ -41,7 +47,7 @@ pub(super) enum PermittedPeer {
 
 /// Ports of the connection's destination.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) enum PermittedPorts {
+pub(super) enum MatchedPorts {
     All,
     Protocol(Protocol),
     /// First and last.
@@ -50,26 +56,37 @@ pub(super) enum PermittedPorts {
     Named(String),
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) struct Permit {
-    pub peer: PermittedPeer,
-    pub ports: PermittedPorts,
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Outcome {
+    Allow,
+    Deny,
+    /// As this chain says.
+    Ask(String),
 }
 
-/// What is permitted in one direction; nothing else is.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) struct Permits {
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct ChainRule {
+    pub peer: MatchedPeer,
+    pub ports: MatchedPorts,
+    pub outcome: Outcome,
+}
+
+/// The first rule that matches decides.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Chain {
     pub direction: Direction,
-    pub permits: Vec<Permit>,
+    pub rules: Vec<ChainRule>,
+    /// What becomes of the rest.
+    pub otherwise: Outcome,
 }
 
 /// The policy part of our table, complete.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Plan {
-    pub chains: BTreeMap<String, Permits>,
+    pub chains: BTreeMap<String, Chain>,
     pub peers: BTreeMap<String, BTreeSet<IpAddr>>,
     pub named_ports: BTreeMap<String, BTreeSet<Destination>>,
-    /// This node's pods that are isolated in a direction, and the chain for each.
+    /// This node's pods that are judged in a direction, and the chain for each.
     pub ingress: BTreeMap<IpAddr, String>,
     pub egress: BTreeMap<IpAddr, String>,
 }
@@ -84,39 +101,41 @@ pub(super) struct Here<'a> {
     pub starting: &'a [StartingPod],
 }
 
-/// What a node has to enforce. Policies only add up: the order of the objects does not matter.
-pub(super) fn plan(
-    pods: &[Arc<core::Pod>],
-    namespaces: &[Arc<core::Namespace>],
-    policies: &[Arc<NetworkPolicy>],
-    here: Here<'_>,
-) -> Plan {
-    let policies: Vec<Policy<'_>> = policies.iter().filter_map(|policy| Policy::resolve(policy)).collect();
-    if policies.is_empty() {
+/// What a node has to enforce. The order of the objects does not matter: NetworkPolicies only add up, the others have
+/// priorities and names.
+pub(super) fn plan(objects: &Objects, here: Here<'_>) -> Plan {
+    if objects.no_policies() {
         return Plan::default();
     }
-    let pods = resolve(pods, here);
-    let namespaces: BTreeMap<&str, &Labels> = namespaces
+    let policies: Vec<Policy<'_>> = objects.policies.iter().filter_map(|policy| Policy::resolve(policy)).collect();
+    let tiers = Tiers::resolve(objects);
+    let pods = resolve(&objects.pods, here);
+    let namespaces: BTreeMap<&str, &Labels> = objects
+        .namespaces
         .iter()
         .map(|n| (n.metadata.name.as_deref().unwrap_or_default(), labels(n.metadata.labels.as_ref())))
         .collect();
-    let families = here.families;
+    let (families, nodes) = (here.families, objects.nodes.as_slice());
     let mut planner =
-        Planner { pods: &pods, namespaces: &namespaces, families, plan: Plan::default(), done: BTreeMap::new() };
+        Planner { pods: &pods, namespaces: &namespaces, nodes, families, plan: Plan::default(), done: BTreeMap::new() };
     for pod in pods.iter().filter(|pod| pod.node == Some(here.node)) {
-        let selecting: Vec<usize> = (0..policies.len())
-            .filter(|&index| policies[index].namespace == pod.namespace && policies[index].pods.matches(pod.labels))
-            .collect();
-        if selecting.is_empty() {
-            continue;
-        }
-        let (ingress, egress) = planner.chains(&selecting, &policies);
+        let of_tier = |tier: &[TierPolicy]| indexes(tier, |policy| policy.selects(pod, &namespaces));
+        let selecting = Selecting {
+            admin: of_tier(&tiers.admin),
+            policies: indexes(&policies, |p| p.namespace == pod.namespace && p.pods.matches(pod.labels)),
+            baseline: of_tier(&tiers.baseline),
+        };
+        let (ingress, egress) = planner.chains(selecting, &policies, &tiers);
         for address in &pod.addresses {
             planner.plan.ingress.extend(ingress.clone().map(|chain| (*address, chain)));
             planner.plan.egress.extend(egress.clone().map(|chain| (*address, chain)));
         }
     }
     planner.plan
+}
+
+fn indexes<T>(of: &[T], wanted: impl Fn(&T) -> bool) -> Vec<usize> {
+    of.iter().enumerate().filter(|(_, one)| wanted(one)).map(|(index, _)| index).collect()
 }
 
 /// All pods with addresses: by their objects, and for what those do not say yet by what this node's network knows.
@@ -138,58 +157,144 @@ fn resolve<'a>(pods: &'a [Arc<core::Pod>], here: Here<'a>) -> Vec<Pod<'a>> {
     resolved
 }
 
+/// Policies of each tier that select a pod, by their places.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Selecting {
+    admin: Vec<usize>,
+    policies: Vec<usize>,
+    baseline: Vec<usize>,
+}
+
 /// Chains for ingress and egress, where there are any.
 type Chains = (Option<String>, Option<String>);
 
 struct Planner<'a> {
     pods: &'a [Pod<'a>],
     namespaces: &'a BTreeMap<&'a str, &'a Labels>,
+    nodes: &'a [Arc<core::Node>],
     families: &'a [Family],
     plan: Plan,
     /// Chains by the policies they come from: most pods share them.
-    done: BTreeMap<Vec<usize>, Chains>,
+    done: BTreeMap<Selecting, Chains>,
 }
 
 impl Planner<'_> {
-    fn chains(&mut self, selecting: &[usize], policies: &[Policy<'_>]) -> Chains {
-        if let Some(chains) = self.done.get(selecting) {
+    fn chains(&mut self, selecting: Selecting, policies: &[Policy<'_>], tiers: &Tiers) -> Chains {
+        if let Some(chains) = self.done.get(&selecting) {
             return chains.clone();
         }
-        let selecting_policies = || selecting.iter().filter_map(|&index| policies.get(index));
-        let ingress: Vec<&[Rule]> = selecting_policies().filter_map(|policy| policy.ingress.as_deref()).collect();
-        let egress: Vec<&[Rule]> = selecting_policies().filter_map(|policy| policy.egress.as_deref()).collect();
-        let ingress = (!ingress.is_empty()).then(|| self.chain(Direction::Ingress, &ingress));
-        let egress = (!egress.is_empty()).then(|| self.chain(Direction::Egress, &egress));
-        self.done.insert(selecting.to_vec(), (ingress.clone(), egress.clone()));
-        (ingress, egress)
+        let chains = (
+            self.tiers(Direction::Ingress, &selecting, policies, tiers),
+            self.tiers(Direction::Egress, &selecting, policies, tiers),
+        );
+        self.done.insert(selecting, chains.clone());
+        chains
     }
 
-    fn chain(&mut self, direction: Direction, rules: &[&[Rule]]) -> String {
-        let mut permits = Vec::new();
-        for rule in rules.iter().copied().flatten() {
-            let peers = match &rule.peers {
-                None => vec![PermittedPeer::Anyone],
-                Some(peers) => peers.iter().map(|peer| self.peer(peer)).collect(),
-            };
-            let ports = match &rule.ports {
-                None => vec![PermittedPorts::All],
-                Some(ports) => ports.iter().map(|ports| self.ports(ports)).collect(),
-            };
-            for peer in &peers {
-                permits.extend(ports.iter().map(|ports| Permit { peer: peer.clone(), ports: ports.clone() }));
-            }
+    /// From the last tier to the first, each leads to the one after it. Where a NetworkPolicy speaks of this direction, what
+    /// it does not permit is denied, and the baseline is not asked.
+    fn tiers(
+        &mut self,
+        direction: Direction,
+        selecting: &Selecting,
+        policies: &[Policy<'_>],
+        tiers: &Tiers,
+    ) -> Option<String> {
+        let permits: Vec<&[Rule]> = selecting
+            .policies
+            .iter()
+            .filter_map(|&index| {
+                let policy = policies.get(index)?;
+                match direction {
+                    Direction::Ingress => policy.ingress.as_deref(),
+                    Direction::Egress => policy.egress.as_deref(),
+                }
+            })
+            .collect();
+        let last = if permits.is_empty() {
+            self.tier(BASELINE, direction, &selecting.baseline, &tiers.baseline, None)
+        } else {
+            let rules = permits.iter().copied().flatten().flat_map(|rule| self.rules(rule, &Outcome::Allow)).collect();
+            Some(self.chain(PERMITS, direction, rules, Outcome::Deny))
+        };
+        self.tier(ADMIN, direction, &selecting.admin, &tiers.admin, last)
+    }
+
+    /// The chain of one tier's policies; `next` is asked by what passes, and about the rest.
+    fn tier(
+        &mut self,
+        prefix: &str,
+        direction: Direction,
+        selecting: &[usize],
+        tier: &[TierPolicy],
+        next: Option<String>,
+    ) -> Option<String> {
+        let policies = selecting.iter().filter_map(|&index| tier.get(index));
+        let wanted: Vec<&TierRule> = policies
+            .flat_map(|policy| match direction {
+                Direction::Ingress => &policy.ingress,
+                Direction::Egress => &policy.egress,
+            })
+            .collect();
+        if wanted.is_empty() {
+            return next;
         }
-        let permits = Permits { direction, permits: without_repeats(permits) };
-        let name = format!("{PERMITS}{}", fingerprint(format!("{:?}{permits:?}", self.families).as_bytes()));
-        self.plan.chains.insert(name.clone(), permits);
+        let passed = next.map_or(Outcome::Allow, Outcome::Ask);
+        let mut rules = Vec::new();
+        for TierRule { action, matches } in wanted {
+            let outcome = match action {
+                Action::Allow => &Outcome::Allow,
+                Action::Deny => &Outcome::Deny,
+                Action::Pass => &passed,
+            };
+            rules.extend(self.rules(matches, outcome));
+        }
+        Some(self.chain(prefix, direction, rules, passed))
+    }
+
+    fn chain(&mut self, prefix: &str, direction: Direction, rules: Vec<ChainRule>, otherwise: Outcome) -> String {
+        let chain = Chain { direction, rules: without_repeats(rules), otherwise };
+        let name = format!("{prefix}{}", fingerprint(format!("{:?}{chain:?}", self.families).as_bytes()));
+        self.plan.chains.insert(name.clone(), chain);
         name
     }
 
-    fn peer(&mut self, peer: &Peer) -> PermittedPeer {
-        match peer {
-            Peer::Block { cidr, except } => PermittedPeer::Block { cidr: *cidr, except: except.clone() },
-            Peer::Pods(selector) => PermittedPeer::Set(self.peer_set(selector)),
+    fn rules(&mut self, rule: &Rule, outcome: &Outcome) -> Vec<ChainRule> {
+        let peers = match &rule.peers {
+            None => vec![MatchedPeer::Anyone],
+            Some(peers) => peers.iter().map(|peer| self.peer(peer)).collect(),
+        };
+        let ports = match &rule.ports {
+            None => vec![MatchedPorts::All],
+            Some(ports) => ports.iter().map(|ports| self.ports(ports)).collect(),
+        };
+        let mut all = Vec::with_capacity(peers.len() * ports.len());
+        for peer in &peers {
+            let rule =
+                |ports: &MatchedPorts| ChainRule { peer: peer.clone(), ports: ports.clone(), outcome: outcome.clone() };
+            all.extend(ports.iter().map(rule));
         }
+        all
+    }
+
+    fn peer(&mut self, peer: &Peer) -> MatchedPeer {
+        match peer {
+            Peer::Block { cidr, except } => MatchedPeer::Block { cidr: *cidr, except: except.clone() },
+            Peer::Pods(selector) => MatchedPeer::Set(self.peer_set(selector)),
+            Peer::Nodes(selector) => MatchedPeer::Set(self.node_set(selector)),
+        }
+    }
+
+    fn node_set(&mut self, selector: &LabelSelector) -> String {
+        let name = format!("{PEERS}{}", fingerprint(format!("nodes {selector}").as_bytes()));
+        let selected = || {
+            let selected = self.nodes.iter().filter(|node| selector.matches(labels(node.metadata.labels.as_ref())));
+            let statuses = selected.filter_map(|node| node.status.as_ref());
+            // Names are among the addresses.
+            statuses.flat_map(|s| s.addresses.iter().flatten()).filter_map(|a| a.address.parse().ok()).collect()
+        };
+        self.plan.peers.entry(name.clone()).or_insert_with(selected);
+        name
     }
 
     fn peer_set(&mut self, selector: &PeerSelector) -> String {
@@ -203,10 +308,10 @@ impl Planner<'_> {
     }
 
     /// A port's name means what the destination pod says; so one set of all pods' ports serves both directions.
-    fn ports(&mut self, ports: &Ports) -> PermittedPorts {
+    fn ports(&mut self, ports: &Ports) -> MatchedPorts {
         let (protocol, wanted) = match ports {
-            Ports::All(protocol) => return PermittedPorts::Protocol(*protocol),
-            Ports::Range(protocol, first, last) => return PermittedPorts::Range(*protocol, *first, *last),
+            Ports::All(protocol) => return MatchedPorts::Protocol(*protocol),
+            Ports::Range(protocol, first, last) => return MatchedPorts::Range(*protocol, *first, *last),
             Ports::Named(protocol, name) => (*protocol, name),
         };
         let name = format!("{NAMED_PORTS}{}", fingerprint(format!("{}/{wanted}", protocol.name()).as_bytes()));
@@ -221,15 +326,20 @@ impl Planner<'_> {
             named
         };
         self.plan.named_ports.entry(name.clone()).or_insert_with(named);
-        PermittedPorts::Named(name)
+        MatchedPorts::Named(name)
     }
 }
 
-fn without_repeats(permits: Vec<Permit>) -> Vec<Permit> {
+/// Of rules that match the same, only the first is ever asked.
+fn without_repeats(rules: Vec<ChainRule>) -> Vec<ChainRule> {
     let mut seen = std::collections::HashSet::new();
-    permits.into_iter().filter(|permit| seen.insert(permit.clone())).collect()
+    rules.into_iter().filter(|rule| seen.insert((rule.peer.clone(), rule.ports.clone()))).collect()
 }
 
 #[cfg(test)]
 #[path = "plan_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "admin_tests.rs"]
+mod admin_tests;

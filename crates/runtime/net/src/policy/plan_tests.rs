@@ -3,7 +3,7 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use k8s_openapi::api::networking::v1::NetworkPolicyPeer;
+use k8s_openapi::api::networking::v1::{NetworkPolicy, NetworkPolicyPeer};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector as SelectorObject;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use proptest::prelude::*;
@@ -11,58 +11,65 @@ use serde_json::{Value, json};
 
 use super::*;
 
-const NODES: [&str; 2] = ["here", "there"];
-const NAMESPACES: [&str; 3] = ["a", "b", "c"];
-const OUTSIDE: [IpAddr; 3] = [
+pub(super) const NODES: [&str; 2] = ["here", "there"];
+pub(super) const NAMESPACES: [&str; 3] = ["a", "b", "c"];
+pub(super) const OUTSIDE: [IpAddr; 3] = [
     IpAddr::V4(Ipv4Addr::new(192, 0, 2, 7)),
     IpAddr::V4(Ipv4Addr::new(192, 0, 2, 130)),
     IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 7)),
 ];
-const PORTS: [u16; 5] = [79, 80, 81, 443, 8080];
+pub(super) const PORTS: [u16; 5] = [79, 80, 81, 443, 8080];
 
-fn here(node: &str) -> Here<'_> {
+pub(super) fn here(node: &str) -> Here<'_> {
     Here { node, families: &Family::BOTH, starting: &[] }
 }
 
-struct Cluster {
-    pods: Vec<Arc<core::Pod>>,
-    namespaces: Vec<Arc<core::Namespace>>,
-    policies: Vec<Arc<NetworkPolicy>>,
+/// What there is, and what of it is asked by the oracle directly.
+#[derive(Clone)]
+pub(super) struct Cluster {
+    pub pods: Vec<Arc<core::Pod>>,
+    pub namespaces: Vec<Arc<core::Namespace>>,
+    pub policies: Vec<Arc<NetworkPolicy>>,
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Connection {
-    from: IpAddr,
-    to: IpAddr,
-    protocol: Protocol,
-    port: u16,
+pub(super) struct Connection {
+    pub from: IpAddr,
+    pub to: IpAddr,
+    pub protocol: Protocol,
+    pub port: u16,
 }
 
 // -- the planned rules, as the kernel goes through them ---------------------------------------------
 
 fn permitted_by(plan: &Plan, chain: Option<&String>, connection: Connection) -> bool {
     let Some(chain) = chain else { return true };
-    let Permits { direction, permits } = &plan.chains[chain];
+    let Chain { direction, rules, otherwise } = &plan.chains[chain];
     let peer = if *direction == Direction::Ingress { connection.from } else { connection.to };
     let Connection { to, protocol, port, .. } = connection;
-    permits.iter().any(|permit| {
-        let peer_matches = match &permit.peer {
-            PermittedPeer::Anyone => true,
-            PermittedPeer::Set(set) => plan.peers[set].contains(&peer),
-            PermittedPeer::Block { cidr, except } => cidr.contains(peer) && !except.iter().any(|e| e.contains(peer)),
+    let matches = |rule: &&ChainRule| {
+        let peer_matches = match &rule.peer {
+            MatchedPeer::Anyone => true,
+            MatchedPeer::Set(set) => plan.peers[set].contains(&peer),
+            MatchedPeer::Block { cidr, except } => cidr.contains(peer) && !except.iter().any(|e| e.contains(peer)),
         };
-        let port_matches = match &permit.ports {
-            PermittedPorts::All => true,
-            PermittedPorts::Protocol(of) => *of == protocol,
-            PermittedPorts::Range(of, first, last) => *of == protocol && (*first..=*last).contains(&port),
-            PermittedPorts::Named(set) => plan.named_ports[set].contains(&(to, protocol, port)),
+        let port_matches = match &rule.ports {
+            MatchedPorts::All => true,
+            MatchedPorts::Protocol(of) => *of == protocol,
+            MatchedPorts::Range(of, first, last) => *of == protocol && (*first..=*last).contains(&port),
+            MatchedPorts::Named(set) => plan.named_ports[set].contains(&(to, protocol, port)),
         };
         peer_matches && port_matches
-    })
+    };
+    match rules.iter().find(matches).map_or(otherwise, |rule| &rule.outcome) {
+        Outcome::Allow => true,
+        Outcome::Deny => false,
+        Outcome::Ask(next) => permitted_by(plan, Some(next), connection),
+    }
 }
 
 /// Every node enforces its own pods' side; a connection has to pass both.
-fn permitted(plans: &[Plan], connection: Connection) -> bool {
+pub(super) fn permitted(plans: &[Plan], connection: Connection) -> bool {
     connection.from == connection.to
         || plans.iter().all(|plan| {
             permitted_by(plan, plan.egress.get(&connection.from), connection)
@@ -72,7 +79,7 @@ fn permitted(plans: &[Plan], connection: Connection) -> bool {
 
 // -- the oracle -------------------------------------------------------------------------------------
 
-fn selects(selector: &SelectorObject, labels: Option<&BTreeMap<String, String>>) -> bool {
+pub(super) fn selects(selector: &SelectorObject, labels: Option<&BTreeMap<String, String>>) -> bool {
     let label = |key: &str| labels.and_then(|labels| labels.get(key));
     let equal = selector.match_labels.iter().flatten().all(|(key, value)| label(key) == Some(value));
     equal
@@ -88,7 +95,7 @@ fn selects(selector: &SelectorObject, labels: Option<&BTreeMap<String, String>>)
 }
 
 impl Cluster {
-    fn pod_at(&self, address: IpAddr) -> Option<&core::Pod> {
+    pub fn pod_at(&self, address: IpAddr) -> Option<&core::Pod> {
         let at = |pod: &&Arc<core::Pod>| {
             let spec = pod.spec.as_ref().unwrap();
             spec.host_network != Some(true)
@@ -147,12 +154,13 @@ impl Cluster {
             })
     }
 
-    fn direction_permits(&self, direction: Direction, connection: Connection) -> bool {
+    /// `None` where no policy speaks.
+    pub fn direction_permits(&self, direction: Direction, connection: Connection) -> Option<bool> {
         let (own, peer) = match direction {
             Direction::Ingress => (connection.to, connection.from),
             Direction::Egress => (connection.from, connection.to),
         };
-        let Some(pod) = self.pod_at(own) else { return true };
+        let pod = self.pod_at(own)?;
         let mut isolated = false;
         for policy in &self.policies {
             let spec = policy.spec.as_ref().unwrap();
@@ -177,27 +185,38 @@ impl Cluster {
                 _ => continue,
             };
             if permits {
-                return true;
+                return Some(true);
             }
             isolated = true;
         }
-        !isolated
+        isolated.then_some(false)
     }
 
     fn permits(&self, connection: Connection) -> bool {
         connection.from == connection.to
-            || (self.direction_permits(Direction::Egress, connection)
-                && self.direction_permits(Direction::Ingress, connection))
+            || [Direction::Egress, Direction::Ingress]
+                .iter()
+                .all(|direction| self.direction_permits(*direction, connection).unwrap_or(true))
     }
 
-    fn plans(&self) -> Vec<Plan> {
-        NODES.iter().map(|node| plan(&self.pods, &self.namespaces, &self.policies, here(node))).collect()
+    pub fn objects(&self) -> Objects {
+        let Self { pods, namespaces, policies } = self.clone();
+        Objects { pods, namespaces, policies, ..Objects::default() }
+    }
+
+    /// Addresses of its pods, and some of nobody's, in pairs of one family.
+    pub fn pairs(&self) -> Vec<(IpAddr, IpAddr)> {
+        let statuses = self.pods.iter().flat_map(|pod| pod.status.iter());
+        let pods = statuses.flat_map(|status| status.pod_ips.iter().flatten().map(|ip| ip.ip.parse().unwrap()));
+        let addresses: Vec<IpAddr> = pods.chain(OUTSIDE).collect();
+        let pairs = addresses.iter().flat_map(|from| addresses.iter().map(move |to| (*from, *to)));
+        pairs.filter(|(from, to)| Family::of(*from) == Family::of(*to)).collect()
     }
 }
 
 // -- random clusters --------------------------------------------------------------------------------
 
-fn any_labels() -> impl Strategy<Value = Value> {
+pub(super) fn any_labels() -> impl Strategy<Value = Value> {
     (0..3u8, 0..3u8).prop_map(|(x, y)| {
         let mut labels = json!({});
         for (key, value) in [("x", x), ("y", y)] {
@@ -209,7 +228,7 @@ fn any_labels() -> impl Strategy<Value = Value> {
     })
 }
 
-fn any_selector() -> impl Strategy<Value = Value> {
+pub(super) fn any_selector() -> impl Strategy<Value = Value> {
     let expression = (prop_oneof![Just("x"), Just("y")], 0..4usize, 1..3u8).prop_map(|(key, operator, value)| {
         let operator = ["In", "NotIn", "Exists", "DoesNotExist"][operator];
         match operator {
@@ -291,7 +310,7 @@ fn any_pod() -> impl Strategy<Value = Value> {
     })
 }
 
-fn any_cluster() -> impl Strategy<Value = Cluster> {
+pub(super) fn any_cluster() -> impl Strategy<Value = Cluster> {
     let pods = proptest::collection::vec(any_pod(), 2..8);
     let policies = proptest::collection::vec(any_policy(), 0..5);
     let labels = proptest::collection::vec(any_labels(), NAMESPACES.len());
@@ -329,12 +348,8 @@ proptest! {
 
     #[test]
     fn the_plan_permits_what_the_policies_say(cluster in any_cluster()) {
-        let plans = cluster.plans();
-        let statuses = cluster.pods.iter().flat_map(|pod| pod.status.iter());
-        let pods = statuses.flat_map(|status| status.pod_ips.iter().flatten().map(|ip| ip.ip.parse().unwrap()));
-        let addresses: Vec<IpAddr> = pods.chain(OUTSIDE).collect();
-        let pairs = addresses.iter().flat_map(|from| addresses.iter().map(move |to| (*from, *to)));
-        for (from, to) in pairs.filter(|(from, to)| Family::of(*from) == Family::of(*to)) {
+        let plans: Vec<Plan> = NODES.iter().map(|node| plan(&cluster.objects(), here(node))).collect();
+        for (from, to) in cluster.pairs() {
             for (protocol, port) in PORTS.iter().flat_map(|&port| [(Protocol::Tcp, port), (Protocol::Udp, port)]) {
                 let connection = Connection { from, to, protocol, port };
                 prop_assert_eq!(permitted(&plans, connection), cluster.permits(connection), "{:?}", connection);
@@ -362,17 +377,21 @@ fn pods_share_chains_and_peers_and_a_new_pod_changes_elements_only() {
     let rule = json!([{"from": [{"podSelector": {"matchLabels": {"x": "1"}}}]}]);
     let policy = json!({"metadata": {"namespace": "a"}, "spec": {"podSelector": {}, "ingress": rule}});
     let policies = [Arc::new(serde_json::from_value(policy).unwrap())];
-    let (few, more) =
-        (plan(&pods(3), &namespaces, &policies, here("here")), plan(&pods(4), &namespaces, &policies, here("here")));
+    let of = |count, node| {
+        let objects = Objects {
+            pods: pods(count),
+            namespaces: namespaces.to_vec(),
+            policies: policies.to_vec(),
+            ..Objects::default()
+        };
+        plan(&objects, here(node))
+    };
+    let (few, more) = (of(3, "here"), of(4, "here"));
     assert_eq!((few.chains.len(), few.peers.len(), few.ingress.len(), few.egress.len()), (1, 1, 3, 0));
     assert_eq!(few.chains, more.chains);
     assert_eq!(few.peers.keys().collect::<Vec<_>>(), more.peers.keys().collect::<Vec<_>>());
     assert_eq!((more.ingress.len(), more.peers.values().next().unwrap().len()), (4, 4));
-    assert_eq!(
-        plan(&pods(3), &namespaces, &policies, here("there")),
-        Plan::default(),
-        "other nodes enforce their own pods"
-    );
+    assert_eq!(of(3, "there"), Plan::default(), "other nodes enforce their own pods");
 }
 
 #[test]
@@ -390,7 +409,9 @@ fn a_pod_is_isolated_before_its_status_has_its_address() {
     Arc::make_mut(&mut objects[0]).status = None;
     // The first has an object, which says what its labels are; the others are known by what the node was told.
     let starting = [new("2", "0", 2), new("other", "1", 3), new("open", "2", 4)];
-    let plan = plan(&objects, &namespaces, &policies, Here { starting: &starting, ..here("here") });
+    let objects =
+        Objects { pods: objects, namespaces: namespaces.to_vec(), policies: policies.to_vec(), ..Objects::default() };
+    let plan = plan(&objects, Here { starting: &starting, ..here("here") });
     let isolated: Vec<String> = plan.ingress.keys().map(ToString::to_string).collect();
     assert_eq!(isolated, ["10.42.0.2", "10.42.0.3", "fd42::2", "fd42::3"]);
 }

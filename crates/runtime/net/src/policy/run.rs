@@ -3,42 +3,20 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use dhow_client::{Client, Informer, ListParams};
-use k8s_openapi::api::core::v1::{Namespace, Pod};
+use dhow_client::{Client, ListParams};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::Policies;
+use super::follow::{Custom, OnDemand, Watcher};
+use super::{AdminNetworkPolicy, BaselineAdminNetworkPolicy, ClusterNetworkPolicy, Objects, Policies};
 use crate::Net;
 
 /// Changes that arrive this close together become one transaction.
 const SETTLE: Duration = Duration::from_millis(5);
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LAST_RETRY: Duration = Duration::from_secs(30);
-
-/// Who the policies speak of. Watched only while there is a policy: most clusters have none.
-struct Peers {
-    pods: Informer<Pod>,
-    namespaces: Informer<Namespace>,
-    /// Ends the watches when dropped.
-    _watching: tokio_util::sync::DropGuard,
-}
-
-impl Peers {
-    async fn watch(client: &Client, changed: &Arc<Notify>, shutdown: &CancellationToken) -> Self {
-        let watching = shutdown.child_token();
-        let pods = Informer::<Pod>::start(client.clone(), ListParams::default(), None, watching.clone());
-        let namespaces = Informer::<Namespace>::start(client.clone(), ListParams::default(), None, watching.clone());
-        pods.synced().await;
-        namespaces.synced().await;
-        let wake = Arc::clone(changed);
-        pods.on_change(move |_| wake.notify_one());
-        let wake = Arc::clone(changed);
-        namespaces.on_change(move |_| wake.notify_one());
-        Self { pods, namespaces, _watching: watching.drop_guard() }
-    }
-}
 
 /// Keeps the node's rules as the cluster's network policies ask, until shut down. What the kernel holds stays
 /// there: policies hold on while we are gone.
@@ -64,29 +42,34 @@ pub fn run(
 }
 
 async fn keep(client: &Client, net: Arc<Net>, node_name: &str, shutdown: &CancellationToken) {
-    let policies = Informer::<NetworkPolicy>::start(client.clone(), ListParams::default(), None, shutdown.clone());
     let changed = Arc::new(Notify::new());
-    let wake = Arc::clone(&changed);
-    policies.on_change(move |_| wake.notify_one());
+    let watcher = Watcher { client: client.clone(), changed: Arc::clone(&changed), shutdown: shutdown.clone() };
+    let policies = watcher.start::<NetworkPolicy>(ListParams::default(), shutdown.clone());
+    let mut admin = Custom::<AdminNetworkPolicy>::follow(&watcher);
+    let mut baseline = Custom::<BaselineAdminNetworkPolicy>::follow(&watcher);
+    let mut cluster = Custom::<ClusterNetworkPolicy>::follow(&watcher);
+    // Who the policies speak of. Watched only while there is a policy: most clusters have none.
+    let mut pods = OnDemand::<Pod>::new(&watcher);
+    let mut namespaces = OnDemand::<Namespace>::new(&watcher);
+    let mut nodes = OnDemand::<Node>::new(&watcher);
     // An incomplete view would open what is only not listed yet.
     policies.synced().await;
     let mut enforced = Policies::open(Arc::clone(&net), node_name);
     let mut starting = net.gate.watch();
-    let mut peers: Option<Peers> = None;
     let mut retry = FIRST_RETRY;
     loop {
-        let listed = policies.list();
-        let (pods, namespaces) = if listed.is_empty() {
-            peers = None;
-            (Vec::new(), Vec::new())
-        } else {
-            let peers = match peers.take() {
-                Some(watched) => peers.insert(watched),
-                None => peers.insert(Peers::watch(client, &changed, shutdown).await),
-            };
-            (peers.pods.list(), peers.namespaces.list())
+        let mut objects = Objects {
+            admin: admin.list().await,
+            baseline: baseline.list().await,
+            cluster: cluster.list().await,
+            policies: policies.list(),
+            ..Objects::default()
         };
-        match enforced.sync(&pods, &namespaces, &listed).await {
+        let any = !objects.no_policies();
+        objects.pods = pods.list(any).await;
+        objects.namespaces = namespaces.list(any).await;
+        objects.nodes = nodes.list(objects.speak_of_nodes()).await;
+        match enforced.sync(&objects).await {
             Ok(operations) => {
                 retry = FIRST_RETRY;
                 tracing::debug!(operations, "network policies are enforced");
@@ -99,9 +82,9 @@ async fn keep(client: &Client, net: Arc<Net>, node_name: &str, shutdown: &Cancel
             }
         }
         // Without a policy, a new pod has nothing to wait for.
-        match listed.is_empty() {
-            true => net.gate.open(),
-            false => net.gate.close(),
+        match any {
+            true => net.gate.close(),
+            false => net.gate.open(),
         }
         tokio::select! {
             () = changed.notified() => tokio::time::sleep(SETTLE).await,

@@ -7,14 +7,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use dhow_base::directory::DirectoryWatch;
 use dhow_cri::Runtime;
 use dhow_cri::runtime::{ContainerState, RuntimeEventKind};
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use jiff::Timestamp;
 use tokio::sync::mpsc;
-
-use crate::directory::DirectoryWatch;
 
 const BLOCK: usize = 64 * 1024;
 

@@ -10,6 +10,8 @@ use tokio::net::unix::pipe;
 pub struct DirectoryWatch(pipe::Receiver);
 
 impl DirectoryWatch {
+    /// # Errors
+    /// Where the directory is not, or the kernel has no watch left.
     pub fn new(path: &Path) -> std::io::Result<Self> {
         use inotify::WatchFlags as On;
         let fd = inotify::init(inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC)?;
@@ -19,6 +21,9 @@ impl DirectoryWatch {
     }
 
     /// What changed is not looked at: the reader looks at the file.
+    ///
+    /// # Errors
+    /// When the kernel tells no more.
     pub async fn changed(&self) -> std::io::Result<()> {
         let mut events = [0; 4096];
         loop {
