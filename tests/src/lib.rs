@@ -259,6 +259,16 @@ fn ensure_purged(data: &Path, run_dir: &Path, links: usize, inside: impl Fn(&str
     Ok(())
 }
 
+/// Checks again and again for so long, and fails as soon as the check does.
+pub fn always(length: Duration, mut check: impl FnMut() -> Result<()>) -> Result<()> {
+    let end = Instant::now() + length;
+    while Instant::now() < end {
+        check()?;
+        std::thread::park_timeout(Duration::from_millis(500));
+    }
+    Ok(())
+}
+
 /// Tries until it succeeds; the last error after `limit`. For things outside that offer no event to wait for.
 pub fn eventually<T>(limit: Duration, mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
     let deadline = Instant::now() + limit;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use dhow_e2e::machines::Machines;
-use dhow_e2e::{eventually, run, workspace};
+use dhow_e2e::{always, eventually, run, workspace};
 use serde_json::Value;
 
 const SOON: Duration = Duration::from_secs(60);
@@ -383,11 +383,10 @@ fn a_balancers_address_leaves_a_dead_daemon(machines: &Machines) -> Result<()> {
     let ask = || run(machines.server().command("curl").args(["-sf", "--max-time", "2", &url]));
     ensure!(eventually(SOON, ask)? == format!("from {holder}\n"), "another answers");
     // It stays while the daemon lives: well beyond the time the kernel was given.
-    let begin = Instant::now();
-    while begin.elapsed() < Duration::from_secs(15) {
+    always(Duration::from_secs(15), || {
         ensure!(holders(machines, &address)? == [holder.clone()], "it is lost meanwhile");
-        std::thread::sleep(Duration::from_secs(1));
-    }
+        Ok(())
+    })?;
     let dead = machines.all.iter().find(|machine| machine.name == holder).context("no machine")?;
     let begin = Instant::now();
     dead.kill()?;

@@ -20,6 +20,9 @@ const SOON: Duration = Duration::from_secs(90);
 const BUSYBOX: &str = "docker.io/library/busybox:latest";
 
 /// One test, because a host's names are the process'.
+/// One part of the story, which begins where the one before ended.
+type Part<'a> = Box<dyn FnMut() -> Result<()> + 'a>;
+
 #[test]
 fn claims_bring_devices_to_pods() {
     let host = Host::new().unwrap();
@@ -31,14 +34,15 @@ fn claims_bring_devices_to_pods() {
     let description = Description::new(&["g0", "g1"]).unwrap();
     let driver = Driver::new(&host, &description).unwrap();
     let mut running: Vec<Stop> = Vec::new();
-    let mut parts: Vec<(&str, Box<dyn FnMut() -> Result<()> + '_>)> = Vec::new();
-    parts.push(("what the API refuses", Box::new(|| refuses_what_is_none(&host))));
-    parts.push(("waiting", Box::new(|| waits_for_devices(&host))));
-    parts.push(("a driver that is not there", Box::new(|| waits_for_its_driver(&host, &driver, &mut running))));
-    parts.push(("one after the other", Box::new(|| hands_a_device_on(&host, &driver))));
-    parts.push(("sharing", Box::new(|| shares_a_claim(&host, &driver))));
-    parts.push(("a driver that fails", Box::new(|| tells_of_a_failing_driver(&host, &driver))));
-    parts.push(("a driver is replaced", Box::new(|| calls_the_latest_instance(&host, &driver))));
+    let parts: [(&str, Part<'_>); 7] = [
+        ("what the API refuses", Box::new(|| refuses_what_is_none(&host))),
+        ("waiting", Box::new(|| waits_for_devices(&host))),
+        ("a driver that is not there", Box::new(|| waits_for_its_driver(&host, &driver, &mut running))),
+        ("one after the other", Box::new(|| hands_a_device_on(&host, &driver))),
+        ("sharing", Box::new(|| shares_a_claim(&host, &driver))),
+        ("a driver that fails", Box::new(|| tells_of_a_failing_driver(&host, &driver))),
+        ("a driver is replaced", Box::new(|| calls_the_latest_instance(&host, &driver))),
+    ];
     let mut failed = None;
     for (name, mut part) in parts {
         let begun = Instant::now();

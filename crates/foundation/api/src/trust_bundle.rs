@@ -184,7 +184,7 @@ mod tests {
     fn merged_bundles_have_each_certificate_once() {
         let both = merged([ONE, LEAF, ONE]);
         assert_eq!(blocks(&both).len(), 2);
-        assert_eq!(both, merged([LEAF, &format!("said of it: {ONE}")]));
+        assert_eq!(both, merged([LEAF, &format!("said of it:\n{ONE}")]));
         assert_eq!(merged([ONE]), ONE);
         assert_eq!(merged([""]), "");
     }

@@ -159,7 +159,7 @@ pub fn page(text: &str, prefix: &str) -> String {
     static TAG: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new(r"<[a-zA-Z][^<>]*>").ok());
     static LINK: LazyLock<Option<Regex>> = LazyLock::new(|| {
         Regex::new(
-            r#"(?i)(\s(?:action|background|cite|classid|codebase|data|formaction|href|icon|longdesc|manifest|poster|profile|src|usemap)\s*=\s*["']?)(/[^/"'\s>][^"'\s>]*|/)"#,
+            r#"(?i)(\s(?:action|background|cite|classid|codebase|data|formaction|href|icon|longdesc|manifest|poster|profile|src|usemap)\s*=\s*["']?)(/(?:[^/"'\s>][^"'\s>]*)?)(["'\s>])"#,
         )
         .ok()
     });
@@ -169,7 +169,7 @@ pub fn page(text: &str, prefix: &str) -> String {
             if found[2].starts_with(prefix) {
                 found[0].to_owned()
             } else {
-                format!("{}{prefix}{}", &found[1], &found[2])
+                format!("{}{prefix}{}{}", &found[1], &found[2], &found[3])
             }
         })
         .into_owned()

@@ -135,7 +135,7 @@ async fn a_group_that_fails_is_left_for_another() {
     // What nobody can help hears why, and once.
     cloud.apply(deployment("huge", 1, "64")).await;
     let of = "reason=NotTriggerScaleUp";
-    let why = ["get", "events", "--field-selector", of, "-o", "jsonpath={.items[0].message} {.items[0].count}"];
+    let why = ["get", "events", "--field-selector", of, "-o", "jsonpath={.items[*].message} {.items[*].count}"];
     cloud.until(&why, "pod didn't trigger scale-up: 2 Insufficient cpu 1").await;
 }
 

@@ -89,7 +89,7 @@ async fn a_snapshot_is_taken_shown_and_goes_with_its_data() {
     cloud.until(&error, "false no room").await;
     taken(&cloud, &made, json!({"error": null, "readyToUse": true, "snapshotHandle": "h", "restoreSize": 1 << 30, "creationTime": 1_000_000_000})).await;
     let shown = "jsonpath={.status.readyToUse} {.status.restoreSize} {.status.creationTime} {.status.error}";
-    cloud.until(&["get", "vs/s", "-o", shown], "true 1Gi 1970-01-01T00:00:01Z ").await;
+    cloud.until(&["get", "vs/s", "-o", shown], "true 1Gi 1970-01-01T00:00:01Z").await;
     cloud.kubectl(&["wait", "pvc/data", "--for=delete", "--timeout=30s"]).await;
 
     // A claim that waits to be filled from it holds it.

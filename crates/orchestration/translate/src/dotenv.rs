@@ -59,7 +59,7 @@ impl<'a> Reader<'a> {
         self.at += self.rest().len() - self.rest().trim_start_matches([' ', '\t']).len();
     }
 
-    fn to_line_end(&mut self) -> &'a str {
+    fn take_line(&mut self) -> &'a str {
         let line = self.rest().split('\n').next().unwrap_or_default();
         self.at = (self.at + line.len() + 1).min(self.text.len());
         line
@@ -71,7 +71,7 @@ impl<'a> Reader<'a> {
             return Ok(false);
         }
         if self.rest().starts_with('#') {
-            self.to_line_end();
+            self.take_line();
             return Ok(true);
         }
         if let Some(after) = self.rest().strip_prefix("export").filter(|after| after.starts_with([' ', '\t'])) {
@@ -102,7 +102,7 @@ impl<'a> Reader<'a> {
                 Ok(true)
             }
             Some('#') => {
-                self.to_line_end();
+                self.take_line();
                 Ok(true)
             }
             Some(other) => self.fail(begin, format!("unexpected {other:?} after the name {name}")),
@@ -114,7 +114,7 @@ impl<'a> Reader<'a> {
         let quote = match self.rest().chars().next() {
             Some(quote @ ('"' | '\'')) => quote,
             _ => {
-                let line = self.to_line_end();
+                let line = self.take_line();
                 let value = if line.starts_with('#') { "" } else { line.split(" #").next().unwrap_or_default() };
                 return self.expand(begin, value.trim_end());
             }
@@ -126,7 +126,7 @@ impl<'a> Reader<'a> {
             if c == quote {
                 self.at += at + 1;
                 let value = if quote == '"' { self.expand(begin, &inner)? } else { inner };
-                let after = self.to_line_end().trim();
+                let after = self.take_line().trim();
                 if !after.is_empty() && !after.starts_with('#') {
                     return self.fail(begin, format!("unexpected {after:?} after the closing quote"));
                 }

@@ -2,10 +2,10 @@
 //! through [`Files`], and nothing else is asked of the world.
 //!
 //! Code map
-//! - [`yaml`], [`schema`], [`view`]: a tree that knows its places, its allowed keys, and what of it was read.
-//! - [`interpolate`], [`dotenv`], [`merge`], [`load`]: from files to one tree.
-//! - [`compose`]: from the tree to objects.
-//! - [`kustomize`]: kustomizations.
+//! - [`yaml`], [`schema`] and [`view`], a tree that knows its places, its allowed keys, and what of it was read.
+//! - [`interpolate`], [`dotenv`], [`merge`] and [`load`], from files to one tree.
+//! - [`compose`], from the tree to objects.
+//! - [`kustomize`] for kustomizations.
 //!
 //! Invariants
 //! - The same input gives the same objects, byte for byte.

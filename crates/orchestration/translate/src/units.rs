@@ -56,7 +56,7 @@ fn whole(value: f64) -> Option<u64> {
 /// Bytes as a quantity, in the largest unit that divides them.
 pub fn memory(bytes: u64) -> String {
     for (shift, unit) in [(30, "Gi"), (20, "Mi"), (10, "Ki")] {
-        if bytes > 0 && bytes % (1 << shift) == 0 {
+        if bytes > 0 && bytes.is_multiple_of(1 << shift) {
             return format!("{}{unit}", bytes >> shift);
         }
     }

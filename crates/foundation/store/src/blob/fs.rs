@@ -189,7 +189,8 @@ impl Blob for FsBlob {
         // One system call on metadata that is nearly always in memory: cheaper than another thread.
         let Some(meta) = found(fs::metadata(&path), "stat", &path)? else { return Ok(None) };
         let modified = meta.modified().map_err(|e| failed("stat", &path, e))?;
-        Ok(meta.is_file().then(|| BlobMeta { key, size: meta.len(), modified }))
+        let size = meta.len();
+        Ok(meta.is_file().then_some(BlobMeta { key, size, modified }))
     }
 
     async fn get(&self, key: &str, range: Range<u64>) -> Result<Option<BlobStream>, Error> {

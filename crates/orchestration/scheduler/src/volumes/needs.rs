@@ -73,9 +73,9 @@ pub enum Step {
 impl<'a> Needs<'a> {
     /// Or why no node will do, in a sentence's words.
     pub fn new(snapshot: &'a Snapshot, pod: &Pod) -> Result<Self, String> {
-        let mut needs = Self::default();
-        needs.inline = Inline::of(pod);
-        needs.attachables.clone_from(&needs.inline.attachables);
+        let inline = Inline::of(pod);
+        let attachables = inline.attachables.clone();
+        let mut needs = Self { inline, attachables, ..Self::default() };
         let used = used_by(pod);
         if used.is_empty() {
             return Ok(needs);

@@ -245,7 +245,7 @@ fn label(resource: &mut Resource, pairs: &Map<String, Value>, selectors: bool, t
     let object = &mut resource.object;
     add(object, "/metadata", "labels", pairs);
     let works = ["Deployment", "StatefulSet", "DaemonSet", "ReplicaSet", "Job"].contains(&kind.as_str());
-    if templates && works || kind == "ReplicationController" && templates {
+    if templates && (works || kind == "ReplicationController") {
         ensure(object, &["spec", "template", "metadata"]);
         add(object, "/spec/template/metadata", "labels", pairs);
     }
