@@ -199,7 +199,6 @@ fn preemption_across_the_nodes_of_a_zone() {
 }
 
 #[test]
-#[ignore = "the API does not set SchedulingGated yet"]
 fn gates_hold_a_pod_until_they_are_gone() {
     let server = Server::start().unwrap();
     let server = &server;

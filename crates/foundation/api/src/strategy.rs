@@ -211,9 +211,16 @@ pub(crate) fn namespace_update(object: &mut Value, old: &Value) {
 pub(crate) fn pod_create(object: &mut Value) {
     child_mut(object, "spec");
     let class = qos_class(object);
+    let gated = object["spec"]["schedulingGates"].as_array().is_some_and(|gates| !gates.is_empty());
     let status = child_mut(object, "status");
     status.insert("phase".into(), json!("Pending"));
     status.insert("qosClass".into(), json!(class));
+    if gated {
+        let message = "Scheduling is blocked due to non-empty scheduling gates";
+        let condition =
+            json!({"type": "PodScheduled", "status": "False", "reason": "SchedulingGated", "message": message});
+        status.insert("conditions".into(), json!([condition]));
+    }
 }
 
 /// Guaranteed, Burstable or BestEffort, from CPU and memory of all containers.

@@ -525,7 +525,8 @@ async fn a_version_that_was_ready_for_a_moment_goes_back_too() {
         cloud.kubectl(&["set", "image", &what, "c=example/app:2"]).await;
         cloud.kubectl(&["rollout", "status", &what, "--timeout=60s"]).await;
         // All is well, and said to be.
-        cloud.until(&["get", revisions, "-l", &of, "-o", marks, "--sort-by=.metadata.creationTimestamp"], "1 2").await;
+        let by = "--sort-by=.metadata.annotations.dhow\\.io/completed";
+        cloud.until(&["get", revisions, "-l", &of, "-o", marks, by], "1 2").await;
         crash(&cloud, app).await;
         let image = "jsonpath={.spec.template.spec.containers[0].image}";
         cloud.until(&["get", &what, "-o", image], "example/app:1").await;
