@@ -17,7 +17,9 @@ pub struct Reserved<'a> {
 impl Names {
     /// `None` if somebody else is at it.
     pub fn reserve(&self, name: String) -> Option<Reserved<'_>> {
-        self.0.lock().insert(name.clone()).then_some(Reserved { names: self, name })
+        let free = self.0.lock().insert(name.clone());
+        // Made only when it is to be kept: its end gives the name back.
+        free.then(|| Reserved { names: self, name })
     }
 }
 
