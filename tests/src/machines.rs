@@ -177,6 +177,13 @@ impl Machines {
         apply(self.server().command("kubectl"), manifest)
     }
 
+    /// What a URL gives to a pod that has python in it; `patience` in seconds.
+    pub fn fetch(&self, pod: &str, url: &str, patience: u32) -> Result<String> {
+        let get = "import sys, urllib.request as u; \
+                   sys.stdout.write(u.urlopen(sys.argv[1], timeout=float(sys.argv[2])).read().decode())";
+        self.exec(pod, &format!("python3 -c '{get}' {url} {patience}"))
+    }
+
     /// A shell command in a pod of namespace `default`; returns standard output.
     pub fn exec(&self, pod: &str, script: &str) -> Result<String> {
         self.kubectl(&["exec", pod, "--", "sh", "-c", script])

@@ -206,20 +206,15 @@ fn ip(machines: &Machines, pod: &str) -> Result<String> {
 }
 
 /// What a pod gets from an address, waiting so many seconds for each part of it.
-fn fetch(machines: &Machines, from: &str, url: &str, patience: u32) -> Result<String> {
-    let get = "import sys, urllib.request as u; \
-               sys.stdout.write(u.urlopen(sys.argv[1], timeout=float(sys.argv[2])).read().decode())";
-    machines.exec(from, &format!("python3 -c '{get}' {url} {patience}"))
-}
 
 fn pods_reach_each_other(machines: &Machines) -> Result<()> {
     for to in &machines.all {
         let address = ip(machines, &format!("on-{}", to.name))?;
         for from in &machines.all {
             let pod = format!("on-{}", from.name);
-            let page = fetch(machines, &pod, &format!("http://{address}:8080/"), 5)?;
+            let page = machines.fetch(&pod, &format!("http://{address}:8080/"), 5)?;
             ensure!(page == format!("from {}\n", to.name), "{} to {}: {page}", from.name, to.name);
-            let large = fetch(machines, &pod, &format!("http://{address}:8080/large"), 10)?;
+            let large = machines.fetch(&pod, &format!("http://{address}:8080/large"), 10)?;
             ensure!(large.len() == 300_000, "{} to {}: {} bytes", from.name, to.name, large.len());
         }
     }
@@ -264,7 +259,7 @@ fn services_reach_every_node(machines: &Machines) -> Result<()> {
 fn names_resolve_everywhere(machines: &Machines) -> Result<()> {
     for machine in &machines.all {
         let pod = format!("on-{}", machine.name);
-        let page = fetch(machines, &pod, "http://web.default.svc.cluster.local/", 5)?;
+        let page = machines.fetch(&pod, "http://web.default.svc.cluster.local/", 5)?;
         ensure!(page.starts_with("from "), "{page}");
     }
     let slices =
@@ -281,14 +276,14 @@ fn policies_hold_between_nodes(machines: &Machines) -> Result<()> {
     let (near, far) = (ip(machines, "on-m1")?, ip(machines, "on-m3")?);
     for address in [near, far] {
         let url = format!("http://{address}:8080/");
-        eventually(SOON, || match fetch(machines, "on-m0", &url, 2) {
+        eventually(SOON, || match machines.fetch("on-m0", &url, 2) {
             Ok(page) => bail!("on-m0 still gets {page}"),
-            Err(_) => fetch(machines, "on-m2", &url, 2).map(drop),
+            Err(_) => machines.fetch("on-m2", &url, 2).map(drop),
         })?;
     }
     machines.kubectl(&["delete", "networkpolicy", "only-m2"])?;
     let address = ip(machines, "on-m3")?;
-    eventually(SOON, || fetch(machines, "on-m0", &format!("http://{address}:8080/"), 2).map(drop))
+    eventually(SOON, || machines.fetch("on-m0", &format!("http://{address}:8080/"), 2).map(drop))
 }
 
 fn streams_reach_every_node(machines: &Machines) -> Result<()> {
@@ -345,7 +340,7 @@ fn a_narrow_link_is_no_black_hole(machines: &Machines) -> Result<()> {
     machine.narrow(1300)?;
     let (far, near) = (ip(machines, "on-m3")?, ip(machines, "on-m1")?);
     for (from, to) in [("on-m1", far), ("on-m3", near)] {
-        let large = fetch(machines, from, &format!("http://{to}:8080/large"), 30)?;
+        let large = machines.fetch(from, &format!("http://{to}:8080/large"), 30)?;
         ensure!(large.len() == 300_000, "{from}: {} bytes", large.len());
     }
     machine.narrow(1500)
@@ -381,7 +376,13 @@ fn a_balancers_address_leaves_a_dead_daemon(machines: &Machines) -> Result<()> {
     })?;
     let url = format!("http://{address}/");
     let ask = || run(machines.server().command("curl").args(["-sf", "--max-time", "2", &url]));
-    ensure!(eventually(SOON, ask)? == format!("from {holder}\n"), "another answers");
+    // Asked from a node, which is inside, either may answer.
+    let answers = || {
+        let answer = ask()?;
+        ensure!(["from m1\n", "from m2\n"].contains(&answer.as_str()), "{answer:?}");
+        Ok(())
+    };
+    eventually(SOON, answers)?;
     // It stays while the daemon lives: well beyond the time the kernel was given.
     always(Duration::from_secs(15), || {
         ensure!(holders(machines, &address)? == [holder.clone()], "it is lost meanwhile");
@@ -397,7 +398,7 @@ fn a_balancers_address_leaves_a_dead_daemon(machines: &Machines) -> Result<()> {
         Ok(())
     })?;
     eprintln!("{address} moved after {} ms", begin.elapsed().as_millis());
-    ensure!(eventually(SOON, ask)? == format!("from {next}\n"), "another answers");
+    eventually(SOON, answers)?;
     dead.dhow(&["join"])?;
     machines.kubectl(&["wait", "--for=condition=Ready", &format!("node/{holder}"), "--timeout=60s"])?;
     machines.kubectl(&["delete", "service", "balanced"])?;
@@ -506,7 +507,7 @@ fn takes_it_back(machines: &Machines) -> Result<()> {
     machines.kubectl(&["wait", "--for=condition=Ready", "pod/stays", "--timeout=60s"])?;
     let before = std::fs::read_to_string(machine.data_dir().with_file_name("stays"))?;
     ensure!(container_of(machines, "stays")? == before, "the container was started anew");
-    let page = fetch(machines, "on-m2", "http://web.default.svc.cluster.local/", 5)?;
+    let page = machines.fetch("on-m2", "http://web.default.svc.cluster.local/", 5)?;
     ensure!(page.starts_with("from "), "{page}");
     Ok(())
 }
@@ -517,9 +518,9 @@ fn heals_a_partition(machines: &Machines) -> Result<()> {
     let far = ip(machines, "on-m3")?;
     machine.plug(false)?;
     let url = format!("http://{far}:8080/");
-    ensure!(fetch(machines, "on-m1", &url, 1).is_err(), "it is reached over a cable that is out");
+    ensure!(machines.fetch("on-m1", &url, 1).is_err(), "it is reached over a cable that is out");
     machine.plug(true)?;
-    eventually(SOON, || fetch(machines, "on-m1", &url, 1).map(drop))?;
+    eventually(SOON, || machines.fetch("on-m1", &url, 1).map(drop))?;
     eventually(SOON, || machines.exec("on-m3", "true").map(drop))
 }
 

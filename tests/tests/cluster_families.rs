@@ -151,16 +151,16 @@ spec:
   terminationGracePeriodSeconds: 0
   containers:
     - name: web
-      image: docker.io/library/busybox:latest
+      image: docker.io/library/python:latest
       imagePullPolicy: Never
-      command: [sh, -c, "mkdir /www; cd /www; echo from {node} > index.html; head -c 300000 /dev/zero > large; exec httpd -f -v -p 8080 -h /www"]
+      command: [sh, -c, "mkdir /www; cd /www; echo from {node} > index.html; head -c 300000 /dev/zero > large; exec python3 -u -m http.server 8080"]
       readinessProbe: {{httpGet: {{path: /, port: 8080}}, periodSeconds: 1}}
 "#
     )
 }
 
 fn runs_pods_everywhere(machines: &Machines) -> Result<()> {
-    let archive = workspace().join("target/images/busybox.tar");
+    let archive = workspace().join("target/images/python.tar");
     let archive = archive.to_str().context("path")?;
     for machine in &machines.all {
         machines.server().dhow(&["image", "import", "--node", &machine.name, archive])?;
@@ -185,12 +185,11 @@ fn pods_reach_each_other(machines: &Machines) -> Result<()> {
             for (own, target) in ips(machines, &pod)?.iter().zip(&of_target) {
                 let what = format!("{} to {target}", from.name);
                 let url = format!("http://{}:8080", host(target));
-                let page = eventually(SOON, || machines.exec(&pod, &format!("wget -q -T 5 -O - {url}/")));
+                let page = eventually(SOON, || machines.fetch(&pod, &format!("{url}/"), 5));
                 let page = page.with_context(|| what.clone())?;
                 ensure!(page == format!("from {}\n", to.name), "{what}: {page}");
-                let size = machines.exec(&pod, &format!("wget -q -T 10 -O - {url}/large | wc -c"));
-                let size = size.with_context(|| what.clone())?;
-                ensure!(size.trim() == "300000", "{what}: {size} bytes");
+                let large = machines.fetch(&pod, &format!("{url}/large"), 10).with_context(|| what.clone())?;
+                ensure!(large.len() == 300_000, "{what}: {} bytes", large.len());
                 // With its own address: what listens sees the pod.
                 let seen = machines.kubectl(&["logs", &format!("on-{}", to.name)])?;
                 ensure!(seen.contains(own.as_str()), "on-{} has not seen {own}: {seen}", to.name);
@@ -202,7 +201,11 @@ fn pods_reach_each_other(machines: &Machines) -> Result<()> {
 
 /// Who answers at a URL, of so many times asked.
 fn answers(machines: &Machines, pod: &str, url: &str, times: u32) -> Result<BTreeSet<String>> {
-    let ask = format!("for i in $(seq {times}); do wget -q -T 5 -O - {url} || echo nobody; done");
+    let get = "import sys, urllib.request as u\n\
+               for _ in range(int(sys.argv[2])):\n    \
+               try: sys.stdout.write(u.urlopen(sys.argv[1], timeout=5).read().decode())\n    \
+               except OSError: print(\"nobody\")";
+    let ask = format!("python3 -c '{get}' {url} {times}");
     Ok(machines.exec(pod, &ask)?.lines().map(|line| line.trim_start_matches("from ").to_owned()).collect())
 }
 
@@ -261,7 +264,7 @@ fn names_resolve_everywhere(machines: &Machines) -> Result<()> {
     let addresses = texts(&machines.get(&["get", "service", "web"])?["spec"]["clusterIPs"]);
     for machine in &machines.all {
         let pod = format!("on-{}", machine.name);
-        let page = machines.exec(&pod, "wget -q -T 5 -O - http://web.default.svc.cluster.local/")?;
+        let page = machines.fetch(&pod, "http://web.default.svc.cluster.local/", 5)?;
         ensure!(page.starts_with("from "), "{page}");
         for address in &addresses {
             let kind = if address.contains(':') { "AAAA" } else { "A" };

@@ -28,9 +28,9 @@ spec:
   terminationGracePeriodSeconds: 0
   containers:
     - name: web
-      image: docker.io/library/busybox:latest
+      image: docker.io/library/python:latest
       imagePullPolicy: Never
-      command: [sh, -c, "mkdir /www; echo welcome > /www/index.html; httpd -f -p 8080 -h /www"]
+      command: [sh, -c, "mkdir /www; cd /www; echo welcome > index.html; exec python3 -u -m http.server 8080"]
       ports: [{name: http, containerPort: 8080, hostPort: 8088}]
       readinessProbe: {httpGet: {path: /, port: http}, periodSeconds: 1}
 ---
@@ -47,7 +47,7 @@ metadata: {name: client}
 spec:
   terminationGracePeriodSeconds: 0
   containers:
-    - {name: idle, image: "docker.io/library/busybox:latest", imagePullPolicy: Never, command: [sleep, "3600"]}
+    - {name: idle, image: "docker.io/library/python:latest", imagePullPolicy: Never, command: [sleep, "3600"]}
 "#;
 
 struct Cloud {
@@ -94,13 +94,17 @@ impl Cloud {
     }
 
     fn exec(&self, pod: &str, url: &str) -> Result<String> {
-        self.host.kubectl(&["exec", pod, "--", "wget", "-q", "-T", "3", "-O", "-", url])
+        let get = "import sys, urllib.request as u; sys.stdout.write(u.urlopen(sys.argv[1], timeout=3).read().decode())";
+        self.host.kubectl(&["exec", pod, "--", "python3", "-c", get, url])
     }
 
     fn says_what_is_missing(&self) -> Result<()> {
         let host = &self.host;
         host.dhow(&["up"])?;
-        host.dhow(&["image", "import", workspace().join("target/images/busybox.tar").to_str().context("path")?])?;
+        for image in ["busybox", "python"] {
+            let archive = workspace().join(format!("target/images/{image}.tar"));
+            host.dhow(&["image", "import", archive.to_str().context("path")?])?;
+        }
         eventually(SOON, || {
             let node = host.get(&["get", "node", "e2e"])?;
             let conditions = node["status"]["conditions"].as_array().context("conditions")?;
