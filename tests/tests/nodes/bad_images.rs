@@ -43,7 +43,7 @@ fn entries(host: &Host) -> Result<BTreeSet<String>> {
 fn told(host: &Host, registry: &str) -> Result<()> {
     let name = |tag: &str| format!("{registry}/team/app:{tag}");
     // The registry as such is well, and what it says is believed.
-    host.dhow(&["image", "pull", &name("good")])?;
+    eventually(SOON, || host.dhow(&["image", "pull", &name("good")]))?;
     let before = entries(host)?;
     for (tag, _) in CASES {
         pod(host, tag, "sleep 1000", json!({"image": name(tag)}), nothing())?;

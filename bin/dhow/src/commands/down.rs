@@ -9,11 +9,17 @@ use anyhow::{Context, Result};
 use crate::cli::DownArgs;
 use crate::exit::Incomplete;
 use crate::place::Place;
+use crate::settings::Settings;
 use crate::{builtins, kubeconfig, nameserver, pidfile, preflight, runtimes};
 
 pub async fn run(args: DownArgs) -> Result<()> {
     preflight::root("dhow down")?;
-    let place = Place::resolve(&args.place)?;
+    let mut place = Place::resolve(&args.place)?;
+    // A mistake in the settings keeps a cloud from starting, never from stopping.
+    if let Err(error) = Settings::load(&place.config) {
+        eprintln!("warning: going on without the settings: {error:#}");
+        place.config = "/dev/null".into();
+    }
     let pid_file = place.pid_file();
     let was_running =
         tokio::task::spawn_blocking(move || pidfile::stop(&pid_file)).await.context("stop the daemon")??;
