@@ -131,17 +131,18 @@ fn sources(pod: &Pod, only: Option<&str>) -> Vec<Source> {
         .collect()
 }
 
-fn path(args: &LogsArgs, source: &Source) -> String {
+/// Where a source's log is read; `whole` from its beginning, whatever part was asked for.
+fn path(args: &LogsArgs, source: &Source, whole: bool) -> String {
     let mut query = form_urlencoded::Serializer::new(String::new());
     query.append_pair("container", &source.container);
     let flags = [("follow", args.follow), ("previous", args.previous), ("timestamps", args.timestamps)];
     for (name, _) in flags.into_iter().filter(|(_, set)| *set) {
         query.append_pair(name, "true");
     }
-    if let Some(lines) = args.tail {
+    if let Some(lines) = args.tail.filter(|_| !whole) {
         query.append_pair("tailLines", &lines.to_string());
     }
-    if let Some(since) = args.since {
+    if let Some(since) = args.since.filter(|_| !whole) {
         query.append_pair("sinceSeconds", &since.as_secs().max(1).to_string());
     }
     format!("/api/v1/namespaces/{}/pods/{}/log?{}", args.namespace, source.pod, query.finish())
@@ -156,7 +157,7 @@ async fn read(client: &Client, args: &LogsArgs, scope: ListParams, lines: mpsc::
     }
     let prefix = all.len() > 1;
     for source in &all {
-        let body = client.open(&path(args, source)).await;
+        let body = client.open(&path(args, source, false)).await;
         // A container without a former run is no reason to keep the others' logs back.
         let body = match body {
             Err(error) if args.previous && prefix => {
@@ -178,6 +179,10 @@ async fn follow(client: &Client, args: &LogsArgs, scope: ListParams, lines: mpsc
     let _stop = shutdown.clone().drop_guard();
     let one = scope.field_selector.is_some();
     let pods = Informer::<Pod>::start(client.clone(), scope, Some(&args.namespace), shutdown);
+    pods.synced().await;
+    let of = |pod: &Pod| sources(pod, args.container.as_deref());
+    // What starts later is followed from its beginning.
+    let first: BTreeSet<Source> = pods.list().iter().flat_map(|pod| of(pod)).collect();
     let (changes, mut changed) = mpsc::unbounded_channel();
     pods.on_change(move |change| {
         // Once nobody follows any more, changes are of no use.
@@ -192,11 +197,12 @@ async fn follow(client: &Client, args: &LogsArgs, scope: ListParams, lines: mpsc
                 let containers = pod.spec.as_ref().map_or(0, |spec| spec.containers.len());
                 let prefix = !one || containers > 1;
                 if !deleted {
-                    for source in sources(&pod, args.container.as_deref()) {
+                    for source in of(&pod) {
                         if !known.insert(source.clone()) {
                             continue;
                         }
-                        let (client, path, lines) = (client.clone(), path(args, &source), lines.clone());
+                        let path = path(args, &source, !first.contains(&source));
+                        let (client, lines) = (client.clone(), lines.clone());
                         streams.spawn(async move {
                             let body = client.open(&path).await?;
                             copy(body, prefix.then_some(&source), &lines).await

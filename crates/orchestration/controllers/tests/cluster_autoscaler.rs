@@ -153,6 +153,6 @@ async fn what_another_server_began_is_taken_back() {
         "spec": {"unschedulable": true, "taints": [{"key": "ToBeDeletedByClusterAutoscaler", "effect": "NoSchedule"}]}});
     cloud.kubectl(&["patch", "node", &machine, "--type=merge", "-p", &taint.to_string()]).await;
     cloud.run_controllers(settings);
-    let spec = "jsonpath={.spec.taints}{.spec.unschedulable}";
+    let spec = "jsonpath={.spec.taints[?(@.key=='ToBeDeletedByClusterAutoscaler')].key}{.spec.unschedulable}";
     cloud.until(&["get", "node", &machine, "-o", spec], "").await;
 }
