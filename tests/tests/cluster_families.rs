@@ -153,7 +153,7 @@ spec:
     - name: web
       image: docker.io/library/python:latest
       imagePullPolicy: Never
-      command: [sh, -c, "mkdir /www; cd /www; echo from {node} > index.html; head -c 300000 /dev/zero > large; exec python3 -u -m http.server 8080"]
+      command: [sh, -c, "mkdir /www; cd /www; echo from {node} > index.html; head -c 300000 /dev/zero > large; exec python3 -u -m http.server --bind :: 8080"]
       readinessProbe: {{httpGet: {{path: /, port: 8080}}, periodSeconds: 1}}
 "#
     )

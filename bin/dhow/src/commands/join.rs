@@ -10,6 +10,9 @@ use crate::join::{Authority, Join, Token, server_url};
 use crate::place::Place;
 use crate::{daemon, pidfile, preflight};
 
+/// A daemon that was just killed holds its pid file for a moment longer.
+const FAREWELL: Duration = Duration::from_millis(300);
+
 pub async fn run(args: JoinArgs) -> Result<()> {
     let place = Place::resolve(&args.place)?;
     if place.etcd.is_some() {
@@ -21,7 +24,9 @@ pub async fn run(args: JoinArgs) -> Result<()> {
             place.data_dir.display()
         );
     }
-    if let Some(pid) = pidfile::holder(&place.pid_file()) {
+    if let Some(pid) = pidfile::holder(&place.pid_file())
+        && tokio::time::timeout(FAREWELL, pidfile::ended(pid)).await.is_err()
+    {
         eprintln!("dhow is already running (pid {})", pid.as_raw_nonzero());
         return Ok(());
     }
