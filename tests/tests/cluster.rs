@@ -205,8 +205,6 @@ fn ip(machines: &Machines, pod: &str) -> Result<String> {
     Ok(pod["status"]["podIP"].as_str().context("no address")?.to_owned())
 }
 
-/// What a pod gets from an address, waiting so many seconds for each part of it.
-
 fn pods_reach_each_other(machines: &Machines) -> Result<()> {
     for to in &machines.all {
         let address = ip(machines, &format!("on-{}", to.name))?;

@@ -94,7 +94,8 @@ impl Cloud {
     }
 
     fn exec(&self, pod: &str, url: &str) -> Result<String> {
-        let get = "import sys, urllib.request as u; sys.stdout.write(u.urlopen(sys.argv[1], timeout=3).read().decode())";
+        let get =
+            "import sys, urllib.request as u; sys.stdout.write(u.urlopen(sys.argv[1], timeout=3).read().decode())";
         self.host.kubectl(&["exec", pod, "--", "python3", "-c", get, url])
     }
 

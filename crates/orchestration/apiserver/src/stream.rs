@@ -45,8 +45,7 @@ enum End {
 pub fn is_streaming(target: &ResourceTarget) -> bool {
     is_session(target)
         || matches!(target.subresource, Some(Subresource::Log))
-        || matches!(target.kind.kind.as_ref(), "Node" | "Pod" | "Service")
-            && target.subresource == Some(Subresource::Proxy)
+        || matches!(target.kind.kind, "Node" | "Pod" | "Service") && target.subresource == Some(Subresource::Proxy)
 }
 
 /// Whether the stream runs something in a pod, as opposed to reading from it.

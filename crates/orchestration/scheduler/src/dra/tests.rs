@@ -270,8 +270,7 @@ fn is_right(devices: &[PlainDevice], counters: [i64; 2], claims: &[PlainClaim], 
             Some(left) => takers.map(|(_, ask, _)| ask.part).sum::<i64>() <= left,
             None => {
                 let twice = (0..claims.len()).any(|claim| own(index).filter(|slot| slot.0 == claim).count() > 1);
-                !twice
-                    && (takers.count() + usize::from(device.used) <= 1 || own(index).all(|(_, ask, _)| ask.admin))
+                !twice && (takers.count() + usize::from(device.used) <= 1 || own(index).all(|(_, ask, _)| ask.admin))
             }
         };
         if !right {

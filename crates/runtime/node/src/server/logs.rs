@@ -10,12 +10,48 @@ use bytes::Bytes;
 use dhow_base::directory::DirectoryWatch;
 use dhow_cri::Runtime;
 use dhow_cri::runtime::{ContainerState, RuntimeEventKind};
-use futures::StreamExt;
 use futures::stream::BoxStream;
+use futures::{StreamExt, TryStreamExt};
+use http::{HeaderValue, Response, header};
+use http_body_util::{BodyExt, StreamBody};
+use hyper::body::Frame;
 use jiff::Timestamp;
 use tokio::sync::mpsc;
 
+use super::Answer;
+use super::socket::{self, Receiver, Sender};
+
 const BLOCK: usize = 64 * 1024;
+/// The WebSocket subprotocol whose messages are pieces of the log.
+pub const SOCKET: &str = "binary.k8s.io";
+
+/// Pieces of a log, until its end or an error.
+pub type Lines = mpsc::Receiver<std::io::Result<Bytes>>;
+
+/// The log as an answer's body.
+pub fn answer(lines: Lines) -> Answer {
+    let frames = futures::stream::unfold(lines, async |mut lines| Some((lines.recv().await?, lines)));
+    let mut answer = Response::new(StreamBody::new(frames.map_ok(Frame::data)).boxed_unsync());
+    let kind = HeaderValue::from_static("text/plain; charset=utf-8");
+    answer.headers_mut().insert(header::CONTENT_TYPE, kind);
+    answer
+}
+
+/// The log in a WebSocket, until its end or the client's.
+pub async fn serve(mut lines: Lines, to: Sender, mut from: Receiver) {
+    let out = async {
+        while let Some(Ok(piece)) = lines.recv().await {
+            if !to.send_raw(piece).await {
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        () = out => {}
+        () = async { while socket::next_raw(&mut from).await.is_some() {} } => {}
+    }
+    to.close().await;
+}
 
 /// What of a log is asked for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -199,7 +235,7 @@ fn same(a: &Metadata, b: &Metadata) -> bool {
 
 impl LogStream {
     /// Opens the file now, so that its absence is an answer, and sends the rest as it comes.
-    pub fn start(self) -> std::io::Result<mpsc::Receiver<std::io::Result<Bytes>>> {
+    pub fn start(self) -> std::io::Result<Lines> {
         // Events come first: what happens after this line is seen, what happened before is in the file.
         let events = self.options.follow.then(|| self.runtime.events());
         let directory = self.path.parent().unwrap_or(Path::new("/"));

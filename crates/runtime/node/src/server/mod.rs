@@ -23,8 +23,8 @@ use futures::TryStreamExt;
 use futures::future::BoxFuture;
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt, Full, StreamBody};
-use hyper::body::{Frame, Incoming};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use k8s_openapi::api::core::v1::Pod;
@@ -231,7 +231,14 @@ impl Server {
                 StatusCode::NOT_IMPLEMENTED,
                 "this node's runtime keeps its images itself; use its own tools",
             )),
-            (Method::GET, ["containerLogs", ns, pod, container]) => self.logs(ns, pod, container, &query).await,
+            (Method::GET, ["containerLogs", ns, pod, container]) => {
+                let lines = self.log_lines(ns, pod, container, &query).await?;
+                if request.headers().contains_key(header::UPGRADE) {
+                    let handshake = socket::Handshake::accept(&mut request, &[logs::SOCKET])?;
+                    return Ok(handshake.run(move |to, from| logs::serve(lines, to, from)));
+                }
+                Ok(logs::answer(lines))
+            }
             (Method::GET | Method::POST, ["exec", ns, pod, container]) => {
                 let asked = remote::request(&query);
                 if asked.command.is_empty() {
@@ -314,20 +321,21 @@ impl Server {
         runs.next().ok_or_else(|| Refusal::bad_request(format!("{what} {name:?} in pod {pod:?} not found")))
     }
 
-    async fn logs(&self, ns: &str, pod: &str, name: &str, query: &[(String, String)]) -> Result<Answer, Refusal> {
+    async fn log_lines(
+        &self,
+        ns: &str,
+        pod: &str,
+        name: &str,
+        query: &[(String, String)],
+    ) -> Result<logs::Lines, Refusal> {
         let options = logs::LogOptions::parse(query, jiff::Timestamp::now()).map_err(Refusal::bad_request)?;
         let (sandbox, container) = self.container(ns, pod, name, options.previous).await?;
         let path = crate::config::log_directory(&self.root_dir, &sandbox.pod).join(&container.log_path);
         let stream = logs::LogStream { runtime: Arc::clone(&self.runtime), container: container.id, path, options };
-        let receiver = stream.start().map_err(|error| match error.kind() {
+        stream.start().map_err(|error| match error.kind() {
             std::io::ErrorKind::NotFound => Refusal::not_found(format!("container {name:?} has no log")),
             _ => Refusal::internal(format!("read log of container {name:?}: {error}")),
-        })?;
-        let frames = futures::stream::unfold(receiver, async |mut receiver| Some((receiver.recv().await?, receiver)));
-        let mut answer = Response::new(StreamBody::new(frames.map_ok(Frame::data)).boxed_unsync());
-        let kind = http::HeaderValue::from_static("text/plain; charset=utf-8");
-        answer.headers_mut().insert(header::CONTENT_TYPE, kind);
-        Ok(answer)
+        })
     }
 
     async fn import(&self, request: Request<Incoming>) -> Result<Answer, Refusal> {

@@ -10,7 +10,9 @@ use super::socket::{self, Receiver, Sender};
 use super::{Answer, Refusal, remote_spdy};
 
 pub const V5: &str = "v5.channel.k8s.io";
-pub const PROTOCOLS: [&str; 2] = [V5, "v4.channel.k8s.io"];
+/// The first version: its error channel has a text, and nothing where all went well.
+const V1: &str = "channel.k8s.io";
+pub const PROTOCOLS: [&str; 3] = [V5, "v4.channel.k8s.io", V1];
 
 const STDIN: u8 = 0;
 const STDOUT: u8 = 1;
@@ -53,8 +55,8 @@ impl Way {
     pub fn run(self, asked: ExecRequest, streams: Streams) -> Answer {
         match self {
             Self::Socket(handshake) => {
-                let v5 = handshake.protocol == V5;
-                handshake.run(move |to, from| serve(asked, streams, v5, to, from))
+                let protocol = handshake.protocol;
+                handshake.run(move |to, from| serve(asked, streams, protocol, to, from))
             }
             Self::Spdy(upgrade) => upgrade.run(|io| async move {
                 if let Err(error) = remote_spdy::serve(&asked, streams, io).await {
@@ -106,7 +108,7 @@ async fn input(
 }
 
 /// Runs until the process ended and its output was sent, or the client went away.
-async fn serve(asked: ExecRequest, streams: Streams, v5: bool, to: Sender, mut from: Receiver) {
+async fn serve(asked: ExecRequest, streams: Streams, protocol: &str, to: Sender, mut from: Receiver) {
     let Streams { stdin, stdout, stderr, resize, exit } = streams;
     // An empty frame tells the client that the process is there.
     let first = if asked.stdout {
@@ -126,11 +128,18 @@ async fn serve(asked: ExecRequest, streams: Streams, v5: bool, to: Sender, mut f
             Ok(exit) => exit.map_err(|error| error.to_string()),
             Err(_) => Err("the runtime lost the process".to_owned()),
         };
-        to.send(ERROR, status(exit).to_string().as_bytes()).await;
+        match (protocol, exit) {
+            (V1, Ok(0)) => {}
+            (V1, exit) => {
+                let status = status(exit);
+                to.send(ERROR, status["message"].as_str().unwrap_or_default().as_bytes()).await;
+            }
+            (_, exit) => drop(to.send(ERROR, status(exit).to_string().as_bytes()).await),
+        }
         to.close().await;
     };
     tokio::select! {
         () = end => {}
-        () = input(stdin, resize, v5, &mut from) => {}
+        () = input(stdin, resize, protocol == V5, &mut from) => {}
     }
 }

@@ -165,6 +165,26 @@ async fn exec_carries_every_channel_and_the_exit_code() {
 }
 
 #[tokio::test]
+async fn older_channels_tell_of_failures_in_words_and_logs_come_in_messages() {
+    let fixture = Fixture::new().await;
+    let path = "/exec/default/p/a?command=sh&command=-c&stdout=true&stderr=true";
+    let mut socket = fixture.socket(path, "channel.k8s.io").await;
+    let mut said = [String::new(), String::new(), String::new(), String::new()];
+    while let Some(Ok(message)) = socket.next().await {
+        if let Message::Binary(data) = message {
+            said[usize::from(data[0])] += std::str::from_utf8(&data[1..]).unwrap();
+        }
+    }
+    assert_eq!(
+        (said[2].as_str(), said[3].as_str()),
+        ("sh -c", "command terminated with non-zero exit code: exit status 7")
+    );
+    let mut socket = fixture.socket("/containerLogs/default/p/a?previous=true", "binary.k8s.io").await;
+    let first = socket.next().await.unwrap().unwrap();
+    assert_eq!(first.into_data(), "first\n");
+}
+
+#[tokio::test]
 async fn port_forward_begins_with_the_port_and_says_what_failed() {
     let fixture = Fixture::new().await;
     let mut socket = fixture.socket("/portForward/default/p?port=8080&port=1", "v4.channel.k8s.io").await;
