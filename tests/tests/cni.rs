@@ -144,7 +144,8 @@ impl Cloud {
             let page = eventually(SOON, || self.exec("client", &url))?;
             ensure!(page.trim() == "welcome", "{url}: {page}");
         }
-        let page = self.exec("web", "http://web/")?;
+        // Its own host name is `web`, too.
+        let page = self.exec("web", "http://web.default/")?;
         ensure!(page.trim() == "welcome", "itself: {page}");
         let page = self.host.curl(&[&format!("http://{HOST_IP}:8088/")])?;
         ensure!(page.trim() == "welcome", "host port: {page}");
