@@ -143,7 +143,7 @@ fn runs_commands(host: &Host) {
     assert_eq!(String::from_utf8_lossy(&ended.stderr), "oops\n");
     // Input ends for the command, too.
     let count = host.dhow_command(&["exec", "-i", "talkers", "--", "wc", "-c"]).stdin(Stdio::null()).output().unwrap();
-    assert_eq!((count.status.code(), says(&count).trim()), (Some(0), "0"));
+    assert_eq!((count.status.code(), says(&count).trim()), (Some(0), "0"), "{count:?}");
     let missing = host.dhow_command(&["exec", "talkers", "--", "no-such-program"]).output().unwrap();
     assert!(!missing.status.success());
     assert!(String::from_utf8_lossy(&missing.stderr).contains("no-such-program"), "{missing:?}");

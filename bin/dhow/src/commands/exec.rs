@@ -51,21 +51,30 @@ pub async fn run(args: ExecArgs) -> Result<()> {
     outcome(&ended?)
 }
 
-/// The named pod, or a running one of the workload.
-async fn pod(client: &Client, args: &ExecArgs) -> Result<String> {
+/// The named pod, or one of the workload that runs and stays.
+async fn pod(client: &Client, args: &ExecArgs) -> Result<Pod> {
     let scope: ListParams = logs::scope(client, &args.namespace, &args.target).await?;
     let pods = client.list::<Pod>(Some(&args.namespace), &scope).await?.items;
-    let running =
-        pods.iter().find(|pod| pod.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Running"));
-    match running.and_then(|pod| pod.metadata.name.clone()) {
-        Some(name) => Ok(name),
+    let runs = |pod: &Pod| pod.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Running");
+    let (going, staying): (Vec<Pod>, Vec<Pod>) =
+        pods.into_iter().filter(runs).partition(|pod| pod.metadata.deletion_timestamp.is_some());
+    match staying.into_iter().chain(going).next() {
+        Some(pod) => Ok(pod),
         None => bail!(NotFound(format!("no pod of {} runs", args.target))),
     }
 }
 
-fn path(args: &ExecArgs, pod: &str, terminal: bool) -> String {
+/// As kubectl chooses: the one named, or that of the annotation, or the first.
+fn container<'a>(args: &'a ExecArgs, pod: &'a Pod) -> Option<&'a str> {
+    let annotations = pod.metadata.annotations.as_ref();
+    let annotated = annotations.and_then(|all| all.get("kubectl.kubernetes.io/default-container")).map(String::as_str);
+    let first = pod.spec.as_ref().and_then(|spec| spec.containers.first()).map(|container| container.name.as_str());
+    args.container.as_deref().or(annotated).or(first)
+}
+
+fn path(args: &ExecArgs, pod: &Pod, terminal: bool) -> String {
     let mut query = form_urlencoded::Serializer::new(String::new());
-    if let Some(container) = &args.container {
+    if let Some(container) = container(args, pod) {
         query.append_pair("container", container);
     }
     for word in &args.command {
@@ -76,7 +85,8 @@ fn path(args: &ExecArgs, pod: &str, terminal: bool) -> String {
     for (name, wanted) in streams {
         query.append_pair(name, if wanted { "true" } else { "false" });
     }
-    format!("/api/v1/namespaces/{}/pods/{pod}/exec?{}", args.namespace, query.finish())
+    let name = pod.metadata.name.as_deref().unwrap_or_default();
+    format!("/api/v1/namespaces/{}/pods/{name}/exec?{}", args.namespace, query.finish())
 }
 
 async fn open(config: &HttpsConfig, path: &str) -> Result<Socket> {
