@@ -84,9 +84,9 @@ fn an_operator_sees_what_runs_and_what_is_wrong() {
     assert!(nodes.contains("e2e") && nodes.contains('%'), "{nodes}");
 
     // What is wrong is told in words, with what helps, and by the exit code.
-    let broken = "{kind: Pod, apiVersion: v1, metadata: {name: broken}, spec: {containers: [{name: c, \
+    let broken = "---\n{kind: Pod, apiVersion: v1, metadata: {name: broken}, spec: {containers: [{name: c, \
         image: 'docker.io/library/busybox:latest', imagePullPolicy: Never, command: [sh, -c, 'exit 3']}]}}";
-    let homeless = "{kind: Pod, apiVersion: v1, metadata: {name: homeless}, spec: {nodeSelector: {no: where}, \
+    let homeless = "---\n{kind: Pod, apiVersion: v1, metadata: {name: homeless}, spec: {nodeSelector: {no: where}, \
         containers: [{name: c, image: x}]}}";
     host.apply(broken).unwrap();
     host.apply(homeless).unwrap();
@@ -148,7 +148,9 @@ fn runs_commands(host: &Host) {
     assert!(!missing.status.success());
     assert!(String::from_utf8_lossy(&missing.stderr).contains("no-such-program"), "{missing:?}");
     // `script` gives it a terminal of that size.
-    let inside = "stty size; test -t 0 && test -t 1 && echo both";
+    // The size is told once the command runs.
+    let inside = "for try in $(seq 50); do test -n \"$(stty size 2>/dev/null)\" && break; sleep 0.1; done; stty size; \
+                  test -t 0 && test -t 1 && echo both";
     let dhow = format!("stty rows 33 cols 77; {} exec -it talkers -- sh -c '{inside}'", host.binary().display());
     let shown = host.command("script").args(["-qec", &dhow, "/dev/null"]).output().unwrap();
     assert!(says(&shown).contains("33 77\r\nboth"), "{}", says(&shown));
