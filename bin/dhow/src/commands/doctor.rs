@@ -90,7 +90,7 @@ fn certificates(data_dir: &Path, now: SystemTime, findings: &mut Vec<Finding>) {
     let mut seen = 0;
     let before = findings.len();
     for path in entries.flatten().map(|entry| entry.path()) {
-        if !path.extension().is_some_and(|extension| extension == "crt") {
+        if path.extension().is_none_or(|extension| extension != "crt") {
             continue;
         }
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();

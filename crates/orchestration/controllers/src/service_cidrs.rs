@@ -298,7 +298,7 @@ mod tests {
         // What people keep for something else is not in the way.
         let mut foreign = record("10.50.0.9", &service("s", &[]));
         foreign.metadata.labels = None;
-        assert_eq!(orphan(&small, &[small.clone()], &[Arc::new(foreign)]), None);
+        assert_eq!(orphan(&small, std::slice::from_ref(&small), &[Arc::new(foreign)]), None);
     }
 
     #[test]

@@ -310,7 +310,8 @@ impl Board {
                 Err(error) if error.is_already_exists() => {
                     bail!("pod {} is there already: remove namespace {} first", entry.name, args.namespace)
                 }
-                other => anyhow::Ok(drop(other?)),
+                Err(error) => Err(error.into()),
+                Ok(_) => anyhow::Ok(()),
             }
         });
         let sending = sending.buffered(usize::from(args.requests));
