@@ -11,52 +11,24 @@ const UNAUTHORISED: u8 = 6;
 const INCOMPLETE: u8 = 7;
 
 /// Marks an error as a deadline that passed.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
 pub struct TimedOut(pub String);
 
-impl std::fmt::Display for TimedOut {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for TimedOut {}
-
 /// Marks an error as something that is not there.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
 pub struct NotFound(pub String);
 
-impl std::fmt::Display for NotFound {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for NotFound {}
-
 /// Marks the end of a command that we ran for somebody and that failed by itself: it has said why.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("the command ended with exit code {0}")]
 pub struct ChildFailed(pub u8);
 
-impl std::fmt::Display for ChildFailed {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "the command ended with exit code {}", self.0)
-    }
-}
-
-impl std::error::Error for ChildFailed {}
-
 /// Marks an error as something that could be done in part only.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
 pub struct Incomplete(pub String);
-
-impl std::fmt::Display for Incomplete {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for Incomplete {}
 
 /// Shows an error with its causes on standard error and picks the exit code.
 pub fn report(result: anyhow::Result<()>) -> ExitCode {

@@ -8,6 +8,7 @@ use std::os::fd::AsFd;
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 use dhow_client::{Client, HttpsConfig, ListParams};
+use dhow_cri::streaming::channel::{CLOSE, ERROR, RESIZE, STDERR, STDIN, STDOUT, V5};
 use futures::stream::SplitSink;
 use futures::{SinkExt, StreamExt};
 use http::{HeaderValue, header};
@@ -25,15 +26,6 @@ use crate::cli::ExecArgs;
 use crate::exit::{ChildFailed, NotFound};
 
 type Socket = WebSocketStream<tokio_rustls::client::TlsStream<tokio::net::TcpStream>>;
-
-/// The protocol whose clients can say that their input ended.
-const PROTOCOL: &str = "v5.channel.k8s.io";
-const STDIN: u8 = 0;
-const STDOUT: u8 = 1;
-const STDERR: u8 = 2;
-const ERROR: u8 = 3;
-const RESIZE: u8 = 4;
-const CLOSE: u8 = 255;
 
 pub async fn run(args: ExecArgs) -> Result<()> {
     let (file, context) = kubeconfig_path(&args.connect)?;
@@ -94,7 +86,7 @@ async fn open(config: &HttpsConfig, path: &str) -> Result<Socket> {
     let address = config.server.replacen("https://", "wss://", 1);
     let mut request =
         format!("{}{path}", address.trim_end_matches('/')).into_client_request().context("make the request")?;
-    request.headers_mut().insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(PROTOCOL));
+    request.headers_mut().insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(V5));
     if let Some(value) = authorization {
         request.headers_mut().insert(header::AUTHORIZATION, value);
     }

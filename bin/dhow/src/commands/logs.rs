@@ -88,21 +88,9 @@ pub async fn scope(client: &Client, namespace: &str, target: &str) -> Result<Lis
     bail!(NotFound(format!("no pod and no workload {target:?} in namespace {namespace}")))
 }
 
-/// As queries have it; `None` for the selector of nothing.
+/// As queries have it; `None` for a selector that would take everything.
 fn selector_text(selector: &LabelSelector) -> Option<String> {
-    let equal = selector.match_labels.iter().flatten().map(|(key, value)| format!("{key}={value}"));
-    let expressions = selector.match_expressions.iter().flatten().map(|expression| {
-        let (key, values) =
-            (&expression.key, expression.values.iter().flatten().cloned().collect::<Vec<_>>().join(","));
-        match expression.operator.as_str() {
-            "In" => format!("{key} in ({values})"),
-            "NotIn" => format!("{key} notin ({values})"),
-            "Exists" => key.clone(),
-            _ => format!("!{key}"),
-        }
-    });
-    let parts: Vec<String> = equal.chain(expressions).collect();
-    (!parts.is_empty()).then(|| parts.join(","))
+    Some(dhow_client::selector_text(selector)).filter(|text| !text.is_empty())
 }
 
 /// A container, and where in the log its lines come from.

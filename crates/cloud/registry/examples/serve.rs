@@ -18,7 +18,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let folder = PathBuf::from(folder);
     let kv = Arc::new(FjallKv::open(folder.join("records"))?);
     let blobs = Arc::new(FsBlob::open(folder.join("registry"))?);
-    let registry = Registry::open(Config::default(), kv, blobs, Arc::new(Everyone)).await?;
+    let registry = Registry::open(Config::default(), kv, blobs, Arc::new(Everyone::default())).await?;
     let listener = TcpListener::bind(address).await?;
     println!("serving {}", listener.local_addr()?);
     let stop = CancellationToken::new();

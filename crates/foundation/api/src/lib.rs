@@ -38,6 +38,7 @@ pub mod protobuf;
 pub mod quantity;
 pub mod quota;
 pub mod registry;
+pub mod resource_claims;
 pub mod schema;
 pub mod selectors;
 pub mod status;

@@ -2,7 +2,7 @@
 //!
 //! The `ring` provider is named explicitly, so nothing here depends on a process-wide default.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{ResolvesClientCert, WantsClientCert};
@@ -71,6 +71,18 @@ pub fn client_config_unverified(client: Option<Arc<LiveCert>>) -> Result<Arc<Cli
         .dangerous()
         .with_custom_certificate_verifier(unverified());
     Ok(presenting(builder, client))
+}
+
+/// As [`client_config_unverified`] without a certificate of one's own and for HTTP/1.1, made once: for asking programs in
+/// pods, which nobody vouches for.
+pub fn anonymous_unverified() -> Result<Arc<ClientConfig>> {
+    static CONFIG: OnceLock<Arc<ClientConfig>> = OnceLock::new();
+    if let Some(config) = CONFIG.get() {
+        return Ok(Arc::clone(config));
+    }
+    let mut config = client_config_unverified(None)?.as_ref().clone();
+    config.alpn_protocols.clear();
+    Ok(Arc::clone(CONFIG.get_or_init(|| Arc::new(config))))
 }
 
 fn presenting(

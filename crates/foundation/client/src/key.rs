@@ -81,3 +81,37 @@ macro_rules! object {
         }
     )+};
 }
+
+/// Makes an object of a type of ours whose field `metadata` is an `ObjectMeta`: k8s-openapi's traits by these texts, and
+/// [`Object`]. `scope` is `NamespaceResourceScope` or `ClusterResourceScope`.
+#[macro_export]
+macro_rules! kind {
+    ($type:ident, $group:literal, $version:literal, $api_version:expr, $kind:expr, $plural:literal, $scope:ident) => {
+        $crate::object!($type);
+
+        impl $crate::k8s_openapi::Resource for $type {
+            const API_VERSION: &'static str = $api_version;
+            const GROUP: &'static str = $group;
+            const KIND: &'static str = $kind;
+            const VERSION: &'static str = $version;
+            const URL_PATH_SEGMENT: &'static str = $plural;
+            type Scope = $crate::k8s_openapi::$scope;
+        }
+
+        impl $crate::k8s_openapi::Metadata for $type {
+            type Ty = $crate::k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
+            fn metadata(&self) -> &Self::Ty {
+                &self.metadata
+            }
+
+            fn metadata_mut(&mut self) -> &mut Self::Ty {
+                &mut self.metadata
+            }
+        }
+    };
+    // Of a group that has a name, the type named like the kind.
+    ($type:ident, $group:literal, $version:literal, $plural:literal, $scope:ident) => {
+        $crate::kind!($type, $group, $version, concat!($group, "/", $version), stringify!($type), $plural, $scope);
+    };
+}

@@ -13,12 +13,13 @@ pub mod leader;
 mod owner;
 mod queue;
 mod replaceable;
+mod served;
 mod servers;
 mod tls_connector;
 mod transport;
 mod watch;
 
-pub use client::{Client, DeleteParams, ListParams, ObjectList, Patch, status_error};
+pub use client::{Client, DeleteParams, ListParams, ObjectList, Patch, selector_text, status_error};
 pub use controller::{Outcome, Reconcile, run_controller};
 pub use error::Error;
 pub use events::{EventRecorder, EventType, reference};
@@ -28,10 +29,11 @@ pub use key::{Key, Object};
 pub use owner::{controller_of, controller_reference, is_controlled_by};
 pub use queue::Queue;
 pub use replaceable::Replace;
+pub use served::while_served;
 pub use servers::Servers;
 pub use tls_connector::TlsConnection;
 pub use transport::{Body, Transport, full};
 
-// What `object!` refers to.
+// What `object!` and `kind!` refer to.
 #[doc(hidden)]
-pub use serde_json;
+pub use {k8s_openapi, serde_json};

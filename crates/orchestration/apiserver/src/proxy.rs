@@ -2,7 +2,7 @@
 //! behind the proxy. Upstream's rules are in its `proxyutil` and in the `ResourceLocation` of the two kinds.
 
 use std::net::IpAddr;
-use std::sync::{Arc, LazyLock};
+use std::sync::LazyLock;
 
 use dhow_api::{Status, meta};
 use http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
@@ -175,16 +175,6 @@ pub fn page(text: &str, prefix: &str) -> String {
         .into_owned()
     })
     .into_owned()
-}
-
-/// TLS to backends whose certificates nobody vouches for, as upstream has it: what the proxy gives is reach, not trust.
-pub fn tls() -> Result<tokio_rustls::TlsConnector, rustls::Error> {
-    let config = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .with_safe_default_protocol_versions()?
-        .dangerous()
-        .with_custom_certificate_verifier(dhow_base::tls::unverified())
-        .with_no_client_auth();
-    Ok(Arc::new(config).into())
 }
 
 #[cfg(test)]

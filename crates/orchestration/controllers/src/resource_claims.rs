@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use dhow_api::resource_claims;
 use dhow_client::{
     Change, Client, DeleteParams, Error, EventRecorder, EventType, Informer, Key, Outcome, Patch, Queue, Reconcile,
     controller_of, controller_reference, is_controlled_by, reference,
@@ -27,15 +28,9 @@ fn is_done(pod: &Pod) -> bool {
     is_finished(pod) || (pod.metadata.deletion_timestamp.is_some() && node_name(pod).is_none())
 }
 
-fn claims_of(pod: &Pod) -> &[PodResourceClaim] {
-    pod.spec.as_ref().and_then(|spec| spec.resource_claims.as_deref()).unwrap_or_default()
-}
-
 /// The name of a pod's claim, once it is known.
 fn claim_name<'a>(pod: &'a Pod, claim: &'a PodResourceClaim) -> Option<&'a str> {
-    let status = pod.status.as_ref().and_then(|status| status.resource_claim_statuses.as_deref());
-    let made = || status?.iter().find(|one| one.name == claim.name)?.resource_claim_name.as_deref();
-    claim.resource_claim_name.as_deref().or_else(made)
+    resource_claims::name(pod, claim).ok()?.map(|(name, _)| name)
 }
 
 /// Makes the claims that pods bring along by template.
@@ -58,7 +53,7 @@ impl PodClaims {
         pods.on_change(move |change| {
             let pod = change.object();
             match change {
-                _ if claims_of(pod).is_empty() => {}
+                _ if resource_claims::entries(pod).is_empty() => {}
                 Change::Deleted(_) => forgotten.lock().retain(|(of, _), _| Some(of) != pod.metadata.uid.as_ref()),
                 _ => to.add(Key::of(&pod.metadata)),
             }
@@ -124,7 +119,7 @@ impl Reconcile for PodClaims {
         }
         let before = pod.status.as_ref().and_then(|status| status.resource_claim_statuses.clone()).unwrap_or_default();
         let mut now = before.clone();
-        for entry in claims_of(&pod) {
+        for entry in resource_claims::entries(&pod) {
             let Some(template) = entry.resource_claim_template_name.as_deref() else { continue };
             if claim_name(&pod, entry).is_some() {
                 continue;
@@ -173,7 +168,7 @@ impl ResourceClaims {
         pods.on_change(move |change| {
             let pod = change.object();
             if matches!(change, Change::Deleted(_)) || is_done(pod) {
-                let names = claims_of(pod).iter().filter_map(|claim| claim_name(pod, claim));
+                let names = resource_claims::entries(pod).iter().filter_map(|claim| claim_name(pod, claim));
                 names.for_each(|name| to.add(Key::new(pod.metadata.namespace.as_deref(), name)));
             }
         });

@@ -98,8 +98,8 @@ fn a_pod_is_woken_by_what_it_waits_for() {
     assert_eq!((reservations.len(), reservations[0].uid.as_deref()), (1, Some("c")));
 }
 
-#[test]
-fn a_device_is_handed_on_when_its_claim_is_free() {
+/// Pods `a` and `b` with a claim each, and one device, which `a` gets.
+fn two_pods_and_a_device() -> Engine {
     let engine = engine(&["n"]);
     with_class(&engine);
     slice(&engine, "n", &["d"]);
@@ -108,6 +108,12 @@ fn a_device_is_handed_on_when_its_claim_is_free() {
         engine.pod_changed(key(name), &pod(name, name, Value::Null));
     }
     assert_eq!(next(&engine, "a"), bind("n"));
+    engine
+}
+
+#[test]
+fn a_device_is_handed_on_when_its_claim_is_free() {
+    let engine = two_pods_and_a_device();
     assert!(reason(&next(&engine, "b")).contains("cannot allocate all claims"));
     let allocated = written(&engine, "a", 2, &["a"]);
     engine.device_claim_changed(&key("a"), Some(allocated));
@@ -118,14 +124,7 @@ fn a_device_is_handed_on_when_its_claim_is_free() {
 
 #[test]
 fn what_could_not_be_written_is_free_again() {
-    let engine = engine(&["n"]);
-    with_class(&engine);
-    slice(&engine, "n", &["d"]);
-    for name in ["a", "b"] {
-        engine.device_claim_changed(&key(name), Some(claim(name, 1, Value::Null)));
-        engine.pod_changed(key(name), &pod(name, name, Value::Null));
-    }
-    assert_eq!(next(&engine, "a"), bind("n"));
+    let engine = two_pods_and_a_device();
     assert!(matches!(next(&engine, "b"), Outcome::Wait(_)));
     engine.bind_failed(&key("a"));
     assert_eq!(next(&engine, "b"), bind("n"));

@@ -1,7 +1,6 @@
 //! HTTP requests of probes and hooks: plain or TLS without verification, following redirects on the same host.
 
 use std::fmt;
-use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Uri, header};
@@ -142,7 +141,9 @@ async fn once(uri: &Uri, headers: &HeaderMap) -> Result<(u16, Option<String>), S
         return exchange(stream, request).await;
     }
     let name = ServerName::try_from(host.to_owned()).map_err(|error| error.to_string())?;
-    let stream = TlsConnector::from(unverified()?).connect(name, stream).await.map_err(|e| format!("tls: {e}"))?;
+    // A probe asks whether something answers, not who; there is nothing to hold a certificate against.
+    let config = dhow_base::tls::anonymous_unverified().map_err(|error| error.to_string())?;
+    let stream = TlsConnector::from(config).connect(name, stream).await.map_err(|e| format!("tls: {e}"))?;
     exchange(stream, request).await
 }
 
@@ -156,18 +157,6 @@ pub async fn connect(host: &str, port: u16) -> Result<TcpStream, String> {
 fn plain_error(error: &std::io::Error) -> String {
     let text = error.to_string();
     text.split(" (os error").next().unwrap_or(&text).to_lowercase()
-}
-
-/// A probe asks whether something answers, not who; there is nothing to hold a certificate against.
-fn unverified() -> Result<Arc<rustls::ClientConfig>, String> {
-    static CONFIG: OnceLock<Arc<rustls::ClientConfig>> = OnceLock::new();
-    if let Some(config) = CONFIG.get() {
-        return Ok(Arc::clone(config));
-    }
-    let config = dhow_base::tls::client_config_unverified(None).map_err(|error| error.to_string())?;
-    let mut config = config.as_ref().clone();
-    config.alpn_protocols.clear();
-    Ok(Arc::clone(CONFIG.get_or_init(|| Arc::new(config))))
 }
 
 async fn exchange<S>(stream: S, request: Request<Empty<Bytes>>) -> Result<(u16, Option<String>), String>

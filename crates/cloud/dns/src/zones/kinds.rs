@@ -1,9 +1,8 @@
 //! `Zone` and `Record`, group `dns.dhow.io/v1alpha1`, as users write them. Their schemas are `crds.yaml`.
 
+use dhow_client::kind;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::{Deserialize, Serialize};
-
-use crate::objects::kind;
 
 /// The definitions that the API serves the kinds by.
 pub const DEFINITIONS: &str = include_str!("crds.yaml");

@@ -20,7 +20,7 @@ fn eager() -> Config {
 
 #[tokio::test]
 async fn takes_what_nothing_refers_to_and_nothing_else() {
-    let server = Server::with(eager(), Arc::new(Everyone)).await;
+    let server = Server::with(eager(), Arc::new(Everyone::default())).await;
     let web = &server.web;
     let (_, part) = web.push_image("a", "old", "layer").await;
     let whole = index(&[&part]);
@@ -60,7 +60,7 @@ async fn takes_what_nothing_refers_to_and_nothing_else() {
 #[tokio::test]
 async fn what_is_young_stays() {
     let config = Config { keep_untagged: Some(Duration::ZERO), ..Config::default() };
-    let server = Server::with(config, Arc::new(Everyone)).await;
+    let server = Server::with(config, Arc::new(Everyone::default())).await;
     let web = &server.web;
     let (digest, _) = web.push_image("a", "x", "layer").await;
     web.delete("/v2/a/manifests/x").await.expect(202);
@@ -117,7 +117,7 @@ async fn pushes_and_collections_do_not_hurt_each_other() {
     let kv = Arc::new(MemoryKv::new());
     let hasty = Config { grace: Duration::from_secs(2), ..eager() };
     let folder = tempfile::tempdir().unwrap();
-    let server = Arc::new(Server::over(hasty, Arc::new(Everyone), kv.clone(), folder).await);
+    let server = Arc::new(Server::over(hasty, Arc::new(Everyone::default()), kv.clone(), folder).await);
     let (ended, taken) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
     let collector = tokio::spawn({
         let (server, ended, taken) = (server.clone(), ended.clone(), taken.clone());
@@ -142,7 +142,7 @@ async fn pushes_and_collections_do_not_hurt_each_other() {
         server.web.delete(&format!("/v2/team/app{}/manifests/p{pusher}", pusher % 2)).await.expect(202);
     }
     let blobs = Arc::new(FsBlob::open(server.folder.path().join("registry")).unwrap());
-    let last = Registry::open(eager(), kv, blobs, Arc::new(Everyone)).await.unwrap();
+    let last = Registry::open(eager(), kv, blobs, Arc::new(Everyone::default())).await.unwrap();
     last.collect().await.unwrap();
     assert_eq!(files(server.folder.path()), 0);
 }

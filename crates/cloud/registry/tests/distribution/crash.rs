@@ -22,7 +22,7 @@ const ROOT: &str = "DHOW_TEST_REGISTRY_ROOT";
 async fn open(root: &Path, config: Config) -> Registry {
     let kv = Arc::new(FjallKv::open(root.join("kv")).unwrap());
     let blobs = Arc::new(FsBlob::open(root.join("registry")).unwrap());
-    Registry::open(config, kv, blobs, Arc::new(Everyone)).await.unwrap()
+    Registry::open(config, kv, blobs, Arc::new(Everyone::default())).await.unwrap()
 }
 
 /// Not a test of its own: the process that gets killed.

@@ -22,7 +22,8 @@ async fn on_a_small_disk() {
     let Some(root) = std::env::var_os(CHILD).map(PathBuf::from) else { return };
     let config = Config { grace: Duration::ZERO, ..Config::default() };
     let blobs = Arc::new(FsBlob::open(&root).unwrap());
-    let registry = Registry::open(config, Arc::new(MemoryKv::new()), blobs, Arc::new(Everyone)).await.unwrap();
+    let registry =
+        Registry::open(config, Arc::new(MemoryKv::new()), blobs, Arc::new(Everyone::default())).await.unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let web = Web::new(&listener.local_addr().unwrap().to_string());
     tokio::spawn(registry.clone().serve(listener, None, CancellationToken::new()));

@@ -30,7 +30,7 @@ pub struct Server {
 
 impl Server {
     pub async fn new() -> Self {
-        Self::with(Config::default(), Arc::new(Everyone)).await
+        Self::with(Config::default(), Arc::new(Everyone::default())).await
     }
 
     pub async fn with(config: Config, access: Arc<dyn Access>) -> Self {

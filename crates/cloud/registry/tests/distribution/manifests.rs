@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use dhow_image::Digest;
-use dhow_registry::{Access, Actions, Config, Credentials, Pattern, Result, Rules, User};
+use dhow_registry::{Config, Everyone, Pattern, Rules};
 use serde_json::{Value, json};
 
 use crate::harness::{INDEX, MANIFEST, Server, Web, descriptor, image, index};
@@ -252,32 +252,10 @@ async fn a_manifest_gets_many_tags_at_once() {
     web.put_manifest("a", &format!("{digest}?{}", many.join("&")), &manifest).await.expect(414);
 }
 
-/// Everyone may do everything, within these rules.
-struct Ruled(Arc<Rules>);
-
-#[async_trait::async_trait]
-impl Access for Ruled {
-    fn asks(&self) -> bool {
-        false
-    }
-
-    async fn authenticate(&self, _: Credentials<'_>) -> Result<Option<User>> {
-        Ok(None)
-    }
-
-    async fn actions(&self, _: Option<&User>, _: &str) -> Result<Actions> {
-        Ok(Actions::ALL)
-    }
-
-    async fn rules(&self, _: &str) -> Result<Arc<Rules>> {
-        Ok(self.0.clone())
-    }
-}
-
 #[tokio::test]
 async fn immutable_tags_stay_where_they_are() {
     let rules = Rules { immutable: vec![Pattern("v*".to_owned())], ..Rules::default() };
-    let server = Server::with(Config::default(), Arc::new(Ruled(Arc::new(rules)))).await;
+    let server = Server::with(Config::default(), Arc::new(Everyone(Arc::new(rules)))).await;
     let web = &server.web;
     let (digest, first) = web.push_image("a", "v1", "one").await;
     web.put_manifest("a", "v1", &first).await.expect(201);
@@ -295,7 +273,7 @@ async fn immutable_tags_stay_where_they_are() {
 #[tokio::test]
 async fn a_quota_bounds_a_project() {
     let rules = Rules { quota: Some(1000), ..Rules::default() };
-    let server = Server::with(Config::default(), Arc::new(Ruled(Arc::new(rules)))).await;
+    let server = Server::with(Config::default(), Arc::new(Everyone(Arc::new(rules)))).await;
     let web = &server.web;
     let post = &async |repository: &str, bytes: &[u8]| {
         let path = format!("/v2/{repository}/blobs/uploads/?digest={}", Digest::of(bytes));

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use dhow_api::quantity::Quantity;
-use dhow_client::{Client, Error};
+use dhow_client::{Client, Error, selector_text};
 use http::Method;
 use k8s_openapi::api::core::v1::{Container, Pod, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
@@ -134,7 +134,7 @@ pub async fn object(
 }
 
 async fn custom(client: &Client, about: &str, labels: Option<&LabelSelector>) -> Result<Value, String> {
-    let selector = labels.map(text).filter(|text| !text.is_empty());
+    let selector = labels.map(selector_text).filter(|text| !text.is_empty());
     let selector = selector.map_or(String::new(), |text| format!("&metricLabelSelector={}", escape(&text)));
     let path = |version: &str| format!("/apis/custom.metrics.k8s.io/{version}/{about}{selector}");
     let answer = match call(client, Method::GET, &path("v1beta2"), "", Vec::new()).await {
@@ -155,7 +155,7 @@ pub async fn external(
     metric: &str,
     labels: Option<&LabelSelector>,
 ) -> Result<f64, String> {
-    let selector = labels.map(text).unwrap_or_default();
+    let selector = labels.map(selector_text).unwrap_or_default();
     let path = format!(
         "/apis/external.metrics.k8s.io/v1beta1/namespaces/{namespace}/{metric}?labelSelector={}",
         escape(&selector)
@@ -198,21 +198,6 @@ pub async fn usage(client: &Client, namespace: &str, selector: &str) -> Result<V
         }
     }
     Ok(all)
-}
-
-/// A selector as a query has it.
-pub fn text(selector: &LabelSelector) -> String {
-    let equal = selector.match_labels.iter().flatten().map(|(key, value)| format!("{key}={value}"));
-    let others = selector.match_expressions.iter().flatten().map(|one| {
-        let values = one.values.as_deref().unwrap_or_default().join(",");
-        match one.operator.as_str() {
-            "In" => format!("{} in ({values})", one.key),
-            "NotIn" => format!("{} notin ({values})", one.key),
-            "DoesNotExist" => format!("!{}", one.key),
-            _ => one.key.clone(),
-        }
-    });
-    equal.chain(others).collect::<Vec<_>>().join(",")
 }
 
 fn escape(text: &str) -> String {
@@ -362,7 +347,7 @@ mod tests {
     fn selectors_become_queries() {
         let selector = json!({"matchLabels": {"a": "b"}, "matchExpressions": [
             {"key": "c", "operator": "In", "values": ["d", "e"]}, {"key": "f", "operator": "DoesNotExist"}]});
-        let text = text(&serde_json::from_value(selector).unwrap());
+        let text = selector_text(&serde_json::from_value(selector).unwrap());
         assert_eq!(text, "a=b,c in (d,e),!f");
         assert_eq!(escape(&text), "a%3Db%2Cc%20in%20%28d%2Ce%29%2C%21f");
     }

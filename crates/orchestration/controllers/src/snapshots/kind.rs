@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use dhow_client::kind;
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
-use k8s_openapi::{ClusterResourceScope, Metadata, NamespaceResourceScope, Resource};
 use serde::{Deserialize, Serialize};
 
 /// The definitions that have to be there.
@@ -14,36 +14,9 @@ pub const DEFINITIONS: [&str; 3] = [
     "volumesnapshotclasses.snapshot.storage.k8s.io",
 ];
 
-macro_rules! kind {
-    ($kind:ident, $plural:literal, $scope:ty) => {
-        dhow_client::object!($kind);
-
-        impl Resource for $kind {
-            const API_VERSION: &'static str = "snapshot.storage.k8s.io/v1";
-            const GROUP: &'static str = "snapshot.storage.k8s.io";
-            const KIND: &'static str = stringify!($kind);
-            const VERSION: &'static str = "v1";
-            const URL_PATH_SEGMENT: &'static str = $plural;
-            type Scope = $scope;
-        }
-
-        impl Metadata for $kind {
-            type Ty = ObjectMeta;
-
-            fn metadata(&self) -> &ObjectMeta {
-                &self.metadata
-            }
-
-            fn metadata_mut(&mut self) -> &mut ObjectMeta {
-                &mut self.metadata
-            }
-        }
-    };
-}
-
-kind!(VolumeSnapshot, "volumesnapshots", NamespaceResourceScope);
-kind!(VolumeSnapshotContent, "volumesnapshotcontents", ClusterResourceScope);
-kind!(VolumeSnapshotClass, "volumesnapshotclasses", ClusterResourceScope);
+kind!(VolumeSnapshot, "snapshot.storage.k8s.io", "v1", "volumesnapshots", NamespaceResourceScope);
+kind!(VolumeSnapshotContent, "snapshot.storage.k8s.io", "v1", "volumesnapshotcontents", ClusterResourceScope);
+kind!(VolumeSnapshotClass, "snapshot.storage.k8s.io", "v1", "volumesnapshotclasses", ClusterResourceScope);
 
 /// What a person asks for.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]

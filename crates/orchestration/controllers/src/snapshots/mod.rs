@@ -10,14 +10,12 @@ use std::sync::Arc;
 
 use dhow_client::{
     Change, Client, DeleteParams, Error, EventRecorder, EventType, Informer, Key, ListParams, Object, Outcome, Patch,
-    Queue, Reconcile, reference, run_controller,
+    Queue, Reconcile, reference, run_controller, while_served,
 };
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use serde_json::json;
-use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::common::{Finalizer, delete};
@@ -38,43 +36,8 @@ pub async fn run(
     volumes: Informer<PersistentVolume>,
     shutdown: CancellationToken,
 ) {
-    let changed = Arc::new(Notify::new());
-    let definitions: Vec<Informer<CustomResourceDefinition>> = DEFINITIONS
-        .iter()
-        .map(|name| {
-            let scope = ListParams { field_selector: Some(format!("metadata.name={name}")), ..ListParams::default() };
-            let informer = Informer::start(client.clone(), scope, None, shutdown.child_token());
-            let told = changed.clone();
-            informer.on_change(move |_| told.notify_one());
-            informer
-        })
-        .collect();
-    let mut running: Option<CancellationToken> = None;
-    loop {
-        let is_there = DEFINITIONS
-            .iter()
-            .zip(&definitions)
-            .all(|(name, all)| all.get(&Key::new(None, name)).is_some_and(|one| is_served(&one)));
-        match &running {
-            None if is_there => {
-                let stop = shutdown.child_token();
-                tokio::spawn(run_kinds(client.clone(), claims.clone(), volumes.clone(), stop.clone()));
-                running = Some(stop);
-            }
-            Some(stop) if !is_there => {
-                stop.cancel();
-                running = None;
-            }
-            _ => {}
-        }
-        tokio::select! { () = changed.notified() => {}, () = shutdown.cancelled() => return }
-    }
-}
-
-fn is_served(definition: &CustomResourceDefinition) -> bool {
-    let conditions = definition.status.iter().flat_map(|status| status.conditions.iter().flatten());
-    let established = conditions.into_iter().any(|one| one.type_ == "Established" && one.status == "True");
-    established && definition.spec.versions.iter().any(|version| version.name == "v1" && version.served)
+    let start = |stop| drop(tokio::spawn(run_kinds(client.clone(), claims.clone(), volumes.clone(), stop)));
+    while_served(&client, &DEFINITIONS, "v1", &shutdown, start).await;
 }
 
 async fn run_kinds(

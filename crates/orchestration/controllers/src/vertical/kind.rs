@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use dhow_client::kind;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use k8s_openapi::{Metadata, NamespaceResourceScope, Resource};
 use serde::{Deserialize, Serialize};
 
 /// The definition that has to be there.
@@ -17,28 +17,7 @@ pub struct VerticalPodAutoscaler {
     pub status: Option<Status>,
 }
 
-dhow_client::object!(VerticalPodAutoscaler);
-
-impl Resource for VerticalPodAutoscaler {
-    const API_VERSION: &'static str = "autoscaling.k8s.io/v1";
-    const GROUP: &'static str = "autoscaling.k8s.io";
-    const KIND: &'static str = "VerticalPodAutoscaler";
-    const VERSION: &'static str = "v1";
-    const URL_PATH_SEGMENT: &'static str = "verticalpodautoscalers";
-    type Scope = NamespaceResourceScope;
-}
-
-impl Metadata for VerticalPodAutoscaler {
-    type Ty = ObjectMeta;
-
-    fn metadata(&self) -> &ObjectMeta {
-        &self.metadata
-    }
-
-    fn metadata_mut(&mut self) -> &mut ObjectMeta {
-        &mut self.metadata
-    }
-}
+kind!(VerticalPodAutoscaler, "autoscaling.k8s.io", "v1", "verticalpodautoscalers", NamespaceResourceScope);
 
 /// Amounts by resource, as text.
 pub type Amounts = BTreeMap<String, String>;

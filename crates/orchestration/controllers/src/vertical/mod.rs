@@ -14,17 +14,15 @@ use std::time::Duration;
 use dhow_api::selectors::LabelSelector;
 use dhow_client::{
     Change, Client, Error, EventRecorder, EventType, Informer, Key, ListParams, Outcome, Patch, Queue, Reconcile,
-    reference, run_controller,
+    reference, run_controller, while_served,
 };
 use http::Method;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::policy::v1::Eviction;
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::jiff::Timestamp;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
-use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::autoscale::read;
@@ -41,34 +39,8 @@ const NEWS: f64 = 0.1;
 
 /// Runs while the definition of the kind is there, until `shutdown`.
 pub async fn run(client: Client, pods: Informer<Pod>, shutdown: CancellationToken) {
-    let scope =
-        ListParams { field_selector: Some(format!("metadata.name={}", kind::DEFINITION)), ..ListParams::default() };
-    let definitions = Informer::<CustomResourceDefinition>::start(client.clone(), scope, None, shutdown.child_token());
-    let changed = Arc::new(Notify::new());
-    let told = changed.clone();
-    definitions.on_change(move |_| told.notify_one());
-    let mut running: Option<CancellationToken> = None;
-    loop {
-        let is_there = definitions.get(&Key::new(None, kind::DEFINITION)).is_some_and(|one| is_established(&one));
-        match &running {
-            None if is_there => {
-                let stop = shutdown.child_token();
-                tokio::spawn(run_kind(client.clone(), pods.clone(), stop.clone()));
-                running = Some(stop);
-            }
-            Some(stop) if !is_there => {
-                stop.cancel();
-                running = None;
-            }
-            _ => {}
-        }
-        tokio::select! { () = changed.notified() => {}, () = shutdown.cancelled() => return }
-    }
-}
-
-fn is_established(definition: &CustomResourceDefinition) -> bool {
-    let conditions = definition.status.iter().flat_map(|status| status.conditions.iter().flatten());
-    conditions.into_iter().any(|one| one.type_ == "Established" && one.status == "True")
+    let start = |stop| drop(tokio::spawn(run_kind(client.clone(), pods.clone(), stop)));
+    while_served(&client, &[kind::DEFINITION], "v1", &shutdown, start).await;
 }
 
 async fn run_kind(client: Client, pods: Informer<Pod>, stop: CancellationToken) {
@@ -145,7 +117,7 @@ impl Verticals {
                 let mut object = call(&self.client, Method::GET, &path, "", Vec::new()).await?;
                 let selector = serde_json::from_value(object["spec"]["selector"].take())
                     .map_err(|source| Error::Decode { context: format!("read the selector of {path}"), source })?;
-                Ok(read::text(&selector))
+                Ok(dhow_client::selector_text(&selector))
             }
             other => Ok(other?.selector().to_owned()),
         }

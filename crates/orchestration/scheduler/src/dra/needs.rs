@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Node, Pod, PodResourceClaim};
+use dhow_api::resource_claims::{entries, name};
+use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::api::resource::v1::{AllocationResult, ResourceClaim, ResourceClaimConsumerReference};
 
 use super::allocate::allocate;
@@ -34,26 +35,6 @@ pub(crate) struct Needs<'a> {
     open: Vec<(ClaimKey, &'a ResourceClaim)>,
     /// Those that do not name the pod yet.
     unreserved: Vec<(ClaimKey, &'a ResourceClaim)>,
-}
-
-fn entries(pod: &Pod) -> &[PodResourceClaim] {
-    pod.spec.as_ref().and_then(|spec| spec.resource_claims.as_deref()).unwrap_or_default()
-}
-
-/// The name of the claim that an entry stands for, and whether it was made for the pod. No name: no claim is needed.
-fn name<'a>(pod: &'a Pod, entry: &'a PodResourceClaim) -> Result<Option<(&'a str, bool)>, String> {
-    if let Some(name) = entry.resource_claim_name.as_deref() {
-        return Ok(Some((name, false)));
-    }
-    let made = pod.status.as_ref().and_then(|status| status.resource_claim_statuses.as_deref()).unwrap_or_default();
-    match made.iter().find(|one| one.name == entry.name) {
-        Some(one) => Ok(one.resource_claim_name.as_deref().map(|name| (name, true))),
-        None => {
-            let text = |value: &Option<String>| value.clone().unwrap_or_default();
-            let (namespace, name) = (text(&pod.metadata.namespace), text(&pod.metadata.name));
-            Err(format!("pod \"{namespace}/{name}\": ResourceClaim not created yet"))
-        }
-    }
 }
 
 /// The claims of a pod that are known by name.

@@ -17,6 +17,19 @@ pub const UPGRADE: &str = "SPDY/3.1";
 /// Header of a stream that says what it is for: `error`, `stdin`, `stdout`, `stderr`, `resize` or `data`.
 pub const STREAM_TYPE: &str = "streamtype";
 
+/// Where the streams of exec and attach share a WebSocket: each message begins with its channel.
+pub mod channel {
+    pub const STDIN: u8 = 0;
+    pub const STDOUT: u8 = 1;
+    pub const STDERR: u8 = 2;
+    pub const ERROR: u8 = 3;
+    pub const RESIZE: u8 = 4;
+    /// [`V5`] only: the payload names the channel that ended.
+    pub const CLOSE: u8 = 255;
+    /// The version whose clients can say that their input ended.
+    pub const V5: &str = "v5.channel.k8s.io";
+}
+
 /// A terminal's size as it travels on a `resize` stream, one document after another.
 #[derive(Debug, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "PascalCase")]

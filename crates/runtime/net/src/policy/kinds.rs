@@ -4,35 +4,9 @@
 //! Their rules differ in names only, so one set of types reads all three. The definitions that the API serves them by are in
 //! [`super::definitions`].
 
+use dhow_client::kind;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use serde::{Deserialize, Serialize};
-
-macro_rules! kind {
-    ($type:ident, $group:literal, $version:literal, $plural:literal) => {
-        dhow_client::object!($type);
-
-        impl k8s_openapi::Resource for $type {
-            const API_VERSION: &'static str = concat!($group, "/", $version);
-            const GROUP: &'static str = $group;
-            const KIND: &'static str = stringify!($type);
-            const VERSION: &'static str = $version;
-            const URL_PATH_SEGMENT: &'static str = $plural;
-            type Scope = k8s_openapi::ClusterResourceScope;
-        }
-
-        impl k8s_openapi::Metadata for $type {
-            type Ty = ObjectMeta;
-
-            fn metadata(&self) -> &ObjectMeta {
-                &self.metadata
-            }
-
-            fn metadata_mut(&mut self) -> &mut ObjectMeta {
-                &mut self.metadata
-            }
-        }
-    };
-}
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default)]
@@ -40,7 +14,7 @@ pub struct AdminNetworkPolicy {
     pub metadata: ObjectMeta,
     pub spec: PolicySpec,
 }
-kind!(AdminNetworkPolicy, "policy.networking.k8s.io", "v1alpha1", "adminnetworkpolicies");
+kind!(AdminNetworkPolicy, "policy.networking.k8s.io", "v1alpha1", "adminnetworkpolicies", ClusterResourceScope);
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default)]
@@ -48,7 +22,13 @@ pub struct BaselineAdminNetworkPolicy {
     pub metadata: ObjectMeta,
     pub spec: PolicySpec,
 }
-kind!(BaselineAdminNetworkPolicy, "policy.networking.k8s.io", "v1alpha1", "baselineadminnetworkpolicies");
+kind!(
+    BaselineAdminNetworkPolicy,
+    "policy.networking.k8s.io",
+    "v1alpha1",
+    "baselineadminnetworkpolicies",
+    ClusterResourceScope
+);
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default)]
@@ -56,7 +36,7 @@ pub struct ClusterNetworkPolicy {
     pub metadata: ObjectMeta,
     pub spec: PolicySpec,
 }
-kind!(ClusterNetworkPolicy, "policy.networking.k8s.io", "v1alpha2", "clusternetworkpolicies");
+kind!(ClusterNetworkPolicy, "policy.networking.k8s.io", "v1alpha2", "clusternetworkpolicies", ClusterResourceScope);
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default)]
@@ -158,7 +138,7 @@ pub(super) struct CustomResourceDefinition {
     pub spec: DefinitionSpec,
     pub status: DefinitionStatus,
 }
-kind!(CustomResourceDefinition, "apiextensions.k8s.io", "v1", "customresourcedefinitions");
+kind!(CustomResourceDefinition, "apiextensions.k8s.io", "v1", "customresourcedefinitions", ClusterResourceScope);
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default)]

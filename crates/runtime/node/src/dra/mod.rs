@@ -10,10 +10,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use dhow_api::resource_claims;
 use dhow_client::Client as Api;
 use dhow_cri::runtime::ContainerConfig;
 use dhow_plugins::dra;
-use k8s_openapi::api::core::v1::{Container, Pod, PodResourceClaim};
+use k8s_openapi::api::core::v1::{Container, Pod};
 use k8s_openapi::api::resource::v1::ResourceClaim;
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
@@ -27,26 +28,6 @@ pub struct Dra {
     pub drivers: Drivers,
     /// Claims are prepared and undone one after another: `None` until the file was read.
     claims: Mutex<Option<Claims>>,
-}
-
-/// The name of the claim that an entry of a pod stands for, and whether it was made for the pod.
-fn claim_name<'a>(pod: &'a Pod, entry: &'a PodResourceClaim) -> Result<Option<(&'a str, bool)>, String> {
-    if let Some(name) = entry.resource_claim_name.as_deref() {
-        return Ok(Some((name, false)));
-    }
-    let made = pod.status.as_ref().and_then(|status| status.resource_claim_statuses.as_deref()).unwrap_or_default();
-    match made.iter().find(|one| one.name == entry.name) {
-        Some(one) => Ok(one.resource_claim_name.as_deref().map(|name| (name, true))),
-        None => {
-            let text = |value: &Option<String>| value.clone().unwrap_or_default();
-            let (namespace, name) = (text(&pod.metadata.namespace), text(&pod.metadata.name));
-            Err(format!("pod \"{namespace}/{name}\": ResourceClaim not created yet"))
-        }
-    }
-}
-
-fn entries(pod: &Pod) -> &[PodResourceClaim] {
-    pod.spec.as_ref().and_then(|spec| spec.resource_claims.as_deref()).unwrap_or_default()
 }
 
 fn text(value: Option<&String>) -> String {
@@ -86,7 +67,7 @@ impl Dra {
     /// # Errors
     /// For the pod's events, in upstream's words.
     pub async fn prepare(&self, api: &Api, pod: &Pod) -> Result<(), String> {
-        if entries(pod).is_empty() {
+        if resource_claims::entries(pod).is_empty() {
             return Ok(());
         }
         self.prepare_all(api, pod).await.map_err(|error| format!("prepare dynamic resources: {error}"))
@@ -97,8 +78,8 @@ impl Dra {
         let uid = text(pod.metadata.uid.as_ref());
         // All is looked at before anything is written down: a pod that cannot have its devices is let go easily.
         let mut wanted = Vec::new();
-        for entry in entries(pod) {
-            let Some((name, own)) = claim_name(pod, entry)? else { continue };
+        for entry in resource_claims::entries(pod) {
+            let Some((name, own)) = resource_claims::name(pod, entry)? else { continue };
             let claim: Result<ResourceClaim, _> = api.get(Some(namespace), name).await;
             let claim = claim.map_err(|error| format!("fetch ResourceClaim {name}: {error}"))?;
             check(pod, &claim, own)?;
@@ -184,8 +165,10 @@ impl Dra {
         let mut held = self.claims.lock().await;
         let claims = self.loaded(&mut held)?;
         for asked in asked {
-            let Some(entry) = entries(pod).iter().find(|entry| entry.name == asked.name) else { continue };
-            let Some((name, _)) = claim_name(pod, entry).map_err(Error::config)? else { continue };
+            let Some(entry) = resource_claims::entries(pod).iter().find(|entry| entry.name == asked.name) else {
+                continue;
+            };
+            let Some((name, _)) = resource_claims::name(pod, entry).map_err(Error::config)? else { continue };
             let known = claims.find(namespace, name).filter(|claim| claim.prepared).ok_or_else(|| {
                 Error::config(format!("unable to get claim info for ResourceClaim {name} in namespace {namespace}"))
             })?;

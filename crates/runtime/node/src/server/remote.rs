@@ -1,6 +1,7 @@
 //! Exec and attach: a process' streams as channels of one WebSocket.
 
 use dhow_cri::runtime::{ExecRequest, Reader, Streams};
+use dhow_cri::streaming::channel::{CLOSE, ERROR, RESIZE, STDERR, STDIN, STDOUT, V5};
 use dhow_cri::streaming::{TerminalSize, status};
 use http::Request;
 use hyper::body::Incoming;
@@ -9,18 +10,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use super::socket::{self, Receiver, Sender};
 use super::{Answer, Refusal, remote_spdy};
 
-pub const V5: &str = "v5.channel.k8s.io";
 /// The first version: its error channel has a text, and nothing where all went well.
 const V1: &str = "channel.k8s.io";
 pub const PROTOCOLS: [&str; 3] = [V5, "v4.channel.k8s.io", V1];
-
-const STDIN: u8 = 0;
-const STDOUT: u8 = 1;
-const STDERR: u8 = 2;
-const ERROR: u8 = 3;
-const RESIZE: u8 = 4;
-/// v5 only: the payload names the channel that ended.
-const CLOSE: u8 = 255;
 
 /// Reads the query of exec and attach, in the words of the public API or of the kubelet's own.
 pub fn request(query: &[(String, String)]) -> ExecRequest {
