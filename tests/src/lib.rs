@@ -259,6 +259,31 @@ fn ensure_purged(data: &Path, run_dir: &Path, links: usize, inside: impl Fn(&str
     Ok(())
 }
 
+/// The configuration of a containerd that keeps all it has, its socket `c.sock` included, in a folder.
+pub fn containerd_config(folder: &Path) -> String {
+    let at = |name: &str| folder.join(name).display().to_string();
+    format!(
+        r#"version = 2
+root = "{root}"
+state = "{state}"
+[grpc]
+  address = "{socket}"
+[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = "dhow.local/pause:1"
+  netns_mounts_under_state_dir = true
+  restrict_oom_score_adj = true
+  [plugins."io.containerd.grpc.v1.cri".cni]
+    conf_dir = "{net}"
+    bin_dir = "{bin}"
+"#,
+        root = at("root"),
+        state = at("state"),
+        socket = at("c.sock"),
+        net = at("net.d"),
+        bin = at("bin"),
+    )
+}
+
 /// Checks again and again for so long, and fails as soon as the check does.
 pub fn always(length: Duration, mut check: impl FnMut() -> Result<()>) -> Result<()> {
     let end = Instant::now() + length;

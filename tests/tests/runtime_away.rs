@@ -7,34 +7,14 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use dhow_e2e::{Host, eventually, run, workspace};
+use dhow_e2e::{Host, containerd_config, eventually, run, workspace};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
 /// A containerd in the host's network, with the same folders each time it is started.
 fn containerd(host: &Host, folder: &Path) -> Result<Child> {
     let at = |name: &str| folder.join(name).display().to_string();
-    let config = format!(
-        r#"version = 2
-root = "{root}"
-state = "{state}"
-[grpc]
-  address = "{socket}"
-[plugins."io.containerd.grpc.v1.cri"]
-  sandbox_image = "dhow.local/pause:1"
-  netns_mounts_under_state_dir = true
-  restrict_oom_score_adj = true
-  [plugins."io.containerd.grpc.v1.cri".cni]
-    conf_dir = "{net}"
-    bin_dir = "{bin}"
-"#,
-        root = at("root"),
-        state = at("state"),
-        socket = at("c.sock"),
-        net = at("net.d"),
-        bin = at("bin"),
-    );
-    std::fs::write(folder.join("config.toml"), config)?;
+    std::fs::write(folder.join("config.toml"), containerd_config(folder))?;
     let log = std::fs::File::create(folder.join("log"))?;
     let mut command = host.command("containerd");
     command.args(["--config", &at("config.toml")]).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);

@@ -11,7 +11,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use dhow_e2e::{HOST_IP, Host, eventually, workspace};
+use dhow_e2e::{HOST_IP, Host, containerd_config, eventually, workspace};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -44,27 +44,7 @@ fn containerd() -> Result<()> {
     let host = Host::new()?;
     let folder = tempfile::Builder::new().prefix("dhow-rt").tempdir_in("/var/tmp")?;
     let at = |name: &str| folder.path().join(name).display().to_string();
-    let config = format!(
-        r#"version = 2
-root = "{root}"
-state = "{state}"
-[grpc]
-  address = "{socket}"
-[plugins."io.containerd.grpc.v1.cri"]
-  sandbox_image = "dhow.local/pause:1"
-  netns_mounts_under_state_dir = true
-  restrict_oom_score_adj = true
-  [plugins."io.containerd.grpc.v1.cri".cni]
-    conf_dir = "{net}"
-    bin_dir = "{bin}"
-"#,
-        root = at("root"),
-        state = at("state"),
-        socket = at("c.sock"),
-        net = at("net.d"),
-        bin = at("bin"),
-    );
-    fs::write(at("config.toml"), config)?;
+    fs::write(at("config.toml"), containerd_config(folder.path()))?;
     let mut command = host.command("containerd");
     command.args(["--config", &at("config.toml")]);
     let runtime = format!("containerd://{}", at("c.sock"));
