@@ -118,7 +118,8 @@ impl Machines {
             name: name.clone(),
             address: addresses[0].clone(),
             addresses,
-            variables: families.variables(),
+            // Those that join are told by the cluster.
+            variables: if index == 0 { families.variables() } else { &[] },
             namespace,
             switch,
             folder,

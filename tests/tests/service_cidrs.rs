@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use dhow_e2e::{HOST_IP, Host, eventually};
+use dhow_e2e::{HOST_IP, Host, eventually, run};
 use serde_json::{Value, json};
 
 const SOON: Duration = Duration::from_secs(30);
@@ -64,7 +64,8 @@ fn services_have_addresses_of_all_ready_ranges() {
     let made = eventually(SOON, || service(&host, "more", "10.50.0.5")).unwrap();
     assert_eq!(made["spec"]["clusterIP"], "10.50.0.5");
     eventually(SOON, || host.kubectl(&["get", "ipaddress", "10.50.0.5"])).unwrap();
-    // It is served like any other.
+    // It is served like any other, also where nothing else leads out of the machine.
+    run(host.command("ip").args(["route", "del", "default"])).unwrap();
     let mut server = host.serve("hello", 8080).unwrap();
     let slice = json!({
         "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
@@ -103,6 +104,8 @@ fn services_have_addresses_of_all_ready_ranges() {
     host.kubectl(&["delete", "service", "more"]).unwrap();
     eventually(SOON, || {
         ensure!(host.kubectl(&["get", "servicecidr", "extra"]).is_err(), "still there");
+        let routes = run(host.command("ip").arg("route"))?;
+        ensure!(!routes.contains("10.50.0."), "still routed: {routes}");
         ensure!(host.kubectl(&["get", "ipaddress", "10.50.0.5"]).is_err(), "its address is still recorded");
         Ok(())
     })

@@ -294,6 +294,10 @@ pub fn start_network(
     parts.spawn(async move {
         dhow_net::peers::run(ways, net_, &node, stop).await.context("keep the ways to other nodes' pods")
     });
+    let (client, net_, stop) = (access.client("system:kube-proxy")?, Arc::clone(net), shutdown.clone());
+    parts.spawn(
+        async move { dhow_net::service_ranges::run(client, net_, stop).await.context("keep the ways to services") },
+    );
     let client = access.client("system:dhow:network-policy")?;
     // Begins here, before the node: new pods wait for their policies.
     let policies = dhow_net::policy::run(client, Arc::clone(net), &place.node_name, shutdown.clone());

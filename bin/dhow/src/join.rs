@@ -55,10 +55,7 @@ impl Join {
     /// Comes in with a token and remembers the cluster. The certificate is kept before the cluster is, so that whatever is
     /// cut off is done again.
     pub async fn make(place: &Place, server: &str, token: &Token, authority: &Authority) -> Result<Self> {
-        let ca_pem = authority.find(server).await?;
-        let config =
-            HttpsConfig { server: server.to_owned(), ca_pem: ca_pem.clone(), auth: Auth::Token(token.bearer()) };
-        let client = Client::https(config).context("prepare to reach the server")?;
+        let (client, ca_pem) = authority.client(server, token).await?;
         let folder = Self::folder(place);
         files::create_private_dir(&folder)?;
         Wanted::node_client(place).ask(&client, &folder).await?;
@@ -185,6 +182,14 @@ impl Authority {
              --discovery-token-ca-cert-hash sha256:HASH or --ca-file FILE, or use the whole of what `dhow token create` \
              prints",
         )
+    }
+
+    /// A client with the token's rights, and the authority of the server.
+    pub async fn client(&self, server: &str, token: &Token) -> Result<(Client, String)> {
+        let ca_pem = self.find(server).await?;
+        let config =
+            HttpsConfig { server: server.to_owned(), ca_pem: ca_pem.clone(), auth: Auth::Token(token.bearer()) };
+        Ok((Client::https(config).context("prepare to reach the server")?, ca_pem))
     }
 
     async fn find(&self, server: &str) -> Result<String> {

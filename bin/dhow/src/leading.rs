@@ -1,6 +1,5 @@
 //! What exactly one server of a cluster runs: controllers, scheduler, and the compaction of etcd's history.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +11,7 @@ use dhow_scheduler::SchedulerConfig;
 use dhow_store::{Error, Kv};
 use tokio_util::sync::CancellationToken;
 
+use crate::networks::ClusterNetworks;
 use crate::place::Place;
 use crate::{cluster_dns, keys};
 
@@ -20,7 +20,7 @@ const LEASE: &str = "dhow-server";
 /// How much of etcd's history is kept, as upstream's API server does.
 const HISTORY: Duration = Duration::from_secs(5 * 60);
 
-const DNS_RETRY: Duration = Duration::from_secs(5);
+const PUBLISH_RETRY: Duration = Duration::from_secs(5);
 
 const CONTROLLERS: &str = "system:kube-controller-manager";
 const SCHEDULER: &str = "system:kube-scheduler";
@@ -68,18 +68,22 @@ impl Leading {
         let client = self.server.client(UserInfo::new(SCHEDULER, &[]));
         let scheduler = dhow_scheduler::run(client, self.schedulers.clone(), stop.clone());
         let compaction = compact(self.shared.clone(), stop.clone());
-        let dns = self.publish_dns(place.networks.dns_service_ip(), stop.clone());
+        let dns = self.publish(&place.networks, stop.clone());
         tokio::join!(ending(&stop, controllers), ending(&stop, scheduler), ending(&stop, compaction), dns);
     }
 }
 
 impl Leading {
-    /// Makes the Service of the cluster's DNS.
-    async fn publish_dns(&self, address: IpAddr, stop: CancellationToken) {
+    /// Makes the Service of the cluster's DNS, and tells machines that join of the networks.
+    async fn publish(&self, networks: &ClusterNetworks, stop: CancellationToken) {
         let administrator = self.server.client(UserInfo::new("system:dhow", &[keys::MASTERS]));
-        while let Err(error) = cluster_dns::ensure(&administrator, address).await {
+        let publish = async || {
+            cluster_dns::ensure(&administrator, networks.dns_service_ip()).await?;
+            networks.publish(&administrator).await
+        };
+        while let Err(error) = publish().await {
             tracing::warn!(error = format!("{error:#}"), "trying again");
-            tokio::select! { () = tokio::time::sleep(DNS_RETRY) => {}, () = stop.cancelled() => return }
+            tokio::select! { () = tokio::time::sleep(PUBLISH_RETRY) => {}, () = stop.cancelled() => return }
         }
     }
 }

@@ -1,15 +1,24 @@
 //! The cluster's networks, as flags say or as this cloud has had them so far.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::ErrorKind;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
+use dhow_apiserver::NETWORKS;
+use dhow_client::Client;
 use dhow_controllers::ClusterRange;
 use dhow_net::{Cidr, Family, Networks};
+use k8s_openapi::api::core::v1::ConfigMap;
 
 use crate::place::{CLUSTER_CIDR, SERVICE_CIDR};
+
+/// Where a cluster's networks are published.
+const NAMESPACE: &str = "kube-public";
+const PODS: &str = "podCIDRs";
+const SERVICES: &str = "serviceCIDRs";
 
 /// Networks of pods and of services, one of each for each address family, the primary family's first.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,15 +72,13 @@ impl ClusterNetworks {
         (self.pods[0], self.services[0])
     }
 
-    fn recorded(data_dir: &Path) -> Result<Option<Self>> {
+    /// What this cloud, or the one that this machine joined, has had so far.
+    pub fn recorded(data_dir: &Path) -> Result<Option<Self>> {
         let path = record(data_dir);
         let text = match fs::read_to_string(&path) {
             Ok(text) => text,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),
-        };
-        let list = |line: Option<&str>| -> Result<Vec<Cidr>> {
-            line.unwrap_or_default().split(',').map(|cidr| Ok(cidr.trim().parse()?)).collect()
         };
         let mut lines = text.lines();
         let mut read = || Self::of(list(lines.next())?, list(lines.next())?);
@@ -83,6 +90,42 @@ impl ClusterNetworks {
         let path = record(data_dir);
         let text = format!("{}\n{}\n", join(&self.pods), join(&self.services));
         fs::write(&path, text).with_context(|| format!("write {}", path.display()))
+    }
+
+    /// Tells machines that join.
+    pub async fn publish(&self, client: &Client) -> Result<()> {
+        let data = BTreeMap::from([(PODS.to_owned(), join(&self.pods)), (SERVICES.to_owned(), join(&self.services))]);
+        match client.get::<ConfigMap>(Some(NAMESPACE), NETWORKS).await {
+            Ok(held) if held.data.as_ref() == Some(&data) => return Ok(()),
+            Ok(mut held) => {
+                held.data = Some(data);
+                client.update(&held).await
+            }
+            Err(error) if error.is_not_found() => {
+                let mut map = ConfigMap { data: Some(data), ..Default::default() };
+                map.metadata.namespace = Some(NAMESPACE.to_owned());
+                map.metadata.name = Some(NETWORKS.to_owned());
+                client.create(&map).await
+            }
+            Err(error) => Err(error),
+        }
+        .map(drop)
+        .context("publish the cluster's networks")
+    }
+
+    /// What the cluster told; `None` if its servers are of a version that does not.
+    pub async fn published(client: &Client) -> Result<Option<Self>> {
+        let map = match client.get::<ConfigMap>(Some(NAMESPACE), NETWORKS).await {
+            Ok(map) => map,
+            // Of a role that is not there yet, nothing is allowed.
+            Err(error) if error.is_not_found() || matches!(error, dhow_client::Error::Api { code: 403, .. }) => {
+                return Ok(None);
+            }
+            Err(error) => return Err(error).context("ask for the cluster's networks"),
+        };
+        let told = |key: &str| list(map.data.as_ref().and_then(|data| data.get(key)).map(String::as_str));
+        let read = || Self::of(told(PODS)?, told(SERVICES)?);
+        read().with_context(|| format!("read ConfigMap {NAMESPACE}/{NETWORKS}")).map(Some)
     }
 
     /// The networks of a node that has these for its pods.
@@ -141,6 +184,11 @@ fn node_prefix(cluster: Cidr) -> u8 {
 
 fn default(text: &str) -> Result<Cidr> {
     text.parse().with_context(|| format!("network {text}"))
+}
+
+/// A list as it is recorded and published.
+fn list(text: Option<&str>) -> Result<Vec<Cidr>> {
+    text.unwrap_or_default().split(',').map(|cidr| Ok(cidr.trim().parse()?)).collect()
 }
 
 fn record(data_dir: &Path) -> PathBuf {

@@ -17,6 +17,9 @@ use crate::{ApiServer, Config, flow, legacy_tokens, service_cidrs};
 /// The server itself, as a user.
 pub const SERVER: &str = "system:apiserver";
 
+/// The ConfigMap in `kube-public` that tells machines that join which networks the cluster has.
+pub const NETWORKS: &str = "dhow-networks";
+
 /// Creates what is missing. Runs through the pipeline like everyone's requests.
 pub async fn ensure(server: &Arc<ApiServer>, config: &Config) -> Result<(), Status> {
     let client = server.client(UserInfo::new(SERVER, &[MASTERS]));
@@ -30,6 +33,7 @@ pub async fn ensure(server: &Arc<ApiServer>, config: &Config) -> Result<(), Stat
     create_all(&client, classes.map(class)).await?;
     let roles = roles().into_iter().map(|role| ("clusterroles", role));
     let policy = roles.chain(bindings().into_iter().map(|binding| ("clusterrolebindings", binding)));
+    let policy = policy.chain(network_readers());
     let settled = policy.map(async |(plural, object)| {
         reconcile::ensure(&client, &format!("/apis/rbac.authorization.k8s.io/v1/{plural}"), object).await
     });
@@ -171,6 +175,20 @@ fn policy_metadata(name: &str) -> Value {
         "labels": {"kubernetes.io/bootstrapping": "rbac-defaults"},
         "annotations": {AUTOUPDATE: "true"},
     })
+}
+
+/// A machine that joins reads which networks the cluster has before it is a node.
+fn network_readers() -> [(&'static str, Value); 2] {
+    const NAME: &str = "dhow:networks";
+    let named = json!({
+        "apiGroups": [""], "resources": ["configmaps"], "verbs": ["get"], "resourceNames": [NETWORKS],
+    });
+    let binding = json!({
+        "metadata": policy_metadata(NAME),
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": NAME},
+        "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "Group", "name": JOINING}],
+    });
+    [("namespaces/kube-public/roles", role(NAME, vec![named])), ("namespaces/kube-public/rolebindings", binding)]
 }
 
 /// The group that a token for joining gives.
@@ -331,6 +349,7 @@ fn roles() -> Vec<Value> {
             vec![
                 rule(&[""], &["endpoints", "nodes", "services"], &["list", "watch"]),
                 rule(&["discovery.k8s.io"], &["endpointslices"], &["list", "watch"]),
+                rule(&["networking.k8s.io"], &["servicecidrs"], &["list", "watch"]),
                 rule(&["", "events.k8s.io"], &["events"], &["create", "patch", "update"]),
             ],
         ),

@@ -74,6 +74,7 @@ pub use access::AccessConfig;
 pub use aggregate::{FRONT_PROXY_CLIENT, FrontProxy};
 pub use allocate::ServiceRange;
 pub use audit::{AuditConfig, AuditFile, AuditWebhook, Policy as AuditPolicy};
+pub use bootstrap::NETWORKS;
 pub use connections::Limits;
 pub use error::Error;
 pub use identity::UserInfo;

@@ -28,6 +28,7 @@ mod pod;
 pub mod policy;
 pub mod proxy;
 mod rules;
+pub mod service_ranges;
 mod shape;
 
 pub use address::{Cidr, Family};
