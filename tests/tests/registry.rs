@@ -205,12 +205,9 @@ fn runs_everywhere(machines: &Machines, _: &Path) -> Result<()> {
 
 fn keeps_strangers_out(machines: &Machines, _: &Path) -> Result<()> {
     machines.apply(&pod("stranger", "default", "m1", &format!("{REGISTRY}/team/app:3")))?;
-    let waits = || {
-        let pod = machines.get(&["get", "pod", "stranger"])?;
-        Ok(pod["status"]["containerStatuses"][0]["state"]["waiting"].clone())
-    };
     eventually(SOON, || {
-        let waiting: Value = waits()?;
+        let pod = machines.get(&["get", "pod", "stranger"])?;
+        let waiting = &pod["status"]["containerStatuses"][0]["state"]["waiting"];
         let reason = waiting["reason"].as_str().unwrap_or_default();
         ensure!(reason == "ErrImagePull" || reason == "ImagePullBackOff", "{waiting}");
         Ok(())

@@ -100,6 +100,9 @@ pub trait Access: Send + Sync + 'static {
     /// What holds for a repository whoever asks.
     async fn rules(&self, repository: &str) -> Result<Arc<Rules>>;
 
+    /// Returns once it knows all rules.
+    async fn ready(&self) {}
+
     /// Fails with the reason why nothing can be pushed to a repository, even by those who may.
     async fn admits(&self, _repository: &str) -> Result<()> {
         Ok(())

@@ -136,7 +136,15 @@ impl Registry {
 
     async fn collect_repository(&self, repository: &str, collected: &mut Collected) -> Result<()> {
         let (inner, catalog) = (&self.0, &self.0.catalog);
-        let rules = inner.access.rules(repository).await?;
+        let rules = match inner.access.rules(repository).await {
+            Ok(rules) => rules,
+            // What cannot be understood takes nothing away.
+            Err(error @ Error::Refused { .. }) => {
+                tracing::warn!(repository, %error, "not collected");
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        };
         // Whoever changes it now has the word; the next collection comes.
         for _ in 0..TRIES {
             let now = SystemTime::now();

@@ -25,6 +25,7 @@ pub struct Keeping {
 impl Registry {
     /// Collects garbage until `shutdown`.
     pub async fn keep_collected(self, keeping: Keeping, shutdown: CancellationToken) {
+        tokio::select! { () = self.0.access.ready() => {}, () = shutdown.cancelled() => return }
         let mut pressed: Option<tokio::time::Instant> = None;
         loop {
             let pause = match self.collect_if_due(keeping.every).await {

@@ -9,7 +9,8 @@ use dhow_client::{Client, Key};
 use dhow_image::CLUSTER_AUDIENCE;
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec};
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
-use parking_lot::{Mutex, RwLock};
+use parking_lot::Mutex;
+use tokio::sync::watch;
 
 use super::Kinds;
 use super::kinds::{Project, RobotAccount, robot_of, robot_user};
@@ -25,22 +26,22 @@ const REMEMBERED: usize = 4096;
 /// Knows nobody and no project until [`super::run`] tells it.
 pub struct ApiAccess {
     client: Client,
-    kinds: RwLock<Option<Kinds>>,
+    kinds: watch::Sender<Option<Kinds>>,
     decided: Mutex<HashMap<(User, String), (Instant, Actions)>>,
 }
 
 impl ApiAccess {
     /// `client` may review tokens and access.
     pub fn new(client: Client) -> Arc<Self> {
-        Arc::new(Self { client, kinds: RwLock::default(), decided: Mutex::default() })
+        Arc::new(Self { client, kinds: watch::Sender::default(), decided: Mutex::default() })
     }
 
     pub(super) fn know(&self, kinds: Option<Kinds>) {
-        *self.kinds.write() = kinds;
+        self.kinds.send_replace(kinds);
     }
 
     fn kinds(&self) -> Result<Kinds> {
-        self.kinds.read().clone().ok_or_else(|| {
+        self.kinds.borrow().clone().ok_or_else(|| {
             Error::new(Code::Unknown, "the registry does not know its projects yet; try again in a moment")
                 .with_status(http::StatusCode::SERVICE_UNAVAILABLE)
         })
@@ -189,6 +190,11 @@ impl Access for ApiAccess {
                 Err(Error::new(Code::Denied, format!("the Project {} is not usable: {why}", project_of(repository))))
             }
         }
+    }
+
+    async fn ready(&self) {
+        // Fails only when the sender is gone, which is ours.
+        let _ = self.kinds.subscribe().wait_for(Option::is_some).await;
     }
 
     async fn admits(&self, repository: &str) -> Result<()> {
