@@ -134,7 +134,8 @@ fn makes_robots(machines: &Machines, _: &Path) -> Result<()> {
         "{apiVersion: registry.dhow.io/v1alpha1, kind: Project, metadata: {name: bad}, \
          spec: {members: [{kind: User, name: ada, namespace: team, role: Guest}]}}",
     );
-    ensure!(format!("{:#}", refused.unwrap_err()).contains("users and groups have none"), "a user in a namespace");
+    let refused = format!("{:#}", refused.unwrap_err());
+    ensure!(refused.contains("users and groups have none"), "{refused}");
     Ok(())
 }
 
