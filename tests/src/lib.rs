@@ -1,6 +1,7 @@
 //! A host of its own for an end-to-end test: a network namespace, private folders, and a cloud in it.
 #![allow(clippy::print_stderr)]
 
+mod daemon;
 pub mod kubelets;
 pub mod machines;
 mod server;
@@ -14,6 +15,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
+pub use daemon::{Daemon, docker_daemons};
 pub use server::Server;
 
 /// Address of the test's host, on a veth pair that never leaves its namespace.

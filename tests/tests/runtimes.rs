@@ -5,13 +5,11 @@
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 use std::fs;
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
-use dhow_e2e::{HOST_IP, Host, containerd_config, eventually, workspace};
+use anyhow::{Context, Result, ensure};
+use dhow_e2e::{Daemon, HOST_IP, Host, containerd_config, docker_daemons, eventually, workspace};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -61,33 +59,9 @@ fn containerd() -> Result<()> {
 fn docker() -> Result<()> {
     let host = Host::new()?;
     let folder = tempfile::Builder::new().prefix("dhow-rt").tempdir_in("/var/tmp")?;
-    let at = |name: &str| folder.path().join(name).display().to_string();
-    let config = format!(
-        "version = 2\nroot = \"{}\"\nstate = \"{}\"\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n\
-         [grpc]\naddress = \"{}\"\n",
-        at("c-root"),
-        at("c-state"),
-        at("c.sock"),
-    );
-    fs::write(at("config.toml"), config)?;
-    let mut command = host.command("containerd");
-    command.args(["--config", &at("config.toml")]);
-    let containerd = Daemon::start(command, folder.path(), "c.sock")?;
-    fs::write(at("none.json"), "{}")?;
-    let mut command = host.command("dockerd");
-    command.args(["--bridge=none", "--iptables=false", "--ip6tables=false", "--ip-forward=false"]);
-    for (flag, value) in [
-        ("--config-file", at("none.json")),
-        ("--containerd", at("c.sock")),
-        ("--data-root", at("data")),
-        ("--exec-root", at("exec")),
-        ("--pidfile", at("docker.pid")),
-        ("--host", format!("unix://{}", at("d.sock"))),
-    ] {
-        command.arg(flag).arg(value);
-    }
-    let daemon = Daemon::start(command, folder.path(), "d.sock")?;
-    let done = runs_a_pod(&host, &format!("docker://{}", at("d.sock")), "docker://");
+    let (containerd, daemon) = docker_daemons(|program| host.command(program), folder.path())?;
+    let socket = folder.path().join("d.sock");
+    let done = runs_a_pod(&host, &format!("docker://{}", socket.display()), "docker://");
     drop(host);
     drop(daemon);
     drop(containerd);
@@ -189,44 +163,4 @@ fn survives_the_daemon(host: &Host, container: &serde_json::Value) -> Result<()>
     })?;
     host.kubectl(&["exec", "web", "--", "true"])?;
     Ok(())
-}
-
-/// A runtime's daemon; dropped, it is ended and what it mounted is unmounted.
-struct Daemon {
-    child: Child,
-    folder: PathBuf,
-}
-
-impl Daemon {
-    fn start(mut command: Command, folder: &Path, socket: &str) -> Result<Self> {
-        let log = fs::File::create(folder.join(format!("{socket}.log")))?;
-        let child = command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn()?;
-        let mut daemon = Self { child, folder: folder.to_owned() };
-        let begin = Instant::now();
-        while UnixStream::connect(folder.join(socket)).is_err() {
-            if daemon.child.try_wait()?.is_some() || begin.elapsed() > MINUTE {
-                bail!("it did not start: {}", fs::read_to_string(folder.join(format!("{socket}.log")))?);
-            }
-            std::thread::park_timeout(Duration::from_millis(50));
-        }
-        Ok(daemon)
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        let _ = Command::new("kill").arg(self.child.id().to_string()).status();
-        let begin = Instant::now();
-        while matches!(self.child.try_wait(), Ok(None)) && begin.elapsed() < Duration::from_secs(20) {
-            std::thread::park_timeout(Duration::from_millis(50));
-        }
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        for point in mounts.lines().rev().filter_map(|line| line.split(' ').nth(4)) {
-            if Path::new(point).starts_with(&self.folder) {
-                let _ = Command::new("umount").args(["-l", point]).status();
-            }
-        }
-    }
 }

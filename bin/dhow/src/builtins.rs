@@ -28,7 +28,7 @@ use crate::place::{self, Place};
 use crate::runtimes::{Opened, RuntimeChoice};
 use crate::settings::Settings;
 use crate::store::{self, Store};
-use crate::{dns_zones, nameserver, pod_network, runtimes};
+use crate::{dns_zones, nameserver, pod_network, publish, registry, registry_trust, runtimes};
 
 /// Parts that run until told to stop; one that ends by itself is an error.
 pub type Parts = JoinSet<Result<()>>;
@@ -50,11 +50,17 @@ pub async fn run(place: &Place, shutdown: CancellationToken, ready: impl FnOnce(
     let ((store, mut keys, sa_key), net, images) =
         tokio::try_join!(open_state(place), early, blocking(place, "open the image store", open_images),)?;
     let node_keys = keys.open_node(place)?;
+    let prepared = registry::prepare(place, &images.settings, &mut keys, Arc::clone(&store.kv)).await?;
     let (api_shutdown, users_shutdown) = (CancellationToken::new(), CancellationToken::new());
     let (mut api, mut users) = (Parts::new(), Parts::new());
     let shared = store.shared.clone();
     let server = start_api(place, listener, store, &mut keys, sa_key, &api_shutdown, &mut api).await?;
     start_leading(place, &server, &keys, shared, &users_shutdown, &mut users)?;
+    if let Some(prepared) = prepared {
+        let hosts = prepared.hosts.clone();
+        let registry = prepared.start(place, &server, &users_shutdown, &mut users).await?;
+        images.store.live_beside(registry.neighbour(&hosts));
+    }
     let access = NodeAccess::Here(Arc::clone(&server));
     let client = access.node(&place.node_name);
     let networks = tokio::select! {
@@ -70,9 +76,9 @@ pub async fn run(place: &Place, shutdown: CancellationToken, ready: impl FnOnce(
     };
     start_network(place, &access, &node_keys.nameserver_renewed, &net, &users_shutdown, &mut users)?;
     let (tell_ready, is_ready) = oneshot::channel();
-    let node =
-        run_node(place.clone(), client, Arc::clone(&node_keys.tls), net, images, users_shutdown.clone(), tell_ready);
-    users.spawn(node);
+    let identity = NodeIdentity { client, tls: Arc::clone(&node_keys.tls), ca_pem: keys.ca.cert_pem().to_owned() };
+    let proxy = access.client("system:kube-proxy")?;
+    users.spawn(run_node(place.clone(), identity, proxy, net, images, users_shutdown.clone(), tell_ready));
 
     tokio::select! {
         ended = users.join_next() => return Err(ended_early(ended)),
@@ -92,11 +98,16 @@ pub async fn run(place: &Place, shutdown: CancellationToken, ready: impl FnOnce(
 pub async fn run_server(place: &Place, shutdown: CancellationToken, ready: impl FnOnce()) -> Result<()> {
     let listener = listen(place, place.api_port).await?;
     let (store, mut keys, sa_key) = open_state(place).await?;
+    let settings = Settings::load(&place.config)?;
+    let prepared = registry::prepare(place, &settings, &mut keys, Arc::clone(&store.kv)).await?;
     let (api_shutdown, users_shutdown) = (CancellationToken::new(), CancellationToken::new());
     let (mut api, mut users) = (Parts::new(), Parts::new());
     let shared = store.shared.clone();
     let server = start_api(place, listener, store, &mut keys, sa_key, &api_shutdown, &mut api).await?;
     start_leading(place, &server, &keys, shared, &users_shutdown, &mut users)?;
+    if let Some(prepared) = prepared {
+        prepared.start(place, &server, &users_shutdown, &mut users).await?;
+    }
     ready();
     tracing::info!(api = place.api_url(), "ready");
     let ended = until_end(&mut api, &mut users, &shutdown).await;
@@ -166,7 +177,7 @@ async fn listen(place: &Place, port: u16) -> Result<TcpListener> {
     TcpListener::bind(address).await.with_context(|| format!("listen on {address}"))
 }
 
-fn any_address(place: &Place, port: u16) -> SocketAddr {
+pub fn any_address(place: &Place, port: u16) -> SocketAddr {
     let any = match place.node_ip {
         IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
         IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
@@ -261,7 +272,9 @@ fn start_leading(
     parts: &mut Parts,
 ) -> Result<()> {
     let administrator = server.client(UserInfo::new("system:dhow", &[keys::MASTERS]));
-    parts.spawn(dns_zones::keep(administrator, shutdown.clone()));
+    let mut objects = dns_zones::objects()?;
+    objects.extend(dhow_net::policy::definitions());
+    parts.spawn(publish::keep(administrator, objects, shutdown.clone()));
     let settings = Settings::load(&place.config)?;
     let leading = Leading {
         server: Arc::clone(server),
@@ -312,10 +325,20 @@ pub fn start_network(
     Ok(())
 }
 
+/// As what a node is known, and whom it believes.
+pub struct NodeIdentity {
+    /// Calls the API as the node.
+    pub client: Client,
+    pub tls: Arc<rustls::ServerConfig>,
+    /// The cluster's authority.
+    pub ca_pem: String,
+}
+
+/// `proxy` may see Services and their endpoints.
 pub async fn run_node(
     place: Place,
-    client: Client,
-    tls: Arc<rustls::ServerConfig>,
+    identity: NodeIdentity,
+    proxy: Client,
     net: Arc<Net>,
     images: Images,
     shutdown: CancellationToken,
@@ -325,6 +348,9 @@ pub async fn run_node(
     fs::create_dir_all(&root_dir).with_context(|| format!("create {}", root_dir.display()))?;
     let networks = net.config().networks().map(|networks| networks.pods.to_string()).collect();
     let runtime = runtimes::open(&place, &images, net).await?;
+    let NodeIdentity { client, tls, ca_pem } = identity;
+    let (registries, certs) = (Arc::clone(&images.registries), runtime.certs_folder().await?);
+    let trust = registry_trust::follow(proxy, place.clone(), Arc::clone(&registries), ca_pem, certs, shutdown.clone());
     let mut settings = images.settings.node.settings().map_err(anyhow::Error::msg).context("read the settings")?;
     settings.cgroup_root = Some(place.cgroup());
     settings.static_pods.get_or_insert_with(|| place.data_dir.join("static-pods"));
@@ -344,14 +370,14 @@ pub async fn run_node(
         cluster_domain: place::CLUSTER_DOMAIN.to_owned(),
         labels: BTreeMap::from([(place::SERVES_DNS.to_owned(), "true".to_owned())]),
         image_api,
+        registries,
         system_bus: system_bus(),
         settings,
     };
-    Node::run(config, shutdown, || {
+    let node = Node::run(config, shutdown, || {
         let _ = ready.send(());
-    })
-    .await
-    .context("run the node")
+    });
+    tokio::try_join!(async { node.await.context("run the node") }, trust).map(drop)
 }
 
 /// Where systemd is to be asked, by the variable that everyone uses for it or in its usual place; `None` without it.
@@ -399,6 +425,7 @@ fn known_networks(place: &Place) -> Result<Vec<Cidr>> {
 pub async fn purge(place: &Place) -> Result<()> {
     // A network is opened to be removed, so that nothing of it needs to be remembered.
     open_net(place, &known_networks(place)?).await?.purge().await.context("remove the pod network")?;
+    registry_trust::forget(place)?;
     unmount_below(&[&place.data_dir, &place.run_dir])
 }
 

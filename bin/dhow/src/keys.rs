@@ -106,6 +106,13 @@ impl Keys {
         Ok(NodeKeys { tls: tls::server_config_with(node, Some(self.ca.cert_pem()))?, nameserver_renewed })
     }
 
+    /// Reads or makes that of the cluster's registry, which serves under these names. Clients may show their own.
+    pub fn open_registry(&mut self, place: &Place, names: &[String]) -> Result<Arc<ServerConfig>> {
+        let (live, kept) = live(place, &self.ca, "registry", CertSpec::server("dhow-registry", names))?;
+        self.kept.push(kept);
+        Ok(tls::server_config_with(live, Some(self.ca.cert_pem()))?)
+    }
+
     /// Renews every certificate for as long as the process runs; new connections see the new ones.
     pub fn keep_renewed(&mut self, place: &Place, shutdown: &CancellationToken) -> impl Future<Output = ()> + 'static {
         let renewals = self.kept.drain(..).map(|kept| {

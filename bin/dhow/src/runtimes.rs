@@ -169,6 +169,25 @@ impl Opened {
         }
     }
 
+    /// Where it looks for certificates of registries when it pulls by itself.
+    pub async fn certs_folder(&self) -> Result<Option<PathBuf>> {
+        match self {
+            Self::Embedded(_) => Ok(None),
+            Self::Docker(_) => Ok(Some("/etc/docker/certs.d".into())),
+            Self::Cri { runtime, .. } => {
+                let folder =
+                    runtime.certs_folders().await.context("ask the runtime where certificates of registries are")?;
+                if folder.is_none() {
+                    tracing::warn!(
+                        "the container runtime has no folder for certificates of registries (config_path of its registry \
+                         settings), so it cannot pull from the cluster's own"
+                    );
+                }
+                Ok(folder)
+            }
+        }
+    }
+
     /// Stops all of the cloud's sandboxes, and with `remove` forgets them; returns how many there were.
     pub async fn stop_all(&self, place: &Place, remove: bool) -> Result<usize> {
         if let Self::Embedded(runtime) = self {

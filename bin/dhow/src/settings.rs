@@ -15,6 +15,7 @@ use dhow_scheduler::SchedulerConfig;
 use serde::{Deserialize, Serialize};
 
 use crate::dns_settings::DnsSettings;
+use crate::registry_settings::RegistrySettings;
 
 pub const DEFAULT_FILE: &str = "/etc/dhow/config.yaml";
 
@@ -37,6 +38,8 @@ pub struct Settings {
     pub load_balancer: LoadBalancerConfig,
     /// Who makes more nodes, and when.
     pub cluster_autoscaler: ClusterAutoscalerConfig,
+    /// The cluster's own registry of images.
+    pub registry: RegistrySettings,
     /// Plugins that make the pods' network in the place of our own.
     pub cni: Option<CniSettings>,
 }
@@ -65,7 +68,7 @@ impl Settings {
         let flags = flag_variables(&command);
         let variables = std::env::vars_os().filter_map(|(name, value)| {
             let name = name.into_string().ok()?;
-            let prefixes = ["DHOW_IMAGES_", "DHOW_REGISTRIES_", "DHOW_NODE_", "DHOW_DNS_"];
+            let prefixes = ["DHOW_IMAGES_", "DHOW_REGISTRIES_", "DHOW_NODE_", "DHOW_DNS_", "DHOW_REGISTRY_"];
             let ours = prefixes.iter().any(|prefix| name.starts_with(prefix));
             Some((name, value.into_string().ok()?)).filter(|(name, _)| ours && !flags.contains(name))
         });
@@ -84,6 +87,7 @@ impl Settings {
         settings.load_balancer.pools().map_err(anyhow::Error::msg)?;
         settings.cluster_autoscaler.settings().map_err(anyhow::Error::msg).context("read the settings")?;
         settings.dns.check().context("read the settings")?;
+        settings.registry.check().context("read the settings")?;
         if let Some(cni) = &settings.cni {
             let absolute = cni.conf_dir.is_absolute() && cni.bin_dirs.iter().all(|dir| dir.is_absolute());
             ensure!(absolute, "read the settings: cni: confDir and binDirs are absolute paths");
@@ -198,6 +202,18 @@ mod tests {
         assert!(error.contains("node.shutdownGracePeriod"), "{error}");
         assert!(load("runtimeHandlers: {crun: {path: crun}}\n").unwrap_err().contains("absolute"));
         assert!(load("runtimeHandlers: {crun: {pth: /crun}}\n").unwrap_err().contains("config.yaml:1"));
+    }
+
+    #[test]
+    fn the_registry_s_documented_example_is_valid() {
+        let text = include_str!("../../../docs/registry.md");
+        let example = text.split("```yaml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("config.yaml");
+        std::fs::write(&file, example).unwrap();
+        assert_eq!(Settings::load(&file).unwrap().registry.port, Some(5443));
+        std::fs::write(&file, "registry: {collectEvery: soon}\n").unwrap();
+        assert!(format!("{:#}", Settings::load(&file).unwrap_err()).contains("registry.collectEvery"));
     }
 
     #[test]

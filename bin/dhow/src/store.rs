@@ -12,7 +12,7 @@ use dhow_store::{EtcdConfig, EtcdKv, FjallKv, KeyRange, Kv, RangeRequest, Sealed
 use crate::builtins::blocking;
 use crate::migrate::Origin;
 use crate::place::{EtcdPlace, Place};
-use crate::{keys, shared};
+use crate::{keys, registry, shared};
 
 /// An open store.
 pub struct Store {
@@ -38,12 +38,17 @@ pub async fn open(place: &Place) -> Result<Store> {
         }
     };
     let (keys, fresh) = blocking(place, "open the sealing keys", keys::sealing).await?;
-    let sealed = SealedKv::new(kv, keys, dhow_apiserver::SENSITIVE);
+    let sealed = SealedKv::new(kv, keys, &sealed());
     if fresh {
         // Secrets of a time before there were keys.
         sealed.rewrite().await.context("seal the secrets in the store")?;
     }
     Ok(Store { kv: Arc::new(sealed), shared, backup })
+}
+
+/// Values below these are sealed: what the API says of its own, and what signs the registry's tokens.
+fn sealed() -> Vec<&'static str> {
+    [dhow_apiserver::SENSITIVE, &[registry::TOKEN_KEYS]].concat()
 }
 
 /// Seals everything sensitive with a new key and forgets the others; returns how many values that were. Cut off in
@@ -63,7 +68,7 @@ pub async fn rotate_keys(place: &Place) -> Result<usize> {
         shared::publish(place, shared).await?;
     }
     let (keys, _) = keys::sealing(place)?;
-    let rewritten = SealedKv::new(kv, keys, dhow_apiserver::SENSITIVE).rewrite().await;
+    let rewritten = SealedKv::new(kv, keys, &sealed()).rewrite().await;
     let written = rewritten.context("seal the secrets anew")?;
     keys::keep_first_sealing_key(place)?;
     if let Some(shared) = &shared {

@@ -9,14 +9,14 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 use comfy_table::{Table, presets};
-use dhow_client::{Body, Client, ListParams, full};
+use dhow_client::{Body, Client, HttpsConfig, ListParams, full};
 use dhow_image::api::Credentials;
 use dhow_image::{Auth, DockerConfig, Reference};
 use futures::TryStreamExt;
 use http::{Method, Request, Response};
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Frame;
-use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::core::v1::{ConfigMap, Node};
 use serde_json::Value;
 use tokio::io::AsyncRead;
 
@@ -128,7 +128,10 @@ impl Images {
 
 /// Pulls or pushes, showing each step.
 async fn transfer(at: &ImageNode, verb: &str, query: &[(&str, &str)], name: &str) -> Result<()> {
-    let credentials = own_credentials(name).await?;
+    let credentials = match own_credentials(name).await? {
+        Some(credentials) => credentials,
+        None => of_cluster(at, name).await?.unwrap_or_default(),
+    };
     let body = full(Bytes::from(serde_json::to_vec(&credentials).context("write the credentials")?));
     let images = Images::at(at).await?;
     let response = images.send(Method::POST, &format!("/{verb}"), query, body).await?;
@@ -162,14 +165,56 @@ async fn transfer(at: &ImageNode, verb: &str, query: &[(&str, &str)], name: &str
 }
 
 /// What the user's docker configuration has for the image's registry.
-async fn own_credentials(name: &str) -> Result<Credentials> {
+async fn own_credentials(name: &str) -> Result<Option<Credentials>> {
     let reference = Reference::parse(name)?;
-    let Some(path) = DockerConfig::default_path() else { return Ok(Credentials::default()) };
+    let Some(path) = DockerConfig::default_path() else { return Ok(None) };
     Ok(match DockerConfig::read(&path)?.find(&reference.name()).await? {
-        Some(Auth::Basic { username, password }) => Credentials { username, password, ..Credentials::default() },
-        Some(Auth::Refresh(identity_token)) => Credentials { identity_token, ..Credentials::default() },
-        Some(Auth::Bearer(_) | Auth::Anonymous) | None => Credentials::default(),
+        Some(Auth::Basic { username, password }) => Some(Credentials { username, password, ..Credentials::default() }),
+        Some(Auth::Refresh(identity_token)) => Some(Credentials { identity_token, ..Credentials::default() }),
+        Some(Auth::Bearer(_) | Auth::Anonymous) | None => None,
     })
+}
+
+/// Where the cluster says that its registry is (KEP-1755).
+#[derive(serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Hosting {
+    host: String,
+    #[serde(default)]
+    host_from_cluster_network: String,
+}
+
+/// What stands for the kubeconfig's user for a while, if the image is one of the cluster's own registry.
+async fn of_cluster(at: &ImageNode, name: &str) -> Result<Option<Credentials>> {
+    let registry = Reference::parse(name)?.registry;
+    let (path, context) = super::kubeconfig_path(&at.connect)?;
+    let config = HttpsConfig::from_kubeconfig(&path, context).with_context(|| format!("use {}", path.display()))?;
+    let client = Client::https(config.clone())?;
+    let map = match client.get::<ConfigMap>(Some("kube-public"), "local-registry-hosting").await {
+        Ok(map) => map,
+        // A cluster without one, or a user who does not get to know.
+        Err(error) if error.is_not_found() || error.is_forbidden() => return Ok(None),
+        Err(error) => return Err(error).context("look for the cluster's registry"),
+    };
+    let text = map.data.as_ref().and_then(|data| data.get("localRegistryHosting.v1"));
+    let Some(hosting) = text.and_then(|text| serde_saphyr::from_str::<Hosting>(text).ok()) else { return Ok(None) };
+    let port = hosting.host.rsplit(':').next().unwrap_or_default();
+    let local = [format!("localhost:{port}"), format!("127.0.0.1:{port}")];
+    if registry != hosting.host && registry != hosting.host_from_cluster_network && !local.contains(&registry) {
+        return Ok(None);
+    }
+    let there = Client::https(HttpsConfig { server: format!("https://{}", hosting.host), ..config })?;
+    let request =
+        Request::get("/token?service=dhow&offline_token=true").body(Bytes::new()).context("build the request")?;
+    let response = there.request(request).await.context("log in to the cluster's registry")?;
+    let status = response.status();
+    let answer = response.into_body().collect().await?.to_bytes();
+    let answer: Value = serde_json::from_slice(&answer).unwrap_or_default();
+    let Some(token) = answer["refresh_token"].as_str() else {
+        let said = answer["errors"][0]["message"].as_str().unwrap_or("it gave no token");
+        bail!("log in to the cluster's registry: {status}: {said}");
+    };
+    Ok(Some(Credentials { identity_token: token.to_owned(), ..Credentials::default() }))
 }
 
 async fn import(at: &ImageNode, files: &[PathBuf]) -> Result<()> {

@@ -2,13 +2,30 @@
 
 use std::sync::Arc;
 
+use x509_parser::prelude::{FromDer, X509Certificate};
+
 use crate::{Result, Rules};
 
 /// Who a request is from. Nobody in particular is `None` wherever a user is asked for.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct User {
     pub name: String,
+    pub groups: Vec<String>,
 }
+
+impl User {
+    /// Whom a client certificate names that TLS has verified: common name and organisations.
+    pub(crate) fn of_certificate(der: &[u8]) -> Option<Self> {
+        let (_, certificate) = X509Certificate::from_der(der).ok()?;
+        let subject = certificate.subject();
+        let name = subject.iter_common_name().find_map(|name| name.as_str().ok())?.to_owned();
+        let groups = subject.iter_organization().filter_map(|group| group.as_str().ok()).map(str::to_owned);
+        Some(Self { name, groups: groups.chain([AUTHENTICATED.to_owned()]).collect() })
+    }
+}
+
+/// The group of everyone who says who they are.
+pub const AUTHENTICATED: &str = "system:authenticated";
 
 /// What a client shows to say who it is.
 #[derive(Clone, Copy)]
@@ -82,6 +99,14 @@ pub trait Access: Send + Sync + 'static {
 
     /// What holds for a repository whoever asks.
     async fn rules(&self, repository: &str) -> Result<Arc<Rules>>;
+
+    /// Returns once it knows all rules.
+    async fn ready(&self) {}
+
+    /// Fails with the reason why nothing can be pushed to a repository, even by those who may.
+    async fn admits(&self, _repository: &str) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// Lets everyone do everything within these rules: for tests and closed networks.

@@ -6,7 +6,8 @@
 //! - `b/<repository>:<digest>`: it has the blob; `l/<digest>:<repository>` says the same the other way round;
 //! - `m/<repository>:<digest>`, `t/<repository>:<tag>`, `s/<repository>:<subject>:<digest>`: manifests, tags, referrers;
 //! - `p/<project>`: bytes that count for its quota; absent when they must be counted anew;
-//! - `d/<digest>`: its content is being deleted; nobody may link to it.
+//! - `d/<digest>`: its content is being deleted; nobody may link to it;
+//! - `c/last`: when garbage was last collected; `k/tokens`: what signs tokens.
 //!
 //! No transaction has more operations than etcd takes.
 
@@ -396,6 +397,30 @@ impl Catalog {
             }
         }
         Ok(())
+    }
+
+    /// When a collection last began, and the revision of that record.
+    pub async fn last_collection(&self) -> Result<(Option<u64>, Revision)> {
+        match self.one(self.key('c', "last")).await? {
+            Some(kv) => Ok((Some(decode::<Existence>(&kv)?.at), kv.mod_revision)),
+            None => Ok((None, 0)),
+        }
+    }
+
+    /// `false`: another server began one since.
+    pub async fn begin_collection(&self, known: Revision, at: u64) -> Result<bool> {
+        let key = self.key('c', "last");
+        self.txn(vec![Compare::mod_revision(key.clone(), known)], vec![put(key, encode(&Existence { at })?)]).await
+    }
+
+    /// How many repositories a project has, and what counts for its quota.
+    pub async fn project(&self, project: &str) -> Result<(u64, u64)> {
+        let mut repositories = 0;
+        for range in [KeyRange::key(self.key('r', project)), KeyRange::prefix(self.key('r', &format!("{project}/")))] {
+            let request = RangeRequest { count_only: true, ..RangeRequest::new(range) };
+            repositories += self.kv.range(request).await.map_err(Error::store("count the registry's records"))?.count;
+        }
+        Ok((repositories as u64, self.usage(project).await?.0))
     }
 
     /// How many records there are of each kind.

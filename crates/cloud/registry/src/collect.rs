@@ -13,6 +13,8 @@ use serde::Serialize;
 
 use crate::catalog::{Record, State, seconds};
 use crate::content::key;
+use crate::events::Event;
+use crate::request::Who;
 use crate::{Error, Registry, Result};
 
 /// How often a repository that keeps changing is looked at anew.
@@ -97,6 +99,7 @@ impl Registry {
             self.collect_repository(&repository, &mut collected).await?;
         }
         self.sweep_content(&mut collected).await?;
+        self.0.metrics.collected(&collected);
         if collected != Collected::default() {
             tracing::info!(?collected, "collected garbage");
         }
@@ -133,7 +136,15 @@ impl Registry {
 
     async fn collect_repository(&self, repository: &str, collected: &mut Collected) -> Result<()> {
         let (inner, catalog) = (&self.0, &self.0.catalog);
-        let rules = inner.access.rules(repository).await?;
+        let rules = match inner.access.rules(repository).await {
+            Ok(rules) => rules,
+            // What cannot be understood takes nothing away.
+            Err(error @ Error::Refused { .. }) => {
+                tracing::warn!(repository, %error, "not collected");
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        };
         // Whoever changes it now has the word; the next collection comes.
         for _ in 0..TRIES {
             let now = SystemTime::now();
@@ -142,6 +153,10 @@ impl Registry {
             let names: HashSet<String> = expired.iter().map(|tag| tag.name.clone()).collect();
             let Some(seen) = catalog.forget_tags(repository, state.seen, &expired).await? else { continue };
             collected.tags += names.len();
+            for tag in expired {
+                let (digest, tags) = (Some(tag.digest.clone()), vec![tag.name.clone()]);
+                inner.events.tell(Event::gone(repository, digest, tags, &Who::Nobody));
+            }
             state.tags.retain(|tag| !names.contains(&tag.name));
             let plan = plan(&state, now, inner.config.grace, inner.config.keep_untagged);
             let record = |digest: &Digest| state.manifests.iter().find(|(known, _)| known == digest);
@@ -161,6 +176,9 @@ impl Registry {
             let gone = links.len() + manifests.len();
             if state.tags.is_empty() && state.manifests.len() == manifests.len() && state.links.len() == gone {
                 catalog.forget_repository(repository, seen).await?;
+            }
+            if !manifests.is_empty() || !links.is_empty() {
+                inner.events.tell(Event::gone(repository, None, Vec::new(), &Who::Nobody));
             }
             return Ok(());
         }

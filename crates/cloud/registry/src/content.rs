@@ -124,7 +124,9 @@ impl Inner {
             return Err(error);
         }
         synced.map_err(Error::store("write an upload"))?;
-        upload.commit(&key(digest)).await.map_err(Error::store("keep a blob"))
+        upload.commit(&key(digest)).await.map_err(Error::store("keep a blob"))?;
+        self.grown.notify_one();
+        Ok(())
     }
 
     /// The size of content that is there.

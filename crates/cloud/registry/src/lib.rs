@@ -9,16 +9,22 @@
 //! - manifests and tags of a repository change in transactions that fail if anything else changed there: what a manifest
 //!   refers to is there when it is acknowledged, and nothing takes it away as long as the manifest is there;
 //! - who may do what is decided before a request is acted upon, by [`Access`] alone.
+//!
+//! [`cloud`] ties it to the API: projects and robot accounts as kinds, users and rights as the API knows them.
 
 mod access;
 mod catalog;
+pub mod cloud;
 mod collect;
 mod content;
 mod error;
+mod events;
+mod keeping;
 mod listing;
 mod locks;
 mod manifest;
 mod manifests;
+mod metrics;
 mod projects;
 mod range;
 mod request;
@@ -34,15 +40,18 @@ use std::time::Duration;
 
 use dhow_image::{Digest, Neighbour};
 use dhow_store::{Blob, Kv};
+use tokio::sync::{Notify, broadcast};
 
-pub use access::{Access, Actions, Credentials, Everyone, User};
+pub use access::{AUTHENTICATED, Access, Actions, Credentials, Everyone, User};
 pub use collect::Collected;
 pub use error::{Code, Error, Result};
+pub use events::{Action, Event};
+pub use keeping::Keeping;
 pub use projects::{Project, Projects, Role, Visibility, hash_secret};
 pub use rules::{Pattern, Retain, Rules, Tag};
 
 /// How a registry behaves.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Config {
     /// Keys in the key-value store begin with it.
     pub prefix: String,
@@ -57,6 +66,8 @@ pub struct Config {
     pub token_lifetime: Duration,
     /// A client that sends nothing for so long in the middle of a body is left.
     pub silence: Duration,
+    /// Where it counts what it does.
+    pub metrics: dhow_base::metrics::Registry,
 }
 
 impl Default for Config {
@@ -69,6 +80,7 @@ impl Default for Config {
             keep_untagged: None,
             token_lifetime: Duration::from_secs(600),
             silence: Duration::from_secs(60),
+            metrics: dhow_base::metrics::Registry::default(),
         }
     }
 }
@@ -86,6 +98,10 @@ struct Inner {
     uploads: uploads::Uploads,
     /// One change of a repository at a time in this process; between processes the transactions decide.
     changing: locks::Locks,
+    events: events::Events,
+    metrics: metrics::Metrics,
+    /// Told of blobs that came.
+    grown: Notify,
 }
 
 impl Registry {
@@ -95,23 +111,40 @@ impl Registry {
         let catalog = catalog::Catalog::new(kv, config.prefix.clone());
         let tokens = token::Tokens::load(&catalog, &config).await?;
         let uploads = uploads::Uploads::default();
-        Ok(Self(Arc::new(Inner { config, blobs, catalog, access, tokens, uploads, changing: locks::Locks::default() })))
+        let metrics = metrics::Metrics::new(&config.metrics);
+        let (changing, events, grown) = Default::default();
+        let inner = Inner { config, blobs, catalog, access, tokens, uploads, changing, events, metrics, grown };
+        Ok(Self(Arc::new(inner)))
     }
 
-    /// For the image store of the same machine: pulls from this registry, known to references as `host`, take its files.
-    pub fn neighbour(&self, host: &str) -> Arc<dyn Neighbour> {
-        Arc::new(Beside { blobs: self.0.blobs.clone(), host: host.to_owned() })
+    /// For the image store of the same machine: pulls from this registry, known to references as these hosts, take its
+    /// files.
+    pub fn neighbour(&self, hosts: &[String]) -> Arc<dyn Neighbour> {
+        Arc::new(Beside { blobs: self.0.blobs.clone(), hosts: hosts.to_vec() })
+    }
+
+    /// All changes from now on. Who is too slow misses some, and learns that.
+    pub fn events(&self) -> broadcast::Receiver<Event> {
+        self.0.events.listen()
+    }
+
+    /// How many repositories a project has, and what counts for its quota.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn usage(&self, project: &str) -> Result<(u64, u64)> {
+        self.0.catalog.project(project).await
     }
 }
 
 struct Beside {
     blobs: Arc<dyn Blob>,
-    host: String,
+    hosts: Vec<String>,
 }
 
 impl Neighbour for Beside {
     fn file(&self, registry: &str, digest: &Digest) -> Option<PathBuf> {
-        if registry == self.host { self.blobs.file(&content::key(digest)) } else { None }
+        if self.hosts.iter().any(|host| host == registry) { self.blobs.file(&content::key(digest)) } else { None }
     }
 }
 

@@ -10,9 +10,10 @@ use serde_json::json;
 
 use crate::catalog::{Record, seconds};
 use crate::content::{self, key};
+use crate::events::{Action, Event};
 use crate::manifest::Parsed;
 use crate::range::Wanted;
-use crate::request::{Asked, Body, BoxError, answer, empty};
+use crate::request::{Asked, Body, BoxError, Who, answer, empty};
 use crate::route::Target;
 use crate::{Code, Error, Inner, Result};
 
@@ -145,7 +146,17 @@ impl Inner {
         }
         let kind = asked.header(header::CONTENT_TYPE).and_then(|kind| kind.split(';').next()).map(str::trim);
         let parsed = Parsed::parse(kind, &bytes)?;
+        let size = Some(bytes.len() as u64);
         self.store_manifest(repository, &digest, bytes.into(), &parsed, &tags).await?;
+        self.events.tell(Event {
+            action: Action::Push,
+            repository: repository.to_owned(),
+            digest: Some(digest.clone()),
+            media_type: Some(parsed.media_type.clone()),
+            size,
+            tags: tags.clone(),
+            user: asked.who.name().to_owned(),
+        });
         let location = format!("/v2/{repository}/manifests/{digest}");
         let headers =
             [("location", location.as_str()), ("docker-content-digest", digest.as_str()), ("content-length", "0")];
@@ -228,7 +239,7 @@ impl Inner {
         }
     }
 
-    pub async fn delete_manifest(&self, repository: &str, target: Target) -> Result<Response<Body>> {
+    pub async fn delete_manifest(&self, who: &Who, repository: &str, target: Target) -> Result<Response<Body>> {
         let _one = self.changing.exclusive(repository).await;
         if !self.catalog.exists(repository).await? {
             return Err(Error::name_unknown(repository));
@@ -246,6 +257,11 @@ impl Inner {
         if !gone {
             return Err(Error::manifest_unknown(&shown));
         }
+        let (digest, tags) = match target {
+            Target::Tag(tag) => (None, vec![tag]),
+            Target::Digest(digest) => (Some(digest), Vec::new()),
+        };
+        self.events.tell(Event::gone(repository, digest, tags, who));
         Ok(answer(StatusCode::ACCEPTED, &[("content-length", "0")], empty()))
     }
 

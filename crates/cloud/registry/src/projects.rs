@@ -6,12 +6,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use parking_lot::RwLock;
+use serde::{Deserialize, Serialize};
 
 use crate::access::{Access, Actions, Credentials, User};
 use crate::{Result, Rules};
 
 /// Who may pull without being a member.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Visibility {
     #[default]
     Private,
@@ -20,9 +21,20 @@ pub enum Visibility {
     Public,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+impl Visibility {
+    pub(crate) fn actions(self, user: Option<&User>) -> Actions {
+        match self {
+            Visibility::Public => Actions::PULL,
+            Visibility::Shared if user.is_some() => Actions::PULL,
+            Visibility::Shared | Visibility::Private => Actions::NONE,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Role {
     /// Pulls.
+    #[default]
     Guest,
     /// Pulls and pushes.
     Developer,
@@ -31,7 +43,7 @@ pub enum Role {
 }
 
 impl Role {
-    fn actions(self) -> Actions {
+    pub(crate) fn actions(self) -> Actions {
         match self {
             Role::Guest => Actions::PULL,
             Role::Developer => Actions::PUSH,
@@ -66,6 +78,13 @@ pub fn hash_secret(secret: &str) -> [u8; 32] {
     hash
 }
 
+/// Whether this is the secret of the hash: the same work without one, and the same time for every wrong secret.
+pub(crate) fn is_secret(offered: &str, hash: Option<&[u8; 32]>) -> bool {
+    let known = hash.copied().unwrap_or([0; 32]);
+    let same = known.iter().zip(hash_secret(offered)).fold(0, |difference, (a, b)| difference | (a ^ b)) == 0;
+    same && hash.is_some()
+}
+
 impl Projects {
     pub fn set(&self, name: &str, project: Project) {
         self.0.write().projects.insert(name.to_owned(), project);
@@ -88,22 +107,14 @@ pub(crate) fn project_of(repository: &str) -> &str {
 impl Access for Projects {
     async fn authenticate(&self, credentials: Credentials<'_>) -> Result<Option<User>> {
         let Credentials::Password { user, password } = credentials else { return Ok(None) };
-        let offered = hash_secret(password);
         let table = self.0.read();
-        // The same work for a name that is unknown, and the same time for every wrong secret.
-        let known = table.robots.get(user).copied().unwrap_or([0; 32]);
-        let same = known.iter().zip(offered).fold(0, |difference, (a, b)| difference | (a ^ b)) == 0;
-        Ok((same && table.robots.contains_key(user)).then(|| User { name: user.to_owned() }))
+        Ok(is_secret(password, table.robots.get(user)).then(|| User { name: user.to_owned(), ..User::default() }))
     }
 
     async fn actions(&self, user: Option<&User>, repository: &str) -> Result<Actions> {
         let table = self.0.read();
         let Some(project) = table.projects.get(project_of(repository)) else { return Ok(Actions::NONE) };
-        let visible = match project.visibility {
-            Visibility::Public => Actions::PULL,
-            Visibility::Shared if user.is_some() => Actions::PULL,
-            Visibility::Shared | Visibility::Private => Actions::NONE,
-        };
+        let visible = project.visibility.actions(user);
         let role = user.and_then(|user| project.members.get(&user.name));
         Ok(role.map_or(visible, |role| role.actions().or(visible)))
     }
@@ -119,7 +130,7 @@ mod tests {
     use super::*;
 
     async fn may(table: &Projects, user: Option<&str>, repository: &str) -> Vec<&'static str> {
-        let user = user.map(|name| User { name: name.to_owned() });
+        let user = user.map(|name| User { name: name.to_owned(), ..User::default() });
         table.actions(user.as_ref(), repository).await.unwrap().words()
     }
 

@@ -1,5 +1,7 @@
 //! A request's life, top to bottom: route, who asks, may they, do it, answer.
 
+use std::time::Instant;
+
 use base64::Engine as _;
 use bytes::Bytes;
 use http::request::Parts;
@@ -28,15 +30,28 @@ pub struct Asked {
     /// Gone once somebody reads it.
     pub body: Option<Incoming>,
     pub who: Who,
+    /// Whom the connection's certificate names.
+    certified: Option<User>,
 }
 
 /// Who asks, as far as is known.
 pub enum Who {
     Nobody,
-    /// By password, or by a token of the cloud's.
+    /// By password, by certificate, or by a token of the cloud's.
     User(User),
     /// By one of our own tokens, which says what it is for.
     Bearer(Granted),
+}
+
+impl Who {
+    /// Empty for nobody in particular.
+    pub fn name(&self) -> &str {
+        match self {
+            Who::Nobody => "",
+            Who::User(user) => &user.name,
+            Who::Bearer(granted) => granted.user.as_ref().map_or("", |user| &user.name),
+        }
+    }
 }
 
 impl Asked {
@@ -107,7 +122,8 @@ fn needs(route: &Route, method: &Method) -> Option<Actions> {
 }
 
 impl Inner {
-    pub async fn answer(&self, request: Request<Incoming>, tls: bool) -> Response<Body> {
+    pub async fn answer(&self, request: Request<Incoming>, tls: bool, certified: Option<User>) -> Response<Body> {
+        let begun = Instant::now();
         let (parts, body) = request.into_parts();
         let base = self.base_url(&parts, tls);
         let mut asked = Asked {
@@ -116,6 +132,7 @@ impl Inner {
             headers: parts.headers,
             body: Some(body),
             who: Who::Nobody,
+            certified,
         };
         let mut response = match self.act(parts.uri.path(), &mut asked).await {
             Ok(response) => response,
@@ -124,6 +141,7 @@ impl Inner {
         let version = HeaderValue::from_static("registry/2.0");
         response.headers_mut().insert("docker-distribution-api-version", version);
         response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+        self.metrics.answered(&asked.method, response.status(), begun);
         response
     }
 
@@ -146,6 +164,9 @@ impl Inner {
             }
             None => {}
         }
+        if let Some(repository) = route.repository().filter(|_| needed.push) {
+            self.access.admits(repository).await?;
+        }
         match route {
             Route::Base => Ok(json_answer(StatusCode::OK, &[], &json!({}))),
             Route::Token | Route::Catalog => self.list_repositories(asked).await,
@@ -153,7 +174,7 @@ impl Inner {
             Route::Referrers { repository, digest } => self.list_referrers(asked, &repository, &digest).await,
             Route::Manifest { repository, target } => match asked.method {
                 Method::PUT => self.put_manifest(asked, &repository, target).await,
-                Method::DELETE => self.delete_manifest(&repository, target).await,
+                Method::DELETE => self.delete_manifest(&asked.who, &repository, target).await,
                 _ => self.get_manifest(asked, &repository, target).await,
             },
             Route::Blob { repository, digest } => match asked.method {
@@ -166,10 +187,12 @@ impl Inner {
     }
 
     async fn identify(&self, asked: &Asked) -> Result<Who> {
-        let Some(header) = asked.header(header::AUTHORIZATION) else { return Ok(Who::Nobody) };
         if !self.access.asks() {
             return Ok(Who::Nobody);
         }
+        let Some(header) = asked.header(header::AUTHORIZATION) else {
+            return Ok(asked.certified.clone().map_or(Who::Nobody, Who::User));
+        };
         if let Some(token) = strip_scheme(header, "bearer") {
             if let Some(granted) = self.tokens.read(token) {
                 return Ok(Who::Bearer(granted));
@@ -229,8 +252,20 @@ impl Inner {
             fields.extend(form_urlencoded::parse(&form).into_owned());
         }
         let field = |name: &str| fields.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str());
+        let mut refresh = None;
         let user = match (asked.header(header::AUTHORIZATION), field("grant_type")) {
-            (Some(header), _) => Some(self.by_password(header).await?.ok_or_else(wrong_password)?),
+            (Some(header), _) => match strip_scheme(header, "bearer") {
+                Some(token) => {
+                    let user = self.access.authenticate(Credentials::Token(token)).await?;
+                    let user = user.ok_or_else(wrong_password)?;
+                    refresh = match field("offline_token") {
+                        Some("true") => Some(self.tokens.issue_refresh(&user)?),
+                        _ => None,
+                    };
+                    Some(user)
+                }
+                None => Some(self.by_password(header).await?.ok_or_else(wrong_password)?),
+            },
             (None, Some("password")) => {
                 let (Some(user), Some(password)) = (field("username"), field("password")) else {
                     return Err(wrong_password());
@@ -238,11 +273,23 @@ impl Inner {
                 let found = self.access.authenticate(Credentials::Password { user, password }).await?;
                 Some(found.ok_or_else(wrong_password)?)
             }
+            (None, Some("refresh_token")) => {
+                let user = field("refresh_token").and_then(|token| self.tokens.read_refresh(token));
+                Some(user.ok_or_else(wrong_password)?)
+            }
             (None, Some(other)) => {
                 let message = format!("tokens are not given for the grant type {other:?}");
                 return Err(Error::new(Code::Unsupported, message).with_status(StatusCode::BAD_REQUEST));
             }
-            (None, None) => None,
+            (None, None) => {
+                let user = asked.certified.clone().filter(|_| self.access.asks());
+                // Whoever logs in with a password keeps that; a certificate stays where its key is.
+                refresh = match (&user, field("offline_token")) {
+                    (Some(user), Some("true")) => Some(self.tokens.issue_refresh(user)?),
+                    _ => None,
+                };
+                user
+            }
         };
         let scopes = fields.iter().filter(|(key, _)| key == "scope").flat_map(|(_, value)| value.split(' '));
         let mut grants = Vec::new();
@@ -258,9 +305,12 @@ impl Inner {
         }
         let (token, expires, issued) = self.tokens.issue(user.as_ref(), grants)?;
         let issued = jiff::Timestamp::from_second(issued).map(|time| time.to_string()).unwrap_or_default();
-        let body = json!({
+        let mut body = json!({
             "token": token, "access_token": token, "expires_in": expires, "issued_at": issued,
         });
+        if let Some(refresh) = refresh {
+            body["refresh_token"] = json!(refresh);
+        }
         Ok(json_answer(StatusCode::OK, &[("cache-control", "no-store")], &body))
     }
 

@@ -15,8 +15,8 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::Registry;
 use crate::request::Incoming;
+use crate::{Registry, User};
 
 /// What open connections get to finish at shutdown.
 const FAREWELL: Duration = Duration::from_secs(10);
@@ -44,10 +44,12 @@ impl Registry {
             let (registry, acceptor, shutdown) = (self.clone(), acceptor.clone(), shutdown.clone());
             connections.spawn(async move {
                 match acceptor {
-                    None => registry.connection(tcp, false, shutdown).await,
+                    None => registry.connection(tcp, false, None, shutdown).await,
                     Some(acceptor) => {
                         if let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE, acceptor.accept(tcp)).await {
-                            registry.connection(stream, true, shutdown).await;
+                            let chain = stream.get_ref().1.peer_certificates();
+                            let user = chain.and_then(|chain| User::of_certificate(chain.first()?));
+                            registry.connection(stream, true, user, shutdown).await;
                         }
                     }
                 }
@@ -61,11 +63,12 @@ impl Registry {
         self,
         stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
         tls: bool,
+        user: Option<User>,
         shutdown: CancellationToken,
     ) {
         let service = service_fn(move |request: Request<Incoming>| {
-            let registry = self.clone();
-            async move { Ok::<_, Infallible>(registry.0.answer(request, tls).await) }
+            let (registry, user) = (self.clone(), user.clone());
+            async move { Ok::<_, Infallible>(registry.0.answer(request, tls, user).await) }
         });
         let mut builder = auto::Builder::new(TokioExecutor::new());
         builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD).max_buf_size(1 << 20);

@@ -87,6 +87,8 @@ pub struct NodeConfig {
     pub labels: BTreeMap<String, String>,
     /// What serves `/images` of the node's server, when the runtime has more to offer there than to list and import.
     pub image_api: Option<ImageApi>,
+    /// How registries are reached; what is the cluster's own gets a token of the pod's account.
+    pub registries: Arc<dhow_image::Registries>,
     /// Address of the bus on which systemd and logind are, for shutdowns in order.
     pub system_bus: Option<String>,
     pub settings: NodeSettings,

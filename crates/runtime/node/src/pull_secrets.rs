@@ -1,4 +1,5 @@
-//! Credentials for pulls, from the secrets a pod or its service account names.
+//! Credentials for pulls: from the secrets a pod or its service account names, and for the cluster's own registry a token of
+//! the account.
 
 use std::collections::BTreeMap;
 
@@ -6,8 +7,15 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use dhow_client::Client;
 use dhow_cri::runtime::ImageAuth;
+use dhow_image::{CLUSTER_AUDIENCE, Reference};
 use k8s_openapi::api::core::v1::{Pod, Secret};
 use serde::Deserialize;
+
+use crate::NodeConfig;
+use crate::volumes::token;
+
+/// Seconds; the shortest that there is. A pull shows it once, at its beginning.
+const TOKEN_LIFETIME: i64 = 600;
 
 #[derive(Deserialize, Default)]
 #[serde(default)]
@@ -24,8 +32,35 @@ struct Config {
     auths: BTreeMap<String, Entry>,
 }
 
-/// The credentials for `image`. A secret that is missing or unreadable leaves the pull to the others, or to none.
-pub async fn auth(client: &Client, pod: &Pod, image: &str) -> Option<ImageAuth> {
+/// The credentials for `image`.
+pub async fn auth(config: &NodeConfig, pod: &Pod, image: &str) -> Option<ImageAuth> {
+    match of_secrets(&config.client, pod, image).await {
+        Some(found) => Some(found),
+        None => of_account(config, pod, image).await,
+    }
+}
+
+/// What the pod's account may pull from the cluster's registry, its pods may.
+async fn of_account(config: &NodeConfig, pod: &Pod, image: &str) -> Option<ImageAuth> {
+    let host = Reference::parse(image).ok()?.registry;
+    // Pods of the node's own files have no account.
+    pod.spec.as_ref()?.service_account_name.as_ref()?;
+    if !config.registries.is_clusters(&host) {
+        return None;
+    }
+    match token::request(&config.client, pod, Some(CLUSTER_AUDIENCE.to_owned()), Some(TOKEN_LIFETIME)).await {
+        Ok((password, _)) => {
+            Some(ImageAuth { username: "serviceaccount".to_owned(), password, identity_token: String::new() })
+        }
+        Err(error) => {
+            tracing::warn!(%error, image, "cannot get a token for the cluster's registry");
+            None
+        }
+    }
+}
+
+/// A secret that is missing or unreadable leaves the pull to the others, or to none.
+async fn of_secrets(client: &Client, pod: &Pod, image: &str) -> Option<ImageAuth> {
     let mut best: Option<(usize, ImageAuth)> = None;
     // The API server's admission has put the service account's names into the pod.
     for name in pod.spec.iter().flat_map(|s| s.image_pull_secrets.iter().flatten()).map(|r| &r.name) {

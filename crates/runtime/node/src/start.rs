@@ -117,7 +117,7 @@ impl Worker {
     /// The image, and what is to be told of it.
     pub(crate) async fn look_for(&mut self, pod: &Pod, wanted: &Wanted<'_>) -> (Result<Image, Error>, Vec<Notice>) {
         let shared = std::sync::Arc::clone(&self.shared);
-        let auth = || pull_secrets::auth(&shared.config.client, pod, wanted.image);
+        let auth = || pull_secrets::auth(&shared.config, pod, wanted.image);
         let mut notices = Vec::new();
         let found = self.pulls.image(&shared.config.runtime, wanted, auth, &self.wake, &mut notices).await;
         (found.map_err(Error::from), notices)

@@ -107,6 +107,7 @@ pub fn config(root: &std::path::Path) -> NodeConfig {
         cluster_domain: "cluster.local".into(),
         labels: Default::default(),
         image_api: None,
+        registries: Default::default(),
         system_bus: None,
         settings: NodeSettings::default(),
     }

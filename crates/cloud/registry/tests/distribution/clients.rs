@@ -299,11 +299,11 @@ async fn our_image_store_takes_the_files_as_they_are() {
     assert_ne!(inode(&ours(&store)), inode(&server.blob_file(&layer)));
     store.remove(&name).unwrap();
     assert!(!ours(&store).exists());
-    store.live_beside(server.registry.neighbour("another.example:5000"));
+    store.live_beside(server.registry.neighbour(&["another.example:5000".to_owned()]));
     store.pull(&name, PullOptions::default(), None).await.unwrap();
     assert_ne!(inode(&ours(&store)), inode(&server.blob_file(&layer)));
     store.remove(&name).unwrap();
-    store.live_beside(server.registry.neighbour(&host));
+    store.live_beside(server.registry.neighbour(std::slice::from_ref(&host)));
     let image = store.pull(&name, PullOptions::default(), None).await.unwrap();
     assert_eq!(inode(&ours(&store)), inode(&server.blob_file(&layer)));
     let layers = store.layers(&image).await.unwrap();

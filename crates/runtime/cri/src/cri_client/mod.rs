@@ -119,6 +119,19 @@ impl CriRuntime {
         };
         Ok(CniFolders { configuration: folder("confDir", "/etc/cni/net.d"), plugins: folder("binDir", "/opt/cni/bin") })
     }
+
+    /// Where this runtime looks for certificates of registries, a folder each; `None`: nowhere.
+    pub async fn certs_folders(&self) -> Result<Option<PathBuf>, Error> {
+        let version = self.inner.runtime.clone().version(proto::VersionRequest::default()).await;
+        let version = version.map_err(|status| Error::internal("ask the container runtime for its version", status))?;
+        if version.into_inner().runtime_name == "cri-o" {
+            return Ok(Some("/etc/containers/certs.d".into()));
+        }
+        // containerd, which takes several, separated like those of PATH.
+        let config = runtime_info(&mut self.inner.runtime.clone()).await?;
+        let folders = config["registry"]["configPath"].as_str().unwrap_or_default();
+        Ok(folders.split(':').find(|folder| !folder.is_empty()).map(PathBuf::from))
+    }
 }
 
 async fn connect(socket: &Path) -> Result<Channel, Error> {

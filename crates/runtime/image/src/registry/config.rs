@@ -6,11 +6,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use regex::Regex;
 use serde::{Deserialize, Serialize};
 
 use super::client::HttpClient;
+use super::cluster::ClusterRegistry;
 use super::connect::TlsOptions;
 use super::hosts::{self, HostsFile};
 use super::{connect, is_loopback};
@@ -127,12 +128,19 @@ pub struct Registries {
     providers: Option<Providers>,
     /// Connections are kept for the next pull.
     clients: Mutex<HashMap<(TlsOptions, Option<String>), HttpClient>>,
+    cluster: RwLock<Option<ClusterRegistry>>,
 }
 
 impl Default for Registries {
     fn default() -> Self {
         let config = RegistriesConfig::default();
-        Registries { config, rewrites: BTreeMap::new(), providers: None, clients: Mutex::default() }
+        Registries {
+            config,
+            rewrites: BTreeMap::new(),
+            providers: None,
+            clients: Mutex::default(),
+            cluster: RwLock::default(),
+        }
     }
 }
 
@@ -183,7 +191,18 @@ impl Registries {
                 return Err(Error::Config(message.to_owned()));
             }
         };
-        Ok(Arc::new(Registries { config, rewrites, providers, clients: Mutex::default() }))
+        let (clients, cluster) = Default::default();
+        Ok(Arc::new(Registries { config, rewrites, providers, clients, cluster }))
+    }
+
+    /// What is known of the cluster's registry from now on.
+    pub fn set_cluster(&self, cluster: Option<ClusterRegistry>) {
+        *self.cluster.write() = cluster;
+    }
+
+    /// Whether references to this host mean the cluster's registry.
+    pub fn is_clusters(&self, host: &str) -> bool {
+        self.cluster.read().as_ref().is_some_and(|cluster| cluster.hosts.contains(host))
     }
 
     pub(crate) fn silence(&self) -> Duration {
@@ -196,6 +215,13 @@ impl Registries {
 
     /// Where to ask for a repository, in order.
     pub(crate) fn endpoints(&self, reference: &Reference) -> Result<Vec<Endpoint>> {
+        // Who wrote down how to reach just that host knows better.
+        if !self.config.hosts.contains_key(&reference.registry)
+            && let Some(cluster) = self.cluster.read().as_ref()
+            && let Some(endpoint) = cluster.endpoint(reference)?
+        {
+            return Ok(vec![endpoint]);
+        }
         let own = self.host(&reference.registry);
         let mut found = Vec::new();
         for mirror in own.map(|host| host.mirrors.as_slice()).unwrap_or_default() {
@@ -425,6 +451,33 @@ mod tests {
         );
         assert_eq!(bases(config.clone(), "a.corp.io/x"), [pair("http://cache.io/v2", "x")]);
         assert_eq!(bases(config, "b.io/x"), [pair("https://all.io/v2", "x"), pair("https://b.io/v2", "x")]);
+    }
+
+    #[test]
+    fn the_clusters_registry_is_found_by_all_its_names() {
+        let config = json!({"hosts": {"*": {"mirrors": [{"endpoint": "all.io"}]}, "set.up:5443": {"plainHttp": true}}});
+        let registries = Registries::new(serde_json::from_value(config).unwrap()).unwrap();
+        let hosts = ["192.0.2.1:5443", "192.0.2.2:5443", "registry.svc", "set.up:5443"];
+        registries.set_cluster(Some(ClusterRegistry {
+            hosts: hosts.iter().map(|&host| host.to_owned()).collect(),
+            addresses: vec!["192.0.2.1:5443".to_owned(), "192.0.2.2:5443".to_owned()],
+            ca_pem: "PEM".to_owned(),
+        }));
+        for (image, base) in
+            [("192.0.2.2:5443/a/b", "https://192.0.2.2:5443/v2"), ("registry.svc/a/b", "https://192.0.2.1:5443/v2")]
+        {
+            let found = registries.endpoints(&Reference::parse(image).unwrap()).unwrap();
+            assert_eq!((found.len(), found[0].base.as_str()), (1, base));
+            assert_eq!(
+                (found[0].tls.ca_pem.len(), &found[0].registry),
+                (1, &image.split('/').next().unwrap().to_owned())
+            );
+        }
+        let asked = registries.endpoints(&Reference::parse("set.up:5443/a/b").unwrap()).unwrap();
+        assert_eq!(asked[0].base, "http://set.up:5443/v2");
+        assert!(registries.is_clusters("registry.svc") && !registries.is_clusters("all.io"));
+        registries.set_cluster(None);
+        assert!(!registries.is_clusters("registry.svc"));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 mod auth;
 mod client;
+mod cluster;
 mod config;
 mod connect;
 mod hosts;
@@ -13,6 +14,7 @@ use hyper::body::Incoming;
 
 pub(crate) use self::client::Session;
 use self::client::{Ask, read_body, text_header};
+pub use self::cluster::{CLUSTER_AUDIENCE, ClusterRegistry};
 pub(crate) use self::config::Endpoint;
 pub use self::config::{HostConfig, Mirror, Registries, RegistriesConfig};
 pub(crate) use self::push::{Source, Upload};

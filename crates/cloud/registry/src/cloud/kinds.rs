@@ -1,0 +1,243 @@
+//! `Project` and `RobotAccount`, group `registry.dhow.io/v1alpha1`, as users write them. Their schemas are `crds.yaml`.
+
+use std::time::Duration;
+
+use dhow_api::quantity::Quantity;
+use dhow_client::kind;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use serde::{Deserialize, Serialize};
+
+use crate::access::User;
+use crate::projects::{Role, Visibility};
+use crate::rules::{Pattern, Retain, Rules};
+
+/// The definitions that the API serves the kinds by.
+pub const DEFINITIONS: &str = include_str!("crds.yaml");
+pub const VERSION: &str = "v1alpha1";
+/// What [`DEFINITIONS`] are called.
+pub const NAMES: [&str; 2] = ["projects.registry.dhow.io", "robotaccounts.registry.dhow.io"];
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Project {
+    pub metadata: ObjectMeta,
+    pub spec: ProjectSpec,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub status: Option<ProjectStatus>,
+}
+kind!(Project, "registry.dhow.io", "v1alpha1", "projects", ClusterResourceScope);
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct ProjectSpec {
+    pub visibility: Visibility,
+    pub members: Vec<Member>,
+    /// Bytes, as quantities are written.
+    pub quota: Option<String>,
+    pub immutable_tags: Vec<String>,
+    pub retention: Vec<Retention>,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Member {
+    pub kind: MemberKind,
+    pub name: String,
+    /// Of a service account or a robot.
+    pub namespace: String,
+    pub role: Role,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MemberKind {
+    #[default]
+    User,
+    Group,
+    ServiceAccount,
+    /// A RobotAccount.
+    Robot,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Retention {
+    pub tags: String,
+    pub newest: Option<usize>,
+    /// As Go writes durations.
+    pub younger: Option<String>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct ProjectStatus {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    pub repositories: u64,
+    pub bytes: u64,
+    pub conditions: Vec<Condition>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Condition {
+    pub r#type: String,
+    pub status: String,
+    pub reason: String,
+    pub message: String,
+    pub last_transition_time: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RobotAccount {
+    pub metadata: ObjectMeta,
+    pub spec: RobotSpec,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub status: Option<RobotStatus>,
+}
+kind!(RobotAccount, "registry.dhow.io", "v1alpha1", "robotaccounts", NamespaceResourceScope);
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct RobotSpec {
+    pub description: String,
+    /// Where its credentials are put; the robot's own name if absent.
+    pub secret_name: Option<String>,
+    pub expires: Option<Time>,
+    pub disabled: bool,
+    /// Another text than before: another secret.
+    pub rotation: String,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct RobotStatus {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// As whom it logs in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user_name: Option<String>,
+    /// SHA-256 of its secret, in hexadecimal.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub secret_hash: Option<String>,
+    /// The rotation that the secret is of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rotation: Option<String>,
+    pub conditions: Vec<Condition>,
+}
+
+/// Robots' names as they log in begin with it. No name of a namespace has a dot, so the rest is told apart.
+const ROBOT: &str = "robot.";
+
+/// As whom a robot logs in.
+pub fn login_name(namespace: &str, name: &str) -> String {
+    format!("{ROBOT}{namespace}.{name}")
+}
+
+/// Namespace and name of the robot who logs in like this; `None`: it is no robot.
+pub fn robot_of(login: &str) -> Option<(&str, &str)> {
+    login.strip_prefix(ROBOT)?.split_once('.')
+}
+
+/// Whom the API knows a robot as, in role bindings too.
+pub fn robot_user(namespace: &str, name: &str) -> String {
+    format!("system:robot:{namespace}:{name}")
+}
+
+impl Member {
+    pub fn is(&self, user: &User) -> bool {
+        match self.kind {
+            MemberKind::User => user.name == self.name,
+            MemberKind::Group => user.groups.contains(&self.name),
+            MemberKind::ServiceAccount => {
+                user.name == format!("system:serviceaccount:{}:{}", self.namespace, self.name)
+            }
+            MemberKind::Robot => user.name == robot_user(&self.namespace, &self.name),
+        }
+    }
+}
+
+impl ProjectSpec {
+    /// # Errors
+    /// With what is not understood, as users may read it.
+    pub fn rules(&self) -> Result<Rules, String> {
+        let quota = match &self.quota {
+            None => None,
+            Some(text) => {
+                let quantity: Quantity = text.parse().map_err(|_| format!("spec.quota: {text:?} is no quantity"))?;
+                Some(u64::try_from(quantity.units()).map_err(|_| format!("spec.quota: {text:?} is negative"))?)
+            }
+        };
+        let retain = |rule: &Retention| {
+            let younger = match &rule.younger {
+                None => None,
+                Some(text) => {
+                    let seconds = dhow_base::duration::go_seconds(text).filter(|seconds| seconds.is_finite());
+                    let seconds = seconds.ok_or_else(|| format!("spec.retention: {text:?} is no duration"))?;
+                    Some(Duration::try_from_secs_f64(seconds).map_err(|error| format!("spec.retention: {error}"))?)
+                }
+            };
+            Ok::<_, String>(Retain { tags: Pattern(rule.tags.clone()), newest: rule.newest, younger })
+        };
+        Ok(Rules {
+            quota,
+            immutable: self.immutable_tags.iter().cloned().map(Pattern).collect(),
+            retain: self.retention.iter().map(retain).collect::<Result<_, _>>()?,
+        })
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn members_are_users_groups_accounts_and_robots() {
+        let user = |name: &str, groups: &[&str]| User {
+            name: name.to_owned(),
+            groups: groups.iter().map(|&group| group.to_owned()).collect(),
+        };
+        let member = |value| serde_json::from_value::<Member>(value).unwrap();
+        assert!(member(json!({"kind": "User", "name": "ada"})).is(&user("ada", &[])));
+        assert!(member(json!({"kind": "Group", "name": "devs"})).is(&user("ada", &["devs"])));
+        assert!(!member(json!({"kind": "Group", "name": "ada"})).is(&user("ada", &["devs"])));
+        let account = member(json!({"kind": "ServiceAccount", "namespace": "a", "name": "ci"}));
+        assert!(account.is(&user("system:serviceaccount:a:ci", &[])) && !account.is(&user("ci", &[])));
+        let robot = member(json!({"kind": "Robot", "namespace": "a", "name": "ci.nightly"}));
+        let (namespace, name) = robot_of(&login_name("a", "ci.nightly")).unwrap();
+        assert!(robot.is(&user(&robot_user(namespace, name), &[])));
+        assert_eq!(robot_of("ada"), None);
+    }
+
+    #[test]
+    fn rules_are_read_or_refused_by_name() {
+        let spec = |value| serde_json::from_value::<ProjectSpec>(value).unwrap();
+        let whole = spec(json!({
+            "quota": "2Gi", "immutableTags": ["v*"],
+            "retention": [{"tags": "*", "newest": 5}, {"tags": "nightly-*", "younger": "720h"}],
+        }));
+        let rules = whole.rules().unwrap();
+        assert_eq!((rules.quota, rules.retain.len()), (Some(2 << 30), 2));
+        assert_eq!(rules.retain[1].younger, Some(Duration::from_secs(720 * 3600)));
+        assert!(rules.is_immutable("v1") && !rules.is_immutable("latest"));
+        for (value, says) in [
+            (json!({"quota": "much"}), "spec.quota"),
+            (json!({"quota": "-1"}), "negative"),
+            (json!({"retention": [{"tags": "*", "younger": "soon"}]}), "spec.retention"),
+        ] {
+            assert!(spec(value).rules().unwrap_err().contains(says));
+        }
+    }
+
+    #[test]
+    fn the_definitions_are_named_as_we_ask_for_them() {
+        for name in NAMES {
+            assert!(DEFINITIONS.contains(&format!("name: {name}\n")), "{name}");
+        }
+    }
+}

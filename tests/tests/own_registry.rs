@@ -1,0 +1,265 @@
+//! The cluster's own registry of images: projects and robots made with kubectl, pushes by the real docker, skopeo and our own
+//! command line, and pods of both machines that run what was pushed.
+#![allow(clippy::unwrap_used, clippy::print_stderr)]
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use dhow_e2e::machines::Machines;
+use dhow_e2e::{docker_daemons, eventually, run, workspace};
+use serde_json::Value;
+
+const REGISTRY: &str = "198.18.0.1:5443";
+const INSIDE: &str = "registry.dhow-registry.svc.cluster.local";
+const SOON: Duration = Duration::from_secs(60);
+
+const PROJECTS: &str = r#"
+apiVersion: v1
+kind: Namespace
+metadata: {name: team}
+---
+apiVersion: v1
+kind: ServiceAccount
+metadata: {name: pusher, namespace: team}
+---
+apiVersion: registry.dhow.io/v1alpha1
+kind: RobotAccount
+metadata: {name: ci, namespace: team}
+---
+apiVersion: registry.dhow.io/v1alpha1
+kind: Project
+metadata: {name: team}
+spec:
+  quota: 1Gi
+  immutableTags: [v*]
+  members:
+  - {kind: Robot, namespace: team, name: ci, role: Developer}
+  - {kind: ServiceAccount, namespace: team, name: pusher, role: Developer}
+"#;
+
+type Step = fn(&Machines, &Path) -> Result<()>;
+
+#[test]
+fn images_pushed_to_the_cluster_run_in_it() {
+    // m0 is the server, m1 a node behind a router.
+    let machines = Machines::new(1).unwrap();
+    let folder = tempfile::Builder::new().prefix("dhow-rg").tempdir_in("/var/tmp").unwrap();
+    let steps: &[(&str, Step)] = &[
+        ("starts", starts),
+        ("pushes as the administrator", pushes_as_the_administrator),
+        ("makes robots", makes_robots),
+        ("skopeo pushes as a robot", skopeo_pushes_as_a_robot),
+        ("docker pushes with a token", docker_pushes_with_a_token),
+        ("runs everywhere", runs_everywhere),
+        ("keeps strangers out", keeps_strangers_out),
+        ("has no second copy", has_no_second_copy),
+        ("says what a project has", says_what_a_project_has),
+        ("purges", purges),
+    ];
+    for (name, step) in steps {
+        let begin = Instant::now();
+        step(&machines, folder.path()).with_context(|| format!("step {name:?}")).unwrap();
+        eprintln!("{name}: {} ms", begin.elapsed().as_millis());
+    }
+}
+
+fn archive() -> String {
+    workspace().join("target/images/busybox.tar").display().to_string()
+}
+
+fn starts(machines: &Machines, folder: &Path) -> Result<()> {
+    machines.server().dhow(&["up"])?;
+    let token = machines.server().dhow(&["token", "create", "--ttl", "1h"])?;
+    machines.all[1].dhow(&["join", "198.18.0.1", "--token", token.trim()])?;
+    machines.server().dhow(&["image", "import", "--node", "m0", &archive()])?;
+    // As everyone finds it who looks where other clusters have theirs.
+    let map = eventually(SOON, || {
+        machines.get(&["get", "configmap", "local-registry-hosting", "--namespace", "kube-public"])
+    })?;
+    let text = map["data"]["localRegistryHosting.v1"].as_str().context("no text")?;
+    ensure!(text.contains(REGISTRY) && text.contains(INSIDE), "{text}");
+    let certificates = folder.join("trust");
+    fs::create_dir_all(&certificates)?;
+    fs::copy(machines.server().data_dir().join("pki/ca.crt"), certificates.join("ca.crt"))?;
+    eventually(SOON, || machines.apply(PROJECTS))?;
+    Ok(())
+}
+
+fn push(machines: &Machines, target: &str) -> Result<String> {
+    machines.server().dhow_said(&["image", "push", "--node", "m0", "busybox", target])
+}
+
+fn pushes_as_the_administrator(machines: &Machines, _: &Path) -> Result<()> {
+    let target = format!("{REGISTRY}/team/app:1");
+    let said = push(machines, &target)?;
+    ensure!(said.contains(&format!("pushed {target}")), "{said}");
+    let said = push(machines, &format!("{REGISTRY}/nobody/app:1"))?;
+    ensure!(said.contains("there is no Project \"nobody\""), "{said}");
+    Ok(())
+}
+
+/// What the Secret of the robot has.
+fn robot(machines: &Machines) -> Result<(String, String)> {
+    use base64::Engine;
+    let secret = machines.get(&["get", "secret", "ci", "--namespace", "team"])?;
+    ensure!(secret["type"] == "kubernetes.io/dockerconfigjson", "{}", secret["type"]);
+    let data = secret["data"][".dockerconfigjson"].as_str().context("no credentials")?;
+    let config: Value = serde_json::from_slice(&base64::prelude::BASE64_STANDARD.decode(data)?)?;
+    let entry = &config["auths"][REGISTRY];
+    ensure!(config["auths"][INSIDE]["password"] == entry["password"], "another password inside");
+    let text = |key: &str| entry[key].as_str().map(str::to_owned).context("no such field");
+    Ok((text("username")?, text("password")?))
+}
+
+fn makes_robots(machines: &Machines, _: &Path) -> Result<()> {
+    let wait = ["--namespace", "team", "--for=condition=Ready", "robotaccount/ci", "--timeout=60s"];
+    machines.kubectl(&[&["wait"], &wait[..]].concat())?;
+    let before = robot(machines)?;
+    ensure!(before.0 == "robot.team.ci", "{}", before.0);
+    // The secret itself is nowhere else.
+    let object = machines.get(&["get", "robotaccount", "ci", "--namespace", "team"])?;
+    ensure!(object["status"]["userName"] == "robot.team.ci" && !object.to_string().contains(&before.1), "{object}");
+    let rotate = r#"{"spec": {"rotation": "2"}}"#;
+    machines.kubectl(&["patch", "robot", "ci", "--namespace", "team", "--type=merge", "--patch", rotate])?;
+    eventually(SOON, || {
+        let object = machines.get(&["get", "robotaccount", "ci", "--namespace", "team"])?;
+        ensure!(object["status"]["rotation"] == "2", "{}", object["status"]);
+        ensure!(robot(machines)?.1 != before.1, "the same secret");
+        Ok(())
+    })?;
+    let refused = machines.apply(
+        "{apiVersion: registry.dhow.io/v1alpha1, kind: Project, metadata: {name: bad}, \
+         spec: {members: [{kind: User, name: ada, namespace: team, role: Guest}]}}",
+    );
+    let refused = format!("{:#}", refused.unwrap_err());
+    ensure!(refused.contains("users and groups have none"), "{refused}");
+    Ok(())
+}
+
+fn skopeo(machines: &Machines, folder: &Path, target: &str, credentials: &str) -> Result<String> {
+    let source = format!("docker-archive:{}", archive());
+    let trust = folder.join("trust");
+    let mut copy = machines.server().command("skopeo");
+    copy.args(["copy", "--quiet", "--dest-creds", credentials, "--dest-cert-dir"]).arg(trust);
+    run(copy.args([&source, &format!("docker://{REGISTRY}/{target}")]))
+}
+
+fn skopeo_pushes_as_a_robot(machines: &Machines, folder: &Path) -> Result<()> {
+    let (user, password) = robot(machines)?;
+    // The watch brings its new secret in a moment.
+    eventually(SOON, || skopeo(machines, folder, "team/app:v2", &format!("{user}:{password}")))?;
+    let wrong = skopeo(machines, folder, "team/app:3", &format!("{user}:wrong")).unwrap_err();
+    ensure!(format!("{wrong:#}").contains("incorrect username or password"), "{wrong:#}");
+    Ok(())
+}
+
+fn docker_pushes_with_a_token(machines: &Machines, folder: &Path) -> Result<()> {
+    // It looks for registries' authorities in one place only; that of this test is its own.
+    let trust = format!(
+        "mount -t tmpfs none /etc/docker && mkdir -p /etc/docker/certs.d/{REGISTRY} && \
+         cp {}/ca.crt /etc/docker/certs.d/{REGISTRY}/ && exec \"$@\"",
+        folder.join("trust").display()
+    );
+    let command = |program: &str| {
+        let mut command = machines.server().command("unshare");
+        command.args(["--mount", "sh", "-c", &trust, "sh", program]);
+        command
+    };
+    let (_containerd, _docker) = docker_daemons(command, folder)?;
+    let socket = format!("unix://{}", folder.join("d.sock").display());
+    let docker = |args: &[&str]| {
+        let mut docker = machines.server().command("docker");
+        run(docker.env("DOCKER_CONFIG", folder).args(["--host", &socket]).args(args))
+    };
+    let token = machines.kubectl(&["create", "token", "pusher", "--namespace", "team"])?;
+    docker(&["login", REGISTRY, "--username", "token", "--password", token.trim()])?;
+    docker(&["load", "--quiet", "--input", &archive()])?;
+    let target = format!("{REGISTRY}/team/app:3");
+    docker(&["tag", "busybox", &target])?;
+    docker(&["push", "--quiet", &target])?;
+    docker(&["image", "rm", &target])?;
+    docker(&["pull", "--quiet", &target])?;
+    Ok(())
+}
+
+fn pod(name: &str, namespace: &str, node: &str, image: &str) -> String {
+    format!(
+        "{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, namespace: {namespace}}}, spec: {{nodeName: {node}, \
+         terminationGracePeriodSeconds: 0, containers: [{{name: main, image: '{image}', imagePullPolicy: Always, \
+         command: [busybox, sleep, '1000']}}]}}}}\n---\n"
+    )
+}
+
+fn runs_everywhere(machines: &Machines, _: &Path) -> Result<()> {
+    let pods = [
+        pod("on-m0", "team", "m0", &format!("{REGISTRY}/team/app:3")),
+        pod("on-m1", "team", "m1", &format!("{REGISTRY}/team/app:3")),
+        pod("by-name", "team", "m1", &format!("{INSIDE}/team/app:v2")),
+    ];
+    machines.apply(&pods.concat())?;
+    machines.kubectl(&["wait", "--namespace", "team", "--for=condition=Ready", "pod", "--all", "--timeout=60s"])?;
+    Ok(())
+}
+
+fn keeps_strangers_out(machines: &Machines, _: &Path) -> Result<()> {
+    machines.apply(&pod("stranger", "default", "m1", &format!("{REGISTRY}/team/app:3")))?;
+    eventually(SOON, || {
+        let pod = machines.get(&["get", "pod", "stranger"])?;
+        let waiting = &pod["status"]["containerStatuses"][0]["state"]["waiting"];
+        let reason = waiting["reason"].as_str().unwrap_or_default();
+        ensure!(reason == "ErrImagePull" || reason == "ImagePullBackOff", "{waiting}");
+        Ok(())
+    })?;
+    // Let in, it comes by itself.
+    let open = r#"{"spec": {"visibility": "Shared"}}"#;
+    machines.kubectl(&["patch", "project", "team", "--type=merge", "--patch", open])?;
+    machines.kubectl(&["wait", "--for=condition=Ready", "pod/stranger", "--timeout=60s"])?;
+    Ok(())
+}
+
+/// On the machine of the registry, what a pod runs and what was pushed are the same files.
+fn has_no_second_copy(machines: &Machines, _: &Path) -> Result<()> {
+    let data = machines.server().data_dir();
+    let inodes = |folder: &str| -> Result<Vec<(u64, u64)>> {
+        let files = fs::read_dir(data.join(folder).join("blobs/sha256"))?;
+        files.map(|file| file?.metadata().map(|meta| (meta.ino(), meta.len())).map_err(Into::into)).collect()
+    };
+    let (images, pushed) = (inodes("images")?, inodes("registry")?);
+    let large =
+        pushed.iter().filter(|(inode, _)| images.iter().any(|(other, _)| other == inode)).map(|(_, size)| *size);
+    let large = large.max().context("no file has two names")?;
+    ensure!(large > 100_000, "the layer has a copy");
+    Ok(())
+}
+
+fn says_what_a_project_has(machines: &Machines, _: &Path) -> Result<()> {
+    eventually(SOON, || {
+        let project = machines.get(&["get", "project", "team"])?;
+        let status = &project["status"];
+        ensure!(status["repositories"] == 1 && status["bytes"].as_u64() > Some(100_000), "{status}");
+        ensure!(
+            status["conditions"][0]["type"] == "Accepted" && status["conditions"][0]["status"] == "True",
+            "{status}"
+        );
+        Ok(())
+    })?;
+    let metrics = machines.kubectl(&["get", "--raw", "/metrics"])?;
+    for line in [
+        "dhow_registry_requests_total{method=\"PUT\",code=\"201\"}",
+        "dhow_registry_project_repositories{project=\"team\"} 1",
+    ] {
+        ensure!(metrics.contains(line), "no {line}");
+    }
+    Ok(())
+}
+
+fn purges(machines: &Machines, _: &Path) -> Result<()> {
+    for machine in machines.all.iter().rev() {
+        machine.dhow(&["down", "--purge"])?;
+        machine.ensure_purged()?;
+    }
+    Ok(())
+}
