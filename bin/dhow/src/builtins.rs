@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow};
-use dhow_apiserver::{AccessConfig, ApiServer, ServiceRange, UserInfo};
+use dhow_apiserver::{AccessConfig, ApiServer, BackupSource, ServiceRange, UserInfo};
 use dhow_base::pki::SaKey;
 use dhow_client::Client;
 use dhow_image::{ImageStore, Registries};
@@ -28,7 +28,7 @@ use crate::place::{self, Place};
 use crate::runtimes::{Opened, RuntimeChoice};
 use crate::settings::Settings;
 use crate::store::{self, Store};
-use crate::{dns_zones, nameserver, pod_network, runtimes};
+use crate::{backups, dns_zones, nameserver, pod_network, runtimes};
 
 /// Parts that run until told to stop; one that ends by itself is an error.
 pub type Parts = JoinSet<Result<()>>;
@@ -52,9 +52,10 @@ pub async fn run(place: &Place, shutdown: CancellationToken, ready: impl FnOnce(
     let node_keys = keys.open_node(place)?;
     let (api_shutdown, users_shutdown) = (CancellationToken::new(), CancellationToken::new());
     let (mut api, mut users) = (Parts::new(), Parts::new());
-    let shared = store.shared.clone();
+    let (shared, backup) = (store.shared.clone(), store.backup.clone());
     let server = start_api(place, listener, store, &mut keys, sa_key, &api_shutdown, &mut api).await?;
     start_leading(place, &server, &keys, shared, &users_shutdown, &mut users)?;
+    start_backups(place, &server, backup, &users_shutdown, &mut users)?;
     let access = NodeAccess::Here(Arc::clone(&server));
     let client = access.node(&place.node_name);
     let networks = tokio::select! {
@@ -94,9 +95,10 @@ pub async fn run_server(place: &Place, shutdown: CancellationToken, ready: impl 
     let (store, mut keys, sa_key) = open_state(place).await?;
     let (api_shutdown, users_shutdown) = (CancellationToken::new(), CancellationToken::new());
     let (mut api, mut users) = (Parts::new(), Parts::new());
-    let shared = store.shared.clone();
+    let (shared, backup) = (store.shared.clone(), store.backup.clone());
     let server = start_api(place, listener, store, &mut keys, sa_key, &api_shutdown, &mut api).await?;
     start_leading(place, &server, &keys, shared, &users_shutdown, &mut users)?;
+    start_backups(place, &server, backup, &users_shutdown, &mut users)?;
     ready();
     tracing::info!(api = place.api_url(), "ready");
     let ended = until_end(&mut api, &mut users, &shutdown).await;
@@ -272,6 +274,22 @@ fn start_leading(
         schedulers: settings.schedulers()?,
     };
     parts.spawn(part("controllers and scheduler", leading.run(place.clone(), shutdown.clone())));
+    Ok(())
+}
+
+/// Starts the scheduled backups, if the settings want some.
+fn start_backups(
+    place: &Place,
+    server: &Arc<ApiServer>,
+    store: Option<BackupSource>,
+    shutdown: &CancellationToken,
+    parts: &mut Parts,
+) -> Result<()> {
+    let plan = backups::plan(&Settings::load(&place.config)?.backups, store.as_ref())?;
+    let (Some(plan), Some(store)) = (plan, store) else { return Ok(()) };
+    let client = server.client(UserInfo::new("system:dhow", &[keys::MASTERS]));
+    let sources = backups::Sources { store, keys: place.pki_dir(), client };
+    parts.spawn(part("backups", backups::keep(plan, sources, server.metrics().clone(), shutdown.clone())));
     Ok(())
 }
 
