@@ -118,7 +118,7 @@ fn serves_an_application(host: &Host) -> Result<()> {
         host.kubectl(&["rollout", "status", set, "--timeout=120s"])?;
     }
     eprintln!("the application is there after {} ms", begin.elapsed().as_millis());
-    let page = format!("http://{HOST_IP}:30080/");
+    let page = format!("http://{HOST_IP}:30081/");
     let answer = eventually(MINUTE, || host.curl(&["--fail", &page]))?;
     ensure!(answer.trim() == "redis 1, mariadb 1", "{answer}");
     let asked = host.kubectl(&["exec", "deployment/redis", "--", "redis-cli", "get", "visits"])?;

@@ -18,11 +18,23 @@ const KEYS: &str = "pki";
 /// A key or certificate is a few KiB.
 const LARGEST_KEY: u64 = 1 << 20;
 
+/// What files and folders begin with that are not finished yet.
+pub const UNFINISHED: &str = ".backup-";
+
 /// What an archive holds.
 pub struct Contents {
     pub store: Backup,
     /// Files with keys and certificates; none if they were left out.
     pub keys: usize,
+}
+
+/// Makes the archive `path`, with the cluster's keys if their folder is given; `store` writes the store's own backup.
+pub fn make(path: &Path, keys: Option<&Path>, store: impl FnOnce(&Path) -> Result<()>) -> Result<Contents> {
+    // Where the archive will be there is room for it.
+    let scratch = folder_beside(path)?;
+    let own = scratch.path().join(STORE);
+    store(&own)?;
+    write(path, &own, keys)
 }
 
 /// Makes the archive `path`, readable by its owner only, from the backup file of a store. It appears when it is whole
@@ -180,14 +192,17 @@ fn key_files(dir: &Path) -> Result<Vec<PathBuf>> {
 /// A temporary file in the folder where `path` will be.
 fn beside(path: &Path) -> Result<NamedTempFile> {
     let folder = folder_of(path);
-    NamedTempFile::new_in(folder).with_context(|| format!("write into {}", folder.display()))
+    tempfile::Builder::new()
+        .prefix(UNFINISHED)
+        .tempfile_in(folder)
+        .with_context(|| format!("write into {}", folder.display()))
 }
 
 /// A folder of its own where `path` will be.
 pub fn folder_beside(path: &Path) -> Result<TempDir> {
     let folder = folder_of(path);
     tempfile::Builder::new()
-        .prefix(".backup-")
+        .prefix(UNFINISHED)
         .tempdir_in(folder)
         .with_context(|| format!("write into {}", folder.display()))
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow};
-use dhow_apiserver::{AccessConfig, ApiServer, ServiceRange, UserInfo};
+use dhow_apiserver::{AccessConfig, ApiServer, BackupSource, ServiceRange, UserInfo};
 use dhow_base::pki::SaKey;
 use dhow_client::Client;
 use dhow_image::{ImageStore, Registries};
@@ -28,7 +28,7 @@ use crate::place::{self, Place};
 use crate::runtimes::{Opened, RuntimeChoice};
 use crate::settings::Settings;
 use crate::store::{self, Store};
-use crate::{dns_zones, nameserver, pod_network, publish, registry, registry_trust, runtimes};
+use crate::{backups, dns_zones, nameserver, pod_network, publish, registry, registry_trust, runtimes};
 
 /// Parts that run until told to stop; one that ends by itself is an error.
 pub type Parts = JoinSet<Result<()>>;
@@ -53,7 +53,7 @@ pub async fn run(place: &Place, shutdown: CancellationToken, ready: impl FnOnce(
     let prepared = registry::prepare(place, &images.settings, &mut keys, Arc::clone(&store.kv)).await?;
     let (api_shutdown, users_shutdown) = (CancellationToken::new(), CancellationToken::new());
     let (mut api, mut users) = (Parts::new(), Parts::new());
-    let shared = store.shared.clone();
+    let (shared, backup) = (store.shared.clone(), store.backup.clone());
     let server = start_api(place, listener, store, &mut keys, sa_key, &api_shutdown, &mut api).await?;
     start_leading(place, &server, &keys, shared, &users_shutdown, &mut users)?;
     if let Some(prepared) = prepared {
@@ -61,6 +61,7 @@ pub async fn run(place: &Place, shutdown: CancellationToken, ready: impl FnOnce(
         let registry = prepared.start(place, &server, &users_shutdown, &mut users).await?;
         images.store.live_beside(registry.neighbour(&hosts));
     }
+    start_backups(place, &server, backup, &users_shutdown, &mut users)?;
     let access = NodeAccess::Here(Arc::clone(&server));
     let client = access.node(&place.node_name);
     let networks = tokio::select! {
@@ -102,12 +103,13 @@ pub async fn run_server(place: &Place, shutdown: CancellationToken, ready: impl 
     let prepared = registry::prepare(place, &settings, &mut keys, Arc::clone(&store.kv)).await?;
     let (api_shutdown, users_shutdown) = (CancellationToken::new(), CancellationToken::new());
     let (mut api, mut users) = (Parts::new(), Parts::new());
-    let shared = store.shared.clone();
+    let (shared, backup) = (store.shared.clone(), store.backup.clone());
     let server = start_api(place, listener, store, &mut keys, sa_key, &api_shutdown, &mut api).await?;
     start_leading(place, &server, &keys, shared, &users_shutdown, &mut users)?;
     if let Some(prepared) = prepared {
         prepared.start(place, &server, &users_shutdown, &mut users).await?;
     }
+    start_backups(place, &server, backup, &users_shutdown, &mut users)?;
     ready();
     tracing::info!(api = place.api_url(), "ready");
     let ended = until_end(&mut api, &mut users, &shutdown).await;
@@ -285,6 +287,22 @@ fn start_leading(
         schedulers: settings.schedulers()?,
     };
     parts.spawn(part("controllers and scheduler", leading.run(place.clone(), shutdown.clone())));
+    Ok(())
+}
+
+/// Starts the scheduled backups, if the settings want some.
+fn start_backups(
+    place: &Place,
+    server: &Arc<ApiServer>,
+    store: Option<BackupSource>,
+    shutdown: &CancellationToken,
+    parts: &mut Parts,
+) -> Result<()> {
+    let plan = backups::plan(&Settings::load(&place.config)?.backups, store.as_ref())?;
+    let (Some(plan), Some(store)) = (plan, store) else { return Ok(()) };
+    let client = server.client(UserInfo::new("system:dhow", &[keys::MASTERS]));
+    let sources = backups::Sources { store, keys: place.pki_dir(), client };
+    parts.spawn(part("backups", backups::keep(plan, sources, server.metrics().clone(), shutdown.clone())));
     Ok(())
 }
 

@@ -1,5 +1,6 @@
 //! The command line: nouns, verbs and flags.
 
+mod backup;
 mod deploy;
 mod operations;
 
@@ -11,21 +12,20 @@ use dhow_net::Cidr;
 
 use crate::runtimes::RuntimeChoice;
 
+pub use backup::{BackupArgs, BackupCommand, ListBackupsArgs, RestoreArgs, VerifyArgs};
 pub use deploy::{DeployArgs, RenderForm, SourceArgs, UndeployArgs};
 pub use operations::{
-    ConfigCommand, ConfigOutput, DoctorArgs, ExecArgs, InstallArgs, LogsArgs, SortBy, TopCommand, TopOutput,
+    ConfigArgs, ConfigCommand, ConfigOutput, DoctorArgs, ExecArgs, InstallArgs, LogsArgs, SortBy, SupportBundleArgs,
+    TopCommand, TopOutput, VersionArgs,
 };
 
 /// A container cloud in one binary: Kubernetes API, containers, network and DNS on this machine.
 #[derive(Debug, Parser)]
-#[command(name = "dhow", version, propagate_version = true, after_help = EXIT_CODES)]
+#[command(name = "dhow", version, propagate_version = true, after_help = crate::exit::help())]
 pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
 }
-
-const EXIT_CODES: &str = "Exit codes: 0 success, 1 failure, 2 wrong usage, 3 not found, 4 conflict, 5 timed out, \
-                          6 not authorised, 7 done in part: something could not be reached.";
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -63,6 +63,13 @@ pub enum Command {
     /// Check the settings file, or print the settings in force.
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Make, list, check and restore backups of the state.
+    #[command(subcommand)]
+    Backup(BackupCommand),
+    /// Gather what helps to find out what is wrong into one file, without any secret.
+    SupportBundle(SupportBundleArgs),
+    /// Print the versions of this program and of the cluster.
+    Version(VersionArgs),
     /// Print the kubeconfig of the administrator.
     Kubeconfig(ConnectArgs),
     /// Print a completion script.
@@ -256,16 +263,14 @@ pub struct ServerArgs {
 
 #[derive(Debug, Subcommand)]
 pub enum ServerCommand {
-    /// Write a backup of the state, and of the cluster's keys, while everything runs.
+    /// `dhow backup create`.
+    #[command(hide = true)]
     Backup(BackupArgs),
-    /// Say what a backup holds, after checking all of it.
-    Verify {
-        #[arg(value_name = "FILE")]
-        file: PathBuf,
-        #[arg(short, long, value_enum, default_value_t = Output::Table)]
-        output: Output,
-    },
-    /// Make the state, and the cluster's keys, of a stopped cloud from a backup.
+    /// `dhow backup verify`.
+    #[command(hide = true)]
+    Verify(VerifyArgs),
+    /// `dhow backup restore`.
+    #[command(hide = true)]
     Restore(RestoreArgs),
     /// Print the token with which a further server joins the cluster in etcd.
     Token(ConnectArgs),
@@ -273,29 +278,6 @@ pub enum ServerCommand {
     MigrateStore(Box<PlaceArgs>),
     /// Encrypt the Secrets in a stopped cloud's store under a new key, and forget the old one.
     RotateKeys(Box<PlaceArgs>),
-}
-
-#[derive(Debug, Args)]
-pub struct BackupArgs {
-    #[command(flatten)]
-    pub connect: ConnectArgs,
-    /// File to write; it appears once it is whole and on disk.
-    #[arg(value_name = "FILE")]
-    pub file: PathBuf,
-    /// Leave out the cluster's keys: a restore then needs a machine that has them.
-    #[arg(long)]
-    pub without_keys: bool,
-}
-
-#[derive(Debug, Args)]
-pub struct RestoreArgs {
-    #[command(flatten)]
-    pub connect: ConnectArgs,
-    #[arg(value_name = "FILE")]
-    pub file: PathBuf,
-    /// Put state that is already there aside instead of refusing.
-    #[arg(long)]
-    pub replace: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use dhow_dns::{DnsConfig, UpstreamAddress};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::dns_zones;
@@ -15,7 +16,7 @@ use crate::place::{self, Place};
 /// CoreDNS' port for metrics.
 const HTTP_PORT: u16 = 9153;
 
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct DnsSettings {
     /// Resolvers, tried in order; those of the host's `resolv.conf` if empty.
@@ -26,8 +27,9 @@ pub struct DnsSettings {
     pub tls_ca: Option<PathBuf>,
     /// MiB of answers kept.
     pub cache_mebibytes: usize,
-    /// Seconds that answers and denials of others are kept at most.
+    /// Seconds that answers of others are kept at most.
     pub max_ttl: u32,
+    /// Seconds that their denials are kept at most.
     pub max_negative_ttl: u32,
     /// Seconds that ended answers are given while no resolver answers.
     pub serve_stale: u64,

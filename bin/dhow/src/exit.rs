@@ -4,11 +4,30 @@
 use std::process::ExitCode;
 
 const FAILURE: u8 = 1;
+const USAGE: u8 = 2;
 const NOT_FOUND: u8 = 3;
 const CONFLICT: u8 = 4;
 const TIMEOUT: u8 = 5;
 const UNAUTHORISED: u8 = 6;
 const INCOMPLETE: u8 = 7;
+
+/// All that commands end with, and what it says.
+pub const CODES: &[(u8, &str)] = &[
+    (0, "success"),
+    (FAILURE, "failure; `dhow doctor` found a problem"),
+    (USAGE, "wrong usage"),
+    (NOT_FOUND, "not found"),
+    (CONFLICT, "conflict, or already there"),
+    (TIMEOUT, "timed out"),
+    (UNAUTHORISED, "not authorised"),
+    (INCOMPLETE, "done in part: something could not be reached"),
+];
+
+/// The end of `dhow --help`.
+pub fn help() -> String {
+    let codes: Vec<String> = CODES.iter().map(|(code, says)| format!("{code} {says}")).collect();
+    format!("Exit codes: {}. `dhow exec` ends as the command does, `dhow oci` as runc.", codes.join(", "))
+}
 
 /// Marks an error as a deadline that passed.
 #[derive(Debug, thiserror::Error)]

@@ -4,6 +4,7 @@ mod access;
 mod agent;
 mod agent_keys;
 mod backup;
+mod backups;
 mod builtins;
 mod cli;
 mod cluster_dns;
@@ -115,6 +116,9 @@ fn run(command: Command) -> anyhow::Result<()> {
             Command::Install(args) => {
                 tokio::task::spawn_blocking(move || commands::install::run(&args)).await.context("install")?
             }
+            Command::Backup(command) => commands::backup::run(command).await,
+            Command::SupportBundle(args) => commands::support_bundle::run(args).await,
+            Command::Version(args) => commands::version::run(args).await,
             Command::Config(command) => commands::config::run(&command),
             Command::Deploy(args) => commands::deploy::run(args).await,
             Command::Undeploy(args) => commands::deploy::undeploy::run(args).await,

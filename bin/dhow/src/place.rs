@@ -241,21 +241,26 @@ impl Place {
         self.data_dir.join("admin.kubeconfig")
     }
 
-    /// Top control group of all containers. Two clouds on one machine, told apart by their data, must not share it:
-    /// stopping one kills what is in it.
+    /// Top control group of all containers.
     pub fn cgroup(&self) -> String {
-        if self.data_dir == Path::new(DEFAULT_DATA_DIR) {
-            return "dhow".to_owned();
-        }
-        // FNV-1a: it must be the same for every version of this program.
-        let bytes = self.data_dir.as_os_str().as_encoded_bytes();
-        let hash = bytes.iter().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193));
-        format!("dhow-{hash:08x}")
+        cgroup(&self.data_dir)
     }
 
     pub fn api_url(&self) -> String {
         format!("https://{}", std::net::SocketAddr::new(self.node_ip, self.api_port))
     }
+}
+
+/// Top control group of the containers of the cloud with this data folder. Two clouds on one machine must not share it:
+/// stopping one kills what is in it.
+pub fn cgroup(data_dir: &Path) -> String {
+    if data_dir == Path::new(DEFAULT_DATA_DIR) {
+        return "dhow".to_owned();
+    }
+    // FNV-1a: it must be the same for every version of this program.
+    let bytes = data_dir.as_os_str().as_encoded_bytes();
+    let hash = bytes.iter().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193));
+    format!("dhow-{hash:08x}")
 }
 
 /// The file in a data folder that says that its store is history.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use dhow_base::duration::go_seconds;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::place::Place;
@@ -12,7 +13,7 @@ use crate::place::Place;
 /// Where it is unless told otherwise.
 pub const PORT: u16 = 5443;
 
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct RegistrySettings {
     /// Unset: where this server keeps the cluster's state itself, or where `storage` is named.

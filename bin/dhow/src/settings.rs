@@ -12,14 +12,16 @@ use dhow_image::{GcConfig, RegistriesConfig};
 use dhow_node::NodeOptions;
 use dhow_oci::spec::{LogLimits, OciProgram};
 use dhow_scheduler::SchedulerConfig;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::backups::BackupSettings;
 use crate::dns_settings::DnsSettings;
 use crate::registry_settings::RegistrySettings;
 
 pub const DEFAULT_FILE: &str = "/etc/dhow/config.yaml";
 
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Settings {
     /// What the node's agent does.
@@ -42,14 +44,17 @@ pub struct Settings {
     pub registry: RegistrySettings,
     /// Plugins that make the pods' network in the place of our own.
     pub cni: Option<CniSettings>,
+    /// When backups of the state are made, and where.
+    pub backups: BackupSettings,
 }
 
 /// Where standard CNI plugins and their configuration are.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct CniSettings {
     /// The first configuration in it, by name, is the pods' network.
     pub conf_dir: PathBuf,
+    /// Folders of the plugins, searched in order.
     pub bin_dirs: Vec<PathBuf>,
 }
 
@@ -68,7 +73,8 @@ impl Settings {
         let flags = flag_variables(&command);
         let variables = std::env::vars_os().filter_map(|(name, value)| {
             let name = name.into_string().ok()?;
-            let prefixes = ["DHOW_IMAGES_", "DHOW_REGISTRIES_", "DHOW_NODE_", "DHOW_DNS_", "DHOW_REGISTRY_"];
+            let prefixes =
+                ["DHOW_IMAGES_", "DHOW_REGISTRIES_", "DHOW_REGISTRY_", "DHOW_NODE_", "DHOW_DNS_", "DHOW_BACKUPS_"];
             let ours = prefixes.iter().any(|prefix| name.starts_with(prefix));
             Some((name, value.into_string().ok()?)).filter(|(name, _)| ours && !flags.contains(name))
         });
@@ -88,6 +94,7 @@ impl Settings {
         settings.cluster_autoscaler.settings().map_err(anyhow::Error::msg).context("read the settings")?;
         settings.dns.check().context("read the settings")?;
         settings.registry.check().context("read the settings")?;
+        settings.backups.plan().context("read the settings")?;
         if let Some(cni) = &settings.cni {
             let absolute = cni.conf_dir.is_absolute() && cni.bin_dirs.iter().all(|dir| dir.is_absolute());
             ensure!(absolute, "read the settings: cni: confDir and binDirs are absolute paths");

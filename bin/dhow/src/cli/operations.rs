@@ -10,6 +10,8 @@ use super::{ConnectArgs, Output, PlaceArgs};
 pub struct DoctorArgs {
     #[command(flatten)]
     pub connect: ConnectArgs,
+    #[command(flatten)]
+    pub config: ConfigArgs,
     #[arg(short, long, value_enum, default_value_t = Output::Table)]
     pub output: Output,
 }
@@ -141,6 +143,10 @@ pub enum ConfigCommand {
         #[arg(short, long, value_enum, default_value_t = ConfigOutput::Yaml)]
         output: ConfigOutput,
     },
+    /// Print the reference of all settings, as docs/configuration.md has it.
+    Reference,
+    /// Print the JSON schema of the settings file, for editors.
+    Schema,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -154,4 +160,26 @@ pub struct ConfigArgs {
     /// The settings file; `FILE.d/*.yaml` is read before it.
     #[arg(long, env = "DHOW_CONFIG", default_value = crate::settings::DEFAULT_FILE, value_name = "FILE")]
     pub config: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub struct SupportBundleArgs {
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+    #[command(flatten)]
+    pub config: ConfigArgs,
+    /// File to write, a compressed tar [default: dhow-support-<time>.tar.gz in this folder].
+    #[arg(value_name = "FILE")]
+    pub file: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct VersionArgs {
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+    /// Of this program only.
+    #[arg(long)]
+    pub client: bool,
+    #[arg(short, long, value_enum, default_value_t = Output::Table)]
+    pub output: Output,
 }

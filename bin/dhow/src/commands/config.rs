@@ -1,6 +1,8 @@
 //! `dhow config`: the settings file, checked and as it is in force.
 #![allow(clippy::print_stderr, clippy::print_stdout)]
 
+mod reference;
+
 use anyhow::{Context, Result};
 use serde_json::{Map, Value};
 
@@ -26,6 +28,11 @@ pub fn run(command: &ConfigCommand) -> Result<()> {
                 ConfigOutput::Json => println!("{}", serde_json::to_string_pretty(&settings).context("encode")?),
                 ConfigOutput::Yaml => print!("{}", serde_saphyr::to_string(&settings).context("encode")?),
             }
+        }
+        ConfigCommand::Reference => print!("{}", reference::text()?),
+        ConfigCommand::Schema => {
+            let schema = schemars::schema_for!(Settings);
+            println!("{}", serde_json::to_string_pretty(&schema).context("encode")?);
         }
     }
     Ok(())

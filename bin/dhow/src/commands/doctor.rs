@@ -11,34 +11,48 @@ use bytes::Bytes;
 use dhow_base::pki;
 use dhow_client::{Client, ListParams, Object};
 use futures::TryFutureExt;
+use k8s_openapi::jiff::Timestamp;
 use serde::Serialize;
 
-use self::findings::{Cluster, Finding, Level};
+pub use self::findings::Finding;
+use self::findings::{Cluster, Level};
 use super::connect;
 use crate::cli::{ConnectArgs, DoctorArgs, Output};
-use crate::{pidfile, preflight};
+use crate::settings::Settings;
+use crate::{backups, pidfile, preflight};
 
 /// How long the API may take for one answer before it counts as dead.
 const QUESTION: Duration = Duration::from_secs(10);
+/// How late a backup may be: it takes its time, and a failure is tried again.
+const GRACE: Duration = Duration::from_secs(60 * 60);
 
 #[derive(Serialize)]
 struct Report {
     findings: Vec<Finding>,
 }
 
-pub async fn run(args: DoctorArgs) -> Result<()> {
+/// All that can be said of the machine and the cluster.
+pub async fn look(connect: &ConnectArgs, config: &Path) -> Vec<Finding> {
     let mut findings = Vec::new();
     // A kubeconfig leads to a cluster, which need not be on this machine.
-    if args.connect.kubeconfig.is_none() {
-        machine(&args.connect, &mut findings);
-        certificates(&args.connect.data_dir, SystemTime::now(), &mut findings);
+    if connect.kubeconfig.is_none() {
+        machine(connect, &mut findings);
+        certificates(&connect.data_dir, SystemTime::now(), &mut findings);
+        if connect.data_dir.join("store").is_dir() {
+            backups(config, &mut findings);
+        }
     }
-    match cluster(&args.connect).await {
+    match cluster(connect).await {
         Ok(cluster) => findings.extend(cluster.findings()),
         Err(error) => findings.push(
             Finding::problem("API", format!("it does not answer: {error:#}")).fix("see the daemon's log, or `dhow up`"),
         ),
     }
+    findings
+}
+
+pub async fn run(args: DoctorArgs) -> Result<()> {
+    let findings = look(&args.connect, &args.config.config).await;
     let problems = findings.iter().filter(|finding| finding.level == Level::Problem).count();
     let report = Report { findings };
     match args.output {
@@ -106,6 +120,26 @@ fn certificates(data_dir: &Path, now: SystemTime, findings: &mut Vec<Finding>) {
     if seen > 0 && findings.len() == before {
         findings.push(Finding::well("certificates", format!("all {seen} are valid for longer than a week")));
     }
+}
+
+/// Whether the scheduled backups are there.
+fn backups(config: &Path, findings: &mut Vec<Finding>) {
+    const FIX: &str =
+        "`kubectl get events -A` and the daemon's log say what failed; `dhow backup create` makes one now";
+    let plan = match Settings::load(config).and_then(|settings| settings.backups.plan()) {
+        Ok(plan) => plan,
+        Err(error) => return findings.push(Finding::problem("settings", format!("{error:#}"))),
+    };
+    let Some(plan) = plan else { return };
+    let now = Timestamp::now();
+    let newest = backups::kept(&plan.folder).unwrap_or_default().first().map(|kept| kept.made);
+    let due = plan.due(newest, now);
+    let late = due.is_some_and(|due| due.checked_add(GRACE).is_ok_and(|late| late < now));
+    findings.push(match newest {
+        None => Finding::problem("backups", format!("there is none in {}", plan.folder.display())).fix(FIX),
+        Some(newest) if late => Finding::problem("backups", format!("the newest one is of {newest}")).fix(FIX),
+        Some(newest) => Finding::well("backups", format!("the newest one is of {newest}")),
+    });
 }
 
 async fn cluster(connect: &ConnectArgs) -> Result<Cluster> {

@@ -1,5 +1,6 @@
 //! One file per command.
 
+pub mod backup;
 pub mod config;
 pub mod cri;
 pub mod deploy;
@@ -13,9 +14,11 @@ pub mod logs;
 pub mod server;
 pub mod sim;
 pub mod status;
+pub mod support_bundle;
 pub mod token;
 pub mod top;
 pub mod up;
+pub mod version;
 
 use std::path::PathBuf;
 

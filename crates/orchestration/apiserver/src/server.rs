@@ -137,6 +137,11 @@ impl ApiServer {
     pub fn client(self: &Arc<Self>, user: UserInfo) -> Client {
         Client::new(Arc::new(InProcess { server: self.clone(), user: Arc::new(user) }))
     }
+
+    /// What `/metrics` prints; parts that run beside the server put theirs into it.
+    pub fn metrics(&self) -> &dhow_base::metrics::Registry {
+        self.metrics.registry()
+    }
 }
 
 /// HTTP as it was agreed on during the handshake. Flow control, limits of streams and resets guard against those who

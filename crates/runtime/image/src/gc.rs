@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
@@ -15,7 +16,7 @@ use crate::{Error, Result};
 const LOOK: Duration = Duration::from_secs(5 * 60);
 
 /// `images:` in the configuration; the thresholds are kubelet's. Unknown keys are errors.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct GcConfig {
     /// Percent of the file system in use at which unused images are removed; 100 never.

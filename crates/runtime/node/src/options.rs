@@ -5,35 +5,45 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use dhow_base::duration::go_seconds;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::resources::{SYSTEM_CRITICAL, milli, whole};
 use crate::settings::{Amount, NodeSettings, ShutdownGroup, Signal, Threshold};
 
 /// What an administrator may write. Unknown keys are errors.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct NodeOptions {
+    /// Pods that the node takes.
     pub max_pods: u32,
     /// Processes of one pod; none or -1 leaves it to the kernel.
     pub pod_pids_limit: Option<i64>,
     /// Kept from pods: `cpu`, `memory`, `ephemeral-storage` as quantities.
     pub reserved: Reserved,
+    /// What has to be left of the machine; with less, pods are evicted at once.
     pub eviction_hard: Thresholds,
+    /// With less than this they are evicted after the time below.
     pub eviction_soft: Thresholds,
+    /// How long each soft threshold may be missed.
     pub eviction_soft_grace_period: Thresholds,
     /// What is freed beyond a threshold, once something has to be.
     pub eviction_minimum_reclaim: Thresholds,
-    /// Seconds.
+    /// Seconds that pods get to end when a soft threshold evicts them.
     pub eviction_max_pod_grace_period: u64,
+    /// How long a node says that it is short of something after it no longer is.
     pub eviction_pressure_transition_period: String,
+    /// Names, or beginnings of names with a `*`, that pods may set beside the safe ones.
     pub allowed_unsafe_sysctls: Vec<String>,
     /// Folder of pod manifests; `static-pods` in the data folder without it.
     pub static_pod_path: Option<PathBuf>,
+    /// Size at which the log of a container is put aside.
     pub container_log_max_size: String,
+    /// Files of one container's log, the one that is written to among them.
     pub container_log_max_files: usize,
-    /// Time for all pods when the machine shuts down, `0s` for none, and the part of it that critical pods keep.
+    /// Time for all pods when the machine shuts down, `0s` for none.
     pub shutdown_grace_period: String,
+    /// The part of it that critical pods keep.
     pub shutdown_grace_period_critical_pods: String,
     /// In the place of those two: each priority, and all above it up to the next, with its time.
     pub shutdown_grace_period_by_pod_priority: Vec<PriorityGrace>,
@@ -41,7 +51,7 @@ pub struct NodeOptions {
     pub pod_slots: usize,
 }
 
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 pub struct Reserved {
     pub cpu: Option<String>,
@@ -50,7 +60,7 @@ pub struct Reserved {
 }
 
 /// A quantity, a percentage or a duration for each signal.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Thresholds {
     #[serde(rename = "memory.available")]
@@ -63,7 +73,7 @@ pub struct Thresholds {
     pub pid_available: Option<String>,
 }
 
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct PriorityGrace {
     pub priority: i32,

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::setup::seccomp::Profile;
@@ -67,7 +68,7 @@ pub struct ContainerSpec {
 }
 
 /// A program with runc's command line, such as runc and crun.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct OciProgram {
     pub path: PathBuf,
     /// Given before every verb.

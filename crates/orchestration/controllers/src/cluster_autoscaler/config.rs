@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use dhow_base::duration::go_seconds;
 use regex::Regex;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Adds nodes for pods that find no place, and removes nodes that are hardly used. Off without a provider.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct ClusterAutoscalerConfig {
     /// Who makes and removes machines.
@@ -54,7 +55,7 @@ pub struct ClusterAutoscalerConfig {
 }
 
 /// A server of upstream's external gRPC interface for node providers.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ProviderConfig {
     /// `host:port`.
@@ -75,7 +76,7 @@ fn five_seconds() -> String {
     "5s".to_owned()
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum ExpanderName {
     LeastWaste,

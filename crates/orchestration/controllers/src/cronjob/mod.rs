@@ -1,7 +1,7 @@
 //! Starts the Jobs of CronJobs at their times.
 
 mod plan;
-mod schedule;
+pub mod schedule;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -13,6 +13,7 @@ const DAYS: [&str; 7] = ["sun", "mon", "tue", "wed", "thu", "fri", "sat"];
 /// A schedule without a time in this many years has none.
 const YEARS: i16 = 5;
 
+/// When something is due.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Schedule {
     Fields(Fields),
@@ -31,6 +32,10 @@ pub struct Fields {
     both: bool,
 }
 
+/// Reads a schedule.
+///
+/// # Errors
+/// What is wrong with it, in upstream's words.
 pub fn parse(text: &str) -> Result<Schedule, String> {
     let text = text.trim();
     let fields = match text {

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
 use regex::Regex;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::client::HttpClient;
@@ -21,7 +22,7 @@ use crate::credentials::provider::Providers;
 use crate::{Error, Reference, Result};
 
 /// `registries:` in the configuration. Unknown keys are errors.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct RegistriesConfig {
     /// By `host[:port]` as it stands in image names, `*.domain`, or `*` for all others; the most specific key counts.
@@ -53,7 +54,7 @@ impl Default for RegistriesConfig {
     }
 }
 
-#[derive(Clone, Default, Serialize, Deserialize)]
+#[derive(Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct HostConfig {
     /// Asked first, in this order, for pulls.
@@ -89,7 +90,7 @@ impl std::fmt::Debug for HostConfig {
     }
 }
 
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Mirror {
     /// `host[:port]` or URL; its own entry in `hosts` says how it is reached.
