@@ -182,9 +182,4 @@ impl ApiServer {
         tokio::spawn(aggregate::follow(server.clone()));
         Ok(server)
     }
-
-    /// What `/metrics` shows, for further parts of the process.
-    pub fn metrics(&self) -> &dhow_base::metrics::Registry {
-        self.metrics.registry()
-    }
 }
