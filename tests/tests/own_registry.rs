@@ -66,15 +66,19 @@ fn images_pushed_to_the_cluster_run_in_it() {
     }
 }
 
-fn archive() -> String {
-    workspace().join("target/images/busybox.tar").display().to_string()
+/// The image as Docker has them in archives.
+fn archive(folder: &Path) -> String {
+    folder.join("busybox.tar").display().to_string()
 }
 
 fn starts(machines: &Machines, folder: &Path) -> Result<()> {
     machines.server().dhow(&["up"])?;
     let token = machines.server().dhow(&["token", "create", "--ttl", "1h"])?;
     machines.all[1].dhow(&["join", "198.18.0.1", "--token", token.trim()])?;
-    machines.server().dhow(&["image", "import", "--node", "m0", &archive()])?;
+    let image = workspace().join("target/images/busybox.tar").display().to_string();
+    machines.server().dhow(&["image", "import", "--node", "m0", &image])?;
+    let export = ["image", "export", "--node", "m0", "busybox", "--format", "docker", "-o", &archive(folder)];
+    machines.server().dhow(&export)?;
     // As everyone finds it who looks where other clusters have theirs.
     let map = eventually(SOON, || {
         machines.get(&["get", "configmap", "local-registry-hosting", "--namespace", "kube-public"])
@@ -131,8 +135,8 @@ fn makes_robots(machines: &Machines, _: &Path) -> Result<()> {
         Ok(())
     })?;
     let refused = machines.apply(
-        "{apiVersion: registry.dhow.io/v1alpha1, kind: Project, metadata: {name: bad}, \
-         spec: {members: [{kind: User, name: ada, namespace: team, role: Guest}]}}",
+        "apiVersion: registry.dhow.io/v1alpha1\nkind: Project\nmetadata: {name: bad}\n\
+         spec: {members: [{kind: User, name: ada, namespace: team, role: Guest}]}\n",
     );
     let refused = format!("{:#}", refused.unwrap_err());
     ensure!(refused.contains("users and groups have none"), "{refused}");
@@ -140,7 +144,7 @@ fn makes_robots(machines: &Machines, _: &Path) -> Result<()> {
 }
 
 fn skopeo(machines: &Machines, folder: &Path, target: &str, credentials: &str) -> Result<String> {
-    let source = format!("docker-archive:{}", archive());
+    let source = format!("docker-archive:{}", archive(folder));
     let trust = folder.join("trust");
     let mut copy = machines.server().command("skopeo");
     copy.args(["copy", "--quiet", "--dest-creds", credentials, "--dest-cert-dir"]).arg(trust);
@@ -176,7 +180,7 @@ fn docker_pushes_with_a_token(machines: &Machines, folder: &Path) -> Result<()> 
     };
     let token = machines.kubectl(&["create", "token", "pusher", "--namespace", "team"])?;
     docker(&["login", REGISTRY, "--username", "token", "--password", token.trim()])?;
-    docker(&["load", "--quiet", "--input", &archive()])?;
+    docker(&["load", "--quiet", "--input", &archive(folder)])?;
     let target = format!("{REGISTRY}/team/app:3");
     docker(&["tag", "busybox", &target])?;
     docker(&["push", "--quiet", &target])?;
@@ -187,9 +191,9 @@ fn docker_pushes_with_a_token(machines: &Machines, folder: &Path) -> Result<()> 
 
 fn pod(name: &str, namespace: &str, node: &str, image: &str) -> String {
     format!(
-        "{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, namespace: {namespace}}}, spec: {{nodeName: {node}, \
-         terminationGracePeriodSeconds: 0, containers: [{{name: main, image: '{image}', imagePullPolicy: Always, \
-         command: [busybox, sleep, '1000']}}]}}}}\n---\n"
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec:\n  nodeName: {node}\n  \
+         terminationGracePeriodSeconds: 0\n  containers:\n  - {{name: main, image: '{image}', imagePullPolicy: Always, \
+         command: [busybox, sleep, '1000']}}\n---\n"
     )
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow};
 use dhow_apiserver::{ApiServer, UserInfo};
+use dhow_image::Registries;
 use dhow_registry::cloud::{self, ApiAccess, kinds};
 use dhow_registry::{Config, Keeping, Registry};
 use dhow_store::{FsBlob, Kv};
@@ -37,11 +38,14 @@ pub struct Prepared {
     listener: TcpListener,
     tls: Arc<ServerConfig>,
     kv: Arc<dyn Kv>,
+    registries: Arc<Registries>,
     pub hosts: Vec<String>,
 }
 
 /// `None`: this server has none.
 pub async fn prepare(place: &Place, settings: &Settings, keys: &mut Keys, kv: Arc<dyn Kv>) -> Result<Option<Prepared>> {
+    // Of its own: those of the node know this registry by other means.
+    let registries = Registries::new(settings.registries.clone())?;
     let Some(settings) = settings.registry.resolve(place)? else { return Ok(None) };
     let address = any_address(place, settings.port);
     let listener = match TcpListener::bind(address).await {
@@ -57,7 +61,7 @@ pub async fn prepare(place: &Place, settings: &Settings, keys: &mut Keys, kv: Ar
     };
     let tls = keys.open_registry(place, &names(place))?;
     let hosts = hosts(place, settings.port);
-    Ok(Some(Prepared { settings, listener, tls, kv, hosts }))
+    Ok(Some(Prepared { settings, listener, tls, kv, registries, hosts }))
 }
 
 impl Prepared {
@@ -69,16 +73,17 @@ impl Prepared {
         shutdown: &CancellationToken,
         parts: &mut Parts,
     ) -> Result<Registry> {
-        let Self { settings, listener, tls, kv, hosts } = self;
+        let Self { settings, listener, tls, kv, registries, hosts } = self;
         let storage = settings.storage.clone();
         let blobs = tokio::task::spawn_blocking(move || FsBlob::open(storage)).await?;
         let blobs = blobs.with_context(|| format!("open {}", settings.storage.display()))?;
         let client = server.client(UserInfo::new(USER, &[]));
-        let access = ApiAccess::new(client.clone());
+        let access = ApiAccess::new(client.clone(), hosts.clone());
         let config = Config {
             prefix: RECORDS.to_owned(),
             grace: settings.grace,
             keep_untagged: settings.keep_untagged,
+            registries,
             metrics: server.metrics().clone(),
             ..Config::default()
         };

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use crate::{Result, Rules};
+use crate::{Result, Rules, Upstream};
 
 /// Who a request is from. Nobody in particular is `None` wherever a user is asked for.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
@@ -99,6 +99,11 @@ pub trait Access: Send + Sync + 'static {
 
     /// What holds for a repository whoever asks.
     async fn rules(&self, repository: &str) -> Result<Arc<Rules>>;
+
+    /// Where a repository is a cache of; `None`: it is no cache.
+    async fn upstream(&self, _repository: &str) -> Result<Option<Upstream>> {
+        Ok(None)
+    }
 
     /// Returns once it knows all rules.
     async fn ready(&self) {}

@@ -33,12 +33,13 @@ mod rules;
 mod server;
 mod token;
 mod uploads;
+mod upstream;
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use dhow_image::{Digest, Neighbour};
+use dhow_image::{Digest, Neighbour, Registries};
 use dhow_store::{Blob, Kv};
 use tokio::sync::{Notify, broadcast};
 
@@ -49,6 +50,7 @@ pub use events::{Action, Event};
 pub use keeping::Keeping;
 pub use projects::{Project, Projects, Role, Visibility, hash_secret};
 pub use rules::{Pattern, Retain, Rules, Tag};
+pub use upstream::Upstream;
 
 /// How a registry behaves.
 #[derive(Clone)]
@@ -66,6 +68,8 @@ pub struct Config {
     pub token_lifetime: Duration,
     /// A client that sends nothing for so long in the middle of a body is left.
     pub silence: Duration,
+    /// How other registries are reached.
+    pub registries: Arc<Registries>,
     /// Where it counts what it does.
     pub metrics: dhow_base::metrics::Registry,
 }
@@ -80,6 +84,7 @@ impl Default for Config {
             keep_untagged: None,
             token_lifetime: Duration::from_secs(600),
             silence: Duration::from_secs(60),
+            registries: Arc::default(),
             metrics: dhow_base::metrics::Registry::default(),
         }
     }
@@ -100,6 +105,8 @@ struct Inner {
     changing: locks::Locks,
     events: events::Events,
     metrics: metrics::Metrics,
+    origins: upstream::Origins,
+    me: Weak<Inner>,
     /// Told of blobs that came.
     grown: Notify,
 }
@@ -112,9 +119,21 @@ impl Registry {
         let tokens = token::Tokens::load(&catalog, &config).await?;
         let uploads = uploads::Uploads::default();
         let metrics = metrics::Metrics::new(&config.metrics);
-        let (changing, events, grown) = Default::default();
-        let inner = Inner { config, blobs, catalog, access, tokens, uploads, changing, events, metrics, grown };
-        Ok(Self(Arc::new(inner)))
+        let (changing, events, origins, grown) = Default::default();
+        Ok(Self(Arc::new_cyclic(|me| Inner {
+            config,
+            blobs,
+            catalog,
+            access,
+            tokens,
+            uploads,
+            changing,
+            events,
+            metrics,
+            origins,
+            me: me.clone(),
+            grown,
+        })))
     }
 
     /// For the image store of the same machine: pulls from this registry, known to references as these hosts, take its

@@ -37,6 +37,7 @@ impl<'a> Accept<'a> {
 
 impl Inner {
     pub async fn get_manifest(&self, asked: &Asked, repository: &str, target: Target) -> Result<Response<Body>> {
+        self.refresh(repository, &target).await?;
         let by_tag = matches!(target, Target::Tag(_));
         let (mut digest, mut record) = self.resolve(repository, &target).await?;
         let accept = Accept::of(asked);
@@ -147,7 +148,7 @@ impl Inner {
         let kind = asked.header(header::CONTENT_TYPE).and_then(|kind| kind.split(';').next()).map(str::trim);
         let parsed = Parsed::parse(kind, &bytes)?;
         let size = Some(bytes.len() as u64);
-        self.store_manifest(repository, &digest, bytes.into(), &parsed, &tags).await?;
+        self.store_manifest(repository, &digest, bytes.into(), &parsed, &tags, false).await?;
         self.events.tell(Event {
             action: Action::Push,
             repository: repository.to_owned(),
@@ -195,17 +196,19 @@ impl Inner {
         Ok(bytes)
     }
 
-    async fn store_manifest(
+    /// A sparse one may come before what it refers to.
+    pub async fn store_manifest(
         &self,
         repository: &str,
         digest: &Digest,
         bytes: bytes::Bytes,
         parsed: &Parsed,
         tags: &[String],
+        sparse: bool,
     ) -> Result<()> {
         let rules = self.access.rules(repository).await?;
         let mut missing = Vec::new();
-        for blob in &parsed.blobs {
+        for blob in parsed.blobs.iter().filter(|_| !sparse) {
             if self.catalog.linked(repository, blob).await?.is_none() || self.size(blob).await?.is_none() {
                 missing.push(blob.clone());
             }
@@ -233,7 +236,8 @@ impl Inner {
                 upload.write(vec![bytes.clone()]).await.map_err(Error::store("write a manifest"))?;
                 self.keep(repository, digest, upload).await?;
             }
-            if self.catalog.put_manifest(repository, digest, &record, &parsed.blobs, tags, &rules).await? {
+            let needed = (!sparse).then_some(parsed.blobs.as_slice());
+            if self.catalog.put_manifest(repository, digest, &record, needed, tags, &rules).await? {
                 return Ok(());
             }
         }
@@ -270,7 +274,10 @@ impl Inner {
             Some(_) => self.size(digest).await?,
             None => None,
         };
-        let size = size.ok_or_else(|| Error::blob_unknown(digest))?;
+        let Some(size) = size else {
+            let passed = self.pass_on(asked, repository, digest).await?;
+            return passed.ok_or_else(|| Error::blob_unknown(digest));
+        };
         let etag = format!("\"{digest}\"");
         let always = [
             ("docker-content-digest", digest.as_str()),

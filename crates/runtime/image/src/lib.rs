@@ -49,7 +49,10 @@ pub mod media {
 pub use publish::PushOptions;
 pub use pull::{Progress, ProgressFn, PullOptions};
 pub use reference::Reference;
-pub use registry::{CLUSTER_AUDIENCE, ClusterRegistry, HostConfig, Mirror, Registries, RegistriesConfig};
+pub use registry::{
+    CLUSTER_AUDIENCE, ClusterRegistry, HostConfig, Mirror, Registries, RegistriesConfig, Remote, RemoteBlob,
+    RemoteManifest,
+};
 pub use snapshot::{Usage as DiskUsage, disk_usage};
 pub use store::{Image, ImageStore};
 pub use unpack::{Limits, Summary, unpack};

@@ -26,13 +26,14 @@ impl Catalog {
         Ok(response.succeeded.then_some(Seen { revision: response.revision, ..seen }))
     }
 
-    /// Adds a manifest, whose own content is linked, under these tags. `false`: the content is no longer linked.
+    /// Adds a manifest, whose own content is linked, under these tags. With `needed`, these blobs and the manifests that it
+    /// refers to have to be there. `false`: the content is no longer linked.
     pub async fn put_manifest(
         &self,
         repository: &str,
         digest: &Digest,
         record: &Record,
-        needed: &[Digest],
+        needed: Option<&[Digest]>,
         tags: &[String],
         rules: &Rules,
     ) -> Result<bool> {
@@ -49,12 +50,12 @@ impl Catalog {
                 return Ok(false);
             }
             let mut missing = Vec::new();
-            for blob in needed {
+            for blob in needed.unwrap_or_default() {
                 if self.one(self.link_key(repository, blob)).await?.is_none() {
                     missing.push(blob.clone());
                 }
             }
-            for child in &record.manifests {
+            for child in record.manifests.iter().filter(|_| needed.is_some()) {
                 if self.one(self.manifest_key(repository, child)).await?.is_none() {
                     missing.push(child.clone());
                 }

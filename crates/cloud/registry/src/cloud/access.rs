@@ -6,17 +6,18 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use dhow_client::{Client, Key};
-use dhow_image::CLUSTER_AUDIENCE;
+use dhow_image::{Auth, CLUSTER_AUDIENCE, DockerConfig, Reference};
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec};
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
+use k8s_openapi::api::core::v1::Secret;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::Kinds;
-use super::kinds::{Project, RobotAccount, robot_of, robot_user};
+use super::kinds::{Project, RobotAccount, SecretReference, robot_of, robot_user};
 use crate::access::{AUTHENTICATED, Access, Actions, Credentials, User};
 use crate::projects::{is_secret, project_of};
-use crate::{Code, Error, Result, Rules};
+use crate::{Code, Error, Result, Rules, Upstream};
 
 /// What the cluster's roles said is believed for so long.
 const BELIEVED: Duration = Duration::from_secs(10);
@@ -26,14 +27,16 @@ const REMEMBERED: usize = 4096;
 /// Knows nobody and no project until [`super::run`] tells it.
 pub struct ApiAccess {
     client: Client,
+    /// What references call the registry itself.
+    hosts: Vec<String>,
     kinds: watch::Sender<Option<Kinds>>,
     decided: Mutex<HashMap<(User, String), (Instant, Actions)>>,
 }
 
 impl ApiAccess {
-    /// `client` may review tokens and access.
-    pub fn new(client: Client) -> Arc<Self> {
-        Arc::new(Self { client, kinds: watch::Sender::default(), decided: Mutex::default() })
+    /// `client` may review tokens and access, and read Secrets; `hosts` are what references call the registry.
+    pub fn new(client: Client, hosts: Vec<String>) -> Arc<Self> {
+        Arc::new(Self { client, hosts, kinds: watch::Sender::default(), decided: Mutex::default() })
     }
 
     pub(super) fn know(&self, kinds: Option<Kinds>) {
@@ -110,6 +113,24 @@ impl ApiAccess {
             decided.insert(key, (Instant::now(), actions));
         }
         Ok(actions)
+    }
+
+    /// What a Secret has for another registry's repository.
+    async fn credentials(&self, secret: &SecretReference, reference: &Reference) -> Result<Auth> {
+        let name = format!("{}/{}", secret.namespace, secret.name);
+        let unusable = |why: String| {
+            Error::new(Code::Unknown, format!("the Secret {name}: {why}")).with_status(http::StatusCode::BAD_GATEWAY)
+        };
+        let found = self.client.get::<Secret>(Some(&secret.namespace), &secret.name).await;
+        let found = found.map_err(|error| unusable(error.to_string()))?;
+        let text = found.data.as_ref().and_then(|data| data.get(".dockerconfigjson"));
+        let text = text.ok_or_else(|| unusable("it has no .dockerconfigjson".to_owned()))?;
+        // Credentials alone: a Secret names no programs to be run here.
+        let text: serde_json::Value = serde_json::from_slice(&text.0).map_err(|error| unusable(error.to_string()))?;
+        let auths = serde_json::json!({ "auths": text["auths"] }).to_string();
+        let config = DockerConfig::parse(auths.as_bytes()).map_err(|error| unusable(error.to_string()))?;
+        let auth = config.find(&reference.name()).await.map_err(|error| unusable(error.to_string()))?;
+        auth.ok_or_else(|| unusable(format!("it has nothing for {}", reference.registry)))
     }
 
     async fn is_allowed(&self, user: &User, project: &str, verb: &str) -> Result<bool> {
@@ -197,11 +218,34 @@ impl Access for ApiAccess {
         let _ = self.kinds.subscribe().wait_for(Option::is_some).await;
     }
 
+    async fn upstream(&self, repository: &str) -> Result<Option<Upstream>> {
+        let Some(project) = self.project(repository)? else { return Ok(None) };
+        let Some((spec, (_, below))) = project.spec.upstream.as_ref().zip(repository.split_once('/')) else {
+            return Ok(None);
+        };
+        let (reference, check_after) = spec.origin(below).map_err(|why| {
+            Error::new(Code::Denied, format!("the Project {} is not usable: {why}", project_of(repository)))
+        })?;
+        if self.hosts.contains(&reference.registry) {
+            let message = format!("the Project {} would be a cache of this registry", project_of(repository));
+            return Err(Error::new(Code::Denied, message));
+        }
+        let auth = match &spec.credentials {
+            Some(secret) => self.credentials(secret, &reference).await?,
+            None => Auth::Anonymous,
+        };
+        Ok(Some(Upstream { reference, auth, check_after }))
+    }
+
     async fn admits(&self, repository: &str) -> Result<()> {
-        if self.project(repository)?.is_some() {
+        let project = project_of(repository);
+        if let Some(found) = self.project(repository)? {
+            if let Some(upstream) = &found.spec.upstream {
+                let message = format!("{project} is a cache of {}; nothing is pushed into it", upstream.registry);
+                return Err(Error::new(Code::Denied, message));
+            }
             return Ok(());
         }
-        let project = project_of(repository);
         let message = format!(
             "there is no Project {project:?}, the first part of the image's name: create it \
              (kind Project, apiVersion registry.dhow.io/v1alpha1)"

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use dhow_api::quantity::Quantity;
 use dhow_client::kind;
+use dhow_image::Reference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use serde::{Deserialize, Serialize};
 
@@ -36,6 +37,55 @@ pub struct ProjectSpec {
     pub quota: Option<String>,
     pub immutable_tags: Vec<String>,
     pub retention: Vec<Retention>,
+    pub upstream: Option<UpstreamSpec>,
+    pub webhooks: Vec<Webhook>,
+}
+
+/// Who is told of what happens in the project.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Webhook {
+    pub url: String,
+    /// All if empty.
+    pub events: Vec<HookEvent>,
+    pub format: Format,
+    /// A Secret whose `authorization` is the header of that name.
+    pub authorization: Option<SecretReference>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum HookEvent {
+    Push,
+    Delete,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Format {
+    #[default]
+    CloudEvents,
+    /// As docker-registry notifies.
+    Docker,
+}
+
+/// What the project is a cache of.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct UpstreamSpec {
+    /// Host and port, as image names have them.
+    pub registry: String,
+    /// What the repositories' names there begin with.
+    pub prefix: String,
+    /// A Secret of the kind that pods pull with.
+    pub credentials: Option<SecretReference>,
+    /// As Go writes durations.
+    pub check_after: Option<String>,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SecretReference {
+    pub namespace: String,
+    pub name: String,
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -128,6 +178,9 @@ pub struct RobotStatus {
     pub conditions: Vec<Condition>,
 }
 
+/// How long tags of other registries are believed, unless a project says it.
+const CHECK_AFTER: &str = "10m";
+
 /// Robots' names as they log in begin with it. No name of a namespace has a dot, so the rest is told apart.
 const ROBOT: &str = "robot.";
 
@@ -159,6 +212,28 @@ impl Member {
     }
 }
 
+impl UpstreamSpec {
+    /// What the project's repository of this name below it is a cache of, and for how long tags are believed.
+    ///
+    /// # Errors
+    /// With what is not understood, as users may read it.
+    pub fn origin(&self, below: &str) -> Result<(Reference, Duration), String> {
+        let prefix = self.prefix.trim_matches('/');
+        let joint = if prefix.is_empty() { "" } else { "/" };
+        let name = format!("{}/{prefix}{joint}{below}", self.registry);
+        let reference = Reference::parse(&name).map_err(|error| format!("spec.upstream: {error}"))?;
+        if reference.registry != self.registry && reference.registry != "docker.io" {
+            return Err(format!("spec.upstream.registry: {:?} is no host of a registry", self.registry));
+        }
+        Ok((reference, duration("spec.upstream.checkAfter", self.check_after.as_deref().unwrap_or(CHECK_AFTER))?))
+    }
+}
+
+fn duration(field: &str, text: &str) -> Result<Duration, String> {
+    let seconds = dhow_base::duration::go_seconds(text).ok_or_else(|| format!("{field}: {text:?} is no duration"))?;
+    Duration::try_from_secs_f64(seconds).map_err(|error| format!("{field}: {error}"))
+}
+
 impl ProjectSpec {
     /// # Errors
     /// With what is not understood, as users may read it.
@@ -171,16 +246,12 @@ impl ProjectSpec {
             }
         };
         let retain = |rule: &Retention| {
-            let younger = match &rule.younger {
-                None => None,
-                Some(text) => {
-                    let seconds = dhow_base::duration::go_seconds(text).filter(|seconds| seconds.is_finite());
-                    let seconds = seconds.ok_or_else(|| format!("spec.retention: {text:?} is no duration"))?;
-                    Some(Duration::try_from_secs_f64(seconds).map_err(|error| format!("spec.retention: {error}"))?)
-                }
-            };
+            let younger = rule.younger.as_ref().map(|text| duration("spec.retention", text)).transpose()?;
             Ok::<_, String>(Retain { tags: Pattern(rule.tags.clone()), newest: rule.newest, younger })
         };
+        if let Some(upstream) = &self.upstream {
+            upstream.origin("any")?;
+        }
         Ok(Rules {
             quota,
             immutable: self.immutable_tags.iter().cloned().map(Pattern).collect(),
@@ -228,10 +299,26 @@ mod tests {
         for (value, says) in [
             (json!({"quota": "much"}), "spec.quota"),
             (json!({"quota": "-1"}), "negative"),
+            (json!({"upstream": {"registry": "no host"}}), "spec.upstream"),
+            (json!({"upstream": {"registry": "quay.io", "checkAfter": "soon"}}), "checkAfter"),
             (json!({"retention": [{"tags": "*", "younger": "soon"}]}), "spec.retention"),
         ] {
             assert!(spec(value).rules().unwrap_err().contains(says));
         }
+    }
+
+    #[test]
+    fn origins_are_named_as_images_are() {
+        let origin = |value, below: &str| {
+            let spec: UpstreamSpec = serde_json::from_value(value).unwrap();
+            spec.origin(below).map(|(reference, after)| (reference.name(), after.as_secs()))
+        };
+        let hub = json!({"registry": "docker.io"});
+        assert_eq!(origin(hub.clone(), "nginx").unwrap(), ("docker.io/library/nginx".to_owned(), 600));
+        assert_eq!(origin(hub, "grafana/loki").unwrap().0, "docker.io/grafana/loki");
+        let part = json!({"registry": "quay.io:444", "prefix": "coreos/", "checkAfter": "1h"});
+        assert_eq!(origin(part, "etcd").unwrap(), ("quay.io:444/coreos/etcd".to_owned(), 3600));
+        assert!(origin(json!({"registry": "plain"}), "etcd").is_err());
     }
 
     #[test]

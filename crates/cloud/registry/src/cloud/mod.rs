@@ -5,6 +5,7 @@ mod access;
 pub mod kinds;
 mod projects;
 mod robots;
+mod webhooks;
 
 use std::sync::Arc;
 
@@ -65,11 +66,14 @@ async fn work(
     kinds.robots.on_change(move |change| queue.add(Key::of(&change.object().metadata)));
     let projects =
         projects::Projects { registry: registry.clone(), client: client.clone(), projects: kinds.projects.clone() };
+    let host = hosts.first().cloned().unwrap_or_default();
+    let hooks = webhooks::run(registry.clone(), client.clone(), kinds.projects.clone(), host, stop.clone());
     let robots = robots::Robots { client, robots: kinds.robots.clone(), hosts };
     tokio::join!(
         run_controller(Arc::new(projects), statuses.clone(), 1, stop.clone()),
         run_controller(Arc::new(robots), secrets, 1, stop.clone()),
         follow(&registry, &statuses, &kinds.projects, &stop),
+        hooks,
     );
     access.know(None);
 }

@@ -14,3 +14,4 @@ mod full;
 mod harness;
 mod manifests;
 mod tokens;
+mod upstream;

@@ -6,6 +6,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
 use parking_lot::{Mutex, RwLock};
 use regex::Regex;
 use schemars::JsonSchema;
@@ -194,6 +198,16 @@ impl Registries {
         };
         let (clients, cluster) = Default::default();
         Ok(Arc::new(Registries { config, rewrites, providers, clients, cluster }))
+    }
+
+    /// Sends a request to some other service by the same means: authorities, client certificates and proxies of its host.
+    pub async fn send(&self, request: Request<Bytes>) -> Result<Response<Incoming>> {
+        let host = self.host(request.uri().authority().map_or("", |authority| authority.as_str()));
+        let tls = host.map(HostConfig::tls).unwrap_or_default();
+        let client = self.client(&tls, host.and_then(|host| host.proxy.as_deref()))?;
+        let url = request.uri().to_string();
+        let request = request.map(|body| Full::new(body).map_err(|never| match never {}).boxed_unsync());
+        client.request(request).await.map_err(|error| Error::Transport { url, source: error.into() })
     }
 
     /// What is known of the cluster's registry from now on.

@@ -7,6 +7,7 @@ mod config;
 mod connect;
 mod hosts;
 mod push;
+mod remote;
 
 use http::header::CONTENT_TYPE;
 use http::{Method, Response, StatusCode};
@@ -18,6 +19,7 @@ pub use self::cluster::{CLUSTER_AUDIENCE, ClusterRegistry};
 pub(crate) use self::config::Endpoint;
 pub use self::config::{HostConfig, Mirror, Registries, RegistriesConfig};
 pub(crate) use self::push::{Source, Upload};
+pub use self::remote::{Remote, RemoteBlob, RemoteManifest};
 use crate::credentials::Auth;
 use crate::manifest::{DOCKER_INDEX, DOCKER_MANIFEST, DOCKER_SCHEMA1, MAX_MANIFEST_BYTES, OCI_INDEX, OCI_MANIFEST};
 use crate::{Digest, Error, Reference, Result};
