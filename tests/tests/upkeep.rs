@@ -200,7 +200,7 @@ fn tells_no_secret(host: &Host) -> Result<()> {
     }
     for (file, part) in [
         ("README.txt", "doctor.txt"),
-        ("settings.yaml", "password: '[redacted]'"),
+        ("settings.yaml", "[redacted]"),
         ("versions.yaml", "gitVersion: "),
         ("doctor.txt", "daemon: runs"),
         ("logs/dhow.log", "by mistake: [redacted]"),

@@ -14,7 +14,7 @@ const INCOMPLETE: u8 = 7;
 /// All that commands end with, and what it says.
 pub const CODES: &[(u8, &str)] = &[
     (0, "success"),
-    (FAILURE, "failure; `dhow doctor` found a problem"),
+    (FAILURE, "failure, or `dhow doctor` found a problem"),
     (USAGE, "wrong usage"),
     (NOT_FOUND, "not found"),
     (CONFLICT, "conflict, or already there"),
@@ -26,7 +26,7 @@ pub const CODES: &[(u8, &str)] = &[
 /// The end of `dhow --help`.
 pub fn help() -> String {
     let codes: Vec<String> = CODES.iter().map(|(code, says)| format!("{code} {says}")).collect();
-    format!("Exit codes: {}. `dhow exec` ends as the command does, `dhow oci` as runc.", codes.join(", "))
+    format!("Exit codes: {}. `dhow exec` ends as the command does, `dhow oci` as runc.", codes.join("; "))
 }
 
 /// Marks an error as a deadline that passed.

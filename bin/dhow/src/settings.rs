@@ -175,6 +175,13 @@ mod tests {
         std::fs::write(&file, example.replace("10m", "soon")).unwrap();
         let error = format!("{:#}", Settings::load(&file).unwrap_err());
         assert!(error.contains("clusterAutoscaler.scaleDownUnneededTime"), "{error}");
+        let text = include_str!("../../../docs/operations.md");
+        let example = text.split("```yaml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+        std::fs::write(&file, example).unwrap();
+        assert!(Settings::load(&file).unwrap().backups.plan().unwrap().is_some());
+        std::fs::write(&file, example.replace("30 3", "30 33")).unwrap();
+        let error = format!("{:#}", Settings::load(&file).unwrap_err());
+        assert!(error.contains("backups.schedule"), "{error}");
         let text = include_str!("../../../docs/scheduling.md");
         let example = text.split("```yaml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
         std::fs::write(&file, example).unwrap();
