@@ -416,7 +416,7 @@ fn controllers() -> Vec<Value> {
         // A role that sums others up gets rules that its keeper has not.
         rule(&["rbac.authorization.k8s.io"], &["clusterroles"], &["escalate"]),
         rule(&["resource.k8s.io"], &["resourceclaims"], &["create"]),
-        rule(&["snapshot.storage.k8s.io"], &["volumesnapshotcontents"], &["create"]),
+        rule(&["snapshot.storage.k8s.io"], &["volumesnapshotclasses", "volumesnapshotcontents"], &["create"]),
         rule(&["storage.k8s.io"], &["csistoragecapacities", "volumeattachments"], &["create"]),
     ]
 }

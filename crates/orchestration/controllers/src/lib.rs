@@ -99,9 +99,15 @@ pub async fn run_all(client: Client, config: ControllersConfig, shutdown: Cancel
     let reconciler = namespace::Namespaces::new(client.clone(), all.namespaces.clone(), &namespaces_queue);
     run(namespaces_queue, 4, reconciler);
     let pods = all.pods.clone();
-    let (claims, volumes) = (all.claims.clone(), all.volumes.clone());
+    let binder = Queue::new("persistentvolume-binder");
+    let around = snapshots::Around {
+        claims: all.claims.clone(),
+        volumes: all.volumes.clone(),
+        nodes: all.nodes.clone(),
+        binder: binder.clone(),
+    };
     nodes(&client, &config, &all, &mut run, &shutdown);
-    cluster(&client, config, all, &mut run);
+    cluster(&client, config, all, binder, &mut run);
     let queue = Queue::new("garbage-collector");
     let mut pause = std::time::Duration::from_millis(50);
     let collector = loop {
@@ -113,7 +119,7 @@ pub async fn run_all(client: Client, config: ControllersConfig, shutdown: Cancel
         pause = (pause * 2).min(std::time::Duration::from_secs(10));
     };
     run(queue, 8, collector);
-    running.spawn(snapshots::run(client.clone(), claims, volumes, shutdown.clone()));
+    running.spawn(snapshots::run(client.clone(), around, shutdown.clone()));
     running.spawn(vertical::run(client, pods, shutdown.clone()));
     while running.join_next().await.is_some() {}
 }
@@ -260,7 +266,7 @@ fn nodes(client: &Client, config: &ControllersConfig, all: &Informers, run: Run<
 }
 
 /// What keeps the cluster itself in order, volumes among it.
-fn cluster(client: &Client, config: ControllersConfig, all: Informers, run: Run<'_>) {
+fn cluster(client: &Client, config: ControllersConfig, all: Informers, binder: Queue, run: Run<'_>) {
     let queue = Queue::new("namespace-defaults");
     let ca = config.root_ca_pem;
     let reconciler = namespace_defaults::NamespaceDefaults::new(
@@ -282,10 +288,9 @@ fn cluster(client: &Client, config: ControllersConfig, all: Informers, run: Run<
     let queue = Queue::new("ephemeral-volume");
     let (pods, claims) = (all.pods.clone(), all.claims.clone());
     run(queue.clone(), 2, volume::EphemeralVolumes::new(client.clone(), pods, claims, &queue));
-    let queue = Queue::new("persistentvolume-binder");
     let (volumes, classes, nodes) = (all.volumes.clone(), all.storage_classes, all.nodes.clone());
     let copies = volume::Copies { claims: all.claims.clone(), volumes, classes, nodes };
-    run(queue.clone(), 4, volume::Binder::new(client.clone(), copies, all.pods.clone(), &queue));
+    run(binder.clone(), 4, volume::Binder::new(client.clone(), copies, all.pods.clone(), &binder));
     let queue = Queue::new("attachdetach");
     let copies = attach_detach::Copies {
         pods: all.pods.clone(),
