@@ -285,7 +285,11 @@ fn roles() -> Vec<Value> {
                 rule(&["scheduling.x-k8s.io"], &["podgroups"], READ),
                 rule(&["apiextensions.k8s.io"], &["customresourcedefinitions"], READ),
                 rule(&["storage.k8s.io"], &["*"], READ),
-                rule(&["resource.k8s.io"], &["deviceclasses", "resourceclaims", "resourceslices"], READ),
+                rule(
+                    &["resource.k8s.io"],
+                    &["deviceclasses", "devicetaintrules", "resourceclaims", "resourceslices"],
+                    READ,
+                ),
                 rule(&["resource.k8s.io"], &["resourceclaims", "resourceclaims/status"], &["patch", "update"]),
                 rule(&[""], &["persistentvolumeclaims", "persistentvolumes"], &["patch", "update"]),
                 rule(&[""], &["pods/binding", "bindings"], &["create"]),

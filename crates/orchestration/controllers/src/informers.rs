@@ -15,8 +15,9 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::{IPAddress, ServiceCIDR};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::ClusterRole;
-use k8s_openapi::api::resource::v1::ResourceClaim;
-use k8s_openapi::api::storage::v1::{CSIDriver, StorageClass, VolumeAttachment};
+use k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim, ResourceSlice};
+use k8s_openapi::api::resource::v1alpha3::DeviceTaintRule;
+use k8s_openapi::api::storage::v1::{CSIDriver, StorageClass, VolumeAttachment, VolumeAttributesClass};
 use k8s_openapi::api::storagemigration::v1beta1::StorageVersionMigration;
 use tokio_util::sync::CancellationToken;
 
@@ -71,6 +72,9 @@ informers! {
     autoscalers: HorizontalPodAutoscaler = all,
     resource_claims: ResourceClaim = all,
     budgets: PodDisruptionBudget = all,
+    resource_slices: ResourceSlice = all,
+    device_classes: DeviceClass = all,
+    device_taint_rules: DeviceTaintRule = all,
     cluster_roles: ClusterRole = all,
     root_cas: ConfigMap = root_cas,
     node_leases: Lease = node_leases,

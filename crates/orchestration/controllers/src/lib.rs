@@ -14,6 +14,7 @@ mod cronjob;
 mod daemonset;
 mod dependencies;
 mod deployment;
+mod device_eviction;
 mod disruption;
 mod endpoint_mirror;
 mod endpoints;
@@ -168,7 +169,12 @@ fn workloads(client: &Client, all: &Informers, run: Run<'_>) {
     let (pods, claims) = (all.pods.clone(), all.resource_claims.clone());
     run(queue.clone(), 2, resource_claims::PodClaims::new(client.clone(), pods.clone(), claims.clone(), &queue));
     let queue = Queue::new("resource-claim");
-    run(queue.clone(), 2, resource_claims::ResourceClaims::new(client.clone(), pods, claims, &queue));
+    let reconciler = resource_claims::ResourceClaims::new(client.clone(), pods.clone(), claims.clone(), &queue);
+    run(queue, 2, reconciler);
+    let queue = Queue::new("device-taint-eviction");
+    let (slices, rules) = (all.resource_slices.clone(), all.device_taint_rules.clone());
+    let copies = device_eviction::Copies { pods, claims, slices, rules };
+    run(queue.clone(), 4, device_eviction::DeviceEviction::new(client.clone(), copies, &queue));
 }
 
 /// What follows from pods.
@@ -253,6 +259,10 @@ fn nodes(client: &Client, config: &ControllersConfig, all: &Informers, run: Run<
             volumes: all.volumes.clone(),
             classes: all.storage_classes.clone(),
         };
+            device_claims: all.resource_claims.clone(),
+            device_classes: all.device_classes.clone(),
+            slices: all.resource_slices.clone(),
+            taint_rules: all.device_taint_rules.clone(),
         match cluster_autoscaler::ClusterAutoscaler::new(client.clone(), copies, settings, &queue, shutdown) {
             Ok(reconciler) => run(queue, 1, reconciler),
             Err(error) => tracing::error!(%error, "nobody adds or removes nodes"),
