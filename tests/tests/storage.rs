@@ -60,7 +60,16 @@ fn has_a_default_class(host: &Host) -> Result<()> {
     let table = host.kubectl(&["get", "sc", "--no-headers"])?;
     let expected = ["local", "(default)", "dhow.io/local", "Delete", "WaitForFirstConsumer", "true"];
     ensure!(words(&table).starts_with(&expected), "{table}");
-    Ok(())
+    // A class of attributes stays while a claim names it.
+    let attributes = json!({"apiVersion": "storage.k8s.io/v1", "kind": "VolumeAttributesClass", "metadata": {"name": "gold"},
+        "driverName": "d.example.com", "parameters": {"iops": "100"}});
+    host.apply(&attributes.to_string())?;
+    claim(host, "golden", json!({"volumeAttributesClassName": "gold"}))?;
+    host.kubectl(&["delete", "volumeattributesclass", "gold", "--wait=false"])?;
+    let kept = host.get(&["get", "volumeattributesclass", "gold"])?;
+    ensure!(kept["metadata"]["finalizers"] == json!(["kubernetes.io/vac-protection"]), "{:#}", kept["metadata"]);
+    host.kubectl(&["delete", "pvc", "golden", "--timeout=30s"])?;
+    gone(host, "volumeattributesclass", "gold")
 }
 
 fn sql(host: &Host, statement: &str) -> Result<String> {
@@ -344,15 +353,6 @@ fn brings_volumes_along(host: &Host) -> Result<()> {
     Ok(())
 }
 
-fn says_what_is_wrong(host: &Host) -> Result<()> {
-    let pending = |name: &str, text: &str| event(host, name, "FailedScheduling", text);
-    pod(host, "absent", "nowhere", "sleep 1000", json!({}), json!({}))?;
-    pending("absent", "0/1 nodes are available: persistentvolumeclaim \"nowhere\" not found.")?;
-    claim(host, "classless", json!({"storageClassName": ""}))?;
-    pod(host, "unbound", "classless", "sleep 1000", json!({}), json!({}))?;
-    pending("unbound", "pod has unbound immediate PersistentVolumeClaims")?;
-    event(
-        host,
 /// A claim that begins with the files of another, or of a snapshot.
 fn filled(host: &Host, name: &str, kind: &str, from: &str, field: &str) -> Result<()> {
     let group = (kind == "VolumeSnapshot").then_some("snapshot.storage.k8s.io");
@@ -446,6 +446,15 @@ fn copies_what_is_there(host: &Host) -> Result<()> {
     clear(host)
 }
 
+fn says_what_is_wrong(host: &Host) -> Result<()> {
+    let pending = |name: &str, text: &str| event(host, name, "FailedScheduling", text);
+    pod(host, "absent", "nowhere", "sleep 1000", json!({}), json!({}))?;
+    pending("absent", "0/1 nodes are available: persistentvolumeclaim \"nowhere\" not found.")?;
+    claim(host, "classless", json!({"storageClassName": ""}))?;
+    pod(host, "unbound", "classless", "sleep 1000", json!({}), json!({}))?;
+    pending("unbound", "pod has unbound immediate PersistentVolumeClaims")?;
+    event(
+        host,
         "classless",
         "FailedBinding",
         "no persistent volumes available for this claim and no storage class is set",

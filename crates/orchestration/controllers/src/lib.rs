@@ -46,6 +46,7 @@ mod statefulset;
 mod storage_migration;
 mod taint_eviction;
 mod topology_hints;
+mod vac_protection;
 mod vertical;
 mod volume;
 
@@ -258,11 +259,11 @@ fn nodes(client: &Client, config: &ControllersConfig, all: &Informers, run: Run<
             claims: all.claims.clone(),
             volumes: all.volumes.clone(),
             classes: all.storage_classes.clone(),
-        };
             device_claims: all.resource_claims.clone(),
             device_classes: all.device_classes.clone(),
             slices: all.resource_slices.clone(),
             taint_rules: all.device_taint_rules.clone(),
+        };
         match cluster_autoscaler::ClusterAutoscaler::new(client.clone(), copies, settings, &queue, shutdown) {
             Ok(reconciler) => run(queue, 1, reconciler),
             Err(error) => tracing::error!(%error, "nobody adds or removes nodes"),
@@ -311,6 +312,9 @@ fn cluster(client: &Client, config: ControllersConfig, all: Informers, binder: Q
         attachments: all.volume_attachments,
     };
     run(queue.clone(), 2, attach_detach::AttachDetach::new(client.clone(), copies, &queue));
+    let queue = Queue::new("vac-protection");
+    let (classes, claims, volumes) = (all.attributes_classes, all.claims.clone(), all.volumes.clone());
+    run(queue.clone(), 1, vac_protection::VacProtection::new(client.clone(), classes, claims, volumes, &queue));
     let queue = Queue::new("pvc-protection");
     let reconciler = pvc_protection::PvcProtection::new(client.clone(), all.claims, all.pods.clone(), &queue);
     run(queue, 2, reconciler);
