@@ -5,8 +5,11 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use dhow_e2e::{Server, eventually, run};
+use dhow_client::Client;
+use dhow_e2e::{Server, eventually, kubelets, run};
 use serde_json::{Value, json};
+use tokio::runtime::{Builder, Runtime};
+use tokio_util::sync::CancellationToken;
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -28,12 +31,17 @@ fn apply(server: &Server, objects: &[Value]) -> Result<()> {
     Ok(())
 }
 
-/// Nodes with so many CPUs that say they are ready.
-fn make_nodes(server: &Server, nodes: &[(&str, &str, &str)]) -> Result<()> {
+/// Nodes with so many CPUs that say they are ready, and whose leases are renewed as long as what is returned is there.
+#[must_use = "nodes without heartbeats are tainted after a while"]
+fn make_nodes(server: &Server, nodes: &[(&str, &str, &str)]) -> Result<Runtime> {
+    let beats = Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     for (name, cpu, zone) in nodes {
         let labels = json!({"kubernetes.io/hostname": name, "topology.kubernetes.io/zone": zone});
         let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": labels}});
-        apply(server, &[node])?;
+        let lease = json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
+            "metadata": {"name": name, "namespace": "kube-node-lease"},
+            "spec": {"holderIdentity": name, "leaseDurationSeconds": 40}});
+        apply(server, &[node, lease])?;
         let size = json!({"cpu": cpu, "memory": "8Gi", "pods": "110"});
         let ready = json!([{"type": "Ready", "status": "True", "reason": "Simulated", "message": "only an object"}]);
         let status = json!({"status": {"allocatable": size, "capacity": size, "conditions": ready}}).to_string();
@@ -45,7 +53,11 @@ fn make_nodes(server: &Server, nodes: &[(&str, &str, &str)]) -> Result<()> {
             ensure!(taints.as_array().is_none_or(Vec::is_empty), "{name} has taints: {taints}");
         }
         Ok(())
-    })
+    })?;
+    let (config, names) = (server.kubeconfig(), nodes.iter().map(|(name, ..)| (*name).to_owned()).collect());
+    let client = beats.block_on(async { Client::from_kubeconfig(&config, None) })?;
+    beats.spawn(kubelets::renew(vec![client], names, CancellationToken::new()));
+    Ok(beats)
 }
 
 fn pod(name: &str, app: &str, class: &str, cpu: &str, more: Value) -> Value {
@@ -88,7 +100,6 @@ fn events(server: &Server, pod: &str, reason: &str) -> Result<Vec<String>> {
 }
 
 #[test]
-#[ignore = "its nodes need heartbeats: not seen passing yet"]
 fn preemption_is_written_and_kept_within_budgets() {
     let server = Server::start().unwrap();
     let server = &server;
@@ -99,7 +110,7 @@ fn preemption_is_written_and_kept_within_budgets() {
         class("polite", 1000, never),
     ];
     apply(server, &classes).unwrap();
-    make_nodes(server, &[("n1", "2", "a"), ("n2", "2", "b")]).unwrap();
+    let _alive = make_nodes(server, &[("n1", "2", "a"), ("n2", "2", "b")]).unwrap();
     // Nothing of it is ready, so its budget allows no disruption.
     let budget = json!({"apiVersion": "policy/v1", "kind": "PodDisruptionBudget", "metadata": {"name": "guard", "namespace": "default"},
         "spec": {"minAvailable": 1, "selector": {"matchLabels": {"app": "guarded"}}}});
@@ -175,12 +186,11 @@ fn preemption_is_written_and_kept_within_budgets() {
 
 /// A pod that keeps others out of its zone ends, so that one on another node of the zone can run.
 #[test]
-#[ignore = "its nodes need heartbeats: not seen passing yet"]
 fn preemption_across_the_nodes_of_a_zone() {
     let server = Server::start().unwrap();
     let server = &server;
     apply(server, &[class("low", 10, "PreemptLowerPriority"), class("high", 1000, "PreemptLowerPriority")]).unwrap();
-    make_nodes(server, &[("n1", "4", "a"), ("n2", "4", "a")]).unwrap();
+    let _alive = make_nodes(server, &[("n1", "4", "a"), ("n2", "4", "a")]).unwrap();
     let apart = json!({"affinity": {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [
         {"topologyKey": "topology.kubernetes.io/zone", "labelSelector": {"matchLabels": {"app": "web"}}}]}}});
     apply(server, &[pod("lone", "db", "low", "1", apart)]).unwrap();
@@ -202,7 +212,7 @@ fn preemption_across_the_nodes_of_a_zone() {
 fn gates_hold_a_pod_until_they_are_gone() {
     let server = Server::start().unwrap();
     let server = &server;
-    make_nodes(server, &[("n1", "2", "a")]).unwrap();
+    let _alive = make_nodes(server, &[("n1", "2", "a")]).unwrap();
     let gated = json!({"schedulingGates": [{"name": "example.com/wait"}], "priorityClassName": null});
     apply(server, &[pod("gated", "gated", "", "100m", gated)]).unwrap();
     apply(server, &[pod("free", "free", "", "100m", json!({"priorityClassName": null}))]).unwrap();

@@ -26,7 +26,7 @@ fn volumes_keep_what_is_written() {
         let archive = workspace().join(format!("target/images/{image}.tar"));
         host.dhow(&["image", "import", archive.to_str().unwrap()]).unwrap();
     }
-    let parts: [(&str, Part); 8] = [
+    let parts: [(&str, Part); 9] = [
         ("classes", has_a_default_class),
         ("database", keeps_the_rows_of_a_database),
         ("expansion", grows),
@@ -34,6 +34,7 @@ fn volumes_keep_what_is_written() {
         ("static volumes", binds_what_is_there),
         ("mounts", mounts_as_pods_ask),
         ("ephemeral volumes", brings_volumes_along),
+        ("snapshots and clones", copies_what_is_there),
         ("words", says_what_is_wrong),
     ];
     let mut failures = Vec::new();
@@ -59,7 +60,16 @@ fn has_a_default_class(host: &Host) -> Result<()> {
     let table = host.kubectl(&["get", "sc", "--no-headers"])?;
     let expected = ["local", "(default)", "dhow.io/local", "Delete", "WaitForFirstConsumer", "true"];
     ensure!(words(&table).starts_with(&expected), "{table}");
-    Ok(())
+    // A class of attributes stays while a claim names it.
+    let attributes = json!({"apiVersion": "storage.k8s.io/v1", "kind": "VolumeAttributesClass", "metadata": {"name": "gold"},
+        "driverName": "d.example.com", "parameters": {"iops": "100"}});
+    host.apply(&attributes.to_string())?;
+    claim(host, "golden", json!({"volumeAttributesClassName": "gold"}))?;
+    host.kubectl(&["delete", "volumeattributesclass", "gold", "--wait=false"])?;
+    let kept = host.get(&["get", "volumeattributesclass", "gold"])?;
+    ensure!(kept["metadata"]["finalizers"] == json!(["kubernetes.io/vac-protection"]), "{:#}", kept["metadata"]);
+    host.kubectl(&["delete", "pvc", "golden", "--timeout=30s"])?;
+    gone(host, "volumeattributesclass", "gold")
 }
 
 fn sql(host: &Host, statement: &str) -> Result<String> {
@@ -341,6 +351,99 @@ fn brings_volumes_along(host: &Host) -> Result<()> {
     gone(host, "pv", &volume)?;
     ensure!(!path.exists(), "{} is still there", path.display());
     Ok(())
+}
+
+/// A claim that begins with the files of another, or of a snapshot.
+fn filled(host: &Host, name: &str, kind: &str, from: &str, field: &str) -> Result<()> {
+    let group = (kind == "VolumeSnapshot").then_some("snapshot.storage.k8s.io");
+    claim(host, name, json!({field: {"apiGroup": group, "kind": kind, "name": from}}))
+}
+
+fn copies_what_is_there(host: &Host) -> Result<()> {
+    let kinds = workspace().join("examples/storage/snapshots.yaml");
+    host.kubectl(&["apply", "-f", kinds.to_str().context("path")?])?;
+    let classes = eventually(SOON, || {
+        let classes = host.kubectl(&["get", "volumesnapshotclass", "--no-headers"])?;
+        ensure!(words(&classes).starts_with(&["local", "dhow.io/local", "Delete"]), "{classes}");
+        Ok(classes)
+    })?;
+    ensure!(classes.lines().count() == 1, "{classes}");
+    claim(host, "origin", json!({}))?;
+    let write = "mkdir -p /data/d; echo first > /data/d/row; chown 1000:2000 /data/d; chmod 2750 /data/d; \
+                 ln -s row /data/d/link; dd if=/dev/zero of=/data/holes bs=1 count=1 seek=50M; sleep 1000";
+    pod(host, "author", "origin", write, json!({}), json!({}))?;
+    running(host, "author")?;
+    let (volume, path) = directory(host, "origin")?;
+    eventually(SOON, || Ok(ensure!(path.join("holes").is_file(), "nothing in {}", path.display())))?;
+    let snapshot = json!({"apiVersion": "snapshot.storage.k8s.io/v1", "kind": "VolumeSnapshot", "metadata": {"name": "s"},
+        "spec": {"source": {"persistentVolumeClaimName": "origin"}}});
+    host.apply(&snapshot.to_string())?;
+    host.kubectl(&["wait", "vs/s", "--for=jsonpath={.status.readyToUse}=true", "--timeout=30s"])?;
+    let table = host.kubectl(&["get", "vs", "s", "--no-headers"])?;
+    ensure!(words(&table)[..5] == ["s", "true", "origin", "10Mi", "local"], "{table}");
+    let bound = host.kubectl(&["get", "vs", "s", "-o", "jsonpath={.status.boundVolumeSnapshotContentName}"])?;
+    let content = host.get(&["get", "vsc", &bound])?;
+    ensure!(content["status"]["snapshotHandle"] == format!("e2e/{bound}"), "{content:#}");
+    let kept = host.data_dir().join("node/volumes/.snapshots").join(&bound);
+    ensure!(kept.join("files/d/row").is_file(), "nothing in {}", kept.display());
+
+    // What is written later is not in what was taken before.
+    exec(host, "author", "echo second > /data/d/row")?;
+    filled(host, "restored", "VolumeSnapshot", "s", "dataSource")?;
+    filled(host, "cloned", "PersistentVolumeClaim", "origin", "dataSourceRef")?;
+    let both = host.get(&["get", "pvc", "cloned"])?;
+    ensure!(both["spec"]["dataSource"]["name"] == "origin", "{both:#}");
+    for (name, wanted) in [("restored", "first"), ("cloned", "second")] {
+        pod(host, name, name, "sleep 1000", json!({}), json!({}))?;
+        running(host, name)?;
+        let script =
+            "cat /data/d/link; stat -c '%u:%g %a' /data/d; stat -c %s /data/holes; du -k /data/holes | cut -f1";
+        let seen = exec(host, name, script)?;
+        let mut seen = seen.lines();
+        let mut line = || seen.next().unwrap_or_default().to_owned();
+        ensure!(line() == wanted && line() == "1000:2000 2750" && line() == "52428801", "{name} is not alike");
+        let kilobytes: u64 = line().parse().context("size")?;
+        ensure!(kilobytes < 1000, "the holes of {name} are filled: {kilobytes} KiB");
+        let uid = host.kubectl(&["get", "pvc", name, "-o", "jsonpath={.metadata.uid}"])?;
+        event(host, name, "VolumeFilling", &format!("into volume pvc-{uid}"))?;
+        event(host, name, "ProvisioningSucceeded", &format!("pvc-{uid}"))?;
+    }
+    // A daemon killed while it copies leaves nothing half done.
+    let big = std::fs::File::create(path.join("big"))?;
+    big.set_len(64 << 20)?;
+    for at in 0..64_u64 {
+        std::os::unix::fs::FileExt::write_all_at(&big, &[7_u8; 4096], at << 20)?;
+    }
+    filled(host, "again", "PersistentVolumeClaim", "origin", "dataSource")?;
+    pod(host, "again", "again", "sleep 1000", json!({}), json!({}))?;
+    let uid = host.kubectl(&["get", "pvc", "again", "-o", "jsonpath={.metadata.uid}"])?;
+    eventually(SOON, || host.kubectl(&["get", "pv", &format!("pvc-{uid}")]))?;
+    run(Command::new("kill").args(["-9", &host.daemon_pid()?.to_string()]))?;
+    host.dhow(&["up"])?;
+    running(host, "again")?;
+    ensure!(exec(host, "again", "tail -c +1 /data/big | wc -c")?.trim() == "67108864", "big is not whole");
+
+    // What cannot be says why.
+    claim(
+        host,
+        "small",
+        json!({"resources": {"requests": {"storage": "1Mi"}},
+        "dataSource": {"kind": "PersistentVolumeClaim", "name": "origin"}}),
+    )?;
+    event(host, "small", "ProvisioningFailed", "claim \"origin\", its data source, has 10485760")?;
+    filled(host, "nothing", "VolumeSnapshot", "nowhere", "dataSource")?;
+    event(host, "nothing", "ProvisioningFailed", "snapshot \"nowhere\", its data source, does not exist")?;
+    pod(host, "hopeless", "nothing", "sleep 1000", json!({}), json!({}))?;
+    event(host, "hopeless", "FailedScheduling", "waiting for the data source of persistentvolumeclaim \"nothing\"")?;
+    // A snapshot outlives what it is of, and goes with its files.
+    host.kubectl(&["delete", "pod", "author", "hopeless", "--now", "--timeout=30s"])?;
+    host.kubectl(&["delete", "pvc", "origin", "--timeout=30s"])?;
+    gone(host, "pv", &volume)?;
+    ensure!(!path.exists() && kept.join("files/d/row").is_file(), "the snapshot went with the volume");
+    host.kubectl(&["delete", "vs", "s", "--timeout=30s"])?;
+    gone(host, "vsc", &bound)?;
+    ensure!(!kept.exists(), "{} is still there", kept.display());
+    clear(host)
 }
 
 fn says_what_is_wrong(host: &Host) -> Result<()> {

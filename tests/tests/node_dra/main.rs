@@ -34,13 +34,15 @@ fn claims_bring_devices_to_pods() {
     let description = Description::new(&["g0", "g1"]).unwrap();
     let driver = Driver::new(&host, &description).unwrap();
     let mut running: Vec<Stop> = Vec::new();
-    let parts: [(&str, Part<'_>); 7] = [
+    let parts: [(&str, Part<'_>); 9] = [
         ("what the API refuses", Box::new(|| refuses_what_is_none(&host))),
         ("waiting", Box::new(|| waits_for_devices(&host))),
         ("a driver that is not there", Box::new(|| waits_for_its_driver(&host, &driver, &mut running))),
         ("one after the other", Box::new(|| hands_a_device_on(&host, &driver))),
         ("sharing", Box::new(|| shares_a_claim(&host, &driver))),
         ("a driver that fails", Box::new(|| tells_of_a_failing_driver(&host, &driver))),
+        ("taints", Box::new(|| ends_pods_of_tainted_devices(&host))),
+        ("devices to be prepared", Box::new(|| waits_until_devices_are_prepared(&host))),
         ("a driver is replaced", Box::new(|| calls_the_latest_instance(&host, &driver))),
     ];
     let mut failed = None;
@@ -125,8 +127,17 @@ fn uid(object: &Value) -> String {
 }
 
 fn announce(host: &Host, devices: &[&str], generation: i64) -> Result<()> {
-    let all: Vec<Value> =
-        devices.iter().map(|name| json!({"name": name, "attributes": {"size": {"int": 1}}})).collect();
+    announce_as(host, devices, generation, json!({}))
+}
+
+/// Devices that have more to them.
+fn announce_as(host: &Host, devices: &[&str], generation: i64, more: Value) -> Result<()> {
+    let device = |name: &&str| {
+        let mut device = json!({"name": name, "attributes": {"size": {"int": 1}}});
+        more.as_object().into_iter().flatten().for_each(|(field, value)| device[field] = value.clone());
+        device
+    };
+    let all: Vec<Value> = devices.iter().map(device).collect();
     let slice = json!({"apiVersion": "resource.k8s.io/v1", "kind": "ResourceSlice", "metadata": {"name": "e2e-gadgets"},
         "spec": {"driver": NAME, "nodeName": "e2e", "devices": all,
             "pool": {"name": "e2e", "generation": generation, "resourceSliceCount": 1}}});
@@ -282,6 +293,77 @@ fn tells_of_a_failing_driver(host: &Host, driver: &Driver) -> Result<()> {
     *driver.broken.lock() = None;
     running(host, "unlucky")?;
     delete(host, "unlucky")
+}
+
+fn ends_pods_of_tainted_devices(host: &Host) -> Result<()> {
+    announce(host, &["g0"], 3)?;
+    by_template(host, "tainted")?;
+    running(host, "tainted")?;
+    let rule = |effect: &str| {
+        json!({"apiVersion": "resource.k8s.io/v1alpha3", "kind": "DeviceTaintRule", "metadata": {"name": "broken"},
+            "spec": {"deviceSelector": {"driver": NAME, "device": "g0"}, "taint": {"key": "example.com/broken", "effect": effect}}})
+    };
+    let says = |text: &str| {
+        eventually(SOON, || {
+            let rule = host.get(&["get", "devicetaintrule", "broken"])?;
+            let condition = &rule["status"]["conditions"][0];
+            let right = condition["type"] == "EvictionInProgress" && condition["message"] == text;
+            ensure!(right && condition["status"] == "False", "{:#}", rule["status"]);
+            Ok(())
+        })
+    };
+    host.apply(&rule("None").to_string())?;
+    says("1 allocated devices are selected, 1 pods would be evicted.")?;
+    host.apply(&rule("NoExecute").to_string())?;
+    host.kubectl(&["wait", "--for=delete", "pod/tainted", "--timeout=60s"])?;
+    event(host, "tainted", "DeviceTaintManagerEviction", "Marking for deletion Pod default/tainted")?;
+    says("1 pods were evicted.")?;
+    by_template(host, "kept-away")?;
+    event(host, "kept-away", "FailedScheduling", "0/1 nodes are available: 1 cannot allocate all claims.")?;
+    host.kubectl(&["delete", "devicetaintrule", "broken", "--timeout=30s"])?;
+    running(host, "kept-away")?;
+    delete(host, "kept-away")
+}
+
+fn waits_until_devices_are_prepared(host: &Host) -> Result<()> {
+    let conditions =
+        json!({"bindingConditions": ["example.com/Wired"], "bindingFailureConditions": ["example.com/Burnt"]});
+    announce_as(host, &["g0"], 4, conditions)?;
+    by_template(host, "wired")?;
+    let allocated = |not: &Value| {
+        eventually(SOON, || {
+            let claim = claim_of(host, "wired")?;
+            let since = claim["status"]["allocation"]["allocationTimestamp"].clone();
+            ensure!(since.is_string() && since != *not, "{:#}", claim["status"]);
+            Ok((claim, since))
+        })
+    };
+    let (claim, since) = allocated(&Value::Null)?;
+    let result = &claim["status"]["allocation"]["devices"]["results"][0];
+    ensure!(result["bindingConditions"] == json!(["example.com/Wired"]), "{result:#}");
+    let name = claim["metadata"]["name"].as_str().context("no name")?.to_owned();
+    let shows = |condition: &str| {
+        let condition = json!({"type": condition, "status": "True", "reason": "Seen", "message": "by the test",
+            "lastTransitionTime": "2026-01-01T00:00:00Z"});
+        let device = json!({"driver": NAME, "pool": "e2e", "device": "g0", "conditions": [condition]});
+        let patch = json!({"status": {"devices": [device]}}).to_string();
+        host.kubectl(&["patch", "resourceclaim", &name, "--subresource=status", "--type=merge", "-p", &patch]).map(drop)
+    };
+    let bound = host.get(&["get", "pod", "wired"])?;
+    ensure!(bound["spec"]["nodeName"].is_null(), "bound to a device that is not prepared");
+    shows("example.com/Burnt")?;
+    event(
+        host,
+        "wired",
+        "FailedScheduling",
+        "device gadgets.example.com/e2e/g0 failed: example.com/Burnt: by the test",
+    )?;
+    let (claim, _) = allocated(&since)?;
+    ensure!(claim["status"]["devices"].is_null(), "{:#}", claim["status"]);
+    shows("example.com/Wired")?;
+    running(host, "wired")?;
+    delete(host, "wired")?;
+    announce(host, &["g0", "g1"], 5)
 }
 
 fn calls_the_latest_instance(host: &Host, driver: &Driver) -> Result<()> {

@@ -122,6 +122,7 @@ pub(crate) fn definitions(path: &'static str) -> Map<String, Value> {
         admissionregistration::v1beta1 { MutatingAdmissionPolicy, MutatingAdmissionPolicyBinding }
         flowcontrol::v1 { FlowSchema, PriorityLevelConfiguration }
         resource::v1 { DeviceClass, ResourceClaim, ResourceClaimTemplate, ResourceSlice }
+        resource::v1alpha3 { DeviceTaintRule }
         storagemigration::v1beta1 { StorageVersionMigration }
     }
     add! {

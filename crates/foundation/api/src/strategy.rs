@@ -406,6 +406,47 @@ pub(crate) fn slice_finish(object: &mut Value) {
     }
 }
 
+/// A driver need not know when it added a taint: one that was there keeps its time, one that is new begins now.
+pub(crate) fn slice_update(object: &mut Value, old: &Value) {
+    let now = crate::time::rfc3339(jiff::Timestamp::now());
+    for device in crate::meta::each_mut(child_mut(object, "spec"), "devices") {
+        let before =
+            crate::meta::items(old, &["spec", "devices"]).iter().find(|one| Some(&one["name"]) == device.get("name"));
+        let known: &[Value] = before.map_or(&[], |before| crate::meta::items(before, &["taints"]));
+        for taint in crate::meta::each_mut(device, "taints") {
+            let same = known.iter().find(|one| is_same_taint(one, &Value::Object(taint.clone())));
+            let since = same.map_or_else(|| json!(now), |same| same["timeAdded"].clone());
+            default_to(taint, "timeAdded", since);
+        }
+    }
+}
+
+fn is_same_taint(one: &Value, other: &Value) -> bool {
+    ["key", "value", "effect"].into_iter().all(|field| one[field] == other[field])
+}
+
+/// As with a device's own taints.
+pub(crate) fn taint_rule_finish(object: &mut Value) {
+    let now = object["metadata"]["creationTimestamp"].clone();
+    if let Some(taint) = object.pointer_mut("/spec/taint").and_then(Value::as_object_mut) {
+        default_to(taint, "timeAdded", now);
+    }
+}
+
+/// A taint that changes counts from then on.
+pub(crate) fn taint_rule_update(object: &mut Value, old: &Value) {
+    let (new, before) = (object["spec"]["taint"].clone(), &old["spec"]["taint"]);
+    let since = if is_same_taint(&new, before) {
+        before["timeAdded"].clone()
+    } else {
+        json!(crate::time::rfc3339(jiff::Timestamp::now()))
+    };
+    if new.is_object() {
+        let given = new["timeAdded"].is_string() && new["timeAdded"] != before["timeAdded"];
+        object["spec"]["taint"]["timeAdded"] = if given { new["timeAdded"].clone() } else { since };
+    }
+}
+
 /// What a signing request asks for stays; only its approval and its status move on.
 pub(crate) fn signing_request_update(object: &mut Value, old: &Value) {
     keep(object, old, "spec");

@@ -15,6 +15,7 @@ mod queue;
 mod replaceable;
 mod served;
 mod servers;
+pub mod snapshots;
 mod tls_connector;
 mod transport;
 mod watch;

@@ -303,7 +303,11 @@ fn roles() -> Vec<Value> {
                 rule(&["scheduling.x-k8s.io"], &["podgroups"], READ),
                 rule(&["apiextensions.k8s.io"], &["customresourcedefinitions"], READ),
                 rule(&["storage.k8s.io"], &["*"], READ),
-                rule(&["resource.k8s.io"], &["deviceclasses", "resourceclaims", "resourceslices"], READ),
+                rule(
+                    &["resource.k8s.io"],
+                    &["deviceclasses", "devicetaintrules", "resourceclaims", "resourceslices"],
+                    READ,
+                ),
                 rule(&["resource.k8s.io"], &["resourceclaims", "resourceclaims/status"], &["patch", "update"]),
                 rule(&[""], &["persistentvolumeclaims", "persistentvolumes"], &["patch", "update"]),
                 rule(&[""], &["pods/binding", "bindings"], &["create"]),
@@ -435,7 +439,7 @@ fn controllers() -> Vec<Value> {
         // A role that sums others up gets rules that its keeper has not.
         rule(&["rbac.authorization.k8s.io"], &["clusterroles"], &["escalate"]),
         rule(&["resource.k8s.io"], &["resourceclaims"], &["create"]),
-        rule(&["snapshot.storage.k8s.io"], &["volumesnapshotcontents"], &["create"]),
+        rule(&["snapshot.storage.k8s.io"], &["volumesnapshotclasses", "volumesnapshotcontents"], &["create"]),
         rule(&["storage.k8s.io"], &["csistoragecapacities", "volumeattachments"], &["create"]),
     ]
 }

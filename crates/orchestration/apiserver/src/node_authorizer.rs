@@ -90,6 +90,16 @@ pub fn allows(cache: &Cache, node: &str, attributes: &Attributes, selected: &Sel
             "patch" => !name.is_empty() && holds(cache, node, name),
             _ => false,
         },
+        // Whose they are, and what of them may change, is for admission.
+        ("snapshot.storage.k8s.io", "volumesnapshotcontents") => match verb {
+            "list" | "watch" => selected.volumes_of.as_deref() == Some(node),
+            "patch" => !name.is_empty(),
+            _ => false,
+        },
+        ("snapshot.storage.k8s.io", "volumesnapshotcontents/status") => verb == "patch" && !name.is_empty(),
+        ("apiextensions.k8s.io", "customresourcedefinitions") => {
+            reads && name == "volumesnapshotcontents.snapshot.storage.k8s.io"
+        }
         ("", "serviceaccounts") => verb == "get" && refers(cache, node, namespace, resource, name),
         ("", "serviceaccounts/token") => verb == "create" && refers(cache, node, namespace, resource, name),
         ("resource.k8s.io", "resourceclaims") => verb == "get" && refers(cache, node, namespace, resource, name),

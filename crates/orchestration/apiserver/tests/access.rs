@@ -403,7 +403,10 @@ async fn nodes_take_only_their_finalizer_from_only_their_volumes() {
         r#"{"spec":{"persistentVolumeReclaimPolicy":"Delete"}}"#,
     ] {
         let error = patch("node1", refused).await.expect_err(refused);
-        assert!(error.contains("may only take dhow.io/local-volume"), "{refused}: {error}");
+        assert!(
+            error.contains("may only take dhow.io/local-volume and dhow.io/local-volume-filling"),
+            "{refused}: {error}"
+        );
     }
     let left = cluster.kubectl(&["get", "pv", "held", "-o", "jsonpath={.metadata.finalizers}"]).await;
     let left = left.replace(r#""dhow.io/local-volume","#, "").replace(r#","dhow.io/local-volume""#, "");

@@ -15,8 +15,9 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::{IPAddress, ServiceCIDR};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::ClusterRole;
-use k8s_openapi::api::resource::v1::ResourceClaim;
-use k8s_openapi::api::storage::v1::{CSIDriver, StorageClass, VolumeAttachment};
+use k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim, ResourceSlice};
+use k8s_openapi::api::resource::v1alpha3::DeviceTaintRule;
+use k8s_openapi::api::storage::v1::{CSIDriver, StorageClass, VolumeAttachment, VolumeAttributesClass};
 use k8s_openapi::api::storagemigration::v1beta1::StorageVersionMigration;
 use tokio_util::sync::CancellationToken;
 
@@ -58,6 +59,7 @@ informers! {
     claims: PersistentVolumeClaim = all,
     volumes: PersistentVolume = all,
     storage_classes: StorageClass = all,
+    attributes_classes: VolumeAttributesClass = all,
     csi_drivers: CSIDriver = all,
     volume_attachments: VolumeAttachment = all,
     deployments: Deployment = all,
@@ -70,6 +72,9 @@ informers! {
     cron_jobs: CronJob = all,
     autoscalers: HorizontalPodAutoscaler = all,
     resource_claims: ResourceClaim = all,
+    resource_slices: ResourceSlice = all,
+    device_classes: DeviceClass = all,
+    device_taint_rules: DeviceTaintRule = all,
     budgets: PodDisruptionBudget = all,
     cluster_roles: ClusterRole = all,
     root_cas: ConfigMap = root_cas,

@@ -14,6 +14,7 @@ mod cronjob;
 mod daemonset;
 mod dependencies;
 mod deployment;
+mod device_eviction;
 mod disruption;
 mod endpoint_mirror;
 mod endpoints;
@@ -45,6 +46,7 @@ mod statefulset;
 mod storage_migration;
 mod taint_eviction;
 mod topology_hints;
+mod vac_protection;
 mod vertical;
 mod volume;
 
@@ -100,9 +102,15 @@ pub async fn run_all(client: Client, config: ControllersConfig, shutdown: Cancel
     let reconciler = namespace::Namespaces::new(client.clone(), all.namespaces.clone(), &namespaces_queue);
     run(namespaces_queue, 4, reconciler);
     let pods = all.pods.clone();
-    let (claims, volumes) = (all.claims.clone(), all.volumes.clone());
+    let binder = Queue::new("persistentvolume-binder");
+    let around = snapshots::Around {
+        claims: all.claims.clone(),
+        volumes: all.volumes.clone(),
+        nodes: all.nodes.clone(),
+        binder: binder.clone(),
+    };
     nodes(&client, &config, &all, &mut run, &shutdown);
-    cluster(&client, config, all, &mut run);
+    cluster(&client, config, all, binder, &mut run);
     let queue = Queue::new("garbage-collector");
     let mut pause = std::time::Duration::from_millis(50);
     let collector = loop {
@@ -114,7 +122,7 @@ pub async fn run_all(client: Client, config: ControllersConfig, shutdown: Cancel
         pause = (pause * 2).min(std::time::Duration::from_secs(10));
     };
     run(queue, 8, collector);
-    running.spawn(snapshots::run(client.clone(), claims, volumes, shutdown.clone()));
+    running.spawn(snapshots::run(client.clone(), around, shutdown.clone()));
     running.spawn(vertical::run(client, pods, shutdown.clone()));
     while running.join_next().await.is_some() {}
 }
@@ -163,7 +171,12 @@ fn workloads(client: &Client, all: &Informers, run: Run<'_>) {
     let (pods, claims) = (all.pods.clone(), all.resource_claims.clone());
     run(queue.clone(), 2, resource_claims::PodClaims::new(client.clone(), pods.clone(), claims.clone(), &queue));
     let queue = Queue::new("resource-claim");
-    run(queue.clone(), 2, resource_claims::ResourceClaims::new(client.clone(), pods, claims, &queue));
+    let reconciler = resource_claims::ResourceClaims::new(client.clone(), pods.clone(), claims.clone(), &queue);
+    run(queue, 2, reconciler);
+    let queue = Queue::new("device-taint-eviction");
+    let (slices, rules) = (all.resource_slices.clone(), all.device_taint_rules.clone());
+    let copies = device_eviction::Copies { pods, claims, slices, rules };
+    run(queue.clone(), 4, device_eviction::DeviceEviction::new(client.clone(), copies, &queue));
 }
 
 /// What follows from pods.
@@ -247,6 +260,10 @@ fn nodes(client: &Client, config: &ControllersConfig, all: &Informers, run: Run<
             claims: all.claims.clone(),
             volumes: all.volumes.clone(),
             classes: all.storage_classes.clone(),
+            device_claims: all.resource_claims.clone(),
+            device_classes: all.device_classes.clone(),
+            slices: all.resource_slices.clone(),
+            taint_rules: all.device_taint_rules.clone(),
         };
         match cluster_autoscaler::ClusterAutoscaler::new(client.clone(), copies, settings, &queue, shutdown) {
             Ok(reconciler) => run(queue, 1, reconciler),
@@ -261,7 +278,7 @@ fn nodes(client: &Client, config: &ControllersConfig, all: &Informers, run: Run<
 }
 
 /// What keeps the cluster itself in order, volumes among it.
-fn cluster(client: &Client, config: ControllersConfig, all: Informers, run: Run<'_>) {
+fn cluster(client: &Client, config: ControllersConfig, all: Informers, binder: Queue, run: Run<'_>) {
     let queue = Queue::new("namespace-defaults");
     let ca = config.root_ca_pem;
     let reconciler = namespace_defaults::NamespaceDefaults::new(
@@ -283,10 +300,9 @@ fn cluster(client: &Client, config: ControllersConfig, all: Informers, run: Run<
     let queue = Queue::new("ephemeral-volume");
     let (pods, claims) = (all.pods.clone(), all.claims.clone());
     run(queue.clone(), 2, volume::EphemeralVolumes::new(client.clone(), pods, claims, &queue));
-    let queue = Queue::new("persistentvolume-binder");
     let (volumes, classes, nodes) = (all.volumes.clone(), all.storage_classes, all.nodes.clone());
     let copies = volume::Copies { claims: all.claims.clone(), volumes, classes, nodes };
-    run(queue.clone(), 4, volume::Binder::new(client.clone(), copies, all.pods.clone(), &queue));
+    run(binder.clone(), 4, volume::Binder::new(client.clone(), copies, all.pods.clone(), &binder));
     let queue = Queue::new("attachdetach");
     let copies = attach_detach::Copies {
         pods: all.pods.clone(),
@@ -297,6 +313,9 @@ fn cluster(client: &Client, config: ControllersConfig, all: Informers, run: Run<
         attachments: all.volume_attachments,
     };
     run(queue.clone(), 2, attach_detach::AttachDetach::new(client.clone(), copies, &queue));
+    let queue = Queue::new("vac-protection");
+    let (classes, claims, volumes) = (all.attributes_classes, all.claims.clone(), all.volumes.clone());
+    run(queue.clone(), 1, vac_protection::VacProtection::new(client.clone(), classes, claims, volumes, &queue));
     let queue = Queue::new("pvc-protection");
     let reconciler = pvc_protection::PvcProtection::new(client.clone(), all.claims, all.pods.clone(), &queue);
     run(queue, 2, reconciler);

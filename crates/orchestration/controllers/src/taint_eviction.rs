@@ -49,30 +49,44 @@ impl TaintEviction {
         let recorder = EventRecorder::new(client.clone(), "taint-eviction-controller");
         Arc::new(Self { client, recorder, nodes, pods, waiting: Mutex::default() })
     }
+}
 
-    async fn evict(&self, pod: &Pod) -> Result<(), Error> {
-        let key = Key::of(&pod.metadata);
-        let text = format!("Marking for deletion Pod {key}");
-        self.recorder.event(reference(pod), EventType::Normal, "TaintManagerEviction", &text);
-        let mut changed = pod.clone();
-        let conditions = changed.status.get_or_insert_default().conditions.get_or_insert_default();
-        if !conditions.iter().any(|one| one.type_ == "DisruptionTarget" && one.status == "True") {
-            conditions.retain(|condition| condition.type_ != "DisruptionTarget");
-            conditions.push(PodCondition {
-                type_: "DisruptionTarget".into(),
-                status: "True".into(),
-                reason: Some("DeletionByTaintManager".into()),
-                message: Some("Taint manager: deleting due to NoExecute taint".into()),
-                last_transition_time: Some(Time(Timestamp::now())),
-                ..PodCondition::default()
-            });
-            match self.client.update_status(&changed).await {
-                Err(error) if error.is_not_found() => return Ok(()),
-                other => other.map(drop)?,
-            }
+/// What is said of a pod that is made to leave.
+pub struct Why {
+    pub event: &'static str,
+    /// Of its condition `DisruptionTarget`.
+    pub reason: &'static str,
+    pub message: &'static str,
+}
+
+const WHY: Why = Why {
+    event: "TaintManagerEviction",
+    reason: "DeletionByTaintManager",
+    message: "Taint manager: deleting due to NoExecute taint",
+};
+
+/// Deletes a pod, and says why before.
+pub async fn evict(client: &Client, recorder: &EventRecorder, pod: &Pod, why: &Why) -> Result<(), Error> {
+    let text = format!("Marking for deletion Pod {}", Key::of(&pod.metadata));
+    recorder.event(reference(pod), EventType::Normal, why.event, &text);
+    let mut changed = pod.clone();
+    let conditions = changed.status.get_or_insert_default().conditions.get_or_insert_default();
+    if !conditions.iter().any(|one| one.type_ == "DisruptionTarget" && one.status == "True") {
+        conditions.retain(|condition| condition.type_ != "DisruptionTarget");
+        conditions.push(PodCondition {
+            type_: "DisruptionTarget".into(),
+            status: "True".into(),
+            reason: Some(why.reason.into()),
+            message: Some(why.message.into()),
+            last_transition_time: Some(Time(Timestamp::now())),
+            ..PodCondition::default()
+        });
+        match client.update_status(&changed).await {
+            Err(error) if error.is_not_found() => return Ok(()),
+            other => other.map(drop)?,
         }
-        delete(&self.client, pod, DeleteParams::default()).await
     }
+    delete(client, pod, DeleteParams::default()).await
 }
 
 fn no_execute(node: &Node) -> Vec<Taint> {
@@ -140,7 +154,7 @@ impl Reconcile for TaintEviction {
                     again = Some(again.map_or(left, |known| known.min(left)));
                 }
                 Some(_) => {
-                    self.evict(&pod).await?;
+                    evict(&self.client, &self.recorder, &pod, &WHY).await?;
                     self.waiting.lock().remove(&uid);
                 }
             }

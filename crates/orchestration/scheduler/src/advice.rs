@@ -117,6 +117,7 @@ fn volume(text: &str) -> String {
     let way = match text {
         volumes::OTHER_NODE => "a node that its volume can be used on takes pods",
         volumes::NONE_TO_BIND => "there is a volume on a node, or a provisioner that can make one there, for its claim",
+        volumes::SOURCE_ELSEWHERE => "the node that holds what its claim is to be filled from takes pods",
         volumes::NO_SPACE => "a node has more room for volumes, or its claim asks for less",
         volumes::NO_VOLUME => "the volume that its claim is bound to exists",
         volumes::USED_ALONE => "the pod that uses its ReadWriteOncePod claim ends",

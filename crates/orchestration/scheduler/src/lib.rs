@@ -28,7 +28,7 @@ mod trial;
 pub mod volumes;
 
 pub use config::{ConfigError, extenders, profiles};
-pub use dra::Reservation;
+pub use dra::{Reservation, ruled as ruled_taint, tolerates as tolerates_device_taint};
 pub use engine::{Engine, GroupRule, Outcome};
 pub use extenders::{Answer, ExtenderConfig, Interest, Objection, Room};
 pub use place::{Decision, Unschedulable, place};

@@ -4,9 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim, ResourceClaimConsumerReference, ResourceSlice};
+use k8s_openapi::api::resource::v1alpha3::DeviceTaintRule;
 use k8s_openapi::api::storage::v1::StorageClass;
 
 use crate::decider::{Decider, pod_key};
+use crate::dra::{self, Needs};
 use crate::profile::Profile;
 use crate::resources::Amounts;
 use crate::{Decision, Snapshot};
@@ -54,13 +57,75 @@ impl Trial {
         self.snapshot.storage_mut().classes.insert(name, class);
     }
 
-    /// Counts a pod on a node.
-    pub fn put(&mut self, pod: &Pod, node: &str) {
-        self.snapshot.place_pod(pod_key(pod), pod, node);
+    pub fn set_device_class(&mut self, class: Arc<DeviceClass>) {
+        let name = class.metadata.name.clone().unwrap_or_default();
+        self.snapshot.devices_mut().set_class(&name, Some(class));
     }
 
+    pub fn set_taint_rule(&mut self, rule: Arc<DeviceTaintRule>) {
+        let name = rule.metadata.name.clone().unwrap_or_default();
+        self.snapshot.devices_mut().set_taint_rule(&name, Some(rule));
+    }
+
+    pub fn set_device_claim(&mut self, claim: Arc<ResourceClaim>) {
+        let name = claim.metadata.name.clone().unwrap_or_default();
+        let key = (claim.metadata.namespace.clone().unwrap_or_default(), name);
+        self.snapshot.devices_mut().set_claim(&key, Some(claim));
+    }
+
+    pub fn set_slice(&mut self, slice: Arc<ResourceSlice>) {
+        let name = slice.metadata.name.clone().unwrap_or_default();
+        self.snapshot.devices_mut().set_slice(&name, Some(slice));
+    }
+
+    pub fn remove_slice(&mut self, name: &str) {
+        self.snapshot.devices_mut().set_slice(name, None);
+    }
+
+    /// Counts a pod on a node. Its claims get their devices there.
+    pub fn put(&mut self, pod: &Pod, node: &str) {
+        self.snapshot.place_pod(pod_key(pod), pod, node);
+        let given = {
+            let (Ok(needs), Some(node)) = (Needs::new(&self.snapshot, pod), self.snapshot.node(node)) else { return };
+            needs.reservations(node).unwrap_or_default()
+        };
+        for one in given {
+            let Some(mut claim) = self.snapshot.devices().claim(&one.claim).map(|claim| ResourceClaim::clone(claim))
+            else {
+                continue;
+            };
+            let status = claim.status.get_or_insert_default();
+            status.allocation = one.allocation.map(|given| given.as_ref().clone()).or(status.allocation.take());
+            status.reserved_for.get_or_insert_default().push(ResourceClaimConsumerReference {
+                resource: "pods".to_owned(),
+                name: pod.metadata.name.clone().unwrap_or_default(),
+                uid: pod.metadata.uid.clone().unwrap_or_default(),
+                api_group: None,
+            });
+            self.snapshot.devices_mut().set_claim(&one.claim, Some(Arc::new(claim)));
+        }
+    }
+
+    /// Counts a pod no longer. Devices that it alone had are free.
     pub fn take(&mut self, pod: &Pod) {
         self.snapshot.remove_pod(&pod_key(pod));
+        for key in dra::keys(pod) {
+            let Some(mut claim) = self.snapshot.devices().claim(&key).map(|claim| ResourceClaim::clone(claim)) else {
+                continue;
+            };
+            let status = claim.status.get_or_insert_default();
+            let mut by = status.reserved_for.take().unwrap_or_default();
+            let before = by.len();
+            by.retain(|by| Some(&by.uid) != pod.metadata.uid.as_ref());
+            if by.len() == before {
+                continue;
+            }
+            if by.is_empty() {
+                status.allocation = None;
+            }
+            status.reserved_for = Some(by);
+            self.snapshot.devices_mut().set_claim(&key, Some(Arc::new(claim)));
+        }
     }
 
     /// Decides, and counts the pod where it goes.

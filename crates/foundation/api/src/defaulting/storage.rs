@@ -14,8 +14,35 @@ pub(crate) fn volume(object: &mut Value) {
 }
 
 pub(crate) fn claim(object: &mut Value) {
-    claim_spec(child_mut(object, "spec"));
+    let spec = child_mut(object, "spec");
+    claim_spec(spec);
+    data_sources(spec);
     default_to(child_mut(object, "status"), "phase", "Pending");
+}
+
+/// Two fields say what a claim begins with: the older one knows claims and snapshots only, and no other namespace.
+fn data_sources(spec: &mut Map<String, Value>) {
+    let text = |source: &Value, field: &str| source[field].as_str().unwrap_or_default().to_owned();
+    match (spec.get("dataSource"), spec.get("dataSourceRef")) {
+        (Some(old), None) if old.is_object() => {
+            let known = [("", "PersistentVolumeClaim"), ("snapshot.storage.k8s.io", "VolumeSnapshot")];
+            let (group, kind) = (text(old, "apiGroup"), text(old, "kind"));
+            let old = old.clone();
+            if known.contains(&(group.as_str(), kind.as_str())) {
+                spec.insert("dataSourceRef".into(), old);
+            } else if !group.is_empty() {
+                spec.remove("dataSource");
+            }
+        }
+        (None, Some(new)) if new.is_object() && text(new, "namespace").is_empty() => {
+            let mut old = new.clone();
+            if let Some(old) = old.as_object_mut() {
+                old.remove("namespace");
+            }
+            spec.insert("dataSource".into(), old);
+        }
+        _ => {}
+    }
 }
 
 pub(crate) fn claim_spec(spec: &mut Map<String, Value>) {

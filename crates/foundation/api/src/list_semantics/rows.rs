@@ -318,6 +318,7 @@ const OTHERS: &[Row] = &[
     ("networking.v1.ServiceCIDRStatus", "conditions", keyed(KIND)),
     ("storagemigration.v1beta1.StorageVersionMigrationStatus", "conditions", keyed(KIND)),
     ("resource.v1.AllocatedDeviceStatus", "conditions", list(Map(KIND))),
+    ("resource.v1alpha3.DeviceTaintRuleStatus", "conditions", keyed(KIND)),
     ("resource.v1.ResourceClaimStatus", "devices", list(Map(&["driver", "device", "pool"]))),
     ("resource.v1.ResourceClaimStatus", "reservedFor", keyed(&["uid"])),
     ("storage.v1.CSIDriverSpec", "volumeLifecycleModes", list(Set)),

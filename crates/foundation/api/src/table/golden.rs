@@ -265,6 +265,7 @@ const OBJECTS: &[(&str, &str, &str, &str)] = &[
     ("resource.k8s.io", "v1", "resourceclaims", r#"{"status": {"allocation": {}, "reservedFor": [{}]}}"#),
     ("resource.k8s.io", "v1", "resourceclaimtemplates", "{}"),
     ("resource.k8s.io", "v1", "resourceslices", r#"{"spec": {"nodeName": "n", "driver": "d", "pool": {"name": "p"}}}"#),
+    ("resource.k8s.io", "v1alpha3", "devicetaintrules", "{}"),
 ];
 
 /// The table as lines of `TITLE=cell`; wide columns are marked with a plus.

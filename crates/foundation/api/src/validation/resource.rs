@@ -324,17 +324,36 @@ fn device(device: &Field, errors: &mut Errors) {
         errors.at_most_bytes(&attribute.at("version"), 64);
     }
     errors.at_most(&device.at("taints"), 16);
-    for taint in device.at("taints").items() {
-        errors.complaints(&taint.at("key").path, taint.at("key").text(), names::qualified_name(taint.at("key").text()));
-        errors.name(&taint.at("value"), names::label_value);
-        errors.need_known(&taint.at("effect"), EFFECTS);
-    }
+    device.at("taints").items().for_each(|taint| self::taint(&taint, errors));
     for used in device.at("consumesCounters").items() {
         errors.need_name(&used.at("counterSet"), names::dns1123_label);
         if used.at("counters").len() == 0 {
             errors.missing(&used.at("counters"), "");
         }
     }
+}
+
+fn taint(taint: &Field, errors: &mut Errors) {
+    let key = taint.at("key");
+    errors.complaints(&key.path, key.text(), names::qualified_name(key.text()));
+    errors.name(&taint.at("value"), names::label_value);
+    errors.need_known(&taint.at("effect"), EFFECTS);
+}
+
+pub fn taint_rule(value: &Value, errors: &mut Errors) {
+    let spec = Field::spec(value);
+    let selector = spec.at("deviceSelector");
+    if selector.at("driver").present() {
+        driver(&selector.at("driver"), errors);
+    }
+    if selector.at("pool").present() {
+        pool_name(&selector.at("pool"), errors);
+    }
+    if selector.at("device").present() {
+        errors.need_name(&selector.at("device"), names::dns1123_label);
+    }
+    taint(&spec.at("taint"), errors);
+    errors.at_most(&Field::top(value, "status").at("conditions"), 8);
 }
 
 pub fn slice_update(new: &Value, old: &Value, errors: &mut Errors) {

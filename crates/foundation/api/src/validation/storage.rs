@@ -151,6 +151,15 @@ pub(super) fn claim_spec(spec: &Field, errors: &mut Errors) {
         }
     }
     errors.known(&spec.at("volumeMode"), &["Block", "Filesystem"]);
+    let (old, new) = (spec.at("dataSource"), spec.at("dataSourceRef"));
+    let differs = |field: &str| old.at(field).text() != new.at(field).text();
+    if old.present() && new.present() {
+        if !new.at("namespace").text().is_empty() {
+            errors.bad_value(&old.path, old.value, "may not be specified when dataSourceRef.namespace is specified");
+        } else if ["apiGroup", "kind", "name"].into_iter().any(differs) {
+            errors.bad_value(&old.path, old.value, "must match dataSourceRef");
+        }
+    }
     for name in ["dataSource", "dataSourceRef"] {
         let source = spec.at(name);
         if !source.present() {

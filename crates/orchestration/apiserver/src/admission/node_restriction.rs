@@ -46,6 +46,7 @@ pub fn admit(server: &ApiServer, attributes: &Attributes<'_>) -> Result<(), Stat
         ("", "nodes") => own_node(node, attributes),
         ("", "persistentvolumeclaims") => claim(node, attributes),
         ("", "persistentvolumes") => volume(node, attributes),
+        ("snapshot.storage.k8s.io", "volumesnapshotcontents") => snapshot_content(node, attributes),
         ("", "serviceaccounts") => token(server, node, attributes),
         ("coordination.k8s.io", "leases") => {
             if attributes.namespace != Some(LEASES) {
@@ -265,23 +266,58 @@ fn volume(node: &str, attributes: &Attributes<'_>) -> Result<(), Status> {
     let (Operation::Update, None, Some(old)) = (attributes.operation, attributes.subresource, attributes.old) else {
         return Err(attributes.forbidden("may only take a finalizer from a PersistentVolume"));
     };
-    let own = meta::text(old, &["metadata", "labels", local_volumes::NODE_LABEL]) == node;
-    let rest = |volume: &Value, taken: bool| {
-        let mut rest = volume.clone();
+    let ours = [local_volumes::FINALIZER, local_volumes::FILLING];
+    if is_held(node, old) && only_takes(&ours, old, &attributes.object) {
+        return Ok(());
+    }
+    let finalizers = ours.join(" and ");
+    Err(attributes.forbidden(&format!("node {node:?} may only take {finalizers} from PersistentVolumes that it holds")))
+}
+
+/// Whether the node holds what a volume, or a snapshot's content, stands for.
+fn is_held(node: &str, old: &Value) -> bool {
+    meta::text(old, &["metadata", "labels", local_volumes::NODE_LABEL]) == node
+}
+
+/// Whether nothing changes but that some of these finalizers go.
+fn only_takes(finalizers: &[&str], old: &Value, new: &Value) -> bool {
+    let parts = |object: &Value| {
+        let mut rest = object.clone();
         let metadata = meta::metadata_mut(&mut rest);
         for field in ["resourceVersion", "managedFields", "generation"] {
             metadata.remove(field);
         }
         let finalizers = metadata.remove("finalizers").unwrap_or_default();
-        let finalizers = finalizers.as_array().cloned().unwrap_or_default();
-        let left = finalizers.into_iter().filter(|name| !taken || name != local_volumes::FINALIZER);
-        (rest, left.collect::<Vec<_>>())
+        (rest, finalizers.as_array().cloned().unwrap_or_default())
     };
-    if own && rest(old, true) == rest(&attributes.object, false) {
-        return Ok(());
+    let ((old, before), (new, after)) = (parts(old), parts(new));
+    let mut left = after.iter();
+    let goes = |name: &Value| name.as_str().is_some_and(|name| finalizers.contains(&name));
+    let mut next = left.next();
+    for name in &before {
+        if next == Some(name) {
+            next = left.next();
+        } else if !goes(name) {
+            return false;
+        }
     }
-    let finalizer = local_volumes::FINALIZER;
-    Err(attributes.forbidden(&format!("node {node:?} may only take {finalizer} from PersistentVolumes that it holds")))
+    old == new && next.is_none()
+}
+
+/// A node says what became of a snapshot of its own, and that nothing is left of it.
+fn snapshot_content(node: &str, attributes: &Attributes<'_>) -> Result<(), Status> {
+    const BOUND: &str = "snapshot.storage.kubernetes.io/volumesnapshotcontent-bound-protection";
+    let allowed = match (attributes.operation, attributes.subresource, attributes.old) {
+        (Operation::Update, Some(Subresource::Status), Some(old)) => {
+            is_held(node, old) && old["metadata"]["labels"] == attributes.object["metadata"]["labels"]
+        }
+        (Operation::Update, None, Some(old)) => is_held(node, old) && only_takes(&[BOUND], old, &attributes.object),
+        _ => false,
+    };
+    let why = format!(
+        "node {node:?} may only write the status of, and take {BOUND} from, VolumeSnapshotContents that it holds"
+    );
+    if allowed { Ok(()) } else { Err(attributes.forbidden(&why)) }
 }
 
 /// A node asks for tokens of the pods it runs only.

@@ -1,6 +1,6 @@
-//! StorageObjectInUseProtection: claims and volumes stay until nobody uses them.
+//! StorageObjectInUseProtection: claims, volumes and their attributes' classes stay until nobody uses them.
 //!
-//! A new one gets a finalizer; the controllers `pvc-protection` and `pv-protection` take it away in the end.
+//! A new one gets a finalizer; the controllers `pvc-protection`, `pv-protection` and `vac-protection` take it away in the end.
 
 use dhow_api::meta;
 use serde_json::{Value, json};
@@ -14,6 +14,7 @@ pub fn mutate(attributes: &mut Attributes<'_>) {
     let finalizer = match (attributes.kind.group, attributes.kind.kind) {
         ("", "PersistentVolumeClaim") => "kubernetes.io/pvc-protection",
         ("", "PersistentVolume") => "kubernetes.io/pv-protection",
+        ("storage.k8s.io", "VolumeAttributesClass") => "kubernetes.io/vac-protection",
         _ => return,
     };
     if meta::items(&attributes.object, &["metadata", "finalizers"]).iter().any(|known| known == finalizer) {

@@ -28,6 +28,8 @@ use dhow_client::{
 use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim, ResourceSlice};
+use k8s_openapi::api::resource::v1alpha3::DeviceTaintRule;
 use k8s_openapi::api::storage::v1::StorageClass;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::jiff::Timestamp;
@@ -62,6 +64,10 @@ pub struct Copies {
     pub claims: Informer<PersistentVolumeClaim>,
     pub volumes: Informer<PersistentVolume>,
     pub classes: Informer<StorageClass>,
+    pub device_claims: Informer<ResourceClaim>,
+    pub device_classes: Informer<DeviceClass>,
+    pub slices: Informer<ResourceSlice>,
+    pub taint_rules: Informer<DeviceTaintRule>,
 }
 
 /// What is remembered from round to round.
@@ -185,6 +191,10 @@ impl ClusterAutoscaler {
             claims: self.copies.claims.list(),
             volumes: self.copies.volumes.list(),
             classes: self.copies.classes.list(),
+            device_claims: self.copies.device_claims.list(),
+            device_classes: self.copies.device_classes.list(),
+            slices: self.copies.slices.list(),
+            taint_rules: self.copies.taint_rules.list(),
             groups,
             group_of,
         })

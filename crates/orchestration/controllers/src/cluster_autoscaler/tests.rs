@@ -333,3 +333,64 @@ fn expendable_pods_and_daemons_make_no_nodes() {
     let up = grow(&view, &settings);
     assert!(up.increases.is_empty() && up.helpless.is_empty());
 }
+
+/// A node with one device, as its driver tells.
+fn slice(node: &str) -> Value {
+    json!({"metadata": {"name": node}, "spec": {"driver": "x.io", "nodeName": node, "devices": [{"name": "d"}],
+        "pool": {"name": node, "generation": 1, "resourceSliceCount": 1}}})
+}
+
+/// A pod with a claim of its own, which has the device of `node` if that is given.
+fn with_device(view: &mut View, id: &str, node: Option<&str>) {
+    let mut pod = pod(id, "100m", node);
+    pod["spec"]["resourceClaims"] = json!([{"name": "own", "resourceClaimTemplateName": "t"}]);
+    pod["status"]["resourceClaimStatuses"] = json!([{"name": "own", "resourceClaimName": id}]);
+    let here = json!([{"matchFields": [{"key": "metadata.name", "operator": "In", "values": [node]}]}]);
+    let result = json!({"request": "r", "driver": "x.io", "pool": node, "device": "d"});
+    let status = json!({"reservedFor": [{"resource": "pods", "name": id, "uid": id}],
+        "allocation": {"devices": {"results": [result]}, "nodeSelector": {"nodeSelectorTerms": here}}});
+    let owner = json!([{"apiVersion": "v1", "kind": "Pod", "name": id, "uid": id, "controller": true}]);
+    let exactly = json!({"deviceClassName": "any", "allocationMode": "ExactCount", "count": 1});
+    let claim = json!({"metadata": {"namespace": "d", "name": id, "uid": id, "ownerReferences": owner},
+        "spec": {"devices": {"requests": [{"name": "r", "exactly": exactly}]}},
+        "status": if node.is_some() { status } else { Value::Null }});
+    view.pods.push(Arc::new(of(pod)));
+    view.device_claims.push(Arc::new(of(claim)));
+}
+
+#[test]
+fn nodes_come_for_the_devices_that_pods_wait_for() {
+    let settings = settings(json!({}));
+    let groups = vec![group("g", 0, 10, "4", &["n1"], &settings), group("plain", 0, 10, "4", &[], &settings)];
+    let mut view = view(vec![node("n1")], vec![], groups);
+    view.device_classes.push(Arc::new(of(json!({"metadata": {"name": "any"}, "spec": {}}))));
+    view.slices.push(Arc::new(of(slice("n1"))));
+    with_device(&mut view, "a", Some("n1"));
+    for id in ["b", "c", "e"] {
+        with_device(&mut view, id, None);
+    }
+    let up = grow(&view, &settings);
+    assert_eq!((sizes(&up), up.helpless.len()), (vec![(0, 1, 4)], 0), "{up:?}");
+    // Where nodes have none, more of them help nobody.
+    view.slices.clear();
+    let up = grow(&view, &settings);
+    assert_eq!((sizes(&up), up.helpless.len()), (vec![], 3), "{up:?}");
+    assert!(up.helpless[0].1.contains("cannot allocate all claims"), "{up:?}");
+}
+
+#[test]
+fn a_pod_moves_with_its_claim_to_another_device() {
+    let settings = settings(json!({}));
+    let groups = vec![group("g", 0, 10, "4", &["n1", "n2"], &settings)];
+    // The other node is too busy to go.
+    let mut view = view(vec![node("n1"), node("n2")], vec![pod("x", "3", Some("n2"))], groups);
+    view.device_classes.push(Arc::new(of(json!({"metadata": {"name": "any"}, "spec": {}}))));
+    view.slices.push(Arc::new(of(slice("n1"))));
+    with_device(&mut view, "a", Some("n1"));
+    let (none, going) = (HashMap::new(), HashSet::new());
+    let stays = down::plan(&view, &settings, &mut view.trial(), &none, &going, true);
+    assert!(stays.kept["n1"].contains("no place to move pods: d/a"), "{:?}", stays.kept);
+    view.slices.push(Arc::new(of(slice("n2"))));
+    let moves = down::plan(&view, &settings, &mut view.trial(), &none, &going, true);
+    assert!(moves.unneeded.contains_key("n1"), "{:?}", moves.kept);
+}

@@ -109,7 +109,7 @@ pub fn plan(
         let Some(choice) = choose(view, settings, choices) else { break };
         // It is as good as done: the next group sees these nodes and pods.
         for node in &choice.nodes {
-            add_node(view, trial, node);
+            add_node(view, trial, choice.group, node);
         }
         let count = choice.nodes.len();
         numbers[choice.group] += count;
@@ -150,8 +150,9 @@ fn share(amount: i64, of: i64) -> f64 {
     if of > 0 { amount as f64 / of as f64 } else { 0.0 }
 }
 
-fn add_node(view: &View, trial: &mut Trial, node: &Arc<Node>) {
+fn add_node(view: &View, trial: &mut Trial, group: usize, node: &Arc<Node>) {
     trial.set_node(Arc::clone(node));
+    view.devices(group, name(node)).into_iter().for_each(|slice| trial.set_slice(Arc::new(slice)));
     for daemon in view.daemons(node) {
         trial.put(&daemon, name(node));
     }
@@ -168,7 +169,7 @@ fn settle(
     for (group, template) in templates.iter().enumerate() {
         let Some(template) = template else { continue };
         for number in 0..usize::try_from(view.upcoming(group)).unwrap_or(0) {
-            add_node(view, trial, &view.instantiate(group, template, number));
+            add_node(view, trial, group, &view.instantiate(group, template, number));
         }
     }
     let before = waiting.len();
@@ -196,7 +197,7 @@ fn estimate(
         let fresh_is_empty = nodes.last().is_some_and(|node| !used.contains(name(node)));
         if matches!(decision, Decision::Unschedulable(_)) && nodes.len() < room && !fresh_is_empty {
             let node = view.instantiate(group, template, first + nodes.len());
-            add_node(view, trial, &node);
+            add_node(view, trial, group, &node);
             nodes.push(node);
             decision = trial.place(pod);
         }
@@ -210,6 +211,9 @@ fn estimate(
     }
     for node in &nodes {
         view.daemons(node).iter().for_each(|daemon| trial.take(daemon));
+        view.devices(group, name(node)).iter().for_each(|slice| {
+            trial.remove_slice(slice.metadata.name.as_deref().unwrap_or_default());
+        });
         trial.remove_node(name(node));
     }
     // The last may have been made for a pod that it does not help either.
@@ -272,10 +276,8 @@ fn reasons(
             continue;
         };
         let mut alone = Trial::default();
-        view.classes.iter().cloned().for_each(|class| alone.set_class(class));
-        view.volumes.iter().cloned().for_each(|volume| alone.set_volume(volume));
-        view.claims.iter().cloned().for_each(|claim| alone.set_claim(claim));
-        add_node(view, &mut alone, &view.instantiate(group, template, 0));
+        view.supply(&mut alone);
+        add_node(view, &mut alone, group, &view.instantiate(group, template, 0));
         match alone.place(pod) {
             Decision::Unschedulable(why) => match &why.lack {
                 Some(lack) => add(lack),

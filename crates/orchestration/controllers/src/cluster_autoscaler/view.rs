@@ -6,8 +6,10 @@ use std::time::Duration;
 
 use dhow_scheduler::Trial;
 use k8s_openapi::api::apps::v1::DaemonSet;
-use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, PodStatus};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim, ResourceSlice};
+use k8s_openapi::api::resource::v1alpha3::DeviceTaintRule;
 use k8s_openapi::api::storage::v1::StorageClass;
 use k8s_openapi::jiff::Timestamp;
 
@@ -45,6 +47,10 @@ pub struct View {
     pub claims: Vec<Arc<PersistentVolumeClaim>>,
     pub volumes: Vec<Arc<PersistentVolume>>,
     pub classes: Vec<Arc<StorageClass>>,
+    pub device_claims: Vec<Arc<ResourceClaim>>,
+    pub device_classes: Vec<Arc<DeviceClass>>,
+    pub slices: Vec<Arc<ResourceSlice>>,
+    pub taint_rules: Vec<Arc<DeviceTaintRule>>,
     pub groups: Vec<Group>,
     /// By node, an index into `groups`.
     pub group_of: HashMap<String, usize>,
@@ -115,16 +121,21 @@ impl View {
         (of.target - i32::try_from(here.count()).unwrap_or(i32::MAX)).max(0)
     }
 
-    /// A node as the group makes them: one that it has, as if it were new, else what the provider says.
-    pub fn template(&self, group: usize) -> Option<Node> {
+    /// The newest node of a group that can take pods: others will be like it.
+    fn model(&self, group: usize) -> Option<&Arc<Node>> {
         let usable = |node: &&Arc<Node>| {
             let cordoned = node.spec.as_ref().is_some_and(|spec| spec.unschedulable == Some(true));
             is_ready(node) && !cordoned && !has_taint(node, TO_BE_DELETED)
         };
-        let newest = self.members(group).filter(usable).max_by_key(|node| {
+        self.members(group).filter(usable).max_by_key(|node| {
             (node.metadata.creation_timestamp.as_ref().map(|time| time.0), node.metadata.name.clone())
-        });
-        let mut node = newest.map(|node| Node::clone(node)).or_else(|| self.groups[group].template.clone())?;
+        })
+    }
+
+    /// A node as the group makes them: one that it has, as if it were new, else what the provider says.
+    pub fn template(&self, group: usize) -> Option<Node> {
+        let mut node =
+            self.model(group).map(|node| Node::clone(node)).or_else(|| self.groups[group].template.clone())?;
         node.metadata.uid = None;
         if let Some(spec) = &mut node.spec {
             spec.unschedulable = None;
@@ -143,6 +154,31 @@ impl View {
         node.metadata.labels.get_or_insert_default().insert(HOSTNAME.into(), name.clone());
         node.metadata.name = Some(name);
         Arc::new(node)
+    }
+
+    /// The devices of a new node of a group: such as its model has for itself alone.
+    pub fn devices(&self, group: usize, node: &str) -> Vec<ResourceSlice> {
+        let Some(model) = self.model(group).map(|model| name(model)) else { return Vec::new() };
+        let own = |slice: &&Arc<ResourceSlice>| slice.spec.node_name.as_deref() == Some(model);
+        let devices = self.slices.iter().filter(own).map(|slice| {
+            let mut slice = ResourceSlice::clone(slice);
+            slice.metadata.name = slice.metadata.name.map(|name| format!("{name}-{node}"));
+            slice.spec.node_name = Some(node.to_owned());
+            slice.spec.pool.name = format!("{}-{node}", slice.spec.pool.name);
+            slice
+        });
+        devices.collect()
+    }
+
+    /// What pods can have besides room on nodes.
+    pub fn supply(&self, trial: &mut Trial) {
+        self.classes.iter().cloned().for_each(|class| trial.set_class(class));
+        self.volumes.iter().cloned().for_each(|volume| trial.set_volume(volume));
+        self.claims.iter().cloned().for_each(|claim| trial.set_claim(claim));
+        self.device_classes.iter().cloned().for_each(|class| trial.set_device_class(class));
+        self.taint_rules.iter().cloned().for_each(|rule| trial.set_taint_rule(rule));
+        self.slices.iter().cloned().for_each(|slice| trial.set_slice(slice));
+        self.device_claims.iter().cloned().for_each(|claim| trial.set_device_claim(claim));
     }
 
     /// The pods that come with a new node.
@@ -167,9 +203,7 @@ impl View {
             let labels: BTreeMap<_, _> = namespace.metadata.labels.clone().unwrap_or_default();
             trial.set_namespace(&named(&namespace.metadata), labels);
         }
-        self.classes.iter().cloned().for_each(|class| trial.set_class(class));
-        self.volumes.iter().cloned().for_each(|volume| trial.set_volume(volume));
-        self.claims.iter().cloned().for_each(|claim| trial.set_claim(claim));
+        self.supply(&mut trial);
         self.nodes.iter().cloned().for_each(|node| trial.set_node(node));
         for pod in self.pods.iter().filter(|pod| !is_finished(pod)) {
             // What another's end makes room for, is there already.
@@ -195,6 +229,8 @@ pub fn unplaced(pod: &Pod) -> Pod {
     if let Some(spec) = &mut pod.spec {
         spec.node_name = None;
     }
-    pod.status = None;
+    // Its claims on devices are the same.
+    let claims = pod.status.take().and_then(|status| status.resource_claim_statuses);
+    pod.status = claims.map(|claims| PodStatus { resource_claim_statuses: Some(claims), ..PodStatus::default() });
     pod
 }

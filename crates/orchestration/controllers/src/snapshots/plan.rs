@@ -2,15 +2,20 @@
 
 use std::sync::Arc;
 
+use dhow_api::local_volumes::{NODE_LABEL, PROVISIONER};
 use dhow_api::quantity::Quantity;
 use dhow_client::reference;
+use dhow_client::snapshots::{
+    ContentSource, ContentSpec, Status, VolumeSnapshot, VolumeSnapshotClass, VolumeSnapshotContent,
+};
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use k8s_openapi::jiff::Timestamp;
 
-use super::kind::{ContentSource, ContentSpec, Status, VolumeSnapshot, VolumeSnapshotClass, VolumeSnapshotContent};
+use dhow_scheduler::volumes::local;
 
-const DEFAULT: &str = "snapshot.storage.kubernetes.io/is-default-class";
+/// Marks the class that snapshots get which name none.
+pub const DEFAULT: &str = "snapshot.storage.kubernetes.io/is-default-class";
 /// In the parameters of a class: the Secret that its driver needs.
 const SECRET: &str = "csi.storage.k8s.io/snapshotter-secret-";
 /// On a content: the same, for the end of the snapshot.
@@ -47,12 +52,22 @@ pub fn default_class(classes: &[Arc<VolumeSnapshotClass>], driver: &str) -> Resu
     }
 }
 
-/// The driver's volume that a claim is bound to: the driver, and the volume's handle.
+/// A volume that a snapshot is to be taken of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Taken {
+    pub driver: String,
+    pub handle: String,
+    /// The node that takes snapshots of a volume of its own.
+    pub node: Option<String>,
+    pub mode: Option<String>,
+}
+
+/// The volume that a claim is bound to.
 pub fn source(
     claim: Option<&PersistentVolumeClaim>,
     name: &str,
     volume: Option<&PersistentVolume>,
-) -> Result<(String, String), Refusal> {
+) -> Result<Taken, Refusal> {
     let refused = |text: String| Err(("CreateSnapshotContentFailed", text));
     let Some(claim) = claim else {
         return refused(format!(
@@ -63,23 +78,23 @@ pub fn source(
     let Some(volume) = volume.filter(|_| bound) else {
         return refused(format!("the PVC {name} is not yet bound to a PV, will not attempt to take a snapshot"));
     };
-    match volume.spec.as_ref().and_then(|spec| spec.csi.as_ref()) {
-        Some(csi) => Ok((csi.driver.clone(), csi.volume_handle.clone())),
-        None => {
-            let volume = volume.metadata.name.as_deref().unwrap_or_default();
-            refused(format!("volume {volume} is not of a CSI driver: only those can be taken snapshots of"))
-        }
+    let mode = volume.spec.as_ref().and_then(|spec| spec.volume_mode.clone());
+    let handle = volume.metadata.name.clone().unwrap_or_default();
+    if let Some(csi) = volume.spec.as_ref().and_then(|spec| spec.csi.as_ref()) {
+        return Ok(Taken { driver: csi.driver.clone(), handle: csi.volume_handle.clone(), node: None, mode });
+    }
+    match local::node_of(volume).map(str::to_owned) {
+        Some(node) => Ok(Taken { driver: PROVISIONER.to_owned(), handle, node: Some(node), mode }),
+        None => refused(format!(
+            "volume {handle} is neither of a CSI driver nor of {PROVISIONER}: only those can be taken snapshots of"
+        )),
     }
 }
 
-/// The content that asks a driver for a snapshot.
-pub fn content(
-    snapshot: &VolumeSnapshot,
-    class: &VolumeSnapshotClass,
-    handle: String,
-    mode: Option<String>,
-) -> VolumeSnapshotContent {
+/// The content that asks a driver, or a node, for a snapshot.
+pub fn content(snapshot: &VolumeSnapshot, class: &VolumeSnapshotClass, of: Taken) -> VolumeSnapshotContent {
     let mut metadata = ObjectMeta { name: Some(content_name(snapshot)), ..ObjectMeta::default() };
+    metadata.labels = of.node.map(|node| [(NODE_LABEL.to_owned(), node)].into());
     for part in ["name", "namespace"] {
         if let Some(value) = class.parameters.get(&format!("{SECRET}{part}")) {
             metadata.annotations.get_or_insert_default().insert(format!("{DELETION_SECRET}{part}"), value.clone());
@@ -90,8 +105,8 @@ pub fn content(
         deletion_policy: class.deletion_policy.clone(),
         driver: class.driver.clone(),
         volume_snapshot_class_name: class.metadata.name.clone(),
-        source: ContentSource { volume_handle: Some(handle), snapshot_handle: None },
-        source_volume_mode: mode,
+        source: ContentSource { volume_handle: Some(of.handle), snapshot_handle: None },
+        source_volume_mode: of.mode,
     };
     VolumeSnapshotContent { metadata, spec, status: None }
 }
@@ -131,8 +146,8 @@ fn bytes(amount: i64) -> String {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use super::super::kind::{ContentStatus, Trouble};
     use super::*;
+    use dhow_client::snapshots::{ContentStatus, Trouble};
     use serde_json::json;
 
     fn class(name: &str, driver: &str, default: bool) -> Arc<VolumeSnapshotClass> {
@@ -141,6 +156,10 @@ mod tests {
         let class = json!({"metadata": {"name": name, "annotations": annotations}, "driver": driver,
             "deletionPolicy": "Delete", "parameters": parameters});
         Arc::new(serde_json::from_value(class).unwrap())
+    }
+
+    fn of(driver: &str, handle: &str, node: Option<&str>) -> Taken {
+        Taken { driver: driver.into(), handle: handle.into(), node: node.map(Into::into), mode: None }
     }
 
     #[test]
@@ -159,11 +178,15 @@ mod tests {
             serde_json::from_value(json!({"spec": {"csi": {"driver": "d", "volumeHandle": "h"}}})).unwrap();
         let local =
             serde_json::from_value(json!({"metadata": {"name": "v"}, "spec": {"local": {"path": "/"}}})).unwrap();
-        assert_eq!(source(Some(&claim("Bound")), "c", Some(&csi)), Ok(("d".into(), "h".into())));
+        assert_eq!(source(Some(&claim("Bound")), "c", Some(&csi)), Ok(of("d", "h", None)));
+        let ours =
+            json!({"metadata": {"name": "v", "labels": {"dhow.io/node": "n1"}}, "spec": {"local": {"path": "/"}}});
+        let ours = serde_json::from_value(ours).unwrap();
+        assert_eq!(source(Some(&claim("Bound")), "c", Some(&ours)), Ok(of("dhow.io/local", "v", Some("n1"))));
         let text = |claim: Option<&PersistentVolumeClaim>, volume| source(claim, "c", volume).unwrap_err().1;
         assert!(text(None, Some(&csi)).contains("not found"));
         assert!(text(Some(&claim("Pending")), Some(&csi)).contains("not yet bound"));
-        assert!(text(Some(&claim("Bound")), Some(&local)).contains("volume v is not of a CSI driver"));
+        assert!(text(Some(&claim("Bound")), Some(&local)).contains("volume v is neither of a CSI driver nor"));
     }
 
     #[test]
@@ -198,7 +221,8 @@ mod tests {
     fn a_content_carries_what_its_end_needs() {
         let snapshot = json!({"metadata": {"name": "s", "namespace": "n", "uid": "u"}, "spec": {"source": {}}});
         let snapshot: VolumeSnapshot = serde_json::from_value(snapshot).unwrap();
-        let mut made = content(&snapshot, &class("a", "x", true), "h".into(), None);
+        let mut made = content(&snapshot, &class("a", "x", true), of("x", "h", Some("n1")));
+        assert_eq!(made.metadata.labels.as_ref().unwrap()["dhow.io/node"], "n1");
         assert_eq!(made.metadata.name.as_deref(), Some("snapcontent-u"));
         assert_eq!(
             made.metadata.annotations.as_ref().unwrap()["snapshot.storage.kubernetes.io/deletion-secret-name"],

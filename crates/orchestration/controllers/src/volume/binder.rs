@@ -4,13 +4,14 @@
 
 use std::sync::Arc;
 
-use dhow_api::local_volumes::{FINALIZER, PROVISIONER as LOCAL};
+use dhow_api::local_volumes::{FILLED_FROM, FILLING, FINALIZER, PROVISIONER as LOCAL, SOURCE_NODE};
 use dhow_client::{
     Change, Client, DeleteParams, Error, EventRecorder, Informer, Key, Outcome, Patch, Queue, Reconcile, reference,
 };
-use dhow_scheduler::volumes::local;
+use dhow_scheduler::volumes::local::{self, Beginning};
 use dhow_scheduler::volumes::matching::{
-    BIND_COMPLETED, BOUND_BY_CONTROLLER, SELECTED_NODE, class_of, is_bound, phase, selected_node, volume_name,
+    BIND_COMPLETED, BOUND_BY_CONTROLLER, SELECTED_NODE, annotation, class_of, is_bound, phase, selected_node,
+    volume_name,
 };
 use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod};
 use k8s_openapi::api::storage::v1::StorageClass;
@@ -18,7 +19,8 @@ use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::expand::{self, Growth};
-use super::{Copies, PROVISIONER, PROVISIONER_BETA, Told, claim_plan, provision, volume_plan};
+use super::source::Found;
+use super::{Copies, PROVISIONER, PROVISIONER_BETA, Told, claim_plan, provision, source, volume_plan};
 use crate::common::{Finalizer, delete, is_active, node_name};
 
 pub struct Binder {
@@ -33,10 +35,17 @@ impl Binder {
     pub fn new(client: Client, copies: Copies, pods: Informer<Pod>, queue: &Queue) -> Arc<Self> {
         let recorder = EventRecorder::new(client.clone(), "persistentvolume-controller");
         let binder = Arc::new(Self { client, copies, pods, queue: queue.clone(), recorder });
-        let to = queue.clone();
+        let (to, claims) = (queue.clone(), binder.copies.claims.clone());
+        binder.copies.claims.add_index("clone of", |claim| match local::beginning(claim) {
+            Beginning::Claim(name) => vec![Key::new(claim.metadata.namespace.as_deref(), name).to_string()],
+            _ => Vec::new(),
+        });
         binder.copies.claims.on_change(move |change| {
             let claim = change.object();
-            to.add(Key::of(&claim.metadata));
+            let key = Key::of(&claim.metadata);
+            let clones = claims.by_index("clone of", &key.to_string());
+            clones.iter().filter(|clone| !is_bound(clone)).for_each(|clone| to.add(Key::of(&clone.metadata)));
+            to.add(key);
             if !volume_name(claim).is_empty() {
                 to.add(Key::new(None, volume_name(claim)));
             }
@@ -80,6 +89,13 @@ impl Binder {
         let consumer = self.consumer(claim);
         let (class_ref, consumer) = (class.as_deref(), consumer.as_deref());
         let plan = claim_plan::plan(&claim_plan::View { claim, volumes: &volumes, class: class_ref, consumer });
+        let source = match self.source(claim, class_ref).await? {
+            Ok(source) => source,
+            Err(told) => {
+                self.tell(reference(claim), told.as_ref());
+                return Ok(());
+            }
+        };
         let tell = phase_of(claim) != "Lost" || !matches!(plan.act, claim_plan::Act::Lose);
         if tell {
             self.tell(reference(claim), plan.told.as_ref());
@@ -87,11 +103,14 @@ impl Binder {
         match plan.act {
             claim_plan::Act::Nothing => Ok(()),
             claim_plan::Act::Bind(volume) => {
+                if !is_bound(claim) && annotation(&volume.metadata, FILLED_FROM).is_some() {
+                    self.tell(reference(claim), provisioned(&volume).as_ref());
+                }
                 self.bind(claim, &volume).await?;
                 self.grow(claim, &volume, class_ref).await
             }
             claim_plan::Act::Provision { node } => match class_ref {
-                Some(class) => self.provision(claim, class, &node).await,
+                Some(class) => self.provision(claim, class, &node, source).await,
                 None => Ok(()),
             },
             claim_plan::Act::HandOver { provisioner } => {
@@ -105,6 +124,29 @@ impl Binder {
                 let lost = json!({"status": {"phase": "Lost", "accessModes": null, "capacity": null}});
                 self.patch(claim, lost, Some("status")).await.map(drop)
             }
+        }
+    }
+
+    /// What a claim's volume, yet to be made, is to be filled from. The scheduler is told where that is. `Err` within: there
+    /// is nothing more to be done for the claim now.
+    async fn source(
+        &self,
+        claim: &PersistentVolumeClaim,
+        class: Option<&StorageClass>,
+    ) -> Result<Result<Option<Found>, Option<Told>>, Error> {
+        let ours = class.is_some_and(|class| class.provisioner == LOCAL && local::impossible(claim, class).is_none());
+        let unmade = volume_name(claim).is_empty() && claim.metadata.deletion_timestamp.is_none();
+        if !ours || !unmade || self.copies.volume(&local::name(claim)).is_some() {
+            return Ok(Ok(None));
+        }
+        match source::find(&self.client, &self.copies, claim).await? {
+            Ok(Some(found)) if annotation(&claim.metadata, SOURCE_NODE) != Some(found.node.as_str()) => {
+                // The new version wakes us.
+                let patch = json!({"metadata": {"annotations": {SOURCE_NODE: found.node}}});
+                self.patch(claim, patch, None).await.map(|_| Err(None))
+            }
+            Ok(found) => Ok(Ok(found)),
+            Err(why) => Ok(Err(refused(claim, &why))),
         }
     }
 
@@ -173,26 +215,36 @@ impl Binder {
         sums.get(node).copied().unwrap_or(0)
     }
 
-    async fn provision(&self, claim: &PersistentVolumeClaim, class: &StorageClass, node: &str) -> Result<(), Error> {
+    async fn provision(
+        &self,
+        claim: &PersistentVolumeClaim,
+        class: &StorageClass,
+        node: &str,
+        source: Option<Found>,
+    ) -> Result<(), Error> {
         let found = self.copies.node(node);
-        let refusal = provision::refusal(claim, found.as_deref(), self.promised(node, claim));
+        let elsewhere = source.as_ref().filter(|source| source.node != node);
+        let elsewhere =
+            elsewhere.map(|source| format!("its data source lies on node \"{}\", not on \"{node}\"", source.node));
+        let refusal = elsewhere.or_else(|| provision::refusal(claim, found.as_deref(), self.promised(node, claim)));
         let (None, Some(found)) = (&refusal, found) else {
             let why = refusal.unwrap_or_default();
-            let message = format!("failed to provision volume with StorageClass \"{}\": {why}", class_of(claim));
-            self.tell(reference(claim), Told::warning("ProvisioningFailed", message).as_ref());
+            self.tell(reference(claim), refused(claim, &why).as_ref());
             // The scheduler looks for another node.
             let patch = json!({"metadata": {"annotations": {SELECTED_NODE: null}}});
             return self.patch(claim, patch, None).await.map(drop);
         };
-        let volume = provision::volume(claim, class, &found)?;
+        let volume = provision::volume(claim, class, &found, source.as_ref().map(|found| &found.source))?;
         let volume = match self.client.create(&volume).await {
             // The copy is behind; the claim is looked at again when it shows.
             Err(error) if error.is_already_exists() => return Ok(()),
             made => made?,
         };
-        let name = volume.metadata.name.as_deref().unwrap_or_default();
-        let message = format!("Successfully provisioned volume {name}");
-        self.tell(reference(claim), Told::normal("ProvisioningSucceeded", message).as_ref());
+        if Finalizer(FILLING).is_on(&volume.metadata) {
+            // Its node wakes us when all is copied.
+            return Ok(());
+        }
+        self.tell(reference(claim), provisioned(&volume).as_ref());
         self.bind(claim, &volume).await
     }
 
@@ -297,7 +349,14 @@ impl Binder {
         }
         match self.client.get::<Node>(None, node).await {
             Ok(_) => Ok(()),
-            Err(error) if error.is_not_found() => finalizer.take(&self.client, volume).await,
+            Err(error) if error.is_not_found() => {
+                let filling = Finalizer(FILLING);
+                if filling.is_on(&volume.metadata) {
+                    // The new version wakes us.
+                    return filling.take(&self.client, volume).await;
+                }
+                finalizer.take(&self.client, volume).await
+            }
             Err(error) => Err(error),
         }
     }
@@ -335,6 +394,16 @@ impl Binder {
 
 fn phase_of(claim: &PersistentVolumeClaim) -> &str {
     claim.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or("Pending")
+}
+
+fn refused(claim: &PersistentVolumeClaim, why: &str) -> Option<Told> {
+    let message = format!("failed to provision volume with StorageClass \"{}\": {why}", class_of(claim));
+    Told::warning("ProvisioningFailed", message)
+}
+
+fn provisioned(volume: &PersistentVolume) -> Option<Told> {
+    let name = volume.metadata.name.as_deref().unwrap_or_default();
+    Told::normal("ProvisioningSucceeded", format!("Successfully provisioned volume {name}"))
 }
 
 /// Wakes claims without a volume.

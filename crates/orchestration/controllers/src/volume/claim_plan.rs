@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use dhow_api::local_volumes;
-use dhow_scheduler::volumes::local;
+use dhow_scheduler::volumes::local::{self, Beginning};
 use dhow_scheduler::volumes::matching::{
     BIND_COMPLETED, NO_PROVISIONER, annotation, capacity, class_of, class_of_volume, find, is_block, is_held_for,
     requested, selected_node, volume_name, waits_for_consumer,
@@ -122,6 +122,10 @@ fn unbound(view: &View<'_>) -> Plan {
     let delayed = waits_for_consumer(view.class);
     let node = selected_node(claim);
     if let Some(volume) = find(view.volumes.iter(), claim, None, delayed) {
+        // Whoever uses it would see half of what it is to begin with.
+        if volume.metadata.finalizers.iter().flatten().any(|name| name == local_volumes::FILLING) {
+            return Plan::of(Act::Nothing);
+        }
         return Plan::of(Act::Bind(Arc::clone(volume)));
     }
     if let Some(class) = view.class.filter(|class| class.provisioner == local_volumes::PROVISIONER) {
@@ -157,6 +161,12 @@ fn unbound(view: &View<'_>) -> Plan {
             "FailedBinding",
             "no persistent volumes available for this claim and no storage class is set",
         )),
+        (local_volumes::PROVISIONER, Some(_)) if let Beginning::Others(kind, name) = local::beginning(claim) => {
+            Plan::tell(Told::normal(
+                "Provisioning",
+                format!("waiting for whoever fills volumes from {kind} \"{name}\""),
+            ))
+        }
         (local_volumes::PROVISIONER, Some(node)) => Plan::of(Act::Provision { node: node.to_owned() }),
         (provisioner, _) => Plan {
             act: Act::HandOver { provisioner: provisioner.to_owned() },

@@ -8,6 +8,7 @@ mod claim_plan;
 mod ephemeral;
 mod expand;
 mod provision;
+mod source;
 #[cfg(test)]
 mod tests;
 mod volume_plan;

@@ -1,9 +1,9 @@
 //! Volumes of the built-in provisioner: directories on one node.
 //!
-//! Making one is an object only: the node makes the directory when a pod first mounts it. Its finalizer stays until the
+//! Making one is an object only: the node makes the directory when a pod first mounts it, or fills it before that. Its finalizer stays until the
 //! node has emptied and removed the directory, or the node itself is gone.
 
-use dhow_api::local_volumes::{FINALIZER, NODE_LABEL, PATH, PROVISIONER};
+use dhow_api::local_volumes::{FILLED_FROM, FILLING, FINALIZER, NODE_LABEL, PATH, PROVISIONER, Source};
 use dhow_client::{Error, reference};
 use dhow_scheduler::volumes::local;
 use dhow_scheduler::volumes::matching::{annotation, class_of, requested};
@@ -27,8 +27,13 @@ pub fn refusal(claim: &PersistentVolumeClaim, node: Option<&Node>, promised: i64
     (asked > left).then(|| format!("node \"{name}\" has {left} bytes left for local volumes, {asked} are asked for"))
 }
 
-/// The volume for a claim on a node.
-pub fn volume(claim: &PersistentVolumeClaim, class: &StorageClass, node: &Node) -> Result<PersistentVolume, Error> {
+/// The volume for a claim on a node, to be filled there from `source`.
+pub fn volume(
+    claim: &PersistentVolumeClaim,
+    class: &StorageClass,
+    node: &Node,
+    source: Option<&Source>,
+) -> Result<PersistentVolume, Error> {
     let name = local::name(claim);
     let node_name = node.metadata.name.as_deref().unwrap_or_default();
     let host = node.metadata.labels.as_ref().and_then(|labels| labels.get(HOSTNAME)).map_or(node_name, String::as_str);
@@ -36,7 +41,7 @@ pub fn volume(claim: &PersistentVolumeClaim, class: &StorageClass, node: &Node) 
     let spec = claim.spec.as_ref();
     let asked = spec.and_then(|spec| spec.resources.as_ref()?.requests.as_ref()?.get("storage"));
     let terms = json!([{"matchExpressions": [{"key": HOSTNAME, "operator": "In", "values": [host]}]}]);
-    let volume = json!({
+    let mut volume = json!({
         "metadata": {
             "name": name,
             "labels": {NODE_LABEL: node_name},
@@ -54,5 +59,9 @@ pub fn volume(claim: &PersistentVolumeClaim, class: &StorageClass, node: &Node) 
             "nodeAffinity": {"required": {"nodeSelectorTerms": terms}},
         },
     });
+    if let Some(source) = source {
+        volume["metadata"]["annotations"][FILLED_FROM] = json!(source.to_string());
+        volume["metadata"]["finalizers"] = json!([FINALIZER, FILLING]);
+    }
     serde_json::from_value(volume).map_err(|source| Error::Decode { context: "make a volume".into(), source })
 }

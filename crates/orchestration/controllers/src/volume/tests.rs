@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use dhow_api::local_volumes::Source;
 use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim};
 use k8s_openapi::api::storage::v1::StorageClass;
 use serde_json::{Value, json};
@@ -147,18 +148,30 @@ fn the_provisioner_says_what_it_cannot_make() {
     assert!(refused(&claim("10Gi", json!({})), 1).unwrap().contains("bytes left for local volumes"));
     assert!(provision::refusal(&claim("1", json!({})), Some(&Node::default()), 0).is_some());
     assert!(provision::refusal(&claim("1", json!({})), None, 0).is_some());
-    for odd in [
-        json!({"volumeMode": "Block"}),
-        json!({"accessModes": ["ReadWriteMany"]}),
-        json!({"selector": {}}),
-        json!({"dataSource": {"kind": "PersistentVolumeClaim", "name": "d"}}),
-    ] {
+    for odd in [json!({"volumeMode": "Block"}), json!({"accessModes": ["ReadWriteMany"]}), json!({"selector": {}})] {
         let odd = claim("1Gi", json!({"spec": merged(json!({"storageClassName": "k"}), odd)}));
         assert_eq!(planned(&odd, &[], Some(&local)), "wait: ProvisioningFailed", "{odd:?}");
     }
-    let made = provision::volume(&claim("1Gi", json!({})), &local, &node).unwrap();
+    let made = provision::volume(&claim("1Gi", json!({})), &local, &node, None).unwrap();
     assert_eq!(made.metadata.name.as_deref(), Some("pvc-u"));
     assert_eq!(made.spec.unwrap().local.unwrap().path, "/d/volumes/pvc-u");
+
+    // One that is yet to be filled is not bound; one that others fill is not made.
+    let from = |kind: &str, group: Value| {
+        let source = json!({"apiGroup": group, "kind": kind, "name": "d"});
+        let spec = json!({"storageClassName": "k", "dataSource": source});
+        let annotations = json!({"volume.kubernetes.io/selected-node": "n1"});
+        claim("1Gi", json!({"metadata": {"annotations": annotations}, "spec": spec}))
+    };
+    let clone = from("PersistentVolumeClaim", Value::Null);
+    assert_eq!(planned(&clone, &[], Some(&local)), "provision on n1");
+    let filling = provision::volume(&clone, &local, &node, Some(&Source::Volume("v".into()))).unwrap();
+    assert_eq!(planned(&clone, &[Arc::new(filling.clone())], Some(&local)), "wait");
+    let mut filled = filling;
+    filled.metadata.finalizers.as_mut().unwrap().retain(|name| name != "dhow.io/local-volume-filling");
+    assert_eq!(planned(&clone, &[Arc::new(filled)], Some(&local)), "bind pvc-u");
+    let others = from("Backup", json!("example.com"));
+    assert_eq!(planned(&others, &[], Some(&local)), "wait: Provisioning");
 }
 
 #[test]

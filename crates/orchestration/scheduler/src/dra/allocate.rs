@@ -243,7 +243,7 @@ impl Search<'_, '_> {
         let one = &self.problem.candidates[candidate];
         let ask = self.problem.ask(at);
         let consumed = capacity::consumption(&one.id.driver, one.device, ask.capacity)?;
-        let possible = ask.tolerates(one.device)
+        let possible = ask.tolerates(&one.taints)
             && self.is_free(at, candidate)
             && (ask.admin || self.has_room(candidate, &consumed) && self.has_counters(candidate))
             && self.keeps_constraints(at, one);

@@ -9,8 +9,9 @@ use dhow_api::cel::devices::Selector;
 use dhow_api::quantity::Quantity;
 use imbl::OrdMap;
 use k8s_openapi::api::resource::v1::{
-    AllocationResult, Device, DeviceClass, DeviceRequestAllocationResult, ResourceClaim, ResourceSlice,
+    AllocationResult, Device, DeviceClass, DeviceRequestAllocationResult, DeviceTaint, ResourceClaim, ResourceSlice,
 };
+use k8s_openapi::api::resource::v1alpha3::DeviceTaintRule;
 use parking_lot::Mutex;
 
 /// Namespace and name.
@@ -72,6 +73,7 @@ pub(crate) struct Devices {
     reach: OrdMap<(Reach, PoolId), u32>,
     taken: OrdMap<ClaimKey, Taken>,
     used: OrdMap<DeviceId, Use>,
+    rules: OrdMap<String, Arc<DeviceTaintRule>>,
     selectors: Selectors,
 }
 
@@ -97,6 +99,20 @@ impl Devices {
             Some(class) => drop(self.classes.insert(name.to_owned(), class)),
             None => drop(self.classes.remove(name)),
         }
+    }
+
+    /// `None` for a rule that is gone.
+    pub fn set_taint_rule(&mut self, name: &str, rule: Option<Arc<DeviceTaintRule>>) {
+        match rule {
+            Some(rule) => drop(self.rules.insert(name.to_owned(), rule)),
+            None => drop(self.rules.remove(name)),
+        }
+    }
+
+    /// The taints of a device: those that its driver gave it, and those of rules.
+    pub fn taints(&self, id: &DeviceId, device: &Device) -> Vec<DeviceTaint> {
+        let own = device.taints.iter().flatten().cloned();
+        own.chain(self.rules.values().filter_map(|rule| ruled(rule, &id.driver, &id.pool, &id.device))).collect()
     }
 
     /// `None` for a claim that is gone.
@@ -218,6 +234,20 @@ impl Devices {
         })?;
         selector.matches(driver, device).map_err(|error| format!("CEL runtime error: {error}"))
     }
+}
+
+/// The taint that a rule gives a device.
+pub fn ruled(rule: &DeviceTaintRule, driver: &str, pool: &str, device: &str) -> Option<DeviceTaint> {
+    let selector = rule.spec.device_selector.as_ref()?;
+    let fits = |wanted: &Option<String>, has: &str| wanted.as_deref().is_none_or(|wanted| wanted == has);
+    let selected = fits(&selector.driver, driver) && fits(&selector.pool, pool) && fits(&selector.device, device);
+    let taint = &rule.spec.taint;
+    selected.then(|| DeviceTaint {
+        key: taint.key.clone(),
+        value: taint.value.clone(),
+        effect: taint.effect.clone(),
+        time_added: taint.time_added.clone(),
+    })
 }
 
 pub(crate) fn allocation(claim: &ResourceClaim) -> Option<&AllocationResult> {

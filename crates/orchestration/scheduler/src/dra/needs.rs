@@ -5,8 +5,11 @@ use std::sync::Arc;
 use dhow_api::resource_claims::{entries, name};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::api::resource::v1::{AllocationResult, ResourceClaim, ResourceClaimConsumerReference};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::Timestamp;
 
 use super::allocate::allocate;
+use super::binding::is_conditional;
 use super::known::{ClaimKey, Devices, allocation};
 use super::requests;
 use crate::affinity;
@@ -125,7 +128,10 @@ impl<'a> Needs<'a> {
 
     /// What is to be written when the pod gets the node.
     pub fn reservations(&self, node: &Node) -> Result<Vec<Reservation>, String> {
-        let given = self.assign(node)?;
+        let mut given = self.assign(node)?;
+        for allocation in given.iter_mut().filter(|allocation| is_conditional(allocation)) {
+            allocation.allocation_timestamp = Some(Time(Timestamp::now()));
+        }
         let given: Vec<(&ClaimKey, Arc<AllocationResult>)> =
             self.open.iter().map(|(key, _)| key).zip(given.into_iter().map(Arc::new)).collect();
         let unreserved = self.unreserved.iter().map(|(key, claim)| Reservation {

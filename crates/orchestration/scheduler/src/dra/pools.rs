@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use dhow_api::quantity::Quantity;
 use k8s_openapi::api::core::v1::{Node, NodeSelector};
-use k8s_openapi::api::resource::v1::{Device, ResourceSlice};
+use k8s_openapi::api::resource::v1::{Device, DeviceTaint, ResourceSlice};
 
 use super::capacity::{Counters, amount};
 use super::known::{DeviceId, Devices, PoolId};
@@ -27,6 +27,8 @@ pub(crate) struct Candidate<'a> {
     pub slice: &'a ResourceSlice,
     /// Its pool's place in the list.
     pub pool: usize,
+    /// Whoever gave it them.
+    pub taints: Vec<DeviceTaint>,
 }
 
 impl Candidate<'_> {
@@ -50,10 +52,12 @@ impl Candidate<'_> {
             && self.place() == other.place()
             && one.attributes == two.attributes
             && one.capacity == two.capacity
-            && one.taints == two.taints
+            && self.taints == other.taints
             && one.consumes_counters == two.consumes_counters
             && one.allow_multiple_allocations == two.allow_multiple_allocations
             && one.binds_to_node == two.binds_to_node
+            && one.binding_conditions == two.binding_conditions
+            && one.binding_failure_conditions == two.binding_failure_conditions
     }
 }
 
@@ -99,6 +103,7 @@ pub(crate) fn gather<'a>(known: &'a Devices, node: &Node) -> (Vec<Pool<'a>>, Vec
         for slice in current.iter().filter(|slice| slice_reaches(slice, node)) {
             let reachable = slice.spec.devices.iter().flatten().filter(|device| device_reaches(slice, device, node));
             candidates.extend(reachable.map(|device| Candidate {
+                taints: known.taints(&device_id(id, device), device),
                 id: device_id(id, device),
                 device,
                 slice,

@@ -111,10 +111,6 @@ impl Ask<'_> {
         driver: &str,
         device: &Device,
     ) -> Result<bool, String> {
-        // The feature of conditions that a device waits for is not there.
-        if device.binding_conditions.as_ref().is_some_and(|all| !all.is_empty()) {
-            return Ok(false);
-        }
         let of_class = self.class.spec.selectors.as_deref().unwrap_or_default();
         for (selectors, own) in [(of_class, false), (self.selectors, true)] {
             for (index, selector) in selectors.iter().enumerate() {
@@ -135,13 +131,15 @@ impl Ask<'_> {
         Ok(true)
     }
 
-    pub fn tolerates(&self, device: &Device) -> bool {
-        let mut taints = device.taints.iter().flatten().filter(|taint| taint.effect != "None");
+    pub fn tolerates(&self, taints: &[DeviceTaint]) -> bool {
+        // Effects that nobody knows yet mean nothing.
+        let mut taints = taints.iter().filter(|taint| matches!(taint.effect.as_str(), "NoSchedule" | "NoExecute"));
         taints.all(|taint| self.tolerations.iter().any(|toleration| tolerates(toleration, taint)))
     }
 }
 
-fn tolerates(toleration: &DeviceToleration, taint: &DeviceTaint) -> bool {
+/// Whether a toleration of a request is about a taint of a device.
+pub fn tolerates(toleration: &DeviceToleration, taint: &DeviceTaint) -> bool {
     let given = |value: &Option<String>| value.clone().filter(|value| !value.is_empty());
     let fits = |wanted: &Option<String>, value: &str| given(wanted).is_none_or(|wanted| wanted == value);
     fits(&toleration.effect, &taint.effect)

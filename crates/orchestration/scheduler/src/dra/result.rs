@@ -22,7 +22,8 @@ pub(crate) fn of(problem: &Problem<'_>, claim: usize, chosen: &[Chosen], node: &
             tolerations: Some(ask.tolerations.to_vec()).filter(|all| !all.is_empty()),
             share_id: (one.is_shared() && !ask.admin).then(|| uuid::Uuid::new_v4().to_string()),
             consumed_capacity: (!chosen.consumed.is_empty()).then(|| consumed.collect()),
-            ..DeviceRequestAllocationResult::default()
+            binding_conditions: one.device.binding_conditions.clone(),
+            binding_failure_conditions: one.device.binding_failure_conditions.clone(),
         }
     });
     let results: Vec<_> = results.collect();

@@ -64,6 +64,38 @@ fn use_of(known: &mut Devices, name: &str, result: Value) {
 }
 
 #[test]
+fn rules_taint_devices_as_drivers_do() {
+    let mut known = known();
+    slice(&mut known, "p", json!({"nodeName": "n", "devices": [{"name": "a"}, {"name": "b"}]}));
+    let rule = |selector: Value, effect: &str| {
+        let taint = json!({"key": "k", "value": "v", "effect": effect});
+        let rule = json!({"metadata": {"name": "r"}, "spec": {"deviceSelector": selector, "taint": taint}});
+        Some(Arc::new(serde_json::from_value(rule).unwrap()))
+    };
+    let one = claim("c", request(json!({})));
+    known.set_taint_rule("r", rule(json!({"driver": DRIVER, "device": "a"}), "NoSchedule"));
+    assert_eq!(names(&allocate(&known, &node("n"), &[&one])), ["b"]);
+    let tolerant = claim("c", request(json!({"tolerations": [{"key": "k", "operator": "Equal", "value": "v"}]})));
+    assert_eq!(names(&allocate(&known, &node("n"), &[&tolerant])), ["a"]);
+    known.set_taint_rule("r", rule(json!({}), "NoExecute"));
+    assert_eq!(allocate(&known, &node("n"), &[&one]).unwrap(), None);
+    known.set_taint_rule("r", rule(json!({}), "None"));
+    assert_eq!(names(&allocate(&known, &node("n"), &[&one])), ["a"]);
+    known.set_taint_rule("r", None);
+    assert_eq!(names(&allocate(&known, &node("n"), &[&one])), ["a"]);
+}
+
+#[test]
+fn what_has_to_be_done_to_a_device_comes_along() {
+    let mut known = known();
+    let device = json!({"name": "d", "bindsToNode": true, "bindingConditions": ["Wired"], "bindingFailureConditions": ["Broken"]});
+    slice(&mut known, "p", json!({"allNodes": true, "devices": [device]}));
+    let given = allocate(&known, &node("n"), &[&claim("c", request(json!({})))]).unwrap().unwrap();
+    assert!(super::is_conditional(&given[0]) && given[0].node_selector.is_some(), "{given:?}");
+    assert_eq!(results(&given[0])[0].binding_failure_conditions.as_deref(), Some(&["Broken".to_owned()][..]));
+}
+
+#[test]
 fn pools_count_when_all_of_their_newest_generation_is_there() {
     let mut known = known();
     let one = claim("c", request(json!({})));

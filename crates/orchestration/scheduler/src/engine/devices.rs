@@ -4,9 +4,12 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim, ResourceSlice};
+use k8s_openapi::api::resource::v1alpha3::DeviceTaintRule;
+use k8s_openapi::jiff::Timestamp;
+use tokio::sync::watch;
 
 use super::{Assumed, Engine, State};
-use crate::dra::{self, Needs, Reservation};
+use crate::dra::{self, Needs, Progress, Reservation, is_conditional};
 use crate::reasons::Refusal;
 use crate::volumes::ClaimKey;
 use crate::{PodKey, Unschedulable};
@@ -24,6 +27,7 @@ impl Engine {
             state.snapshot.devices_mut().set_claim(key, new);
             state.wake_device_users((!frees).then_some(key));
         });
+        self.device_claims.send_replace(());
     }
 
     /// What was written on a claim is known before it is heard of.
@@ -35,12 +39,55 @@ impl Engine {
                 state.wake_device_users(Some(key));
             }
         });
+        self.device_claims.send_replace(());
+    }
+
+    /// Tells of every change of a claim on devices.
+    pub(crate) fn device_claims_moved(&self) -> watch::Receiver<()> {
+        self.device_claims.subscribe()
+    }
+
+    /// How far the pod's devices are that have to be prepared before it is bound, worst first, with the claim they are of.
+    pub(crate) fn unprepared(&self, pod: &Pod, now: Timestamp) -> Option<(ClaimKey, Progress)> {
+        let state = self.state.lock();
+        let progress = |key: ClaimKey| {
+            let claim = state.snapshot.devices().claim(&key)?;
+            let conditional =
+                claim.status.as_ref().and_then(|status| status.allocation.as_ref()).is_none_or(is_conditional);
+            let progress = dra::progress(claim, pod, now);
+            (conditional && progress != Progress::Ready).then_some((key, progress))
+        };
+        let all: Vec<_> = dra::keys(pod).into_iter().filter_map(progress).collect();
+        let waits = |(_, progress): &(ClaimKey, Progress)| matches!(progress, Progress::Waits(_));
+        all.iter().find(|one| !waits(one)).or_else(|| all.first()).cloned()
+    }
+
+    /// Whether the pod may have to wait for its devices to be prepared.
+    pub(crate) fn has_conditional_devices(&self, key: &PodKey, pod: &Pod) -> bool {
+        let state = self.state.lock();
+        let reserved = state.assumed.get(key).into_iter().flat_map(|assumed| &assumed.devices);
+        let mut decided = reserved.filter_map(|reservation| reservation.allocation.as_deref());
+        decided.any(is_conditional)
+            || dra::keys(pod).iter().any(|key| {
+                let claim = state.snapshot.devices().claim(key);
+                claim.is_some_and(|claim| {
+                    claim.status.as_ref().and_then(|s| s.allocation.as_ref()).is_some_and(is_conditional)
+                })
+            })
     }
 
     /// `None` for a slice that is gone.
     pub fn slice_changed(&self, name: &str, new: Option<Arc<ResourceSlice>>) {
         self.change(|state| {
             state.snapshot.devices_mut().set_slice(name, new);
+            state.wake_device_users(None);
+        });
+    }
+
+    /// `None` for a rule that is gone.
+    pub fn taint_rule_changed(&self, name: &str, new: Option<Arc<DeviceTaintRule>>) {
+        self.change(|state| {
+            state.snapshot.devices_mut().set_taint_rule(name, new);
             state.wake_device_users(None);
         });
     }

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Node, Pod};
 use parking_lot::Mutex;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use crate::decider::{Decider, Signature};
@@ -86,6 +86,8 @@ struct State {
 pub struct Engine {
     state: Mutex<State>,
     changed: Notify,
+    /// Moves with every claim on devices.
+    device_claims: watch::Sender<()>,
 }
 
 impl Engine {
@@ -100,7 +102,7 @@ impl Engine {
             state.snapshot.set_hard_affinity_weight(first.hard_affinity_weight);
         }
         state.deciders = profiles.into_iter().map(|p| (p.name.clone(), Decider::new(p))).collect();
-        Self { state: Mutex::new(state), changed: Notify::new() }
+        Self { state: Mutex::new(state), changed: Notify::new(), device_claims: watch::Sender::new(()) }
     }
 
     /// Whether the pod is one to place.

@@ -1,11 +1,16 @@
 //! What a decision writes on claims on devices: their devices and the pod that uses them, before the pod is bound.
 
-use dhow_client::{Error, Patch};
+use std::time::Duration;
+
+use dhow_client::{Error, EventType, Patch, reference};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::resource::v1::{ResourceClaim, ResourceClaimConsumerReference, ResourceClaimStatus};
+use k8s_openapi::jiff::Timestamp;
 use serde_json::json;
 
 use super::writes::Writer;
+use crate::dra::Progress;
+use crate::volumes::ClaimKey;
 use crate::{PodKey, Reservation};
 
 /// Holds a claim that has devices.
@@ -81,6 +86,56 @@ impl Writer {
                 other => return other,
             }
         }
+    }
+
+    /// Waits until all devices of the pod are prepared. If that fails or takes too long they are given back, so that the pod
+    /// may get others.
+    pub(super) async fn await_devices(&self, pod: &Pod) -> Result<(), Error> {
+        let mut moved = self.engine.device_claims_moved();
+        loop {
+            moved.borrow_and_update();
+            let now = Timestamp::now();
+            let Some((key, progress)) = self.engine.unprepared(pod, now) else { return Ok(()) };
+            let until = match progress {
+                Progress::Ready => return Ok(()),
+                Progress::Waits(until) => until,
+                Progress::Lost => {
+                    let why = format!("claim {}/{} is no longer reserved for the pod", key.0, key.1);
+                    return Err(Error::Reconcile(why));
+                }
+                Progress::Failed(why) => {
+                    let why = format!("claim {}/{}: {why}", key.0, key.1);
+                    self.recorder.event(reference(pod), EventType::Warning, "FailedScheduling", &why);
+                    self.give_devices_up(pod, &key).await?;
+                    return Err(Error::Reconcile(why));
+                }
+            };
+            let left = until.and_then(|until| Duration::try_from(until.duration_since(now)).ok());
+            match left {
+                // Late is found out in the next turn.
+                Some(left) => drop(tokio::time::timeout(left, moved.changed()).await),
+                None => drop(moved.changed().await),
+            }
+        }
+    }
+
+    /// Takes devices from a claim that nobody else has reserved.
+    async fn give_devices_up(&self, pod: &Pod, key: &ClaimKey) -> Result<(), Error> {
+        let mut claim: ResourceClaim = self.client.get(Some(&key.0), &key.1).await?;
+        let status = claim.status.get_or_insert_default();
+        let mut others = status.reserved_for.take().unwrap_or_default();
+        others.retain(|by| Some(&by.uid) != pod.metadata.uid.as_ref());
+        if others.is_empty() {
+            *status = ResourceClaimStatus::default();
+        } else {
+            status.reserved_for = Some(others);
+        }
+        match self.client.update_status(&claim).await {
+            Ok(claim) => self.engine.device_claim_written(key, claim),
+            Err(error) if error.is_not_found() || error.is_conflict() => {}
+            Err(error) => return Err(error),
+        }
+        Ok(())
     }
 
     /// The pod is not bound after all: its claims no longer name it. They keep their devices for its next attempt.

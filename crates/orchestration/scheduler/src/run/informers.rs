@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim, ResourceSlice};
+use k8s_openapi::api::resource::v1alpha3::DeviceTaintRule;
 use k8s_openapi::api::storage::v1::{CSINode, StorageClass, VolumeAttachment};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use tokio_util::sync::CancellationToken;
@@ -38,6 +39,7 @@ pub(super) struct Informers {
     device_classes: Informer<DeviceClass>,
     device_claims: Informer<ResourceClaim>,
     slices: Informer<ResourceSlice>,
+    taint_rules: Informer<DeviceTaintRule>,
 }
 
 fn start<K: Object>(client: &Client, shutdown: &CancellationToken) -> Informer<K> {
@@ -74,6 +76,7 @@ impl Informers {
             device_classes: start(client, shutdown),
             device_claims: start(client, shutdown),
             slices: start(client, shutdown),
+            taint_rules: start(client, shutdown),
         }
     }
 
@@ -94,6 +97,7 @@ impl Informers {
         self.device_classes.synced().await;
         self.device_claims.synced().await;
         self.slices.synced().await;
+        self.taint_rules.synced().await;
     }
 
     pub fn pods(&self) -> Informer<Pod> {
@@ -178,6 +182,9 @@ impl Informers {
             .on_change(move |change| to.device_class_changed(name(&change.object().metadata), now(change).cloned()));
         let to = Arc::clone(engine);
         self.slices.on_change(move |change| to.slice_changed(name(&change.object().metadata), now(change).cloned()));
+        let to = Arc::clone(engine);
+        self.taint_rules
+            .on_change(move |change| to.taint_rule_changed(name(&change.object().metadata), now(change).cloned()));
         let to = Arc::clone(engine);
         self.device_claims
             .on_change(move |change| to.device_claim_changed(&key(&change.object().metadata), now(change).cloned()));

@@ -79,8 +79,9 @@ async fn decide_all(engine: &Arc<Engine>, writer: &Arc<Writer>, asker: &Asker, p
                 continue;
             }
             let Some(outcome) = asker.ask(&key, &pod, outcome) else { continue };
-            if asker.binds(&pod, &outcome) {
-                // Whoever is slow to bind its pods only holds up those.
+            let prepared = matches!(outcome, crate::Outcome::Bind { .. }) && engine.has_conditional_devices(&key, &pod);
+            if prepared || asker.binds(&pod, &outcome) {
+                // Whoever is slow to bind its pods, or to prepare their devices, only holds up those.
                 let writer = Arc::clone(writer);
                 tokio::spawn(async move { writer.write(&key, &pod, outcome).await });
                 continue;

@@ -89,7 +89,10 @@ impl Writer {
 
     async fn bind(&self, id: &PodKey, pod: &Pod, node: &str) -> Result<(), Error> {
         let reserved = self.reserve(id, pod).await?;
-        let bound = self.bind_now(id, pod, node).await;
+        let bound = match self.await_devices(pod).await {
+            Ok(()) => self.bind_now(id, pod, node).await,
+            Err(error) => Err(error),
+        };
         if bound.is_err() {
             self.unreserve(pod, &reserved).await;
         }

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::str::FromStr;
 
-use dhow_api::local_volumes::{CAPACITY, NODE_LABEL, PROVISIONER};
+use dhow_api::local_volumes::{CAPACITY, NODE_LABEL, PROVISIONER, SOURCE_NODE};
 use dhow_api::quantity::Quantity;
 use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim};
 use k8s_openapi::api::storage::v1::StorageClass;
@@ -29,13 +29,49 @@ pub fn impossible(claim: &PersistentVolumeClaim, class: &StorageClass) -> Option
             "{PROVISIONER} makes volumes of one node: use ReadWriteOnce or ReadWriteOncePod, not {mode}"
         ));
     }
-    if spec.data_source.is_some() || spec.data_source_ref.is_some() {
-        return Some(format!("{PROVISIONER} cannot fill a volume from a data source"));
-    }
     if spec.selector.is_some() {
         return Some(format!("{PROVISIONER} makes new volumes: a claim with a selector gets none"));
     }
     class.parameters.iter().flatten().next().map(|(name, _)| format!("{PROVISIONER} knows no parameter \"{name}\""))
+}
+
+/// What a claim is to be filled from: group, kind and name.
+fn data_source(claim: &PersistentVolumeClaim) -> Option<(&str, &str, &str)> {
+    let spec = claim.spec.as_ref()?;
+    let referred = spec.data_source_ref.as_ref().map(|one| (one.api_group.as_deref(), &one.kind, &one.name));
+    let plain = || spec.data_source.as_ref().map(|one| (one.api_group.as_deref(), &one.kind, &one.name));
+    referred.or_else(plain).map(|(group, kind, name)| (group.unwrap_or_default(), kind.as_str(), name.as_str()))
+}
+
+/// What a claim begins with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Beginning<'a> {
+    Empty,
+    /// With what another claim has.
+    Claim(&'a str),
+    /// With what a VolumeSnapshot holds.
+    Snapshot(&'a str),
+    /// Somebody else makes the volume and fills it: the kind and name that it is told by.
+    Others(&'a str, &'a str),
+}
+
+pub fn beginning(claim: &PersistentVolumeClaim) -> Beginning<'_> {
+    match data_source(claim) {
+        None => Beginning::Empty,
+        Some(("", "PersistentVolumeClaim", name)) => Beginning::Claim(name),
+        Some(("snapshot.storage.k8s.io", "VolumeSnapshot", name)) => Beginning::Snapshot(name),
+        Some((_, kind, name)) => Beginning::Others(kind, name),
+    }
+}
+
+/// The only node on which the claim can be filled, or why that is not known yet.
+pub fn source_node(claim: &PersistentVolumeClaim) -> Result<Option<&str>, String> {
+    if !matches!(beginning(claim), Beginning::Claim(_) | Beginning::Snapshot(_)) {
+        return Ok(None);
+    }
+    let name = claim.metadata.name.as_deref().unwrap_or_default();
+    let node = annotation(&claim.metadata, SOURCE_NODE);
+    node.map(Some).ok_or_else(|| format!("waiting for the data source of persistentvolumeclaim \"{name}\""))
 }
 
 /// The node that holds a volume, if the built-in provisioner made it.

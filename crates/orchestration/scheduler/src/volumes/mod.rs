@@ -12,8 +12,8 @@ mod zones;
 
 pub use needs::Step;
 pub(crate) use needs::{
-    DISK_IN_USE, NO_SPACE, NO_VOLUME, NONE_TO_BIND, Needs, OTHER_NODE, OTHER_ZONE, TOO_MANY, USED_ALONE, claim_names,
-    steps,
+    DISK_IN_USE, NO_SPACE, NO_VOLUME, NONE_TO_BIND, Needs, OTHER_NODE, OTHER_ZONE, SOURCE_ELSEWHERE, TOO_MANY,
+    USED_ALONE, claim_names, steps,
 };
 pub use storage::ClaimKey;
 pub(crate) use storage::{Progress, Storage, keys};

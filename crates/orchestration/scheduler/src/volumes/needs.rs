@@ -19,6 +19,7 @@ use crate::snapshot::Snapshot;
 
 pub(crate) const OTHER_NODE: &str = "node(s) didn't match PersistentVolume's node affinity";
 pub(crate) const NONE_TO_BIND: &str = "node(s) didn't find available persistent volumes to bind";
+pub(crate) const SOURCE_ELSEWHERE: &str = "node(s) didn't hold the data source of a volume";
 pub(crate) const NO_SPACE: &str = "node(s) did not have enough free storage";
 pub(crate) const NO_VOLUME: &str = "node(s) unavailable due to one or more pvc(s) bound to non-existent pv(s)";
 pub(crate) const OTHER_ZONE: &str = "node(s) had no available volume zone";
@@ -34,6 +35,8 @@ struct Waiting<'a> {
     class: &'a StorageClass,
     /// Decided already, for another pod or by an earlier run.
     node: Option<&'a str>,
+    /// Where what it is to be filled from lies.
+    source: Option<&'a str>,
     candidates: Vec<&'a Arc<PersistentVolume>>,
 }
 
@@ -148,8 +151,9 @@ impl<'a> Needs<'a> {
             own.is_none_or(|own| own == *name) && !elsewhere.contains(name) && serves(volume, claim)
         });
         let node = known.chosen_node(&key, claim);
+        let source = if class.provisioner == PROVISIONER { local::source_node(claim)? } else { None };
         let candidates = candidates.map(|(_, volume)| volume).collect();
-        self.waiting.push(Waiting { key, claim, class, node, candidates });
+        self.waiting.push(Waiting { key, claim, class, node, source, candidates });
         Ok(())
     }
 
@@ -160,7 +164,7 @@ impl<'a> Needs<'a> {
 
     /// The only nodes that can do, where that is known without asking them all.
     pub fn only_nodes(&self) -> Option<Vec<&str>> {
-        if let Some(node) = self.waiting.iter().find_map(|waiting| waiting.node) {
+        if let Some(node) = self.waiting.iter().find_map(|waiting| waiting.node.or(waiting.source)) {
             return Some(vec![node]);
         }
         self.bound.iter().find_map(|volume| named_nodes(volume))
@@ -204,6 +208,9 @@ impl<'a> Needs<'a> {
         for waiting in &self.waiting {
             if waiting.node.is_some_and(|chosen| chosen != name) {
                 return Err(NONE_TO_BIND);
+            }
+            if waiting.source.is_some_and(|source| source != name) {
+                return Err(SOURCE_ELSEWHERE);
             }
             let free = waiting.candidates.iter().copied().filter(|volume| !used.contains(&volume.metadata.name));
             let volume = find(free, waiting.claim, Some(node), true);

@@ -107,8 +107,14 @@ impl Transport for Connection {
         let query: BTreeMap<&str, &str> =
             request.uri().query().unwrap_or_default().split('&').filter_map(|p| p.split_once('=')).collect();
         let path = request.uri().path();
-        let groups =
-            ["/api/v1/", "/apis/storage.k8s.io/v1/", "/apis/apps/v1/", "/apis/policy/v1/", "/apis/resource.k8s.io/v1/"];
+        let groups = [
+            "/api/v1/",
+            "/apis/storage.k8s.io/v1/",
+            "/apis/apps/v1/",
+            "/apis/policy/v1/",
+            "/apis/resource.k8s.io/v1/",
+            "/apis/resource.k8s.io/v1alpha3/",
+        ];
         let path = groups.iter().find_map(|group| path.strip_prefix(group)).unwrap_or(path);
         let path: Vec<&str> = path.split('/').collect();
         let body: Value = serde_json::from_slice(request.body()).unwrap_or_default();

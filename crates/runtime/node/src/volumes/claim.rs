@@ -130,6 +130,9 @@ fn source(shared: &Shared, volume: &PersistentVolume) -> Result<PathBuf, Error> 
             if *own != shared.config.name {
                 return Err(bad(format!("volume {name:?} is on node {own:?}")));
             }
+            if local::is_being_filled(volume, None) {
+                return Err(bad(format!("volume {name:?} does not have all its files yet")));
+            }
             return local::make(&shared.config.root_dir, name);
         }
         let path = PathBuf::from(&source.path);

@@ -35,6 +35,15 @@ pub(super) const KINDS: &[Kind] = &[
         .fields(&["spec.nodeName", "spec.driver"])
         .columns(t::SLICE)
         .finishing(crate::strategy::slice_finish)
+        .updating(crate::strategy::slice_update)
         .rules(rules::slice)
         .update_rules(rules::slice_update),
+    kind!("resource.k8s.io", "v1alpha3", "DeviceTaintRule", "devicetaintrules", "devicetaintrule", "resource")
+        .cluster()
+        .counted()
+        .subs(STATUS)
+        .columns(table::NAME_AND_AGE)
+        .finishing(crate::strategy::taint_rule_finish)
+        .updating(crate::strategy::taint_rule_update)
+        .rules(rules::taint_rule),
 ];

@@ -398,6 +398,16 @@ fn devices() {
         &[],
     );
     check(
+        "resource.k8s.io/v1alpha3/devicetaintrules",
+        r#"{"metadata": {"name": "r"}, "spec": {"deviceSelector": {"driver": "a.b"}, "taint": {"key": "k", "effect": "NoExecute"}}}"#,
+        &[(
+            "/spec/taint/effect",
+            "\"PreferNoSchedule\"",
+            "spec.taint.effect: Unsupported value: \"PreferNoSchedule\": supported values: \"NoExecute\", \"NoSchedule\", \"None\"",
+        )],
+        &[],
+    );
+    check(
         "resource.k8s.io/v1/resourceslices",
         r#"{"metadata": {"name": "s"}, "spec": {"driver": "a.b", "nodeName": "n", "pool": {"name": "p", "resourceSliceCount": 1},
             "devices": [{"name": "d", "attributes": {"m": {"string": "x"}}}]}}"#,

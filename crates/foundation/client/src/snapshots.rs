@@ -1,18 +1,23 @@
-//! The kinds of `snapshot.storage.k8s.io/v1`, as their definitions in `examples/storage` have them.
+//! The kinds of `snapshot.storage.k8s.io/v1`, as their definitions in `examples/storage` have them: custom kinds, which the
+//! snapshot controller and the nodes that take snapshots of their volumes work on.
 
 use std::collections::BTreeMap;
 
-use dhow_client::kind;
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use serde::{Deserialize, Serialize};
 
+use crate::kind;
+
+/// The definition of [`VolumeSnapshotContent`].
+pub const CONTENTS: &str = "volumesnapshotcontents.snapshot.storage.k8s.io";
 /// The definitions that have to be there.
-pub const DEFINITIONS: [&str; 3] = [
-    "volumesnapshots.snapshot.storage.k8s.io",
-    "volumesnapshotcontents.snapshot.storage.k8s.io",
-    "volumesnapshotclasses.snapshot.storage.k8s.io",
-];
+pub const DEFINITIONS: [&str; 3] =
+    ["volumesnapshots.snapshot.storage.k8s.io", CONTENTS, "volumesnapshotclasses.snapshot.storage.k8s.io"];
+/// Finalizer of a content: what it stands for may still be there.
+pub const BOUND_CONTENT: &str = "snapshot.storage.kubernetes.io/volumesnapshotcontent-bound-protection";
+/// Annotation of a content: its snapshot goes, so what it stands for may go too.
+pub const BEING_DELETED: &str = "snapshot.storage.kubernetes.io/volumesnapshot-being-deleted";
 
 kind!(VolumeSnapshot, "snapshot.storage.k8s.io", "v1", "volumesnapshots", NamespaceResourceScope);
 kind!(VolumeSnapshotContent, "snapshot.storage.k8s.io", "v1", "volumesnapshotcontents", ClusterResourceScope);
@@ -27,6 +32,7 @@ pub struct VolumeSnapshot {
     pub status: Option<Status>,
 }
 
+/// What a snapshot is of, and of which class.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Spec {
@@ -45,6 +51,7 @@ pub struct Source {
     pub volume_snapshot_content_name: Option<String>,
 }
 
+/// What a snapshot shows of its content.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Status {
@@ -60,6 +67,7 @@ pub struct Status {
     pub error: Option<Trouble>,
 }
 
+/// What went wrong last.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Trouble {
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -77,6 +85,7 @@ pub struct VolumeSnapshotContent {
     pub status: Option<ContentStatus>,
 }
 
+/// What a content stands for.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ContentSpec {
@@ -100,6 +109,7 @@ pub struct ContentSource {
     pub snapshot_handle: Option<String>,
 }
 
+/// What became of it.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ContentStatus {
@@ -117,6 +127,7 @@ pub struct ContentStatus {
     pub error: Option<Trouble>,
 }
 
+/// How snapshots of a driver's volumes are made and given up.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct VolumeSnapshotClass {
