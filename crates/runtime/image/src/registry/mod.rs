@@ -4,6 +4,7 @@ mod auth;
 mod client;
 mod config;
 mod connect;
+mod download;
 mod hosts;
 mod push;
 
@@ -15,6 +16,7 @@ pub(crate) use self::client::Session;
 use self::client::{Ask, read_body, text_header};
 pub(crate) use self::config::Endpoint;
 pub use self::config::{HostConfig, Mirror, Registries, RegistriesConfig};
+pub use self::download::{Downloaded, download};
 pub(crate) use self::push::{Source, Upload};
 use crate::credentials::Auth;
 use crate::manifest::{DOCKER_INDEX, DOCKER_MANIFEST, DOCKER_SCHEMA1, MAX_MANIFEST_BYTES, OCI_INDEX, OCI_MANIFEST};
