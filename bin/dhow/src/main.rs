@@ -4,6 +4,7 @@ mod access;
 mod agent;
 mod agent_keys;
 mod backup;
+mod builds;
 mod builtins;
 mod cli;
 mod cluster_dns;
@@ -114,6 +115,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             Command::Config(command) => commands::config::run(&command),
             Command::Deploy(args) => commands::deploy::run(args).await,
             Command::Undeploy(args) => commands::deploy::undeploy::run(args).await,
+            Command::Build(args) => commands::build::run(*args).await,
             Command::Image(command) => commands::image::run(command).await,
             Command::Kubeconfig(args) => commands::print_kubeconfig(&args),
             Command::Server(args) => match args.command {

@@ -77,13 +77,13 @@ pub async fn run(command: ImageCommand) -> Result<()> {
 }
 
 /// The image service of one node.
-struct Images {
+pub(super) struct Images {
     client: Client,
     base: String,
 }
 
 impl Images {
-    async fn at(node: &ImageNode) -> Result<Self> {
+    pub(super) async fn at(node: &ImageNode) -> Result<Self> {
         let client = connect(&node.connect)?;
         let name = match &node.node {
             Some(name) => name.clone(),
@@ -97,7 +97,7 @@ impl Images {
     }
 
     /// A request that must succeed.
-    async fn send(&self, method: Method, path: &str, query: &[(&str, &str)], body: Body) -> Result<Response<Body>> {
+    pub(super) async fn send(&self, method: Method, path: &str, query: &[(&str, &str)], body: Body) -> Result<Response<Body>> {
         let mut uri = format!("{}{path}", self.base);
         if !query.is_empty() {
             let query = form_urlencoded::Serializer::new(String::new()).extend_pairs(query).finish();
@@ -162,7 +162,7 @@ async fn transfer(at: &ImageNode, verb: &str, query: &[(&str, &str)], name: &str
 }
 
 /// What the user's docker configuration has for the image's registry.
-async fn own_credentials(name: &str) -> Result<Credentials> {
+pub(super) async fn own_credentials(name: &str) -> Result<Credentials> {
     let reference = Reference::parse(name)?;
     let Some(path) = DockerConfig::default_path() else { return Ok(Credentials::default()) };
     Ok(match DockerConfig::read(&path)?.find(&reference.name()).await? {

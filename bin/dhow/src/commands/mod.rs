@@ -1,5 +1,6 @@
 //! One file per command.
 
+pub mod build;
 pub mod config;
 pub mod cri;
 pub mod deploy;

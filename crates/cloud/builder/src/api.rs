@@ -111,7 +111,10 @@ impl Builder {
             let mut plain = dhow_image::decompress(bridge).at("read the request")?;
             dhow_image::unpack(&mut plain, &into, &[], "of the request", &dhow_image::Limits::default())?;
             io::copy(&mut plain, &mut io::sink()).at("read the request")?;
-            let text = std::fs::read(into.join("build.json")).at("read build.json of the request")?;
+            let path = into.join("build.json");
+            let text = std::fs::read(&path).at("read build.json of the request")?;
+            // It has secrets.
+            std::fs::remove_file(&path).at("remove build.json of the request")?;
             let wrong = |error| Error::Invalid(format!("malformed build.json: {error}"));
             serde_json::from_slice::<Request>(&text).map_err(wrong)
         })

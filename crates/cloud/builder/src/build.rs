@@ -87,7 +87,8 @@ impl Builder {
         };
         let (plans, target) = build.plan(&file).await?;
         let tree = build.run(plans, target).await?;
-        store.trim_kept(self.inner.config.keep_bytes)?;
+        let (store, limit) = (store.clone(), self.inner.config.keep_bytes);
+        blocking(move || Ok(store.trim_kept(limit)?)).await?;
         Ok(tree)
     }
 
@@ -188,8 +189,17 @@ impl Build {
             });
         }
         // The first that fails ends all: the others are dropped, and their programs stopped.
+        let mut waited = None;
         while let Some(ended) = tasks.join_next().await {
-            ended.map_err(|error| Error::Interrupted(error.to_string()))??;
+            match ended.unwrap_or_else(|error| Err(Error::Interrupted(error.to_string()))) {
+                Ok(()) => {}
+                // It waited for another, which says itself what is wrong.
+                Err(error @ Error::Interrupted(_)) => waited = waited.or(Some(error)),
+                Err(error) => return Err(error),
+            }
+        }
+        if let Some(error) = waited {
+            return Err(error);
         }
         let tree = this.stages.get(&target).and_then(|finished| finished.borrow().clone());
         tree.map(|tree| (*tree).clone()).ok_or_else(|| Error::Interrupted("the target was not built".into()))

@@ -3,6 +3,8 @@
 mod arguments;
 mod mounts;
 mod stage;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 
