@@ -29,7 +29,7 @@ COPY --from=build --chown=games:1000 /src/out/ /opt/out/
 COPY --chmod=640 src/main.txt /etc/main.conf
 COPY src/*.txt src/extra /flat/
 ADD archive.tar.gz /unpacked
-RUN rm -r /usr/share/doc && rm /etc/hostname; mkdir /etc/opt/new && ln /etc/main.conf /etc/opt/new/hard && \
+RUN rm -r /usr/share/doc /etc/debian_version && mkdir /etc/opt/new && ln /etc/main.conf /etc/opt/new/hard && \
     mv /opt/out/all.txt /opt/out/moved && echo $B > /etc/issue
 WORKDIR /data/in
 USER games
@@ -52,7 +52,7 @@ RUN --network=none <<S
 ls /sys/class/net > /nets
 S
 FROM scratch AS b
-COPY --from=a --parents /./one /etc/./debian_version /p/
+COPY --from=a --parents /./one /etc/./passwd /p/
 COPY --link --exclude=*.md --exclude=!keep.md src /s
 COPY <<f /s/f
 v=${V:-unset}
@@ -80,7 +80,8 @@ fn write_context(folder: &Path) {
     ] {
         write(name, text);
     }
-    let script = "mkdir -p t/d && echo in > t/d/f && ln -s f t/d/l && tar -C t -czf archive.tar.gz --owner=7 --group=8 .";
+    let script =
+        "mkdir -p t/d && echo in > t/d/f && ln -s f t/d/l && tar -C t -czf archive.tar.gz --owner=7 --group=8 .";
     run(Command::new("sh").args(["-euc", script]).current_dir(folder)).unwrap();
 }
 
@@ -113,6 +114,10 @@ fn settings(config: &Value) -> Value {
     if let Some(labels) = config["Labels"].as_object_mut() {
         labels.remove("io.buildah.version");
     }
+    // Where a variable that was there before stands differs.
+    if let Some(env) = config["Env"].as_array_mut() {
+        env.sort_by_key(ToString::to_string);
+    }
     config
 }
 
@@ -125,7 +130,9 @@ fn images_are_built_as_by_others_and_run_at_once() {
     let images = workspace().join("target/images");
     let archive = |name: &str| images.join(name).to_str().unwrap().to_owned();
     host.dhow(&["image", "import", &archive("debian-base.tar"), &archive("busybox.tar")]).unwrap();
-    let build = |args: &[&str]| host.dhow_command(&["build", "--progress", "plain"]).args(args).current_dir(&folder).output().unwrap();
+    let build = |args: &[&str]| {
+        host.dhow_command(&["build", "--progress", "plain"]).args(args).current_dir(&folder).output().unwrap()
+    };
     let built = |args: &[&str]| {
         let output = build(args);
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -142,7 +149,7 @@ fn images_are_built_as_by_others_and_run_at_once() {
     assert_eq!(again.matches("CACHED").count(), 9, "{again}");
     let theirs = host.folder().join("theirs.tar");
     let script = format!(
-        "b() {{ buildah --root {0}/bh --runroot {0}/bhrun --storage-driver vfs \"$@\"; }}
+        "b() {{ buildah --root {0}/bh --runroot {0}/bhrun --storage-driver overlay \"$@\"; }}
          b pull -q oci-archive:{1} >/dev/null; b pull -q oci-archive:{2} >/dev/null
          b bud -q --isolation chroot --pull-never --secret id=key,src=key -t app:1 . >/dev/null
          c=$(b from --pull-never localhost/app:1); tar -C \"$(b mount \"$c\")\" -cf {3} .
@@ -152,7 +159,10 @@ fn images_are_built_as_by_others_and_run_at_once() {
         archive("busybox.tar"),
         theirs.display()
     );
-    let inspected = run(Command::new("sh").args(["-euc", &script]).current_dir(&folder)).unwrap();
+    // What it mounts goes with a mount namespace of its own.
+    let mut reference = Command::new("unshare");
+    reference.args(["--mount", "sh", "-euc", &script]).current_dir(&folder);
+    let inspected = run(&mut reference).unwrap();
     let inspected: Value = serde_json::from_str(&inspected).unwrap();
     let (ours, want) = (listing(&own), listing(&theirs));
     let missing: Vec<_> = want.iter().filter(|line| !ours.contains(line)).collect();
@@ -165,14 +175,25 @@ fn images_are_built_as_by_others_and_run_at_once() {
         assert_eq!(ours[key], want[key], "{key}");
     }
 
-    // What the reference does not know.
     let said = built(&["-f", "own.Dockerfile", "-t", "own:1", "."]);
     assert!(said.contains("built own:1"), "{said}");
-    host.kubectl(&["run", "own", "--image=own:1", "--image-pull-policy=Never", "--restart=Never", "--command", "--", "sh", "-c", "cat /got /nets; ls -R /r"]).unwrap();
+    host.kubectl(&[
+        "run",
+        "own",
+        "--image=own:1",
+        "--image-pull-policy=Never",
+        "--restart=Never",
+        "--command",
+        "--",
+        "sh",
+        "-c",
+        "cat /got /nets; ls -R /r",
+    ])
+    .unwrap();
     host.kubectl(&["wait", "--for=jsonpath={.status.phase}=Succeeded", "--timeout=30s", "pod/own"]).unwrap();
     let log = host.kubectl(&["logs", "own"]).unwrap();
     assert!(log.starts_with("v=unset\nlo\n/r:"), "{log}");
-    for name in ["one", "debian_version", "keep.md", "main.txt"] {
+    for name in ["one", "passwd", "keep.md", "main.txt"] {
         assert!(log.contains(name), "{name}: {log}");
     }
     assert!(!log.contains("read.md") && !log.contains("secret.txt"), "{log}");
@@ -185,11 +206,34 @@ fn images_are_built_as_by_others_and_run_at_once() {
     // Reproducible: two builds without a cache are the same image.
     let id = |file: &str| {
         let path = host.folder().join(file);
-        let args = ["--no-cache", "--secret", "id=key,src=key", "--build-arg", "SOURCE_DATE_EPOCH=1500000000", "-q", "--iidfile"];
+        let args = [
+            "--no-cache",
+            "--secret",
+            "id=key,src=key",
+            "--build-arg",
+            "SOURCE_DATE_EPOCH=1500000000",
+            "-q",
+            "--iidfile",
+        ];
         built(&[&args[..], &[path.to_str().unwrap(), "."]].concat());
         std::fs::read_to_string(path).unwrap()
     };
     assert_eq!(id("first"), id("second"));
+
+    // A Compose project's image is built first, and another image makes other pods.
+    let compose =
+        "services: {app: {build: {context: ., dockerfile: own.Dockerfile, args: {V: x}}, command: sleep 1000}}";
+    std::fs::write(folder.join("compose.yaml"), compose).unwrap();
+    let deploy = || {
+        run(host.dhow_command(&["deploy", "--project", "shop", "compose.yaml"]).current_dir(&folder)).unwrap();
+        let deployment = host.get(&["get", "deployment", "app", "-n", "shop"]).unwrap();
+        let template = &deployment["spec"]["template"];
+        assert_eq!(template["spec"]["containers"][0]["image"], "shop-app");
+        template["metadata"]["annotations"]["dhow.io/image-id"].as_str().unwrap().to_owned()
+    };
+    let first = deploy();
+    std::fs::write(folder.join("src/main.txt"), "other\n").unwrap();
+    assert_ne!(first, deploy());
 
     // What is wrong is said with its place, and the exit code tells.
     std::fs::write(folder.join("bad"), "FROM docker.io/dhow/debian-base\nRUN echo before; exit 7\n").unwrap();

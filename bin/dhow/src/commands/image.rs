@@ -97,7 +97,13 @@ impl Images {
     }
 
     /// A request that must succeed.
-    pub(super) async fn send(&self, method: Method, path: &str, query: &[(&str, &str)], body: Body) -> Result<Response<Body>> {
+    pub(super) async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        query: &[(&str, &str)],
+        body: Body,
+    ) -> Result<Response<Body>> {
         let mut uri = format!("{}{path}", self.base);
         if !query.is_empty() {
             let query = form_urlencoded::Serializer::new(String::new()).extend_pairs(query).finish();

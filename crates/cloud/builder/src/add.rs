@@ -42,7 +42,10 @@ impl Fetched {
 /// Brings here what is elsewhere.
 pub async fn fetch(build: &Build, copy: &Copy, place: &Place, step: &Step) -> Result<Fetched> {
     let Some(add) = &copy.add else {
-        return Ok(Fetched { parts: vec![Part { copy: copy.clone(), folder: None, roots: false }], _folders: Vec::new() });
+        return Ok(Fetched {
+            parts: vec![Part { copy: copy.clone(), folder: None, roots: false }],
+            _folders: Vec::new(),
+        });
     };
     let mut fetched = Fetched { parts: Vec::new(), _folders: Vec::new() };
     let mut rest = Copy { sources: Vec::new(), ..copy.clone() };
@@ -79,7 +82,11 @@ pub async fn fetch(build: &Build, copy: &Copy, place: &Place, step: &Step) -> Re
             if add.unpack != Some(false)
                 && let Some(folder) = archives(source, place, workspace()?).await?
             {
-                fetched.parts.push(Part { copy: everything(copy), folder: Some(folder.path().to_owned()), roots: false });
+                fetched.parts.push(Part {
+                    copy: everything(copy),
+                    folder: Some(folder.path().to_owned()),
+                    roots: false,
+                });
                 fetched._folders.push(folder);
                 continue;
             }

@@ -179,7 +179,7 @@ fn answer(builder: Builder, received: Received) -> Answer {
 
 /// An archive that is to be sent.
 enum Archive {
-    Files(Tree),
+    Files(Box<Tree>),
     Image { id: String, holder: String, names: Vec<String>, format: ArchiveFormat },
 }
 
@@ -195,7 +195,7 @@ impl Builder {
         });
         match request.output {
             Output::Nothing if !request.push => return Ok(None),
-            Output::Tar => return Ok(Some(Archive::Files(tree))),
+            Output::Tar => return Ok(Some(Archive::Files(Box::new(tree)))),
             _ => {}
         }
         let archive = matches!(request.output, Output::Oci | Output::Docker);
@@ -224,7 +224,8 @@ impl Builder {
         }
         for name in &request.names {
             let registry = dhow_image::Reference::parse(name)?.registry;
-            let auth = request.credentials.get(&registry).cloned().map(Into::into).unwrap_or(dhow_image::Auth::Anonymous);
+            let auth =
+                request.credentials.get(&registry).cloned().map(Into::into).unwrap_or(dhow_image::Auth::Anonymous);
             let options =
                 PushOptions { auth, registries: Arc::clone(&self.inner.config.registries), chunk_bytes: None };
             let step = events.begin(format!("pushing {name}"));
@@ -253,7 +254,8 @@ impl Builder {
                 let writing = blocking(move || {
                     let mut bridge = io::BufWriter::with_capacity(128 << 10, bridge);
                     copy::export(&view, &mut bridge)?;
-                    let mut bridge = bridge.into_inner().map_err(io::IntoInnerError::into_error).at("write the files")?;
+                    let mut bridge =
+                        bridge.into_inner().map_err(io::IntoInnerError::into_error).at("write the files")?;
                     bridge.shutdown().at("write the files")
                 });
                 tokio::try_join!(send, writing).map(drop)

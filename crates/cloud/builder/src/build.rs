@@ -156,7 +156,10 @@ impl Build {
             }
             if !open.insert(index) {
                 let stage = &file.stages[index];
-                return Err(wrong(Mistake::new(stage.lines, format!("circular dependency detected on stage: {}", plan.name))));
+                return Err(wrong(Mistake::new(
+                    stage.lines,
+                    format!("circular dependency detected on stage: {}", plan.name),
+                )));
             }
             todo.extend(needed);
         }
@@ -225,7 +228,8 @@ impl Build {
         let wanted = Platform::parse(platform).unwrap_or_else(Platform::host);
         let read = |image: &Image| -> Result<ImageConfig> {
             let text = config.store.config_bytes(image)?;
-            serde_json::from_slice(&text).map_err(|error| Error::Invalid(format!("the configuration of {name}: {error}")))
+            serde_json::from_slice(&text)
+                .map_err(|error| Error::Invalid(format!("the configuration of {name}: {error}")))
         };
         let fits = |of: &ImageConfig| of.os == wanted.os && of.architecture == wanted.architecture;
         let here = match config.store.get(name).filter(|_| !self.job.pull) {
@@ -271,10 +275,9 @@ impl Build {
             },
             Origin::Scratch => None,
         };
-        let (mut layers, mut history) = base.map_or_else(Default::default, |base| {
-            (base.layers.clone(), base.config.history.clone())
-        });
-        let fresh = self.job.no_cache || self.job.no_cache_stages.iter().any(|name| *name == plan.name);
+        let (mut layers, mut history) =
+            base.map_or_else(Default::default, |base| (base.layers.clone(), base.config.history.clone()));
+        let fresh = self.job.no_cache || self.job.no_cache_stages.contains(&plan.name);
         let (mut number, created) = (self.names.get(&plan.index).map_or(0, |(_, before)| *before), self.created());
         for item in &plan.items {
             let before = layers.len();

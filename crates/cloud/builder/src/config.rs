@@ -150,7 +150,10 @@ impl ImageConfig {
 impl Settings {
     /// The value of a variable.
     pub fn env(&self, name: &str) -> Option<&str> {
-        self.env.iter().find_map(|variable| variable.split_once('=').filter(|(known, _)| *known == name)).map(|(_, v)| v)
+        self.env
+            .iter()
+            .find_map(|variable| variable.split_once('=').filter(|(known, _)| *known == name))
+            .map(|(_, v)| v)
     }
 
     /// Sets a variable in its old place, or at the end.

@@ -9,22 +9,48 @@ use serde::{Deserialize, Serialize};
 #[serde(tag = "event", rename_all = "camelCase")]
 pub enum Event {
     /// A step begins.
-    Started { step: usize, name: String },
+    Started {
+        step: usize,
+        name: String,
+    },
     /// What its program wrote.
-    Output { step: usize, stderr: bool, text: String },
+    Output {
+        step: usize,
+        stderr: bool,
+        text: String,
+    },
     /// It was made before.
-    Cached { step: usize },
-    Done { step: usize, seconds: f64 },
-    Failed { step: usize, error: String },
-    Warning { text: String },
+    Cached {
+        step: usize,
+    },
+    Done {
+        step: usize,
+        seconds: f64,
+    },
+    Failed {
+        step: usize,
+        error: String,
+    },
+    Warning {
+        text: String,
+    },
     /// The image is there.
-    Built { id: String, names: Vec<String> },
-    Pushed { name: String, digest: String },
+    Built {
+        id: String,
+        names: Vec<String>,
+    },
+    Pushed {
+        name: String,
+        digest: String,
+    },
     /// An archive follows, to the end of the stream.
     Archive,
     /// The last one of a build that failed.
     #[serde(rename_all = "camelCase")]
-    Error { message: String, not_found: bool },
+    Error {
+        message: String,
+        not_found: bool,
+    },
 }
 
 /// Who hears of it.

@@ -111,7 +111,9 @@ impl Token {
         match self {
             Token::One(own) => *own == c,
             Token::Any => c != '/',
-            Token::Class { not, ranges } => c != '/' && ranges.iter().any(|(low, high)| (low..=high).contains(&&c)) != *not,
+            Token::Class { not, ranges } => {
+                c != '/' && ranges.iter().any(|(low, high)| (low..=high).contains(&&c)) != *not
+            }
             Token::Many | Token::Deep | Token::Folders => false,
         }
     }

@@ -82,14 +82,8 @@ pub fn digest(run: &Run, places: &[Option<Place>]) -> Result<Value> {
                     let view = View::open(&place.folders)?;
                     let empty = View::open(&[])?;
                     let copy = Copy::plain(Origin::Scratch, source, &format!("/{COPIED}"));
-                    let job = copy::Job {
-                        copy: &copy,
-                        source: &view,
-                        of_context: true,
-                        target: &empty,
-                        owner: None,
-                        now: 0,
-                    };
+                    let job =
+                        copy::Job { copy: &copy, source: &view, of_context: true, target: &empty, owner: None, now: 0 };
                     json!(["bind", mount.target, copy::digest(&copy::choose(&job)?, &view)?.as_str()])
                 }
             },
@@ -165,7 +159,7 @@ async fn one(
                     Some(place) => {
                         let copy = Copy::plain(Origin::Scratch, source, &format!("/{COPIED}"));
                         duplicate(&copy, place, &using.folder)?;
-                    },
+                    }
                     None => fs::create_dir_all(&marker).at("make a cache")?,
                 }
                 std::os::unix::fs::chown(&marker, Some(*uid), Some(*gid)).at("give a cache away")?;

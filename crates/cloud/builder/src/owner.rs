@@ -33,7 +33,8 @@ pub fn find(text: &str, image: &View) -> Result<Owner> {
         Some((_, Ok(gid))) => gid,
         Some((group, Err(_))) => {
             let fields = entry(image, "/etc/group", group)?;
-            let fields = fields.ok_or_else(|| Error::Invalid(format!("unable to find group {group}: invalid group")))?;
+            let fields =
+                fields.ok_or_else(|| Error::Invalid(format!("unable to find group {group}: invalid group")))?;
             number(&fields, 2, group)?
         }
     };

@@ -34,7 +34,16 @@ impl Build {
         let env: Vec<&String> =
             run.env.iter().filter(|variable| !is_proxy(variable.split('=').next().unwrap_or_default())).collect();
         let key = self.key(&json!([
-            "run", Tree::chain(&layers), run.args, env, run.cwd, run.user, files, network, run.insecure, run.script
+            "run",
+            Tree::chain(&layers),
+            run.args,
+            env,
+            run.cwd,
+            run.user,
+            files,
+            network,
+            run.insecure,
+            run.script
         ]));
         if let Some(known) = store.kept(&key).filter(|_| !fresh) {
             step.cached();
@@ -125,8 +134,8 @@ fn clear(upper: &Path, lower: &[PathBuf], stubs: &[PathBuf]) -> Result<()> {
             let same = (now.mode(), now.uid(), now.gid()) == (was.stat.st_mode, was.stat.st_uid, was.stat.st_gid);
             if same && std::fs::remove_dir(&path).is_err() {
                 // Something else is in it: at least its time is as it was.
-                let time = std::time::UNIX_EPOCH
-                    + std::time::Duration::new(u64::try_from(was.stat.st_mtime).unwrap_or(0), 0);
+                let time =
+                    std::time::UNIX_EPOCH + std::time::Duration::new(u64::try_from(was.stat.st_mtime).unwrap_or(0), 0);
                 std::fs::File::open(&path).and_then(|dir| dir.set_modified(time)).at("date a folder")?;
                 break;
             }

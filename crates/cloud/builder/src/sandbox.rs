@@ -11,9 +11,7 @@ use dhow_oci::cgroup::Cgroup;
 use dhow_oci::client::{Program, Shim};
 use dhow_oci::defaults;
 use dhow_oci::protocol::{Reply, Request};
-use dhow_oci::spec::{
-    ContainerSpec, Limits, LogLimits, Mount, PidMode, Process, Rootfs, SandboxSpec, Seccomp, User,
-};
+use dhow_oci::spec::{ContainerSpec, Limits, LogLimits, Mount, PidMode, Process, Rootfs, SandboxSpec, Seccomp, User};
 use rustix::pipe::PipeFlags;
 use tokio::io::AsyncReadExt;
 use tokio::io::unix::AsyncFd;
@@ -87,7 +85,8 @@ impl Sandboxes {
         let this = Arc::new(self);
         for entry in fs::read_dir(&this.root).at("list steps")?.flatten() {
             let id = entry.file_name().to_string_lossy().into_owned();
-            let left = Running { shim: Shim::at(this.socket(&id)), this: Arc::clone(&this), id, child: None, closed: false };
+            let left =
+                Running { shim: Shim::at(this.socket(&id)), this: Arc::clone(&this), id, child: None, closed: false };
             left.close().await?;
         }
         Ok(this)
@@ -167,10 +166,11 @@ impl Running {
 async fn close(this: Arc<Sandboxes>, id: String, child: Option<Child>) -> Result<()> {
     let (stopping, name) = (Arc::clone(&this), id.clone());
     blocking(move || {
-        match Shim::at(stopping.socket(&name)).tell(&Request::Stop) {
-            Err(error @ (dhow_oci::Error::Invalid(_) | dhow_oci::Error::Shim(_))) => return Err(error.into()),
-            // One that ended is stopped.
-            _ => {}
+        // One that ended is stopped.
+        if let Err(error @ (dhow_oci::Error::Invalid(_) | dhow_oci::Error::Shim(_))) =
+            Shim::at(stopping.socket(&name)).tell(&Request::Stop)
+        {
+            return Err(error.into());
         }
         if let Some(mut child) = child {
             child.wait().at("wait for a shim")?;

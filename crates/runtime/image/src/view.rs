@@ -84,7 +84,8 @@ pub(crate) fn lookup(layers: &[OwnedFd], path: &Path) -> Result<Option<(usize, O
 impl View {
     /// Of these layers, top first.
     pub fn open(layers: &[PathBuf]) -> Result<Self> {
-        let open = |path: &PathBuf| fsops::open_root(path).map_err(|e| Error::io(format!("open {}", path.display()), e));
+        let open =
+            |path: &PathBuf| fsops::open_root(path).map_err(|e| Error::io(format!("open {}", path.display()), e));
         Ok(View { layers: layers.iter().map(open).collect::<Result<_>>()? })
     }
 

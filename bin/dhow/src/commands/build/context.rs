@@ -77,7 +77,8 @@ impl Sources {
         let mut folders = vec![(root.unwrap_or_default(), ignore)];
         let mut named = Vec::new();
         for text in &args.build_context {
-            let (name, source) = text.split_once('=').with_context(|| format!("--build-context {text}: NAME=SOURCE"))?;
+            let (name, source) =
+                text.split_once('=').with_context(|| format!("--build-context {text}: NAME=SOURCE"))?;
             let context = if let Some(image) = source.strip_prefix("docker-image://") {
                 Context::Image(image.to_owned())
             } else {
@@ -167,7 +168,8 @@ struct Walk<'a, W: Write> {
 
 impl<W: Write> Walk<'_, W> {
     fn folder(&mut self, folder: &Path, relative: &str) -> io::Result<()> {
-        let mut names: Vec<_> = std::fs::read_dir(folder)?.map(|entry| entry.map(|entry| entry.file_name())).collect::<Result<_, _>>()?;
+        let mut names: Vec<_> =
+            std::fs::read_dir(folder)?.map(|entry| entry.map(|entry| entry.file_name())).collect::<Result<_, _>>()?;
         names.sort();
         for name in names {
             let path = folder.join(&name);

@@ -70,7 +70,9 @@ impl Destination {
                 (this.output, this.to) = (Output::Tar, Some(To::Folder(folder.into())));
             }
             "cacheonly" => this.output = Output::Nothing,
-            other => bail!("--output: type {other:?} is none of image, registry, oci, docker, tar, local and cacheonly"),
+            other => {
+                bail!("--output: type {other:?} is none of image, registry, oci, docker, tar, local and cacheonly")
+            }
         }
         Ok(this)
     }

@@ -90,7 +90,9 @@ fn secrets(given: &[String]) -> Result<BTreeMap<String, String>> {
         let id = id.with_context(|| format!("--secret {text}: id= is missing"))?;
         let from_env = variable.or_else(|| file.is_none().then(|| id.clone()).filter(|id| std::env::var(id).is_ok()));
         let secret = match (&file, from_env) {
-            (None, Some(name)) => std::env::var(&name).with_context(|| format!("--secret {text}: {name}"))?.into_bytes(),
+            (None, Some(name)) => {
+                std::env::var(&name).with_context(|| format!("--secret {text}: {name}"))?.into_bytes()
+            }
             (file, _) => {
                 let path = file.clone().unwrap_or_else(|| PathBuf::from(&id));
                 std::fs::read(&path).with_context(|| format!("--secret {text}: read {}", path.display()))?

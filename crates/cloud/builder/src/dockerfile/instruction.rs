@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::Argument;
 use super::flags::Flags;
 use super::mistake::{Mistake, suggestion};
 use super::scan::{Heredoc, Line, announced, raw_words};
@@ -86,7 +87,7 @@ pub struct Health {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Instruction {
     Add(Copying),
-    Arg(Vec<(String, Option<String>)>),
+    Arg(Vec<Argument>),
     Cmd(Command),
     Copy(Copying),
     Entrypoint(Command),
@@ -202,7 +203,13 @@ impl Reader<'_> {
                 let fits = lower.starts_with(|c: char| c.is_ascii_lowercase())
                     && lower.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
                 if !fits {
-                    return Err(Mistake::new(self.lines, format!("invalid name for build stage: {name:?}, name can't start with a number or contain symbols")).at(name));
+                    return Err(Mistake::new(
+                        self.lines,
+                        format!(
+                            "invalid name for build stage: {name:?}, name can't start with a number or contain symbols"
+                        ),
+                    )
+                    .at(name));
                 }
                 (base, Some(lower))
             }
@@ -232,7 +239,7 @@ impl Reader<'_> {
         })
     }
 
-    fn args(&self) -> Result<Vec<(String, Option<String>)>, Mistake> {
+    fn args(&self) -> Result<Vec<Argument>, Mistake> {
         let words = raw_words(self.rest, self.escape);
         let pair = |word: &String| {
             let (name, value) = match word.split_once('=') {
@@ -280,7 +287,8 @@ impl Reader<'_> {
         }
         let destination = words.pop().unwrap_or_default();
         if announced(&destination, self.escape).is_some() {
-            return Err(Mistake::new(self.lines, format!("{keyword} cannot accept a heredoc as a destination")).at(&destination));
+            return Err(Mistake::new(self.lines, format!("{keyword} cannot accept a heredoc as a destination"))
+                .at(&destination));
         }
         let mut heredocs = self.line.heredocs.iter();
         let sources = words.into_iter().map(|word| match announced(&word, self.escape).and_then(|_| heredocs.next()) {
@@ -307,7 +315,8 @@ impl Reader<'_> {
     fn running(&self) -> Result<Running, Mistake> {
         let (network, security) = (self.flags.value("network")?, self.flags.value("security")?);
         if let Some(network) = network.as_deref().filter(|name| !["default", "none", "host"].contains(name)) {
-            let message = format!("invalid network mode: {network:?}{}", suggestion(network, &["default", "none", "host"]));
+            let message =
+                format!("invalid network mode: {network:?}{}", suggestion(network, &["default", "none", "host"]));
             return Err(Mistake::new(self.lines, message).at(network));
         }
         if let Some(security) = security.as_deref().filter(|name| !["sandbox", "insecure"].contains(name)) {

@@ -15,6 +15,9 @@ pub use scan::Heredoc;
 
 use scan::Line;
 
+/// A name of an ARG, and its default.
+pub type Argument = (String, Option<String>);
+
 /// Something with its place in the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Placed<T> {
@@ -45,7 +48,7 @@ pub struct Dockerfile {
     /// The frontend that the file asks for; read, and not used.
     pub syntax: Option<String>,
     /// ARGs before the first FROM.
-    pub globals: Vec<Placed<Vec<(String, Option<String>)>>>,
+    pub globals: Vec<Placed<Vec<Argument>>>,
     pub stages: Vec<Stage>,
     pub warnings: Vec<String>,
 }

@@ -53,7 +53,8 @@ pub fn scan(text: &str) -> Result<Scanned, Mistake> {
             }
             continue;
         }
-        let open = joined.get_or_insert_with(|| Line { first: at, last: at, text: String::new(), heredocs: Vec::new() });
+        let open =
+            joined.get_or_insert_with(|| Line { first: at, last: at, text: String::new(), heredocs: Vec::new() });
         open.last = at;
         if let Some(piece) = continued(piece, scanned.escape) {
             open.text.push_str(piece);

@@ -60,11 +60,15 @@ fn commands_are_programs_or_lines() {
 
 #[test]
 fn flags_are_known_and_have_values() {
-    let Instruction::Copy(copy) = only("COPY --from=a --chown=\"u:g\" --chmod=755 --link --exclude=*.o --exclude=b x /y")
+    let Instruction::Copy(copy) =
+        only("COPY --from=a --chown=\"u:g\" --chmod=755 --link --exclude=*.o --exclude=b x /y")
     else {
         panic!()
     };
-    assert_eq!((copy.from.as_deref(), copy.chown.as_deref(), copy.chmod.as_deref()), (Some("a"), Some("u:g"), Some("755")));
+    assert_eq!(
+        (copy.from.as_deref(), copy.chown.as_deref(), copy.chmod.as_deref()),
+        (Some("a"), Some("u:g"), Some("755"))
+    );
     assert!(copy.link && !copy.parents);
     assert_eq!(copy.exclude, ["*.o", "b"]);
     let Instruction::Run(run) = only("RUN --mount=type=cache,target=/c --network=none -- --x") else { panic!() };
@@ -81,7 +85,10 @@ fn pairs_have_two_forms() {
     let pairs = |list: &[(&str, &str)]| -> Vec<(String, String)> {
         list.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
     };
-    assert_eq!(only("ENV a=1 b=\"2 3\" c=x\\ y"), Instruction::Env(pairs(&[("a", "1"), ("b", "\"2 3\""), ("c", "x\\ y")])));
+    assert_eq!(
+        only("ENV a=1 b=\"2 3\" c=x\\ y"),
+        Instruction::Env(pairs(&[("a", "1"), ("b", "\"2 3\""), ("c", "x\\ y")]))
+    );
     assert_eq!(only("ENV a  b c"), Instruction::Env(pairs(&[("a", "b c")])));
     assert_eq!(only("ARG a b=1"), Instruction::Arg(vec![("a".into(), None), ("b".into(), Some("1".into()))]));
     assert!(wrong("ENV a").contains("two arguments"));
@@ -90,7 +97,9 @@ fn pairs_have_two_forms() {
 
 #[test]
 fn health_is_checked_in_its_own_words() {
-    let Instruction::Healthcheck(health) = only("HEALTHCHECK --interval=1m30s --retries=3 CMD curl x") else { panic!() };
+    let Instruction::Healthcheck(health) = only("HEALTHCHECK --interval=1m30s --retries=3 CMD curl x") else {
+        panic!()
+    };
     assert_eq!(health.command, Some(shell("curl x")));
     assert_eq!((health.interval.unwrap().as_secs(), health.retries), (90, Some(3)));
     assert_eq!(only("HEALTHCHECK NONE"), Instruction::Healthcheck(Health::default()));

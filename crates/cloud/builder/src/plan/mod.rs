@@ -14,8 +14,8 @@ pub use mounts::{Mount, MountKind, Sharing};
 
 use crate::config::ImageConfig;
 use crate::dockerfile::{Dockerfile, Heredoc, Mistake, Stage};
-pub use arguments::is_proxy;
 use arguments::Globals;
+pub use arguments::is_proxy;
 
 /// What a build is asked for.
 #[derive(Clone, Debug)]
@@ -37,7 +37,10 @@ pub struct Wanted {
 pub enum Origin {
     Scratch,
     Stage(usize),
-    Image { name: String, platform: String },
+    Image {
+        name: String,
+        platform: String,
+    },
     /// A named context, or the build's own with an empty name.
     Context(String),
 }
@@ -48,7 +51,10 @@ pub enum Op {
     Run(Run),
     Copy(Copy),
     /// Makes a folder unless it is there.
-    Folder { path: String, user: String },
+    Folder {
+        path: String,
+        user: String,
+    },
 }
 
 /// A program to run.
@@ -210,7 +216,8 @@ impl<'a> Planner<'a> {
 
     fn named(&self, name: &str, until: usize) -> Option<usize> {
         let stages = &self.file.stages[..until];
-        let found = stages.iter().rposition(|stage| stage.name.as_deref().is_some_and(|own| own.eq_ignore_ascii_case(name)));
+        let found =
+            stages.iter().rposition(|stage| stage.name.as_deref().is_some_and(|own| own.eq_ignore_ascii_case(name)));
         found.or_else(|| name.parse::<usize>().ok().filter(|number| *number < until))
     }
 

@@ -8,7 +8,16 @@ pub enum MountKind {
     /// Files of a stage, image or context.
     Bind { from: Option<String>, source: String, writable: bool },
     /// A folder that stays from build to build.
-    Cache { id: String, sharing: Sharing, from: Option<String>, source: String, mode: u32, uid: u32, gid: u32, readonly: bool },
+    Cache {
+        id: String,
+        sharing: Sharing,
+        from: Option<String>,
+        source: String,
+        mode: u32,
+        uid: u32,
+        gid: u32,
+        readonly: bool,
+    },
     /// Memory.
     Tmpfs { size: Option<u64> },
     /// A secret of the caller's, as a file or a variable.
@@ -193,7 +202,10 @@ mod tests {
         assert_eq!(parse("type=secret,id=key").unwrap().target, "/run/secrets/key");
         assert_eq!(parse("type=secret,id=key,env=KEY").unwrap().target, "");
         assert!(matches!(parse("target=/x,rw").unwrap().kind, MountKind::Bind { writable: true, .. }));
-        assert!(matches!(parse("type=tmpfs,target=/x,size=64m").unwrap().kind, MountKind::Tmpfs { size: Some(67108864) }));
+        assert!(matches!(
+            parse("type=tmpfs,target=/x,size=64m").unwrap().kind,
+            MountKind::Tmpfs { size: Some(67108864) }
+        ));
         assert!(parse("type=cach,target=/x").unwrap_err().contains("did you mean cache?"));
         assert!(parse("type=cache").unwrap_err().contains("target required"));
         assert!(parse("type=cache,taget=/x").unwrap_err().contains("did you mean target?"));

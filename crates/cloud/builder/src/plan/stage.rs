@@ -6,7 +6,7 @@ use super::arguments::{bounded, is_proxy};
 use super::{Add, Copy, Item, Op, Origin, Planner, Run, StagePlan, mounts};
 use crate::config::{DEFAULT_PATH, Healthcheck, ImageConfig};
 use crate::dockerfile::{
-    self, Command, Copying, Dockerfile, Health, Heredoc, Instruction, Mistake, Placed, Running, Source,
+    self, Argument, Command, Copying, Dockerfile, Health, Heredoc, Instruction, Mistake, Placed, Running, Source,
 };
 
 struct Planning<'a> {
@@ -14,7 +14,7 @@ struct Planning<'a> {
     index: usize,
     config: ImageConfig,
     /// ARGs of this stage so far; `None` is declared without a value.
-    args: Vec<(String, Option<String>)>,
+    args: Vec<Argument>,
     /// CMD or ENTRYPOINT came in this stage.
     own_cmd: bool,
     items: Vec<Item>,
@@ -28,8 +28,7 @@ pub fn plan(planner: &Planner<'_>, index: usize, base: &ImageConfig) -> Result<S
     if config.config.env("PATH").is_none() {
         config.config.set_env("PATH", DEFAULT_PATH);
     }
-    let mut planning =
-        Planning { planner, index, config, args: Vec::new(), own_cmd: false, items: Vec::new() };
+    let mut planning = Planning { planner, index, config, args: Vec::new(), own_cmd: false, items: Vec::new() };
     // A context in the place of the stage is all there is to it.
     let replaced = matches!(&origin, Origin::Context(name) if stage.name.as_ref() == Some(name));
     if let Origin::Context(name) = &origin {
@@ -168,7 +167,7 @@ impl Planning<'_> {
         Ok(())
     }
 
-    fn arg(&mut self, args: &[(String, Option<String>)], at: &Placed<Instruction>) -> Result<(), Mistake> {
+    fn arg(&mut self, args: &[Argument], at: &Placed<Instruction>) -> Result<(), Mistake> {
         for (name, default) in args {
             let given = self.planner.wanted.args.get(name).cloned();
             let value = match (given, default) {
@@ -240,7 +239,8 @@ impl Planning<'_> {
                 Source::Inline(heredoc) if heredoc.expand => {
                     // In a document quotes are letters.
                     let content = document(&heredoc.content, &|name| self.lookup(name));
-                    let content = content.and_then(bounded).map_err(|message| self.failed(at, &heredoc.word, message))?;
+                    let content =
+                        content.and_then(bounded).map_err(|message| self.failed(at, &heredoc.word, message))?;
                     inline.push(Heredoc { content, ..heredoc.clone() });
                 }
                 Source::Inline(heredoc) => inline.push(heredoc.clone()),
@@ -251,7 +251,9 @@ impl Planning<'_> {
         let folder = destination.ends_with('/') || destination.ends_with("/.") || destination == ".";
         if several && !folder {
             let name = if add { "ADD" } else { "COPY" };
-            let message = format!("when using {name} with more than one source file, the destination must be a directory and end with a /");
+            let message = format!(
+                "when using {name} with more than one source file, the destination must be a directory and end with a /"
+            );
             return Err(Mistake::new(at.lines, message).at(&copying.destination));
         }
         let mut path = absolute(&self.config.config.working_dir, &destination);
@@ -314,9 +316,8 @@ impl Planning<'_> {
                 mount.target = absolute(&cwd, &mount.target);
             }
             let origin = match &mount.kind {
-                mounts::MountKind::Bind { from: Some(from), .. } | mounts::MountKind::Cache { from: Some(from), .. } => {
-                    Some(self.source(from, at)?)
-                }
+                mounts::MountKind::Bind { from: Some(from), .. }
+                | mounts::MountKind::Cache { from: Some(from), .. } => Some(self.source(from, at)?),
                 mounts::MountKind::Bind { from: None, .. } => Some(Origin::Context(String::new())),
                 _ => None,
             };
@@ -405,9 +406,8 @@ pub fn absolute(folder: &str, path: &str) -> String {
 }
 
 fn healthcheck(health: &Health) -> Healthcheck {
-    let nanos = |time: Option<std::time::Duration>| {
-        time.map_or(0, |time| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX))
-    };
+    let nanos =
+        |time: Option<std::time::Duration>| time.map_or(0, |time| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
     let test = match &health.command {
         None => vec!["NONE".to_owned()],
         Some(Command::Exec(args)) => std::iter::once("CMD".to_owned()).chain(args.iter().cloned()).collect(),

@@ -93,7 +93,8 @@ fn one(project: &Project<'_>, service: &Service<'_>, view: &View<'_>, image: Str
         build.names.extend(tags.strings()?.into_iter().map(|(tag, _)| tag));
     }
     if let Some(ssh) = view.get("ssh") {
-        let agent = |(name, socket): (String, Option<String>)| socket.map_or(name.clone(), |socket| format!("{name}={socket}"));
+        let agent =
+            |(name, socket): (String, Option<String>)| socket.map_or(name.clone(), |socket| format!("{name}={socket}"));
         build.ssh = ssh.pairs()?.into_iter().map(|(name, socket, _)| agent((name, socket))).collect();
     }
     if let Some(contexts) = view.get("additional_contexts") {

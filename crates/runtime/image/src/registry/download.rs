@@ -9,6 +9,7 @@ use http_body_util::{BodyExt, Empty};
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
 
+use super::client::AGENT;
 use super::connect::{Connector, TlsOptions, tls_config};
 use crate::{Error, Result};
 
@@ -38,7 +39,7 @@ pub async fn download(url: &str, mut to: impl Write) -> Result<Downloaded> {
     let mut at: Uri = url.parse().map_err(|_| refused(400, "malformed address".to_owned()))?;
     for _ in 0..MAX_REDIRECTS {
         let request = Request::get(at.clone())
-            .header(header::USER_AGENT, "dhow")
+            .header(header::USER_AGENT, AGENT)
             .body(Empty::<Bytes>::new())
             .map_err(|e| transport(e.into()))?;
         let answer = tokio::time::timeout(SILENCE, client.request(request)).await.map_err(|_| silent(0))?;
@@ -48,7 +49,8 @@ pub async fn download(url: &str, mut to: impl Write) -> Result<Downloaded> {
         if status.is_redirection()
             && let Some(location) = text(header::LOCATION)
         {
-            let next = join(&at, &location).ok_or_else(|| refused(status.as_u16(), format!("redirect to {location:?}")))?;
+            let next =
+                join(&at, &location).ok_or_else(|| refused(status.as_u16(), format!("redirect to {location:?}")))?;
             if at.scheme_str() == Some("https") && next.scheme_str() != Some("https") {
                 return Err(refused(status.as_u16(), "redirect from HTTPS to plain HTTP refused".to_owned()));
             }

@@ -12,7 +12,6 @@ use std::path::{Component, Path, PathBuf};
 use std::rc::Rc;
 
 use rustix::fs::{AtFlags, FileType, Mode};
-use rustix::io::Errno;
 
 use super::fsops::{self, Found};
 use super::{Refused, Step, Unpacker};
