@@ -2,9 +2,10 @@
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
-use dhow_e2e::{Host, run, workspace};
+use dhow_e2e::{Host, eventually, run, workspace};
 use serde_json::Value;
 
 /// The reference knows no here-documents and no `--link`, `--parents` and `--exclude`.
@@ -247,6 +248,20 @@ fn images_are_built_as_by_others_and_run_at_once() {
     std::fs::write(folder.join("bad"), "FROM scratch\nCOPY nothing /\n").unwrap();
     let said = String::from_utf8_lossy(&build(&["-f", "bad", "."]).stderr).into_owned();
     assert!(said.contains("\"/nothing\": not found") && said.contains("> 2 | COPY nothing /"), "{said}");
+
+    // A build that nobody waits for any more is stopped.
+    std::fs::write(folder.join("bad"), "FROM docker.io/dhow/debian-base\nRUN sleep 1000\n").unwrap();
+    let mut abandoned = host.dhow_command(&["build", "--quiet", "-f", "bad", "."]);
+    let mut abandoned = abandoned.current_dir(&folder).stderr(Stdio::null()).spawn().unwrap();
+    let steps = |wanted: usize| {
+        let there = std::fs::read_dir(host.data_dir().join("builds/sandboxes"))?.count();
+        anyhow::ensure!(there == wanted, "{there} steps run");
+        Ok(())
+    };
+    eventually(Duration::from_secs(20), || steps(1)).unwrap();
+    abandoned.kill().unwrap();
+    abandoned.wait().unwrap();
+    eventually(Duration::from_secs(20), || steps(0)).unwrap();
 
     // Nothing is left of steps, contexts and caches in use.
     let left = |name: &str| std::fs::read_dir(host.data_dir().join(name)).unwrap().count();

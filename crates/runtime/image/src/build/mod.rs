@@ -229,3 +229,97 @@ impl ImageStore {
         self.collect(self.inner.index.lock())
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::os::fd::AsFd;
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+    use crate::unpack::fsops;
+
+    fn upper(store: &ImageStore, fill: impl FnOnce(&Path)) -> (tempfile::TempDir, PathBuf) {
+        let workspace = store.workspace().unwrap();
+        let upper = workspace.path().join("upper");
+        fs::create_dir(&upper).unwrap();
+        fill(&upper);
+        (workspace, upper)
+    }
+
+    fn odd_files(upper: &Path) {
+        let long = "n".repeat(200);
+        fs::create_dir_all(upper.join("d/opaque")).unwrap();
+        fs::write(upper.join("d").join(&long), "long").unwrap();
+        fs::write(upper.join("one"), "1").unwrap();
+        fs::hard_link(upper.join("one"), upper.join("two")).unwrap();
+        std::os::unix::fs::symlink("/somewhere", upper.join("link")).unwrap();
+        let null = rustix::fs::FileType::CharacterDevice;
+        rustix::fs::mknodat(rustix::fs::CWD, upper.join("d/gone"), null, 0.into(), 0).unwrap();
+        fsops::set_opaque(fsops::open_root(&upper.join("d/opaque")).unwrap().as_fd()).unwrap();
+        std::os::unix::fs::chown(upper.join("one"), Some(3_000_000), Some(7)).unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_folder_becomes_the_same_layer_each_time() {
+        let root = tempfile::tempdir().unwrap();
+        let store = ImageStore::open(root.path()).unwrap();
+        let _building = store.build();
+        let (key, other) = (Digest::of(b"key"), Digest::of(b"other"));
+        let mut made = Vec::new();
+        for key in [&key, &other] {
+            let (_workspace, upper) = upper(&store, odd_files);
+            made.push(store.commit(key, upper, Vec::new(), Some(1000)).await.unwrap());
+        }
+        assert_eq!(made[0], made[1]);
+        assert_eq!(store.kept(&key).unwrap(), made[0]);
+
+        // Unpacked from its archive it is what it was made of.
+        let again = tempfile::tempdir().unwrap();
+        let blob = store.inner.content.open_blob(&made[0][0].blob).unwrap();
+        crate::unpack(blob, again.path(), &[], "layer", &crate::Limits::default()).unwrap();
+        let at = |name: &str| again.path().join(name);
+        assert_eq!(fs::read(at("d").join("n".repeat(200))).unwrap(), b"long");
+        let (one, two) = (fs::metadata(at("one")).unwrap(), fs::metadata(at("two")).unwrap());
+        assert_eq!((one.ino(), one.uid(), one.gid(), one.mtime()), (two.ino(), 3_000_000, 7, 1000));
+        assert_eq!(fs::read_link(at("link")).unwrap(), Path::new("/somewhere"));
+        assert_eq!(
+            fsops::kind(fsops::open_root(&at("d")).unwrap().as_fd(), "gone".as_ref()).unwrap(),
+            Some(fsops::Found::Whiteout)
+        );
+        assert!(fsops::is_opaque(fsops::open_root(&at("d/opaque")).unwrap().as_fd()));
+
+        // Nothing changed: no layer more.
+        let (_workspace, nothing) = upper(&store, |_| {});
+        assert_eq!(store.commit(&key, nothing, made[0].clone(), None).await.unwrap(), made[0]);
+    }
+
+    #[tokio::test]
+    async fn steps_stay_until_room_is_wanted() {
+        let root = tempfile::tempdir().unwrap();
+        let key = Digest::of(b"key");
+        let store = ImageStore::open(root.path()).unwrap();
+        let building = store.build();
+        let (workspace, upper) = upper(&store, |upper| fs::write(upper.join("f"), "data").unwrap());
+        let layers = store.commit(&key, upper, Vec::new(), None).await.unwrap();
+        drop(workspace);
+        assert_eq!(store.prune(true).unwrap().images, Vec::<String>::new());
+        assert!(store.kept(&key).is_some(), "a build under way uses it");
+        drop(building);
+        drop(store);
+        let store = ImageStore::open(root.path()).unwrap();
+        assert_eq!(store.kept(&key).as_ref(), Some(&layers), "a restart forgets nothing");
+        let config = br#"{"architecture":"amd64","os":"linux","config":{},"rootfs":{"type":"layers","diff_ids":["#;
+        let config = [&config[..], format!("\"{}\"]}}}}", layers[0].diff_id).as_bytes()].concat();
+        for compression in [Compression::Uncompressed, Compression::Gzip, Compression::Zstd] {
+            let image = store.assemble(config.clone(), layers.clone(), &["x:1".to_owned()], compression).await.unwrap();
+            let folder = &store.layers(&image).await.unwrap()[0];
+            assert_eq!(fs::read(folder.join("f")).unwrap(), b"data");
+        }
+        store.trim_kept(0).unwrap();
+        assert!(store.kept(&key).is_none());
+        assert!(store.get("x:1").is_some());
+        store.remove("x:1").unwrap();
+        assert!(!store.inner.content.has(&layers[0].blob), "nobody needs it any more");
+    }
+}
