@@ -16,7 +16,8 @@ const MAX_LINES: usize = 700;
 const LAYERS: &[&str] = &["foundation", "orchestration", "runtime", "platform", "cloud"];
 
 /// Dependencies across layers that are there on purpose: (crate, what it may use).
-const ALLOWED: &[(&str, &str)] = &[("dhow-builder", "dhow-image"), ("dhow-registry", "dhow-image")];
+const ALLOWED: &[(&str, &str)] =
+    &[("dhow-builder", "dhow-image"), ("dhow-builder", "dhow-oci"), ("dhow-registry", "dhow-image")];
 
 #[derive(Deserialize)]
 struct Metadata {

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, anyhow};
 use dhow_apiserver::{AccessConfig, ApiServer, BackupSource, ServiceRange, UserInfo};
 use dhow_base::pki::SaKey;
+use dhow_builder::Builder;
 use dhow_client::Client;
 use dhow_image::{ImageStore, Registries};
 use dhow_net::{Cidr, Net, NetConfig};
@@ -28,7 +29,7 @@ use crate::place::{self, Place};
 use crate::runtimes::{Opened, RuntimeChoice};
 use crate::settings::Settings;
 use crate::store::{self, Store};
-use crate::{backups, dns_zones, nameserver, pod_network, publish, registry, registry_trust, runtimes};
+use crate::{backups, builds, dns_zones, nameserver, pod_network, publish, registry, registry_trust, runtimes};
 
 /// Parts that run until told to stop; one that ends by itself is an error.
 pub type Parts = JoinSet<Result<()>>;
@@ -373,7 +374,13 @@ pub async fn run_node(
     settings.cgroup_root = Some(place.cgroup());
     settings.static_pods.get_or_insert_with(|| place.data_dir.join("static-pods"));
     // Other runtimes keep their images themselves.
-    let image_api = matches!(runtime, Opened::Embedded(_)).then(|| image_api(images, &shutdown));
+    let image_api = match &runtime {
+        Opened::Embedded(runtime) => {
+            let builder = builds::open(&place, &images, runtime.network()).await?;
+            Some(image_api(images, builder, &shutdown))
+        }
+        _ => None,
+    };
     let config = NodeConfig {
         name: place.node_name.clone(),
         client,
@@ -405,13 +412,18 @@ fn system_bus() -> Option<String> {
     std::env::var("DBUS_SYSTEM_BUS_ADDRESS").ok().filter(|address| !address.is_empty()).or_else(usual)
 }
 
-/// Serves our image store to whoever administers the node, and keeps it from filling the disk.
-fn image_api(images: Images, shutdown: &CancellationToken) -> dhow_node::ImageApi {
+/// Serves our image store and builder to whoever administers the node, and keeps it from filling the disk.
+fn image_api(images: Images, builder: Builder, shutdown: &CancellationToken) -> dhow_node::ImageApi {
     tokio::spawn(images.store.clone().keep_room(images.settings.images, shutdown.clone()));
     let api = dhow_image::api::Api { store: images.store, registries: images.registries };
     Arc::new(move |request| {
-        let api = api.clone();
-        Box::pin(async move { api.serve(request).await })
+        let (api, builder) = (api.clone(), builder.clone());
+        Box::pin(async move {
+            match request.uri().path() {
+                dhow_builder::api::PATH => builder.serve(request).await,
+                _ => api.serve(request).await,
+            }
+        })
     })
 }
 
@@ -427,6 +439,10 @@ pub async fn stop_containers(place: &Place, remove: bool) -> Result<usize> {
     let images = blocking(place, "open the image store", open_images).await?;
     fs::create_dir_all(&place.run_dir).with_context(|| format!("create {}", place.run_dir.display()))?;
     let runtime = runtimes::open(place, &images, net).await?;
+    if let Opened::Embedded(runtime) = &runtime {
+        // Steps that a killed daemon left.
+        builds::sandboxes(place, runtime.network()).await?;
+    }
     let stopped = runtime.stop_all(place, remove).await?;
     if remove {
         runtime.leave().await?;

@@ -1,6 +1,7 @@
 //! The command line: nouns, verbs and flags.
 
 mod backup;
+mod build;
 mod deploy;
 mod operations;
 
@@ -13,6 +14,7 @@ use dhow_net::Cidr;
 use crate::runtimes::RuntimeChoice;
 
 pub use backup::{BackupArgs, BackupCommand, ListBackupsArgs, RestoreArgs, VerifyArgs};
+pub use build::{BuildArgs, BuildNetwork, ProgressKind};
 pub use deploy::{DeployArgs, RenderForm, SourceArgs, UndeployArgs};
 pub use operations::{
     ConfigArgs, ConfigCommand, ConfigOutput, DoctorArgs, ExecArgs, InstallArgs, LogsArgs, SortBy, SupportBundleArgs,
@@ -46,6 +48,8 @@ pub enum Command {
     Deploy(DeployArgs),
     /// Remove what was deployed; volumes are kept unless --volumes is given.
     Undeploy(UndeployArgs),
+    /// Build an image from a Dockerfile, on a node that can run it at once.
+    Build(Box<BuildArgs>),
     /// Work with this node's images.
     #[command(subcommand)]
     Image(ImageCommand),

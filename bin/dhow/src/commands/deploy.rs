@@ -3,6 +3,7 @@
 
 mod apply;
 mod diff;
+mod images;
 mod project;
 mod rollout;
 mod source;
@@ -20,7 +21,7 @@ use apply::{Applied, Applier};
 use source::Deployable;
 
 pub async fn run(args: DeployArgs) -> Result<()> {
-    let wanted = source::read(&args.source)?;
+    let mut wanted = source::read(&args.source)?;
     for warning in &wanted.warnings {
         eprintln!("warning: {warning}");
     }
@@ -35,6 +36,7 @@ pub async fn run(args: DeployArgs) -> Result<()> {
     if args.diff {
         return diff::run(&mut applier, &wanted, args.prune).await;
     }
+    images::build(&args.connect, &mut wanted).await?;
     let applied = apply_all(&mut applier, &wanted).await?;
     match rolled_out(&client, &args, &applied).await {
         Ok(()) => {}

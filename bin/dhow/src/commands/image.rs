@@ -77,13 +77,13 @@ pub async fn run(command: ImageCommand) -> Result<()> {
 }
 
 /// The image service of one node.
-struct Images {
+pub(super) struct Images {
     client: Client,
     base: String,
 }
 
 impl Images {
-    async fn at(node: &ImageNode) -> Result<Self> {
+    pub(super) async fn at(node: &ImageNode) -> Result<Self> {
         let client = connect(&node.connect)?;
         let name = match &node.node {
             Some(name) => name.clone(),
@@ -97,7 +97,13 @@ impl Images {
     }
 
     /// A request that must succeed.
-    async fn send(&self, method: Method, path: &str, query: &[(&str, &str)], body: Body) -> Result<Response<Body>> {
+    pub(super) async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        query: &[(&str, &str)],
+        body: Body,
+    ) -> Result<Response<Body>> {
         let mut uri = format!("{}{path}", self.base);
         if !query.is_empty() {
             let query = form_urlencoded::Serializer::new(String::new()).extend_pairs(query).finish();
@@ -128,10 +134,7 @@ impl Images {
 
 /// Pulls or pushes, showing each step.
 async fn transfer(at: &ImageNode, verb: &str, query: &[(&str, &str)], name: &str) -> Result<()> {
-    let credentials = match own_credentials(name).await? {
-        Some(credentials) => credentials,
-        None => of_cluster(at, name).await?.unwrap_or_default(),
-    };
+    let credentials = credentials(at, name).await?.unwrap_or_default();
     let body = full(Bytes::from(serde_json::to_vec(&credentials).context("write the credentials")?));
     let images = Images::at(at).await?;
     let response = images.send(Method::POST, &format!("/{verb}"), query, body).await?;
@@ -162,6 +165,14 @@ async fn transfer(at: &ImageNode, verb: &str, query: &[(&str, &str)], name: &str
     }
     eprintln!("{verb}ed {name}");
     Ok(())
+}
+
+/// What the user has for the image's registry.
+pub(super) async fn credentials(at: &ImageNode, name: &str) -> Result<Option<Credentials>> {
+    match own_credentials(name).await? {
+        Some(credentials) => Ok(Some(credentials)),
+        None => of_cluster(at, name).await,
+    }
 }
 
 /// What the user's docker configuration has for the image's registry.

@@ -1,6 +1,7 @@
 //! One file per command.
 
 pub mod backup;
+pub mod build;
 pub mod config;
 pub mod cri;
 pub mod deploy;

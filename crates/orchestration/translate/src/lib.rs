@@ -26,7 +26,7 @@ pub mod units;
 pub mod view;
 pub mod yaml;
 
-pub use compose::{GATE, Options, PROJECT, SERVICE, Translation, translate};
+pub use compose::{Build, GATE, Options, PROJECT, SERVICE, Secret, Translation, translate};
 pub use error::{Error, Place, Result};
 pub use interpolate::Variables;
 pub use load::{FileKind, Files, Source};

@@ -2,6 +2,7 @@
 
 use std::io::{self, BufReader, Read};
 
+/// Reads what is in it.
 pub fn decompress<'a>(mut reader: impl Read + Send + 'a) -> io::Result<Box<dyn Read + Send + 'a>> {
     let mut magic = [0u8; 4];
     let mut filled = 0;

@@ -113,11 +113,8 @@ impl Content {
         mut reader: impl Read,
         expected: Option<&Digest>,
     ) -> Result<(Pin, u64)> {
-        let dir = self.ingest_dir();
-        let mut temporary = tempfile::NamedTempFile::with_prefix_in("new-", &dir).at("create a file in", &dir)?;
-        let mut hasher = expected.map_or_else(Hasher::sha256, Hasher::like);
+        let mut writer = self.writer(expected.map_or_else(Hasher::sha256, Hasher::like))?;
         let mut buffer = vec![0u8; 128 << 10];
-        let mut size = 0u64;
         loop {
             let n = match reader.read(&mut buffer) {
                 Ok(0) => break,
@@ -125,23 +122,19 @@ impl Content {
                 Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
                 Err(e) => return Err(Error::io(format!("read {what}"), e)),
             };
-            hasher.update(&buffer[..n]);
-            temporary.write_all(&buffer[..n]).at("write", &dir)?;
-            size += n as u64;
+            writer.write_all(&buffer[..n]).at("write", &self.root)?;
         }
-        let digest = hasher.finish();
         if let Some(expected) = expected {
-            expected.expect(what, &digest)?;
+            return writer.finish_as(what, expected);
         }
-        // Pinned before looking: a collection in between would take the blob away again.
-        let pin = self.pin(&digest);
-        if !self.has(&digest) {
-            temporary.as_file().sync_data().at("sync", temporary.path())?;
-            let path = self.path(&digest);
-            temporary.persist(&path).map_err(|e| e.error).at("create", &path)?;
-            sync_dir(path.parent().unwrap_or(&self.root))?;
-        }
-        Ok((pin, size))
+        writer.finish()
+    }
+
+    /// A blob that is being written; it is nowhere until it is finished.
+    pub fn writer(self: &Arc<Self>, hasher: Hasher) -> Result<BlobWriter> {
+        let dir = self.ingest_dir();
+        let temporary = tempfile::NamedTempFile::with_prefix_in("new-", &dir).at("create a file in", &dir)?;
+        Ok(BlobWriter { content: self.clone(), temporary, hasher, size: 0 })
     }
 
     pub fn put(self: &Arc<Self>, what: &str, bytes: &[u8], expected: Option<&Digest>) -> Result<Pin> {
@@ -308,6 +301,59 @@ impl Drop for Pin {
                 pins.remove(&self.digest);
             }
         }
+    }
+}
+
+/// Content whose digest is known only once it is written.
+pub(crate) struct BlobWriter {
+    content: Arc<Content>,
+    temporary: tempfile::NamedTempFile,
+    hasher: Hasher,
+    size: u64,
+}
+
+impl Write for BlobWriter {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let n = self.temporary.write(bytes)?;
+        self.hasher.update(&bytes[..n]);
+        self.size += n as u64;
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.temporary.flush()
+    }
+}
+
+impl BlobWriter {
+    /// Puts it in place, and pins it; with its size.
+    pub fn finish(self) -> Result<(Pin, u64)> {
+        let digest = self.hasher.finish();
+        Self::place(&self.content, self.temporary, digest, self.size)
+    }
+
+    /// The same, if it is what was expected.
+    fn finish_as(self, what: &str, expected: &Digest) -> Result<(Pin, u64)> {
+        let digest = self.hasher.finish();
+        expected.expect(what, &digest)?;
+        Self::place(&self.content, self.temporary, digest, self.size)
+    }
+
+    fn place(
+        content: &Arc<Content>,
+        temporary: tempfile::NamedTempFile,
+        digest: Digest,
+        size: u64,
+    ) -> Result<(Pin, u64)> {
+        // Pinned before looking: a collection in between would take the blob away again.
+        let pin = content.pin(&digest);
+        if !content.has(&digest) {
+            temporary.as_file().sync_data().at("sync", temporary.path())?;
+            let path = content.path(&digest);
+            temporary.persist(&path).map_err(|e| e.error).at("create", &path)?;
+            sync_dir(path.parent().unwrap_or(&content.root))?;
+        }
+        Ok((pin, size))
     }
 }
 

@@ -8,7 +8,7 @@ use tokio::io::AsyncWrite;
 use tokio_util::io::SyncIoBridge;
 
 use crate::compress::decompress;
-use crate::content::Content;
+use crate::content::{Content, Pin};
 use crate::index::{Layer, Record};
 use crate::manifest::{Descriptor, Index, OCI_INDEX};
 use crate::store::{ImageStore, blocking};
@@ -47,6 +47,29 @@ pub(crate) async fn export(
         wanted.push((record, names));
         pins.extend(held);
     }
+    write(store, wanted, pins, format, writer).await
+}
+
+/// One image under other names than its own.
+pub(crate) async fn export_as(
+    store: &ImageStore,
+    image: &str,
+    names: Vec<String>,
+    format: ArchiveFormat,
+    writer: impl AsyncWrite + Send + Unpin + 'static,
+) -> Result<()> {
+    let (record, pins) = store.record(image)?;
+    let names = names.iter().map(|name| Ok(Reference::parse(name)?.to_string())).collect::<Result<_>>()?;
+    write(store, vec![(record, names)], pins, format, writer).await
+}
+
+async fn write(
+    store: &ImageStore,
+    wanted: Vec<(Record, Vec<String>)>,
+    pins: Vec<Pin>,
+    format: ArchiveFormat,
+    writer: impl AsyncWrite + Send + Unpin + 'static,
+) -> Result<()> {
     let content = store.inner.content.clone();
     let bridge = SyncIoBridge::new(writer);
     blocking(move || {

@@ -100,7 +100,7 @@ impl ImageStore {
         })
     }
 
-    /// Frees at least `want_bytes` if it can: first what no image needs, then images that nobody holds, unused for
+    /// Frees at least `want_bytes` if it can: first what no image needs, then what builds left, then images that nobody holds, unused for
     /// `minimum_age`, least recently used first. What a pull, import or container uses stays. Blocks.
     pub fn collect_garbage(&self, want_bytes: u64, minimum_age: Duration) -> Result<Collected> {
         self.collect_where(want_bytes, minimum_age, |_| true)
@@ -120,6 +120,9 @@ impl ImageStore {
         let content = &self.inner.content;
         let patience = if want_bytes > 0 { Duration::ZERO } else { STALE_PART };
         let mut freed_bytes = content.sweep_ingest(false, patience)? + self.collect(self.inner.index.lock())?;
+        if freed_bytes < want_bytes {
+            freed_bytes += self.trim_kept(0)?;
+        }
         let mut images = Vec::new();
         while freed_bytes < want_bytes {
             let mut index = self.inner.index.lock();

@@ -12,11 +12,14 @@ use crate::error::At;
 use crate::manifest::Descriptor;
 use crate::{Digest, Error, Reference, Result};
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) struct Layer {
+/// A layer as it is stored.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Layer {
+    /// Of the archive as it is packed.
     pub blob: Digest,
     pub size: u64,
     pub media_type: String,
+    /// Of the archive itself.
     pub diff_id: Digest,
 }
 
@@ -50,10 +53,14 @@ pub(crate) fn now() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
 
+pub(crate) fn chain_of(layers: &[Layer]) -> Vec<Digest> {
+    let diff_ids: Vec<_> = layers.iter().map(|layer| layer.diff_id.clone()).collect();
+    chain_ids(&diff_ids)
+}
+
 impl Record {
     pub fn chain(&self) -> Vec<Digest> {
-        let diff_ids: Vec<_> = self.layers.iter().map(|l| l.diff_id.clone()).collect();
-        chain_ids(&diff_ids)
+        chain_of(&self.layers)
     }
 
     pub fn blobs(&self) -> impl Iterator<Item = &Digest> {

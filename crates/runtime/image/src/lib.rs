@@ -4,13 +4,15 @@
 //! - `blobs/<algorithm>/<hex>`: verified content, written whole or not at all;
 //! - `ingest/`: downloads under way, resumable, and what unfinished pulls have so far;
 //! - `layers/<chain>`: unpacked layers, each usable as an overlayfs `lowerdir`;
-//! - `work/`: layers being unpacked or deleted, emptied on open;
+//! - `work/`: layers being unpacked, built or deleted, emptied on open;
+//! - `steps/`: what builds made, by what they made it from;
 //! - `index.json`: images and their names, replaced atomically.
 //!
 //! Invariants: a blob's bytes match its name; a directory in `layers` is complete and its archive matched
 //! the image's config; nothing an image refers to is deleted while the index or work in progress knows it.
 
 pub mod api;
+mod build;
 mod compress;
 mod content;
 mod credentials;
@@ -31,7 +33,11 @@ mod registry;
 mod snapshot;
 mod store;
 mod unpack;
+mod view;
 
+pub use build::pack::{Entry, EntryKind, LayerWriter};
+pub use build::{Building, Compression};
+pub use compress::decompress;
 pub use content::Neighbour;
 pub use credentials::Auth;
 pub use credentials::docker::DockerConfig;
@@ -39,6 +45,7 @@ pub use digest::{Digest, Hasher};
 pub use error::{Error, Result};
 pub use export::ArchiveFormat;
 pub use gc::{Collected, FsUsage, GcConfig};
+pub use index::Layer;
 pub use manifest::Platform;
 /// Media types of manifests and how large one may be.
 pub mod media {
@@ -50,12 +57,13 @@ pub use publish::PushOptions;
 pub use pull::{Progress, ProgressFn, PullOptions};
 pub use reference::Reference;
 pub use registry::{
-    CLUSTER_AUDIENCE, ClusterRegistry, HostConfig, Mirror, Registries, RegistriesConfig, Remote, RemoteBlob,
-    RemoteManifest,
+    CLUSTER_AUDIENCE, ClusterRegistry, Downloaded, HostConfig, Mirror, Registries, RegistriesConfig, Remote, RemoteBlob,
+    RemoteManifest, download,
 };
 pub use snapshot::{Usage as DiskUsage, disk_usage};
 pub use store::{Image, ImageStore};
 pub use unpack::{Limits, Summary, unpack};
+pub use view::{Node, View};
 
 #[cfg(test)]
 mod fuzz;

@@ -222,7 +222,7 @@ pub(crate) fn remove_any(path: &Path) -> Result<()> {
     removed.at("remove", path)
 }
 
-fn sync_file_system(path: &Path) -> Result<()> {
+pub(crate) fn sync_file_system(path: &Path) -> Result<()> {
     let dir = fs::File::open(path).at("open", path)?;
     rustix::fs::syncfs(&dir).at("sync", path)
 }

@@ -9,11 +9,12 @@ use oci_spec::image::ImageConfiguration;
 use parking_lot::{Mutex, MutexGuard};
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use crate::build::kept::Kept;
 use crate::content::{Content, Neighbour, Pin};
 use crate::error::At;
 use crate::export::ArchiveFormat;
 use crate::growing::Growing;
-use crate::index::{Index, Layer, Record, now};
+use crate::index::{Index, Layer, Record, chain_of, now};
 use crate::manifest::{Descriptor, Manifest};
 use crate::publish::PushOptions;
 use crate::pull::{ProgressFn, PullOptions};
@@ -53,6 +54,7 @@ pub(crate) struct Inner {
     pub content: Arc<Content>,
     pub root: PathBuf,
     pub snapshots: Snapshots,
+    pub kept: Kept,
     pub index: Mutex<Index>,
     pub limits: Limits,
     /// Told when something came in.
@@ -88,7 +90,9 @@ impl ImageStore {
         if !incomplete.is_empty() {
             index.save()?;
         }
-        let (blobs, chains) = index.live();
+        let kept = Kept::open(root, &content)?;
+        let (mut blobs, mut chains) = index.live();
+        kept.live(&mut blobs, &mut chains);
         content.collect(&blobs)?;
         for layer in snapshots.retire(&chains)? {
             snapshot::remove_any(&layer)?;
@@ -97,6 +101,7 @@ impl ImageStore {
             content,
             root: root.to_owned(),
             snapshots,
+            kept,
             index: Mutex::new(index),
             limits,
             grown: tokio::sync::Notify::new(),
@@ -133,6 +138,17 @@ impl ImageStore {
         writer: impl AsyncWrite + Send + Unpin + 'static,
     ) -> Result<()> {
         crate::export::export(self, references, format, writer).await
+    }
+
+    /// Writes an archive of one image under these names, whatever the store calls it.
+    pub async fn export_as(
+        &self,
+        image: &str,
+        names: Vec<String>,
+        format: ArchiveFormat,
+        writer: impl AsyncWrite + Send + Unpin + 'static,
+    ) -> Result<()> {
+        crate::export::export_as(self, image, names, format, writer).await
     }
 
     /// Sends an image to the registry of `target`, which may be another name than the image's own.
@@ -244,11 +260,20 @@ impl ImageStore {
         growing: &HashMap<Digest, Arc<Growing>>,
         done: &(dyn Fn(&Layer) + Send + Sync),
     ) -> Result<Vec<PathBuf>> {
+        self.unpack_layers(&record.layers, growing, done).await
+    }
+
+    pub(crate) async fn unpack_layers(
+        &self,
+        layers: &[Layer],
+        growing: &HashMap<Digest, Arc<Growing>>,
+        done: &(dyn Fn(&Layer) + Send + Sync),
+    ) -> Result<Vec<PathBuf>> {
         let inner = &self.inner;
-        let chain = record.chain();
+        let chain = chain_of(layers);
         let _lease = inner.snapshots.lease(&chain);
         let mut dirs: Vec<PathBuf> = Vec::with_capacity(chain.len());
-        for (layer, chain) in record.layers.iter().zip(&chain) {
+        for (layer, chain) in layers.iter().zip(&chain) {
             if inner.snapshots.has(chain) {
                 dirs.insert(0, inner.snapshots.path(chain));
                 done(layer);
@@ -410,7 +435,8 @@ impl ImageStore {
     /// Deletes what no image and no work under way needs; returns the bytes freed. Blocks, but lets go of the index
     /// before the slow part.
     pub(crate) fn collect(&self, index: MutexGuard<'_, Index>) -> Result<u64> {
-        let (blobs, chains) = index.live();
+        let (mut blobs, mut chains) = index.live();
+        self.inner.kept.live(&mut blobs, &mut chains);
         let mut freed = self.inner.content.collect(&blobs)?;
         let doomed = self.inner.snapshots.retire(&chains)?;
         drop(index);

@@ -14,6 +14,7 @@ pub mod bundle;
 pub mod cgroup;
 pub mod cli;
 pub mod client;
+pub mod defaults;
 pub mod error;
 pub mod protocol;
 mod setup;

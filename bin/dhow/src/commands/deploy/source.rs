@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use dhow_translate::kustomize;
-use dhow_translate::{FileKind, Files, Options, PROJECT, Source, Warning};
+use dhow_translate::{Build, FileKind, Files, Options, PROJECT, Source, Warning};
 use serde_json::{Value, json};
 
 use crate::cli::SourceArgs;
@@ -18,6 +18,8 @@ pub struct Deployable {
     pub namespace: String,
     /// The label of what belongs together.
     pub project: Option<String>,
+    /// Images to build first.
+    pub builds: Vec<Build>,
     pub warnings: Vec<Warning>,
 }
 
@@ -117,6 +119,7 @@ fn compose(args: &SourceArgs, sources: Vec<Source>, folder: PathBuf) -> Result<D
         objects: found.objects.into_iter().map(|object| (name.clone(), object)).collect(),
         namespace: found.namespace,
         project: Some(found.project),
+        builds: found.builds,
         warnings: found.warnings,
     })
 }
@@ -160,6 +163,7 @@ fn kubernetes(args: &SourceArgs, mut objects: Vec<(String, Value)>) -> Result<De
         objects,
         namespace: args.namespace.clone().unwrap_or_else(|| "default".to_owned()),
         project: args.project.clone(),
+        builds: Vec::new(),
         warnings: Vec::new(),
     })
 }

@@ -17,21 +17,10 @@ pub fn translate(
     pod: &mut Pod,
     container: &mut Map<String, Value>,
 ) -> Result<()> {
-    let image = service.get("image");
-    match (&image, service.get("build")) {
-        (Some(image), build) => {
-            container.insert("image".into(), json!(image.text()?));
-            if let Some(build) = build {
-                build.warn(format!("is not built; the image {} has to be there", image.text()?));
-            }
-        }
-        (None, Some(build)) => {
-            return Err(
-                build.invalid("images are not built: build it, put it where the nodes find it, and name it by `image`")
-            );
-        }
-        (None, None) => return Err(service.view.invalid("has neither `image` nor `build`")),
-    }
+    let Some(image) = super::build::image(project, service)? else {
+        return Err(service.view.invalid("has neither `image` nor `build`"));
+    };
+    container.insert("image".into(), json!(image));
     pull_policy(service, container)?;
     // Docker's entrypoint is Kubernetes' command; an entrypoint of one's own takes the image's command away.
     let entrypoint = service.get("entrypoint").map(|view| view.words()).transpose()?;
@@ -69,9 +58,9 @@ fn pull_policy(service: &Service<'_>, container: &mut Map<String, Value>) -> Res
             "always" => policy = "Always",
             "never" => policy = "Never",
             "missing" | "if_not_present" => {}
-            "build" => {
-                view.warn("images are not built; the node pulls it if it has none");
-            }
+            // It is built before anything is applied.
+            "build" if service.view.has("build") => {}
+            "build" => view.warn("there is no `build`; the node pulls it if it has none"),
             other @ ("daily" | "weekly") => {
                 policy = "Always";
                 view.warn(format!("nodes do not look {other}: they look each time a container starts"));

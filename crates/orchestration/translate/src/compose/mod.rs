@@ -3,6 +3,7 @@
 //! Services that share a pod (`network_mode: service:x`) are containers of one workload, its leader's. Each file here
 //! translates a group of keys.
 
+mod build;
 mod container;
 mod dependencies;
 mod files;
@@ -24,6 +25,8 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use serde_json::{Map, Value, json};
+
+pub use build::{Build, Secret};
 
 use crate::dotenv;
 use crate::error::{Error, Result};
@@ -61,6 +64,8 @@ pub struct Translation {
     pub namespace: String,
     /// In the order in which they are applied.
     pub objects: Vec<Value>,
+    /// Images to build first.
+    pub builds: Vec<Build>,
     pub warnings: Vec<Warning>,
 }
 
@@ -87,6 +92,7 @@ pub fn translate(sources: &[Source], options: &Options, files: &dyn Files) -> Re
     view_key(&view, "name");
     let project = Project::new(name, options.namespace.clone(), &root, &notes, files, variables)?;
     let objects = objects(&project)?;
+    let builds = build::builds(&project, &options.folder)?;
     for section in SECTIONS {
         for (name, node) in root.get(section).map_or(&[][..], |node| node.entries()) {
             if !name.starts_with("x-") {
@@ -98,6 +104,7 @@ pub fn translate(sources: &[Source], options: &Options, files: &dyn Files) -> Re
         project: project.name.clone(),
         namespace: project.namespace.clone(),
         objects,
+        builds,
         warnings: notes.sorted(),
     })
 }

@@ -109,6 +109,11 @@ impl EmbeddedRuntime {
         Ok(this)
     }
 
+    /// What connects its sandboxes.
+    pub fn network(&self) -> Arc<dyn PodNetwork> {
+        Arc::clone(&self.inner.config.network)
+    }
+
     /// Stops every sandbox and frees what it holds; returns how many there were.
     pub async fn stop_all(&self) -> Result<usize, Error> {
         slots::close(&self.inner).await?;

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use dhow_image::Image;
 use dhow_oci::CAPABILITIES;
 use dhow_oci::cgroup::Cgroup;
+use dhow_oci::defaults;
+pub use dhow_oci::defaults::{MASKED_PATHS, NETWORK_SYSCTLS, READONLY_PATHS};
 use dhow_oci::spec::{ContainerSpec, DeviceNode, Limits, Mount, PidMode, Process, Propagation, Rootfs, Seccomp, User};
 
 use super::EmbeddedConfig;
@@ -15,49 +17,6 @@ use crate::runtime::{
     AppArmorProfile, ContainerConfig, DnsConfig, MountPropagation, NamespaceMode, Resources, SeccompProfile,
     SecurityContext, SelinuxOptions,
 };
-
-/// What every container may do unless told otherwise, as in Docker and containerd.
-const DEFAULT_CAPABILITIES: [&str; 14] = [
-    "CHOWN",
-    "DAC_OVERRIDE",
-    "FSETID",
-    "FOWNER",
-    "MKNOD",
-    "NET_RAW",
-    "SETGID",
-    "SETUID",
-    "SETFCAP",
-    "SETPCAP",
-    "NET_BIND_SERVICE",
-    "SYS_CHROOT",
-    "KILL",
-    "AUDIT_WRITE",
-];
-
-/// What of `/proc` and `/sys` tells about, or reaches, the whole machine.
-pub const MASKED_PATHS: [&str; 12] = [
-    "/proc/acpi",
-    "/proc/asound",
-    "/proc/interrupts",
-    "/proc/kcore",
-    "/proc/keys",
-    "/proc/latency_stats",
-    "/proc/sched_debug",
-    "/proc/scsi",
-    "/proc/timer_list",
-    "/proc/timer_stats",
-    "/sys/devices/virtual/powercap",
-    "/sys/firmware",
-];
-pub const READONLY_PATHS: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
-
-/// Sysctls of every sandbox with its own network. Low ports and ping are for everyone, as with Docker and containerd;
-/// connections whose large packets vanish without a word try smaller ones.
-pub const NETWORK_SYSCTLS: [(&str, &str); 3] = [
-    ("net.ipv4.ip_unprivileged_port_start", "0"),
-    ("net.ipv4.ping_group_range", "0 2147483647"),
-    ("net.ipv4.tcp_mtu_probing", "1"),
-];
 
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -232,7 +191,7 @@ fn capabilities(security: &SecurityContext) -> Result<Vec<String>, Error> {
     let mut set = match (everything(&added), everything(&dropped)) {
         (true, _) => own(&CAPABILITIES),
         (false, true) => Vec::new(),
-        (false, false) => own(&DEFAULT_CAPABILITIES),
+        (false, false) => own(&defaults::CAPABILITIES),
     };
     set.retain(|name| !dropped.contains(name));
     for name in added.into_iter().filter(|name| name != "ALL") {

@@ -29,6 +29,12 @@ pub fn open_root(path: &Path) -> Result<OwnedFd, Errno> {
     rustix::fs::open(path, OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
 }
 
+/// The same folder once more, to be listed.
+pub fn open_root_at(root: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
+    rustix::fs::openat(root, ".", flags, Mode::empty())
+}
+
 /// One component below `parent`.
 pub fn open_dir(parent: BorrowedFd<'_>, name: &OsStr) -> Result<OwnedFd, Errno> {
     open_beneath_dir(parent, Path::new(name))

@@ -7,7 +7,7 @@
 //! - An archive cannot forge overlayfs state: `trusted.*` attributes and 0:0 devices are refused or dropped.
 //! - Bytes and entries are bounded; an error names the layer and the entry.
 
-mod fsops;
+pub(crate) mod fsops;
 mod parents;
 pub mod tarball;
 
@@ -371,7 +371,7 @@ fn device_allowed(member: &Member) -> bool {
     member.kind == Kind::Char && matches!(member.device, (1, 3 | 5 | 7 | 8 | 9) | (5, 0..=2))
 }
 
-fn xattr_allowed(name: &[u8]) -> bool {
+pub(crate) fn xattr_allowed(name: &[u8]) -> bool {
     name == b"security.capability"
         || name.starts_with(b"system.posix_acl_")
         || (name.starts_with(b"user.") && !name.starts_with(b"user.overlay."))

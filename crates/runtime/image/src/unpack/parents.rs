@@ -12,10 +12,10 @@ use std::path::{Component, Path, PathBuf};
 use std::rc::Rc;
 
 use rustix::fs::{AtFlags, FileType, Mode};
-use rustix::io::Errno;
 
 use super::fsops::{self, Found};
 use super::{Refused, Step, Unpacker};
+use crate::view;
 
 const MAX_LINKS: u32 = 40;
 
@@ -117,37 +117,7 @@ impl Unpacker<'_> {
 
     /// What the layers below show at `path`, honouring whiteouts and opaque directories between them.
     fn lower(&self, path: &Path) -> Step<Option<(OwnedFd, rustix::fs::Stat)>> {
-        for lower in &self.lowers {
-            let mut hidden_below = false;
-            let mut prefix = PathBuf::new();
-            let mut parts = path.components().peekable();
-            while let Some(part) = parts.next() {
-                prefix.push(part);
-                let fd = match fsops::peek(lower.as_fd(), &prefix) {
-                    Ok(fd) => fd,
-                    Err(Errno::NOENT) => break,
-                    Err(Errno::NOTDIR | Errno::LOOP) => return Ok(None),
-                    Err(e) => return Err(e.into()),
-                };
-                let stat = rustix::fs::fstat(&fd)?;
-                let found = fsops::classify(&stat);
-                if found == Found::Whiteout {
-                    return Ok(None);
-                }
-                if parts.peek().is_none() {
-                    return Ok(Some((fd, stat)));
-                }
-                if found != Found::Directory {
-                    return Ok(None);
-                }
-                let dir = fsops::open_beneath_dir(lower.as_fd(), &prefix)?;
-                hidden_below |= fsops::is_opaque(dir.as_fd());
-            }
-            if hidden_below {
-                return Ok(None);
-            }
-        }
-        Ok(None)
+        Ok(view::lookup(&self.lowers, path)?.map(|(_, fd, stat)| (fd, stat)))
     }
 
     /// Copies a file from a lower layer, so that a hard link can be made to it.

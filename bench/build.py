@@ -1,0 +1,97 @@
+#!/usr/bin/env python3
+"""Builds beside buildah: cold (nothing made before), incremental (one source file changed), warm (nothing changed).
+
+Usage, as root: bench/build.py [--binary target/release/dhow] [--rounds 5] [--files 2000] [--isolation oci|chroot]
+Prints a Markdown table. Both build the same Dockerfile over the same base image and take turns within each round; buildah keeps
+layers (`--layers`) and uses its overlay driver where the file system allows, else copies (vfs).
+"""
+
+import argparse
+import os
+import pathlib
+import statistics
+import subprocess
+import tempfile
+import time
+
+from slice import Cloud
+
+DOCKERFILE = """
+FROM docker.io/dhow/debian-base:latest AS build
+WORKDIR /src
+COPY vendor/ vendor/
+RUN find vendor -type f | xargs cat | sha256sum > /sum
+COPY app/ app/
+RUN cat app/* /sum > /out
+FROM docker.io/dhow/debian-base:latest
+RUN mkdir -p /opt/app && echo ready > /opt/app/state
+COPY --from=build /out /opt/app/
+ENV MODE=production
+CMD ["/bin/cat", "/opt/app/out"]
+"""
+
+
+def context(folder, files):
+    for place, count, size in (("vendor", files, 8192), ("app", 20, 2048)):
+        os.makedirs(f"{folder}/{place}")
+        for number in range(count):
+            pathlib.Path(f"{folder}/{place}/{number}").write_bytes(os.urandom(size))
+    pathlib.Path(f"{folder}/Dockerfile").write_text(DOCKERFILE)
+
+
+def timed(call):
+    begin = time.perf_counter()
+    call()
+    return time.perf_counter() - begin
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--binary", default="target/release/dhow")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--files", type=int, default=2000)
+    parser.add_argument("--isolation", default="chroot", choices=["oci", "chroot"])
+    options = parser.parse_args()
+    load, times = os.getloadavg()[0], {}
+    archive = os.path.abspath("target/images/debian-base.tar")
+    with tempfile.TemporaryDirectory(dir="/var/tmp", prefix="dhow-bench") as folder:
+        context(f"{folder}/context", options.files)
+        peer = ["buildah", "--root", f"{folder}/bh", "--runroot", f"{folder}/bhrun"]
+
+        def buildah(*args):
+            subprocess.run([*peer, *args], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+        cloud = Cloud(os.path.abspath(options.binary), folder)
+        try:
+            cloud.dhow("up")
+            cloud.dhow("image", "import", archive)
+            buildah("pull", "--quiet", f"oci-archive:{archive}")
+            where = f"{folder}/context"
+            both = {
+                "dhow": lambda *more: cloud.dhow("build", "--quiet", "-t", "bench:1", *more, where),
+                "buildah": lambda *more: buildah("bud", "--quiet", "--layers", "--isolation", options.isolation,
+                                                 "--pull-never", "-t", "bench:1", *more, where),
+            }
+            for number in range(options.rounds):
+                order = list(both) if number % 2 == 0 else list(reversed(both))
+                for name in order:
+                    build = both[name]
+                    note = times.setdefault(name, {"cold": [], "incremental": [], "warm": []})
+                    note["cold"].append(timed(lambda: build("--no-cache")))
+                    build()
+                    pathlib.Path(f"{where}/app/0").write_bytes(os.urandom(2048))
+                    note["incremental"].append(timed(build))
+                    note["warm"].append(timed(build))
+        finally:
+            cloud.end()
+            subprocess.run([*peer, "rmi", "--all", "--force"], check=False, stdout=subprocess.DEVNULL,
+                           stderr=subprocess.DEVNULL)
+    print(f"load average {load:.1f}, {options.rounds} rounds, {options.files} files of 8 KiB, isolation {options.isolation}\n")
+    print("| build | dhow | buildah | ratio |\n|---|---|---|---|")
+    for kind in ("cold", "incremental", "warm"):
+        ours, theirs = (statistics.median(times[name][kind]) for name in ("dhow", "buildah"))
+        print(f"| {kind} | {ours * 1000:.0f} ms | {theirs * 1000:.0f} ms | {theirs / ours:.1f}x |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,278 @@
+//! What ADD does before it copies: downloads, clones, unpacks.
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use dhow_image::{Digest, Hasher, View};
+use rustix::fs::FileType;
+use tempfile::TempDir;
+
+use crate::build::{Build, Place};
+use crate::copy::At;
+use crate::error::{Error, Result, blocking};
+use crate::event::Step;
+use crate::plan::{Add, Copy};
+
+/// What is to be copied, part by part, with the folders that were made for it.
+pub struct Fetched {
+    parts: Vec<Part>,
+    _folders: Vec<TempDir>,
+}
+
+struct Part {
+    copy: Copy,
+    /// `None`: where the instruction says.
+    folder: Option<PathBuf>,
+    /// Its files belong to root.
+    roots: bool,
+}
+
+impl Fetched {
+    /// Each part with its layers, and whether its files belong to root.
+    pub fn jobs(&self, place: &Place) -> Vec<(Copy, Vec<PathBuf>, bool)> {
+        let job = |part: &Part| match &part.folder {
+            None => (part.copy.clone(), place.folders.clone(), place.of_context),
+            Some(folder) => (part.copy.clone(), vec![folder.clone()], part.roots),
+        };
+        self.parts.iter().map(job).collect()
+    }
+}
+
+/// Brings here what is elsewhere.
+pub async fn fetch(build: &Build, copy: &Copy, place: &Place, step: &Step) -> Result<Fetched> {
+    let Some(add) = &copy.add else {
+        return Ok(Fetched {
+            parts: vec![Part { copy: copy.clone(), folder: None, roots: false }],
+            _folders: Vec::new(),
+        });
+    };
+    let mut fetched = Fetched { parts: Vec::new(), _folders: Vec::new() };
+    let mut rest = Copy { sources: Vec::new(), ..copy.clone() };
+    for source in &copy.sources {
+        let workspace = || build.builder.inner.config.store.workspace().map_err(Error::from);
+        let (folder, part) = if is_git(source) {
+            let folder = workspace()?;
+            clone(source, add, folder.path(), step).await?;
+            let part = Copy { sources: vec!["/".to_owned()], inline: Vec::new(), ..copy.clone() };
+            (folder, part)
+        } else if source.starts_with("http://") || source.starts_with("https://") {
+            let folder = workspace()?;
+            let name = download(source, add, folder.path()).await?;
+            match add.unpack == Some(true) {
+                true => {
+                    let (archive, into) = (folder.path().join(&name), folder.path().join(".unpacked"));
+                    if !blocking(move || unpack(File::open(&archive).at("open what was downloaded")?, &into)).await? {
+                        return Err(Error::Invalid(format!("{source} is no archive")));
+                    }
+                    fetched.parts.push(Part {
+                        copy: everything(copy),
+                        folder: Some(folder.path().join(".unpacked")),
+                        roots: false,
+                    });
+                    fetched._folders.push(folder);
+                    continue;
+                }
+                false => {
+                    let part = Copy { sources: vec![escape(&name)], inline: Vec::new(), ..copy.clone() };
+                    (folder, part)
+                }
+            }
+        } else {
+            if add.unpack != Some(false)
+                && let Some(folder) = archives(source, place, workspace()?).await?
+            {
+                fetched.parts.push(Part {
+                    copy: everything(copy),
+                    folder: Some(folder.path().to_owned()),
+                    roots: false,
+                });
+                fetched._folders.push(folder);
+                continue;
+            }
+            rest.sources.push(source.clone());
+            continue;
+        };
+        fetched.parts.push(Part { copy: part, folder: Some(folder.path().to_owned()), roots: true });
+        fetched._folders.push(folder);
+    }
+    if add.checksum.is_some() && fetched.parts.is_empty() {
+        return Err(Error::Invalid("checksum can't be specified for local sources".to_owned()));
+    }
+    if !rest.sources.is_empty() || !rest.inline.is_empty() {
+        fetched.parts.push(Part { copy: rest, folder: None, roots: false });
+    }
+    Ok(fetched)
+}
+
+/// What is in an archive goes into the destination, which is a folder then.
+fn everything(copy: &Copy) -> Copy {
+    let destination = format!("{}/", copy.destination.trim_end_matches('/'));
+    Copy { sources: vec!["/".to_owned()], inline: Vec::new(), destination, ..copy.clone() }
+}
+
+fn escape(name: &str) -> String {
+    name.chars().flat_map(|c| if "*?[\\".contains(c) { vec!['\\', c] } else { vec![c] }).collect()
+}
+
+fn is_git(source: &str) -> bool {
+    let path = source.split('#').next().unwrap_or_default();
+    let http = path.starts_with("http://") || path.starts_with("https://");
+    http && path.ends_with(".git") || ["git://", "git@", "ssh://"].iter().any(|scheme| path.starts_with(scheme))
+}
+
+/// Unpacks a source that is one archive; `None` if it is not.
+async fn archives(source: &str, place: &Place, folder: TempDir) -> Result<Option<TempDir>> {
+    if source.contains(['*', '?', '[']) {
+        return Ok(None);
+    }
+    let (folders, source) = (place.folders.clone(), source.to_owned());
+    blocking(move || {
+        let view = View::open(&folders)?;
+        let at = view.resolve(Path::new(&source), true).at("look at a source")?;
+        let Some(node) = view.lstat(&at).at("look at a source")? else { return Ok(None) };
+        if node.kind() != FileType::RegularFile {
+            return Ok(None);
+        }
+        let file = view.file(&node).at("open a source")?;
+        Ok(unpack(file, folder.path())?.then_some(folder))
+    })
+    .await
+}
+
+/// Unpacks an archive, packed as it may be; `false` if it is none.
+fn unpack(mut file: File, into: &Path) -> Result<bool> {
+    use std::io::Seek;
+    let mut head = [0u8; 6];
+    let got = file.read(&mut head).at("read a source")?;
+    let head = &head[..got];
+    let packed = head.starts_with(&[0x1f, 0x8b]) || head.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]);
+    if head.starts_with(b"BZh") || head.starts_with(&[0xfd, b'7', b'z', b'X', b'Z']) {
+        let kind = if head.starts_with(b"BZh") { "bzip2" } else { "xz" };
+        return Err(Error::Invalid(format!(
+            "archives compressed with {kind} are not unpacked; use gzip or zstd, or ADD --unpack=false"
+        )));
+    }
+    file.rewind().at("read a source")?;
+    let mut plain: Box<dyn Read + Send> = match packed {
+        true => dhow_image::decompress(file).at("decompress a source")?,
+        false => Box::new(file),
+    };
+    let mut block = Vec::new();
+    (&mut plain).take(512).read_to_end(&mut block).at("read a source")?;
+    // The magic of ustar, GNU and PAX archives.
+    if block.len() < 512 || &block[257..262] != b"ustar" {
+        return Ok(false);
+    }
+    fs::create_dir_all(into).at("make a folder")?;
+    dhow_image::unpack(block.chain(plain), into, &[], "of ADD", &dhow_image::Limits::default())?;
+    Ok(true)
+}
+
+async fn download(source: &str, add: &Add, folder: &Path) -> Result<String> {
+    let temporary = folder.join(".download");
+    let file = File::create(&temporary).at("make a file")?;
+    let done = dhow_image::download(source, &file).await?;
+    let path = source.split(['?', '#']).next().unwrap_or_default();
+    let name = done.name.as_deref().or_else(|| path.rsplit('/').next()).unwrap_or_default();
+    let name = match name.rsplit('/').next() {
+        Some("" | "." | "..") | None => "index",
+        Some(name) => name,
+    };
+    let target = folder.join(name);
+    fs::rename(&temporary, &target).at("name what was downloaded")?;
+    if let Some(checksum) = &add.checksum {
+        let want = Digest::parse(checksum)?;
+        let opened = File::open(&target).at("read what was downloaded")?;
+        let got = hash(opened, Hasher::like(&want))?;
+        if got != want {
+            return Err(Error::Invalid(format!("digest mismatch {got}: {want} was expected of {source}")));
+        }
+    }
+    use std::os::unix::fs::PermissionsExt;
+    fs::set_permissions(&target, fs::Permissions::from_mode(0o600)).at("close what was downloaded")?;
+    let time = done.modified.and_then(|text| jiff::fmt::rfc2822::parse(&text).ok());
+    let time = time.map_or(0, |time| time.timestamp().as_second());
+    let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(u64::try_from(time).unwrap_or(0));
+    file.set_modified(time).at("date what was downloaded")?;
+    Ok(name.to_owned())
+}
+
+fn hash(mut file: File, mut hasher: Hasher) -> Result<Digest> {
+    let mut buffer = vec![0; 256 << 10];
+    loop {
+        let n = file.read(&mut buffer).at("read what was downloaded")?;
+        if n == 0 {
+            return Ok(hasher.finish());
+        }
+        hasher.update(&buffer[..n]);
+    }
+}
+
+/// `address#reference:folder`, by git(1) of the machine.
+async fn clone(source: &str, add: &Add, into: &Path, step: &Step) -> Result<()> {
+    let (address, rest) = source.split_once('#').unwrap_or((source, ""));
+    let (reference, folder) = rest.split_once(':').unwrap_or((rest, ""));
+    // Neither may be taken for an option.
+    if address.starts_with('-') || reference.starts_with('-') {
+        return Err(Error::Invalid(format!("malformed git address {source:?}")));
+    }
+    let checkout = into.join(".clone");
+    fs::create_dir_all(&checkout).at("make a folder")?;
+    let git = async |args: &[&str]| -> Result<String> {
+        let done = tokio::process::Command::new("git")
+            .args(args)
+            .current_dir(&checkout)
+            .env("GIT_TERMINAL_PROMPT", "0")
+            .env("GIT_CONFIG_NOSYSTEM", "1")
+            .env("HOME", into)
+            .env("GIT_ALLOW_PROTOCOL", "http:https:git:ssh")
+            .stdin(std::process::Stdio::null())
+            .kill_on_drop(true)
+            .output()
+            .await
+            .at("run git, which ADD of a repository takes")?;
+        step.output(true, &done.stderr);
+        if !done.status.success() {
+            let said = String::from_utf8_lossy(&done.stderr).trim().to_owned();
+            return Err(Error::Invalid(format!("git {}: {said}", args.first().unwrap_or(&""))));
+        }
+        Ok(String::from_utf8_lossy(&done.stdout).trim().to_owned())
+    };
+    git(&["init", "--quiet"]).await?;
+    git(&["remote", "add", "origin", address]).await?;
+    let wanted = if reference.is_empty() { "HEAD" } else { reference };
+    if git(&["fetch", "--quiet", "--depth=1", "origin", wanted]).await.is_err() {
+        // Not every server gives a commit by its number.
+        git(&["fetch", "--quiet", "--tags", "origin", "+refs/heads/*:refs/remotes/origin/*"]).await?;
+        git(&["checkout", "--quiet", "--detach", wanted]).await?;
+    } else {
+        git(&["checkout", "--quiet", "--detach", "FETCH_HEAD"]).await?;
+    }
+    if let Some(checksum) = &add.checksum {
+        let commit = git(&["rev-parse", "HEAD"]).await?;
+        if checksum.len() < 7 || !commit.starts_with(checksum.as_str()) {
+            return Err(Error::Invalid(format!("expected checksum to match {checksum}, got {commit}")));
+        }
+    }
+    git(&["submodule", "update", "--quiet", "--init", "--recursive", "--depth=1"]).await?;
+    let (into, folder, keep) = (into.to_owned(), crate::glob::clean(folder), add.keep_git_dir);
+    blocking(move || {
+        let root = into.join(".clone");
+        if !keep {
+            fs::remove_dir_all(root.join(".git")).at("remove git's folder")?;
+        }
+        let view = View::open(std::slice::from_ref(&root))?;
+        let inner = view.resolve(Path::new(&folder), true).at("find the folder of the repository")?;
+        let from = root.join(inner);
+        if !from.is_dir() {
+            return Err(Error::Invalid(format!("the repository has no folder {folder:?}")));
+        }
+        for entry in fs::read_dir(&from).at("list the repository")? {
+            let entry = entry.at("list the repository")?;
+            fs::rename(entry.path(), into.join(entry.file_name())).at("take a file of the repository")?;
+        }
+        fs::remove_dir_all(&root).at("remove the clone")
+    })
+    .await
+}

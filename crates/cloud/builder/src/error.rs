@@ -1,0 +1,64 @@
+//! What can go wrong with a build.
+
+use crate::dockerfile::Mistake;
+
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why a build failed, in the caller's words.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The Dockerfile is wrong; shown with its place.
+    #[error("{shown}")]
+    Dockerfile { shown: String },
+    /// An instruction failed; shown with its place.
+    #[error("{shown}")]
+    Step {
+        shown: String,
+        #[source]
+        source: Box<Error>,
+    },
+    #[error("process {command:?} did not complete successfully: exit code: {code}")]
+    Exit { command: String, code: i32 },
+    #[error("{0}")]
+    Invalid(String),
+    #[error("{doing}: {source}")]
+    Io { doing: String, source: std::io::Error },
+    #[error("{}", .0.chain())]
+    Image(dhow_image::Error),
+    #[error("{0}")]
+    Runtime(#[from] dhow_oci::Error),
+    #[error("the network of a step: {0}")]
+    Network(String),
+    #[error("the build was interrupted: {0}")]
+    Interrupted(String),
+}
+
+impl From<dhow_image::Error> for Error {
+    fn from(error: dhow_image::Error) -> Self {
+        Error::Image(error)
+    }
+}
+
+impl Error {
+    /// A mistake with the lines around it.
+    pub fn mistake(mistake: &Mistake, file: &str, text: &str) -> Self {
+        Error::Dockerfile { shown: mistake.show(file, text) }
+    }
+
+    /// Whether something that was named is not there.
+    pub fn is_not_found(&self) -> bool {
+        match self {
+            Error::Image(error) => error.is_not_found(),
+            Error::Step { source, .. } => source.is_not_found(),
+            _ => false,
+        }
+    }
+}
+
+/// Runs what blocks off the async threads.
+pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => Err(Error::Interrupted(error.to_string())),
+    }
+}
