@@ -148,7 +148,7 @@ fn references(schema: &Value, into: &mut Vec<String>) {
 }
 
 /// All definitions with references below `prefix` and Kubernetes' extensions.
-fn annotated(prefix: &'static str) -> Map<String, Value> {
+fn annotated(prefix: &str) -> Map<String, Value> {
     let mut definitions = schema::definitions(prefix);
     lists(&mut definitions, prefix);
     let mut kinds: HashMap<String, Vec<Value>> = HashMap::new();

@@ -2,17 +2,14 @@
 //!
 //! Descriptions are dropped, so the table stays small; the full documents are made on request by [`crate::openapi`].
 
+#[cfg(test)]
+mod made;
+
 use crate::registry::{KINDS, Subresource, builtin};
-use k8s_openapi::api;
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1 as metav1;
-use k8s_openapi::apimachinery::pkg::runtime::RawExtension;
-use k8s_openapi::apimachinery::pkg::version;
-use k8s_openapi::kube_aggregator::pkg::apis::apiregistration::v1::APIService;
-use schemars::SchemaGenerator;
-use schemars::generate::SchemaSettings;
+use flate2::read::GzDecoder;
 use serde_json::{Map, Value};
 use std::collections::HashMap;
+use std::io::Read;
 use std::sync::LazyLock;
 
 /// What a field holds.
@@ -90,60 +87,18 @@ fn shape(schema: &Value) -> Shape {
     Shape::Any
 }
 
+/// Every definition reachable from the built-in kinds, as `made.rs` wrote them from the typed definitions: the code that describes
+/// each type would be a tenth of the program.
+static DEFINITIONS: &[u8] = include_bytes!("definitions.json.gz");
+/// Where references in them lead.
+const WRITTEN_PATH: &str = "/$defs";
+
 /// Every definition reachable from the built-in kinds, with references under `path`.
-pub(crate) fn definitions(path: &'static str) -> Map<String, Value> {
-    let settings = SchemaSettings::draft07().with(|s| s.definitions_path = path.into());
-    let mut generator = SchemaGenerator::new(settings);
-    macro_rules! add {
-        ($($group:ident :: $version:ident { $($kind:ident),* $(,)? })*) => {
-            $($(
-                generator.subschema_for::<api::$group::$version::$kind>();
-            )*)*
-        };
-    }
-    add! {
-        core::v1 { Namespace, Node, Pod, PodTemplate, Service, Endpoints, ConfigMap, Secret, ServiceAccount, Event,
-            PersistentVolume, PersistentVolumeClaim, ResourceQuota, LimitRange, ReplicationController, ComponentStatus }
-        apps::v1 { Deployment, ReplicaSet, StatefulSet, DaemonSet, ControllerRevision }
-        batch::v1 { Job, CronJob }
-        networking::v1 { Ingress, IngressClass, IPAddress, NetworkPolicy, ServiceCIDR }
-        policy::v1 { PodDisruptionBudget }
-        rbac::v1 { ClusterRole, ClusterRoleBinding, Role, RoleBinding }
-        storage::v1 { CSIDriver, CSINode, CSIStorageCapacity, StorageClass, VolumeAttachment, VolumeAttributesClass }
-        scheduling::v1 { PriorityClass }
-        coordination::v1 { Lease }
-        node::v1 { RuntimeClass }
-        discovery::v1 { EndpointSlice }
-        events::v1 { Event }
-        certificates::v1 { CertificateSigningRequest }
-        certificates::v1beta1 { ClusterTrustBundle }
-        admissionregistration::v1 { MutatingWebhookConfiguration, ValidatingAdmissionPolicy,
-            ValidatingAdmissionPolicyBinding, ValidatingWebhookConfiguration }
-        admissionregistration::v1beta1 { MutatingAdmissionPolicy, MutatingAdmissionPolicyBinding }
-        flowcontrol::v1 { FlowSchema, PriorityLevelConfiguration }
-        resource::v1 { DeviceClass, ResourceClaim, ResourceClaimTemplate, ResourceSlice }
-        resource::v1alpha3 { DeviceTaintRule }
-        storagemigration::v1beta1 { StorageVersionMigration }
-    }
-    add! {
-        core::v1 { Binding }
-        autoscaling::v1 { HorizontalPodAutoscaler, Scale }
-        autoscaling::v2 { HorizontalPodAutoscaler }
-        policy::v1 { Eviction }
-        authentication::v1 { TokenReview, TokenRequest, SelfSubjectReview }
-        authorization::v1 { LocalSubjectAccessReview, SelfSubjectAccessReview, SelfSubjectRulesReview, SubjectAccessReview }
-    }
-    generator.subschema_for::<CustomResourceDefinition>();
-    generator.subschema_for::<APIService>();
-    generator.subschema_for::<metav1::DeleteOptions>();
-    generator.subschema_for::<metav1::Status>();
-    generator.subschema_for::<metav1::APIResourceList>();
-    generator.subschema_for::<metav1::APIGroupList>();
-    generator.subschema_for::<metav1::APIVersions>();
-    generator.subschema_for::<metav1::Patch>();
-    generator.subschema_for::<version::Info>();
-    generator.subschema_for::<metav1::WatchEvent<RawExtension>>();
-    generator.take_definitions(true)
+pub(crate) fn definitions(path: &str) -> Map<String, Value> {
+    let mut text = String::new();
+    GzDecoder::new(DEFINITIONS).read_to_string(&mut text).expect("a test has read them");
+    let text = text.replace(&format!("\"#{WRITTEN_PATH}/"), &format!("\"#{path}/"));
+    serde_json::from_str(&text).expect("a test has read them")
 }
 
 /// Group, version and kind of every top-level definition, by definition name.
