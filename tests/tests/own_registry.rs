@@ -209,7 +209,8 @@ fn runs_everywhere(machines: &Machines, _: &Path) -> Result<()> {
 }
 
 fn keeps_strangers_out(machines: &Machines, _: &Path) -> Result<()> {
-    machines.apply(&pod("stranger", "default", "m1", &format!("{REGISTRY}/team/app:3")))?;
+    let stranger = pod("stranger", "default", "m1", &format!("{REGISTRY}/team/app:3"));
+    machines.apply(&stranger)?;
     eventually(SOON, || {
         let pod = machines.get(&["get", "pod", "stranger"])?;
         let waiting = &pod["status"]["containerStatuses"][0]["state"]["waiting"];
@@ -217,9 +218,11 @@ fn keeps_strangers_out(machines: &Machines, _: &Path) -> Result<()> {
         ensure!(reason == "ErrImagePull" || reason == "ImagePullBackOff", "{waiting}");
         Ok(())
     })?;
-    // Let in, it comes by itself.
+    // Let in, and without the back-off of before.
     let open = r#"{"spec": {"visibility": "Shared"}}"#;
     machines.kubectl(&["patch", "project", "team", "--type=merge", "--patch", open])?;
+    machines.kubectl(&["delete", "pod", "stranger"])?;
+    machines.apply(&stranger)?;
     machines.kubectl(&["wait", "--for=condition=Ready", "pod/stranger", "--timeout=60s"])?;
     Ok(())
 }

@@ -14,17 +14,19 @@ const RETRY: Duration = Duration::from_secs(5);
 
 /// Applies all of it, then waits for the end. A cloud without them is still one, so this ends nothing.
 pub async fn keep(administrator: Client, objects: Vec<Value>, shutdown: CancellationToken) -> Result<()> {
-    let publish = async {
-        while let Err(error) = apply_all(&administrator, &objects).await {
-            tracing::warn!(error = format!("{error:#}"), "cannot publish what parts of the cloud need; trying again");
-            tokio::time::sleep(RETRY).await;
-        }
-    };
     tokio::select! {
-        () = publish => shutdown.cancelled().await,
+        () = publish(&administrator, &objects) => shutdown.cancelled().await,
         () = shutdown.cancelled() => {}
     }
     Ok(())
+}
+
+/// Returns once all of it is there.
+pub async fn publish(administrator: &Client, objects: &[Value]) {
+    while let Err(error) = apply_all(administrator, objects).await {
+        tracing::warn!(error = format!("{error:#}"), "cannot publish what parts of the cloud need; trying again");
+        tokio::time::sleep(RETRY).await;
+    }
 }
 
 async fn apply_all(client: &Client, objects: &[Value]) -> Result<()> {

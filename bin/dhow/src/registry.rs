@@ -92,10 +92,17 @@ impl Prepared {
         let disk = (settings.collect_at < 100).then(|| (settings.storage.clone(), settings.collect_at));
         let keeping = Keeping { every: settings.collect_every, disk };
         let administrator = server.client(UserInfo::new("system:dhow", &[MASTERS]));
-        parts.spawn(publish::keep(administrator, objects(place, settings.port, &hosts)?, shutdown.clone()));
         parts.spawn(part("registry", registry.clone().serve(listener, Some(tls), shutdown.clone())));
         let running = cloud::run(registry.clone(), access, client, credentials_for(&hosts), shutdown.clone());
-        parts.spawn(part("registry's projects", running));
+        let (objects, stop) = (objects(place, settings.port, &hosts)?, shutdown.clone());
+        let projects = async move {
+            // Its rights come first.
+            tokio::select! {
+                () = publish::publish(&administrator, &objects) => running.await,
+                () = stop.cancelled() => {}
+            }
+        };
+        parts.spawn(part("registry's projects", projects));
         parts.spawn(part("registry's collection", registry.clone().keep_collected(keeping, shutdown.clone())));
         Ok(registry)
     }

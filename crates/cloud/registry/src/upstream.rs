@@ -44,7 +44,14 @@ pub struct Upstream {
 #[derive(Default)]
 pub struct Origins {
     fetching: Locks,
-    connected: Mutex<HashMap<String, (Instant, Auth, Arc<Remote>)>>,
+    connected: Mutex<HashMap<String, Connected>>,
+}
+
+/// An origin that was asked lately, as whom.
+struct Connected {
+    at: Instant,
+    auth: Auth,
+    remote: Arc<Remote>,
 }
 
 impl Inner {
@@ -100,7 +107,7 @@ impl Inner {
 
     async fn origin(&self, upstream: &Upstream) -> Result<Arc<Remote>> {
         let name = upstream.reference.name();
-        if let Some((at, auth, remote)) = self.origins.connected.lock().get(&name)
+        if let Some(Connected { at, auth, remote }) = self.origins.connected.lock().get(&name)
             && at.elapsed() < CONNECTED
             && *auth == upstream.auth
         {
@@ -109,9 +116,10 @@ impl Inner {
         let remote = Remote::connect(&self.config.registries, &upstream.reference, &upstream.auth).await;
         let remote = Arc::new(remote.map_err(|error| cannot_ask(upstream, &error))?);
         let mut connected = self.origins.connected.lock();
-        connected.retain(|_, (at, ..)| at.elapsed() < CONNECTED);
+        connected.retain(|_, known| known.at.elapsed() < CONNECTED);
         if connected.len() < CONNECTIONS {
-            connected.insert(name, (Instant::now(), upstream.auth.clone(), Arc::clone(&remote)));
+            let (at, auth) = (Instant::now(), upstream.auth.clone());
+            connected.insert(name, Connected { at, auth, remote: Arc::clone(&remote) });
         }
         Ok(remote)
     }

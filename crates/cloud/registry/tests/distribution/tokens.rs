@@ -102,7 +102,10 @@ async fn tokens_are_also_given_for_forms_and_hold_in_all_servers() {
     let ci = web.with_authorization(&format!("Bearer {}", reply["access_token"].as_str().unwrap()));
     ci.push_image("mine/app", "1", "x").await;
     web.send("POST", "/token", &form, body.replace("ci-secret", "wrong")).await.expect(401);
-    web.send("POST", "/token", &form, "grant_type=refresh_token&refresh_token=x").await.expect(400);
+    web.send("POST", "/token", &form, "grant_type=authorization_code&code=x").await.expect(400);
+    // What opens repositories gives no further tokens.
+    let access = reply["access_token"].as_str().unwrap();
+    web.send("POST", "/token", &form, format!("grant_type=refresh_token&refresh_token={access}")).await.expect(401);
     let strange = Server::with(Config::default(), Arc::new(table())).await;
     let there = strange.web.with_authorization(ci.authorization.as_deref().unwrap());
     there.get("/v2/").await.expect(401);
