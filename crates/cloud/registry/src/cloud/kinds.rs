@@ -280,7 +280,8 @@ mod tests {
         let account = member(json!({"kind": "ServiceAccount", "namespace": "a", "name": "ci"}));
         assert!(account.is(&user("system:serviceaccount:a:ci", &[])) && !account.is(&user("ci", &[])));
         let robot = member(json!({"kind": "Robot", "namespace": "a", "name": "ci.nightly"}));
-        let (namespace, name) = robot_of(&login_name("a", "ci.nightly")).unwrap();
+        let login = login_name("a", "ci.nightly");
+        let (namespace, name) = robot_of(&login).unwrap();
         assert!(robot.is(&user(&robot_user(namespace, name), &[])));
         assert_eq!(robot_of("ada"), None);
     }
