@@ -50,7 +50,7 @@ impl Build {
             return Ok(known);
         }
         let lower = store.folders(&layers).await?;
-        let workspace = store.workspace()?;
+        let workspace = Arc::new(store.workspace()?);
         let upper = workspace.path().join("upper");
         for folder in ["work", "root"] {
             std::fs::create_dir_all(workspace.path().join(folder)).at("make a folder")?;
@@ -79,8 +79,9 @@ impl Build {
             let text = String::from_utf8_lossy(bytes).into_owned();
             events.tell(crate::Event::Output { step: number, stderr, text });
         });
-        let code = inner.config.sandboxes.run(program, sink).await;
-        drop((permit, ready.using));
+        let held = (Arc::clone(&workspace), ready.using);
+        let code = inner.config.sandboxes.run(program, sink, held).await;
+        drop(permit);
         match code? {
             0 => {}
             code => return Err(Error::Exit { command: run.args.join(" "), code }),
@@ -88,7 +89,11 @@ impl Build {
         let cleaned = upper.clone();
         blocking(move || clear(&cleaned, &lower, &stubs)).await?;
         let done = store.commit(&key, upper, layers, self.job.epoch).await?;
-        blocking(move || workspace.close().at("remove a workspace")).await?;
+        blocking(move || {
+            drop(workspace);
+            Ok(())
+        })
+        .await?;
         Ok(done)
     }
 }

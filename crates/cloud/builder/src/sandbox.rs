@@ -16,6 +16,7 @@ use rustix::pipe::PipeFlags;
 use tokio::io::AsyncReadExt;
 use tokio::io::unix::AsyncFd;
 use tokio::net::unix::pipe;
+use tokio_util::sync::CancellationToken;
 
 use crate::copy::At;
 use crate::error::{Error, Result, blocking};
@@ -75,6 +76,22 @@ struct Running {
     closed: bool,
 }
 
+/// A program that runs.
+struct Begun {
+    connection: OwnedFd,
+    out: OwnedFd,
+    err: OwnedFd,
+}
+
+impl Begun {
+    /// Reads what it writes, until its end.
+    async fn wait(self, sink: &Sink) -> Result<i32> {
+        let exit = exit_code(self.connection);
+        let (_, _, code) = tokio::join!(drain(self.out, false, sink), drain(self.err, true, sink), exit);
+        code
+    }
+}
+
 impl Sandboxes {
     /// Clears what an earlier daemon left.
     pub async fn open(self) -> Result<Arc<Self>> {
@@ -96,14 +113,29 @@ impl Sandboxes {
         self.run_dir.join(format!("{id}.sock"))
     }
 
-    /// Runs a step to its end; returns its exit code.
-    pub async fn run(self: &Arc<Self>, step: Step, sink: Sink) -> Result<i32> {
-        let id = uuid::Uuid::new_v4().simple().to_string();
-        let running = self.start(&id, &step).await?;
-        let ended = running.run(step, sink).await;
-        let closed = running.close().await;
-        let code = ended?;
-        closed.map(|()| code)
+    /// Runs a step to its end; returns its exit code. Whoever stops waiting stops it; `held` is let go once nothing of it
+    /// runs any more.
+    pub async fn run(self: &Arc<Self>, step: Step, sink: Sink, held: impl Send + 'static) -> Result<i32> {
+        let abandoned = CancellationToken::new();
+        let _guard = abandoned.clone().drop_guard();
+        let this = Arc::clone(self);
+        // A task of its own: what is being started is stopped in order, too.
+        let work = tokio::spawn(async move {
+            let _held = held;
+            let id = uuid::Uuid::new_v4().simple().to_string();
+            let running = this.start(&id, &step).await?;
+            let ended = match running.begin(step).await {
+                Ok(begun) => tokio::select! {
+                    code = begun.wait(&sink) => code,
+                    () = abandoned.cancelled() => Err(Error::Interrupted("nobody waits for it".into())),
+                },
+                Err(error) => Err(error),
+            };
+            let closed = running.close().await;
+            let code = ended?;
+            closed.map(|()| code)
+        });
+        work.await.unwrap_or_else(|error| Err(Error::Interrupted(error.to_string())))
     }
 
     async fn start(self: &Arc<Self>, id: &str, step: &Step) -> Result<Running> {
@@ -135,24 +167,20 @@ impl Sandboxes {
 }
 
 impl Running {
-    async fn run(&self, step: Step, sink: Sink) -> Result<i32> {
+    /// Starts the program.
+    async fn begin(&self, step: Step) -> Result<Begun> {
         let (this, id, shim) = (Arc::clone(&self.this), self.id.clone(), self.shim.clone());
-        let (connection, outputs) = blocking(move || {
+        blocking(move || {
             let dir = this.root.join(&id);
             this.prepare(&dir, &id, step)?;
             shim.tell(&Request::Create { id: CONTAINER.to_owned() })?;
-            let pipes = [new_pipe()?, new_pipe()?];
-            let [(out, their_out), (err, their_err)] = pipes;
+            let [(out, their_out), (err, their_err)] = [new_pipe()?, new_pipe()?];
             let request = Request::Attach { id: CONTAINER.to_owned() };
             let answer = shim.begin(&request, &[their_out.as_fd(), their_err.as_fd()])?;
             shim.tell(&Request::Start { id: CONTAINER.to_owned() })?;
-            Ok((answer.connection, [out, err]))
+            Ok(Begun { connection: answer.connection, out, err })
         })
-        .await?;
-        let exit = exit_code(connection);
-        let [out, err] = outputs;
-        let (_, _, code) = tokio::join!(drain(out, false, &sink), drain(err, true, &sink), exit);
-        code
+        .await
     }
 
     /// Kills what is left and removes all traces.
