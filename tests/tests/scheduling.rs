@@ -162,8 +162,8 @@ fn preemption_is_written_and_kept_within_budgets() {
         Ok(())
     })
     .unwrap();
-    // Its room is kept.
-    apply(server, &[pod("rival", "rival", "low", "1", json!({}))]).unwrap();
+    // Its room is kept: both do not fit.
+    apply(server, &[pod("rival", "rival", "low", "1500m", json!({}))]).unwrap();
     kubectl(server, &["delete", "pod", "plain", "--grace-period=0", "--force"]).unwrap();
     assert_eq!(bound_to(server, "high").unwrap(), open);
     let rival = get(server, &["pod", "rival"]).unwrap();
