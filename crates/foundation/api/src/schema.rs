@@ -116,7 +116,7 @@ pub(crate) fn definitions(path: &'static str) -> Map<String, Value> {
         discovery::v1 { EndpointSlice }
         events::v1 { Event }
         certificates::v1 { CertificateSigningRequest }
-        certificates::v1beta1 { ClusterTrustBundle }
+        certificates::v1beta1 { ClusterTrustBundle, PodCertificateRequest }
         admissionregistration::v1 { MutatingWebhookConfiguration, ValidatingAdmissionPolicy,
             ValidatingAdmissionPolicyBinding, ValidatingWebhookConfiguration }
         admissionregistration::v1beta1 { MutatingAdmissionPolicy, MutatingAdmissionPolicyBinding }

@@ -16,6 +16,7 @@ pub mod extension;
 pub mod networking;
 pub mod node;
 pub mod pod;
+pub mod pod_certificates;
 pub mod resource;
 pub mod service;
 pub mod storage;
