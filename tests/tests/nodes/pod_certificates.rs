@@ -63,6 +63,17 @@ pub fn part(host: &Host) -> Result<()> {
     let refused = refused.unwrap_err().to_string();
     ensure!(refused.contains("podCertificate.keyType: Unsupported value: \"DSA\""), "{refused}");
     ensure!(refused.contains("specify at least one of credentialBundlePath"), "{refused}");
+
+    certified(
+        host,
+        "strange",
+        json!([{"podCertificate":
+        {"signerName": SIGNER, "keyType": "ED25519", "credentialBundlePath": "both.pem"}}]),
+    )?;
+    let asked = name(&self::requests(host, "strange", 1, &[])?[0]);
+    let status = json!({"certificateChain": "x", "conditions": [{"type": "Issued", "status": "True", "reason": "R"}]});
+    let refused = patch(host, &asked, &status, &[]).unwrap_err().to_string();
+    ensure!(refused.contains("must contain at least one certificate"), "{refused}");
     Ok(())
 }
 
@@ -123,11 +134,7 @@ fn only_signers_and_nodes_say(host: &Host, authority: &Authority, request: &Valu
             "{refused}"
         );
         Ok(())
-    })?;
-    let strange = json!({"certificateChain": "x", "conditions": [{"type": "Issued", "status": "True", "reason": "R"}]});
-    let refused = patch(host, &name(request), &strange, &[]).unwrap_err().to_string();
-    ensure!(refused.contains("must contain at least one certificate"), "{refused}");
-    Ok(())
+    })
 }
 
 /// Key and certificate of each kind of source, by the kind, as the pod sees them; they belong to each other.

@@ -106,6 +106,7 @@ pub fn prepare_status_update(kind: &Kind, object: &mut Value, old: &Value) {
         };
     }
     *object = result;
+    (kind.prepare_status)(object, old);
     defaulting::apply(kind, object);
     leave_out_empty(object);
 }
@@ -413,7 +414,7 @@ pub(crate) fn signing_request_update(object: &mut Value, old: &Value) {
 }
 
 /// What ended a request stays as it was said, and is said at a time.
-pub(crate) fn pod_certificate_request_update(object: &mut Value, old: &Value) {
+pub(crate) fn pod_certificate_request_status(object: &mut Value, old: &Value) {
     let before = crate::meta::items(old, &["status", "conditions"]);
     let Some(conditions) = object.pointer_mut("/status/conditions").and_then(Value::as_array_mut) else { return };
     let now = crate::time::rfc3339(Timestamp::now());

@@ -156,6 +156,13 @@ pub fn validate_update(kind: &Kind, new: &Value, old: &Value, pace: Option<&Pace
     errors.0
 }
 
+/// Everything wrong with a changed status.
+pub fn validate_status(kind: &Kind, new: &Value, old: &Value) -> Vec<FieldError> {
+    let mut errors = Errors::default();
+    (kind.validate_status)(new, old, &mut errors);
+    errors.0
+}
+
 #[cfg(test)]
 mod table;
 

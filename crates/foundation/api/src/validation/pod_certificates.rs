@@ -88,6 +88,9 @@ fn annotations(field: &Field, errors: &mut Errors) {
 
 pub fn request_update(new: &Value, old: &Value, errors: &mut Errors) {
     errors.same(&Field::spec(new), &Field::spec(old));
+}
+
+pub fn request_status(new: &Value, old: &Value, errors: &mut Errors) {
     if new["status"] == old["status"] {
         return;
     }

@@ -75,9 +75,9 @@ pub(super) const CERTIFICATES: &[Kind] = &[
     .subs(&[Sub::Status])
     .fields(&["spec.nodeName", "spec.podName", "spec.signerName"])
     .defaults(defaulting::pod_certificate_request)
-    .updating(crate::strategy::pod_certificate_request_update)
     .new_rules(validation::pod_certificates::new_request)
-    .update_rules(validation::pod_certificates::request_update),
+    .update_rules(validation::pod_certificates::request_update)
+    .reporting(crate::strategy::pod_certificate_request_status, validation::pod_certificates::request_status),
     kind!(
         "certificates.k8s.io",
         "v1beta1",
