@@ -73,6 +73,44 @@ pub fn tells_numbers(host: &Host) -> Result<()> {
     Ok(())
 }
 
+pub fn tells_what_pods_take_of_the_disk(host: &Host) -> Result<()> {
+    let script = "dd if=/dev/zero of=/layer bs=1M count=3; dd if=/dev/zero of=/e/f bs=1M count=2; echo said; \
+        touch /written; sleep 1000";
+    let mounts = json!({"volumeMounts": [{"name": "e", "mountPath": "/e"}, {"name": "m", "mountPath": "/m"}]});
+    let volumes = json!({"volumes": [{"name": "e", "emptyDir": {}}, {"name": "m", "emptyDir": {"medium": "Memory"}}]});
+    pod(host, "writer", script, mounts, volumes)?;
+    running(host, "writer")?;
+    // What was seen is told of for a minute: nobody may look before it is there.
+    eventually(SOON, || exec(host, "writer", "ls /written"))?;
+    let (node, pod) = eventually(SOON, || {
+        let text = host.kubectl(&["get", "--raw", "/api/v1/nodes/e2e/proxy/stats/summary"])?;
+        let all: serde_json::Value = serde_json::from_str(&text)?;
+        let pods = all["pods"].as_array().context("no pods")?;
+        let pod = pods.iter().find(|pod| pod["podRef"]["name"] == "writer").context("no pod")?;
+        ensure!(pod["ephemeral-storage"].is_object(), "{pod:#}");
+        Ok((all["node"].clone(), pod.clone()))
+    })?;
+    let own = &pod["containers"][0];
+    let volume = |name: &str| pod["volume"].as_array().and_then(|all| all.iter().find(|one| one["name"] == name));
+    let (on_disk, in_memory) = (volume("e").context("no volume")?, volume("m").context("no volume in memory")?);
+    for (what, used, least, most) in [
+        ("layer", &own["rootfs"], 3 << 20, 4 << 20),
+        ("logs", &own["logs"], 4, 1 << 20),
+        ("volume", on_disk, 2 << 20, 3 << 20),
+        ("volume in memory", in_memory, 0, 4096),
+        ("all", &pod["ephemeral-storage"], 5 << 20, 7 << 20),
+    ] {
+        let bytes = used["usedBytes"].as_u64().with_context(|| format!("{what}: {pod:#}"))?;
+        ensure!((least..=most).contains(&bytes), "{what}: {bytes} bytes: {pod:#}");
+        ensure!(used["capacityBytes"].as_u64() > Some(0) && used["time"].is_string(), "{what}: {used:#}");
+    }
+    for place in [&node["fs"], &node["runtime"]["imageFs"], &node["runtime"]["containerFs"]] {
+        ensure!(place["usedBytes"].as_u64() > Some(0) && place["inodesUsed"].as_u64() > Some(0), "{node:#}");
+    }
+    ensure!(node["fs"]["capacityBytes"] == pod["ephemeral-storage"]["capacityBytes"], "{node:#}");
+    Ok(())
+}
+
 /// What a restart of the machine leaves: neither daemon nor shims nor what was mounted.
 pub fn comes_back_after_a_restart(host: &Host) -> Result<()> {
     let spec = json!({"volumes": [{"name": "m", "emptyDir": {"medium": "Memory"}}, {"name": "d", "emptyDir": {}}]});

@@ -24,7 +24,7 @@ fn the_node_runs_pods_as_their_specs_say() {
     host.dhow(&["up"]).unwrap();
     let archive = workspace().join("target/images/busybox.tar");
     host.dhow(&["image", "import", archive.to_str().unwrap()]).unwrap();
-    let parts: [(&str, Part); 16] = [
+    let parts: [(&str, Part); 17] = [
         ("words", says_what_is_wrong),
         ("crash loops", backs_off),
         ("phases", ends_pods),
@@ -40,6 +40,7 @@ fn the_node_runs_pods_as_their_specs_say() {
         ("admission", refuses_what_does_not_fit),
         ("static pods", machine::runs_static_pods),
         ("numbers", machine::tells_numbers),
+        ("numbers of disks", machine::tells_what_pods_take_of_the_disk),
         ("restart of the machine", machine::comes_back_after_a_restart),
     ];
     let mut failures = Vec::new();
@@ -176,7 +177,8 @@ fn probes(host: &Host) -> Result<()> {
     };
     let file = |path: &str| quick(json!({"exec": {"command": ["cat", path]}}));
     pod(host, "ready", "touch /tmp/up; sleep 1000", json!({"readinessProbe": file("/tmp/ready")}), nothing())?;
-    pod(host, "alive", "touch /tmp/up; sleep 1000", json!({"livenessProbe": file("/tmp/up")}), nothing())?;
+    let named = json!({"livenessProbe": file("$(MARK)"), "env": [{"name": "MARK", "value": "/tmp/up"}]});
+    pod(host, "alive", "touch /tmp/up; sleep 1000", named, nothing())?;
     let web = "mkdir -p /w; echo hi > /w/index.html; httpd -f -p 8080 -h /w";
     let http = quick(json!({"httpGet": {"path": "/index.html", "port": "web"}}));
     let ports = json!([{"name": "web", "containerPort": 8080}]);

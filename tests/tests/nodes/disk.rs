@@ -10,7 +10,23 @@ use serde_json::{Value, json};
 
 use crate::support::{IMAGE, SOON, condition, event, exec, merge, nothing, own, pod, running, status, until};
 
-const SETTINGS: &str = "node:\n  evictionHard: {nodefs.available: 25%}\n  evictionPressureTransitionPeriod: 1s\n";
+/// Threads that the machine may have more than it has now before that is too many; a pod makes half as many again.
+const THREADS: u64 = 1000;
+
+/// Processes are what the whole machine has, so that what is too many depends on how many there are.
+fn settings() -> Result<String> {
+    let most = |name: &str| -> Result<u64> {
+        Ok(std::fs::read_to_string(format!("/proc/sys/kernel/{name}"))?.trim().parse()?)
+    };
+    let load = std::fs::read_to_string("/proc/loadavg")?;
+    let threads = load.split(['/', ' ']).nth(4).context("no threads")?.parse::<u64>()?;
+    let least = most("pid_max")?.min(most("threads-max")?).saturating_sub(threads + THREADS);
+    Ok(format!(
+        "node:\n  evictionHard: {{nodefs.available: 25%, pid.available: '{least}'}}\n  \
+         evictionPressureTransitionPeriod: 1s\n"
+    ))
+}
+
 /// Folders of the data folder, and how large they are here.
 const FOLDERS: [(&str, &str); 3] = [("node", "32m"), ("runtime", "24m"), ("images", "40m")];
 
@@ -22,13 +38,14 @@ pub fn test() -> Result<()> {
         let options = format!("size={size},mode=755");
         run(Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(&folder))?;
     }
-    crate::start(&host, SETTINGS, &[])?;
+    crate::start(&host, &settings()?, &[])?;
     pod(&host, "bystander", "while :; do date; sleep 0.2; done", nothing(), nothing())?;
     running(&host, "bystander")?;
     fills_a_volume(&host)?;
     fills_a_writable_layer(&host)?;
     writes_beyond_its_limit(&host)?;
     fills_the_images(&host)?;
+    forks_too_often(&host)?;
     let seen = running(&host, "bystander")?;
     ensure!(own(&seen)["restartCount"] == 0, "{seen:#}");
     host.kubectl(&["delete", "pods", "--all", "--timeout=60s"])?;
@@ -36,10 +53,10 @@ pub fn test() -> Result<()> {
     host.ensure_purged()
 }
 
-fn pressure(host: &Host, wanted: &str) -> Result<()> {
+fn pressure(host: &Host, name: &str, wanted: &str) -> Result<()> {
     eventually(SOON, || {
         let node = host.get(&["get", "node", "e2e"])?;
-        let seen = condition(&node["status"], "DiskPressure");
+        let seen = condition(&node["status"], name);
         ensure!(seen["status"] == wanted, "{seen}");
         Ok(())
     })
@@ -51,7 +68,7 @@ fn fills_a_volume(host: &Host) -> Result<()> {
     let mounts = json!({"volumeMounts": [{"name": "e", "mountPath": "/e"}]});
     // It also takes the last byte, so that logs cannot grow.
     pod(host, "greedy", "dd if=/dev/zero of=/e/f bs=1M; while :; do echo more; sleep 0.1; done", mounts, volume)?;
-    pressure(host, "True")?;
+    pressure(host, "DiskPressure", "True")?;
     pod(host, "meanwhile", "sleep 1000", nothing(), json!({"nodeName": "e2e"}))?;
     let seen = until(host, "greedy", |s| s["phase"] == "Failed")?;
     ensure!(seen["reason"] == "Evicted", "{seen:#}");
@@ -66,7 +83,7 @@ fn fills_a_volume(host: &Host) -> Result<()> {
     let refused = status(host, "meanwhile")?;
     ensure!(refused["reason"] == "Evicted" || refused["phase"] != "Failed", "{refused:#}");
     host.kubectl(&["delete", "pod", "greedy", "meanwhile", "--timeout=30s"])?;
-    pressure(host, "False")?;
+    pressure(host, "DiskPressure", "False")?;
     pod(host, "after", "sleep 1000", nothing(), nothing())?;
     running(host, "after").map(drop)
 }
@@ -161,4 +178,27 @@ fn fills_the_images(host: &Host) -> Result<()> {
     ensure!(!listed.to_string().contains("nginx"), "{listed}");
     let busybox = workspace().join("target/images/busybox.tar").display().to_string();
     host.dhow(&["image", "import", &busybox]).map(drop)
+}
+
+/// A pod takes too many of the machine's processes: it goes, and not one that has few.
+fn forks_too_often(host: &Host) -> Result<()> {
+    let forks = THREADS + THREADS / 2;
+    let script = format!("mkfifo /p; for i in $(seq {forks}); do ( read x < /p ) & done; wait");
+    pod(host, "forks", &script, nothing(), json!({"restartPolicy": "Never"}))?;
+    pressure(host, "PIDPressure", "True")?;
+    eventually(SOON, || {
+        let taints = host.get(&["get", "node", "e2e"])?["spec"]["taints"].to_string();
+        ensure!(taints.contains("node.kubernetes.io/pid-pressure"), "{taints}");
+        Ok(())
+    })?;
+    let seen = until(host, "forks", |s| s["phase"] == "Failed")?;
+    let message = seen["message"].as_str().unwrap_or_default();
+    ensure!(seen["reason"] == "Evicted", "{seen:#}");
+    ensure!(message.starts_with("The node was low on resource: pids. Threshold quantity: "), "{message}");
+    ensure!(!message.contains("Container a"), "{message}");
+    event(host, "e2e", "NodeHasInsufficientPID", "Node e2e status is now: NodeHasInsufficientPID")?;
+    event(host, "e2e", "EvictionThresholdMet", "Attempting to reclaim pids")?;
+    pressure(host, "PIDPressure", "False")?;
+    pod(host, "calm", "sleep 1000", nothing(), nothing())?;
+    running(host, "calm").map(drop)
 }

@@ -9,6 +9,7 @@ mod bad_images;
 mod disk;
 mod handlers;
 mod leaks;
+mod pod_certificates;
 mod shutdown;
 mod trust_bundles;
 mod unkillable;
@@ -42,7 +43,7 @@ fn images_that_cannot_be_had_or_run_say_why() {
 }
 
 #[test]
-fn trust_bundles_are_published_and_shown_in_volumes() {
+fn trust_bundles_and_certificates_are_shown_in_volumes() {
     trust_bundles::test().unwrap();
 }
 

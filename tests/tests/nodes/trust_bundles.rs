@@ -16,6 +16,7 @@ pub fn test() -> Result<()> {
     the_cluster_publishes_its_own(&host)?;
     only_its_signer_may_publish(&host)?;
     volumes_show_them(&host)?;
+    crate::pod_certificates::part(&host)?;
     host.kubectl(&["delete", "pods", "--all", "--timeout=60s"])?;
     host.dhow(&["down", "--purge"])?;
     host.ensure_purged()

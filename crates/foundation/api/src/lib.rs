@@ -34,6 +34,7 @@ pub mod names;
 pub mod node_parts;
 pub mod openapi;
 pub mod patch;
+pub mod pod_certificate;
 pub mod protobuf;
 pub mod quantity;
 pub mod quota;

@@ -4,6 +4,7 @@
 use crate::defaulting;
 use crate::meta::{child_mut, default_to, metadata_mut, text};
 use crate::registry::Kind;
+use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
 /// Fields of `metadata` that a client cannot set on create.
@@ -105,6 +106,7 @@ pub fn prepare_status_update(kind: &Kind, object: &mut Value, old: &Value) {
         };
     }
     *object = result;
+    (kind.prepare_status)(object, old);
     defaulting::apply(kind, object);
     leave_out_empty(object);
 }
@@ -450,6 +452,26 @@ pub(crate) fn taint_rule_update(object: &mut Value, old: &Value) {
 /// What a signing request asks for stays; only its approval and its status move on.
 pub(crate) fn signing_request_update(object: &mut Value, old: &Value) {
     keep(object, old, "spec");
+}
+
+/// What ended a request stays as it was said, and is said at a time.
+pub(crate) fn pod_certificate_request_status(object: &mut Value, old: &Value) {
+    let before = crate::meta::items(old, &["status", "conditions"]);
+    let Some(conditions) = object.pointer_mut("/status/conditions").and_then(Value::as_array_mut) else { return };
+    let now = crate::time::rfc3339(Timestamp::now());
+    let kinds: Vec<Value> = conditions.iter().map(|condition| condition["type"].clone()).collect();
+    for condition in conditions {
+        let same = |other: &&Value| other["type"] == condition["type"];
+        let once = kinds.iter().filter(|kind| **kind == condition["type"]).count() == 1;
+        match before.iter().find(same).filter(|_| once) {
+            Some(old) => *condition = old.clone(),
+            None => {
+                if let Some(condition) = condition.as_object_mut() {
+                    default_to(condition, "lastTransitionTime", now.clone());
+                }
+            }
+        }
+    }
 }
 
 /// The storage version is the first to be noted as stored.

@@ -99,20 +99,21 @@ fn problem(block: &Block) -> Option<String> {
 pub fn merged<'a>(bundles: impl IntoIterator<Item = &'a str>) -> String {
     let all: std::collections::BTreeSet<Vec<u8>> =
         bundles.into_iter().flat_map(|text| blocks(text).into_iter().map(|block| block.der)).collect();
-    let mut text = String::new();
-    for der in all {
-        let body = STANDARD.encode(der);
-        text.push_str("-----BEGIN CERTIFICATE-----\n");
-        let mut rest = body.as_str();
-        while !rest.is_empty() {
-            let (line, more) = rest.split_at(rest.len().min(LINE));
-            text.push_str(line);
-            text.push('\n');
-            rest = more;
-        }
-        text.push_str("-----END CERTIFICATE-----\n");
+    all.iter().map(|der| pem("CERTIFICATE", der)).collect()
+}
+
+/// A block as it is usually written.
+pub fn pem(label: &str, der: &[u8]) -> String {
+    let body = STANDARD.encode(der);
+    let mut text = format!("-----BEGIN {label}-----\n");
+    let mut rest = body.as_str();
+    while !rest.is_empty() {
+        let (line, more) = rest.split_at(rest.len().min(LINE));
+        text.push_str(line);
+        text.push('\n');
+        rest = more;
     }
-    text
+    text + &format!("-----END {label}-----\n")
 }
 
 /// What names of a signer's bundles begin with.

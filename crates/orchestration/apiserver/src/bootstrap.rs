@@ -335,6 +335,7 @@ fn roles() -> Vec<Value> {
                 rule(&[""], &["persistentvolumeclaims/status"], &["get", "patch", "update"]),
                 rule(&["certificates.k8s.io"], &["certificatesigningrequests"], &["create", "get", "list", "watch"]),
                 rule(&["certificates.k8s.io"], &["clustertrustbundles"], READ),
+                rule(&["certificates.k8s.io"], &["podcertificaterequests"], &["create", "get", "list", "watch"]),
                 rule(&["coordination.k8s.io"], &["leases"], &["create", "delete", "get", "patch", "update"]),
                 rule(&["storage.k8s.io"], &["volumeattachments"], &["get"]),
                 rule(&["storage.k8s.io"], &["csidrivers"], READ),

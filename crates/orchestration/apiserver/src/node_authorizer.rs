@@ -102,6 +102,16 @@ pub fn allows(cache: &Cache, node: &str, attributes: &Attributes, selected: &Sel
         }
         ("", "serviceaccounts") => verb == "get" && refers(cache, node, namespace, resource, name),
         ("", "serviceaccounts/token") => verb == "create" && refers(cache, node, namespace, resource, name),
+        ("certificates.k8s.io", "podcertificaterequests") => match verb {
+            // For whose pods these may be is for admission.
+            "create" => true,
+            "list" | "watch" => selected.node.as_deref() == Some(node),
+            "get" => {
+                let request = one(cache, "certificates.k8s.io", "podcertificaterequests", Some(namespace), name);
+                request.is_some_and(|request| meta::text(&request, &["spec", "nodeName"]) == node)
+            }
+            _ => false,
+        },
         ("resource.k8s.io", "resourceclaims") => verb == "get" && refers(cache, node, namespace, resource, name),
         ("resource.k8s.io", "resourceslices") => match verb {
             // Whose they may be is for admission.

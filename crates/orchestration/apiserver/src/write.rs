@@ -392,6 +392,9 @@ async fn change_once(
         let errors = offload::evaluate(|pace| validation::validate_update(kind, &admitted.object, old_value, pace));
         refuse_invalid(kind, &admitted.object, &errors)?;
     }
+    if part == Part::Status {
+        refuse_invalid(kind, &admitted.object, &validation::validate_status(kind, &admitted.object, old_value))?;
+    }
     escalation::check(&server.authorizer, request.user(), kind, &admitted.object, Some(old_value))?;
     if part != Part::Binding {
         admission::validate(server, &admitted).await?;

@@ -5,7 +5,7 @@ use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, Deployment, Repl
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
-use k8s_openapi::api::certificates::v1beta1::ClusterTrustBundle;
+use k8s_openapi::api::certificates::v1beta1::{ClusterTrustBundle, PodCertificateRequest};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
     ConfigMap, Endpoints, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, ReplicationController,
@@ -80,6 +80,7 @@ informers! {
     root_cas: ConfigMap = root_cas,
     node_leases: Lease = node_leases,
     certificate_requests: CertificateSigningRequest = all,
+    pod_certificate_requests: PodCertificateRequest = all,
     migrations: StorageVersionMigration = all,
     serving_bundles: ClusterTrustBundle = serving_bundles,
 }

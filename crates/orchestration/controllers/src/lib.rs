@@ -234,6 +234,9 @@ fn nodes(client: &Client, config: &ControllersConfig, all: &Informers, run: Run<
     }
     let queue = Queue::new("csr-cleaner");
     run(queue.clone(), 1, certificates::Cleaner::new(client.clone(), requests.clone(), &queue));
+    let queue = Queue::new("podcertificaterequest-cleaner");
+    let of_pods = all.pod_certificate_requests.clone();
+    run(queue.clone(), 1, certificates::PodCleaner::new(client.clone(), of_pods, &queue));
     let queue = Queue::new("token-cleaner");
     run(queue.clone(), 1, certificates::TokenCleaner::new(client.clone(), &queue, shutdown));
     let queue = Queue::new("legacy-service-account-token-cleaner");

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use k8s_openapi::api::core::v1::{NodeSelectorRequirement, NodeSelectorTerm, Pod, PodSpec};
+use k8s_openapi::api::core::v1::{NodeSelectorRequirement, NodeSelectorTerm, Pod, PodSpec, Toleration};
 
 use crate::resources::{self, List};
 use crate::status::Ended;
@@ -105,15 +105,27 @@ fn asks_for_apparmor(spec: &PodSpec) -> bool {
 }
 
 /// Whether the pod may come while the node is short of something. Critical ones may; while it is memory, so may those
-/// that asked for some.
+/// that asked for some, and those that bear it.
 fn bears(node: &NodeFacts<'_>, spec: &PodSpec) -> Result<(), Ended> {
     let critical = spec.priority.is_some_and(|priority| priority >= resources::SYSTEM_CRITICAL);
     let only_memory = node.pressures.iter().all(|pressure| *pressure == "MemoryPressure");
-    if node.pressures.is_empty() || critical || (only_memory && resources::qos(spec) != "BestEffort") {
+    let tolerant =
+        || resources::qos(spec) != "BestEffort" || spec.tolerations.iter().flatten().any(bears_little_memory);
+    if node.pressures.is_empty() || critical || (only_memory && tolerant()) {
         return Ok(());
     }
     let names: Vec<&str> = node.pressures.iter().copied().collect();
     Err(Ended { reason: "Evicted", message: format!("The node had condition: [{}]. ", names.join(" ")) })
+}
+
+/// Whether it is for the taint of nodes that are short of memory, which has no value.
+fn bears_little_memory(toleration: &Toleration) -> bool {
+    let is = |text: &Option<String>, wanted: &str| text.as_deref().is_none_or(|text| text.is_empty() || text == wanted);
+    let always = toleration.operator.as_deref() == Some("Exists");
+    let keyed = toleration.key.as_deref().is_some_and(|key| !key.is_empty());
+    is(&toleration.key, "node.kubernetes.io/memory-pressure")
+        && is(&toleration.effect, "NoSchedule")
+        && (always || keyed && is(&toleration.value, ""))
 }
 
 fn fits(node: &NodeFacts<'_>, admitted: &[&PodSpec], spec: &PodSpec) -> Result<(), Ended> {
@@ -297,5 +309,28 @@ mod tests {
         assert_eq!(refused(&[], sysctl("net.ipv4.tcp_syncookies")), None);
         assert_eq!(refused(&[], sysctl("net.core.somaxconn")), None);
         assert_eq!(refused(&[], sysctl("kernel.msgmax")).unwrap().0, "SysctlForbidden");
+    }
+
+    #[test]
+    fn short_of_memory_a_node_takes_who_asked_for_some_and_who_bears_it() {
+        let pressures = BTreeSet::from(["MemoryPressure"]);
+        let (labels, allocatable) = (BTreeMap::new(), List::new());
+        let node = NodeFacts {
+            name: "n",
+            labels: &labels,
+            allocatable: &allocatable,
+            unsafe_sysctls: &[],
+            pressures: &pressures,
+            apparmor: false,
+        };
+        let may = |spec: serde_json::Value| bears(&node, &serde_json::from_value(spec).unwrap()).is_ok();
+        let tolerates =
+            |toleration: serde_json::Value| may(serde_json::json!({"containers": [], "tolerations": [toleration]}));
+        assert!(!may(serde_json::json!({"containers": []})));
+        assert!(may(asks("cpu", "1")));
+        assert!(tolerates(serde_json::json!({"operator": "Exists"})));
+        assert!(tolerates(serde_json::json!({"key": "node.kubernetes.io/memory-pressure", "effect": "NoSchedule"})));
+        assert!(!tolerates(serde_json::json!({"key": "node.kubernetes.io/disk-pressure", "operator": "Exists"})));
+        assert!(!tolerates(serde_json::json!({"operator": "Exists", "effect": "NoExecute"})));
     }
 }

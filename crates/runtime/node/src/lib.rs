@@ -10,6 +10,7 @@ mod config;
 mod containers;
 mod csi;
 mod devices;
+mod disk;
 mod dra;
 mod env;
 mod error;
@@ -160,7 +161,7 @@ impl Node {
             services,
             node: own,
             events: EventRecorder::new(config.client.clone(), "kubelet").on_host(&config.name),
-            objects: Objects::new(config.client.clone(), shutdown.clone()),
+            objects: Objects::new(config.client.clone(), &config.name, shutdown.clone()),
             cgroups: pod_cgroups(&config, &limits)?,
             limits,
             runtime_name: config.runtime.version().await?.name,
@@ -186,6 +187,7 @@ impl Node {
 
         if let Some((listener, tls)) = listener {
             let (known, counting) = (Informer::clone(&pods), Arc::clone(&shared));
+            let (counted, measured) = (Informer::clone(&pods), Arc::clone(&shared));
             let server = Arc::new(server::Server {
                 node: shared.config.name.clone(),
                 root_dir: shared.config.root_dir.clone(),
@@ -196,6 +198,7 @@ impl Node {
                 settings: shared.config.settings.clone(),
                 meter: server::Meter::default(),
                 volumes: volume_stats(&shared),
+                disks: Box::new(move || disk::DiskMeter::known(&measured, &counted.list())),
             });
             let shutdown = shutdown.clone();
             tokio::spawn(async move { server::serve(listener, &tls, server, shutdown).await });

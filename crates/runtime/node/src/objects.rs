@@ -1,12 +1,12 @@
-//! What the node's pods refer to: config maps, secrets and claims each watched by itself, trust bundles together, for as
-//! long as a pod names them.
+//! What the node's pods refer to: config maps, secrets and claims each watched by itself, trust bundles and requests for
+//! certificates together, for as long as a pod names them.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use dhow_client::{Client, Informer, ListParams};
-use k8s_openapi::api::certificates::v1beta1::ClusterTrustBundle;
+use dhow_client::{Client, Informer, Key, ListParams};
+use k8s_openapi::api::certificates::v1beta1::{ClusterTrustBundle, PodCertificateRequest};
 use k8s_openapi::api::core::v1::{ConfigMap, Container, PersistentVolumeClaim, Pod, Secret};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -25,6 +25,8 @@ pub enum Kind {
     Claim,
     /// All there are: a volume may choose them by signer and labels.
     TrustBundles,
+    /// All of the node's pods: only who made them knows their names.
+    CertificateRequests,
 }
 
 /// An object in a pod's namespace.
@@ -36,6 +38,7 @@ enum Copy {
     Secret(Informer<Secret>),
     Claim(Informer<PersistentVolumeClaim>),
     TrustBundles(Informer<ClusterTrustBundle>),
+    CertificateRequests(Informer<PodCertificateRequest>),
 }
 
 struct Entry {
@@ -48,6 +51,7 @@ struct Entry {
 /// What is watched now.
 pub struct Objects {
     client: Client,
+    node: String,
     shutdown: CancellationToken,
     entries: Mutex<BTreeMap<Name, Entry>>,
 }
@@ -59,7 +63,7 @@ pub fn referred(pod: &Pod) -> BTreeSet<Name> {
     let mut add = |kind, name: &str| {
         out.insert((kind, ns.clone(), name.to_owned()));
     };
-    let mut bundles = false;
+    let (mut bundles, mut certificates) = (false, false);
     let Some(spec) = &pod.spec else { return out };
     for volume in spec.volumes.iter().flatten() {
         if let Some(source) = &volume.config_map {
@@ -76,6 +80,7 @@ pub fn referred(pod: &Pod) -> BTreeSet<Name> {
                 add(Kind::Secret, &source.name);
             }
             bundles |= source.cluster_trust_bundle.is_some();
+            certificates |= source.pod_certificate.is_some();
         }
     }
     let debug: Vec<Container> =
@@ -101,12 +106,15 @@ pub fn referred(pod: &Pod) -> BTreeSet<Name> {
     if bundles {
         out.insert((Kind::TrustBundles, String::new(), String::new()));
     }
+    if certificates {
+        out.insert((Kind::CertificateRequests, String::new(), String::new()));
+    }
     out
 }
 
 impl Objects {
-    pub fn new(client: Client, shutdown: CancellationToken) -> Self {
-        Self { client, shutdown, entries: Mutex::default() }
+    pub fn new(client: Client, node: &str, shutdown: CancellationToken) -> Self {
+        Self { client, node: node.to_owned(), shutdown, entries: Mutex::default() }
     }
 
     /// Watches exactly these for a pod, and wakes it when one of them changes.
@@ -161,6 +169,13 @@ impl Objects {
                 informer.on_change(move |_| wake());
                 Copy::TrustBundles(informer)
             }
+            Kind::CertificateRequests => {
+                let own = Some(format!("spec.nodeName={}", self.node));
+                let scope = ListParams { field_selector: own, ..Default::default() };
+                let informer = Informer::start(client, scope, None, stop.clone());
+                informer.on_change(move |_| wake());
+                Copy::CertificateRequests(informer)
+            }
         };
         Entry { copy, users, stop }
     }
@@ -171,6 +186,7 @@ impl Objects {
             Kind::Secret => "secret",
             Kind::Claim => "persistentvolumeclaim",
             Kind::TrustBundles => "clustertrustbundle",
+            Kind::CertificateRequests => "podcertificaterequest",
         };
         let found = self.entries.lock().get(&(kind, ns.to_owned(), name.to_owned())).map(|entry| entry.copy.clone());
         let copy = found.ok_or_else(|| Error::config(format!("{what} \"{ns}/{name}\" not registered")))?;
@@ -180,6 +196,7 @@ impl Objects {
                 Copy::Secret(informer) => informer.synced().await,
                 Copy::Claim(informer) => informer.synced().await,
                 Copy::TrustBundles(informer) => informer.synced().await,
+                Copy::CertificateRequests(informer) => informer.synced().await,
             }
         };
         let late = |_| Error::config(format!("failed to sync {what} cache: timed out waiting for {ns}/{name}"));
@@ -208,6 +225,14 @@ impl Objects {
     pub async fn secret(&self, ns: &str, name: &str, optional: bool) -> Result<Option<Arc<Secret>>, Error> {
         match self.copy(Kind::Secret, ns, name).await? {
             Copy::Secret(informer) => only(&informer, optional, || format!("secret {name:?} not found")),
+            _ => Ok(None),
+        }
+    }
+
+    /// A request for a certificate, as far as it is known; for pods that show some.
+    pub async fn certificate_request(&self, ns: &str, name: &str) -> Result<Option<Arc<PodCertificateRequest>>, Error> {
+        match self.copy(Kind::CertificateRequests, "", "").await? {
+            Copy::CertificateRequests(informer) => Ok(informer.get(&Key::new(Some(ns), name))),
             _ => Ok(None),
         }
     }

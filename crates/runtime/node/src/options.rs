@@ -69,6 +69,10 @@ pub struct Thresholds {
     pub disk_available: Option<String>,
     #[serde(rename = "nodefs.inodesFree")]
     pub inodes_free: Option<String>,
+    #[serde(rename = "imagefs.available")]
+    pub image_disk_available: Option<String>,
+    #[serde(rename = "imagefs.inodesFree")]
+    pub image_inodes_free: Option<String>,
     #[serde(rename = "pid.available")]
     pub pid_available: Option<String>,
 }
@@ -92,7 +96,7 @@ impl Default for NodeOptions {
                 memory_available: text("100Mi"),
                 disk_available: text("5%"),
                 inodes_free: text("5%"),
-                pid_available: None,
+                ..Thresholds::default()
             },
             eviction_soft: Thresholds::default(),
             eviction_soft_grace_period: Thresholds::default(),
@@ -112,11 +116,13 @@ impl Default for NodeOptions {
 }
 
 impl Thresholds {
-    fn list(&self) -> [(Signal, &'static str, &Option<String>); 4] {
+    fn list(&self) -> [(Signal, &'static str, &Option<String>); 6] {
         [
             (Signal::MemoryAvailable, "memory.available", &self.memory_available),
             (Signal::DiskAvailable, "nodefs.available", &self.disk_available),
             (Signal::InodesFree, "nodefs.inodesFree", &self.inodes_free),
+            (Signal::ImageDiskAvailable, "imagefs.available", &self.image_disk_available),
+            (Signal::ImageInodesFree, "imagefs.inodesFree", &self.image_inodes_free),
             (Signal::PidAvailable, "pid.available", &self.pid_available),
         ]
     }

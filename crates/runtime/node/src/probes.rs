@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use dhow_cri::Runtime;
 use dhow_cri::runtime::{ContainerState, ContainerStatus, ExecResult};
-use k8s_openapi::api::core::v1::{Container, PodSpec, PodStatus, Probe};
+use k8s_openapi::api::core::v1::{Container, EnvVar, ExecAction, PodSpec, PodStatus, Probe};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
@@ -256,7 +256,7 @@ impl Target {
     async fn check(&self, probe: &Probe) -> Result<(), String> {
         let timeout = seconds(probe.timeout_seconds, 1);
         if let Some(exec) = &probe.exec {
-            let command = exec.command.clone().unwrap_or_default();
+            let command = command(exec, &self.container);
             return match self.runtime.exec_sync(&self.id, &command, Some(timeout)).await {
                 Ok(result) if result.exit_code == 0 => Ok(()),
                 Ok(result) => Err(output(&result)),
@@ -294,6 +294,14 @@ impl Target {
         };
         tokio::time::timeout(timeout, check).await.unwrap_or_else(|_| Err(late()))
     }
+}
+
+/// The command with the container's variables in it: those that are written out in its spec, as they are written. What
+/// they would come from is not asked for again, so that others are empty.
+fn command(exec: &ExecAction, container: &Container) -> Vec<String> {
+    let written = |env: &EnvVar| (env.name.clone(), env.value.clone().unwrap_or_default());
+    let vars = container.env.iter().flatten().map(written).collect();
+    exec.command.iter().flatten().map(|word| crate::env::expand(word, &vars)).collect()
 }
 
 /// What a command printed, cut to what an event holds.
@@ -415,6 +423,16 @@ mod tests {
             Some("dhow://other".into());
         fixture.fake.exit_code.store(1, std::sync::atomic::Ordering::Relaxed);
         assert!(fixture.after(0).await.ready.is_empty());
+    }
+
+    #[test]
+    fn commands_have_the_variables_that_are_written_out() {
+        let container = serde_json::json!({"name": "a", "env": [{"name": "A", "value": "1"}, {"name": "B", "value": "$(A)"},
+            {"name": "C", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}]});
+        let container: Container = serde_json::from_value(container).unwrap();
+        let words = ["test", "$(A)", "$(B)", "<$(C)>", "$(D)", "$$(A)"];
+        let exec = ExecAction { command: Some(words.map(str::to_owned).to_vec()) };
+        assert_eq!(command(&exec, &container), ["test", "1", "$(A)", "<>", "$(D)", "$(A)"]);
     }
 
     #[test]

@@ -32,6 +32,9 @@ pub enum Signal {
     MemoryAvailable,
     DiskAvailable,
     InodesFree,
+    /// Of the file system that images and what containers write are on.
+    ImageDiskAvailable,
+    ImageInodesFree,
     PidAvailable,
 }
 
@@ -86,6 +89,8 @@ impl NodeSettings {
             Signal::MemoryAvailable => "memory.available",
             Signal::DiskAvailable => "nodefs.available",
             Signal::InodesFree => "nodefs.inodesFree",
+            Signal::ImageDiskAvailable => "imagefs.available",
+            Signal::ImageInodesFree => "imagefs.inodesFree",
             Signal::PidAvailable => "pid.available",
         };
         let thresholds = |soft: bool| -> BTreeMap<&str, String> {

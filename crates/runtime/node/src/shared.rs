@@ -15,6 +15,7 @@ use crate::admission::{self, NodeFacts};
 use crate::cgroups::Cgroups;
 use crate::csi::Csi;
 use crate::devices::Devices;
+use crate::disk::DiskMeter;
 use crate::dra::Dra;
 use crate::objects::Objects;
 use crate::probes::{Kind, Report};
@@ -22,6 +23,7 @@ use crate::resources::{List, NodeLimits};
 use crate::shutdown;
 use crate::static_pods::Mirrors;
 use crate::status::Ended;
+use crate::volumes::pod_certificate::Certificates;
 
 /// Checks of one probe so far: namespace, pod, container, kind, whether they passed.
 pub type ProbeKey = (String, String, String, Kind, bool);
@@ -50,6 +52,8 @@ pub struct Shared {
     pub csi: Csi,
     pub devices: Arc<Devices>,
     pub dra: Arc<Dra>,
+    pub disk: DiskMeter,
+    pub certificates: Certificates,
     /// The node's conditions of being short of something.
     pressures: watch::Sender<BTreeSet<&'static str>>,
     /// The machine goes down.
@@ -91,6 +95,8 @@ impl Shared {
             csi,
             devices,
             dra,
+            disk: DiskMeter::default(),
+            certificates: Certificates::default(),
             pressures: watch::Sender::default(),
             shutting_down: watch::Sender::default(),
         }
@@ -156,6 +162,7 @@ impl Shared {
     /// Nothing is left of a pod.
     pub fn forget(&self, uid: &str) {
         self.objects.forget(uid);
+        self.certificates.forget(uid);
         self.leave(uid);
         self.verdicts.lock().remove(uid);
         self.workers.lock().remove(uid);

@@ -98,6 +98,13 @@ pub(crate) fn priority_class(object: &mut Value) {
     }
 }
 
+pub(crate) fn pod_certificate_request(object: &mut Value) {
+    const DAY: u32 = 24 * 3600;
+    if let Some(spec) = object.get_mut("spec").and_then(Value::as_object_mut) {
+        default_to(spec, "maxExpirationSeconds", DAY);
+    }
+}
+
 pub(crate) fn role_binding(object: &mut Value) {
     let Some(map) = object.as_object_mut() else { return };
     if let Some(role) = map.get_mut("roleRef").and_then(Value::as_object_mut) {

@@ -247,6 +247,7 @@ const OTHERS: &[Row] = &[
     ("batch.v1.UncountedTerminatedPods", "succeeded", list(Set)),
     ("certificates.v1.CertificateSigningRequestStatus", "certificate", list(Atomic)),
     ("certificates.v1.CertificateSigningRequestStatus", "conditions", list(Map(KIND))),
+    ("certificates.v1beta1.PodCertificateRequestStatus", "conditions", keyed(KIND)),
     ("core.v1.Container", "env", keyed(NAME)),
     ("core.v1.Container", "ports", merged(&["containerPort", "protocol"], "containerPort")),
     ("core.v1.Container", "resizePolicy", list(Atomic)),

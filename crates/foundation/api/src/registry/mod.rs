@@ -135,6 +135,9 @@ pub struct Kind {
     /// The second half of creation, once uid, name and time of creation are set.
     pub finish_create: fn(&mut Value),
     pub prepare_update: fn(&mut Value, &Value),
+    /// As those of updates, for updates of `status`.
+    pub prepare_status: fn(&mut Value, &Value),
+    pub validate_status: fn(&Value, &Value, &mut Errors),
 }
 
 impl std::fmt::Debug for Kind {

@@ -70,7 +70,7 @@ fn describe(path: &'static str) -> Map<String, Value> {
         discovery::v1 { EndpointSlice }
         events::v1 { Event }
         certificates::v1 { CertificateSigningRequest }
-        certificates::v1beta1 { ClusterTrustBundle }
+        certificates::v1beta1 { ClusterTrustBundle, PodCertificateRequest }
         admissionregistration::v1 { MutatingWebhookConfiguration, ValidatingAdmissionPolicy,
             ValidatingAdmissionPolicyBinding, ValidatingWebhookConfiguration }
         admissionregistration::v1beta1 { MutatingAdmissionPolicy, MutatingAdmissionPolicyBinding }

@@ -16,6 +16,7 @@ pub mod extension;
 pub mod networking;
 pub mod node;
 pub mod pod;
+pub mod pod_certificates;
 pub mod resource;
 pub mod service;
 pub mod storage;
@@ -152,6 +153,13 @@ pub fn validate_update(kind: &Kind, new: &Value, old: &Value, pace: Option<&Pace
     if let Some(served) = &kind.custom {
         errors.0.extend(served.validate_update(new, old, pace));
     }
+    errors.0
+}
+
+/// Everything wrong with a changed status.
+pub fn validate_status(kind: &Kind, new: &Value, old: &Value) -> Vec<FieldError> {
+    let mut errors = Errors::default();
+    (kind.validate_status)(new, old, &mut errors);
     errors.0
 }
 

@@ -272,6 +272,7 @@ fn projection(source: &Field, errors: &mut Errors) {
                 relative(&one.at("path"), errors);
             }
             "clusterTrustBundle" => super::certificates::bundle_projection(&one, errors),
+            "podCertificate" => super::pod_certificates::projection(&one, errors),
             _ => {}
         }
     }

@@ -1,8 +1,9 @@
 //! CertificateApproval, CertificateSigning, CertificateSubjectRestriction and ClusterTrustBundleAttest: rights are per
-//! signer.
+//! signer, those to give pods their certificates as well.
 
 use base64::Engine as _;
 use dhow_api::registry::Subresource;
+use dhow_api::validation::FieldError;
 use dhow_api::{Status, meta};
 use serde_json::Value;
 use x509_parser::prelude::{FromDer, X509CertificationRequest};
@@ -18,6 +19,9 @@ const CLIENT_SIGNER: &str = "kubernetes.io/kube-apiserver-client";
 pub fn validate(server: &ApiServer, attributes: &Attributes<'_>) -> Result<(), Status> {
     if attributes.is(GROUP, "ClusterTrustBundle") {
         return attested(server, attributes);
+    }
+    if attributes.is(GROUP, "PodCertificateRequest") {
+        return issued(server, attributes);
     }
     if !attributes.is(GROUP, "CertificateSigningRequest") {
         return Ok(());
@@ -66,6 +70,19 @@ fn says_the_same(old: &Value, new: &Value) -> bool {
         object
     };
     bare(old) == bare(new)
+}
+
+/// A pod's certificate is its signer's to give; who may write the status may still deny it.
+fn issued(server: &ApiServer, attributes: &Attributes<'_>) -> Result<(), Status> {
+    let (Some(Subresource::Status), Some(old)) = (attributes.subresource, attributes.old) else { return Ok(()) };
+    let chain = |request: &Value| meta::text(request, &["status", "certificateChain"]).to_owned();
+    let signer = meta::text(old, &["spec", "signerName"]);
+    if chain(old) == chain(&attributes.object) || may(server, attributes, signer, "sign") {
+        return Ok(());
+    }
+    let why = format!("User {:?} is not permitted to \"sign\" for signer {signer:?}", attributes.user.name);
+    let errors = [FieldError::forbidden("spec.signerName", &why)];
+    Err(Status::invalid(GROUP, "PodCertificateRequest", attributes.name, &errors))
 }
 
 /// Refuses users who may not do this for the request's signer.

@@ -48,6 +48,7 @@ pub fn admit(server: &ApiServer, attributes: &Attributes<'_>) -> Result<(), Stat
         ("", "persistentvolumes") => volume(node, attributes),
         ("snapshot.storage.k8s.io", "volumesnapshotcontents") => snapshot_content(node, attributes),
         ("", "serviceaccounts") => token(server, node, attributes),
+        ("certificates.k8s.io", "podcertificaterequests") => pod_certificate(server, node, attributes),
         ("coordination.k8s.io", "leases") => {
             if attributes.namespace != Some(LEASES) {
                 let why = format!("can only access leases in the {LEASES:?} system namespace");
@@ -169,10 +170,11 @@ fn mirror_pod(server: &ApiServer, node: &str, attributes: &Attributes<'_>) -> Re
 }
 
 /// Fields that refer to other objects, and what these are.
-const REFERENCES: [(&[&str], &str); 4] = [
+const REFERENCES: [(&[&str], &str); 5] = [
     (&["secret", "secretName", "secretRef", "secretKeyRef", "nodePublishSecretRef"], "secrets"),
     (&["configMap", "configMapRef", "configMapKeyRef"], "configmaps"),
     (&["clusterTrustBundle"], "clustertrustbundles"),
+    (&["podCertificate"], "podcertificates"),
     (&["persistentVolumeClaim"], "persistentvolumeclaims"),
 ];
 
@@ -344,6 +346,51 @@ fn token(server: &ApiServer, node: &str, attributes: &Attributes<'_>) -> Result<
     }
     if meta::text(&pod.value()?, &["spec", "nodeName"]) != node {
         return Err(attributes.forbidden("node requested token bound to a pod scheduled on a different node"));
+    }
+    Ok(())
+}
+
+/// A node asks for certificates of the pods it runs only, and says the truth of them.
+fn pod_certificate(server: &ApiServer, node: &str, attributes: &Attributes<'_>) -> Result<(), Status> {
+    let refuse = |why: String| Err(attributes.forbidden(&why));
+    if attributes.operation != Operation::Create {
+        return refuse(format!("unexpected operation {:?}", attributes.operation.name()));
+    }
+    if let Some(subresource) = attributes.subresource {
+        return refuse(format!("unexpected subresource {:?}", subresource.name()));
+    }
+    let asked = |field: &str| meta::text(&attributes.object, &["spec", field]);
+    if asked("nodeName") != node {
+        let asked = asked("nodeName");
+        return refuse(format!(
+            "PodCertificateRequest.Spec.NodeName={asked:?}, which is not the requesting node {node:?}"
+        ));
+    }
+    let own = cached(server, "", "nodes", None, node).ok_or_else(|| Status::not_found("", "nodes", node))?;
+    let name = asked("podName");
+    let found = cached(server, "", "pods", attributes.namespace, name);
+    let Some(found) = found else { return refuse(format!("pod {name:?} of the PodCertificateRequest was not found")) };
+    let pod = found.value()?;
+    let account = meta::text(&pod, &["spec", "serviceAccountName"]);
+    let accounts = cached(server, "", "serviceaccounts", attributes.namespace, account);
+    let account_uid = accounts.map(|account| account.header.uid.to_string()).unwrap_or_default();
+    let (node_uid, pod_uid) = (own.header.uid.to_string(), found.header.uid.to_string());
+    if meta::at(&pod, &["metadata", "annotations", MIRROR]).is_some() {
+        return refuse(format!("pod {name:?} is a mirror pod"));
+    }
+    if meta::text(&pod, &["spec", "nodeName"]) != node {
+        return refuse(format!("pod {name:?} is not running on node {node:?}"));
+    }
+    for (field, is) in [
+        ("nodeUID", node_uid.as_str()),
+        ("podUID", &pod_uid),
+        ("serviceAccountName", account),
+        ("serviceAccountUID", &account_uid),
+    ] {
+        if asked(field) != is || is.is_empty() {
+            let asked = asked(field);
+            return refuse(format!("PodCertificateRequest for pod {name:?} has {field} {asked:?}, but it is {is:?}"));
+        }
     }
     Ok(())
 }

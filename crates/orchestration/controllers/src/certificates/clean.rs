@@ -6,6 +6,7 @@ use std::time::Duration;
 use dhow_base::pki;
 use dhow_client::{Client, DeleteParams, Error, Informer, Key, Outcome, Queue, Reconcile};
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
+use k8s_openapi::api::certificates::v1beta1::PodCertificateRequest;
 use k8s_openapi::jiff::Timestamp;
 
 use super::{certificate, condition};
@@ -13,6 +14,8 @@ use crate::common::delete;
 
 const DECIDED: Duration = Duration::from_secs(3600);
 const PENDING: Duration = Duration::from_secs(24 * 3600);
+/// Whatever became of them.
+const OF_PODS: Duration = Duration::from_secs(15 * 60);
 
 pub struct Cleaner {
     client: Client,
@@ -27,12 +30,15 @@ impl Cleaner {
     }
 }
 
+/// What is left of a life.
+fn left(start: Option<Timestamp>, life: Duration, now: Timestamp) -> Duration {
+    let age = start.map_or(0, |start| now.as_second().saturating_sub(start.as_second()));
+    life.saturating_sub(Duration::from_secs(u64::try_from(age).unwrap_or(0)))
+}
+
 /// How long a request stays from now on; none at all if it is to go.
 fn stays(request: &CertificateSigningRequest, now: Timestamp) -> Duration {
-    let after = |start: Option<Timestamp>, life: Duration| {
-        let age = start.map_or(0, |start| now.as_second().saturating_sub(start.as_second()));
-        life.saturating_sub(Duration::from_secs(u64::try_from(age).unwrap_or(0)))
-    };
+    let after = |start: Option<Timestamp>, life: Duration| left(start, life, now);
     let decided = ["Approved", "Denied", "Failed"].iter().filter_map(|kind| condition(request, kind));
     let mut stay = match decided.filter_map(|condition| condition.last_update_time.as_ref()).map(|time| time.0).max() {
         Some(when) => after(Some(when), DECIDED),
@@ -55,6 +61,37 @@ impl Reconcile for Cleaner {
     async fn reconcile(&self, key: &Key) -> Result<Outcome, Error> {
         let Some(request) = self.requests.get(key) else { return Ok(Outcome::Done) };
         let left = stays(&request, Timestamp::now());
+        if !left.is_zero() {
+            return Ok(Outcome::RequeueAfter(left));
+        }
+        delete(&self.client, &*request, DeleteParams::default()).await.map(|()| Outcome::Done)
+    }
+}
+
+/// Requests of pods for certificates go soon: who asked has what came of it by then, or asks again.
+pub struct PodCleaner {
+    client: Client,
+    requests: Informer<PodCertificateRequest>,
+}
+
+impl PodCleaner {
+    pub fn new(client: Client, requests: Informer<PodCertificateRequest>, queue: &Queue) -> Arc<Self> {
+        let to = queue.clone();
+        requests.on_change(move |change| to.add(Key::of(&change.object().metadata)));
+        Arc::new(Self { client, requests })
+    }
+}
+
+#[async_trait::async_trait]
+impl Reconcile for PodCleaner {
+    fn name(&self) -> &'static str {
+        "podcertificaterequest-cleaner"
+    }
+
+    async fn reconcile(&self, key: &Key) -> Result<Outcome, Error> {
+        let Some(request) = self.requests.get(key) else { return Ok(Outcome::Done) };
+        let made = request.metadata.creation_timestamp.as_ref().map(|time| time.0);
+        let left = left(made, OF_PODS, Timestamp::now());
         if !left.is_zero() {
             return Ok(Outcome::RequeueAfter(left));
         }

@@ -10,7 +10,7 @@ mod sign;
 mod tokens;
 
 pub use approve::Approver;
-pub use clean::Cleaner;
+pub use clean::{Cleaner, PodCleaner};
 pub use publish::{Publisher, SERVING};
 pub use sign::Signer;
 pub use tokens::TokenCleaner;

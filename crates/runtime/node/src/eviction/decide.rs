@@ -102,8 +102,8 @@ pub fn show_bytes(amount: u64) -> String {
 
 fn quantity(signal: Signal, amount: u64) -> String {
     match signal {
-        Signal::MemoryAvailable | Signal::DiskAvailable => show_bytes(amount),
-        Signal::InodesFree | Signal::PidAvailable => amount.to_string(),
+        Signal::MemoryAvailable | Signal::DiskAvailable | Signal::ImageDiskAvailable => show_bytes(amount),
+        Signal::InodesFree | Signal::ImageInodesFree | Signal::PidAvailable => amount.to_string(),
     }
 }
 

@@ -3,6 +3,7 @@
 mod decide;
 mod usage;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use dhow_client::{EventType, Informer, reference};
 use k8s_openapi::api::core::v1::Pod;
 use tokio_util::sync::CancellationToken;
 
+use crate::disk::{self, Disks};
 use crate::settings::Signal;
 use crate::shared::Shared;
 use crate::status::Ended;
@@ -32,29 +34,46 @@ pub async fn run(shared: Arc<Shared>, pods: Informer<Pod>, shutdown: Cancellatio
         tokio::select! { () = shutdown.cancelled() => return, _ = timer.tick() => {} }
         let active: Vec<Arc<Pod>> = pods.list().into_iter().filter(|pod| is_active(pod)).collect();
         let settings = &shared.config.settings;
-        let mut verdict = manager.look(&settings.eviction, &usage::readings(&shared), (shared.now)());
-        let disk = |signal: Signal| matches!(signal, Signal::DiskAvailable | Signal::InodesFree);
-        if let Some(need) = verdict.evict.as_ref().filter(|need| disk(need.signal))
-            && reclaim(&shared, need.signal).await
-        {
+        let mut verdict = manager.look(&settings.eviction, &usage::readings(&shared).await, (shared.now)());
+        let of_disk = |signal: Signal| signal.condition() == "DiskPressure";
+        if let Some(need) = &verdict.evict {
+            let message = format!("Attempting to reclaim {}", need.signal.resource());
+            shared.node_event(EventType::Warning, "EvictionThresholdMet", &message);
+        }
+        if verdict.evict.as_ref().is_some_and(|need| of_disk(need.signal)) && reclaim(&shared).await {
             // What nobody uses went first; that may have been enough.
-            verdict = manager.look(&settings.eviction, &usage::readings(&shared), (shared.now)());
+            verdict = manager.look(&settings.eviction, &usage::readings(&shared).await, (shared.now)());
         }
         let lasting = manager.pressures((shared.now)(), settings.pressure_transition);
+        for reason in turns(&shared.pressures().borrow(), &lasting) {
+            let message = format!("Node {} status is now: {reason}", shared.config.name);
+            shared.node_event(EventType::Normal, reason, &message);
+        }
         shared.set_pressures(lasting);
-        let short_of_disk = verdict.evict.as_ref().is_some_and(|need| disk(need.signal));
+        let short_of_disk = verdict.evict.as_ref().is_some_and(|need| of_disk(need.signal));
         let counted = active.iter().filter(|pod| short_of_disk || usage::limits_disk(pod));
-        let counted = counted.filter_map(|pod| pod.metadata.uid.as_deref()).collect();
-        let layers = usage::layers(&shared, &counted).await;
+        let disks = disk::look(&shared, &counted.cloned().collect::<Vec<_>>()).await;
         if let Some(need) = &verdict.evict {
-            evict_one(&shared, &active, need, &layers);
+            let by = usage::compared_by(&shared, need.signal).await;
+            evict_one(&shared, &active, need, by, &disks);
         }
         for pod in &active {
-            if let Some(message) = usage::over_its_limit(&shared, pod, &layers) {
+            if let Some(message) = usage::over_its_limit(pod, &disks) {
                 end(&shared, pod, message, IMMEDIATE);
             }
         }
     }
+}
+
+/// What events tell of pressures that come and go.
+fn turns(old: &BTreeSet<&'static str>, new: &BTreeSet<&'static str>) -> Vec<&'static str> {
+    let reasons = [
+        ("MemoryPressure", "NodeHasInsufficientMemory", "NodeHasSufficientMemory"),
+        ("DiskPressure", "NodeHasDiskPressure", "NodeHasNoDiskPressure"),
+        ("PIDPressure", "NodeHasInsufficientPID", "NodeHasSufficientPID"),
+    ];
+    let turned = reasons.into_iter().filter(|(condition, ..)| old.contains(condition) != new.contains(condition));
+    turned.map(|(condition, comes, goes)| if new.contains(condition) { comes } else { goes }).collect()
 }
 
 fn is_active(pod: &Pod) -> bool {
@@ -63,12 +82,7 @@ fn is_active(pod: &Pod) -> bool {
 }
 
 /// Frees what nobody uses; returns whether anything was freed.
-async fn reclaim(shared: &Shared, signal: Signal) -> bool {
-    shared.node_event(
-        EventType::Warning,
-        "EvictionThresholdMet",
-        &format!("Attempting to reclaim {}", signal.resource()),
-    );
+async fn reclaim(shared: &Shared) -> bool {
     match shared.config.runtime.garbage_collect_images(u64::MAX, YOUNG).await {
         Ok(freed) => {
             tracing::info!(freed, "collected unused images for want of disk");
@@ -82,11 +96,11 @@ async fn reclaim(shared: &Shared, signal: Signal) -> bool {
 }
 
 /// Ends the one pod whose end helps most and hurts least.
-fn evict_one(shared: &Shared, active: &[Arc<Pod>], need: &Evict, layers: &usage::Layers) {
+fn evict_one(shared: &Shared, active: &[Arc<Pod>], need: &Evict, by: Signal, disks: &Disks) {
     let candidates =
         active.iter().filter(|pod| shared.verdict(pod.metadata.uid.as_deref().unwrap_or_default()).is_none());
     let mut candidates: Vec<decide::Candidate<'_>> =
-        candidates.filter_map(|pod| usage::candidate(shared, pod, need.signal, layers)).collect();
+        candidates.filter_map(|pod| usage::candidate(shared, pod, by, disks)).collect();
     decide::rank(&mut candidates);
     let Some(first) = candidates.first() else {
         tracing::warn!(resource = need.signal.resource(), "the node is short, but no pod may be evicted");
@@ -114,8 +128,8 @@ impl Signal {
     pub fn resource(self) -> &'static str {
         match self {
             Self::MemoryAvailable => "memory",
-            Self::DiskAvailable => "ephemeral-storage",
-            Self::InodesFree => "inodes",
+            Self::DiskAvailable | Self::ImageDiskAvailable => "ephemeral-storage",
+            Self::InodesFree | Self::ImageInodesFree => "inodes",
             Self::PidAvailable => "pids",
         }
     }
@@ -124,7 +138,7 @@ impl Signal {
     pub fn condition(self) -> &'static str {
         match self {
             Self::MemoryAvailable => "MemoryPressure",
-            Self::DiskAvailable | Self::InodesFree => "DiskPressure",
+            Self::DiskAvailable | Self::InodesFree | Self::ImageDiskAvailable | Self::ImageInodesFree => "DiskPressure",
             Self::PidAvailable => "PIDPressure",
         }
     }

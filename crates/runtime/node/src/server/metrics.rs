@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
+use serde_json::Value;
+
 use super::usage::{Run, Usage};
 use crate::shared::ProbeKey;
 
@@ -46,6 +48,34 @@ pub fn agent(node: &str, usage: &Usage) -> String {
     page.family("kubelet_running_containers", "gauge", "Number of containers by state");
     for (state, count) in &usage.states {
         page.line("kubelet_running_containers", &format!("container_state=\"{state}\""), count);
+    }
+    page.0
+}
+
+/// The volumes of claims, a part of `/metrics`; those of several pods once.
+pub fn claims(volumes: &[Value]) -> String {
+    let mut page = Page::default();
+    for (name, field, help) in [
+        ("capacity_bytes", "capacityBytes", "Capacity in bytes of the volume"),
+        ("available_bytes", "availableBytes", "Number of available bytes in the volume"),
+        ("used_bytes", "usedBytes", "Number of used bytes in the volume"),
+        ("inodes", "inodes", "Maximum number of inodes in the volume"),
+        ("inodes_free", "inodesFree", "Number of free inodes in the volume"),
+        ("inodes_used", "inodesUsed", "Number of used inodes in the volume"),
+    ] {
+        let name = format!("kubelet_volume_stats_{name}");
+        let text = |volume: &Value, field: &str| volume["pvcRef"][field].as_str().unwrap_or_default().to_owned();
+        let known: BTreeMap<_, _> = volumes
+            .iter()
+            .filter_map(|one| Some(((text(one, "namespace"), text(one, "name")), one[field].as_u64()?)))
+            .collect();
+        if !known.is_empty() {
+            page.family(&name, "gauge", help);
+        }
+        for ((namespace, claim), value) in known {
+            let labels = format!("namespace=\"{namespace}\",persistentvolumeclaim=\"{claim}\"");
+            page.line(&name, &labels, value);
+        }
     }
     page.0
 }
@@ -160,4 +190,18 @@ pub fn probes(counts: &BTreeMap<ProbeKey, u64>) -> String {
         page.line(name, &labels, count);
     }
     page.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_claim_of_several_pods_is_told_of_once() {
+        let volume = json!({"pvcRef": {"namespace": "n", "name": "c"}, "usedBytes": 7});
+        let page = claims(&[volume.clone(), volume]);
+        assert_eq!(page.lines().count(), 3, "{page}");
+        assert!(page.ends_with("kubelet_volume_stats_used_bytes{namespace=\"n\",persistentvolumeclaim=\"c\"} 7\n"));
+    }
 }

@@ -33,6 +33,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use crate::NodeSettings;
+use crate::disk::Disks;
 use crate::shared::ProbeKey;
 pub use logs::tail as log_tail;
 pub use usage::{Meter, NodeUsage};
@@ -107,6 +108,8 @@ pub struct Server {
     pub meter: usage::Meter,
     /// What drivers tell of the volumes of a pod, by its uid.
     pub volumes: VolumeStats,
+    /// What pods take of the disk, as far as it is known; see [`crate::disk::DiskMeter::known`].
+    pub disks: Box<dyn Fn() -> Disks + Send + Sync>,
 }
 
 pub type VolumeStats = Box<dyn Fn(String) -> BoxFuture<'static, Vec<serde_json::Value>> + Send + Sync>;
@@ -210,20 +213,7 @@ impl Server {
             (Method::GET, ["pods" | "runningpods"]) => Ok(json(&pod_list(&(self.pods)()))),
             (Method::GET, ["metrics", rest @ ..]) => self.metrics(rest).await,
             (Method::GET, ["configz"]) => Ok(json(&serde_json::json!({"kubeletconfig": self.settings.shown()}))),
-            (Method::GET, ["stats", "summary"]) => {
-                let usage = self.meter.measure(self.runtime.as_ref()).await?;
-                // A runtime that does not tell leaves it out.
-                let images = self.runtime.image_fs_info().await.ok();
-                let mut all = summary::of(&self.node, &self.root_dir, images.as_ref(), &usage);
-                for pod in all["pods"].as_array_mut().into_iter().flatten() {
-                    let uid = pod["podRef"]["uid"].as_str().unwrap_or_default().to_owned();
-                    let volumes = (self.volumes)(uid).await;
-                    if !volumes.is_empty() {
-                        pod["volume"] = volumes.into();
-                    }
-                }
-                Ok(json(&all))
-            }
+            (Method::GET, ["stats", "summary"]) => Ok(json(&self.summary().await?)),
             (Method::POST, ["images", "import"]) => self.import(request).await,
             (_, ["images", ..]) if let Some(api) = &self.image_api => Ok(api(request).await),
             (Method::GET, ["images"]) => Ok(json(&serde_json::json!({"images": self.runtime.list_images().await?}))),
@@ -286,11 +276,24 @@ impl Server {
         }
         let usage = usage::now(self.runtime.as_ref()).await?;
         match path {
-            [] => page(metrics::agent(&self.node, &usage)),
+            [] => page(metrics::agent(&self.node, &usage) + &metrics::claims(&self.claims().await)),
             ["resource"] => page(metrics::resource(&usage)),
             ["cadvisor"] => page(metrics::cadvisor(&usage)),
             _ => Err(Refusal::not_found(format!("no such metrics: {}", path.join("/")))),
         }
+    }
+
+    /// What there is in the volumes of claims, in the words of the summary.
+    async fn claims(&self) -> Vec<serde_json::Value> {
+        let (disks, mut all) = ((self.disks)(), Vec::new());
+        for pod in (self.pods)() {
+            let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+            let own = disks.get(crate::disk::uid(&pod)).map(|disk| summary::volumes(disk, namespace));
+            all.extend(own.unwrap_or_default());
+            all.extend((self.volumes)(pod.metadata.uid.clone().unwrap_or_default()).await);
+        }
+        all.retain(|volume| volume["pvcRef"].is_object());
+        all
     }
 
     /// The newest sandbox of a pod.
@@ -336,6 +339,22 @@ impl Server {
             std::io::ErrorKind::NotFound => Refusal::not_found(format!("container {name:?} has no log")),
             _ => Refusal::internal(format!("read log of container {name:?}: {error}")),
         })
+    }
+
+    async fn summary(&self) -> Result<serde_json::Value, Refusal> {
+        // What is to be looked at is, while processors are measured.
+        drop((self.disks)());
+        let usage = self.meter.measure(self.runtime.as_ref()).await?;
+        // A runtime that does not tell leaves it out.
+        let images = self.runtime.image_fs_info().await.ok();
+        let mut all = summary::of(&self.node, &self.root_dir, images.as_ref(), &usage, &(self.disks)());
+        for pod in all["pods"].as_array_mut().into_iter().flatten() {
+            let uid = pod["podRef"]["uid"].as_str().unwrap_or_default().to_owned();
+            if let Some(volumes) = pod["volume"].as_array_mut() {
+                volumes.extend((self.volumes)(uid).await);
+            }
+        }
+        Ok(all)
     }
 
     async fn import(&self, request: Request<Incoming>) -> Result<Answer, Refusal> {

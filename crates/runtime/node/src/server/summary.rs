@@ -3,35 +3,50 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use dhow_cri::runtime::ImageFsInfo;
+use dhow_cri::runtime::{DiskUsage, ImageFsInfo};
+use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::usage::{Run, Usage};
+use crate::disk::{Disks, FileSystem, PodDisk};
 
-/// A file system's numbers; nothing for one that cannot be asked.
-fn file_system(time: &jiff::Timestamp, folder: &Path) -> Value {
-    let Ok(stat) = rustix::fs::statvfs(folder) else { return Value::Null };
+/// A file system's numbers, with what somebody takes of it in the place of what all take; nothing for one that cannot be
+/// asked.
+fn file_system(time: Timestamp, all: Option<FileSystem>, used: Option<DiskUsage>) -> Value {
+    let Some(all) = all else { return Value::Null };
+    let used = used.unwrap_or(DiskUsage { bytes: all.used, inodes: all.inodes.saturating_sub(all.inodes_free) });
     json!({
         "time": time,
-        "availableBytes": stat.f_bavail * stat.f_frsize,
-        "capacityBytes": stat.f_blocks * stat.f_frsize,
-        "usedBytes": (stat.f_blocks - stat.f_bfree) * stat.f_frsize,
-        "inodesFree": stat.f_ffree,
-        "inodes": stat.f_files,
-        "inodesUsed": stat.f_files - stat.f_ffree,
+        "availableBytes": all.available,
+        "capacityBytes": all.capacity,
+        "usedBytes": used.bytes,
+        "inodesFree": all.inodes_free,
+        "inodes": all.inodes,
+        "inodesUsed": used.inodes,
     })
 }
 
-fn image_file_system(time: &jiff::Timestamp, info: &ImageFsInfo) -> Value {
-    json!({
-        "time": time,
-        "availableBytes": info.available_bytes,
-        "capacityBytes": info.capacity_bytes,
-        "usedBytes": info.used_bytes,
-        "inodesFree": info.inodes_free,
-        "inodes": info.inodes,
-        "inodesUsed": info.inodes_used,
-    })
+fn of_images(info: &ImageFsInfo) -> FileSystem {
+    FileSystem {
+        capacity: info.capacity_bytes,
+        available: info.available_bytes,
+        used: info.used_bytes,
+        inodes: info.inodes,
+        inodes_free: info.inodes_free,
+    }
+}
+
+/// The volumes without a driver.
+pub fn volumes(disk: &PodDisk, namespace: &str) -> Vec<Value> {
+    let one = |(name, volume): (&String, &crate::disk::VolumeDisk)| {
+        let mut out = file_system(disk.at, volume.file_system, Some(volume.used));
+        out["name"] = json!(name);
+        if let Some(claim) = &volume.claim {
+            out["pvcRef"] = json!({"name": claim, "namespace": namespace});
+        }
+        out
+    };
+    disk.volumes.iter().map(one).collect()
 }
 
 fn started(at: Option<std::time::SystemTime>) -> Value {
@@ -39,8 +54,11 @@ fn started(at: Option<std::time::SystemTime>) -> Value {
 }
 
 /// Everything measured at one time.
-pub fn of(node: &str, root_dir: &Path, images: Option<&ImageFsInfo>, usage: &Usage) -> Value {
-    let time = &usage.at;
+pub fn of(node: &str, root_dir: &Path, images: Option<&ImageFsInfo>, usage: &Usage, disks: &Disks) -> Value {
+    let time = usage.at;
+    let node_disk = FileSystem::of(root_dir);
+    // Layers are beside the images that they are upon.
+    let image_disk = images.map(of_images);
     let cpu = |id: Option<&str>, total: u64, speed: Option<u64>| {
         let speed = speed.or_else(|| usage.speeds.get(id?).copied());
         json!({"time": time, "usageNanoCores": speed, "usageCoreNanoSeconds": total})
@@ -56,6 +74,12 @@ pub fn of(node: &str, root_dir: &Path, images: Option<&ImageFsInfo>, usage: &Usa
         .map(|(uid, runs)| {
             let sum = |of: fn(&Run) -> u64| runs.iter().map(|run| of(run)).sum::<u64>();
             let speed = runs.iter().map(|run| usage.speeds.get(&run.container.id).copied()).sum::<Option<u64>>();
+            let disk = disks.get(uid).map(AsRef::as_ref);
+            // What is not known yet is left out.
+            let taken = |of: fn(&PodDisk) -> &BTreeMap<String, DiskUsage>, name: &str, all: Option<FileSystem>| {
+                let used = disk.and_then(|disk| of(disk).get(name).map(|used| (disk.at, *used)));
+                used.map_or(Value::Null, |(at, used)| file_system(at, all, Some(used)))
+            };
             let containers: Vec<Value> = runs
                 .iter()
                 .map(|Run { container, stats, .. }| {
@@ -64,17 +88,23 @@ pub fn of(node: &str, root_dir: &Path, images: Option<&ImageFsInfo>, usage: &Usa
                         "startTime": started(container.started_at),
                         "cpu": cpu(Some(&container.id), stats.cpu_usage_core_nanos, None),
                         "memory": memory(stats.memory_usage_bytes, stats.memory_working_set_bytes),
+                        "rootfs": taken(|disk| &disk.layers, &container.name, image_disk),
+                        "logs": taken(|disk| &disk.logs, &container.name, node_disk),
                     })
                 })
                 .collect();
             let first = runs.first();
             let pod = first.map(|run| &run.sandbox.pod);
+            let namespace = pod.map_or("", |pod| &pod.namespace);
             json!({
-                "podRef": {"name": pod.map(|p| &p.name), "namespace": pod.map(|p| &p.namespace), "uid": uid},
+                "podRef": {"name": pod.map(|p| &p.name), "namespace": namespace, "uid": uid},
                 "startTime": started(first.map(|run| run.sandbox.created_at)),
                 "containers": containers,
                 "cpu": cpu(None, sum(|run| run.stats.cpu_usage_core_nanos), speed),
                 "memory": memory(sum(|run| run.stats.memory_usage_bytes), sum(|run| run.stats.memory_working_set_bytes)),
+                "volume": disk.map(|disk| volumes(disk, namespace)).unwrap_or_default(),
+                "ephemeral-storage":
+                    disk.map_or(Value::Null, |disk| file_system(disk.at, node_disk, Some(disk.total()))),
                 "process_stats": {"process_count": sum(|run| run.stats.pids)},
             })
         })
@@ -82,6 +112,8 @@ pub fn of(node: &str, root_dir: &Path, images: Option<&ImageFsInfo>, usage: &Usa
     let machine = &usage.node;
     let mut memory = memory(machine.working_set(), machine.working_set());
     memory["availableBytes"] = json!(machine.memory_available);
+    let image_used = images.map(|images| DiskUsage { bytes: images.used_bytes, inodes: images.inodes_used });
+    let layers = disks.values().flat_map(|disk| disk.layers.values().copied());
     let booted = jiff::Timestamp::from_second(machine.booted_at).unwrap_or(jiff::Timestamp::UNIX_EPOCH);
     json!({
         "node": {
@@ -89,8 +121,11 @@ pub fn of(node: &str, root_dir: &Path, images: Option<&ImageFsInfo>, usage: &Usa
             "startTime": booted,
             "cpu": cpu(Some(""), machine.cpu_nanos, None),
             "memory": memory,
-            "fs": file_system(time, root_dir),
-            "runtime": {"imageFs": images.map(|images| image_file_system(time, images))},
+            "fs": file_system(time, node_disk, None),
+            "runtime": {
+                "imageFs": file_system(time, image_disk, image_used),
+                "containerFs": file_system(time, image_disk, Some(crate::disk::sum(layers))),
+            },
             "rlimit": {"time": time, "maxpid": machine.max_processes, "curproc": machine.processes},
         },
         "pods": pods,

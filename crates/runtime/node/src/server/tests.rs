@@ -5,11 +5,13 @@
 use base64::Engine;
 use dhow_base::pki::{CertPair, ClusterCa};
 use dhow_base::tls;
+use dhow_cri::runtime::DiskUsage;
 use futures::{SinkExt, StreamExt};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::{Message, Role};
 
 use super::*;
+use crate::disk::PodDisk;
 use crate::testing::{FakeRuntime, container, sandbox};
 
 struct Fixture {
@@ -52,6 +54,13 @@ impl Fixture {
             settings: NodeSettings::default(),
             meter: usage::Meter::default(),
             volumes: Box::new(|_| Box::pin(async { Vec::new() })),
+            disks: Box::new(|| {
+                let used = |bytes| DiskUsage { bytes, inodes: 1 };
+                let mut disk = PodDisk { rest: used(1), ..PodDisk::default() };
+                disk.layers.insert("a".into(), used(100));
+                disk.logs.insert("a".into(), used(20));
+                Disks::from([("u".to_owned(), Arc::new(disk))])
+            }),
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -138,7 +147,12 @@ async fn plain_routes_answer() {
     assert!(get("/metrics/probes").await.1.contains("prober_probe_total"));
     assert!(get("/configz").await.1.contains("\"maxPods\":110"));
     assert_eq!(get("/metrics/none").await.0, StatusCode::NOT_FOUND);
-    assert!(get("/stats/summary").await.1.contains("\"usageCoreNanoSeconds\":5"));
+    let summary: serde_json::Value = serde_json::from_str(&get("/stats/summary").await.1).unwrap();
+    let pod = &summary["pods"][0];
+    assert_eq!(pod["cpu"]["usageCoreNanoSeconds"], 5);
+    assert_eq!(pod["containers"][0]["logs"]["usedBytes"], 20);
+    assert_eq!(pod["ephemeral-storage"]["usedBytes"], 121);
+    assert_eq!(pod["ephemeral-storage"]["capacityBytes"], summary["node"]["fs"]["capacityBytes"]);
     assert_eq!(get("/images").await.1, r#"{"images":[]}"#);
     assert_eq!(fixture.call("POST", "/images/import", "x:1").await.1, r#"{"images":["x:1"]}"#);
     assert_eq!(fixture.call("POST", "/pods", "").await.0, StatusCode::NOT_FOUND);

@@ -52,7 +52,9 @@ impl NodeUsage {
 
     pub fn read() -> Self {
         let text = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-        let max_processes = text("/proc/sys/kernel/pid_max").trim().parse().unwrap_or(0);
+        // Each bounds how many there can be; of both, the lower one counts.
+        let bounds = ["/proc/sys/kernel/pid_max", "/proc/sys/kernel/threads-max"];
+        let max_processes = bounds.into_iter().filter_map(|path| text(path).trim().parse().ok()).min().unwrap_or(0);
         Self { max_processes, ..Self::parse(&text("/proc/stat"), &text("/proc/meminfo"), &text("/proc/loadavg")) }
     }
 

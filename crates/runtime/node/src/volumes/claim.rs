@@ -20,7 +20,7 @@ const GROW_AGAIN: Duration = Duration::from_secs(60);
 
 /// A claim of a pod.
 pub struct Named {
-    name: String,
+    pub name: String,
     ephemeral: bool,
 }
 
@@ -51,10 +51,8 @@ pub async fn prepare(
     };
     let record = dir.with_file_name("claims").join(&volume.name);
     let gone = driven.is_some_and(|(_, own)| !csi::is_there(&own.target, own.block));
-    if let Ok(known) = std::fs::read_to_string(&record)
-        && !gone
-    {
-        return Ok((PathBuf::from(known), again));
+    if let Some(known) = known(pod_dir, &volume.name).filter(|_| !gone) {
+        return Ok((known, again));
     }
     let found = bound(shared, pod, claim).await?;
     let read_only = volume.persistent_volume_claim.as_ref().is_some_and(|source| source.read_only == Some(true));
@@ -78,6 +76,11 @@ pub async fn prepare(
     }
     remember(&record, &path)?;
     Ok((path, None))
+}
+
+/// Where a pod's volume was found.
+pub fn known(pod_dir: &Path, volume: &str) -> Option<PathBuf> {
+    std::fs::read_to_string(pod_dir.join("claims").join(volume)).ok().map(PathBuf::from)
 }
 
 /// Whole or not at all.

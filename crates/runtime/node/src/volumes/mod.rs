@@ -1,9 +1,11 @@
 //! A pod's volumes: made before its containers, refreshed while it runs, removed after it.
 
-mod claim;
+pub mod claim;
 pub mod local;
 pub mod ownership;
 mod payload;
+pub mod pod_certificate;
+mod pod_keys;
 mod subpath;
 pub mod token;
 mod trust_bundle;
@@ -45,6 +47,7 @@ pub struct Prepared {
 /// Makes or refreshes every volume.
 pub async fn prepare(shared: &Shared, pod: &Pod, dir: &Path) -> Result<Prepared, Error> {
     let mut prepared = Prepared { paths: BTreeMap::new(), refresh: None };
+    pod_certificate::ask_all(shared, pod, dir).await;
     for volume in pod.spec.iter().flat_map(|s| s.volumes.iter().flatten()) {
         let name = &volume.name;
         if !is_inside(name) {

@@ -1,4 +1,5 @@
-//! What is in volumes made of API objects: config maps, secrets, the pod's own fields, tokens, trust bundles.
+//! What is in volumes made of API objects: config maps, secrets, the pod's own fields, tokens, certificates, trust
+//! bundles.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -9,7 +10,7 @@ use k8s_openapi::api::core::v1::{
 };
 
 use super::write::{File, Payload};
-use super::{bad, fs_group, token, trust_bundle};
+use super::{bad, fs_group, pod_certificate, token, trust_bundle};
 use crate::shared::Shared;
 use crate::{Error, containers, env};
 
@@ -40,7 +41,7 @@ pub async fn of(
         let items = source.items.as_deref().unwrap_or_default();
         downward(shared, pod, items, mode(source.default_mode), &mut out)?;
     } else if let Some(source) = &volume.projected {
-        let refresh = projected(shared, pod, source, data, &mut out).await?;
+        let refresh = projected(shared, pod, (&volume.name, source), data, &mut out).await?;
         return Ok(Some((out, refresh)));
     } else {
         return Ok(None);
@@ -51,14 +52,14 @@ pub async fn of(
 async fn projected(
     shared: &Shared,
     pod: &Pod,
-    projected: &ProjectedVolumeSource,
+    (volume, projected): (&str, &ProjectedVolumeSource),
     data: &Path,
     out: &mut Payload,
 ) -> Result<Option<SystemTime>, Error> {
     let ns = pod.metadata.namespace.as_deref().unwrap_or_default();
     let mode = mode(projected.default_mode);
     let mut refresh = None;
-    for source in projected.sources.iter().flatten() {
+    for (index, source) in projected.sources.iter().flatten().enumerate() {
         if let Some(source) = &source.config_map {
             let data = config_map(shared, ns, &source.name, source.optional).await?;
             pick(data, source.items.as_ref(), mode, source.optional, out)?;
@@ -74,6 +75,11 @@ async fn projected(
         } else if let Some(source) = &source.cluster_trust_bundle {
             let text = trust_bundle::of(source, &shared.objects.trust_bundles().await?)?;
             out.insert(source.path.clone(), personal(pod, text, mode));
+        } else if let Some(projection) = &source.pod_certificate {
+            let source = pod_certificate::Source { pod, volume, index, projection, data };
+            let (files, next) = pod_certificate::of(shared, &source).await?;
+            refresh = [refresh, next].into_iter().flatten().min();
+            out.extend(files.into_iter().map(|(path, text)| (path, personal(pod, text, mode))));
         } else {
             return Err(bad("it projects a source this node does not support"));
         }

@@ -62,7 +62,22 @@ pub(super) const CERTIFICATES: &[Kind] = &[
     .updating(crate::strategy::signing_request_update)
     .rules(validation::access::signing_request)
     .update_rules(validation::access::signing_request_update),
-    // Without a stable version upstream.
+    // These two are without a stable version upstream.
+    kind!(
+        "certificates.k8s.io",
+        "v1beta1",
+        "PodCertificateRequest",
+        "podcertificaterequests",
+        "podcertificaterequest",
+        "certificates"
+    )
+    .conditional()
+    .subs(&[Sub::Status])
+    .fields(&["spec.nodeName", "spec.podName", "spec.signerName"])
+    .defaults(defaulting::pod_certificate_request)
+    .new_rules(validation::pod_certificates::new_request)
+    .update_rules(validation::pod_certificates::request_update)
+    .reporting(crate::strategy::pod_certificate_request_status, validation::pod_certificates::request_status),
     kind!(
         "certificates.k8s.io",
         "v1beta1",

@@ -82,6 +82,8 @@ impl Kind {
             prepare_create: no_defaults,
             finish_create: no_defaults,
             prepare_update: no_update,
+            prepare_status: no_update,
+            validate_status: no_update_rules,
         }
     }
     const fn short(mut self, short_names: &'static [&'static str]) -> Self {
@@ -142,6 +144,11 @@ impl Kind {
     }
     const fn updating(mut self, f: fn(&mut Value, &Value)) -> Self {
         self.prepare_update = f;
+        self
+    }
+    const fn reporting(mut self, prepare: fn(&mut Value, &Value), rules: fn(&Value, &Value, &mut Errors)) -> Self {
+        self.prepare_status = prepare;
+        self.validate_status = rules;
         self
     }
     const fn verbs(mut self, verbs: &'static [&'static str]) -> Self {

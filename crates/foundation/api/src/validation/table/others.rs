@@ -76,6 +76,32 @@ fn access() {
         ],
         &[("/spec/signerName", "\"d.e/f\"", "")],
     );
+    check(
+        "certificates.k8s.io/v1beta1/podcertificaterequests",
+        r#"{"metadata": {"name": "r"}, "spec": {"signerName": "a.b/c", "podName": "p", "podUID": "uid-1",
+            "serviceAccountName": "s", "serviceAccountUID": "u", "nodeName": "n", "nodeUID": "v",
+            "pkixPublicKey": "MCowBQYDK2VwAyEAHk+gsKL8YY0GQHWR/v5uD7Slbkwvx+j1Yd/Y/dGAFD8=",
+            "proofOfPossession": "xc/EByxb4gICZaD/7tUdoY9A9JzPnpyJ40JnbjTbf9WXTOgBjVFNWS+NyZhnwQWxYRdmetvZV7YOUcbVgbqpCg=="}}"#,
+        &[
+            ("/spec/signerName", "\"a\"", "spec.signerName: Invalid value: \"a\": must be a fully qualified domain"),
+            (
+                "/spec/podUID",
+                "\"uid-2\"",
+                "spec.proofOfPossession: Invalid value: could not verify proof-of-possession",
+            ),
+            ("/spec/nodeUID", "\"\"", "spec.nodeUID: Invalid value: \"\": must not be empty"),
+            ("/spec/maxExpirationSeconds", "60", "spec.maxExpirationSeconds: Invalid value: 60: must be in the range"),
+            ("/spec/maxExpirationSeconds", "7862400", ""),
+            ("/spec/pkixPublicKey", "\"eA==\"", "spec.pkixPublicKey: Invalid value: \"eA==\": must be a valid PKIX"),
+            (
+                "/spec/unverifiedUserAnnotations",
+                r#"{"plain": "x"}"#,
+                "spec.unverifiedUserAnnotations: Invalid value: \"plain\": must be domain-prefixed",
+            ),
+            ("/spec/unverifiedUserAnnotations", r#"{"a.b/c": "x"}"#, ""),
+        ],
+        &[("/spec/podName", "\"q\"", "spec: Invalid value: ")],
+    );
     let anchor = serde_json::json!(include_str!("../../trust_bundle/one.pem")).to_string();
     let leaf: &'static str = serde_json::json!(include_str!("../../trust_bundle/leaf.pem")).to_string().leak();
     check(
