@@ -374,7 +374,10 @@ fn copies_what_is_there(host: &Host) -> Result<()> {
     pod(host, "author", "origin", write, json!({}), json!({}))?;
     running(host, "author")?;
     let (volume, path) = directory(host, "origin")?;
-    eventually(SOON, || Ok(ensure!(path.join("holes").is_file(), "nothing in {}", path.display())))?;
+    eventually(SOON, || {
+        ensure!(path.join("holes").is_file(), "nothing in {}", path.display());
+        Ok(())
+    })?;
     let snapshot = json!({"apiVersion": "snapshot.storage.k8s.io/v1", "kind": "VolumeSnapshot", "metadata": {"name": "s"},
         "spec": {"source": {"persistentVolumeClaimName": "origin"}}});
     host.apply(&snapshot.to_string())?;

@@ -82,9 +82,7 @@ pub fn check(key: &[u8], uid: &str, proof: &[u8]) -> Result<(), Problem> {
 fn signed_on_p521(point: &[u8], uid: &str, proof: &[u8]) -> Option<bool> {
     use p521::ecdsa::signature::hazmat::PrehashVerifier;
     let key = p521::ecdsa::VerifyingKey::from_sec1_bytes(point).ok()?;
-    let Ok(proof) =
-        p521::ecdsa::DerSignature::try_from(proof).and_then(|proof| p521::ecdsa::Signature::try_from(proof))
-    else {
+    let Ok(proof) = p521::ecdsa::DerSignature::try_from(proof).and_then(p521::ecdsa::Signature::try_from) else {
         return Some(false);
     };
     Some(key.verify_prehash(&p521_digest(uid.as_bytes()), &proof).is_ok())
