@@ -242,12 +242,14 @@ async fn clone(source: &str, add: &Add, into: &Path, step: &Step) -> Result<()> 
     git(&["init", "--quiet"]).await?;
     git(&["remote", "add", "origin", address]).await?;
     let wanted = if reference.is_empty() { "HEAD" } else { reference };
-    if git(&["fetch", "--quiet", "--depth=1", "origin", wanted]).await.is_err() {
-        // Not every server gives a commit by its number.
+    // Not every server gives a part of the history, nor a commit by its number.
+    let fetched = git(&["fetch", "--quiet", "--depth=1", "origin", wanted]).await.is_ok()
+        || git(&["fetch", "--quiet", "origin", wanted]).await.is_ok();
+    if fetched {
+        git(&["checkout", "--quiet", "--detach", "FETCH_HEAD"]).await?;
+    } else {
         git(&["fetch", "--quiet", "--tags", "origin", "+refs/heads/*:refs/remotes/origin/*"]).await?;
         git(&["checkout", "--quiet", "--detach", wanted]).await?;
-    } else {
-        git(&["checkout", "--quiet", "--detach", "FETCH_HEAD"]).await?;
     }
     if let Some(checksum) = &add.checksum {
         let commit = git(&["rev-parse", "HEAD"]).await?;

@@ -30,8 +30,11 @@ pub struct Downloaded {
 /// Fetches `url` into `to`.
 pub async fn download(url: &str, mut to: impl Write) -> Result<Downloaded> {
     let client = Client::builder(TokioExecutor::new()).build(Connector::new(tls_config(&TlsOptions::default())?, None));
-    let refused = |status: u16, message: String| Error::Registry { url: url.to_owned(), status, message };
-    let transport = |source: Box<dyn std::error::Error + Send + Sync>| Error::Transport { url: url.to_owned(), source };
+    let failed = |why: String| Error::io(format!("fetch {url}"), std::io::Error::other(why));
+    let refused = |status: u16, message: String| failed(format!("{status} {message}"));
+    let transport = |source: Box<dyn std::error::Error + Send + Sync>| {
+        Error::io(format!("fetch {url}"), std::io::Error::other(source))
+    };
     let silent = |have: u64| {
         let host = url.to_owned();
         Error::Stalled { host, what: url.to_owned(), have, size: have, silence: SILENCE }
