@@ -264,7 +264,8 @@ mod tests {
         assert_eq!(disk.volumes.keys().collect::<Vec<_>>(), ["c", "e"]);
         assert_eq!(disk.volumes["c"].claim.as_deref(), Some("data"));
         assert!(!disk.volumes["c"].ephemeral && disk.volumes["c"].file_system.is_some());
-        let near = |usage: DiskUsage, blocks: u64| (blocks * 64 << 10..(blocks * 64 + 63) << 10).contains(&usage.bytes);
+        let near =
+            |usage: DiskUsage, blocks: u64| ((blocks * 64) << 10..(blocks * 64 + 63) << 10).contains(&usage.bytes);
         assert!(near(disk.volumes["e"].used, 1) && near(disk.logs["a"], 1) && near(disk.rest, 1), "{disk:?}");
         assert!(near(disk.total(), 3), "{:?}", disk.total());
     }
