@@ -60,7 +60,7 @@ impl Types {
 /// The shared table, built on first use.
 pub fn types() -> &'static Types {
     static TYPES: LazyLock<Types> = LazyLock::new(|| {
-        let definitions = definitions("/$defs");
+        let definitions = definitions(WRITTEN_PREFIX);
         Types(definitions.into_iter().map(|(name, schema)| (name.into(), compact(&schema))).collect())
     });
     &TYPES
@@ -90,14 +90,14 @@ fn shape(schema: &Value) -> Shape {
 /// Every definition reachable from the built-in kinds, as `made.rs` wrote them from the typed definitions: the code that describes
 /// each type would be a tenth of the program.
 static DEFINITIONS: &[u8] = include_bytes!("definitions.json.gz");
-/// Where references in them lead.
-const WRITTEN_PATH: &str = "/$defs";
+/// What references in them begin with.
+const WRITTEN_PREFIX: &str = "#/$defs/";
 
-/// Every definition reachable from the built-in kinds, with references under `path`.
-pub(crate) fn definitions(path: &str) -> Map<String, Value> {
+/// Every definition reachable from the built-in kinds, with references that begin with `prefix`, such as `#/definitions/`.
+pub(crate) fn definitions(prefix: &str) -> Map<String, Value> {
     let mut text = String::new();
     GzDecoder::new(DEFINITIONS).read_to_string(&mut text).expect("a test has read them");
-    let text = text.replace(&format!("\"#{WRITTEN_PATH}/"), &format!("\"#{path}/"));
+    let text = text.replace(&format!("\"{WRITTEN_PREFIX}"), &format!("\"{prefix}"));
     serde_json::from_str(&text).expect("a test has read them")
 }
 
