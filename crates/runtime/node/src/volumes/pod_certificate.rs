@@ -361,7 +361,7 @@ mod tests {
         }));
         let shown = Shown::of("key".into(), &status, Duration::from_secs(5)).unwrap();
         assert_eq!(shown.chain, format!("{LEAF}{LEAF}"));
-        let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(1_767_225_600 + seconds);
+        let at = |seconds: u64| SystemTime::UNIX_EPOCH + Duration::from_secs(1_767_225_600 + seconds);
         assert_eq!((shown.refresh_at, shown.not_after), (at(15), at(3600)));
     }
 
