@@ -211,7 +211,7 @@ const OBJECTS: &[(&str, &str, &str, &str)] = &[
         r#"{"spec": {"signerName": "s/t", "username": "u", "expirationSeconds": 3600},
         "status": {"certificate": "eA==", "conditions": [{"type": "Approved", "status": "True"}]}}"#,
     ),
-    ("certificates.k8s.io", "v1beta1", "podcertificaterequests", "{}"),
+    ("certificates.k8s.io", "v1beta1", "podcertificaterequests", r#"{"spec": {"signerName": "s/t", "podName": "p"}}"#),
     ("certificates.k8s.io", "v1beta1", "clustertrustbundles", r#"{"spec": {"signerName": "s/t", "trustBundle": "x"}}"#),
     ("coordination.k8s.io", "v1", "leases", r#"{"spec": {"holderIdentity": "h"}}"#),
     (
