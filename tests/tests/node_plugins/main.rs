@@ -282,8 +282,10 @@ fn mounts_what_a_driver_has(host: &Host, driver: &Driver) -> Result<()> {
     let summary: Value = serde_json::from_str(&summary)?;
     let pods = summary["pods"].as_array().context("no pods")?;
     let own = pods.iter().find(|pod| pod["podRef"]["name"] == "one").context("pod is not measured")?;
-    ensure!(own["volume"][0]["capacityBytes"] == 4242 && own["volume"][0]["inodes"] == 77, "{:#}", own["volume"]);
-    ensure!(own["volume"][0]["pvcRef"]["name"] == "data", "{:#}", own["volume"]);
+    let volumes = own["volume"].as_array().context("no volumes")?;
+    let measured = volumes.iter().find(|volume| volume["name"] == "v").context("the volume is not measured")?;
+    ensure!(measured["capacityBytes"] == 4242 && measured["inodes"] == 77, "{measured:#}");
+    ensure!(measured["pvcRef"]["name"] == "data", "{measured:#}");
 
     sidecar::grow(host, "data", &volume, "20Mi")?;
     eventually(SOON, || {

@@ -222,7 +222,9 @@ impl UpstreamSpec {
         let joint = if prefix.is_empty() { "" } else { "/" };
         let name = format!("{}/{prefix}{joint}{below}", self.registry);
         let reference = Reference::parse(&name).map_err(|error| format!("spec.upstream: {error}"))?;
-        if reference.registry != self.registry && reference.registry != "docker.io" {
+        // Docker Hub has several names; any other word that is no host would be read as a part of a name there.
+        let is_hub = reference.registry == "docker.io" && self.registry.ends_with("docker.io");
+        if reference.registry != self.registry && !is_hub {
             return Err(format!("spec.upstream.registry: {:?} is no host of a registry", self.registry));
         }
         Ok((reference, duration("spec.upstream.checkAfter", self.check_after.as_deref().unwrap_or(CHECK_AFTER))?))

@@ -2,7 +2,6 @@
 //! new volume is made there.
 
 use dhow_api::local_volumes::{PROVISIONER, Source, parse_snapshot_handle};
-use dhow_api::quantity::Quantity;
 use dhow_client::snapshots::{VolumeSnapshot, VolumeSnapshotContent};
 use dhow_client::{Client, Error, Key};
 use dhow_scheduler::volumes::local::{self, Beginning};
@@ -120,7 +119,6 @@ fn of_content(
     };
     let (asked, least) = (requested(claim), status.restore_size.unwrap_or(0));
     if asked < least {
-        let least = Quantity::from_units(least);
         return Err(format!("it asks for {asked} bytes, and snapshot \"{name}\", its data source, needs {least}"));
     }
     Ok(Found { source: Source::Snapshot(held.to_owned()), node: node.to_owned() })
@@ -181,7 +179,7 @@ mod tests {
         let good = content("u", "dhow.io/local", "n1/c");
         assert_eq!(tried("1Gi", true, &good), Ok(Found { source: Source::Snapshot("c".into()), node: "n1".into() }));
         assert!(tried("1Gi", false, &good).unwrap_err().contains("not ready"));
-        assert!(tried("1Mi", true, &good).unwrap_err().contains("needs 1Gi"));
+        assert!(tried("1Mi", true, &good).unwrap_err().contains("needs 1073741824"));
         for (odd, why) in [
             (content("other", "dhow.io/local", "n1/c"), "does not have the content"),
             (content("u", "d.example.com", "h"), "is of d.example.com"),
