@@ -129,13 +129,12 @@ def one_way(way, options):
             ending.append(cloud.end)
             cloud.env["DHOW_POD_NETWORK"] = way or "auto"
             cloud.dhow("up")
-            machines = [cloud]
             if way:
-                machines.append(Second(cloud, folder, cloud.dhow("token", "create").strip()))
-                ending.append(machines[1].end)
-            for machine in machines:
-                machine.dhow("image", "import", os.path.abspath(options.image))
-            ends = pods(cloud, ["bench", "bench-2" if way else "bench"])
+                ending.append(Second(cloud, folder, cloud.dhow("token", "create").strip()).end)
+            nodes = ["bench", "bench-2" if way else "bench"]
+            for node in set(nodes):
+                cloud.dhow("image", "import", "--node", node, os.path.abspath(options.image))
+            ends = pods(cloud, nodes)
             floor = Floor()
             ending.append(floor.end)
             for _ in range(options.rounds):
