@@ -103,9 +103,12 @@ fn leaves_nothing_behind(host: &Host) -> Result<()> {
             "spec": {"completions": completions, "parallelism": 20, "template": {"spec": template}}});
         host.apply(&job.to_string())?;
         host.kubectl(&["wait", "--for=condition=complete", &format!("job/{name}"), &wait])?;
-        // What is over keeps its records only.
-        let meanwhile = traces(host)?["mounts"];
-        ensure!(meanwhile <= before["mounts"] + 4, "mounts of pods that are over: {before:?} and then {meanwhile}");
+        // What is over keeps its records only, once the last of it is taken down.
+        eventually(Duration::from_secs(30), || {
+            let meanwhile = traces(host)?["mounts"];
+            ensure!(meanwhile <= before["mounts"] + 4, "mounts of pods that are over: {before:?} and then {meanwhile}");
+            Ok(())
+        })?;
         let pods = host.get(&["get", "pods"])?;
         let list = pods["items"].as_array().context("no pods")?;
         uids.extend(list.iter().filter_map(|pod| pod["metadata"]["uid"].as_str().map(str::to_owned)));
