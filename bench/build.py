@@ -12,8 +12,8 @@ import pathlib
 import statistics
 import subprocess
 import tempfile
-import time
 
+from peers import timed
 from slice import Cloud
 
 DOCKERFILE = """
@@ -37,12 +37,6 @@ def context(folder, files):
         for number in range(count):
             pathlib.Path(f"{folder}/{place}/{number}").write_bytes(os.urandom(size))
     pathlib.Path(f"{folder}/Dockerfile").write_text(DOCKERFILE)
-
-
-def timed(call):
-    begin = time.perf_counter()
-    call()
-    return time.perf_counter() - begin
 
 
 def main():

@@ -12,18 +12,12 @@ import os
 import statistics
 import subprocess
 import tempfile
-import time
 
 import peers
+from peers import timed
 from slice import Cloud
 
 PORT = 5000
-
-
-def timed(call):
-    begin = time.perf_counter()
-    call()
-    return time.perf_counter() - begin
 
 
 def main():

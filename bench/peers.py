@@ -7,6 +7,13 @@ import subprocess
 import time
 
 
+def timed(call):
+    """How many seconds `call` takes."""
+    begin = time.perf_counter()
+    call()
+    return time.perf_counter() - begin
+
+
 class Daemon:
     """A daemon that answers on a socket once it is there; everything it mounted goes with it."""
 

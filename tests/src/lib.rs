@@ -116,6 +116,12 @@ impl Host {
         run(&mut self.dhow_command(args))
     }
 
+    /// Puts images that `cargo xtask images` made, by the names of their archives, onto the node.
+    pub fn import(&self, names: &[&str]) -> Result<()> {
+        let archives = names.iter().map(|name| workspace().join(format!("target/images/{name}.tar")));
+        run(self.dhow_command(&["image", "import"]).args(archives)).map(drop)
+    }
+
     /// `kubectl apply` of a manifest.
     pub fn apply(&self, manifest: &str) -> Result<String> {
         apply(self.command("kubectl"), manifest)

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use dhow_e2e::{HOST_IP, Host, eventually, run, workspace};
+use dhow_e2e::{HOST_IP, Host, eventually, run};
 use serde_json::{Value, json};
 
 const SOON: Duration = Duration::from_secs(30);
@@ -48,8 +48,7 @@ fn host(pods: &str, services: &str, node: &str) -> Result<Host> {
 
 fn starts(host: &Host) -> Result<()> {
     host.dhow(&["up"])?;
-    let archive = workspace().join("target/images/busybox.tar");
-    host.dhow(&["image", "import", archive.to_str().context("path")?])?;
+    host.import(&["busybox"])?;
     eventually(SOON, || host.apply(WEB))?;
     host.kubectl(&["wait", "--for=condition=Ready", "pod/web", "--timeout=60s"])?;
     Ok(())

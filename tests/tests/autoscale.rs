@@ -5,7 +5,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use dhow_e2e::{Host, eventually, workspace};
+use dhow_e2e::{Host, eventually};
 use serde_json::{Value, json};
 
 const IMAGE: &str = "docker.io/library/busybox:latest";
@@ -33,8 +33,7 @@ fn a_cloud_that_looks_after_its_workloads() {
 
 fn starts(host: &Host) -> Result<()> {
     host.dhow(&["up"])?;
-    let archive = workspace().join("target/images/busybox.tar");
-    host.dhow(&["image", "import", archive.to_str().context("path")?])?;
+    host.import(&["busybox"])?;
     Ok(())
 }
 

@@ -130,7 +130,7 @@ fn images_are_built_as_by_others_and_run_at_once() {
     host.dhow(&["up"]).unwrap();
     let images = workspace().join("target/images");
     let archive = |name: &str| images.join(name).to_str().unwrap().to_owned();
-    host.dhow(&["image", "import", &archive("debian-base.tar"), &archive("busybox.tar")]).unwrap();
+    host.import(&["debian-base", "busybox"]).unwrap();
     let build = |args: &[&str]| {
         host.dhow_command(&["build", "--progress", "plain"]).args(args).current_dir(&folder).output().unwrap()
     };

@@ -6,7 +6,7 @@ use std::process::{Child, Command};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use dhow_e2e::{Host, eventually, run, workspace};
+use dhow_e2e::{Host, eventually, run};
 
 const SOON: Duration = Duration::from_secs(20);
 /// A machine on another link of the host's.
@@ -147,10 +147,7 @@ impl Drop for Outside {
 
 fn starts(host: &Host) -> Result<()> {
     host.dhow(&["up"])?;
-    for image in ["busybox", "python"] {
-        let archive = workspace().join(format!("target/images/{image}.tar"));
-        host.dhow(&["image", "import", archive.to_str().context("path")?])?;
-    }
+    host.import(&["busybox", "python"])?;
     eventually(SOON, || host.apply(SHOP))?;
     host.kubectl(&["-n", "shop", "wait", "--for=condition=Ready", "pod", "--all", "--timeout=60s"])?;
     host.kubectl(&["wait", "--for=condition=Ready", "pod/visitor", "--timeout=60s"])?;

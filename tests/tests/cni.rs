@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use dhow_e2e::{HOST_IP, Host, eventually, run, workspace};
+use dhow_e2e::{HOST_IP, Host, eventually, run};
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -102,10 +102,7 @@ impl Cloud {
     fn says_what_is_missing(&self) -> Result<()> {
         let host = &self.host;
         host.dhow(&["up"])?;
-        for image in ["busybox", "python"] {
-            let archive = workspace().join(format!("target/images/{image}.tar"));
-            host.dhow(&["image", "import", archive.to_str().context("path")?])?;
-        }
+        host.import(&["busybox", "python"])?;
         eventually(SOON, || {
             let node = host.get(&["get", "node", "e2e"])?;
             let conditions = node["status"]["conditions"].as_array().context("conditions")?;

@@ -59,10 +59,7 @@ fn plans_before_there_is_anything(host: &Host) -> Result<()> {
 }
 
 fn deploys(host: &Host) -> Result<()> {
-    for image in ["nginx", "mariadb", "redis", "python", "demo-app-v1", "demo-app-v2"] {
-        let archive = workspace().join(format!("target/images/{image}.tar"));
-        host.dhow(&["image", "import", archive.to_str().context("path")?])?;
-    }
+    host.import(&["nginx", "mariadb", "redis", "python", "demo-app-v1", "demo-app-v2"])?;
     let output = dhow(host, "v1", &["deploy", &example()])?;
     let (urls, progress) = (text(&output.stdout), text(&output.stderr));
     ensure!(output.status.success(), "{progress}");

@@ -47,10 +47,7 @@ fn examples(folder: &Path, found: &mut Vec<(bool, PathBuf)>) -> Result<()> {
 fn every_example_runs() {
     let host = Host::new().unwrap();
     host.dhow(&["up"]).unwrap();
-    for image in ["nginx", "mariadb", "redis", "python", "demo-app-v1"] {
-        let archive = workspace().join(format!("target/images/{image}.tar"));
-        host.dhow(&["image", "import", archive.to_str().unwrap()]).unwrap();
-    }
+    host.import(&["nginx", "mariadb", "redis", "python", "demo-app-v1"]).unwrap();
     host.apply(WEB).unwrap();
     let mut found = Vec::new();
     examples(&workspace().join("examples"), &mut found).unwrap();

@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use dhow_e2e::{HOST_IP, Host, eventually, run, workspace};
+use dhow_e2e::{HOST_IP, Host, eventually, run};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -81,10 +81,7 @@ fn policies_open_and_close_what_they_say() {
 
 fn starts(host: &Host) -> Result<()> {
     host.dhow(&["up"])?;
-    for image in ["busybox", "python"] {
-        let archive = workspace().join(format!("target/images/{image}.tar"));
-        host.dhow(&["image", "import", archive.to_str().context("path")?])?;
-    }
+    host.import(&["busybox", "python"])?;
     // A new namespace gets its service account a moment later; until then it takes no pods.
     eventually(SOON, || host.apply(SHOP))?;
     host.kubectl(&["-n", "shop", "wait", "--for=condition=Ready", "pod", "--all", "--timeout=60s"])?;

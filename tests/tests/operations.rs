@@ -6,7 +6,7 @@ use std::process::{Output, Stdio};
 use std::time::Duration;
 
 use anyhow::ensure;
-use dhow_e2e::{Host, eventually, workspace};
+use dhow_e2e::{Host, eventually};
 use serde_json::Value;
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -48,8 +48,7 @@ fn an_operator_sees_what_runs_and_what_is_wrong() {
     assert!(says(&found).contains("PROBLEM  daemon: does not run"), "{}", says(&found));
 
     host.dhow(&["up"]).unwrap();
-    let archive = workspace().join("target/images/busybox.tar");
-    host.dhow(&["image", "import", archive.to_str().unwrap()]).unwrap();
+    host.import(&["busybox"]).unwrap();
     host.apply(TALKERS).unwrap();
     host.kubectl(&["rollout", "status", "deployment/talkers", "--timeout=60s"]).unwrap();
     let found = doctor(&[]);

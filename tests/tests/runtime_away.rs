@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use dhow_e2e::{Host, containerd_config, eventually, run, workspace};
+use dhow_e2e::{Host, containerd_config, eventually, run};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -55,8 +55,7 @@ fn purges(hangs: bool) -> Result<()> {
     let mut daemon = containerd(&host, folder.path())?;
     let runtime = format!("containerd://{}", folder.path().join("c.sock").display());
     host.dhow(&["up", "--runtime", &runtime])?;
-    let archive = workspace().join("target/images/busybox.tar").display().to_string();
-    host.dhow(&["image", "import", &archive])?;
+    host.import(&["busybox"])?;
     let pod = r#"{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "stays"}, "spec": {"containers": [
         {"name": "a", "image": "docker.io/library/busybox:latest", "imagePullPolicy": "IfNotPresent",
             "command": ["sleep", "471199"]}]}}"#;

@@ -14,7 +14,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use dhow_e2e::{Host, eventually, run, workspace};
+use dhow_e2e::{Host, eventually, run};
 use serde_json::{Value, json};
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -83,8 +83,7 @@ fn starts(host: &mut Host) -> Result<()> {
 }
 
 fn import(host: &Host) -> Result<()> {
-    let archive = workspace().join("target/images/busybox.tar");
-    host.dhow(&["image", "import", archive.to_str().context("path")?]).map(drop)
+    host.import(&["busybox"])
 }
 
 fn listed(host: &Host) -> Result<Vec<PathBuf>> {

@@ -39,10 +39,7 @@ fn starts(host: &Host) -> Result<()> {
 }
 
 fn deploys_the_demo(host: &Host) -> Result<()> {
-    for image in ["nginx", "mariadb", "demo-app-v1", "demo-app-v2"] {
-        let archive = workspace().join(format!("target/images/{image}.tar"));
-        host.dhow(&["image", "import", archive.to_str().context("path")?])?;
-    }
+    host.import(&["nginx", "mariadb", "demo-app-v1", "demo-app-v2"])?;
     let manifest = workspace().join("examples/demo/demo.yaml");
     let urls = host.dhow(&["deploy", manifest.to_str().context("path")?])?;
     let url = urls.lines().next().context("deploy printed no URL")?;

@@ -56,13 +56,13 @@ pub async fn run(place: &Place, shutdown: CancellationToken, ready: impl FnOnce(
     let (mut api, mut users) = (Parts::new(), Parts::new());
     let (shared, backup) = (store.shared.clone(), store.backup.clone());
     let server = start_api(place, listener, store, &mut keys, sa_key, &api_shutdown, &mut api).await?;
-    start_leading(place, &server, &keys, shared, &users_shutdown, &mut users)?;
+    start_leading(place, &images.settings, &server, &keys, shared, &users_shutdown, &mut users)?;
     if let Some(prepared) = prepared {
         let hosts = prepared.hosts.clone();
         let registry = prepared.start(place, &server, &users_shutdown, &mut users).await?;
         images.store.live_beside(registry.neighbour(&hosts));
     }
-    start_backups(place, &server, backup, &users_shutdown, &mut users)?;
+    start_backups(place, &images.settings, &server, backup, &users_shutdown, &mut users)?;
     let access = NodeAccess::Here(Arc::clone(&server));
     let client = access.node(&place.node_name);
     let networks = tokio::select! {
@@ -106,11 +106,11 @@ pub async fn run_server(place: &Place, shutdown: CancellationToken, ready: impl 
     let (mut api, mut users) = (Parts::new(), Parts::new());
     let (shared, backup) = (store.shared.clone(), store.backup.clone());
     let server = start_api(place, listener, store, &mut keys, sa_key, &api_shutdown, &mut api).await?;
-    start_leading(place, &server, &keys, shared, &users_shutdown, &mut users)?;
+    start_leading(place, &settings, &server, &keys, shared, &users_shutdown, &mut users)?;
     if let Some(prepared) = prepared {
         prepared.start(place, &server, &users_shutdown, &mut users).await?;
     }
-    start_backups(place, &server, backup, &users_shutdown, &mut users)?;
+    start_backups(place, &settings, &server, backup, &users_shutdown, &mut users)?;
     ready();
     tracing::info!(api = place.api_url(), "ready");
     let ended = until_end(&mut api, &mut users, &shutdown).await;
@@ -268,6 +268,7 @@ async fn start_api(
 
 fn start_leading(
     place: &Place,
+    settings: &Settings,
     server: &Arc<ApiServer>,
     keys: &Keys,
     shared: Option<Arc<dyn Kv>>,
@@ -278,7 +279,6 @@ fn start_leading(
     let mut objects = dns_zones::objects()?;
     objects.extend(dhow_net::policy::definitions());
     parts.spawn(publish::keep(administrator, objects, shutdown.clone()));
-    let settings = Settings::load(&place.config)?;
     let leading = Leading {
         server: Arc::clone(server),
         ca: Arc::clone(&keys.ca),
@@ -294,12 +294,13 @@ fn start_leading(
 /// Starts the scheduled backups, if the settings want some.
 fn start_backups(
     place: &Place,
+    settings: &Settings,
     server: &Arc<ApiServer>,
     store: Option<BackupSource>,
     shutdown: &CancellationToken,
     parts: &mut Parts,
 ) -> Result<()> {
-    let plan = backups::plan(&Settings::load(&place.config)?.backups, store.as_ref())?;
+    let plan = backups::plan(&settings.backups, store.as_ref())?;
     let (Some(plan), Some(store)) = (plan, store) else { return Ok(()) };
     let client = server.client(UserInfo::new("system:dhow", &[keys::MASTERS]));
     let sources = backups::Sources { store, keys: place.pki_dir(), client };

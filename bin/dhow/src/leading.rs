@@ -13,14 +13,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::networks::ClusterNetworks;
 use crate::place::Place;
-use crate::{cluster_dns, keys};
+use crate::{cluster_dns, keys, publish};
 
 /// Who leads, as `kubectl get lease -n kube-system` shows it.
 const LEASE: &str = "dhow-server";
 /// How much of etcd's history is kept, as upstream's API server does.
 const HISTORY: Duration = Duration::from_secs(5 * 60);
 
-const PUBLISH_RETRY: Duration = Duration::from_secs(5);
+const DNS_RETRY: Duration = Duration::from_secs(5);
 
 const CONTROLLERS: &str = "system:kube-controller-manager";
 const SCHEDULER: &str = "system:kube-scheduler";
@@ -68,23 +68,25 @@ impl Leading {
         let client = self.server.client(UserInfo::new(SCHEDULER, &[]));
         let scheduler = dhow_scheduler::run(client, self.schedulers.clone(), stop.clone());
         let compaction = compact(self.shared.clone(), stop.clone());
-        let dns = self.publish(&place.networks, stop.clone());
-        tokio::join!(ending(&stop, controllers), ending(&stop, scheduler), ending(&stop, compaction), dns);
+        let published = async {
+            tokio::select! { () = self.publish(&place.networks) => {}, () = stop.cancelled() => {} }
+        };
+        tokio::join!(ending(&stop, controllers), ending(&stop, scheduler), ending(&stop, compaction), published);
     }
 }
 
 impl Leading {
     /// Makes the Service of the cluster's DNS, and tells machines that join of the networks.
-    async fn publish(&self, networks: &ClusterNetworks, stop: CancellationToken) {
+    async fn publish(&self, networks: &ClusterNetworks) {
         let administrator = self.server.client(UserInfo::new("system:dhow", &[keys::MASTERS]));
-        let publish = async || {
-            cluster_dns::ensure(&administrator, networks.dns_service_ip()).await?;
-            networks.publish(&administrator).await
+        let told = [networks.object()];
+        let dns = async {
+            while let Err(error) = cluster_dns::ensure(&administrator, networks.dns_service_ip()).await {
+                tracing::warn!(error = format!("{error:#}"), "trying again");
+                tokio::time::sleep(DNS_RETRY).await;
+            }
         };
-        while let Err(error) = publish().await {
-            tracing::warn!(error = format!("{error:#}"), "trying again");
-            tokio::select! { () = tokio::time::sleep(PUBLISH_RETRY) => {}, () = stop.cancelled() => return }
-        }
+        tokio::join!(dns, publish::publish(&administrator, &told));
     }
 }
 

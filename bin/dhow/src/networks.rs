@@ -1,6 +1,5 @@
 //! The cluster's networks, as flags say or as this cloud has had them so far.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::io::ErrorKind;
 use std::net::IpAddr;
@@ -12,6 +11,7 @@ use dhow_client::Client;
 use dhow_controllers::ClusterRange;
 use dhow_net::{Cidr, Family, Networks};
 use k8s_openapi::api::core::v1::ConfigMap;
+use serde_json::{Value, json};
 
 use crate::place::{CLUSTER_CIDR, SERVICE_CIDR};
 
@@ -92,25 +92,12 @@ impl ClusterNetworks {
         fs::write(&path, text).with_context(|| format!("write {}", path.display()))
     }
 
-    /// Tells machines that join.
-    pub async fn publish(&self, client: &Client) -> Result<()> {
-        let data = BTreeMap::from([(PODS.to_owned(), join(&self.pods)), (SERVICES.to_owned(), join(&self.services))]);
-        match client.get::<ConfigMap>(Some(NAMESPACE), NETWORKS).await {
-            Ok(held) if held.data.as_ref() == Some(&data) => return Ok(()),
-            Ok(mut held) => {
-                held.data = Some(data);
-                client.update(&held).await
-            }
-            Err(error) if error.is_not_found() => {
-                let mut map = ConfigMap { data: Some(data), ..Default::default() };
-                map.metadata.namespace = Some(NAMESPACE.to_owned());
-                map.metadata.name = Some(NETWORKS.to_owned());
-                client.create(&map).await
-            }
-            Err(error) => Err(error),
-        }
-        .map(drop)
-        .context("publish the cluster's networks")
+    /// What tells machines that join.
+    pub fn object(&self) -> Value {
+        json!({
+            "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": NETWORKS, "namespace": NAMESPACE},
+            "data": {PODS: join(&self.pods), SERVICES: join(&self.services)},
+        })
     }
 
     /// What the cluster told; `None` if its servers are of a version that does not.
@@ -118,9 +105,7 @@ impl ClusterNetworks {
         let map = match client.get::<ConfigMap>(Some(NAMESPACE), NETWORKS).await {
             Ok(map) => map,
             // Of a role that is not there yet, nothing is allowed.
-            Err(error) if error.is_not_found() || matches!(error, dhow_client::Error::Api { code: 403, .. }) => {
-                return Ok(None);
-            }
+            Err(error) if error.is_not_found() || error.is_forbidden() => return Ok(None),
             Err(error) => return Err(error).context("ask for the cluster's networks"),
         };
         let told = |key: &str| list(map.data.as_ref().and_then(|data| data.get(key)).map(String::as_str));

@@ -11,7 +11,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use dhow_e2e::{Host, eventually, workspace};
+use dhow_e2e::{Host, eventually};
 use serde_json::{Value, json};
 
 use support::{IMAGE, SOON, condition, event, exec, merge, nothing, own, pod, running, status, until};
@@ -22,8 +22,7 @@ type Part = fn(&Host) -> Result<()>;
 fn the_node_runs_pods_as_their_specs_say() {
     let host = Host::new().unwrap();
     host.dhow(&["up"]).unwrap();
-    let archive = workspace().join("target/images/busybox.tar");
-    host.dhow(&["image", "import", archive.to_str().unwrap()]).unwrap();
+    host.import(&["busybox"]).unwrap();
     let parts: [(&str, Part); 17] = [
         ("words", says_what_is_wrong),
         ("crash loops", backs_off),

@@ -10,7 +10,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use dhow_e2e::{Host, eventually, run, workspace};
+use dhow_e2e::{Host, eventually, run};
 use serde_json::{Value, json};
 
 use driver::{Description, Driver, NAME};
@@ -27,8 +27,7 @@ type Part<'a> = Box<dyn FnMut() -> Result<()> + 'a>;
 fn claims_bring_devices_to_pods() {
     let host = Host::new().unwrap();
     host.dhow(&["up"]).unwrap();
-    let archive = workspace().join("target/images/busybox.tar");
-    host.dhow(&["image", "import", archive.to_str().unwrap()]).unwrap();
+    host.import(&["busybox"]).unwrap();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let _inside = runtime.enter();
     let description = Description::new(&["g0", "g1"]).unwrap();

@@ -11,7 +11,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use dhow_e2e::{Host, eventually, run, workspace};
+use dhow_e2e::{Host, eventually, run};
 use serde_json::{Value, json};
 
 use device::{Plugin, RESOURCE};
@@ -33,10 +33,7 @@ pub fn merge(into: &mut Value, more: Value) {
 fn plugins_and_images_bring_volumes_and_devices() {
     let host = Host::new().unwrap();
     host.dhow(&["up"]).unwrap();
-    for image in ["busybox", "nginx"] {
-        let archive = workspace().join(format!("target/images/{image}.tar"));
-        host.dhow(&["image", "import", archive.to_str().unwrap()]).unwrap();
-    }
+    host.import(&["busybox", "nginx"]).unwrap();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let _inside = runtime.enter();
     let driver = Driver::new(&host.folder().join("driver"));

@@ -176,8 +176,7 @@ fn fills_the_images(host: &Host) -> Result<()> {
     ensure!(now == before, "left: {:?}", now.difference(&before));
     let listed: Value = serde_json::from_str(&host.dhow(&["image", "list", "-o", "json"])?)?;
     ensure!(!listed.to_string().contains("nginx"), "{listed}");
-    let busybox = workspace().join("target/images/busybox.tar").display().to_string();
-    host.dhow(&["image", "import", &busybox]).map(drop)
+    host.import(&["busybox"])
 }
 
 /// A pod takes too many of the machine's processes: it goes, and not one that has few.

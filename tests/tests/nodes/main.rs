@@ -15,15 +15,14 @@ mod trust_bundles;
 mod unkillable;
 
 use anyhow::Result;
-use dhow_e2e::{Host, run, workspace};
+use dhow_e2e::{Host, run};
 
 /// Starts a cloud with these settings and variables, and the image that pods use.
 fn start(host: &Host, settings: &str, variables: &[(&str, &str)]) -> Result<()> {
     let file = host.folder().join("config.yaml");
     std::fs::write(&file, settings)?;
     run(host.dhow_command(&["up"]).env("DHOW_CONFIG", &file).envs(variables.iter().copied()))?;
-    let archive = workspace().join("target/images/busybox.tar");
-    host.dhow(&["image", "import", &archive.display().to_string()])?;
+    host.import(&["busybox"])?;
     Ok(())
 }
 

@@ -134,7 +134,10 @@ impl Images {
 
 /// Pulls or pushes, showing each step.
 async fn transfer(at: &ImageNode, verb: &str, query: &[(&str, &str)], name: &str) -> Result<()> {
-    let credentials = credentials(at, name).await?.unwrap_or_default();
+    let credentials = match own_credentials(name).await? {
+        Some(credentials) => credentials,
+        None => of_cluster(at, name).await?.unwrap_or_default(),
+    };
     let body = full(Bytes::from(serde_json::to_vec(&credentials).context("write the credentials")?));
     let images = Images::at(at).await?;
     let response = images.send(Method::POST, &format!("/{verb}"), query, body).await?;
@@ -167,16 +170,8 @@ async fn transfer(at: &ImageNode, verb: &str, query: &[(&str, &str)], name: &str
     Ok(())
 }
 
-/// What the user has for the image's registry.
-pub(super) async fn credentials(at: &ImageNode, name: &str) -> Result<Option<Credentials>> {
-    match own_credentials(name).await? {
-        Some(credentials) => Ok(Some(credentials)),
-        None => of_cluster(at, name).await,
-    }
-}
-
 /// What the user's docker configuration has for the image's registry.
-async fn own_credentials(name: &str) -> Result<Option<Credentials>> {
+pub(super) async fn own_credentials(name: &str) -> Result<Option<Credentials>> {
     let reference = Reference::parse(name)?;
     let Some(path) = DockerConfig::default_path() else { return Ok(None) };
     Ok(match DockerConfig::read(&path)?.find(&reference.name()).await? {
@@ -196,7 +191,7 @@ struct Hosting {
 }
 
 /// What stands for the kubeconfig's user for a while, if the image is one of the cluster's own registry.
-async fn of_cluster(at: &ImageNode, name: &str) -> Result<Option<Credentials>> {
+pub(super) async fn of_cluster(at: &ImageNode, name: &str) -> Result<Option<Credentials>> {
     let registry = Reference::parse(name)?.registry;
     let (path, context) = super::kubeconfig_path(&at.connect)?;
     let config = HttpsConfig::from_kubeconfig(&path, context).with_context(|| format!("use {}", path.display()))?;

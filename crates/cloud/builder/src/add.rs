@@ -258,7 +258,7 @@ async fn clone(source: &str, add: &Add, into: &Path, step: &Step) -> Result<()> 
         }
     }
     git(&["submodule", "update", "--quiet", "--init", "--recursive", "--depth=1"]).await?;
-    let (into, folder, keep) = (into.to_owned(), crate::glob::clean(folder), add.keep_git_dir);
+    let (into, folder, keep) = (into.to_owned(), dhow_image::clean(folder), add.keep_git_dir);
     blocking(move || {
         let root = into.join(".clone");
         if !keep {

@@ -5,11 +5,11 @@ use std::io::{self, Read, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-use dhow_image::{Digest, Entry, EntryKind, Hasher, LayerWriter, Node, View};
+use dhow_image::{Digest, Entry, EntryKind, Hasher, LayerWriter, Node, View, clean};
 use rustix::fs::FileType;
 
 use crate::error::{Error, Result};
-use crate::glob::{Glob, Ignore, clean};
+use crate::glob::{Glob, Ignore};
 use crate::owner::Owner;
 use crate::plan::Copy;
 

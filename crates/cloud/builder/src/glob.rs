@@ -119,21 +119,6 @@ impl Token {
     }
 }
 
-/// A path without `.`, `..` and doubled slashes, relative to its root.
-pub fn clean(path: &str) -> String {
-    let mut parts: Vec<&str> = Vec::new();
-    for part in path.split('/') {
-        match part {
-            "" | "." => {}
-            ".." => {
-                parts.pop();
-            }
-            part => parts.push(part),
-        }
-    }
-    parts.join("/")
-}
-
 /// What a `.dockerignore` or `--exclude` leaves out: the last pattern that matches a name or a folder above it decides.
 #[derive(Clone, Debug, Default)]
 pub struct Ignore {
@@ -162,7 +147,7 @@ impl Ignore {
                 }
                 continue;
             }
-            rules.push((again, Glob::new(&clean(pattern), true)?));
+            rules.push((again, Glob::new(&dhow_image::clean(pattern), true)?));
         }
         Ok(Ignore { rules })
     }

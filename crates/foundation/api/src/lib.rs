@@ -20,6 +20,7 @@ pub mod apply;
 pub mod bounds;
 pub mod cbor;
 pub mod cel;
+pub mod conditions;
 pub mod conversion;
 pub mod custom;
 pub mod defaulting;

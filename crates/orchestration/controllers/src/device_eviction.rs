@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use dhow_api::conditions;
 use dhow_client::{
     Change, Client, Error, EventRecorder, EventType, Informer, Key, Outcome, Queue, Reconcile, reference,
 };
@@ -12,7 +13,7 @@ use dhow_scheduler::{ruled_taint, tolerates_device_taint};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::resource::v1::{DeviceRequestAllocationResult, DeviceTaint, ResourceClaim, ResourceSlice};
 use k8s_openapi::api::resource::v1alpha3::{DeviceTaintRule, DeviceTaintRuleStatus};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use k8s_openapi::jiff::Timestamp;
 use parking_lot::Mutex;
 
@@ -216,14 +217,13 @@ impl DeviceEviction {
         if told || same {
             return Ok(Outcome::Done);
         }
-        let since = before.filter(|one| one.status == status).map(|one| one.last_transition_time.clone());
         let condition = Condition {
             type_: IN_PROGRESS.to_owned(),
             status: status.to_owned(),
             reason: reason.to_owned(),
             message,
             observed_generation: generation,
-            last_transition_time: since.unwrap_or_else(|| Time(Timestamp::now())),
+            last_transition_time: conditions::since(&known, IN_PROGRESS, status, Timestamp::now()),
         };
         let mut conditions: Vec<Condition> = known.into_iter().filter(|one| one.type_ != IN_PROGRESS).collect();
         conditions.push(condition);

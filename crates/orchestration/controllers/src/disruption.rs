@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use dhow_api::conditions;
 use dhow_client::{
     Client, Error, EventRecorder, EventType, Informer, Key, Outcome, Queue, Reconcile, controller_of, reference,
 };
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::core::v1::{Pod, ReplicationController};
 use k8s_openapi::api::policy::v1::{PodDisruptionBudget, PodDisruptionBudgetStatus};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, OwnerReference, Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, OwnerReference};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use k8s_openapi::jiff::Timestamp;
 
@@ -148,8 +149,7 @@ fn status(
     let generation = budget.metadata.generation;
     status.observed_generation = generation;
     let conditions = status.conditions.get_or_insert_default();
-    let known = conditions.iter().find(|one| one.type_ == ALLOWED && one.status == state);
-    let since = known.map_or(Time(now), |known| known.last_transition_time.clone());
+    let since = conditions::since(conditions, ALLOWED, state, now);
     let made = Condition {
         type_: ALLOWED.into(),
         status: state.into(),

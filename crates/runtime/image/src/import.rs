@@ -105,7 +105,7 @@ impl Scan {
             if total > self.limit {
                 return Err(Error::Archive(format!("more than {} bytes", self.limit)));
             }
-            let path = clean(&member.path)?;
+            let path = member_name(&member.path)?;
             match member.kind {
                 Kind::File if is_document(&path) => {
                     in_memory = in_memory.saturating_add(member.size);
@@ -136,7 +136,8 @@ impl Scan {
                 Kind::Symlink | Kind::HardLink => {
                     let target = String::from_utf8_lossy(&member.link).into_owned();
                     let base = path.rsplit_once('/').map_or("", |(dir, _)| dir);
-                    let target = if member.kind == Kind::Symlink { join(base, &target) } else { join("", &target) };
+                    let target =
+                        if member.kind == Kind::Symlink { clean(&format!("{base}/{target}")) } else { clean(&target) };
                     self.links.insert(path, target);
                 }
                 _ => {}
@@ -266,14 +267,14 @@ impl Scan {
                 .iter()
                 .map(|t| Ok(Reference::parse(t)?.to_string()))
                 .collect::<Result<BTreeSet<_>>>()?;
-            let (config, config_size) = self.blob(&join("", &entry.config))?;
+            let (config, config_size) = self.blob(&clean(&entry.config))?;
             if let Some(known) = found.iter_mut().find(|f| f.manifest.config.digest == config) {
                 known.names.extend(names);
                 continue;
             }
             let mut layers = Vec::new();
             for path in entry.layers.unwrap_or_default() {
-                let (digest, size) = self.blob(&join("", &path))?;
+                let (digest, size) = self.blob(&clean(&path))?;
                 layers.push(Descriptor::new(OCI_LAYER, digest, size));
             }
             // A docker-archive has no manifest of its own; this one makes the image exportable and addressable.
@@ -319,17 +320,17 @@ fn blob_digest(path: &str) -> Option<Digest> {
     Digest::parse(&format!("{algorithm}:{hex}")).ok()
 }
 
-fn clean(path: &[u8]) -> Result<String> {
+fn member_name(path: &[u8]) -> Result<String> {
     match std::str::from_utf8(path) {
-        Ok(path) => Ok(join("", path)),
+        Ok(path) => Ok(clean(path)),
         Err(_) => Err(Error::Archive("member name is not UTF-8".to_owned())),
     }
 }
 
-/// Lexical: archive members are looked up by name, never on disk.
-fn join(base: &str, path: &str) -> String {
+/// A path without `.`, `..` and doubled slashes, relative to its root. Lexical: nothing is looked up on disk.
+pub fn clean(path: &str) -> String {
     let mut parts: Vec<&str> = Vec::new();
-    for part in base.split('/').chain(path.split('/')) {
+    for part in path.split('/') {
         match part {
             "" | "." => {}
             ".." => {

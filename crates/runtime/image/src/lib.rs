@@ -45,6 +45,7 @@ pub use digest::{Digest, Hasher};
 pub use error::{Error, Result};
 pub use export::ArchiveFormat;
 pub use gc::{Collected, FsUsage, GcConfig};
+pub use import::clean;
 pub use index::Layer;
 pub use manifest::Platform;
 /// Media types of manifests and how large one may be.

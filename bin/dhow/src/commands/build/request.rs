@@ -1,6 +1,6 @@
 //! From the command line to what the node is asked for.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail};
@@ -125,14 +125,18 @@ fn agents(given: &[String]) -> Result<BTreeMap<String, PathBuf>> {
 async fn credentials(args: &BuildArgs, sources: &Sources) -> BTreeMap<String, Credentials> {
     let bases = Dockerfile::parse(&sources.dockerfile).map(|file| file.stages).unwrap_or_default();
     let bases = bases.into_iter().map(|stage| stage.base);
-    let mut all = BTreeMap::new();
+    let (mut all, mut asked) = (BTreeMap::new(), BTreeSet::new());
     for name in bases.chain(args.tag.iter().cloned()) {
         let Ok(reference) = Reference::parse(&name) else { continue };
         if all.contains_key(&reference.registry) {
             continue;
         }
         // Without them a registry may still answer; and says so if not.
-        if let Ok(Some(found)) = image::credentials(&args.at, &name).await {
+        let found = match image::own_credentials(&name).await {
+            Ok(None) if asked.insert(reference.registry.clone()) => image::of_cluster(&args.at, &name).await,
+            own => own,
+        };
+        if let Ok(Some(found)) = found {
             all.insert(reference.registry, found);
         }
     }

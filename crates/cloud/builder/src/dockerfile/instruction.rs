@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use dhow_base::duration::go_seconds;
+
 use super::Argument;
 use super::flags::Flags;
 use super::mistake::{Mistake, suggestion};
@@ -388,27 +390,6 @@ impl Reader<'_> {
 
 /// As Go writes them: `1h30m`, `1.5s`, `100ms`.
 pub fn duration(text: &str) -> Option<Duration> {
-    if text == "0" {
-        return Some(Duration::ZERO);
-    }
-    let mut total = 0.0f64;
-    let mut rest = text;
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
-        let (number, after) = rest.split_at(digits);
-        let unit = after.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(after.len());
-        let (unit, left) = after.split_at(unit);
-        let seconds = match unit {
-            "h" => 3600.0,
-            "m" => 60.0,
-            "s" => 1.0,
-            "ms" => 1e-3,
-            "us" | "µs" => 1e-6,
-            "ns" => 1e-9,
-            _ => return None,
-        };
-        total += number.parse::<f64>().ok()? * seconds;
-        rest = left;
-    }
-    (!text.is_empty()).then(|| Duration::try_from_secs_f64(total).ok()).flatten()
+    let seconds = if text == "0" { 0.0 } else { go_seconds(text)? };
+    Duration::try_from_secs_f64(seconds).ok()
 }

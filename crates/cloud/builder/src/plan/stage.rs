@@ -402,7 +402,7 @@ fn document(text: &str, lookup: dockerfile::Lookup<'_>) -> Result<String, String
 /// A path as seen from a folder, without dots.
 pub fn absolute(folder: &str, path: &str) -> String {
     let joined = if path.starts_with('/') { path.to_owned() } else { format!("{folder}/{path}") };
-    format!("/{}", crate::glob::clean(&joined))
+    format!("/{}", dhow_image::clean(&joined))
 }
 
 fn healthcheck(health: &Health) -> Healthcheck {

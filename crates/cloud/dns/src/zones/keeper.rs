@@ -5,16 +5,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine;
+use dhow_api::conditions;
 use dhow_client::{Client, Error, Informer, Key, ListParams, Object, Patch};
+use jiff::Timestamp;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use serde_json::json;
 use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::build::{Built, Inputs, Refusal, build, missing_glue};
 use super::dnssec::ZoneKey;
-use super::kinds::{Condition, Record, RecordStatus, Zone as ZoneObject, ZoneStatus};
+use super::kinds::{Record, RecordStatus, Zone as ZoneObject, ZoneStatus};
 use super::notify;
 use super::tsig::TsigKey;
 use super::zone::Zone;
@@ -27,6 +30,7 @@ const REVIEW: Duration = Duration::from_secs(3 * 3600);
 /// After a status that could not be written.
 const RETRY: Duration = Duration::from_secs(5);
 const KEY: &str = "key.pkcs8";
+const ACCEPTED: &str = "Accepted";
 
 pub struct Keeper {
     client: Client,
@@ -231,7 +235,7 @@ impl Keeper {
         let generation = zone.metadata.generation;
         let mut status =
             ZoneStatus { observed_generation: generation, ds: verdict.ds.clone(), ..ZoneStatus::default() };
-        let accepted = match &verdict.built {
+        let condition = match &verdict.built {
             Ok(built) => {
                 status.serial = Some(built.zone.serial);
                 status.content_hash = Some(built.zone.content_hash.clone());
@@ -246,16 +250,16 @@ impl Keeper {
                     }
                     None => "serving".to_owned(),
                 };
-                condition("Accepted", true, "Served", &message, generation)
+                accepted(Ok(&message), generation, &old.conditions)
             }
             Err(refusal) => {
                 // Should it be served again, the serial goes on from where it was.
                 status.serial = old.serial;
                 status.content_hash = old.content_hash.clone();
-                condition("Accepted", false, refusal.reason, &refusal.message, generation)
+                accepted(Err(refusal), generation, &old.conditions)
             }
         };
-        status.conditions = vec![keep_time(accepted, &old.conditions)];
+        status.conditions = vec![condition];
         let written = status == old || self.write::<ZoneObject>(None, zone.metadata.name.as_deref(), &status).await;
         let mut complete = written;
         let mut index = 0;
@@ -282,11 +286,8 @@ impl Keeper {
     async fn report_record(&self, record: &Record, refusal: Option<&Refusal>) -> bool {
         let old = record.status.clone().unwrap_or_default();
         let generation = record.metadata.generation;
-        let accepted = match refusal {
-            None => condition("Accepted", true, "Served", "serving", generation),
-            Some(refusal) => condition("Accepted", false, refusal.reason, &refusal.message, generation),
-        };
-        let status = RecordStatus { conditions: vec![keep_time(accepted, &old.conditions)] };
+        let verdict = refusal.map_or(Ok("serving"), Err);
+        let status = RecordStatus { conditions: vec![accepted(verdict, generation, &old.conditions)] };
         let meta = &record.metadata;
         status == old || self.write::<Record>(meta.namespace.as_deref(), meta.name.as_deref(), &status).await
     }
@@ -319,21 +320,18 @@ fn is_allowed(zone: &ZoneObject, record: &Record) -> bool {
     zone.spec.record_namespaces.iter().any(|allowed| allowed == "*" || allowed == namespace)
 }
 
-fn condition(kind: &str, holds: bool, reason: &str, message: &str, generation: Option<i64>) -> Condition {
+/// Whether a zone or a record is served, and why not.
+fn accepted(verdict: Result<&str, &Refusal>, generation: Option<i64>, old: &[Condition]) -> Condition {
+    let (status, reason, message) = match verdict {
+        Ok(message) => ("True", "Served", message),
+        Err(refusal) => ("False", refusal.reason, refusal.message.as_str()),
+    };
     Condition {
-        r#type: kind.to_owned(),
-        status: if holds { "True" } else { "False" }.to_owned(),
+        type_: ACCEPTED.to_owned(),
+        status: status.to_owned(),
         reason: reason.to_owned(),
         message: message.to_owned(),
-        last_transition_time: jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+        last_transition_time: conditions::since(old, ACCEPTED, status, Timestamp::now()),
         observed_generation: generation,
     }
-}
-
-/// The time of a condition is when its status changed.
-fn keep_time(mut new: Condition, old: &[Condition]) -> Condition {
-    if let Some(old) = old.iter().find(|old| old.r#type == new.r#type && old.status == new.status) {
-        new.last_transition_time.clone_from(&old.last_transition_time);
-    }
-    new
 }

@@ -1,7 +1,7 @@
 //! `Zone` and `Record`, group `dns.dhow.io/v1alpha1`, as users write them. Their schemas are `crds.yaml`.
 
 use dhow_client::kind;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta};
 use serde::{Deserialize, Serialize};
 
 /// The definitions that the API serves the kinds by.
@@ -62,18 +62,6 @@ pub struct ZoneStatus {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ds: Option<String>,
     pub conditions: Vec<Condition>,
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-pub struct Condition {
-    pub r#type: String,
-    pub status: String,
-    pub reason: String,
-    pub message: String,
-    pub last_transition_time: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub observed_generation: Option<i64>,
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]

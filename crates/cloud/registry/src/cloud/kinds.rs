@@ -5,7 +5,7 @@ use std::time::Duration;
 use dhow_api::quantity::Quantity;
 use dhow_client::kind;
 use dhow_image::Reference;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta, Time};
 use serde::{Deserialize, Serialize};
 
 use crate::access::User;
@@ -125,18 +125,6 @@ pub struct ProjectStatus {
     pub repositories: u64,
     pub bytes: u64,
     pub conditions: Vec<Condition>,
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-pub struct Condition {
-    pub r#type: String,
-    pub status: String,
-    pub reason: String,
-    pub message: String,
-    pub last_transition_time: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub observed_generation: Option<i64>,
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]

@@ -9,7 +9,10 @@ mod webhooks;
 
 use std::sync::Arc;
 
+use dhow_api::conditions;
 use dhow_client::{Client, Informer, Key, ListParams, Queue, run_controller, while_served};
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
 
@@ -94,20 +97,17 @@ async fn follow(registry: &Registry, statuses: &Queue, projects: &Informer<Proje
     }
 }
 
-fn condition(kind: &str, verdict: Result<&str, (&str, &str)>, old: &[kinds::Condition]) -> kinds::Condition {
+fn condition(kind: &str, verdict: Result<&str, (&str, &str)>, old: &[Condition]) -> Condition {
     let (status, reason, message) = match verdict {
         Ok(message) => ("True", "AsWritten", message),
         Err((reason, message)) => ("False", reason, message),
     };
-    // The time of a condition is when its status changed.
-    let same = old.iter().find(|old| old.r#type == kind && old.status == status);
-    let now = || jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
-    kinds::Condition {
-        r#type: kind.to_owned(),
+    Condition {
+        type_: kind.to_owned(),
         status: status.to_owned(),
         reason: reason.to_owned(),
         message: message.to_owned(),
-        last_transition_time: same.map_or_else(now, |old| old.last_transition_time.clone()),
+        last_transition_time: conditions::since(old, kind, status, Timestamp::now()),
         observed_generation: None,
     }
 }

@@ -9,7 +9,7 @@ use http_body_util::{BodyExt, Empty};
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
 
-use super::client::AGENT;
+use super::client::{AGENT, resolve};
 use super::connect::{Connector, TlsOptions, tls_config};
 use crate::{Error, Result};
 
@@ -53,7 +53,7 @@ pub async fn download(url: &str, mut to: impl Write) -> Result<Downloaded> {
             && let Some(location) = text(header::LOCATION)
         {
             let next =
-                join(&at, &location).ok_or_else(|| refused(status.as_u16(), format!("redirect to {location:?}")))?;
+                resolve(&at, &location).map_err(|_| refused(status.as_u16(), format!("redirect to {location:?}")))?;
             if at.scheme_str() == Some("https") && next.scheme_str() != Some("https") {
                 return Err(refused(status.as_u16(), "redirect from HTTPS to plain HTTP refused".to_owned()));
             }
@@ -80,15 +80,4 @@ pub async fn download(url: &str, mut to: impl Write) -> Result<Downloaded> {
         }
     }
     Err(refused(310, "too many redirects".to_owned()))
-}
-
-fn join(base: &Uri, location: &str) -> Option<Uri> {
-    if location.contains("://") {
-        return location.parse().ok();
-    }
-    let path = match location.strip_prefix('/') {
-        Some(_) => location.to_owned(),
-        None => format!("{}/{location}", base.path().rsplit_once('/').map_or("", |(folder, _)| folder)),
-    };
-    format!("{}://{}{path}", base.scheme_str()?, base.authority()?).parse().ok()
 }
