@@ -151,7 +151,12 @@ fn runs_commands(host: &Host) {
     let inside = "for try in $(seq 50); do test -n \"$(stty size 2>/dev/null)\" && break; sleep 0.1; done; stty size; \
                   test -t 0 && test -t 1 && echo both";
     let dhow = format!("stty rows 33 cols 77; {} exec -it talkers -- sh -c '{inside}'", host.binary().display());
-    let shown = host.command("script").args(["-qec", &dhow, "/dev/null"]).output().unwrap();
+    let mut script = host.command("script");
+    script.args(["-qec", &dhow, "/dev/null"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut script = script.spawn().unwrap();
+    // Were its input at an end, it would type that into the terminal, in the middle of what is shown.
+    let _open = script.stdin.take();
+    let shown = script.wait_with_output().unwrap();
     assert!(says(&shown).contains("33 77\r\nboth"), "{}", says(&shown));
 }
 

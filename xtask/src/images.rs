@@ -28,6 +28,11 @@ pub struct ImagesArgs {
 }
 
 impl ImagesArgs {
+    /// All of them, in the usual place.
+    pub fn all() -> Self {
+        Self::only(&[])
+    }
+
     /// Just these, in the usual place.
     pub fn only(names: &[&str]) -> Self {
         Self { out: "target/images".into(), only: names.iter().map(|name| (*name).to_owned()).collect() }

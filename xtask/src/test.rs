@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use crate::{images, setup, shell, tidy, up};
+use crate::{images, setup, shell, tidy};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -21,8 +21,8 @@ pub fn run(args: &Args) -> Result<()> {
         shell::step("lints");
         shell::run("cargo", &["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"])?;
     }
-    shell::step("images for the end-to-end test");
-    images::run(images::ImagesArgs::only(&[up::DEMO_IMAGES, &["busybox", "redis", "python"]].concat()))?;
+    shell::step("images for the end-to-end tests");
+    images::run(images::ImagesArgs::all())?;
     shell::step("tests");
     // The end-to-end tests drive the binary as a person would. Made together with the tests, so that both use the same
     // dependencies: alone, it would have them built a second time.
