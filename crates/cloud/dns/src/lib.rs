@@ -9,6 +9,7 @@
 pub mod answer;
 mod config;
 mod cookies;
+mod datagrams;
 mod error;
 pub mod forward;
 mod http;

@@ -1,47 +1,45 @@
 //! Questions in datagrams.
 
+use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
+use std::ops::Range;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use tokio::io::Interest;
 use tokio::net::UdpSocket;
 use tokio_util::sync::CancellationToken;
 
 use crate::answer::{Next, Origin, Transport};
+use crate::datagrams::{self, Inbox};
 use crate::server::Shared;
 
-/// Questions after which other tasks get a turn.
-const BATCH: usize = 64;
-
 pub async fn serve(socket: Arc<UdpSocket>, shared: Arc<Shared>, shutdown: CancellationToken) {
-    let mut buffer = vec![0; 4096];
-    let mut out = Vec::with_capacity(2048);
+    let mut inbox = Inbox::new();
+    let mut replies = Replies::default();
     loop {
-        let readable = tokio::select! {
+        let received = tokio::select! {
             () = shutdown.cancelled() => return,
-            readable = socket.readable() => readable,
+            received = socket.async_io(Interest::READABLE, || inbox.receive(socket.as_fd())) => received,
         };
-        if let Err(error) = readable {
-            tracing::debug!(%error, "wait for a DNS question");
-            continue;
-        }
-        for _ in 0..BATCH {
-            let (length, peer) = match socket.try_recv_from(&mut buffer) {
-                Ok(received) => received,
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => break,
-                Err(error) => {
-                    // The kernel reports a client that is gone here; the socket itself is fine.
-                    tracing::debug!(%error, "receive a DNS question");
-                    continue;
-                }
-            };
-            out.clear();
-            let now = Instant::now();
+        let received = match received {
+            Ok(received) => received,
+            Err(error) => {
+                // The kernel reports a client that is gone here; the socket itself is fine.
+                tracing::debug!(%error, "receive DNS questions");
+                continue;
+            }
+        };
+        replies.clear();
+        let now = Instant::now();
+        for (question, peer) in (0..received).filter_map(|index| inbox.question(index)) {
             let origin = Origin { peer: peer.ip().to_canonical(), transport: Transport::Udp, now };
-            match shared.view.answer(&buffer[..length], origin, &[], &mut out) {
+            let begin = replies.bytes.len();
+            match shared.view.answer(question, origin, &[], &mut replies.bytes) {
                 Next::Send { kind, rcode, refresh } => {
-                    send(&socket, &out, peer).await;
+                    replies.parts.push((begin..replies.bytes.len(), peer));
                     shared.metrics.answered(Transport::Udp, kind, rcode, now.elapsed());
                     if let Some(ask) = refresh {
                         shared.view.forwarder.refresh(ask);
@@ -52,30 +50,61 @@ pub async fn serve(socket: Arc<UdpSocket>, shared: Arc<Shared>, shutdown: Cancel
                 }
                 Next::Ask(first) => {
                     let (socket, shared, shutdown) = (Arc::clone(&socket), Arc::clone(&shared), shutdown.clone());
-                    let bytes = buffer[..length].to_vec();
+                    let bytes = question.to_vec();
                     tokio::spawn(async move {
                         let reply = tokio::select! {
                             () = shutdown.cancelled() => return,
                             reply = shared.finish(bytes, origin, first) => reply,
                         };
-                        send(&socket, &reply, peer).await;
+                        if let Err(error) = send_one(&socket, &reply, peer).await {
+                            tracing::debug!(%peer, %error, "send a DNS reply");
+                        }
                     });
                 }
             }
         }
+        replies.send(&socket).await;
+        // Under load there is always more; other tasks get a turn.
         tokio::task::yield_now().await;
     }
 }
 
-async fn send(socket: &UdpSocket, bytes: &[u8], peer: SocketAddr) {
-    if bytes.is_empty() {
-        return;
+async fn send_one(socket: &UdpSocket, bytes: &[u8], peer: SocketAddr) -> io::Result<()> {
+    if !bytes.is_empty() {
+        socket.send_to(bytes, peer).await?;
     }
-    let sent = match socket.try_send_to(bytes, peer) {
-        Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => socket.send_to(bytes, peer).await,
-        sent => sent,
-    };
-    if let Err(error) = sent {
-        tracing::debug!(%peer, %error, "send a DNS reply");
+    Ok(())
+}
+
+/// What is to be sent for one batch of questions.
+#[derive(Default)]
+struct Replies {
+    bytes: Vec<u8>,
+    parts: Vec<(Range<usize>, SocketAddr)>,
+}
+
+impl Replies {
+    fn clear(&mut self) {
+        self.bytes.clear();
+        self.parts.clear();
+    }
+
+    async fn send(&self, socket: &UdpSocket) {
+        let mut left = self.parts.as_slice();
+        while let Some((_, peer)) = left.first() {
+            let sent = match datagrams::send(socket.as_fd(), &self.bytes, left) {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    let send = || datagrams::send(socket.as_fd(), &self.bytes, left);
+                    socket.async_io(Interest::WRITABLE, send).await
+                }
+                sent => sent,
+            };
+            // An error is about the first of them.
+            let gone = sent.unwrap_or_else(|error| {
+                tracing::debug!(%peer, %error, "send a DNS reply");
+                1
+            });
+            left = &left[gone.clamp(1, left.len())..];
+        }
     }
 }

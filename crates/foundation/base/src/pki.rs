@@ -203,22 +203,6 @@ impl ClusterCa {
         Ok(CertPair { cert_pem, key_pem: key.serialize_pem() })
     }
 
-    /// Signs someone else's request (PEM CSR) as `spec`; nothing in the request but its public key is trusted.
-    pub fn sign_csr(&self, csr_pem: &str, spec: &CertSpec, life: Duration) -> Result<String> {
-        let failed = |source| Error::Issue { subject: spec.common_name().to_owned(), source };
-        let mut csr = rcgen::CertificateSigningRequestParams::from_pem(csr_pem).map_err(failed)?;
-        let mut params = leaf::parameters(spec)?;
-        params.is_ca = IsCa::ExplicitNoCa;
-        params.use_authority_key_identifier_extension = true;
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = spec.usages();
-        params.not_before = (SystemTime::now() - BACKDATE).into();
-        // Nobody would believe it for longer than its authority.
-        params.not_after = (SystemTime::now() + life).min(leaf::expires(&self.cert_pem)?).into();
-        csr.params = params;
-        Ok(csr.signed_by(&self.issuer).map_err(failed)?.pem())
-    }
-
     /// Uses `dir/<name>.crt` and `dir/<name>.key` while they are this authority's, match `spec` and have life left;
     /// otherwise issues and writes a new pair.
     pub fn load_or_issue(&self, dir: &Path, name: &str, spec: &CertSpec) -> Result<CertPair> {

@@ -8,7 +8,6 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use dhow_api::Status;
 use dhow_api::registry::{KINDS, Kind, KindRef, builtin};
 use dhow_store::{Event, EventKind, KeyRange, Kv, RangeRequest, WatchMessage, WatchRequest, WatchStream};
@@ -111,8 +110,7 @@ impl Cache {
 
     /// Reads all objects, and opens the watch from the revision they were read at.
     async fn load(&self, kv: &Arc<dyn Kv>) -> Result<WatchStream, Error> {
-        let range = KeyRange { start: Bytes::from_static(ROOT.as_bytes()), end: Some(after_prefix(ROOT)) };
-        let request = RangeRequest::new(range.clone());
+        let request = RangeRequest::new(KeyRange::prefix(ROOT));
         let all = kv.range(request).await.map_err(Error::Store)?;
         let mut loaded: HashMap<&str, Objects> = HashMap::new();
         for entry in &all.kvs {
@@ -130,7 +128,8 @@ impl Cache {
             state.log.close();
             state.log = Log::new(all.revision);
         }
-        let watch = WatchRequest { range, start_revision: all.revision + 1 };
+        // Of all keys: every write raises the revision that readers wait for, also one that is not ours.
+        let watch = WatchRequest { range: KeyRange::prefix(""), start_revision: all.revision + 1 };
         let feed = kv.watch(watch).await.map_err(Error::Store)?;
         self.revision.send_replace(all.revision);
         Ok(feed)
@@ -206,7 +205,7 @@ impl Cache {
     /// The place of a key's kind, made if nobody serves the kind yet.
     fn kind_of<'a>(&self, key: &'a [u8]) -> Option<(&'a str, Shared)> {
         // `/registry/<group>/<plural>/…`
-        let key = std::str::from_utf8(key).ok()?;
+        let key = std::str::from_utf8(key).ok().filter(|key| key.starts_with(ROOT))?;
         let end = key.match_indices('/').nth(3)?.0;
         let prefix = &key[..=end];
         let known = self.kinds.read().get(prefix).cloned();
@@ -346,13 +345,4 @@ fn empty_kinds() -> HashMap<String, Shared> {
     let builtin = KINDS.iter().filter(|kind| kind.is_storage());
     let empty = |kind: &'static Kind| Arc::new(RwLock::new(KindCache::new(Some(kind.into()), 0)));
     builtin.map(|kind| (kind.storage_prefix(), empty(kind))).collect()
-}
-
-/// The end of the range that holds exactly the keys with this prefix.
-pub fn after_prefix(prefix: &str) -> Bytes {
-    let mut end = prefix.as_bytes().to_vec();
-    if let Some(last) = end.last_mut() {
-        *last += 1;
-    }
-    end.into()
 }

@@ -91,11 +91,7 @@ impl ObjectStore {
         if let Some(kept) = self.cache.snapshot_at(kind, revision)? {
             return Ok(Some(kept));
         }
-        let prefix = kind.storage_prefix();
-        let range = KeyRange {
-            start: Bytes::copy_from_slice(prefix.as_bytes()),
-            end: Some(crate::cache::after_prefix(&prefix)),
-        };
+        let range = KeyRange::prefix(kind.storage_prefix());
         let request = RangeRequest { range, revision, limit: 0, count_only: false, keys_only: false };
         let all = match self.kv.range(request).await {
             Ok(all) => all,

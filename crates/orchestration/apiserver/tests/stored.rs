@@ -4,9 +4,10 @@
 mod harness;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use dhow_apiserver::{SENSITIVE, UserInfo};
-use dhow_store::{KeyRange, Kv, MemoryKv, RangeRequest, SealedKv, SealingKeys};
+use dhow_store::{KeyRange, Kv, MemoryKv, Op, Options, RangeRequest, SealedKv, SealingKeys, Txn};
 use harness::Cluster;
 use serde_json::{Value, json};
 
@@ -39,6 +40,20 @@ fn revision(object: &Value) -> &str {
 /// A value as the store has it.
 async fn raw(kv: &dyn Kv, key: &str) -> Vec<u8> {
     kv.range(RangeRequest::new(KeyRange::key(key.to_owned()))).await.unwrap().kvs[0].value.to_vec()
+}
+
+/// Others keep records of their own in the same store; whoever reads an object right after that does not wait for news of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn writes_of_others_hold_up_nobody() {
+    let options = Options { watch_progress: Duration::from_secs(3600), ..Options::default() };
+    let kv = MemoryKv::with_options(options);
+    let cluster = Cluster::start_on(Arc::new(kv.clone())).await;
+    for key in ["/elsewhere/of/some/one", "before", "~after"] {
+        let op = Op::Put { key: key.into(), value: "x".into(), lease: 0 };
+        kv.txn(Txn { success: vec![op], ..Txn::default() }).await.unwrap();
+        let read = get(&cluster, "/api/v1/namespaces/default");
+        tokio::time::timeout(Duration::from_secs(60), read).await.expect("the read waits");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -87,19 +87,6 @@ fn groups_become_organisations() {
 }
 
 #[test]
-fn a_request_is_signed_for_what_we_decide() {
-    let dir = tempfile::tempdir().unwrap();
-    let ca = ClusterCa::load_or_create(dir.path()).unwrap();
-    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
-    let mut asked = CertificateParams::new(vec![]).unwrap();
-    asked.distinguished_name.push(DnType::CommonName, "system:admin");
-    let csr = asked.serialize_request(&key).unwrap().pem().unwrap();
-    let spec = CertSpec::client("jane", &["dev"]);
-    let cert = ca.sign_csr(&csr, &spec, Duration::from_secs(3600)).unwrap();
-    assert!(leaf::still_good(&cert, &key.serialize_pem(), ca.cert_pem(), &spec));
-}
-
-#[test]
 fn the_service_account_key_is_stable() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("keys/sa.key");
