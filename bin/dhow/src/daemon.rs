@@ -19,6 +19,10 @@ use crate::pidfile::PidFile;
 use crate::place::Place;
 use crate::{agent, builtins};
 
+/// What begins with the start is over by then.
+const AFTER_START: Duration = Duration::from_secs(10);
+const BETWEEN: Duration = Duration::from_secs(10 * 60);
+
 /// What of the cloud this process runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
@@ -49,7 +53,10 @@ pub async fn serve(place: &Place, role: Role) -> Result<()> {
     fs::create_dir_all(&place.run_dir).with_context(|| format!("create {}", place.run_dir.display()))?;
     let _pid_file = PidFile::take(&place.pid_file())?;
     let shutdown = shutdown_signal()?;
-    let ready = || notify("READY=1");
+    let ready = || {
+        notify("READY=1");
+        tokio::spawn(stay_small());
+    };
     let result = match role {
         Role::All => builtins::run(place, shutdown, ready).await,
         Role::Server => builtins::run_server(place, shutdown, ready).await,
@@ -58,6 +65,18 @@ pub async fn serve(place: &Place, role: Role) -> Result<()> {
     notify("STOPPING=1");
     let _ = fs::remove_file(place.pid_file());
     result
+}
+
+/// Takes out of memory what only a start or a busy time needed, from time to time.
+pub async fn stay_small() {
+    let mut pause = AFTER_START;
+    loop {
+        tokio::time::sleep(pause).await;
+        if let Err(error) = dhow_base::memory::unmap_code() {
+            tracing::debug!(%error, "cannot unmap code");
+        }
+        pause = BETWEEN;
+    }
 }
 
 /// Is cancelled by SIGTERM or SIGINT.

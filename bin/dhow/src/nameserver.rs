@@ -36,6 +36,7 @@ pub async fn serve(place: &Place, gateways: &[IpAddr]) -> Result<()> {
     let addresses: Vec<SocketAddr> = gateways.iter().map(|gateway| SocketAddr::new(*gateway, PORT)).collect();
     let server = dhow_dns::Server::bind(&addresses, config).await.context("serve the cluster's DNS")?;
     let shutdown = crate::daemon::shutdown_signal()?;
+    tokio::spawn(crate::daemon::stay_small());
     server.run(client, shutdown).await;
     Ok(())
 }

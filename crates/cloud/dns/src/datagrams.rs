@@ -121,10 +121,7 @@ fn address(raw: &libc::sockaddr_storage) -> Option<SocketAddr> {
     }
 }
 
-fn raw_address(
-    of: SocketAddr,
-    room: &mut MaybeUninit<libc::sockaddr_storage>,
-) -> (&mut libc::sockaddr_storage, usize) {
+fn raw_address(of: SocketAddr, room: &mut MaybeUninit<libc::sockaddr_storage>) -> (&mut libc::sockaddr_storage, usize) {
     // SAFETY: a socket address of all zeroes is a valid one, of no family.
     let raw = room.write(unsafe { zeroed() });
     let length = match of {

@@ -6,6 +6,7 @@ pub mod duration;
 mod error;
 pub mod files;
 pub mod logging;
+pub mod memory;
 pub mod metrics;
 pub mod pki;
 pub mod service;

@@ -137,12 +137,7 @@ impl Decider {
             }
             ranking.best(profile)
         } else {
-            let named = rules.only_nodes().and_then(|names| {
-                let slots =
-                    names.iter().map(|name| snapshot.slot_of(name).filter(|slot| has_own_name(snapshot, *slot)));
-                slots.collect::<Option<Vec<Slot>>>()
-            });
-            let open: Vec<Slot> = match named {
+            let open: Vec<Slot> = match rules.only_nodes(snapshot) {
                 Some(slots) => slots.into_iter().filter(|slot| ranking.allows(*slot)).collect(),
                 None => ranking.open(),
             };
@@ -218,6 +213,11 @@ fn why_not(
             continue;
         }
         let mut refusals = ranking.refusals(snapshot, profile, slot);
+        if !refusals.iter().any(of_node)
+            && let Some(refusal) = rules.refuses_others(snapshot, slot)
+        {
+            refusals = vec![refusal];
+        }
         // Volumes are asked before rules between pods.
         if refusals.iter().all(between_pods)
             && let Some(refusal) = rules.refuses_volumes(snapshot, slot)
@@ -241,11 +241,9 @@ fn why_not(
     Unschedulable { nodes: by_node.len(), reasons, advice, ..Unschedulable::default() }
 }
 
-/// Whether a node's host name is its name, as it is unless someone changed the label.
-fn has_own_name(snapshot: &Snapshot, slot: Slot) -> bool {
-    let row = snapshot.row(slot);
-    let labels = row.node.as_ref().and_then(|node| node.metadata.labels.as_ref());
-    labels.and_then(|labels| labels.get("kubernetes.io/hostname")).is_some_and(|host| **host == *row.name)
+/// Asked before a node's affinity.
+fn of_node(refusal: &Refusal) -> bool {
+    matches!(refusal, Refusal::Cordoned | Refusal::NodeName | Refusal::Taint { .. } | Refusal::AddedAffinity)
 }
 
 fn between_pods(refusal: &Refusal) -> bool {

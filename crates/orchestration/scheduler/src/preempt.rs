@@ -11,6 +11,8 @@ use crate::counts::Slot;
 use crate::decider::{Decider, Signature, pod_key};
 use crate::extenders::Room;
 use crate::node_rules::NodeRules;
+use crate::profile::Profile;
+use crate::ranking::Ranking;
 use crate::reasons::Refusal;
 use crate::selecting::{Labels, Selector};
 use crate::snapshot::{PodKey, Snapshot};
@@ -57,7 +59,7 @@ pub struct Preemption {
 struct Way {
     slot: Slot,
     /// With priority and start, the most important first.
-    victims: Vec<(PodKey, i32, Option<Timestamp>)>,
+    victims: Vec<Victim>,
     violations: usize,
 }
 
@@ -182,27 +184,51 @@ impl Decider {
             let placed = snapshot.placed_pod(key)?;
             (placed.priority < priority).then(|| (key.clone(), placed.priority, placed.started))
         };
-        let mut lower: Vec<(PodKey, i32, Option<Timestamp>)> =
+        let mut lower: Vec<Victim> =
             snapshot.row(slot).residents.iter().filter_map(|resident| below(snapshot, resident)).collect();
         if lower.is_empty() {
             return None;
         }
         // The most important first; of equals the one that started first, and one that did not start last.
         lower.sort_by(|(a, pa, sa), (b, pb, sb)| {
-            let started = |at: &Option<Timestamp>| at.unwrap_or(Timestamp::MAX);
             pb.cmp(pa).then_with(|| started(sa).cmp(&started(sb))).then_with(|| a.cmp(b))
         });
         let (broken, kept) = split(snapshot, budgets, &lower);
+        let order: Vec<(&Victim, bool)> =
+            broken.iter().map(|v| (v, true)).chain(kept.iter().map(|v| (v, false))).collect();
+        self.ranking(snapshot, signature);
+        let restricts = NodeRules::new(snapshot, &self.profile, pod).map_or(true, |rules| rules.restricts());
+        let alone = self.peek(signature).filter(|ranking| !restricts && ranking.asks_room_alone(snapshot, slot));
+        let mut chosen = match alone {
+            Some(ranking) => must_go(snapshot, &self.profile, ranking, key, slot, &order),
+            None => self.must_go_by_trial(snapshot, pod, key, signature, slot, &order),
+        };
+        let violations = chosen.iter().filter(|(_, breaks)| *breaks).count();
+        chosen.sort_by(|((_, pa, sa), _), ((_, pb, sb), _)| pb.cmp(pa).then_with(|| started(sa).cmp(&started(sb))));
+        let victims: Vec<PodKey> = chosen.into_iter().map(|((key, _, _), _)| key.clone()).collect();
+        let node = snapshot.row(slot).name.to_string();
+        (!victims.is_empty()).then_some(Room { node, victims, violations })
+    }
+
+    /// Those of `order` without whose end the pod would not fit; none if it would not fit even without all of them. Nothing
+    /// is changed in the end.
+    fn must_go_by_trial<'a>(
+        &mut self,
+        snapshot: &mut Snapshot,
+        pod: &Pod,
+        key: &PodKey,
+        signature: &Signature,
+        slot: Slot,
+        order: &[(&'a Victim, bool)],
+    ) -> Vec<(&'a Victim, bool)> {
         let mut away = BTreeMap::new();
-        for (victim, _, _) in &lower {
-            if let Some(taken) = snapshot.take_away(victim) {
-                away.insert(victim.clone(), taken);
+        for (victim, _) in order {
+            if let Some(taken) = snapshot.take_away(&victim.0) {
+                away.insert(&victim.0, taken);
             }
         }
-        let mut victims = Vec::new();
-        let mut violations = 0;
+        let mut chosen = Vec::new();
         if self.would_fit(snapshot, pod, key, signature, slot) {
-            let order = broken.iter().map(|v| (v, true)).chain(kept.iter().map(|v| (v, false)));
             for (victim, breaks) in order {
                 let Some(taken) = away.remove(&victim.0) else { continue };
                 snapshot.put_back(victim.0.clone(), taken);
@@ -210,20 +236,15 @@ impl Decider {
                     continue;
                 }
                 if let Some(taken) = snapshot.take_away(&victim.0) {
-                    away.insert(victim.0.clone(), taken);
+                    away.insert(&victim.0, taken);
                 }
-                violations += usize::from(breaks);
-                victims.push(victim.clone());
+                chosen.push((*victim, *breaks));
             }
         }
         for (victim, taken) in away {
-            snapshot.put_back(victim, taken);
+            snapshot.put_back(victim.clone(), taken);
         }
-        let started = |at: &Option<Timestamp>| at.unwrap_or(Timestamp::MAX);
-        victims.sort_by(|(_, pa, sa), (_, pb, sb)| pb.cmp(pa).then_with(|| started(sa).cmp(&started(sb))));
-        let node = snapshot.row(slot).name.to_string();
-        let victims: Vec<PodKey> = victims.into_iter().map(|(key, _, _)| key).collect();
-        (!victims.is_empty()).then_some(Room { node, victims, violations })
+        chosen
     }
 
     fn would_fit(
@@ -253,7 +274,47 @@ fn waits_for_victims(snapshot: &Snapshot, key: &PodKey, priority: i32) -> bool {
     leaving.next().is_some()
 }
 
+/// With its priority and start.
 type Victim = (PodKey, i32, Option<Timestamp>);
+
+fn started(at: &Option<Timestamp>) -> Timestamp {
+    at.unwrap_or(Timestamp::MAX)
+}
+
+/// As [`Decider::must_go_by_trial`], for a pod to which nothing but room matters.
+fn must_go<'a>(
+    snapshot: &Snapshot,
+    profile: &Profile,
+    ranking: &Ranking,
+    key: &PodKey,
+    slot: Slot,
+    order: &[(&'a Victim, bool)],
+) -> Vec<(&'a Victim, bool)> {
+    let info = snapshot.row(slot);
+    let (mut used, mut pods) = ranking.taken_from(info, key);
+    let request = |victim: &Victim| snapshot.placed_pod(&victim.0).map(|placed| &placed.request.amounts);
+    for (victim, _) in order {
+        if let Some(amounts) = request(victim) {
+            used.subtract(amounts);
+            pods -= 1;
+        }
+    }
+    if !ranking.has_room(profile, info, &used, pods) {
+        return Vec::new();
+    }
+    let mut chosen = Vec::new();
+    for (victim, breaks) in order {
+        let Some(amounts) = request(victim) else { continue };
+        used.add(amounts);
+        if ranking.has_room(profile, info, &used, pods + 1) {
+            pods += 1;
+        } else {
+            used.subtract(amounts);
+            chosen.push((*victim, *breaks));
+        }
+    }
+    chosen
+}
 
 /// Those whose end would break a budget, and the others, both in the given order.
 fn split(snapshot: &Snapshot, budgets: &Budgets, victims: &[Victim]) -> (Vec<Victim>, Vec<Victim>) {
@@ -274,4 +335,68 @@ fn split(snapshot: &Snapshot, budgets: &Budgets, victims: &[Victim]) -> (Vec<Vic
         if breaks { broken.push(victim.clone()) } else { kept.push(victim.clone()) }
     }
     (broken, kept)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::sync::Arc;
+
+    use k8s_openapi::api::core::v1::Node;
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+    use crate::resources::Request;
+    use crate::snapshot::Nominee;
+
+    fn pod(name: &str, cpu: i64, memory: i64, priority: i32) -> Pod {
+        serde_json::from_value(
+            json!({"metadata": {"namespace": "default", "name": name}, "spec": {"priority": priority,
+            "containers": [{"name": "a", "resources": {"requests": {"cpu": format!("{cpu}m"), "memory": memory}}}]}}),
+        )
+        .unwrap()
+    }
+
+    proptest! {
+        /// Where only room matters, adding up says the same as trying.
+        #[test]
+        fn sums_say_what_trials_say(
+            residents in proptest::collection::vec((0i64..2000, 0i64..2000, 0i32..12), 0..9),
+            promised in proptest::option::of((0i64..2000, 5i32..15)),
+            (cpu, memory, most) in (1i64..4000, 1i64..4000, 1i64..10),
+        ) {
+            let node: Node = serde_json::from_value(json!({"metadata": {"name": "n"}, "status": {"allocatable":
+                {"cpu": "4", "memory": "4000", "pods": most.to_string()}}})).unwrap();
+            let mut snapshot = Snapshot::new();
+            snapshot.set_node(Arc::new(node));
+            for (index, (cpu, memory, priority)) in residents.iter().enumerate() {
+                let pod = pod(&format!("p{index}"), *cpu, *memory, *priority);
+                snapshot.place_pod(pod_key(&pod), &pod, "n");
+            }
+            if let Some((cpu, priority)) = promised {
+                let pod = pod("promised", cpu, 0, priority);
+                let nominee = Nominee { key: pod_key(&pod), request: Request::of(&pod), ports: Vec::new(), priority };
+                snapshot.nominate(nominee, "n");
+            }
+            let urgent = pod("urgent", cpu, memory, 10);
+            let (key, slot) = (pod_key(&urgent), snapshot.slot_of("n").unwrap());
+            let mut decider = Decider::new(Profile::default());
+            let signature = decider.signature(&snapshot, &urgent);
+            decider.ranking(&mut snapshot, &signature);
+            let victims: Vec<Victim> = (0..residents.len())
+                .map(|index| ("default".to_owned(), format!("p{index}")))
+                .filter_map(|key| snapshot.placed_pod(&key).map(|placed| (key.clone(), placed.priority, None)))
+                .filter(|(_, priority, _)| *priority < 10)
+                .collect();
+            let order: Vec<(&Victim, bool)> = victims.iter().map(|victim| (victim, false)).collect();
+            let ranking = decider.peek(&signature).unwrap();
+            prop_assert!(ranking.asks_room_alone(&snapshot, slot));
+            let sums = must_go(&snapshot, &decider.profile, ranking, &key, slot, &order);
+            let before = snapshot.row(slot).used.clone();
+            let trial = decider.must_go_by_trial(&mut snapshot, &urgent, &key, &signature, slot, &order);
+            prop_assert_eq!(sums, trial);
+            prop_assert_eq!(&snapshot.row(slot).used, &before);
+        }
+    }
 }

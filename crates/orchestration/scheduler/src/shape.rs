@@ -5,7 +5,8 @@ use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{
-    Affinity, Pod, PodAffinityTerm, PodSpec, Toleration, TopologySpreadConstraint, WeightedPodAffinityTerm,
+    Affinity, NodeAffinity, Pod, PodAffinityTerm, PodSpec, Toleration, TopologySpreadConstraint,
+    WeightedPodAffinityTerm,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement};
 use serde::Serialize;
@@ -72,7 +73,7 @@ impl Hash for Shape {
 struct KeyParts<'a> {
     node_name: Option<&'a String>,
     selector: Option<&'a BTreeMap<String, String>>,
-    node_affinity: Option<&'a k8s_openapi::api::core::v1::NodeAffinity>,
+    node_affinity: Option<&'a NodeAffinity>,
     tolerations: Option<&'a Vec<Toleration>>,
     cpu: i64,
     memory: i64,
@@ -119,15 +120,22 @@ impl Shape {
                 defaults.constraints.iter().map(|c| Spread::new(c, Some(&selector), home, labels)).collect()
             }),
         };
+        let mut node_affinity = spec.affinity.as_ref().and_then(|a| a.node_affinity.clone());
+        // Pods that differ in their node alone, as a DaemonSet's do, are alike but for a rule of their own. Spread constraints
+        // count the nodes that the pod may go to.
+        if pin(spec).is_some() && spread.is_empty() {
+            let preferred = node_affinity.and_then(|all| all.preferred_during_scheduling_ignored_during_execution);
+            node_affinity = preferred.map(|preferred| NodeAffinity {
+                preferred_during_scheduling_ignored_during_execution: Some(preferred),
+                ..NodeAffinity::default()
+            });
+        }
         let mut shape = Self {
             key: Box::default(),
             spec: PodSpec {
                 node_name: spec.node_name.clone().filter(|name| !name.is_empty()),
                 node_selector: spec.node_selector.clone(),
-                affinity: spec
-                    .affinity
-                    .as_ref()
-                    .and_then(|a| a.node_affinity.clone())
+                affinity: node_affinity
                     .map(|node_affinity| Affinity { node_affinity: Some(node_affinity), ..Affinity::default() }),
                 tolerations: spec.tolerations.clone(),
                 ..PodSpec::default()
@@ -176,6 +184,19 @@ impl Shape {
     pub fn minds_others(&self) -> bool {
         !self.affinity.is_empty() || !self.anti.is_empty() || self.spread.iter().any(|spread| spread.hard)
     }
+}
+
+/// The one node that a pod is made for, by its name.
+pub(crate) fn pin(spec: &PodSpec) -> Option<&str> {
+    let required = spec.affinity.as_ref()?.node_affinity.as_ref()?;
+    let terms = &required.required_during_scheduling_ignored_during_execution.as_ref()?.node_selector_terms;
+    let [term] = terms.as_slice() else { return None };
+    if term.match_expressions.as_ref().is_some_and(|all| !all.is_empty()) {
+        return None;
+    }
+    let [field] = term.match_fields.as_deref()? else { return None };
+    let [name] = field.values.as_deref()? else { return None };
+    (field.key == "metadata.name" && field.operator == "In").then_some(name)
 }
 
 impl Term {

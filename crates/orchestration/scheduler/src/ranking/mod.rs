@@ -16,8 +16,8 @@ use crate::profile::Profile;
 use crate::reasons::Refusal;
 use crate::resources::Amounts;
 use crate::score;
-use crate::shape::SharedShape;
-use crate::snapshot::{HostPort, NodeInfo, Snapshot};
+use crate::shape::{Shape, SharedShape};
+use crate::snapshot::{HostPort, NodeInfo, Nominee, PodKey, Snapshot};
 
 use fixed::Fixed;
 use rules::Rules;
@@ -121,7 +121,7 @@ impl Ranking {
         let open = fixed.refusal.is_none()
             && info.node.is_some()
             && fits(profile, &self.shape, info)
-            && fits_beside_nominees(profile, &self.shape, info);
+            && fits_beside_nominees(profile, &self.shape, info, None);
         let (bucket, score) = match open {
             true => {
                 let key = self.rules.key(snapshot, slot, fixed);
@@ -244,16 +244,36 @@ impl Ranking {
     }
 
     /// Whether it will do for the pod that the room on it is kept for.
-    pub fn allows_nominee(&self, snapshot: &Snapshot, profile: &Profile, slot: Slot, pod: &crate::PodKey) -> bool {
+    pub fn allows_nominee(&self, snapshot: &Snapshot, profile: &Profile, slot: Slot, pod: &PodKey) -> bool {
         let info = snapshot.row(slot);
         let Some(row) = self.rows.get(slot as usize) else { return false };
-        let mut others = info.clone();
-        others.nominees.retain(|nominee| nominee.key != *pod);
         info.node.is_some()
             && row.fixed.refusal.is_none()
             && fits(profile, &self.shape, info)
-            && fits_beside_nominees(profile, &self.shape, &others)
+            && fits_beside_nominees(profile, &self.shape, info, Some(pod))
             && self.rules.refuses(&self.rules.key(snapshot, slot, &row.fixed), &self.rules.floor()).is_none()
+    }
+
+    /// Whether room is all that the node may lack, and pods that end there take nothing from this one: then sums of amounts
+    /// say whether it fits without some of them.
+    pub fn asks_room_alone(&self, snapshot: &Snapshot, slot: Slot) -> bool {
+        let Some(row) = self.rows.get(slot as usize) else { return false };
+        let shape = &self.shape;
+        shape.ports.is_empty()
+            && shape.affinity.is_empty()
+            && shape.spread.iter().all(|spread| !spread.hard)
+            && row.fixed.refusal.is_none()
+            && self.rules.refuses(&self.rules.key(snapshot, slot, &row.fixed), &self.rules.floor()).is_none()
+    }
+
+    /// What is used on the node or promised to others than this pod, and by how many.
+    pub fn taken_from(&self, info: &NodeInfo, pod: &PodKey) -> (Amounts, i64) {
+        with_nominees(&self.shape, info, Some(pod))
+    }
+
+    /// Whether there would be room if this much were used by so many pods.
+    pub fn has_room(&self, profile: &Profile, info: &NodeInfo, used: &Amounts, pods: i64) -> bool {
+        !profile.filters.fit || has_room(profile, &self.shape, info, used, pods)
     }
 
     /// Why a node will not do; empty if it will.
@@ -267,8 +287,8 @@ impl Ranking {
             return vec![Refusal::Ports];
         }
         let mut short = shortages(profile, &self.shape, info, &info.used, info.pods);
-        if short.is_empty() && !fits_beside_nominees(profile, &self.shape, info) {
-            let (used, pods) = with_nominees(&self.shape, info);
+        if short.is_empty() && !fits_beside_nominees(profile, &self.shape, info, None) {
+            let (used, pods) = with_nominees(&self.shape, info, None);
             short = shortages(profile, &self.shape, info, &used, pods);
             if short.is_empty() {
                 short.push(Refusal::Ports);
@@ -286,32 +306,37 @@ pub(crate) fn ports_taken(wanted: &[HostPort], info: &NodeInfo) -> bool {
 }
 
 /// Ports and room of the node alone.
-fn fits(profile: &Profile, shape: &crate::shape::Shape, info: &NodeInfo) -> bool {
+fn fits(profile: &Profile, shape: &Shape, info: &NodeInfo) -> bool {
     let ports = !profile.filters.ports || shape.ports.is_empty() || !ports_taken(&shape.ports, info);
     ports && (!profile.filters.fit || has_room(profile, shape, info, &info.used, info.pods))
 }
 
-/// Pods of at least this priority that were promised room keep it.
-fn with_nominees(shape: &crate::shape::Shape, info: &NodeInfo) -> (Amounts, i64) {
+/// Pods of at least this priority that were promised room.
+fn rivals<'a>(shape: &'a Shape, info: &'a NodeInfo, except: Option<&'a PodKey>) -> impl Iterator<Item = &'a Nominee> {
+    info.nominees.iter().filter(move |nominee| nominee.priority >= shape.priority && Some(&nominee.key) != except)
+}
+
+/// What is used, and what others were promised.
+fn with_nominees(shape: &Shape, info: &NodeInfo, except: Option<&PodKey>) -> (Amounts, i64) {
     let (mut used, mut pods) = (info.used.clone(), info.pods);
-    for nominee in info.nominees.iter().filter(|nominee| nominee.priority >= shape.priority) {
+    for nominee in rivals(shape, info, except) {
         used.add(&nominee.request.amounts);
         pods += 1;
     }
     (used, pods)
 }
 
-fn fits_beside_nominees(profile: &Profile, shape: &crate::shape::Shape, info: &NodeInfo) -> bool {
+fn fits_beside_nominees(profile: &Profile, shape: &Shape, info: &NodeInfo, except: Option<&PodKey>) -> bool {
     if info.nominees.is_empty() {
         return true;
     }
-    let rivals = || info.nominees.iter().filter(|nominee| nominee.priority >= shape.priority);
-    let clash = rivals().any(|nominee| nominee.ports.iter().any(|p| shape.ports.iter().any(|w| p.conflicts(w))));
-    let (used, pods) = with_nominees(shape, info);
+    let clash = rivals(shape, info, except)
+        .any(|nominee| nominee.ports.iter().any(|p| shape.ports.iter().any(|w| p.conflicts(w))));
+    let (used, pods) = with_nominees(shape, info, except);
     (!profile.filters.ports || !clash) && (!profile.filters.fit || has_room(profile, shape, info, &used, pods))
 }
 
-fn has_room(profile: &Profile, shape: &crate::shape::Shape, info: &NodeInfo, used: &Amounts, pods: i64) -> bool {
+fn has_room(profile: &Profile, shape: &Shape, info: &NodeInfo, used: &Amounts, pods: i64) -> bool {
     let (want, have) = (&shape.request.amounts, &info.capacity.amounts);
     let enough = |want: i64, used: i64, have: i64| want <= 0 || want <= have.saturating_sub(used);
     pods < info.capacity.pods
@@ -324,13 +349,7 @@ fn has_room(profile: &Profile, shape: &crate::shape::Shape, info: &NodeInfo, use
             .all(|(name, want)| profile.ignores(name) || enough(*want, used.get(name), have.get(name)))
 }
 
-fn shortages(
-    profile: &Profile,
-    shape: &crate::shape::Shape,
-    info: &NodeInfo,
-    used: &Amounts,
-    pods: i64,
-) -> Vec<Refusal> {
+fn shortages(profile: &Profile, shape: &Shape, info: &NodeInfo, used: &Amounts, pods: i64) -> Vec<Refusal> {
     let mut short = Vec::new();
     if !profile.filters.fit {
         return short;

@@ -36,6 +36,8 @@ use container::{Attached, Container};
 pub const COMMAND: &str = "sandbox-shim";
 /// How long killed processes get to disappear.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
+/// Without anything to do for so long, nothing is expected soon.
+const QUIET: Duration = Duration::from_secs(2);
 
 /// Runs the shim of the sandbox whose folder is the only argument; standard input is the listening socket.
 /// Must be called before any thread exists.
@@ -150,8 +152,20 @@ impl Shim {
     }
 
     fn serve(mut self) -> Result<()> {
+        let mut used = Some(Instant::now());
         loop {
-            for source in self.wait(None)? {
+            let sources = self.wait(used.map(|used| QUIET.saturating_sub(used.elapsed())))?;
+            if used.is_some_and(|used| used.elapsed() >= QUIET) {
+                // There are as many shims as pods, and most of the time they wait.
+                if let Err(error) = dhow_base::memory::unmap_code() {
+                    complain(&Error::Invalid(format!("the program's code stays in memory: {error}")));
+                }
+                used = None;
+            }
+            if sources.iter().any(|source| !matches!(source, Source::Output(..))) {
+                used = Some(Instant::now());
+            }
+            for source in sources {
                 match source {
                     Source::Listener => self.accept(),
                     Source::Signals => self.bury(),
