@@ -8,6 +8,7 @@ pub mod files;
 pub mod logging;
 pub mod metrics;
 pub mod pki;
+pub mod schedule;
 pub mod service;
 pub mod tls;
 
