@@ -57,6 +57,8 @@ fn images_pushed_to_the_cluster_run_in_it() {
         ("keeps strangers out", keeps_strangers_out),
         ("has no second copy", has_no_second_copy),
         ("says what a project has", says_what_a_project_has),
+        ("replicates", replicates),
+        ("runs only what is signed", runs_only_what_is_signed),
         ("purges", purges),
     ];
     for (name, step) in steps {
@@ -260,6 +262,168 @@ fn says_what_a_project_has(machines: &Machines, _: &Path) -> Result<()> {
     ] {
         ensure!(metrics.contains(line), "no {line}");
     }
+    Ok(())
+}
+
+struct Killed(std::process::Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+const ELSEWHERE: &str = "127.0.0.1:5000";
+
+const RULE: &str = r#"
+apiVersion: registry.dhow.io/v1alpha1
+kind: ReplicationRule
+metadata: {name: out}
+spec:
+  direction: Push
+  remote: {registry: "127.0.0.1:5000"}
+  repositories: [team/app]
+  tags: [v*, later]
+  rename: {from: team/, to: mirror/}
+  onPush: true
+"#;
+
+/// To Debian's docker-registry: what is there already, and what comes later.
+fn replicates(machines: &Machines, folder: &Path) -> Result<()> {
+    let config = folder.join("elsewhere.yml");
+    let storage = folder.join("elsewhere");
+    fs::write(
+        &config,
+        format!(
+            "version: 0.1\nhttp: {{addr: '{ELSEWHERE}'}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\n",
+            storage.display()
+        ),
+    )?;
+    let mut serve = machines.server().command("docker-registry");
+    serve.arg("serve").arg(&config).stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+    let _elsewhere = Killed(serve.spawn()?);
+    machines.apply(RULE)?;
+    let tags = || -> Result<Value> {
+        let mut inspect = machines.server().command("skopeo");
+        inspect.args(["list-tags", "--tls-verify=false", &format!("docker://{ELSEWHERE}/mirror/app")]);
+        Ok(serde_json::from_str::<Value>(&run(&mut inspect)?)?["Tags"].clone())
+    };
+    let has = |wanted: &[&str]| {
+        eventually(SOON, || {
+            let found = tags()?;
+            ensure!(found == serde_json::json!(wanted), "{found}");
+            Ok(())
+        })
+    };
+    has(&["v2"])?;
+    push(machines, &format!("{REGISTRY}/team/app:later"))?;
+    has(&["later", "v2"])?;
+    machines.kubectl(&["wait", "--for=condition=Replicated", "replicationrule/out", "--timeout=60s"])?;
+    eventually(SOON, || {
+        let rule = machines.get(&["get", "replicationrule", "out"])?;
+        let last = &rule["status"]["lastRun"];
+        ensure!(last["failed"] == 0 && last["copied"] == 1 && last["trigger"] == "Push", "{last}");
+        Ok(())
+    })?;
+    machines.kubectl(&["delete", "replicationrule", "out"])?;
+    Ok(())
+}
+
+/// An image without a signature is refused; with one it runs, by the digest that is signed.
+fn runs_only_what_is_signed(machines: &Machines, folder: &Path) -> Result<()> {
+    let image = format!("{REGISTRY}/team/signed");
+    push(machines, &format!("{image}:1"))?;
+    let openssl = |args: &[&str]| run(machines.server().command("openssl").current_dir(folder).args(args));
+    openssl(&["ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", "cosign.key"])?;
+    openssl(&["pkey", "-in", "cosign.key", "-pubout", "-out", "cosign.pub"])?;
+    let key = folder.join("cosign.pub");
+    let from = format!("--from-file=cosign.pub={}", key.display());
+    machines.kubectl(&["create", "secret", "generic", "keys", "--namespace", "team", &from])?;
+    machines.apply(&format!(
+        "apiVersion: registry.dhow.io/v1alpha1\nkind: ImagePolicy\nmetadata: {{name: signed}}\nspec:\n  \
+         images: ['{image}']\n  authorities:\n  - name: us\n    cosign: {{secret: {{namespace: team, name: keys}}}}\n"
+    ))?;
+    machines.kubectl(&["wait", "--for=condition=Accepted", "imagepolicy/signed", "--timeout=60s"])?;
+    let pod = pod("signed", "team", "m1", &format!("{image}:1"));
+    let refused = format!("{:#}", machines.apply(&pod).unwrap_err());
+    ensure!(refused.contains("image policy \"signed\"") && refused.contains("it has no signature"), "{refused}");
+
+    let shown = || -> Result<Value> {
+        let text = machines.server().dhow(&["registry", "artifacts", "team/signed:1", "-o", "json"])?;
+        Ok(serde_json::from_str::<Value>(&text)?["tags"][0].clone())
+    };
+    let before = shown()?;
+    ensure!(before["signatures"] == serde_json::json!([]) && before["size"].as_u64() > Some(100_000), "{before}");
+    let digest = before["digest"].as_str().context("no digest")?.to_owned();
+    sign(machines, folder, &digest)?;
+    ensure!(shown()?["signatures"] == serde_json::json!(["cosign"]), "{}", shown()?);
+    machines.apply(&pod)?;
+    let made = machines.get(&["get", "pod", "signed", "--namespace", "team"])?;
+    ensure!(made["spec"]["containers"][0]["image"] == format!("{image}@{digest}").as_str(), "{}", made["spec"]);
+    machines.kubectl(&["wait", "--namespace", "team", "--for=condition=Ready", "pod/signed", "--timeout=60s"])?;
+    let usage = machines.server().dhow(&["registry", "usage", "team/signed"])?;
+    ensure!(usage.contains("PULLS"), "{usage}");
+    machines.kubectl(&["delete", "imagepolicy", "signed"])?;
+    Ok(())
+}
+
+/// Lays down a signature as cosign does, pushed by skopeo.
+fn sign(machines: &Machines, folder: &Path, digest: &str) -> Result<()> {
+    use base64::Engine;
+    let payload = serde_json::json!({
+        "critical": {
+            "identity": {"docker-reference": ""}, "image": {"docker-manifest-digest": digest},
+            "type": "cosign container image signature",
+        },
+        "optional": null,
+    })
+    .to_string();
+    let layout = folder.join("signature");
+    let blobs = layout.join("blobs/sha256");
+    fs::create_dir_all(&blobs)?;
+    let keep = |bytes: &[u8]| -> Result<(String, usize)> {
+        fs::write(folder.join("bytes"), bytes)?;
+        let sum = run(machines.server().command("sha256sum").arg(folder.join("bytes")))?;
+        let hex = sum.split(' ').next().unwrap_or_default().to_owned();
+        fs::write(blobs.join(&hex), bytes)?;
+        Ok((format!("sha256:{hex}"), bytes.len()))
+    };
+    fs::write(folder.join("payload"), &payload)?;
+    let sign = ["dgst", "-sha256", "-sign", "cosign.key", "-out", "payload.sig", "payload"];
+    run(machines.server().command("openssl").current_dir(folder).args(sign))?;
+    let signature = base64::prelude::BASE64_STANDARD.encode(fs::read(folder.join("payload.sig"))?);
+    let (layer, config) = (keep(payload.as_bytes())?, keep(b"{}")?);
+    let image = "application/vnd.oci.image.manifest.v1+json";
+    let manifest = serde_json::json!({
+        "schemaVersion": 2, "mediaType": image,
+        "config": {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": config.0, "size": config.1},
+        "layers": [{
+            "mediaType": "application/vnd.dev.cosign.simplesigning.v1+json", "digest": layer.0, "size": layer.1,
+            "annotations": {"dev.cosignproject.cosign/signature": signature},
+        }],
+    })
+    .to_string();
+    let manifest = keep(manifest.as_bytes())?;
+    let index = serde_json::json!({
+        "schemaVersion": 2,
+        "manifests": [{"mediaType": image, "digest": manifest.0, "size": manifest.1}],
+    });
+    fs::write(layout.join("index.json"), index.to_string())?;
+    fs::write(layout.join("oci-layout"), r#"{"imageLayoutVersion": "1.0.0"}"#)?;
+    let (user, password) = robot(machines)?;
+    let tag = digest.replace(':', "-") + ".sig";
+    let mut copy = machines.server().command("skopeo");
+    copy.args([
+        "copy",
+        "--quiet",
+        "--preserve-digests",
+        "--dest-creds",
+        &format!("{user}:{password}"),
+        "--dest-cert-dir",
+    ]);
+    copy.arg(folder.join("trust")).arg(format!("oci:{}", layout.display()));
+    run(copy.arg(format!("docker://{REGISTRY}/team/signed:{tag}")))?;
     Ok(())
 }
 

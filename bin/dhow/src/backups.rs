@@ -12,8 +12,8 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use dhow_apiserver::BackupSource;
 use dhow_base::files;
 use dhow_base::metrics::{Counters, Gauge, Registry};
+use dhow_base::schedule::{self, Schedule};
 use dhow_client::{Client, EventRecorder, EventType, reference};
-use dhow_controllers::{Schedule, parse_schedule};
 use k8s_openapi::api::core::v1::Namespace;
 use k8s_openapi::jiff::tz::TimeZone;
 use k8s_openapi::jiff::{Timestamp, ToSpan};
@@ -58,7 +58,7 @@ impl Default for BackupSettings {
 impl BackupSettings {
     /// The plan, `None` without a folder; mistakes are found with or without one.
     pub fn plan(&self) -> Result<Option<Plan>> {
-        let schedule = parse_schedule(&self.schedule).map_err(|error| anyhow!("backups.schedule: {error}"))?;
+        let schedule = schedule::parse(&self.schedule).map_err(|error| anyhow!("backups.schedule: {error}"))?;
         let zone =
             TimeZone::get(&self.time_zone).map_err(|_| anyhow!("backups.timeZone: {:?} is unknown", self.time_zone))?;
         ensure!(schedule.next(Timestamp::now(), &zone).is_some(), "backups.schedule: that never comes");

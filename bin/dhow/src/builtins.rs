@@ -14,6 +14,7 @@ use dhow_client::Client;
 use dhow_image::{ImageStore, Registries};
 use dhow_net::{Cidr, Net, NetConfig};
 use dhow_node::{Node, NodeConfig};
+use dhow_registry::cloud::judge::Judge;
 use dhow_store::Kv;
 use rustix::mount::UnmountFlags;
 use tokio::net::TcpListener;
@@ -29,7 +30,9 @@ use crate::place::{self, Place};
 use crate::runtimes::{Opened, RuntimeChoice};
 use crate::settings::Settings;
 use crate::store::{self, Store};
-use crate::{backups, builds, dns_zones, nameserver, pod_network, publish, registry, registry_trust, runtimes};
+use crate::{
+    backups, builds, dns_zones, image_policies, nameserver, pod_network, publish, registry, registry_trust, runtimes,
+};
 
 /// Parts that run until told to stop; one that ends by itself is an error.
 pub type Parts = JoinSet<Result<()>>;
@@ -52,15 +55,19 @@ pub async fn run(place: &Place, shutdown: CancellationToken, ready: impl FnOnce(
         tokio::try_join!(open_state(place), early, blocking(place, "open the image store", open_images),)?;
     let node_keys = keys.open_node(place)?;
     let prepared = registry::prepare(place, &images.settings, &mut keys, Arc::clone(&store.kv)).await?;
+    let judge = Judge::new(Registries::new(images.settings.registries.clone())?);
     let (api_shutdown, users_shutdown) = (CancellationToken::new(), CancellationToken::new());
     let (mut api, mut users) = (Parts::new(), Parts::new());
     let (shared, backup) = (store.shared.clone(), store.backup.clone());
-    let server = start_api(place, listener, store, &mut keys, sa_key, &api_shutdown, &mut api).await?;
+    let server = start_api(place, listener, (store, sa_key), &mut keys, &judge, &api_shutdown, &mut api).await?;
+    image_policies::start(Arc::clone(&judge), &server, &users_shutdown, &mut users);
+    let is_shared = shared.is_some();
     start_leading(place, &images.settings, &server, &keys, shared, &users_shutdown, &mut users)?;
     if let Some(prepared) = prepared {
         let hosts = prepared.hosts.clone();
-        let registry = prepared.start(place, &server, &users_shutdown, &mut users).await?;
+        let registry = prepared.start(place, &server, is_shared, &users_shutdown, &mut users).await?;
         images.store.live_beside(registry.neighbour(&hosts));
+        judge.live_beside(registry, hosts);
     }
     start_backups(place, &images.settings, &server, backup, &users_shutdown, &mut users)?;
     let access = NodeAccess::Here(Arc::clone(&server));
@@ -102,13 +109,18 @@ pub async fn run_server(place: &Place, shutdown: CancellationToken, ready: impl 
     let (store, mut keys, sa_key) = open_state(place).await?;
     let settings = Settings::load(&place.config)?;
     let prepared = registry::prepare(place, &settings, &mut keys, Arc::clone(&store.kv)).await?;
+    let judge = Judge::new(Registries::new(settings.registries.clone())?);
     let (api_shutdown, users_shutdown) = (CancellationToken::new(), CancellationToken::new());
     let (mut api, mut users) = (Parts::new(), Parts::new());
     let (shared, backup) = (store.shared.clone(), store.backup.clone());
-    let server = start_api(place, listener, store, &mut keys, sa_key, &api_shutdown, &mut api).await?;
+    let server = start_api(place, listener, (store, sa_key), &mut keys, &judge, &api_shutdown, &mut api).await?;
+    image_policies::start(Arc::clone(&judge), &server, &users_shutdown, &mut users);
+    let is_shared = shared.is_some();
     start_leading(place, &settings, &server, &keys, shared, &users_shutdown, &mut users)?;
     if let Some(prepared) = prepared {
-        prepared.start(place, &server, &users_shutdown, &mut users).await?;
+        let hosts = prepared.hosts.clone();
+        let registry = prepared.start(place, &server, is_shared, &users_shutdown, &mut users).await?;
+        judge.live_beside(registry, hosts);
     }
     start_backups(place, &settings, &server, backup, &users_shutdown, &mut users)?;
     ready();
@@ -236,9 +248,9 @@ pub fn open_images(place: &Place) -> Result<Images> {
 async fn start_api(
     place: &Place,
     listener: TcpListener,
-    store: Store,
+    (store, sa_key): (Store, SaKey),
     keys: &mut Keys,
-    sa_key: SaKey,
+    judge: &Arc<Judge>,
     shutdown: &CancellationToken,
     parts: &mut Parts,
 ) -> Result<Arc<ApiServer>> {
@@ -251,6 +263,7 @@ async fn start_api(
         node_tls: Arc::clone(&keys.to_nodes),
         member_ttl: store.shared.as_ref().map(|_| place.leader_lease.as_secs()),
         backup: store.backup,
+        image_judge: Some(Arc::new(image_policies::Asking(Arc::clone(judge)))),
         access: AccessConfig {
             front_proxy: Some(dhow_apiserver::FrontProxy {
                 ca_pem: keys.front_proxy_ca.cert_pem().to_owned(),
@@ -277,6 +290,7 @@ fn start_leading(
 ) -> Result<()> {
     let administrator = server.client(UserInfo::new("system:dhow", &[keys::MASTERS]));
     let mut objects = dns_zones::objects()?;
+    objects.extend(image_policies::objects()?);
     objects.extend(dhow_net::policy::definitions());
     parts.spawn(publish::keep(administrator, objects, shutdown.clone()));
     let leading = Leading {

@@ -53,6 +53,9 @@ pub enum Command {
     /// Work with this node's images.
     #[command(subcommand)]
     Image(ImageCommand),
+    /// Look at what the cluster's registry of images has.
+    #[command(subcommand)]
+    Registry(RegistryCommand),
     /// Run containers from OCI bundles, without the cloud; the command line is runc's.
     Oci(Box<dhow_oci::cli::Args>),
     /// Run a command in a container of a pod, or of a running pod of a workload; its exit code is ours.
@@ -649,6 +652,28 @@ pub enum ImageOutput {
     Wide,
     Json,
     Yaml,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum RegistryCommand {
+    /// List the tags of a repository with their sizes, signatures, bills of material and vulnerabilities.
+    Artifacts {
+        #[command(flatten)]
+        connect: ConnectArgs,
+        #[arg(value_name = "REPOSITORY[:TAG]")]
+        name: String,
+        #[arg(short, long, value_enum, default_value_t = ImageOutput::Table)]
+        output: ImageOutput,
+    },
+    /// Show how often a repository was pulled from and pushed to, by day.
+    Usage {
+        #[command(flatten)]
+        connect: ConnectArgs,
+        #[arg(value_name = "REPOSITORY")]
+        name: String,
+        #[arg(short, long, value_enum, default_value_t = ImageOutput::Table)]
+        output: ImageOutput,
+    },
 }
 
 #[cfg(test)]

@@ -97,7 +97,7 @@ async fn ending(stop: &CancellationToken, part: impl Future<Output = ()>) {
 }
 
 /// Upstream's proportions: 15 s, 10 s and 2 s.
-fn timing(duration: Duration) -> LeaseTiming {
+pub fn timing(duration: Duration) -> LeaseTiming {
     LeaseTiming { duration, renew_deadline: duration * 2 / 3, retry: duration * 2 / 15 }
 }
 

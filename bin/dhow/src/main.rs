@@ -14,6 +14,7 @@ mod daemon;
 mod dns_settings;
 mod dns_zones;
 mod exit;
+mod image_policies;
 mod join;
 mod keys;
 mod kubeconfig;
@@ -125,6 +126,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             Command::Undeploy(args) => commands::deploy::undeploy::run(args).await,
             Command::Build(args) => commands::build::run(*args).await,
             Command::Image(command) => commands::image::run(command).await,
+            Command::Registry(command) => commands::registry::run(command).await,
             Command::Kubeconfig(args) => commands::print_kubeconfig(&args),
             Command::Server(args) => match args.command {
                 Some(command) => commands::server::run(command).await,

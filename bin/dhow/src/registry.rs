@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow};
 use dhow_apiserver::{ApiServer, UserInfo};
+use dhow_client::leader::LeaseSpec;
 use dhow_image::Registries;
 use dhow_registry::cloud::{self, ApiAccess, kinds};
 use dhow_registry::{Config, Keeping, Registry};
@@ -17,9 +18,9 @@ use tokio_util::sync::CancellationToken;
 use crate::builtins::{Parts, any_address, part};
 use crate::keys::{Keys, MASTERS};
 use crate::place::{self, Place};
-use crate::publish;
 use crate::registry_settings::Resolved;
 use crate::settings::Settings;
+use crate::{leading, publish};
 
 /// Its records in the store, outside of what the API server keeps.
 const RECORDS: &str = "/images/";
@@ -65,11 +66,12 @@ pub async fn prepare(place: &Place, settings: &Settings, keys: &mut Keys, kv: Ar
 }
 
 impl Prepared {
-    /// Serves it until `shutdown`.
+    /// Serves it until `shutdown`. `shared`: other servers use the store, too.
     pub async fn start(
         self,
         place: &Place,
         server: &Arc<ApiServer>,
+        shared: bool,
         shutdown: &CancellationToken,
         parts: &mut Parts,
     ) -> Result<Registry> {
@@ -93,7 +95,13 @@ impl Prepared {
         let keeping = Keeping { every: settings.collect_every, disk };
         let administrator = server.client(UserInfo::new("system:dhow", &[MASTERS]));
         parts.spawn(part("registry", registry.clone().serve(listener, Some(tls), shutdown.clone())));
-        let running = cloud::run(registry.clone(), access, client, credentials_for(&hosts), shutdown.clone());
+        let lease = shared.then(|| LeaseSpec {
+            namespace: NAMESPACE.to_owned(),
+            name: "registry-replication".to_owned(),
+            identity: format!("{}_{}", place.node_name, uuid::Uuid::new_v4()),
+            timing: leading::timing(place.leader_lease),
+        });
+        let running = cloud::run(registry.clone(), access, client, credentials_for(&hosts), lease, shutdown.clone());
         let (objects, stop) = (objects(place, settings.port, &hosts)?, shutdown.clone());
         let projects = async move {
             // Its rights come first.
@@ -103,6 +111,7 @@ impl Prepared {
             }
         };
         parts.spawn(part("registry's projects", projects));
+        parts.spawn(part("registry's usage", registry.clone().keep_usage(shutdown.clone())));
         parts.spawn(part("registry's collection", registry.clone().keep_collected(keeping, shutdown.clone())));
         Ok(registry)
     }
@@ -158,8 +167,14 @@ fn objects(place: &Place, port: u16, hosts: &[String]) -> Result<Vec<Value>> {
             rule(&["authentication.k8s.io"], &["tokenreviews"], &["create"]),
             rule(&["authorization.k8s.io"], &["subjectaccessreviews"], &["create"]),
             rule(&["apiextensions.k8s.io"], &["customresourcedefinitions"], &["get", "list", "watch"]),
-            rule(&[group], &["projects", "robotaccounts"], &["get", "list", "watch"]),
-            rule(&[group], &["projects/status", "robotaccounts/status"], &["patch"]),
+            rule(&[group], &["projects", "robotaccounts", "replicationrules"], &["get", "list", "watch"]),
+            rule(
+                &[group],
+                &["projects/status", "robotaccounts/status", "replicationrules/status"],
+                &["patch"],
+            ),
+            rule(&["", "events.k8s.io"], &["events"], &["create", "patch"]),
+            rule(&["coordination.k8s.io"], &["leases"], &["get", "list", "watch", "create", "update"]),
             // Robots' credentials go where their owners want them.
             rule(&[""], &["secrets"], &["get", "create", "update"]),
             rule(&[group], &["robotaccounts/finalizers"], &["update"]),
@@ -247,7 +262,7 @@ mod tests {
         assert!(credentials_for(&hosts).iter().all(|host| !host.contains("localhost") && !host.contains("127.0.0.1")));
         let objects = objects(&place, 5443, &hosts).unwrap();
         let kinds: Vec<&str> = objects.iter().filter_map(|object| object["kind"].as_str()).collect();
-        assert_eq!(kinds.iter().filter(|kind| **kind == "CustomResourceDefinition").count(), 2);
+        assert_eq!(kinds.iter().filter(|kind| **kind == "CustomResourceDefinition").count(), kinds::NAMES.len());
         let slice = objects.iter().find(|object| object["kind"] == "EndpointSlice").unwrap();
         assert_eq!(slice["endpoints"][0]["addresses"][0], "192.0.2.1");
         assert_eq!(objects[0]["metadata"]["name"], kinds::NAMES[0]);

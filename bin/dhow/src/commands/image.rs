@@ -21,7 +21,7 @@ use serde_json::Value;
 use tokio::io::AsyncRead;
 
 use super::connect;
-use crate::cli::{ArchiveKind, ImageCommand, ImageNode, ImageOutput};
+use crate::cli::{ArchiveKind, ConnectArgs, ImageCommand, ImageNode, ImageOutput};
 use crate::exit::NotFound;
 
 pub async fn run(command: ImageCommand) -> Result<()> {
@@ -184,32 +184,44 @@ pub(super) async fn own_credentials(name: &str) -> Result<Option<Credentials>> {
 /// Where the cluster says that its registry is (KEP-1755).
 #[derive(serde::Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Hosting {
-    host: String,
+pub(super) struct Hosting {
+    pub(super) host: String,
     #[serde(default)]
     host_from_cluster_network: String,
 }
 
-/// What stands for the kubeconfig's user for a while, if the image is one of the cluster's own registry.
-pub(super) async fn of_cluster(at: &ImageNode, name: &str) -> Result<Option<Credentials>> {
-    let registry = Reference::parse(name)?.registry;
-    let (path, context) = super::kubeconfig_path(&at.connect)?;
+impl Hosting {
+    /// Whether references to this host mean it.
+    pub(super) fn is_called(&self, registry: &str) -> bool {
+        let port = self.host.rsplit(':').next().unwrap_or_default();
+        let local = [format!("localhost:{port}"), format!("127.0.0.1:{port}")];
+        registry == self.host || registry == self.host_from_cluster_network || local.iter().any(|own| own == registry)
+    }
+}
+
+/// The cluster's own registry, asked as whom the kubeconfig names; `None`: it has none, or the user does not get to know.
+pub(super) async fn cluster_registry(args: &ConnectArgs) -> Result<Option<(Client, Hosting)>> {
+    let (path, context) = super::kubeconfig_path(args)?;
     let config = HttpsConfig::from_kubeconfig(&path, context).with_context(|| format!("use {}", path.display()))?;
     let client = Client::https(config.clone())?;
     let map = match client.get::<ConfigMap>(Some("kube-public"), "local-registry-hosting").await {
         Ok(map) => map,
-        // A cluster without one, or a user who does not get to know.
         Err(error) if error.is_not_found() || error.is_forbidden() => return Ok(None),
         Err(error) => return Err(error).context("look for the cluster's registry"),
     };
     let text = map.data.as_ref().and_then(|data| data.get("localRegistryHosting.v1"));
     let Some(hosting) = text.and_then(|text| serde_saphyr::from_str::<Hosting>(text).ok()) else { return Ok(None) };
-    let port = hosting.host.rsplit(':').next().unwrap_or_default();
-    let local = [format!("localhost:{port}"), format!("127.0.0.1:{port}")];
-    if registry != hosting.host && registry != hosting.host_from_cluster_network && !local.contains(&registry) {
+    let there = Client::https(HttpsConfig { server: format!("https://{}", hosting.host), ..config })?;
+    Ok(Some((there, hosting)))
+}
+
+/// What stands for the kubeconfig's user for a while, if the image is one of the cluster's own registry.
+pub(super) async fn of_cluster(at: &ImageNode, name: &str) -> Result<Option<Credentials>> {
+    let registry = Reference::parse(name)?.registry;
+    let Some((there, hosting)) = cluster_registry(&at.connect).await? else { return Ok(None) };
+    if !hosting.is_called(&registry) {
         return Ok(None);
     }
-    let there = Client::https(HttpsConfig { server: format!("https://{}", hosting.host), ..config })?;
     let request =
         Request::get("/token?service=dhow&offline_token=true").body(Bytes::new()).context("build the request")?;
     let response = there.request(request).await.context("log in to the cluster's registry")?;
@@ -286,7 +298,7 @@ async fn export(at: &ImageNode, names: &[String], output: &Path, format: Archive
     Ok(())
 }
 
-fn print(value: &Value, output: ImageOutput) -> Result<()> {
+pub(super) fn print(value: &Value, output: ImageOutput) -> Result<()> {
     match output {
         ImageOutput::Yaml => print!("{}", serde_saphyr::to_string(value)?),
         _ => println!("{}", serde_json::to_string_pretty(value)?),
@@ -294,7 +306,7 @@ fn print(value: &Value, output: ImageOutput) -> Result<()> {
     Ok(())
 }
 
-fn size(bytes: &Value) -> String {
+pub(super) fn size(bytes: &Value) -> String {
     format!("{}", indicatif::BinaryBytes(bytes.as_u64().unwrap_or(0)))
 }
 

@@ -12,6 +12,7 @@ pub mod image;
 pub mod install;
 pub mod join;
 pub mod logs;
+pub mod registry;
 pub mod server;
 pub mod sim;
 pub mod status;

@@ -5,6 +5,7 @@
 //!   away from it, so that who decided by an older state fails;
 //! - `b/<repository>:<digest>`: it has the blob; `l/<digest>:<repository>` says the same the other way round;
 //! - `m/<repository>:<digest>`, `t/<repository>:<tag>`, `s/<repository>:<subject>:<digest>`: manifests, tags, referrers;
+//! - `u/<repository>`: how often it was used, by day;
 //! - `p/<project>`: bytes that count for its quota; absent when they must be counted anew;
 //! - `d/<digest>`: its content is being deleted; nobody may link to it;
 //! - `c/last`: when garbage was last collected; `k/tokens`: what signs tokens.
@@ -12,6 +13,10 @@
 //! No transaction has more operations than etcd takes.
 
 mod change;
+mod follow;
+
+pub use change::descriptor_of;
+pub use follow::Changed;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -27,6 +32,7 @@ use serde_json::json;
 
 use crate::projects::project_of;
 use crate::rules::Tag;
+use crate::usage::Days;
 use crate::{Code, Error, Result};
 
 /// A sweep that is killed frees what it was about to delete after so long.
@@ -327,6 +333,30 @@ impl Catalog {
     ) -> Result<(Vec<serde_json::Value>, bool)> {
         let (page, more) = self.page('s', &format!("{repository}:{subject}:"), after, limit).await?;
         Ok((page.iter().map(|(_, kv)| decode(kv)).collect::<Result<_>>()?, more))
+    }
+
+    // Use.
+
+    pub async fn used(&self, repository: &str) -> Result<Days> {
+        Ok(self.get(self.key('u', repository)).await?.unwrap_or_default())
+    }
+
+    pub async fn add_use(&self, repository: &str, days: &Days) -> Result<()> {
+        let key = self.key('u', repository);
+        // One that is gone is used no more.
+        if self.seen(repository).await?.revision == 0 {
+            return Ok(());
+        }
+        loop {
+            let known = self.one(key.clone()).await?;
+            let revision = known.as_ref().map_or(0, |kv| kv.mod_revision);
+            let mut all: Days = known.as_ref().map(decode).transpose()?.unwrap_or_default();
+            days.0.iter().for_each(|(day, count)| all.add(day, *count));
+            let compare = vec![Compare::mod_revision(key.clone(), revision)];
+            if self.txn(compare, vec![put(key.clone(), encode(&all)?)]).await? {
+                return Ok(());
+            }
+        }
     }
 
     // Collection.

@@ -13,6 +13,7 @@
 //! [`cloud`] ties it to the API: projects and robot accounts as kinds, users and rights as the API knows them.
 
 mod access;
+mod artifacts;
 mod catalog;
 pub mod cloud;
 mod collect;
@@ -27,13 +28,17 @@ mod manifests;
 mod metrics;
 mod projects;
 mod range;
+mod reading;
+mod replicate;
 mod request;
 mod route;
 mod rules;
 mod server;
+pub mod signatures;
 mod token;
 mod uploads;
 mod upstream;
+mod usage;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
@@ -49,6 +54,7 @@ pub use error::{Code, Error, Result};
 pub use events::{Action, Event};
 pub use keeping::Keeping;
 pub use projects::{Project, Projects, Role, Visibility, hash_secret};
+pub use replicate::{Direction, Item, Replication, Report};
 pub use rules::{Pattern, Retain, Rules, Tag};
 pub use upstream::Upstream;
 
@@ -101,6 +107,7 @@ struct Inner {
     access: Arc<dyn Access>,
     tokens: token::Tokens,
     uploads: uploads::Uploads,
+    usage: usage::Usage,
     /// One change of a repository at a time in this process; between processes the transactions decide.
     changing: locks::Locks,
     events: events::Events,
@@ -119,7 +126,7 @@ impl Registry {
         let tokens = token::Tokens::load(&catalog, &config).await?;
         let uploads = uploads::Uploads::default();
         let metrics = metrics::Metrics::new(&config.metrics);
-        let (changing, events, origins, grown) = Default::default();
+        let (changing, events, origins, grown, usage) = Default::default();
         Ok(Self(Arc::new_cyclic(|me| Inner {
             config,
             blobs,
@@ -127,6 +134,7 @@ impl Registry {
             access,
             tokens,
             uploads,
+            usage,
             changing,
             events,
             metrics,

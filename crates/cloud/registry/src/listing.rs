@@ -84,6 +84,7 @@ impl Inner {
 
     pub async fn list_referrers(&self, asked: &Asked, repository: &str, subject: &Digest) -> Result<Response<Body>> {
         let (n, last) = page(asked)?;
+        self.refresh_referrers(repository, subject).await?;
         let limit = n.unwrap_or(PAGE).clamp(1, PAGE);
         let wanted = asked.parameter("artifactType").filter(|kind| !kind.is_empty());
         let (mut found, mut after, mut more, mut bytes): (Vec<Value>, _, _, _) = (Vec::new(), last, true, 0);

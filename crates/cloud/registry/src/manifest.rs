@@ -124,6 +124,12 @@ impl Parsed {
     }
 }
 
+/// The config of an image's manifest.
+pub fn config(bytes: &[u8]) -> Option<Digest> {
+    let document: Document = serde_json::from_slice(bytes).ok()?;
+    document.config.map(|config| config.digest)
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {

@@ -68,6 +68,10 @@ impl Inner {
             return Ok(answer(StatusCode::OK, &headers, empty()));
         }
         let body = self.body(&digest, 0..record.size).await?.ok_or_else(|| Error::manifest_unknown(digest.as_str()))?;
+        // Whoever pulls asks for one of these once, however it came to know of it.
+        if record.manifests.is_empty() && record.subject.is_none() {
+            self.count_pull(repository);
+        }
         Ok(answer(StatusCode::OK, &headers, body))
     }
 
@@ -101,9 +105,13 @@ impl Inner {
         Ok(self.catalog.manifest(repository, &digest).await?.map(|record| (digest, record)))
     }
 
-    async fn whole(&self, digest: &Digest) -> Result<Option<Vec<u8>>> {
-        let stream =
-            self.blobs.get(&key(digest), 0..MAX_MANIFEST_BYTES).await.map_err(Error::store("read a manifest"))?;
+    pub async fn whole(&self, digest: &Digest) -> Result<Option<Vec<u8>>> {
+        self.read_whole(digest, MAX_MANIFEST_BYTES).await
+    }
+
+    /// The first `most` bytes of content that is there.
+    pub async fn read_whole(&self, digest: &Digest, most: u64) -> Result<Option<Vec<u8>>> {
+        let stream = self.blobs.get(&key(digest), 0..most).await.map_err(Error::store("read a manifest"))?;
         let Some(stream) = stream else { return Ok(None) };
         let pieces: Vec<bytes::Bytes> = stream.try_collect().await.map_err(Error::store("read a manifest"))?;
         Ok(Some(pieces.concat()))
@@ -158,6 +166,9 @@ impl Inner {
             tags: tags.clone(),
             user: asked.who.name().to_owned(),
         });
+        if !tags.is_empty() {
+            self.count_push(repository, tags.len());
+        }
         let location = format!("/v2/{repository}/manifests/{digest}");
         let headers =
             [("location", location.as_str()), ("docker-content-digest", digest.as_str()), ("content-length", "0")];

@@ -12,6 +12,8 @@ pub struct Metrics {
     seconds: Histograms,
     collections: Counter,
     collected_bytes: Counter,
+    pub pulls: Counters,
+    pub pushes: Counters,
     pub project_bytes: Gauges,
     pub project_repositories: Gauges,
 }
@@ -34,6 +36,8 @@ impl Metrics {
             ),
             collections: counter("dhow_registry_collections_total", "Collections of garbage."),
             collected_bytes: counter("dhow_registry_collected_bytes_total", "Bytes that collections freed."),
+            pulls: registry.counter("dhow_registry_pulls_total", "Images that were pulled.", &["project"]),
+            pushes: registry.counter("dhow_registry_pushes_total", "Tags that were pushed.", &["project"]),
             project_bytes: by_project("dhow_registry_project_bytes", "What counts for a project's quota."),
             project_repositories: by_project("dhow_registry_project_repositories", "Repositories of a project."),
         }

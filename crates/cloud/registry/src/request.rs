@@ -107,7 +107,7 @@ fn needs(route: &Route, method: &Method) -> Option<Actions> {
     match route {
         Route::Token => (read || *method == Method::POST).then_some(Actions::NONE),
         Route::Base | Route::Catalog => read.then_some(Actions::NONE),
-        Route::Tags { .. } | Route::Referrers { .. } => read.then_some(Actions::PULL),
+        Route::Tags { .. } | Route::Referrers { .. } | Route::Artifacts { .. } => read.then_some(Actions::PULL),
         Route::Manifest { .. } | Route::Blob { .. } if read => Some(Actions::PULL),
         Route::Manifest { .. } if *method == Method::PUT => Some(Actions::PUSH),
         Route::Manifest { .. } | Route::Blob { .. } => {
@@ -172,6 +172,7 @@ impl Inner {
             Route::Token | Route::Catalog => self.list_repositories(asked).await,
             Route::Tags { repository } => self.list_tags(asked, &repository).await,
             Route::Referrers { repository, digest } => self.list_referrers(asked, &repository, &digest).await,
+            Route::Artifacts { repository } => self.list_artifacts(asked, &repository).await,
             Route::Manifest { repository, target } => match asked.method {
                 Method::PUT => self.put_manifest(asked, &repository, target).await,
                 Method::DELETE => self.delete_manifest(&asked.who, &repository, target).await,

@@ -17,12 +17,32 @@ pub enum Route {
     Base,
     Token,
     Catalog,
-    Tags { repository: String },
-    Manifest { repository: String, target: Target },
-    Blob { repository: String, digest: Digest },
-    Uploads { repository: String },
-    Upload { repository: String, id: String },
-    Referrers { repository: String, digest: Digest },
+    Tags {
+        repository: String,
+    },
+    Manifest {
+        repository: String,
+        target: Target,
+    },
+    Blob {
+        repository: String,
+        digest: Digest,
+    },
+    Uploads {
+        repository: String,
+    },
+    Upload {
+        repository: String,
+        id: String,
+    },
+    Referrers {
+        repository: String,
+        digest: Digest,
+    },
+    /// An extension of ours: what there is about images.
+    Artifacts {
+        repository: String,
+    },
 }
 
 fn digest(text: &str) -> Result<Digest> {
@@ -50,6 +70,9 @@ impl Route {
         }
         if let Some(name) = rest.strip_suffix("/tags/list") {
             return Ok(Some(Route::Tags { repository: repository(name)? }));
+        }
+        if let Some(name) = rest.strip_suffix("/_dhow/artifacts") {
+            return Ok(Some(Route::Artifacts { repository: repository(name)? }));
         }
         if let Some(name) = rest.strip_suffix("/blobs/uploads/").or_else(|| rest.strip_suffix("/blobs/uploads")) {
             return Ok(Some(Route::Uploads { repository: repository(name)? }));
@@ -80,7 +103,8 @@ impl Route {
             | Route::Blob { repository, .. }
             | Route::Uploads { repository }
             | Route::Upload { repository, .. }
-            | Route::Referrers { repository, .. } => Some(repository),
+            | Route::Referrers { repository, .. }
+            | Route::Artifacts { repository } => Some(repository),
         }
     }
 }
@@ -145,6 +169,7 @@ mod tests {
                 name("/v2/tags/manifests/list"),
                 Some(Route::Manifest { repository: name("tags"), target: Target::Tag(name("list")) }),
             ),
+            (name("/v2/a/b/_dhow/artifacts"), Some(Route::Artifacts { repository: name("a/b") })),
             (name("/v2/a"), None),
             (name("/v2/a/b/c"), None),
             (name("/v1/x"), None),

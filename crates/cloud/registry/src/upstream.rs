@@ -22,11 +22,15 @@ use crate::locks::Locks;
 use crate::manifest::Parsed;
 use crate::request::{Asked, Body, BoxError, answer, empty};
 use crate::route::Target;
-use crate::{Code, Error, Inner, Result};
+use crate::{Code, Error, Inner, Result, Rules};
 
 /// Connections and tokens are kept for so long, for at most so many repositories.
 const CONNECTED: Duration = Duration::from_secs(240);
 const CONNECTIONS: usize = 256;
+/// Manifests whose referrers are known to be as the origin has them.
+const LOOKED: usize = 4096;
+/// Referrers of one manifest that are kept; who signs more often is not asked for all.
+const MAX_REFERRERS: usize = 1000;
 /// Pieces that a client may be behind.
 const BEHIND: usize = 32;
 
@@ -45,6 +49,8 @@ pub struct Upstream {
 pub struct Origins {
     fetching: Locks,
     connected: Mutex<HashMap<String, Connected>>,
+    /// When the origin last said what refers to a manifest.
+    referrers: Mutex<HashMap<String, Instant>>,
 }
 
 /// An origin that was asked lately, as whom.
@@ -105,6 +111,67 @@ impl Inner {
         self.store_manifest(repository, &found.digest, found.bytes.into(), &parsed, tags, true).await
     }
 
+    /// Sees to it that what refers to a manifest is here as the origin has it: signatures, bills of material, reports. Their
+    /// manifests are kept at once, so that they are listed also when the origin is away.
+    pub async fn refresh_referrers(&self, repository: &str, subject: &Digest) -> Result<()> {
+        let Some(upstream) = self.access.upstream(repository).await? else { return Ok(()) };
+        let name = format!("{repository}:{subject}");
+        let _one = self.origins.fetching.exclusive(&format!("referrers {name}")).await;
+        let looked = self.origins.referrers.lock().get(&name).copied();
+        if looked.is_some_and(|at| at.elapsed() < upstream.check_after) {
+            return Ok(());
+        }
+        match self.fetch_referrers(repository, &upstream, subject).await {
+            Ok(()) => {
+                let mut known = self.origins.referrers.lock();
+                if known.len() >= LOOKED {
+                    known.retain(|_, at| at.elapsed() < upstream.check_after);
+                }
+                if known.len() < LOOKED {
+                    known.insert(name, Instant::now());
+                }
+                Ok(())
+            }
+            // That there are none is only for the origin to say.
+            Err(error)
+                if looked.is_some() || !self.catalog.referrers(repository, subject, None, 1).await?.0.is_empty() =>
+            {
+                tracing::warn!(repository, %subject, %error, "the referrers that are here have to do");
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn fetch_referrers(&self, repository: &str, upstream: &Upstream, subject: &Digest) -> Result<()> {
+        let origin = self.origin(upstream).await?;
+        let listed = origin.referrers(subject).await.map_err(|error| cannot_ask(upstream, &error))?;
+        let listed = crate::replicate::digests(&listed);
+        for digest in listed.iter().take(MAX_REFERRERS) {
+            if self.catalog.manifest(repository, digest).await?.is_some() {
+                continue;
+            }
+            let found = match origin.manifest(digest.as_str()).await {
+                Ok(found) => found,
+                Err(error) if error.is_not_found() => continue,
+                Err(error) => return Err(cannot_ask(upstream, &error)),
+            };
+            let parsed = Parsed::parse(Some(&found.media_type), &found.bytes)?;
+            // A list that is kept by hand may name anything.
+            if parsed.subject.as_ref() == Some(subject) {
+                self.store_manifest(repository, digest, found.bytes.into(), &parsed, &[], true).await?;
+            }
+        }
+        let (here, rules) = (self.catalog.referrers(repository, subject, None, 0).await?.0, Rules::default());
+        for gone in crate::replicate::digests(&here).iter().filter(|digest| !listed.contains(digest)) {
+            // One that a kept index needs stays.
+            if let Err(error) = self.catalog.delete_manifest(repository, gone, &rules).await {
+                tracing::debug!(repository, digest = %gone, %error, "a referrer stays");
+            }
+        }
+        Ok(())
+    }
+
     async fn origin(&self, upstream: &Upstream) -> Result<Arc<Remote>> {
         let name = upstream.reference.name();
         if let Some(Connected { at, auth, remote }) = self.origins.connected.lock().get(&name)
@@ -124,14 +191,19 @@ impl Inner {
         Ok(remote)
     }
 
+    /// A blob as the origin has it; `None`: the repository is no cache, or the origin has none.
+    pub async fn origin_blob(&self, repository: &str, digest: &Digest) -> Result<Option<RemoteBlob>> {
+        let Some(upstream) = self.access.upstream(repository).await? else { return Ok(None) };
+        match self.origin(&upstream).await?.blob(digest).await {
+            Ok(blob) => Ok(Some(blob)),
+            Err(error) if error.is_not_found() => Ok(None),
+            Err(error) => Err(cannot_ask(&upstream, &error)),
+        }
+    }
+
     /// A blob that is not here, from the origin; `None`: the repository has none.
     pub async fn pass_on(&self, asked: &Asked, repository: &str, digest: &Digest) -> Result<Option<Response<Body>>> {
-        let Some(upstream) = self.access.upstream(repository).await? else { return Ok(None) };
-        let blob = match self.origin(&upstream).await?.blob(digest).await {
-            Ok(blob) => blob,
-            Err(error) if error.is_not_found() => return Ok(None),
-            Err(error) => return Err(cannot_ask(&upstream, &error)),
-        };
+        let Some(blob) = self.origin_blob(repository, digest).await? else { return Ok(None) };
         let mut headers = vec![
             ("docker-content-digest", digest.to_string()),
             ("content-type", "application/octet-stream".to_owned()),

@@ -9,6 +9,7 @@ pub mod logging;
 pub mod memory;
 pub mod metrics;
 pub mod pki;
+pub mod schedule;
 pub mod service;
 pub mod tls;
 

@@ -71,6 +71,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use access::AccessConfig;
+pub use admission::images::{ImageJudge, ImageVerdict, PodImages};
 pub use aggregate::{FRONT_PROXY_CLIENT, FrontProxy};
 pub use allocate::ServiceRange;
 pub use audit::{AuditConfig, AuditFile, AuditWebhook, Policy as AuditPolicy};
@@ -100,6 +101,8 @@ pub struct Config {
     pub member_ttl: Option<u64>,
     /// Writes a backup of the store, if the store's backups are ours to make.
     pub backup: Option<BackupSource>,
+    /// Says which images pods may run; `None`: all.
+    pub image_judge: Option<Arc<dyn ImageJudge>>,
     pub access: AccessConfig,
 }
 
@@ -122,6 +125,7 @@ pub struct ApiServer {
     advertise: SocketAddr,
     node_tls: TlsConnector,
     backup: Option<BackupSource>,
+    image_judge: Option<Arc<dyn ImageJudge>>,
     metrics: metrics::Metrics,
     quotas: admission::quota::Quotas,
     webhooks: admission::webhooks::Webhooks,
@@ -159,6 +163,7 @@ impl ApiServer {
             advertise: config.advertise,
             node_tls: TlsConnector::from(config.node_tls.clone()),
             backup: config.backup.clone(),
+            image_judge: config.image_judge.clone(),
             metrics,
             quotas: admission::quota::Quotas::default(),
             webhooks: admission::webhooks::Webhooks::new(cache),

@@ -34,6 +34,7 @@ async fn server(kv: Arc<dyn Kv>, address: [u8; 4], folder: &std::path::Path) -> 
         sa_key: SaKey::load_or_create(&folder.join("sa.key")).unwrap(),
         node_tls: tls::client_config(ca.cert_pem(), None).unwrap(),
         member_ttl: Some(2),
+        image_judge: None,
         backup: None,
         access: AccessConfig::default(),
     };

@@ -60,7 +60,6 @@ use tokio_util::sync::CancellationToken;
 pub use cluster_autoscaler::{
     ClusterAutoscalerConfig, ClusterAutoscalerSettings, ExpanderName, ProviderConfig, externalgrpc,
 };
-pub use cronjob::schedule::{Schedule, parse as parse_schedule};
 use informers::Informers;
 pub use load_balancer::{LoadBalancerConfig, Pool, PoolConfig};
 pub use node_dns::NodeDnsConfig;

@@ -7,7 +7,7 @@ use futures::stream::{self, StreamExt, TryStreamExt};
 use crate::credentials::Auth;
 use crate::manifest::{Descriptor, Document};
 use crate::pull::{Progress, ProgressFn};
-use crate::registry::{Registries, Session, Source, Upload};
+use crate::registry::{Content, Registries, Session, Source, Upload};
 use crate::store::ImageStore;
 use crate::{Digest, Error, Reference, Result};
 
@@ -60,7 +60,11 @@ pub(crate) async fn push(
     });
     stream::iter(blobs)
         .map(|blob| {
-            let source = Source { path: content.path(&blob.digest), size: blob.size, mount_from: mount_from.clone() };
+            let source = Source {
+                content: Content::File(content.path(&blob.digest)),
+                size: blob.size,
+                mount_from: mount_from.clone(),
+            };
             let (session, report, chunk) = (&session, report.clone(), options.chunk_bytes);
             async move {
                 let step = report.clone();

@@ -1,10 +1,13 @@
 //! Changes to what a repository has: each one transaction that fails if the repository changed since it was looked at.
 
+use std::collections::BTreeMap;
+
 use dhow_image::Digest;
 use dhow_store::{Compare, KeyRange, Op, Revision, Txn};
 use serde_json::json;
 
 use super::{Catalog, Existence, Record, Seen, TagRecord, absent, encode, now, put, remove};
+use crate::manifest::Parsed;
 use crate::rules::{Rules, Tag};
 use crate::{Code, Error, Result};
 
@@ -218,18 +221,34 @@ impl Catalog {
     /// The repository has nothing any more.
     pub async fn forget_repository(&self, repository: &str, seen: Seen) -> Result<bool> {
         let key = self.key('r', repository);
-        self.txn(vec![Compare::mod_revision(key.clone(), seen.revision)], vec![remove(key)]).await
+        let used = remove(self.key('u', repository));
+        self.txn(vec![Compare::mod_revision(key.clone(), seen.revision)], vec![remove(key), used]).await
     }
 }
 
 /// How a manifest is shown among the referrers of its subject.
 fn descriptor(digest: &Digest, record: &Record) -> serde_json::Value {
-    let mut descriptor = json!({ "mediaType": record.media_type, "digest": digest, "size": record.size });
-    if let Some(kind) = &record.artifact_type {
+    shown(digest, &record.media_type, record.size, record.artifact_type.as_ref(), &record.annotations)
+}
+
+/// The same of a manifest that is not here.
+pub fn descriptor_of(digest: &Digest, parsed: &Parsed, size: usize) -> serde_json::Value {
+    shown(digest, &parsed.media_type, size as u64, parsed.artifact_type.as_ref(), &parsed.annotations)
+}
+
+fn shown(
+    digest: &Digest,
+    media_type: &str,
+    size: u64,
+    artifact_type: Option<&String>,
+    annotations: &BTreeMap<String, String>,
+) -> serde_json::Value {
+    let mut descriptor = json!({ "mediaType": media_type, "digest": digest, "size": size });
+    if let Some(kind) = artifact_type {
         descriptor["artifactType"] = json!(kind);
     }
-    if !record.annotations.is_empty() {
-        descriptor["annotations"] = json!(record.annotations);
+    if !annotations.is_empty() {
+        descriptor["annotations"] = json!(annotations);
     }
     descriptor
 }

@@ -6,15 +6,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use dhow_client::{Client, Key};
-use dhow_image::{Auth, CLUSTER_AUDIENCE, DockerConfig, Reference};
+use dhow_image::{Auth, CLUSTER_AUDIENCE, Reference};
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec};
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
-use k8s_openapi::api::core::v1::Secret;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use super::Kinds;
 use super::kinds::{Project, RobotAccount, SecretReference, robot_of, robot_user};
+use super::{Kinds, secrets};
 use crate::access::{AUTHENTICATED, Access, Actions, Credentials, User};
 use crate::projects::{is_secret, project_of};
 use crate::{Code, Error, Result, Rules, Upstream};
@@ -115,22 +114,25 @@ impl ApiAccess {
         Ok(actions)
     }
 
+    /// Whether references to this host mean this registry.
+    pub(super) fn is_own(&self, host: &str) -> bool {
+        self.hosts.iter().any(|own| own == host)
+    }
+
+    /// What a Secret has for another registry.
+    pub(super) async fn credentials_for(&self, secret: &SecretReference, registry: &str) -> Result<Auth> {
+        let reference = Reference::parse(&format!("{registry}/any"));
+        let reference = reference.map_err(|error| Error::new(Code::NameInvalid, error.to_string()))?;
+        self.credentials(secret, &reference).await
+    }
+
     /// What a Secret has for another registry's repository.
     async fn credentials(&self, secret: &SecretReference, reference: &Reference) -> Result<Auth> {
-        let name = format!("{}/{}", secret.namespace, secret.name);
-        let unusable = |why: String| {
-            Error::new(Code::Unknown, format!("the Secret {name}: {why}")).with_status(http::StatusCode::BAD_GATEWAY)
-        };
-        let found = self.client.get::<Secret>(Some(&secret.namespace), &secret.name).await;
-        let found = found.map_err(|error| unusable(error.to_string()))?;
-        let text = found.data.as_ref().and_then(|data| data.get(".dockerconfigjson"));
-        let text = text.ok_or_else(|| unusable("it has no .dockerconfigjson".to_owned()))?;
-        // Credentials alone: a Secret names no programs to be run here.
-        let text: serde_json::Value = serde_json::from_slice(&text.0).map_err(|error| unusable(error.to_string()))?;
-        let auths = serde_json::json!({ "auths": text["auths"] }).to_string();
-        let config = DockerConfig::parse(auths.as_bytes()).map_err(|error| unusable(error.to_string()))?;
-        let auth = config.find(&reference.name()).await.map_err(|error| unusable(error.to_string()))?;
-        auth.ok_or_else(|| unusable(format!("it has nothing for {}", reference.registry)))
+        let unusable = |why: String| Error::new(Code::Unknown, why).with_status(http::StatusCode::BAD_GATEWAY);
+        let SecretReference { namespace, name } = secret;
+        let auth = secrets::credentials(&self.client, namespace, name, &reference.name()).await.map_err(unusable)?;
+        let nothing = || format!("the Secret {namespace}/{name}: it has nothing for {}", reference.registry);
+        auth.ok_or_else(|| unusable(nothing()))
     }
 
     async fn is_allowed(&self, user: &User, project: &str, verb: &str) -> Result<bool> {

@@ -1,4 +1,5 @@
-//! `Project` and `RobotAccount`, group `registry.dhow.io/v1alpha1`, as users write them. Their schemas are `crds.yaml`.
+//! `Project` and `RobotAccount`, group `registry.dhow.io/v1alpha1`, as users write them. The schemas of all the registry's
+//! kinds are `crds.yaml`.
 
 use std::time::Duration;
 
@@ -16,7 +17,8 @@ use crate::rules::{Pattern, Retain, Rules};
 pub const DEFINITIONS: &str = include_str!("crds.yaml");
 pub const VERSION: &str = "v1alpha1";
 /// What [`DEFINITIONS`] are called.
-pub const NAMES: [&str; 2] = ["projects.registry.dhow.io", "robotaccounts.registry.dhow.io"];
+pub const NAMES: [&str; 3] =
+    ["projects.registry.dhow.io", "robotaccounts.registry.dhow.io", "replicationrules.registry.dhow.io"];
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default)]

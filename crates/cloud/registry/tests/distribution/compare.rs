@@ -11,7 +11,7 @@ use crate::harness::{Reply, Server, Web, descriptor};
 
 const DOCKER: &str = "application/vnd.docker.distribution.manifest.v2+json";
 
-struct Killed(Child);
+pub struct Killed(Child);
 
 impl Drop for Killed {
     fn drop(&mut self) {
@@ -20,7 +20,7 @@ impl Drop for Killed {
     }
 }
 
-fn reference(folder: &Path) -> (Killed, String) {
+pub fn reference(folder: &Path) -> (Killed, String) {
     let config = folder.join("config.yml");
     let text = format!(
         "version: 0.1\nlog: {{level: info}}\nhttp: {{addr: '127.0.0.1:0'}}\n\

@@ -165,8 +165,21 @@ impl Web {
     pub async fn push_blob(&self, repository: &str, bytes: &[u8]) -> Digest {
         let digest = Digest::of(bytes);
         let path = format!("/v2/{repository}/blobs/uploads/?digest={digest}");
-        self.send("POST", &path, &[], Bytes::copy_from_slice(bytes)).await.expect(201);
+        let begun = self.send("POST", &path, &[], Bytes::copy_from_slice(bytes)).await;
+        // Not every registry takes it in one request.
+        if begun.status == StatusCode::ACCEPTED {
+            let path = format!("{}&digest={digest}", begun.header("location").unwrap());
+            self.send("PUT", &path, &[], Bytes::copy_from_slice(bytes)).await.expect(201);
+        } else {
+            begun.expect(201);
+        }
         digest
+    }
+
+    /// A manifest of either kind, as registries want to be asked that do not say it unasked.
+    pub async fn get_manifest(&self, repository: &str, reference: &str) -> Reply {
+        let path = format!("/v2/{repository}/manifests/{reference}");
+        self.send("GET", &path, &[("accept", &format!("{INDEX}, {MANIFEST}"))], "").await
     }
 
     pub async fn put_manifest(&self, repository: &str, reference: &str, manifest: &Value) -> Reply {

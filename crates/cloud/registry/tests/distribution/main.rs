@@ -1,6 +1,7 @@
 //! The registry over real sockets.
 #![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
 
+mod artifacts;
 mod blobs;
 #[path = "../../../../runtime/cri/tests/support/busybox.rs"]
 mod busybox;
@@ -13,5 +14,7 @@ mod daemon;
 mod full;
 mod harness;
 mod manifests;
+mod replicate;
+mod signatures;
 mod tokens;
 mod upstream;

@@ -161,3 +161,62 @@ async fn what_the_quota_has_no_room_for_is_passed_on() {
     }
     assert!(!cache.blob_file(&layer).exists());
 }
+
+/// What refers to an image, and through the cache.
+fn signature(of: &Value) -> Value {
+    let mut signature = image(&["signature"]);
+    signature["subject"] = descriptor(MANIFEST, of.to_string().as_bytes());
+    signature["artifactType"] = "application/vnd.example.signature".into();
+    signature
+}
+
+async fn referrers(server: &Server, subject: &Digest) -> Vec<String> {
+    let reply = server.web.get(&format!("/v2/hub/app/referrers/{subject}")).await.expect(200).json();
+    let entries = reply["manifests"].as_array().unwrap();
+    entries.iter().map(|entry| entry["digest"].as_str().unwrap().to_owned()).collect()
+}
+
+#[tokio::test]
+async fn what_refers_to_an_image_comes_through_and_stays() {
+    let origin = Server::new().await;
+    let (digest, manifest) = origin.web.push_image("team/app", "1", "x").await;
+    let (cache, access) = cache_of(&origin, Duration::from_secs(600), Rules::default()).await;
+    cache.web.get("/v2/hub/app/manifests/1").await.expect(200);
+    assert!(referrers(&cache, &digest).await.is_empty());
+    let signature = signature(&manifest);
+    let signed = Digest::of(signature.to_string().as_bytes());
+    origin.web.push_blob("team/app", b"signature").await;
+    origin.web.put_manifest("team/app", signed.as_str(), &signature).await.expect(201);
+    // Believed for a while, then looked for again.
+    assert!(referrers(&cache, &digest).await.is_empty());
+    *access.check_after.lock() = Duration::ZERO;
+    assert_eq!(referrers(&cache, &digest).await, [signed.as_str()]);
+    let filtered = cache.web.get(&format!("/v2/hub/app/referrers/{digest}?artifactType=other")).await.expect(200);
+    assert!(filtered.json()["manifests"].as_array().unwrap().is_empty());
+    drop(origin);
+    assert_eq!(referrers(&cache, &digest).await, [signed.as_str()]);
+    assert_eq!(cache.web.get(&format!("/v2/hub/app/manifests/{signed}")).await.expect(200).json(), signature);
+    // Nobody can say that there are none.
+    cache.web.get(&format!("/v2/hub/app/referrers/{}", Digest::of(b"other"))).await.expect(502);
+}
+
+#[tokio::test]
+async fn an_origin_without_a_list_of_referrers_has_them_by_tag() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_killed, address) = crate::compare::reference(folder.path());
+    let origin = crate::harness::Web::new(&address);
+    let (digest, manifest) = origin.push_image("team/app", "1", "x").await;
+    let signature = signature(&manifest);
+    let signed = Digest::of(signature.to_string().as_bytes());
+    origin.push_blob("team/app", b"signature").await;
+    origin.put_manifest("team/app", signed.as_str(), &signature).await.expect(201);
+    let list = index(&[&signature]);
+    origin.put_manifest("team/app", &format!("sha256-{}", digest.hex()), &list).await.expect(201);
+    let check_after = Mutex::new(Duration::ZERO);
+    let access = Arc::new(Cache { origin: address, check_after, rules: Arc::default() });
+    let cache = Server::with(Config::default(), access).await;
+    assert_eq!(referrers(&cache, &digest).await, [signed.as_str()]);
+    // Taken back there, it is gone here.
+    origin.put_manifest("team/app", &format!("sha256-{}", digest.hex()), &index(&[])).await.expect(201);
+    assert!(referrers(&cache, &digest).await.is_empty());
+}

@@ -7,6 +7,7 @@ mod attributes;
 mod certificates;
 mod default_tolerations;
 mod device_admin;
+pub mod images;
 mod ingress_class;
 mod limit_ranger;
 mod namespace_lifecycle;
@@ -48,7 +49,8 @@ pub async fn mutate(server: &ApiServer, attributes: &mut Attributes<'_>) -> Resu
         }
         webhooks.ask_again(server, attributes).await?;
     }
-    Ok(())
+    // Last: nothing changes an image after it was looked at.
+    images::mutate(server, attributes).await
 }
 
 /// The plugins that change objects. Running them again changes nothing.

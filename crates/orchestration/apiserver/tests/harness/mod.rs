@@ -74,6 +74,7 @@ impl Cluster {
             sa_key,
             node_tls: tls::client_config(ca.cert_pem(), None).unwrap(),
             member_ttl: None,
+            image_judge: None,
             backup: None,
             access,
         };

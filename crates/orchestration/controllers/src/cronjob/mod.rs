@@ -1,7 +1,6 @@
 //! Starts the Jobs of CronJobs at their times.
 
 mod plan;
-pub mod schedule;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -168,7 +167,7 @@ impl CronJobs {
                 }
             },
         };
-        let schedule = match schedule::parse(&spec.schedule) {
+        let schedule = match dhow_base::schedule::parse(&spec.schedule) {
             Ok(schedule) => schedule,
             Err(error) => {
                 let text = format!("unparseable schedule: \"{}\" : {error}", spec.schedule);

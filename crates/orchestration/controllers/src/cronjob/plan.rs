@@ -3,11 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use dhow_base::schedule::Schedule;
 use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::jiff::Timestamp;
 use k8s_openapi::jiff::tz::TimeZone;
-
-use super::schedule::Schedule;
 
 /// More missed times than this are worth a warning.
 const MANY: usize = 100;
@@ -107,8 +106,8 @@ pub fn surplus(cron: &CronJob, jobs: &[Arc<Job>]) -> Vec<Arc<Job>> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use super::super::schedule::parse;
     use super::*;
+    use dhow_base::schedule::parse;
     use serde_json::{Value, json};
 
     fn cron(spec: Value, last: Option<&str>) -> CronJob {

@@ -21,6 +21,7 @@ use tokio::io::{AsyncReadExt, AsyncSeekExt};
 
 use super::config::{Endpoint, Registries};
 use super::connect::{self, Connector};
+use super::peer::Opener;
 use crate::credentials::Auth;
 use crate::{Error, Result};
 
@@ -49,6 +50,12 @@ pub enum Payload {
     /// `length` bytes of the file from `from` on.
     File {
         path: PathBuf,
+        from: u64,
+        length: u64,
+    },
+    /// The same of what is no file.
+    Opened {
+        open: Opener,
         from: u64,
         length: u64,
     },
@@ -257,6 +264,11 @@ impl Session {
                 let mut file = tokio::fs::File::open(path).await.map_err(open)?;
                 file.seek(std::io::SeekFrom::Start(*from)).await.map_err(open)?;
                 let pieces = tokio_util::io::ReaderStream::with_capacity(file.take(*length), 128 << 10);
+                StreamBody::new(pieces.map_ok(Frame::data).map_err(BoxError::from)).boxed_unsync()
+            }
+            Payload::Opened { open, from, length } => {
+                request = request.header(CONTENT_LENGTH, *length);
+                let pieces = open(*from..*from + *length).await.map_err(|e| Error::io("read a blob", e))?;
                 StreamBody::new(pieces.map_ok(Frame::data).map_err(BoxError::from)).boxed_unsync()
             }
         };

@@ -7,6 +7,7 @@ mod config;
 mod connect;
 mod download;
 mod hosts;
+mod peer;
 mod push;
 mod remote;
 
@@ -20,6 +21,8 @@ pub use self::cluster::{CLUSTER_AUDIENCE, ClusterRegistry};
 pub(crate) use self::config::Endpoint;
 pub use self::config::{HostConfig, Mirror, Registries, RegistriesConfig};
 pub use self::download::{Downloaded, download};
+pub(crate) use self::peer::Content;
+pub use self::peer::{Opener, Peer, PeerOptions, Pushed};
 pub(crate) use self::push::{Source, Upload};
 pub use self::remote::{Remote, RemoteBlob, RemoteManifest};
 use crate::credentials::Auth;

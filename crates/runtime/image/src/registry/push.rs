@@ -8,12 +8,13 @@ use hyper::body::Incoming;
 use super::auth::query_escape;
 use super::client::{Ask, Payload, Session, parse_uri, resolve, text_header};
 use super::config::Registries;
+use super::peer::{Content, mount};
 use crate::credentials::Auth;
 use crate::{Digest, Error, Reference, Result};
 
-/// A blob to push, as a file.
+/// A blob to push.
 pub(crate) struct Source {
-    pub path: std::path::PathBuf,
+    pub content: Content,
     pub size: u64,
     /// Repositories of the same registry that may have it.
     pub mount_from: Vec<String>,
@@ -52,8 +53,8 @@ impl Session {
         }
         let mut started = None;
         for from in &source.mount_from {
-            let query = format!("mount={}&from={}", query_escape(digest.as_str()), query_escape(from));
-            match self.request(&Ask::new(Method::POST, self.url_with("blobs/uploads/", &query))).await {
+            let url = self.url_with("blobs/uploads/", &mount(digest, from));
+            match self.request(&Ask::new(Method::POST, url)).await {
                 Ok(response) if response.status() == StatusCode::CREATED => return Ok(Upload::Mounted),
                 // The registry would rather have it uploaded, and has begun.
                 Ok(response) => {
@@ -72,7 +73,7 @@ impl Session {
         let mut location = self.location(&response)?;
         let octets = || Some("application/octet-stream".to_owned());
         let chunk = chunk.map(|chunk| chunk.max(minimum.unwrap_or(0)).max(1));
-        let mut payload = Payload::File { path: source.path.clone(), from: 0, length: source.size };
+        let mut payload = source.content.payload(0, source.size);
         if let Some(chunk) = chunk.filter(|chunk| *chunk < source.size) {
             let mut from = 0;
             while from < source.size {
@@ -80,7 +81,7 @@ impl Session {
                 let ask = Ask {
                     content_type: octets(),
                     content_range: Some(format!("{from}-{}", from + length - 1)),
-                    payload: Payload::File { path: source.path.clone(), from, length },
+                    payload: source.content.payload(from, length),
                     ..Ask::new(Method::PATCH, location.to_string())
                 };
                 let response = self.request(&ask).await?;
@@ -98,18 +99,18 @@ impl Session {
         Ok(Upload::Sent)
     }
 
-    /// Names what was pushed; the registry has all that the manifest speaks of.
-    pub async fn push_manifest(&self, target: &str, media_type: &str, bytes: Vec<u8>) -> Result<()> {
+    /// Names what was pushed; the registry has all that the manifest speaks of. Whether the registry will list it among the
+    /// referrers of its subject by itself.
+    pub async fn push_manifest(&self, target: &str, media_type: &str, bytes: Vec<u8>) -> Result<bool> {
         let ask = Ask {
             content_type: Some(media_type.to_owned()),
             payload: Payload::Bytes(Bytes::from(bytes)),
             ..Ask::new(Method::PUT, self.url(&format!("manifests/{target}")))
         };
-        self.request(&ask).await?;
-        Ok(())
+        Ok(self.request(&ask).await?.headers().contains_key("oci-subject"))
     }
 
-    fn url_with(&self, rest: &str, query: &str) -> String {
+    pub(super) fn url_with(&self, rest: &str, query: &str) -> String {
         let url = self.url(rest);
         let joint = if url.contains('?') { '&' } else { '?' };
         format!("{url}{joint}{query}")

@@ -39,6 +39,18 @@ impl Remote {
         }
         Err(last.unwrap_or_else(|| Error::Config("no configured host may be pulled from".to_owned())))
     }
+
+    /// Descriptors of what refers to a manifest, from the first place that answers.
+    pub async fn referrers(&self, subject: &Digest) -> Result<Vec<serde_json::Value>> {
+        let mut last = None;
+        for session in self.0.sources() {
+            match session.referrers(subject).await {
+                Ok(found) => return Ok(found),
+                Err(error) => last = Some(error),
+            }
+        }
+        Err(last.unwrap_or_else(|| Error::Config("no configured host may be pulled from".to_owned())))
+    }
 }
 
 pub struct RemoteManifest {
@@ -57,6 +69,10 @@ pub struct RemoteBlob {
 }
 
 impl RemoteBlob {
+    pub(super) fn new(size: Option<u64>, url: String, body: Incoming, silence: Duration) -> Self {
+        Self { size, url, body, silence }
+    }
+
     /// The next bytes; `None` at the end.
     pub async fn next(&mut self) -> Result<Option<Bytes>> {
         let broken = |source| Error::Transport { url: self.url.clone(), source };

@@ -5,8 +5,8 @@
 
 use std::time::Duration;
 
-use k8s_openapi::jiff::tz::TimeZone;
-use k8s_openapi::jiff::{Timestamp, ToSpan, Zoned};
+use jiff::tz::TimeZone;
+use jiff::{Timestamp, ToSpan, Zoned};
 
 const MONTHS: [&str; 12] = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"];
 const DAYS: [&str; 7] = ["sun", "mon", "tue", "wed", "thu", "fri", "sat"];
@@ -99,7 +99,7 @@ fn field(text: &str, low: u32, high: u32, words: &[&str]) -> Result<(u64, bool),
 
 /// A duration as Go writes it, of one second or more: `1h30m`.
 fn duration(text: &str) -> Option<Duration> {
-    let total = dhow_base::duration::go_seconds(text.trim())?;
+    let total = crate::duration::go_seconds(text.trim())?;
     let whole = Duration::try_from_secs_f64(total.floor().max(1.0)).ok()?;
     (whole < Duration::from_secs(u64::from(u32::MAX))).then_some(whole)
 }
