@@ -456,7 +456,7 @@ pub async fn stop_containers(place: &Place, remove: bool) -> Result<usize> {
     let runtime = runtimes::open(place, &images, net).await?;
     if let Opened::Embedded(runtime) = &runtime {
         // Steps that a killed daemon left.
-        builds::sandboxes(place, runtime.network()).await?;
+        builds::sandboxes(place, runtime.network(), &images.settings.builds).await?;
     }
     let stopped = runtime.stop_all(place, remove).await?;
     if remove {

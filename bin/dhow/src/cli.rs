@@ -14,7 +14,7 @@ use dhow_net::Cidr;
 use crate::runtimes::RuntimeChoice;
 
 pub use backup::{BackupArgs, BackupCommand, ListBackupsArgs, RestoreArgs, VerifyArgs};
-pub use build::{BuildArgs, BuildNetwork, ProgressKind};
+pub use build::{AttestArgs, BuildArgs, BuildNetwork, CacheArgs, LimitArgs, ProgressKind};
 pub use deploy::{DeployArgs, RenderForm, SourceArgs, UndeployArgs};
 pub use operations::{
     ConfigArgs, ConfigCommand, ConfigOutput, DoctorArgs, ExecArgs, InstallArgs, LogsArgs, SortBy, SupportBundleArgs,

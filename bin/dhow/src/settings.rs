@@ -16,6 +16,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::backups::BackupSettings;
+use crate::builds::BuildSettings;
 use crate::dns_settings::DnsSettings;
 use crate::registry_settings::RegistrySettings;
 
@@ -32,6 +33,8 @@ pub struct Settings {
     pub registries: RegistriesConfig,
     /// When images go.
     pub images: GcConfig,
+    /// How images are built.
+    pub builds: BuildSettings,
     /// How names are resolved.
     pub dns: DnsSettings,
     /// Upstream's `KubeSchedulerConfiguration`.
@@ -73,8 +76,15 @@ impl Settings {
         let flags = flag_variables(&command);
         let variables = std::env::vars_os().filter_map(|(name, value)| {
             let name = name.into_string().ok()?;
-            let prefixes =
-                ["DHOW_IMAGES_", "DHOW_REGISTRIES_", "DHOW_REGISTRY_", "DHOW_NODE_", "DHOW_DNS_", "DHOW_BACKUPS_"];
+            let prefixes = [
+                "DHOW_BUILDS_",
+                "DHOW_IMAGES_",
+                "DHOW_REGISTRIES_",
+                "DHOW_REGISTRY_",
+                "DHOW_NODE_",
+                "DHOW_DNS_",
+                "DHOW_BACKUPS_",
+            ];
             let ours = prefixes.iter().any(|prefix| name.starts_with(prefix));
             Some((name, value.into_string().ok()?)).filter(|(name, _)| ours && !flags.contains(name))
         });
@@ -84,6 +94,7 @@ impl Settings {
             .load()
             .context("read the settings")?;
         settings.images.check()?;
+        settings.builds.resolve().context("read the settings")?;
         settings.node.settings().map_err(anyhow::Error::msg).context("read the settings")?;
         for (name, program) in &settings.runtime_handlers {
             let of = format!("runtimeHandlers.{name}");

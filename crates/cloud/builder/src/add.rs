@@ -13,6 +13,7 @@ use crate::copy::At;
 use crate::error::{Error, Result, blocking};
 use crate::event::Step;
 use crate::plan::{Add, Copy};
+use crate::report::Material;
 
 /// What is to be copied, part by part, with the folders that were made for it.
 pub struct Fetched {
@@ -47,18 +48,24 @@ pub async fn fetch(build: &Build, copy: &Copy, place: &Place, step: &Step) -> Re
             _folders: Vec::new(),
         });
     };
+    let local = |source: &String| !is_git(source) && !is_http(source);
+    if add.checksum.is_some() && (!copy.inline.is_empty() || copy.sources.iter().any(local)) {
+        return Err(Error::Invalid("checksum can't be specified for local sources".to_owned()));
+    }
     let mut fetched = Fetched { parts: Vec::new(), _folders: Vec::new() };
     let mut rest = Copy { sources: Vec::new(), ..copy.clone() };
     for source in &copy.sources {
         let workspace = || build.builder.inner.config.store.workspace().map_err(Error::from);
         let (folder, part) = if is_git(source) {
             let folder = workspace()?;
-            clone(source, add, folder.path(), step).await?;
+            let commit = clone(source, add, folder.path(), build.job.agents.get("default"), step).await?;
+            build.report.lock().uses(Material::commit(source, &commit));
             let part = Copy { sources: vec!["/".to_owned()], inline: Vec::new(), ..copy.clone() };
             (folder, part)
-        } else if source.starts_with("http://") || source.starts_with("https://") {
+        } else if is_http(source) {
             let folder = workspace()?;
-            let name = download(source, add, folder.path()).await?;
+            let (name, digest) = download(source, add, folder.path()).await?;
+            build.report.lock().uses(Material::file(source, &digest));
             match add.unpack == Some(true) {
                 true => {
                     let (archive, into) = (folder.path().join(&name), folder.path().join(".unpacked"));
@@ -96,9 +103,6 @@ pub async fn fetch(build: &Build, copy: &Copy, place: &Place, step: &Step) -> Re
         fetched.parts.push(Part { copy: part, folder: Some(folder.path().to_owned()), roots: true });
         fetched._folders.push(folder);
     }
-    if add.checksum.is_some() && fetched.parts.is_empty() {
-        return Err(Error::Invalid("checksum can't be specified for local sources".to_owned()));
-    }
     if !rest.sources.is_empty() || !rest.inline.is_empty() {
         fetched.parts.push(Part { copy: rest, folder: None, roots: false });
     }
@@ -115,10 +119,15 @@ fn escape(name: &str) -> String {
     name.chars().flat_map(|c| if "*?[\\".contains(c) { vec!['\\', c] } else { vec![c] }).collect()
 }
 
-fn is_git(source: &str) -> bool {
+fn is_http(source: &str) -> bool {
+    source.starts_with("http://") || source.starts_with("https://")
+}
+
+/// Whether an address is that of a repository.
+pub fn is_git(source: &str) -> bool {
     let path = source.split('#').next().unwrap_or_default();
-    let http = path.starts_with("http://") || path.starts_with("https://");
-    http && path.ends_with(".git") || ["git://", "git@", "ssh://"].iter().any(|scheme| path.starts_with(scheme))
+    is_http(path) && path.ends_with(".git")
+        || ["git://", "git@", "ssh://"].iter().any(|scheme| path.starts_with(scheme))
 }
 
 /// Unpacks a source that is one archive; `None` if it is not.
@@ -141,27 +150,13 @@ async fn archives(source: &str, place: &Place, folder: TempDir) -> Result<Option
 }
 
 /// Unpacks an archive, packed as it may be; `false` if it is none.
-fn unpack(mut file: File, into: &Path) -> Result<bool> {
-    use std::io::Seek;
-    let mut head = [0u8; 6];
-    let got = file.read(&mut head).at("read a source")?;
-    let head = &head[..got];
-    let packed = head.starts_with(&[0x1f, 0x8b]) || head.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]);
-    if head.starts_with(b"BZh") || head.starts_with(&[0xfd, b'7', b'z', b'X', b'Z']) {
-        let kind = if head.starts_with(b"BZh") { "bzip2" } else { "xz" };
-        return Err(Error::Invalid(format!(
-            "archives compressed with {kind} are not unpacked; use gzip or zstd, or ADD --unpack=false"
-        )));
-    }
-    file.rewind().at("read a source")?;
-    let mut plain: Box<dyn Read + Send> = match packed {
-        true => dhow_image::decompress(file).at("decompress a source")?,
-        false => Box::new(file),
-    };
+pub fn unpack(file: File, into: &Path) -> Result<bool> {
+    let mut plain = dhow_image::decompress(file).at("decompress a source")?;
     let mut block = Vec::new();
-    (&mut plain).take(512).read_to_end(&mut block).at("read a source")?;
+    // What only looks packed is a file like any other.
+    let read = (&mut plain).take(512).read_to_end(&mut block);
     // The magic of ustar, GNU and PAX archives.
-    if block.len() < 512 || &block[257..262] != b"ustar" {
+    if read.is_err() || block.len() < 512 || &block[257..262] != b"ustar" {
         return Ok(false);
     }
     fs::create_dir_all(into).at("make a folder")?;
@@ -169,7 +164,8 @@ fn unpack(mut file: File, into: &Path) -> Result<bool> {
     Ok(true)
 }
 
-async fn download(source: &str, add: &Add, folder: &Path) -> Result<String> {
+/// The name of the file that came, and its digest.
+pub async fn download(source: &str, add: &Add, folder: &Path) -> Result<(String, Digest)> {
     let temporary = folder.join(".download");
     let file = File::create(&temporary).at("make a file")?;
     let done = dhow_image::download(source, &file).await?;
@@ -181,13 +177,14 @@ async fn download(source: &str, add: &Add, folder: &Path) -> Result<String> {
     };
     let target = folder.join(name);
     fs::rename(&temporary, &target).at("name what was downloaded")?;
-    if let Some(checksum) = &add.checksum {
-        let want = Digest::parse(checksum)?;
-        let opened = File::open(&target).at("read what was downloaded")?;
-        let got = hash(opened, Hasher::like(&want))?;
-        if got != want {
-            return Err(Error::Invalid(format!("digest mismatch {got}: {want} was expected of {source}")));
-        }
+    let want = add.checksum.as_deref().map(Digest::parse).transpose()?;
+    let opened = target.clone();
+    let hasher = want.as_ref().map_or_else(Hasher::sha256, Hasher::like);
+    let got = blocking(move || hash(File::open(&opened).at("read what was downloaded")?, hasher)).await?;
+    if let Some(want) = want
+        && got != want
+    {
+        return Err(Error::Invalid(format!("digest mismatch {got}: {want} was expected of {source}")));
     }
     use std::os::unix::fs::PermissionsExt;
     fs::set_permissions(&target, fs::Permissions::from_mode(0o600)).at("close what was downloaded")?;
@@ -195,7 +192,7 @@ async fn download(source: &str, add: &Add, folder: &Path) -> Result<String> {
     let time = time.map_or(0, |time| time.timestamp().as_second());
     let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(u64::try_from(time).unwrap_or(0));
     file.set_modified(time).at("date what was downloaded")?;
-    Ok(name.to_owned())
+    Ok((name.to_owned(), got))
 }
 
 fn hash(mut file: File, mut hasher: Hasher) -> Result<Digest> {
@@ -209,8 +206,8 @@ fn hash(mut file: File, mut hasher: Hasher) -> Result<Digest> {
     }
 }
 
-/// `address#reference:folder`, by git(1) of the machine.
-async fn clone(source: &str, add: &Add, into: &Path, step: &Step) -> Result<()> {
+/// `address#reference:folder`, by git(1) of the machine; returns the commit.
+pub async fn clone(source: &str, add: &Add, into: &Path, agent: Option<&PathBuf>, step: &Step) -> Result<String> {
     let (address, rest) = source.split_once('#').unwrap_or((source, ""));
     let (reference, folder) = rest.split_once(':').unwrap_or((rest, ""));
     // Neither may be taken for an option.
@@ -227,6 +224,9 @@ async fn clone(source: &str, add: &Add, into: &Path, step: &Step) -> Result<()> 
             .env("GIT_CONFIG_NOSYSTEM", "1")
             .env("HOME", into)
             .env("GIT_ALLOW_PROTOCOL", "http:https:git:ssh")
+            // Nobody is there to be asked about a host that was never seen.
+            .env("GIT_SSH_COMMAND", "ssh -o BatchMode=yes -o StrictHostKeyChecking=accept-new")
+            .envs(agent.map(|socket| ("SSH_AUTH_SOCK", socket)))
             .stdin(std::process::Stdio::null())
             .kill_on_drop(true)
             .output()
@@ -251,8 +251,8 @@ async fn clone(source: &str, add: &Add, into: &Path, step: &Step) -> Result<()> 
         git(&["fetch", "--quiet", "--tags", "origin", "+refs/heads/*:refs/remotes/origin/*"]).await?;
         git(&["checkout", "--quiet", "--detach", wanted]).await?;
     }
+    let commit = git(&["rev-parse", "HEAD"]).await?;
     if let Some(checksum) = &add.checksum {
-        let commit = git(&["rev-parse", "HEAD"]).await?;
         if checksum.len() < 7 || !commit.starts_with(checksum.as_str()) {
             return Err(Error::Invalid(format!("expected checksum to match {checksum}, got {commit}")));
         }
@@ -276,5 +276,6 @@ async fn clone(source: &str, add: &Add, into: &Path, step: &Step) -> Result<()> 
         }
         fs::remove_dir_all(&root).at("remove the clone")
     })
-    .await
+    .await?;
+    Ok(commit)
 }

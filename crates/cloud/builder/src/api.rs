@@ -6,25 +6,27 @@
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use base64::Engine as _;
 use bytes::Bytes;
 use dhow_image::api::{Answer, Credentials};
-use dhow_image::{ArchiveFormat, Compression, Platform, PushOptions};
+use dhow_image::{Compression, Platform};
+use dhow_oci::spec::Limits;
 use futures::TryStreamExt;
 use http_body_util::{BodyExt, BodyStream, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
-use tokio_util::io::{ReaderStream, StreamReader, SyncIoBridge};
+use tokio_util::io::{StreamReader, SyncIoBridge};
 
-use crate::build::Tree;
-use crate::copy::{self, At};
+use crate::attest::Attest;
+use crate::cache::{CacheMode, CacheSource};
+use crate::copy::At;
 use crate::error::{Error, Result, blocking};
 use crate::event::{Event, Events};
 use crate::plan::Wanted;
-use crate::{Builder, ContextSource, Job};
+use crate::report::Material;
+use crate::{Builder, ContextSource, Job, remote};
 
 /// The path below a node's server.
 pub const PATH: &str = "/images/build";
@@ -39,7 +41,7 @@ pub struct Request {
     pub target: Option<String>,
     pub args: BTreeMap<String, String>,
     pub labels: BTreeMap<String, String>,
-    /// `os/arch[/variant]`; the node's if not said.
+    /// `os/arch[/variant]`, several between commas; the node's if not said.
     pub platform: Option<String>,
     /// By name; the build's own has none.
     pub contexts: BTreeMap<String, Context>,
@@ -58,6 +60,56 @@ pub struct Request {
     pub compression: Option<Compression>,
     /// By registry.
     pub credentials: BTreeMap<String, Credentials>,
+    pub cache_from: Vec<CacheFrom>,
+    pub cache_to: Vec<CacheTo>,
+    pub attest: Attest,
+    pub limits: StepLimits,
+}
+
+/// Where steps that others made are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum CacheFrom {
+    Registry(String),
+    /// In the request, in the context's folder of this number: an OCI layout; its image of this tag if one is said.
+    Folder(usize, Option<String>),
+}
+
+/// Who else gets the steps.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CacheTo {
+    pub to: CacheTarget,
+    pub mode: CacheMode,
+    pub compression: Option<Compression>,
+    /// The build succeeds although its steps could not be written.
+    pub ignore_error: bool,
+}
+
+/// Where steps go.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum CacheTarget {
+    Registry(String),
+    /// Back to whoever asks, as an archive of an OCI layout, under this tag.
+    Folder(String),
+    /// With the image, which is a cache for others then.
+    Inline,
+}
+
+/// What each step of the build may use at most.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct StepLimits {
+    /// Bytes.
+    pub memory: Option<i64>,
+    pub pids: Option<i64>,
+    /// Beside other builds; 1024 is the usual weight.
+    pub cpu_shares: Option<u64>,
+    /// Microseconds in each period.
+    pub cpu_quota: Option<i64>,
+    pub cpu_period: Option<u64>,
+    pub cpuset_cpus: Option<String>,
 }
 
 /// Where a context is.
@@ -69,6 +121,9 @@ pub enum Context {
     /// The same, an OCI layout with one image.
     Layout(usize),
     Image(String),
+    /// Of a repository, an archive, or a single Dockerfile; the node fetches it. The build's own has the Dockerfile, too,
+    /// unless that is in the request.
+    Address(String),
 }
 
 /// What becomes of the result.
@@ -123,9 +178,9 @@ impl Builder {
     }
 }
 
-struct Received {
-    request: Request,
-    folder: tempfile::TempDir,
+pub(crate) struct Received {
+    pub request: Request,
+    pub folder: tempfile::TempDir,
 }
 
 fn refusal(status: http::StatusCode, message: String) -> Answer {
@@ -145,13 +200,14 @@ fn answer(builder: Builder, received: Received) -> Answer {
         // Nobody may be listening any more.
         let told = Events::new(move |event| drop(steps.send(line(&event))));
         match builder.fulfil(received, told).await {
-            Ok(None) => {}
-            Ok(Some(output)) => {
-                let _ = events.send(line(&Event::Archive));
+            Ok(outputs) => {
                 drop(events);
-                if let Err(error) = builder.write(output, &bytes).await {
-                    // An archive that could not be finished must not look finished.
-                    let _ = bytes.send(Err(io::Error::other(error))).await;
+                for output in outputs {
+                    if let Err(error) = builder.write(output, &bytes).await {
+                        // An archive that could not be finished must not look finished.
+                        let _ = bytes.send(Err(io::Error::other(error))).await;
+                        break;
+                    }
                 }
             }
             Err(error) => {
@@ -177,131 +233,56 @@ fn answer(builder: Builder, received: Received) -> Answer {
     answer
 }
 
-/// An archive that is to be sent.
-enum Archive {
-    Files(Box<Tree>),
-    Image { id: String, holder: String, names: Vec<String>, format: ArchiveFormat },
-}
-
 impl Builder {
-    async fn fulfil(&self, received: Received, events: Events) -> Result<Option<Archive>> {
-        let Received { request, folder } = received;
-        let job = self.job(&request, folder.path()).await?;
-        let tree = self.build(job, events.clone()).await?;
-        blocking(move || folder.close().at("remove the context")).await?;
-        let compression = request.compression.unwrap_or(match request.push {
-            true => Compression::Gzip,
-            false => Compression::Uncompressed,
+    /// What a request asks for, for each platform, and where its context came from if the node fetched it.
+    pub(crate) async fn jobs(
+        &self,
+        request: &Request,
+        folder: &Path,
+        events: &Events,
+    ) -> Result<(Vec<Job>, Option<Material>)> {
+        let platforms = platforms(request)?;
+        let (job, source) = self.job(request, folder, events).await?;
+        let several = platforms.len() > 1;
+        let jobs = platforms.into_iter().map(|platform| {
+            let shown_as = several.then(|| platform.to_string());
+            Job { wanted: Wanted { platform, ..job.wanted.clone() }, shown_as, ..job.clone() }
         });
-        match request.output {
-            Output::Nothing if !request.push => return Ok(None),
-            Output::Tar => return Ok(Some(Archive::Files(Box::new(tree)))),
-            _ => {}
-        }
-        let archive = matches!(request.output, Output::Oci | Output::Docker);
-        let kept: &[String] = if archive && !request.push { &[] } else { &request.names };
-        let step = events.begin("exporting to image");
-        let image = self.image(&tree, kept, compression).await;
-        step.end(&image);
-        let image = image?;
-        events.tell(Event::Built { id: image.id.clone(), names: request.names.clone() });
-        if request.push {
-            self.push(&request, &image.id, &events).await?;
-        }
-        let format = match request.output {
-            Output::Oci => ArchiveFormat::Oci,
-            Output::Docker => ArchiveFormat::Docker,
-            _ => return Ok(None),
-        };
-        let holder = format!("{}{}", crate::build::HOLDER, uuid::Uuid::new_v4().simple());
-        self.inner.config.store.hold(&image.id, &holder)?;
-        Ok(Some(Archive::Image { id: image.id, holder, names: request.names, format }))
+        Ok((jobs.collect(), source))
     }
 
-    async fn push(&self, request: &Request, id: &str, events: &Events) -> Result<()> {
-        if request.names.is_empty() {
-            return Err(Error::Invalid("an image is pushed under a name: give one".to_owned()));
-        }
-        for name in &request.names {
-            let registry = dhow_image::Reference::parse(name)?.registry;
-            let auth =
-                request.credentials.get(&registry).cloned().map(Into::into).unwrap_or(dhow_image::Auth::Anonymous);
-            let options =
-                PushOptions { auth, registries: Arc::clone(&self.inner.config.registries), chunk_bytes: None };
-            let step = events.begin(format!("pushing {name}"));
-            let pushed = self.inner.config.store.push(id, name, options, None).await.map_err(Error::from);
-            step.end(&pushed);
-            events.tell(Event::Pushed { name: name.clone(), digest: pushed?.to_string() });
-        }
-        Ok(())
-    }
-
-    async fn write(&self, archive: Archive, to: &mpsc::Sender<io::Result<Bytes>>) -> Result<()> {
-        let (from, into) = tokio::io::duplex(256 << 10);
-        let send = async {
-            let mut pieces = ReaderStream::with_capacity(from, 128 << 10);
-            while let Some(piece) = pieces.try_next().await.at("send the archive")? {
-                if to.send(Ok(piece)).await.is_err() {
-                    return Err(Error::Interrupted("nobody takes the archive".to_owned()));
-                }
-            }
-            Ok(())
-        };
-        match archive {
-            Archive::Files(tree) => {
-                let view = self.view(&tree).await?;
-                let bridge = SyncIoBridge::new(into);
-                let writing = blocking(move || {
-                    let mut bridge = io::BufWriter::with_capacity(128 << 10, bridge);
-                    copy::export(&view, &mut bridge)?;
-                    let mut bridge =
-                        bridge.into_inner().map_err(io::IntoInnerError::into_error).at("write the files")?;
-                    bridge.shutdown().at("write the files")
-                });
-                tokio::try_join!(send, writing).map(drop)
-            }
-            Archive::Image { id, holder, names, format } => {
-                let store = &self.inner.config.store;
-                let writing = async { Ok(store.export_as(&id, names, format, into).await?) };
-                let done = tokio::try_join!(send, writing).map(drop);
-                // Nobody asked for it to stay.
-                store.release(&holder)?;
-                done
-            }
-        }
-    }
-
-    async fn job(&self, request: &Request, folder: &Path) -> Result<Job> {
+    async fn job(&self, request: &Request, folder: &Path, events: &Events) -> Result<(Job, Option<Material>)> {
         let mut contexts = HashMap::new();
+        let (mut dockerfile, mut source) = (request.dockerfile.clone(), None);
+        let agents = agents(request)?;
         for (name, context) in &request.contexts {
             let numbered = |number: &usize| folder.join("contexts").join(number.to_string());
-            let source = match context {
+            let place = match context {
                 Context::Folder(number) => ContextSource::Folder(numbered(number)),
                 Context::Layout(number) => ContextSource::Image(self.layout(name, &numbered(number)).await?),
                 Context::Image(image) => ContextSource::Image(image.clone()),
+                Context::Address(address) => {
+                    let into = folder.join("fetched").join(contexts.len().to_string());
+                    let brought = remote::bring(address, &into, agents.get("default"), events).await?;
+                    if name.is_empty() {
+                        source = Some(brought.material);
+                        if dockerfile.is_empty() {
+                            dockerfile = match brought.dockerfile {
+                                Some(text) => text,
+                                None => remote::dockerfile(into.clone(), request.file.clone()).await?,
+                            };
+                        }
+                    }
+                    ContextSource::Folder(into)
+                }
             };
-            contexts.insert(name.clone(), source);
+            contexts.insert(name.clone(), place);
         }
         let mut secrets = HashMap::new();
         for (id, text) in &request.secrets {
             let secret = base64::engine::general_purpose::STANDARD.decode(text);
             secrets.insert(id.clone(), secret.map_err(|error| Error::Invalid(format!("secret {id}: {error}")))?);
         }
-        let mut agents = HashMap::new();
-        for (id, path) in &request.agents {
-            use std::os::unix::fs::FileTypeExt;
-            let socket = std::fs::metadata(path).is_ok_and(|meta| meta.file_type().is_socket());
-            if !socket {
-                let path = path.display();
-                return Err(Error::Invalid(format!("ssh {id}: {path} is no socket of an agent on the node")));
-            }
-            agents.insert(id.clone(), path.clone());
-        }
-        let platform = match &request.platform {
-            None => Platform::host(),
-            Some(text) => Platform::parse(text)
-                .ok_or_else(|| Error::Invalid(format!("{text:?} is no platform; write os/arch[/variant]")))?,
-        };
         let epoch = request.args.get("SOURCE_DATE_EPOCH").filter(|text| !text.is_empty());
         let epoch = match (request.epoch, epoch) {
             (None, Some(text)) => {
@@ -310,14 +291,21 @@ impl Builder {
             }
             (given, _) => given,
         };
-        Ok(Job {
-            dockerfile: request.dockerfile.clone(),
+        let cache_from = request.cache_from.iter().map(|from| match from {
+            CacheFrom::Registry(name) => CacheSource::Registry(name.clone()),
+            CacheFrom::Folder(number, tag) => {
+                CacheSource::Folder(folder.join("contexts").join(number.to_string()), tag.clone())
+            }
+        });
+        let limits = &request.limits;
+        let job = Job {
+            dockerfile,
             file: request.file.clone(),
             wanted: Wanted {
                 target: request.target.clone(),
                 args: request.args.clone(),
                 labels: request.labels.clone(),
-                platform,
+                platform: Platform::host(),
                 builder: Platform::host(),
                 contexts: contexts.keys().filter(|name| !name.is_empty()).cloned().collect(),
             },
@@ -330,7 +318,19 @@ impl Builder {
             network: request.network.clone(),
             epoch,
             auth: request.credentials.iter().map(|(name, given)| (name.clone(), given.clone().into())).collect(),
-        })
+            cache_from: cache_from.collect(),
+            limits: Limits {
+                memory: limits.memory,
+                pids: limits.pids,
+                cpu_shares: limits.cpu_shares,
+                cpu_quota: limits.cpu_quota,
+                cpu_period: limits.cpu_period,
+                cpuset_cpus: limits.cpuset_cpus.clone(),
+                ..Limits::default()
+            },
+            shown_as: None,
+        };
+        Ok((job, source))
     }
 
     /// The image of an OCI layout, by its id.
@@ -350,4 +350,31 @@ impl Builder {
             all => Err(Error::Invalid(format!("context {name}: the layout has {} images; one is wanted", all.len()))),
         }
     }
+}
+
+fn platforms(request: &Request) -> Result<Vec<Platform>> {
+    let Some(text) = &request.platform else { return Ok(vec![Platform::host()]) };
+    let mut all = Vec::new();
+    for name in text.split(',').map(str::trim) {
+        let platform = Platform::parse(name)
+            .ok_or_else(|| Error::Invalid(format!("{name:?} is no platform; write os/arch[/variant]")))?;
+        if !all.contains(&platform) {
+            all.push(platform);
+        }
+    }
+    Ok(all)
+}
+
+fn agents(request: &Request) -> Result<HashMap<String, PathBuf>> {
+    let mut agents = HashMap::new();
+    for (id, path) in &request.agents {
+        use std::os::unix::fs::FileTypeExt;
+        let socket = std::fs::metadata(path).is_ok_and(|meta| meta.file_type().is_socket());
+        if !socket {
+            let path = path.display();
+            return Err(Error::Invalid(format!("ssh {id}: {path} is no socket of an agent on the node")));
+        }
+        agents.insert(id.clone(), path.clone());
+    }
+    Ok(agents)
 }

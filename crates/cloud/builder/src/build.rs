@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use dhow_image::{Compression, Digest, Image, Layer, Platform, PullOptions, View};
+use dhow_image::{Compression, Digest, Image, Layer, Platform, PullOptions, Remote, RemoteSteps, View};
+use parking_lot::Mutex;
 use serde_json::json;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -15,6 +16,7 @@ use crate::dockerfile::{Dockerfile, Mistake};
 use crate::error::{Error, Result, blocking};
 use crate::event::{Event, Events};
 use crate::plan::{Copy, Item, Op, Origin, Planner, StagePlan};
+use crate::report::{Material, Report};
 use crate::{Builder, ContextSource, Job, owner};
 
 /// Holds on base images begin with it.
@@ -48,6 +50,9 @@ pub struct Build {
     images: tokio::sync::Mutex<BTreeMap<(String, String), Arc<Tree>>>,
     stages: HashMap<usize, Finished>,
     names: HashMap<usize, (String, usize)>,
+    /// What other builders made.
+    pub imported: Vec<RemoteSteps>,
+    pub report: Mutex<Report>,
 }
 
 /// Gives base images back.
@@ -67,6 +72,11 @@ impl Drop for Holding {
 impl Builder {
     /// Builds the stage that is asked for.
     pub async fn build(&self, job: Job, events: Events) -> Result<Tree> {
+        self.build_noted(job, events).await.map(|(tree, _)| tree)
+    }
+
+    /// The same, with what was used for it and made on the way.
+    pub async fn build_noted(&self, job: Job, events: Events) -> Result<(Tree, Report)> {
         let store = &self.inner.config.store;
         let _building = store.build();
         let id = format!("{HOLDER}{}", uuid::Uuid::new_v4().simple());
@@ -76,20 +86,24 @@ impl Builder {
         for text in &file.warnings {
             events.tell(Event::Warning { text: text.clone() });
         }
+        let imported = self.import(&job, &events).await;
         let build = Build {
             builder: self.clone(),
             job,
             events,
             id,
+            imported,
+            report: Mutex::new(Report::begin()),
             images: tokio::sync::Mutex::default(),
             stages: HashMap::new(),
             names: HashMap::new(),
         };
         let (plans, target) = build.plan(&file).await?;
-        let tree = build.run(plans, target).await?;
+        let (tree, mut report) = build.run(plans, target).await?;
+        report.finished = jiff::Timestamp::now();
         let (store, limit) = (store.clone(), self.inner.config.keep_bytes);
         blocking(move || Ok(store.trim_kept(limit)?)).await?;
-        Ok(tree)
+        Ok((tree, report))
     }
 
     /// Makes an image of what was built, under these names.
@@ -166,7 +180,7 @@ impl Build {
         Ok((plans, target))
     }
 
-    async fn run(mut self, plans: Vec<StagePlan>, target: usize) -> Result<Tree> {
+    async fn run(mut self, plans: Vec<StagePlan>, target: usize) -> Result<(Tree, Report)> {
         let total: usize = plans.iter().flat_map(|plan| &plan.items).filter(|item| item.op.is_some()).count();
         let mut senders = HashMap::new();
         let mut before = 0;
@@ -205,7 +219,9 @@ impl Build {
             return Err(error);
         }
         let tree = this.stages.get(&target).and_then(|finished| finished.borrow().clone());
-        tree.map(|tree| (*tree).clone()).ok_or_else(|| Error::Interrupted("the target was not built".into()))
+        let tree = tree.ok_or_else(|| Error::Interrupted("the target was not built".into()))?;
+        let report = std::mem::take(&mut *this.report.lock());
+        Ok(((*tree).clone(), report))
     }
 
     /// A base image: here, or pulled.
@@ -239,16 +255,27 @@ impl Build {
         let (of, image) = match here {
             Some(here) => here,
             None => {
-                let registry = dhow_image::Reference::parse(name)?.registry;
-                let auth = self.job.auth.get(&registry).cloned().unwrap_or(dhow_image::Auth::Anonymous);
+                let reference = dhow_image::Reference::parse(name)?;
+                let auth = self.job.auth.get(&reference.registry).cloned().unwrap_or(dhow_image::Auth::Anonymous);
+                // What this machine knows by the name is what it runs.
+                let name = match Platform::host().runs(&wanted) {
+                    true => name.to_owned(),
+                    false => {
+                        let remote = Remote::connect(&config.registries, &reference, &auth).await?;
+                        format!("{}@{}", reference.name(), remote.manifest(reference.target()).await?.digest)
+                    }
+                };
                 let options =
                     PullOptions { auth, registries: Arc::clone(&config.registries), platform: Some(wanted.clone()) };
-                let image = config.store.pull(name, options, None).await?;
+                let image = config.store.pull(&name, options, None).await?;
                 (read(&image)?, image)
             }
         };
         config.store.hold(&image.id, &self.id)?;
+        self.report.lock().uses(Material::image(name, &wanted, &image));
         let mut of = of;
+        // Its layers' keys are not those of what is built on it.
+        of.other.remove(dhow_image::INLINE_CACHE);
         // Who made it may have left it out.
         if of.os.is_empty() {
             of.os = wanted.os;
@@ -289,10 +316,10 @@ impl Build {
                     continue;
                 }
                 number += 1;
-                let title = match only {
-                    true => format!("[{number}/{total}] {}", item.text),
-                    false => format!("[{} {number}/{total}] {}", plan.name, item.text),
-                };
+                let stage = (!only).then_some(plan.name.as_str());
+                let place = self.job.shown_as.as_deref().into_iter().chain(stage);
+                let place: String = place.flat_map(|part| [part, " "]).collect();
+                let title = format!("[{place}{number}/{total}] {}", item.text);
                 layers = self.step(op, item, layers, title, fresh).await?;
             }
             history.push(History {
@@ -403,7 +430,9 @@ impl Build {
         // What depends on nothing but trees that are known by their layers needs no look at the files.
         let simple = serde_json::to_value(format!("{copy:?}")).unwrap_or_default();
         let quick = place.chain.as_ref().map(|from| self.key(&json!(["copy", chain, from, simple])));
-        if let Some(known) = quick.as_ref().filter(|_| !fresh).and_then(|key| store.kept(key)) {
+        if let Some(quick) = &quick
+            && let Some(known) = self.kept(quick, &layers, fresh).await?
+        {
             step.cached();
             return Ok(known);
         }
@@ -434,11 +463,13 @@ impl Build {
             false => self.key(&json!(["copy", chain, content.as_str()])),
         };
         let on = |own: Vec<Layer>| if copy.link { [layers.clone(), own].concat() } else { own };
-        if let Some(known) = store.kept(&key).filter(|_| !fresh) {
+        let under = if copy.link { &[][..] } else { &layers[..] };
+        if let Some(known) = self.kept(&key, under, fresh).await? {
             step.cached();
             let known = on(known);
             if let Some(quick) = quick {
                 store.keep(&quick, &known)?;
+                self.note(&quick, &known);
             }
             return Ok(known);
         }
@@ -455,9 +486,11 @@ impl Build {
         })
         .await?;
         let own = store.commit(&key, upper, below, epoch).await?;
+        self.note(&key, &own);
         let done = on(own);
         if let Some(quick) = quick {
             store.keep(&quick, &done)?;
+            self.note(&quick, &done);
         }
         blocking(move || workspace.close().at("remove a workspace")).await?;
         Ok(done)
@@ -473,7 +506,7 @@ impl Build {
     ) -> Result<Vec<Layer>> {
         let store = self.builder.inner.config.store.clone();
         let key = self.key(&json!(["folder", Tree::chain(&layers), path, user]));
-        if let Some(known) = store.kept(&key).filter(|_| !fresh) {
+        if let Some(known) = self.kept(&key, &layers, fresh).await? {
             step.cached();
             return Ok(known);
         }
@@ -502,6 +535,7 @@ impl Build {
         })
         .await?;
         let done = store.commit(&key, upper, layers, self.job.epoch).await?;
+        self.note(&key, &done);
         blocking(move || workspace.close().at("remove a workspace")).await?;
         Ok(done)
     }

@@ -156,12 +156,17 @@ pub fn folder(job: &Job<'_>, at: &Path) -> Result<Vec<Chosen>> {
     Ok(choosing.chosen)
 }
 
-/// Everything there is in a tree, as an archive.
-pub fn export(source: &View, to: impl Write) -> Result<()> {
-    let copy = Copy::plain(crate::plan::Origin::Scratch, "/", "/");
+/// Everything there is in these trees, as an archive; each in a folder of its own if it has a name.
+pub fn export(trees: &[(Option<String>, View)], to: impl Write) -> Result<()> {
     let target = View::open(&[])?;
-    let job = Job { copy: &copy, source, of_context: false, target: &target, owner: None, now: 0 };
-    write(&choose(&job)?, source, to).at("write the files")
+    let mut writer = LayerWriter::new(to);
+    for (folder, source) in trees {
+        let destination = folder.as_ref().map_or_else(|| "/".to_owned(), |folder| format!("/{folder}/"));
+        let copy = Copy::plain(crate::plan::Origin::Scratch, "/", &destination);
+        let job = Job { copy: &copy, source, of_context: false, target: &target, owner: None, now: 0 };
+        append(&choose(&job)?, source, &mut writer).at("write the files")?;
+    }
+    writer.finish().and_then(|mut to| to.flush()).at("write the files")
 }
 
 impl Choosing<'_> {
@@ -401,6 +406,11 @@ pub fn digest(chosen: &[Chosen], source: &View) -> Result<Digest> {
 /// Writes what was chosen as an archive.
 pub fn write(chosen: &[Chosen], source: &View, to: impl Write) -> io::Result<()> {
     let mut writer = LayerWriter::new(to);
+    append(chosen, source, &mut writer)?;
+    writer.finish()?.flush()
+}
+
+fn append(chosen: &[Chosen], source: &View, writer: &mut LayerWriter<impl Write>) -> io::Result<()> {
     for one in chosen {
         match &one.data {
             Data::None => writer.append(&one.entry, io::empty())?,
@@ -408,7 +418,7 @@ pub fn write(chosen: &[Chosen], source: &View, to: impl Write) -> io::Result<()>
             Data::Node(node) => writer.append(&one.entry, source.file(node)?)?,
         }
     }
-    writer.finish()?.flush()
+    Ok(())
 }
 
 /// Says what was being done when the file system refused.

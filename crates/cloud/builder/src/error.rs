@@ -19,6 +19,13 @@ pub enum Error {
     },
     #[error("process {command:?} did not complete successfully: exit code: {code}")]
     Exit { command: String, code: i32 },
+    #[error("process {command:?} did not complete successfully: it wanted more memory than a step may have ({})", size(*.limit))]
+    Memory { command: String, limit: i64 },
+    #[error(
+        "{program} programs cannot be run on this machine, which is {host}: give the kernel an interpreter for them \
+         (binfmt_misc, for example QEMU's), or let the stage begin with FROM --platform=$BUILDPLATFORM"
+    )]
+    Foreign { program: String, host: String },
     #[error("{0}")]
     Invalid(String),
     #[error("{doing}: {source}")]
@@ -31,6 +38,15 @@ pub enum Error {
     Network(String),
     #[error("the build was interrupted: {0}")]
     Interrupted(String),
+}
+
+/// As people write sizes.
+fn size(bytes: i64) -> String {
+    match bytes {
+        0 => "all there was".to_owned(),
+        bytes if bytes % (1 << 20) == 0 => format!("{} MiB", bytes >> 20),
+        bytes => format!("{bytes} bytes"),
+    }
 }
 
 impl From<dhow_image::Error> for Error {

@@ -43,6 +43,11 @@ pub enum Event {
         name: String,
         digest: String,
     },
+    /// So many bytes of an archive of steps follow, an OCI layout for the folder that was asked for by this number.
+    Cache {
+        number: usize,
+        bytes: u64,
+    },
     /// An archive follows, to the end of the stream.
     Archive,
     /// The last one of a build that failed.

@@ -11,17 +11,23 @@
 
 mod add;
 pub mod api;
+mod attest;
 mod build;
+mod cache;
 mod config;
 mod copy;
 pub mod dockerfile;
 mod error;
 mod event;
+mod foreign;
+mod fulfil;
 mod glob;
 mod mounts;
 mod owner;
 mod plan;
 mod program;
+mod remote;
+mod report;
 mod sandbox;
 
 use std::collections::HashMap;
@@ -29,11 +35,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use dhow_image::{Auth, ImageStore, Registries};
+use dhow_oci::spec::Limits;
 
+pub use attest::{Attest, ProvenanceMode};
+pub use cache::{CacheMode, CacheSource};
 pub use error::{Error, Result};
 pub use event::{Event, Events};
 pub use glob::Ignore;
-pub use plan::Wanted;
+pub use plan::{Wanted, size};
+pub use report::{Material, Report};
 pub use sandbox::{Network, Sandboxes};
 
 /// What a builder is told once.
@@ -71,6 +81,7 @@ pub enum ContextSource {
 }
 
 /// One build.
+#[derive(Clone)]
 pub struct Job {
     /// The Dockerfile's text, and what it is called in messages.
     pub dockerfile: String,
@@ -90,6 +101,12 @@ pub struct Job {
     /// Of the image and the newest of its files; the clock decides otherwise.
     pub epoch: Option<i64>,
     pub auth: HashMap<String, Auth>,
+    /// Steps that others made, looked through in this order.
+    pub cache_from: Vec<CacheSource>,
+    /// What each step may use, if less than any may.
+    pub limits: Limits,
+    /// What tells its steps from those of builds beside it.
+    pub shown_as: Option<String>,
 }
 
 impl Builder {

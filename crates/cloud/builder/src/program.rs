@@ -45,10 +45,11 @@ impl Build {
             run.insecure,
             run.script
         ]));
-        if let Some(known) = store.kept(&key).filter(|_| !fresh) {
+        if let Some(known) = self.kept(&key, &layers, fresh).await? {
             step.cached();
             return Ok(known);
         }
+        crate::foreign::can_run(&run.platform)?;
         let lower = store.folders(&layers).await?;
         let workspace = Arc::new(store.workspace()?);
         let upper = workspace.path().join("upper");
@@ -73,6 +74,7 @@ impl Build {
             mounts: ready.binds,
             network,
             insecure: run.insecure,
+            limits: self.job.limits.clone(),
         };
         let (events, number) = (self.events.clone(), step.number);
         let sink: sandbox::Sink = Arc::new(move |stderr, bytes| {
@@ -80,15 +82,19 @@ impl Build {
             events.tell(crate::Event::Output { step: number, stderr, text });
         });
         let held = (Arc::clone(&workspace), ready.using);
-        let code = inner.config.sandboxes.run(program, sink, held).await;
+        let ended = inner.config.sandboxes.run(program, sink, held).await;
         drop(permit);
-        match code? {
-            0 => {}
-            code => return Err(Error::Exit { command: run.args.join(" "), code }),
+        match ended? {
+            sandbox::Ended { code: 0, .. } => {}
+            sandbox::Ended { out_of_memory: Some(limit), .. } => {
+                return Err(Error::Memory { command: run.args.join(" "), limit });
+            }
+            sandbox::Ended { code, .. } => return Err(Error::Exit { command: run.args.join(" "), code }),
         }
         let cleaned = upper.clone();
         blocking(move || clear(&cleaned, &lower, &stubs)).await?;
         let done = store.commit(&key, upper, layers, self.job.epoch).await?;
+        self.note(&key, &done);
         blocking(move || {
             drop(workspace);
             Ok(())

@@ -42,7 +42,10 @@ pub struct Sandboxes {
     pub network: Arc<dyn Network>,
     /// Text of `/etc/resolv.conf` for steps with a network of their own.
     pub resolv_conf: String,
+    /// What a step may use at most.
     pub limits: Limits,
+    /// What all steps may use together.
+    pub together: Limits,
 }
 
 /// A program to run over layers.
@@ -58,6 +61,16 @@ pub struct Step {
     pub mounts: Vec<Mount>,
     pub network: String,
     pub insecure: bool,
+    /// Less than what any step may use.
+    pub limits: Limits,
+}
+
+/// How a program ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ended {
+    pub code: i32,
+    /// The kernel killed it, or a program that it started, for want of memory; how much it may have had.
+    pub out_of_memory: Option<i64>,
 }
 
 /// What a program writes, as it comes: `true` for standard error.
@@ -106,6 +119,8 @@ impl Sandboxes {
                 Running { shim: Shim::at(this.socket(&id)), this: Arc::clone(&this), id, child: None, closed: false };
             left.close().await?;
         }
+        let (group, together) = (this.cgroup.clone(), this.together.clone());
+        blocking(move || Ok(Cgroup::new(&group).create(&together)?)).await?;
         Ok(this)
     }
 
@@ -113,9 +128,9 @@ impl Sandboxes {
         self.run_dir.join(format!("{id}.sock"))
     }
 
-    /// Runs a step to its end; returns its exit code. Whoever stops waiting stops it; `held` is let go once nothing of it
+    /// Runs a step to its end. Whoever stops waiting stops it; `held` is let go once nothing of it
     /// runs any more.
-    pub async fn run(self: &Arc<Self>, step: Step, sink: Sink, held: impl Send + 'static) -> Result<i32> {
+    pub async fn run(self: &Arc<Self>, step: Step, sink: Sink, held: impl Send + 'static) -> Result<Ended> {
         let abandoned = CancellationToken::new();
         let _guard = abandoned.clone().drop_guard();
         let this = Arc::clone(self);
@@ -124,16 +139,26 @@ impl Sandboxes {
             let _held = held;
             let id = uuid::Uuid::new_v4().simple().to_string();
             let running = this.start(&id, &step).await?;
-            let ended = match running.begin(step).await {
+            let limits = this.limits(&step);
+            let memory = limits.memory.or(this.together.memory);
+            let ended = match running.begin(step, limits).await {
                 Ok(begun) => tokio::select! {
                     code = begun.wait(&sink) => code,
                     () = abandoned.cancelled() => Err(Error::Interrupted("nobody waits for it".into())),
                 },
                 Err(error) => Err(error),
             };
+            let ended = match ended {
+                Ok(0) => Ok(Ended { code: 0, out_of_memory: None }),
+                Ok(code) => running
+                    .starved()
+                    .await
+                    .map(|starved| Ended { code, out_of_memory: starved.then_some(memory.unwrap_or_default()) }),
+                Err(error) => Err(error),
+            };
             let closed = running.close().await;
-            let code = ended?;
-            closed.map(|()| code)
+            let ended = ended?;
+            closed.map(|()| ended)
         });
         work.await.unwrap_or_else(|error| Err(Error::Interrupted(error.to_string())))
     }
@@ -167,12 +192,25 @@ impl Sandboxes {
 }
 
 impl Running {
+    /// Whether the kernel killed something of the program that ended for want of memory.
+    async fn starved(&self) -> Result<bool> {
+        let shim = self.shim.clone();
+        blocking(move || match shim.ask(&Request::States)? {
+            Reply::States(states) => Ok(states.iter().any(|state| state.id == CONTAINER && state.oom_killed)),
+            _ => Ok(false),
+        })
+        .await
+    }
+
     /// Starts the program.
-    async fn begin(&self, step: Step) -> Result<Begun> {
+    async fn begin(&self, step: Step, limits: Limits) -> Result<Begun> {
         let (this, id, shim) = (Arc::clone(&self.this), self.id.clone(), self.shim.clone());
         blocking(move || {
             let dir = this.root.join(&id);
-            this.prepare(&dir, &id, step)?;
+            // Beside the other steps it counts as a whole, so its weight is that of the group above it.
+            let group = Cgroup::new(&format!("{}/{id}", this.cgroup));
+            group.create(&Limits { cpu_shares: step.limits.cpu_shares, ..Limits::default() })?;
+            this.prepare(&dir, &id, step, limits)?;
             shim.tell(&Request::Create { id: CONTAINER.to_owned() })?;
             let [(out, their_out), (err, their_err)] = [new_pipe()?, new_pipe()?];
             let request = Request::Attach { id: CONTAINER.to_owned() };
@@ -236,8 +274,19 @@ impl Drop for Running {
 }
 
 impl Sandboxes {
+    /// What a step asks for, but no more than it may have.
+    fn limits(&self, step: &Step) -> Limits {
+        let least = |one: Option<i64>, other: Option<i64>| one.into_iter().chain(other).min();
+        Limits {
+            memory: least(self.limits.memory, step.limits.memory),
+            pids: least(self.limits.pids, step.limits.pids),
+            cpu_shares: None,
+            ..step.limits.clone()
+        }
+    }
+
     /// Writes down what the shim is to make.
-    fn prepare(&self, dir: &Path, id: &str, step: Step) -> Result<()> {
+    fn prepare(&self, dir: &Path, id: &str, step: Step, limits: Limits) -> Result<()> {
         let resolv = match step.network.as_str() {
             "default" => self.resolv_conf.clone(),
             _ => fs::read_to_string("/etc/resolv.conf").unwrap_or_default(),
@@ -283,7 +332,7 @@ impl Sandboxes {
             pid: PidMode::Own,
             processes_of: None,
             cgroup: format!("{}/{id}/{CONTAINER}", self.cgroup),
-            limits: self.limits.clone(),
+            limits,
             log_path: dir.join("output.log"),
             log_limits: Some(LOG),
             stdin: false,

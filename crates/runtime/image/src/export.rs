@@ -23,6 +23,11 @@ pub enum ArchiveFormat {
     Docker,
 }
 
+/// What says that a folder is an OCI layout.
+const LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
+/// Of archives.
+const BLOCK: u64 = 512;
+
 /// One entry of a docker-archive's `manifest.json`.
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
@@ -79,9 +84,7 @@ async fn write(
             ArchiveFormat::Oci => archive.oci(&wanted)?,
             ArchiveFormat::Docker => archive.docker(&wanted)?,
         }
-        let mut bridge = archive.tar.into_inner().map_err(failed)?;
-        bridge.flush().map_err(failed)?;
-        bridge.shutdown().map_err(failed)
+        archive.end()
     })
     .await
 }
@@ -102,18 +105,48 @@ fn json(value: &impl Serialize) -> Result<Vec<u8>> {
     serde_json::to_vec(value).map_err(|e| Error::Archive(e.to_string()))
 }
 
-struct Archive<'a, W: Write> {
+pub(crate) struct Archive<'a, W: Write> {
     tar: tar::Builder<W>,
     content: &'a Content,
     /// Paths that are in it.
     written: HashSet<String>,
 }
 
+impl<'a, W: AsyncWrite + Unpin> Archive<'a, SyncIoBridge<W>> {
+    /// Writes an OCI layout of an index and these blobs; `size` is told first how many bytes will come.
+    pub(crate) fn layout(
+        content: &'a Content,
+        index: &Index,
+        blobs: &[&Descriptor],
+        size: impl FnOnce(u64),
+        to: SyncIoBridge<W>,
+    ) -> Result<()> {
+        let index = json(index)?;
+        let sizes = [LAYOUT.len() as u64, index.len() as u64].into_iter().chain(blobs.iter().map(|blob| blob.size));
+        // A header each, whole blocks, and two blocks at the end.
+        size(sizes.map(|bytes| BLOCK + bytes.next_multiple_of(BLOCK)).sum::<u64>() + 2 * BLOCK);
+        let mut archive = Archive { tar: tar::Builder::new(to), content, written: HashSet::new() };
+        archive.append("oci-layout", LAYOUT, LAYOUT.len() as u64)?;
+        archive.append("index.json", &index[..], index.len() as u64)?;
+        for blob in blobs {
+            archive.blob(&blob.digest, &blob_path(&blob.digest))?;
+        }
+        archive.end()
+    }
+
+    fn end(self) -> Result<()> {
+        let mut bridge = self.tar.into_inner().map_err(failed)?;
+        bridge.flush().map_err(failed)?;
+        bridge.shutdown().map_err(failed)
+    }
+}
+
 impl<W: Write> Archive<'_, W> {
     fn oci(&mut self, images: &[(Record, Vec<String>)]) -> Result<()> {
         let mut manifests = Vec::new();
         for (record, names) in images {
-            let plain = Descriptor { platform: None, annotations: None, ..record.manifest.clone() };
+            let top = record.whole.as_ref().map_or(&record.manifest, |whole| &whole.index);
+            let plain = Descriptor { platform: None, annotations: None, ..top.clone() };
             if names.is_empty() {
                 manifests.push(plain.clone());
             }
@@ -126,13 +159,13 @@ impl<W: Write> Archive<'_, W> {
             }));
         }
         let index = Index { schema_version: 2, media_type: OCI_INDEX.to_owned(), manifests };
-        self.append("oci-layout", &br#"{"imageLayoutVersion":"1.0.0"}"#[..], 30)?;
+        self.append("oci-layout", LAYOUT, LAYOUT.len() as u64)?;
         let index = json(&index)?;
         self.append("index.json", &index[..], index.len() as u64)?;
         for (record, _) in images {
             let blobs = [&record.manifest.digest, &record.id].into_iter().chain(record.layers.iter().map(|l| &l.blob));
-            for digest in blobs {
-                self.blob(digest, &format!("blobs/{}/{}", digest.algorithm(), digest.hex()))?;
+            for digest in blobs.chain(record.whole.iter().flat_map(|whole| &whole.blobs)) {
+                self.blob(digest, &blob_path(digest))?;
             }
         }
         Ok(())
@@ -183,6 +216,10 @@ impl<W: Write> Archive<'_, W> {
         header.set_mtime(0);
         self.tar.append_data(&mut header, path, data).map_err(failed)
     }
+}
+
+fn blob_path(digest: &Digest) -> String {
+    format!("blobs/{}/{}", digest.algorithm(), digest.hex())
 }
 
 fn layer_path(diff_id: &Digest) -> String {

@@ -278,12 +278,7 @@ impl Scan {
                 layers.push(Descriptor::new(OCI_LAYER, digest, size));
             }
             // A docker-archive has no manifest of its own; this one makes the image exportable and addressable.
-            let manifest = Manifest {
-                schema_version: 2,
-                media_type: OCI_MANIFEST.to_owned(),
-                config: Descriptor::new(OCI_CONFIG, config, config_size),
-                layers,
-            };
+            let manifest = Manifest::image(Descriptor::new(OCI_CONFIG, config, config_size), layers);
             let bytes = serde_json::to_vec(&manifest).map_err(|e| Error::Archive(e.to_string()))?;
             let pin = self.content.put("manifest", &bytes, None)?;
             let descriptor = Descriptor::new(OCI_MANIFEST, pin.digest().clone(), bytes.len() as u64);

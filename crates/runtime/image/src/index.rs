@@ -31,6 +31,9 @@ pub(crate) struct Record {
     /// Indexes the manifest was reached through; kept so that a pull by their digest is known.
     #[serde(default)]
     pub indexes: Vec<Descriptor>,
+    /// The index that goes in the image's place when it leaves this machine: it was built with more than itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub whole: Option<Whole>,
     /// Normalised, with tag.
     #[serde(default)]
     pub references: BTreeSet<String>,
@@ -47,6 +50,14 @@ pub(crate) struct Record {
     pub added: u64,
     #[serde(default)]
     pub used: u64,
+}
+
+/// An index that was made here.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Whole {
+    pub index: Descriptor,
+    /// The index's own, and those of all that it speaks of but the image.
+    pub blobs: BTreeSet<Digest>,
 }
 
 pub(crate) fn now() -> u64 {
@@ -68,6 +79,7 @@ impl Record {
             .into_iter()
             .chain(self.indexes.iter().map(|d| &d.digest))
             .chain(self.layers.iter().map(|l| &l.blob))
+            .chain(self.whole.iter().flat_map(|whole| &whole.blobs))
     }
 
     fn unused(&self) -> bool {
@@ -178,6 +190,7 @@ impl Index {
                 }
                 // The same config may be packed anew (another compression): the newest packing counts.
                 known.manifest = record.manifest;
+                known.whole = record.whole;
                 known.layers = record.layers;
             }
         }

@@ -35,9 +35,10 @@ mod store;
 mod unpack;
 mod view;
 
+pub use build::cache::{INLINE as INLINE_CACHE, RemoteSteps, inline as inline_cache};
 pub use build::pack::{Entry, EntryKind, LayerWriter};
-pub use build::{Building, Compression};
-pub use compress::decompress;
+pub use build::{Building, Compression, Statement, Variant};
+pub use compress::{decompress, is_packed};
 pub use content::Neighbour;
 pub use credentials::Auth;
 pub use credentials::docker::DockerConfig;

@@ -10,6 +10,8 @@ pub const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 pub const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 pub const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 pub const OCI_LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
+/// Two bytes, `{}`: the configuration of what has none.
+pub const OCI_EMPTY: &str = "application/vnd.oci.empty.v1+json";
 pub const DOCKER_INDEX: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
 pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 pub const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
@@ -62,9 +64,33 @@ pub struct Manifest {
     pub schema_version: u32,
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub media_type: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub artifact_type: Option<String>,
     pub config: Descriptor,
     #[serde(default)]
     pub layers: Vec<Descriptor>,
+    /// What it is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subject: Option<Descriptor>,
+}
+
+impl Manifest {
+    /// Of an image.
+    pub fn image(config: Descriptor, layers: Vec<Descriptor>) -> Self {
+        let media_type = OCI_MANIFEST.to_owned();
+        Manifest { schema_version: 2, media_type, artifact_type: None, config, layers, subject: None }
+    }
+
+    /// Everything it speaks of that a registry has to have, once.
+    pub fn blobs(&self) -> Vec<&Descriptor> {
+        let mut blobs: Vec<&Descriptor> = Vec::new();
+        for blob in self.layers.iter().filter(|layer| !layer.is_foreign()).chain([&self.config]) {
+            if blobs.iter().all(|known| known.digest != blob.digest) {
+                blobs.push(blob);
+            }
+        }
+        blobs
+    }
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -159,6 +185,11 @@ impl Platform {
             return None;
         }
         Some(Platform { os: os.to_owned(), architecture: architecture.to_owned(), variant: variant.map(str::to_owned) })
+    }
+
+    /// Whether a machine of this platform runs what is for that one.
+    pub fn runs(&self, offered: &Platform) -> bool {
+        self.distance(offered).is_some()
     }
 
     /// How well `self` can run `offered`: `None` not at all, smaller is better.

@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use futures::stream::{self, StreamExt, TryStreamExt};
 
+use crate::content::Content;
 use crate::credentials::Auth;
 use crate::manifest::{Descriptor, Document};
 use crate::pull::{Progress, ProgressFn};
-use crate::registry::{Content, Registries, Session, Source, Upload};
+use crate::registry::{self, Registries, Session, Source, Upload};
 use crate::store::ImageStore;
 use crate::{Digest, Error, Reference, Result};
 
@@ -37,35 +38,63 @@ pub(crate) async fn push(
     // The pins keep the blobs should the image be removed meanwhile.
     let (record, _pins) = store.record(image)?;
     let content = &store.inner.content;
-    let bytes = content.read("manifest", &record.manifest.digest)?;
-    let Document::Manifest(manifest) = Document::parse(image, &record.manifest.media_type, &bytes)? else {
-        return Err(Error::Manifest { what: image.to_owned(), message: "its manifest is an index".to_owned() });
-    };
     let session = Session::open_for_push(&options.registries, &name, &options.auth).await?;
     // Where else in the same registry these blobs were seen.
     let prefix = format!("{}/", name.registry);
     let others = record.digests.iter().filter_map(|d| Some(d.strip_prefix(&prefix)?.split_once('@')?.0.to_owned()));
     let mount_from: Vec<String> = others.filter(|repository| *repository != name.repository).take(2).collect();
-
-    let mut blobs: Vec<Descriptor> = Vec::new();
-    for blob in manifest.layers.iter().filter(|layer| !layer.is_foreign()).chain([&manifest.config]) {
-        if blobs.iter().all(|known| known.digest != blob.digest) {
-            blobs.push(blob.clone());
+    let top = record.whole.as_ref().map_or(&record.manifest, |whole| &whole.index);
+    let read = |descriptor: &Descriptor| -> Result<(Document, Vec<u8>)> {
+        let bytes = content.read("manifest", &descriptor.digest)?;
+        Ok((Document::parse(image, &descriptor.media_type, &bytes)?, bytes))
+    };
+    // What it consists of goes first, so that a registry never has an index of what it does not have.
+    let (document, bytes) = read(top)?;
+    let mut parts = Vec::new();
+    if let Document::Index(index) = &document {
+        for part in &index.manifests {
+            let (document, bytes) = read(part)?;
+            parts.push((document, part.clone(), part.digest.to_string(), bytes));
         }
     }
-    report(Progress::Resolved {
-        digest: record.manifest.digest.clone(),
-        layers: manifest.layers.len(),
-        bytes: blobs.iter().map(|blob| blob.size).sum(),
-    });
+    parts.push((document, top.clone(), name.target().to_owned(), bytes));
+    let mut blobs: Vec<Descriptor> = Vec::new();
+    let mut layers = 0;
+    for (document, ..) in &parts {
+        let Document::Manifest(manifest) = document else { continue };
+        layers += manifest.layers.len();
+        for blob in manifest.blobs() {
+            if blobs.iter().all(|known| known.digest != blob.digest) {
+                blobs.push(blob.clone());
+            }
+        }
+    }
+    report(Progress::Resolved { digest: top.digest.clone(), layers, bytes: blobs.iter().map(|blob| blob.size).sum() });
+    send_blobs(&session, content, blobs, &mount_from, options.chunk_bytes, &report).await?;
+    for (_, descriptor, target, bytes) in parts {
+        session.push_manifest(&target, &descriptor.media_type, bytes).await?;
+    }
+    report(Progress::Done { image: record.id.to_string() });
+    Ok(top.digest.clone())
+}
+
+/// Sends what the registry lacks of these.
+pub(crate) async fn send_blobs(
+    session: &Session,
+    content: &Content,
+    blobs: Vec<Descriptor>,
+    mount_from: &[String],
+    chunk: Option<u64>,
+    report: &ProgressFn,
+) -> Result<()> {
     stream::iter(blobs)
         .map(|blob| {
             let source = Source {
-                content: Content::File(content.path(&blob.digest)),
+                content: registry::Content::File(content.path(&blob.digest)),
                 size: blob.size,
-                mount_from: mount_from.clone(),
+                mount_from: mount_from.to_owned(),
             };
-            let (session, report, chunk) = (&session, report.clone(), options.chunk_bytes);
+            let report = report.clone();
             async move {
                 let step = report.clone();
                 let (digest, total) = (blob.digest.clone(), blob.size);
@@ -80,8 +109,6 @@ pub(crate) async fn push(
         })
         .buffer_unordered(PARALLEL)
         .try_collect::<Vec<()>>()
-        .await?;
-    session.push_manifest(name.target(), &record.manifest.media_type, bytes).await?;
-    report(Progress::Done { image: record.id.to_string() });
-    Ok(record.manifest.digest)
+        .await
+        .map(drop)
 }

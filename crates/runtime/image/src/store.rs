@@ -14,7 +14,7 @@ use crate::content::{Content, Neighbour, Pin};
 use crate::error::At;
 use crate::export::ArchiveFormat;
 use crate::growing::Growing;
-use crate::index::{Index, Layer, Record, chain_of, now};
+use crate::index::{Index, Layer, Record, Whole, chain_of, now};
 use crate::manifest::{Descriptor, Manifest};
 use crate::publish::PushOptions;
 use crate::pull::{ProgressFn, PullOptions};
@@ -319,7 +319,21 @@ impl ImageStore {
         references: BTreeSet<String>,
         digests: BTreeSet<String>,
     ) -> Result<Record> {
-        let record = self.describe(manifest_descriptor, manifest, indexes, references, digests)?;
+        self.register_whole(manifest_descriptor, manifest, indexes, None, references, digests)
+    }
+
+    /// The same, of an image that leaves this machine as part of a whole only.
+    pub(crate) fn register_whole(
+        &self,
+        manifest_descriptor: Descriptor,
+        manifest: &Manifest,
+        indexes: Vec<Descriptor>,
+        whole: Option<Whole>,
+        references: BTreeSet<String>,
+        digests: BTreeSet<String>,
+    ) -> Result<Record> {
+        let mut record = self.describe(manifest_descriptor, manifest, indexes, references, digests)?;
+        record.whole = whole;
         let mut index = self.inner.index.lock();
         index.change(|index| index.insert(record.clone()))?;
         self.inner.grown.notify_one();
@@ -359,6 +373,7 @@ impl ImageStore {
             id: manifest.config.digest.clone(),
             manifest: manifest_descriptor,
             indexes,
+            whole: None,
             references,
             digests,
             layers,

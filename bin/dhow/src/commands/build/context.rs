@@ -10,16 +10,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use anyhow::{Context as _, Result, bail};
 use bytes::Bytes;
 use dhow_builder::Ignore;
-use dhow_builder::api::{Context, Request};
+use dhow_builder::api::{CacheFrom, Context, Request};
 use dhow_image::{Entry, EntryKind, LayerWriter};
 use futures::Stream;
 use tokio::task::JoinHandle;
 use tokio_util::io::{ReaderStream, SyncIoBridge};
 
+use super::cache;
 use crate::cli::BuildArgs;
-
-/// What `docker build` reads from standard input if it is no Dockerfile.
-const GZIP: [u8; 2] = [0x1f, 0x8b];
 
 /// What goes to the node.
 pub struct Sources {
@@ -27,14 +25,20 @@ pub struct Sources {
     pub file: String,
     /// By number: the first is the build's own.
     folders: Vec<(PathBuf, Ignore)>,
+    /// Where the build's own context is.
+    pub own: Context,
     pub named: Vec<(String, Context)>,
+    pub caches: Vec<CacheFrom>,
     /// Keeps an archive's files while they are sent.
     _unpacked: Option<tempfile::TempDir>,
 }
 
 impl Sources {
     pub async fn gather(args: &BuildArgs) -> Result<Self> {
-        let (root, text, unpacked) = if args.path == Path::new("-") {
+        let address = args.path.to_str().filter(|path| is_address(path)).map(str::to_owned);
+        let (root, text, unpacked) = if address.is_some() {
+            (None, None, None)
+        } else if args.path == Path::new("-") {
             if args.file.as_deref() == Some(Path::new("-")) {
                 bail!("the context and the Dockerfile cannot both be standard input");
             }
@@ -50,6 +54,11 @@ impl Sources {
             (_, Some(file)) if file == Path::new("-") => {
                 let text = tokio::task::spawn_blocking(|| io::read_to_string(io::stdin())).await.context("read")??;
                 (text, "Dockerfile".to_owned(), None)
+            }
+            // The node reads it.
+            (None, file) if address.is_some() => {
+                let file = file.as_ref().map_or_else(|| "Dockerfile".to_owned(), |file| file.display().to_string());
+                (String::new(), file, None)
             }
             (_, file) => {
                 let root = root.clone().unwrap_or_default();
@@ -79,7 +88,9 @@ impl Sources {
         for text in &args.build_context {
             let (name, source) =
                 text.split_once('=').with_context(|| format!("--build-context {text}: NAME=SOURCE"))?;
-            let context = if let Some(image) = source.strip_prefix("docker-image://") {
+            let context = if is_address(source) {
+                Context::Address(source.to_owned())
+            } else if let Some(image) = source.strip_prefix("docker-image://") {
                 Context::Image(image.to_owned())
             } else {
                 let (folder, layout) = match source.strip_prefix("oci-layout://") {
@@ -99,7 +110,22 @@ impl Sources {
             };
             named.push((name.to_owned(), context));
         }
-        Ok(Sources { dockerfile, file, folders, named, _unpacked: unpacked })
+        let mut caches = Vec::new();
+        for text in &args.cache.cache_from {
+            caches.push(match cache::from(text)? {
+                cache::Source::Registry(name) => CacheFrom::Registry(name),
+                cache::Source::Folder(folder, tag) => {
+                    // The first build of all finds none.
+                    if !folder.join("index.json").is_file() {
+                        continue;
+                    }
+                    folders.push((folder, Ignore::default()));
+                    CacheFrom::Folder(folders.len() - 1, tag)
+                }
+            });
+        }
+        let own = address.map_or(Context::Folder(0), Context::Address);
+        Ok(Sources { dockerfile, file, folders, own, named, caches, _unpacked: unpacked })
     }
 
     /// The request as an archive, written while it is sent, and the task that writes it. `sent` counts bytes.
@@ -210,6 +236,11 @@ impl<W: Write> Walk<'_, W> {
     }
 }
 
+/// Whether the node is to fetch it.
+fn is_address(text: &str) -> bool {
+    ["http://", "https://", "git://", "ssh://", "git@", "github.com/"].iter().any(|scheme| text.starts_with(scheme))
+}
+
 type Stdin = (Option<PathBuf>, Option<String>, Option<tempfile::TempDir>);
 
 /// A Dockerfile, or an archive of a context.
@@ -217,7 +248,7 @@ fn from_stdin() -> Result<Stdin> {
     let mut bytes = Vec::new();
     io::stdin().read_to_end(&mut bytes).context("read standard input")?;
     let tar = bytes.get(257..262) == Some(b"ustar");
-    if !tar && !bytes.starts_with(&GZIP) && !bytes.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
+    if !tar && !dhow_image::is_packed(&bytes) {
         return Ok((None, Some(String::from_utf8(bytes).context("the Dockerfile is not UTF-8")?), None));
     }
     let folder = tempfile::tempdir().context("make a folder for the archive")?;

@@ -1,6 +1,7 @@
 //! `dhow build`: sends the context to a node, shows what happens there, takes the result.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
+mod cache;
 mod context;
 mod output;
 mod progress;
@@ -49,7 +50,7 @@ pub async fn build(args: &BuildArgs) -> Result<Option<String>> {
     let mut body = answer?.into_body();
     shown.end(sent);
     let mut answer = Answer::default();
-    let rest = follow(&mut body, &mut shown, &mut answer).await;
+    let rest = follow(&mut body, args, &mut shown, &mut answer).await;
     shown.clear();
     if let Some(error) = answer.error {
         return Err(error);
@@ -77,7 +78,7 @@ struct Answer {
 }
 
 /// Shows events to their end; returns the first bytes of the archive if one follows.
-async fn follow(body: &mut Body, shown: &mut Shown, answer: &mut Answer) -> Result<Option<Bytes>> {
+async fn follow(body: &mut Body, args: &BuildArgs, shown: &mut Shown, answer: &mut Answer) -> Result<Option<Bytes>> {
     let mut buffer = bytes::BytesMut::new();
     while let Some(frame) = body.frame().await {
         let Ok(data) = frame.context("the node ended the conversation")?.into_data() else { continue };
@@ -87,6 +88,13 @@ async fn follow(body: &mut Body, shown: &mut Shown, answer: &mut Answer) -> Resu
             let event: Event = serde_json::from_slice(&line).context("understand the node's progress")?;
             match event {
                 Event::Archive => return Ok(Some(buffer.freeze())),
+                Event::Cache { number, bytes } => {
+                    let text = args.cache.cache_to.get(number).context("a cache that nobody asked for")?;
+                    let (_, folder) = cache::to(text)?;
+                    let folder = folder.context("a cache that nobody asked for")?;
+                    cache::take(&folder, bytes, &mut buffer, body).await?;
+                    shown.say(&format!("wrote cache {}", folder.display()));
+                }
                 Event::Error { message, not_found } => {
                     shown.explain();
                     answer.error = Some(match not_found {

@@ -44,14 +44,7 @@ impl Destination {
                 "type" => kind = value,
                 "dest" => dest = Some(value),
                 "push" => this.push = value == "true",
-                "compression" => {
-                    this.compression = Some(match value {
-                        "gzip" => Compression::Gzip,
-                        "zstd" => Compression::Zstd,
-                        "uncompressed" => Compression::Uncompressed,
-                        other => bail!("--output: compression {other:?} is none of gzip, zstd and uncompressed"),
-                    });
-                }
+                "compression" => this.compression = Some(Self::compression(value).context("--output")?),
                 other => bail!("--output: {other:?} is none of type, dest, push and compression"),
             }
         }
@@ -75,6 +68,16 @@ impl Destination {
             }
         }
         Ok(this)
+    }
+
+    /// A compression by its name.
+    pub fn compression(name: &str) -> Result<Compression> {
+        Ok(match name {
+            "gzip" => Compression::Gzip,
+            "zstd" => Compression::Zstd,
+            "uncompressed" => Compression::Uncompressed,
+            other => bail!("compression {other:?} is none of gzip, zstd and uncompressed"),
+        })
     }
 
     pub fn wants_archive(&self) -> bool {

@@ -100,7 +100,7 @@ impl Shown {
             }
             Event::Warning { text } => self.say(&format!("WARNING: {text}")),
             Event::Pushed { name, digest } => self.say(&format!("pushed {name}@{digest}")),
-            Event::Built { .. } | Event::Archive | Event::Error { .. } => {}
+            Event::Built { .. } | Event::Cache { .. } | Event::Archive | Event::Error { .. } => {}
         }
     }
 
@@ -108,7 +108,8 @@ impl Shown {
         self.say(&format!("built {}", if names.is_empty() { id.to_owned() } else { names.join(", ") }));
     }
 
-    fn say(&self, text: &str) {
+    /// Says something that is no step's.
+    pub fn say(&self, text: &str) {
         match self.kind {
             ProgressKind::Quiet => {}
             // Above the lines that move.

@@ -5,22 +5,24 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail};
 use base64::Engine as _;
-use dhow_builder::api::{Context, Request};
-use dhow_builder::dockerfile::Dockerfile;
+use dhow_builder::api::{CacheFrom, CacheTarget, CacheTo, Context, Request, StepLimits};
+use dhow_builder::dockerfile::{Dockerfile, Instruction};
+use dhow_builder::{Attest, ProvenanceMode};
 use dhow_image::Reference;
 use dhow_image::api::Credentials;
 
 use super::super::image;
+use super::cache;
 use super::context::Sources;
 use super::output::Destination;
-use crate::cli::{BuildArgs, BuildNetwork};
+use crate::cli::{AttestArgs, BuildArgs, BuildNetwork, LimitArgs};
 
 /// Largest secret, as in BuildKit.
 const MAX_SECRET: usize = 500 << 10;
 
 pub async fn make(args: &BuildArgs, sources: &Sources, destination: &Destination) -> Result<Request> {
     let mut contexts: BTreeMap<String, Context> = BTreeMap::new();
-    contexts.insert(String::new(), Context::Folder(0));
+    contexts.insert(String::new(), sources.own.clone());
     for (name, context) in &sources.named {
         contexts.insert(name.clone(), context.clone());
     }
@@ -43,6 +45,7 @@ pub async fn make(args: &BuildArgs, sources: &Sources, destination: &Destination
         Ok(text) if !text.is_empty() => Some(text.parse().context("SOURCE_DATE_EPOCH is a number of seconds")?),
         _ => None,
     };
+    let cache_to = args.cache.cache_to.iter().map(|text| Ok(cache::to(text)?.0)).collect::<Result<Vec<_>>>()?;
     Ok(Request {
         dockerfile: sources.dockerfile.clone(),
         file: sources.file.clone(),
@@ -69,7 +72,11 @@ pub async fn make(args: &BuildArgs, sources: &Sources, destination: &Destination
         output: destination.output,
         push: args.push || destination.push,
         compression: destination.compression,
-        credentials: credentials(args, sources).await,
+        credentials: credentials(args, sources, &cache_to).await,
+        cache_from: sources.caches.clone(),
+        cache_to,
+        attest: attest(&args.attest)?,
+        limits: limits(&args.limits)?,
     })
 }
 
@@ -121,12 +128,76 @@ fn agents(given: &[String]) -> Result<BTreeMap<String, PathBuf>> {
     Ok(all)
 }
 
-/// What the user has for the registries of base images and of the image itself.
-async fn credentials(args: &BuildArgs, sources: &Sources) -> BTreeMap<String, Credentials> {
-    let bases = Dockerfile::parse(&sources.dockerfile).map(|file| file.stages).unwrap_or_default();
-    let bases = bases.into_iter().map(|stage| stage.base);
+/// `true`, `false`, or what is more to be said.
+fn attest(args: &AttestArgs) -> Result<Attest> {
+    let mut wanted = Attest::default();
+    let long = |kind: &str, text: &Option<String>| text.as_ref().map(|text| format!("type={kind},{text}"));
+    let long = [long("provenance", &args.provenance), long("sbom", &args.sbom)];
+    for text in long.into_iter().flatten().chain(args.attest.iter().cloned()) {
+        let (mut kind, mut mode, mut on) = ("", ProvenanceMode::Min, true);
+        for field in text.split(',') {
+            match field.split_once('=').unwrap_or((field, "")) {
+                ("type", name) => kind = name,
+                ("mode", "min") => mode = ProvenanceMode::Min,
+                ("mode", "max") => mode = ProvenanceMode::Max,
+                ("true" | "1", "") | ("disabled", "false") | ("enabled", "true") | ("version", "v1") => {}
+                ("false" | "0", "") | ("disabled", "true" | "") | ("enabled", "false") => on = false,
+                _ => {
+                    bail!("--attest {text}: {field:?} is none of type=provenance|sbom, mode=min|max and disabled=true")
+                }
+            }
+        }
+        match kind {
+            "provenance" => wanted.provenance = on.then_some(mode),
+            "sbom" => wanted.sbom = on,
+            other => bail!("--attest {text}: type {other:?} is neither provenance nor sbom"),
+        }
+    }
+    Ok(wanted)
+}
+
+fn limits(args: &LimitArgs) -> Result<StepLimits> {
+    let size = |text: &String| {
+        let bytes = dhow_builder::size(text).and_then(|bytes| i64::try_from(bytes).ok()).filter(|bytes| *bytes > 0);
+        bytes.with_context(|| format!("--memory {text}: a size such as 512m"))
+    };
+    let memory = args.memory.as_ref().map(size).transpose()?;
+    if args.pids_limit.is_some_and(|limit| limit < 1) {
+        bail!("--pids-limit: at least 1");
+    }
+    Ok(StepLimits {
+        memory,
+        pids: args.pids_limit,
+        cpu_shares: args.cpu_shares,
+        cpu_quota: args.cpu_quota,
+        cpu_period: args.cpu_period,
+        cpuset_cpus: args.cpuset_cpus.clone(),
+    })
+}
+
+/// What the user has for the registries of all images that the build reads or writes.
+async fn credentials(args: &BuildArgs, sources: &Sources, cache_to: &[CacheTo]) -> BTreeMap<String, Credentials> {
+    let stages = Dockerfile::parse(&sources.dockerfile).map(|file| file.stages).unwrap_or_default();
+    let copied =
+        stages.iter().flat_map(|stage| &stage.instructions).filter_map(|instruction| match &instruction.value {
+            Instruction::Copy(copying) | Instruction::Add(copying) => copying.from.clone(),
+            _ => None,
+        });
+    let contexts = sources.named.iter().filter_map(|(_, context)| match context {
+        Context::Image(name) => Some(name.clone()),
+        _ => None,
+    });
+    let caches = sources.caches.iter().filter_map(|from| match from {
+        CacheFrom::Registry(name) => Some(name.clone()),
+        CacheFrom::Folder(..) => None,
+    });
+    let targets = cache_to.iter().filter_map(|to| match &to.to {
+        CacheTarget::Registry(name) => Some(name.clone()),
+        _ => None,
+    });
+    let read = stages.iter().map(|stage| stage.base.clone()).chain(copied).chain(contexts).chain(caches);
     let (mut all, mut asked) = (BTreeMap::new(), BTreeSet::new());
-    for name in bases.chain(args.tag.iter().cloned()) {
+    for name in read.chain(args.tag.iter().cloned()).chain(targets) {
         let Ok(reference) = Reference::parse(&name) else { continue };
         if all.contains_key(&reference.registry) {
             continue;

@@ -41,7 +41,7 @@ pub fn text() -> Result<String> {
         }
     }
     out.push_str(
-        "\nKeys of `node`, `images`, `registries`, `dns` and `backups` may be given as variables, too: \
+        "\nKeys of `node`, `images`, `builds`, `registries`, `dns` and `backups` may be given as variables, too: \
          `DHOW_IMAGES_GC_HIGH_THRESHOLD_PERCENT` is `images.gcHighThresholdPercent`.\n",
     );
     flags(&mut out)?;

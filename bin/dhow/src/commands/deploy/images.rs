@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::super::build;
 use super::source::Deployable;
-use crate::cli::{BuildArgs, BuildNetwork, ConnectArgs, ImageNode, ProgressKind};
+use crate::cli::{AttestArgs, BuildArgs, BuildNetwork, CacheArgs, ConnectArgs, ImageNode, LimitArgs, ProgressKind};
 
 /// On pods of images that were built: another image makes other pods, though its name stays.
 const IMAGE_ID: &str = "dhow.io/image-id";
@@ -69,6 +69,9 @@ fn arguments(connect: &ConnectArgs, wanted: &Build, folder: &tempfile::TempDir) 
         progress: ProgressKind::Auto,
         quiet: false,
         iidfile: None,
+        cache: CacheArgs::default(),
+        attest: AttestArgs::default(),
+        limits: LimitArgs::default(),
     })
 }
 

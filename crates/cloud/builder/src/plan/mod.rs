@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 
 use dhow_image::Platform;
 
-pub use mounts::{Mount, MountKind, Sharing};
+pub use mounts::{Mount, MountKind, Sharing, bytes as size};
 
 use crate::config::ImageConfig;
 use crate::dockerfile::{Dockerfile, Heredoc, Mistake, Stage};
@@ -69,6 +69,8 @@ pub struct Run {
     pub origins: Vec<Option<Origin>>,
     pub network: String,
     pub insecure: bool,
+    /// What the stage's programs are made for.
+    pub platform: Platform,
     /// A here-document that is a program itself: where it is seen, and its text.
     pub script: Option<(String, String)>,
 }

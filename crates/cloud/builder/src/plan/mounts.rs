@@ -166,10 +166,11 @@ fn fields(text: &str) -> Vec<String> {
     fields
 }
 
-/// `64m`, `1gb`, `512`.
-fn bytes(text: &str) -> Option<u64> {
+/// A size as people write it: `64m`, `1gb`, `2GiB`, `512`.
+pub fn bytes(text: &str) -> Option<u64> {
     let lower = text.trim().to_ascii_lowercase();
-    let lower = lower.strip_suffix("ib").or_else(|| lower.strip_suffix('b')).unwrap_or(&lower);
+    let lower = lower.strip_suffix('b').unwrap_or(&lower);
+    let lower = lower.strip_suffix('i').unwrap_or(lower);
     let (digits, shift) = match lower.chars().last()? {
         'k' => (&lower[..lower.len() - 1], 10),
         'm' => (&lower[..lower.len() - 1], 20),
@@ -177,7 +178,7 @@ fn bytes(text: &str) -> Option<u64> {
         't' => (&lower[..lower.len() - 1], 40),
         _ => (lower, 0),
     };
-    digits.parse::<u64>().ok()?.checked_shl(shift)
+    digits.parse::<u64>().ok()?.checked_mul(1 << shift)
 }
 
 #[cfg(test)]

@@ -350,6 +350,7 @@ impl Planning<'_> {
             mounts: all,
             origins,
             network: running.network.clone().unwrap_or_else(|| "default".to_owned()),
+            platform: self.config.platform(),
             insecure: running.security.as_deref() == Some("insecure"),
             script,
         };

@@ -1,42 +1,25 @@
 //! What a builder needs of the store: folders to work in, layers made of them, images made of layers.
 
+mod assemble;
+pub(crate) mod cache;
 pub(crate) mod kept;
 pub(crate) mod pack;
 
-use std::collections::BTreeSet;
 use std::fs;
-use std::io::{self, BufWriter, Write};
+use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use crate::content::sync_dir;
 use crate::digest::Hasher;
 use crate::error::At;
 use crate::index::{Layer, chain_of};
-use crate::manifest::{Descriptor, Manifest, OCI_CONFIG, OCI_LAYER, OCI_MANIFEST};
+use crate::manifest::OCI_LAYER;
 use crate::snapshot::{remove_any, sync_file_system};
 use crate::store::{ImageStore, blocking};
-use crate::{Digest, Error, Image, Reference, Result};
+use crate::{Digest, Error, Image, Result};
 use pack::LayerWriter;
 
-/// How a layer's archive is stored.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Compression {
-    #[default]
-    Uncompressed,
-    Gzip,
-    Zstd,
-}
-
-impl Compression {
-    fn media_type(self) -> String {
-        match self {
-            Compression::Uncompressed => OCI_LAYER.to_owned(),
-            Compression::Gzip => format!("{OCI_LAYER}+gzip"),
-            Compression::Zstd => format!("{OCI_LAYER}+zstd"),
-        }
-    }
-}
+pub use assemble::{Compression, Statement, Variant};
 
 /// A build under way: the steps it uses stay while it lives.
 pub struct Building {
@@ -139,86 +122,6 @@ impl ImageStore {
     /// The folders of these layers, top first; those that are not unpacked are.
     pub async fn folders(&self, layers: &[Layer]) -> Result<Vec<PathBuf>> {
         self.unpack_layers(layers, &std::collections::HashMap::new(), &|_| {}).await
-    }
-
-    /// Makes an image of layers that are here and kept, under these names; with `compression` its own layers are packed
-    /// so.
-    pub async fn assemble(
-        &self,
-        config: Vec<u8>,
-        layers: Vec<Layer>,
-        names: &[String],
-        compression: Compression,
-    ) -> Result<Image> {
-        let references = names
-            .iter()
-            .map(|name| {
-                let parsed = Reference::parse(name)?;
-                if parsed.digest.is_some() {
-                    let reason = "an image is built under a tag";
-                    return Err(Error::InvalidReference { reference: name.clone(), reason });
-                }
-                Ok(parsed)
-            })
-            .collect::<Result<Vec<_>>>()?;
-        let store = self.clone();
-        blocking(move || {
-            let content = &store.inner.content;
-            let mut pins = Vec::new();
-            let mut descriptors = Vec::new();
-            for layer in &layers {
-                let (pin, descriptor) = store.compressed(layer, compression)?;
-                pins.push(pin);
-                descriptors.push(descriptor);
-            }
-            let pin = content.put("config", &config, None)?;
-            let manifest = Manifest {
-                schema_version: 2,
-                media_type: OCI_MANIFEST.to_owned(),
-                config: Descriptor::new(OCI_CONFIG, pin.digest().clone(), config.len() as u64),
-                layers: descriptors,
-            };
-            pins.push(pin);
-            let bytes = serde_json::to_vec(&manifest).map_err(|e| Error::Archive(e.to_string()))?;
-            let pin = content.put("manifest", &bytes, None)?;
-            let descriptor = Descriptor::new(OCI_MANIFEST, pin.digest().clone(), bytes.len() as u64);
-            let digests: BTreeSet<String> =
-                references.iter().map(|name| format!("{}@{}", name.name(), pin.digest())).collect();
-            let references = references.iter().map(ToString::to_string).collect();
-            let record = store.register(descriptor, &manifest, Vec::new(), references, digests)?;
-            drop((pins, pin));
-            store.image(&record)
-        })
-        .await
-    }
-
-    /// A layer as it is, or packed as wanted.
-    fn compressed(&self, layer: &Layer, wanted: Compression) -> Result<(crate::content::Pin, Descriptor)> {
-        let content = &self.inner.content;
-        let pin = content.pin(&layer.blob);
-        let plain = layer.blob == layer.diff_id;
-        if wanted == Compression::Uncompressed || !plain {
-            let media_type = if layer.media_type.is_empty() { OCI_LAYER } else { &layer.media_type };
-            return Ok((pin, Descriptor::new(media_type, layer.blob.clone(), layer.size)));
-        }
-        let blob = content.writer(Hasher::sha256())?;
-        let failed = |e| Error::io(format!("compress layer {}", layer.blob), e);
-        let mut from = content.open_blob(&layer.blob)?;
-        let blob = match wanted {
-            Compression::Zstd => {
-                let mut to = zstd::stream::write::Encoder::new(blob, 3).map_err(failed)?;
-                io::copy(&mut from, &mut to).map_err(failed)?;
-                to.finish().map_err(failed)?
-            }
-            _ => {
-                let mut to = flate2::GzBuilder::new().write(blob, flate2::Compression::new(4));
-                io::copy(&mut from, &mut to).map_err(failed)?;
-                to.finish().map_err(failed)?
-            }
-        };
-        let (pin, size) = blob.finish()?;
-        let descriptor = Descriptor::new(&wanted.media_type(), pin.digest().clone(), size);
-        Ok((pin, descriptor))
     }
 
     /// Forgets steps of builds, least recently used first, until at most so many bytes of them are left. Blocks.
