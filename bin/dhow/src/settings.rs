@@ -16,6 +16,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::backups::BackupSettings;
+use crate::build_kinds::BuildsSettings;
 use crate::dns_settings::DnsSettings;
 use crate::registry_settings::RegistrySettings;
 
@@ -42,6 +43,8 @@ pub struct Settings {
     pub cluster_autoscaler: ClusterAutoscalerConfig,
     /// The cluster's own registry of images.
     pub registry: RegistrySettings,
+    /// What runs of Builds may take.
+    pub builds: BuildsSettings,
     /// Plugins that make the pods' network in the place of our own.
     pub cni: Option<CniSettings>,
     /// When backups of the state are made, and where.
@@ -73,8 +76,15 @@ impl Settings {
         let flags = flag_variables(&command);
         let variables = std::env::vars_os().filter_map(|(name, value)| {
             let name = name.into_string().ok()?;
-            let prefixes =
-                ["DHOW_IMAGES_", "DHOW_REGISTRIES_", "DHOW_REGISTRY_", "DHOW_NODE_", "DHOW_DNS_", "DHOW_BACKUPS_"];
+            let prefixes = [
+                "DHOW_IMAGES_",
+                "DHOW_REGISTRIES_",
+                "DHOW_REGISTRY_",
+                "DHOW_NODE_",
+                "DHOW_DNS_",
+                "DHOW_BACKUPS_",
+                "DHOW_BUILDS_",
+            ];
             let ours = prefixes.iter().any(|prefix| name.starts_with(prefix));
             Some((name, value.into_string().ok()?)).filter(|(name, _)| ours && !flags.contains(name))
         });
@@ -94,6 +104,7 @@ impl Settings {
         settings.cluster_autoscaler.settings().map_err(anyhow::Error::msg).context("read the settings")?;
         settings.dns.check().context("read the settings")?;
         settings.registry.check().context("read the settings")?;
+        settings.builds.resolve().context("read the settings")?;
         settings.backups.plan().context("read the settings")?;
         if let Some(cni) = &settings.cni {
             let absolute = cni.conf_dir.is_absolute() && cni.bin_dirs.iter().all(|dir| dir.is_absolute());

@@ -53,12 +53,15 @@ pub async fn fetch(build: &Build, copy: &Copy, place: &Place, step: &Step) -> Re
         let workspace = || build.builder.inner.config.store.workspace().map_err(Error::from);
         let (folder, part) = if is_git(source) {
             let folder = workspace()?;
-            clone(source, add, folder.path(), step).await?;
+            match build.job.tenant.is_some() {
+                true => crate::git::add(source, add, folder.path(), step).await?,
+                false => clone(source, add, folder.path(), step).await?,
+            }
             let part = Copy { sources: vec!["/".to_owned()], inline: Vec::new(), ..copy.clone() };
             (folder, part)
         } else if source.starts_with("http://") || source.starts_with("https://") {
             let folder = workspace()?;
-            let name = download(source, add, folder.path()).await?;
+            let name = download(source, add, folder.path(), build.job.tenant.is_some()).await?;
             match add.unpack == Some(true) {
                 true => {
                     let (archive, into) = (folder.path().join(&name), folder.path().join(".unpacked"));
@@ -141,7 +144,7 @@ async fn archives(source: &str, place: &Place, folder: TempDir) -> Result<Option
 }
 
 /// Unpacks an archive, packed as it may be; `false` if it is none.
-fn unpack(mut file: File, into: &Path) -> Result<bool> {
+pub fn unpack(mut file: File, into: &Path) -> Result<bool> {
     use std::io::Seek;
     let mut head = [0u8; 6];
     let got = file.read(&mut head).at("read a source")?;
@@ -169,10 +172,11 @@ fn unpack(mut file: File, into: &Path) -> Result<bool> {
     Ok(true)
 }
 
-async fn download(source: &str, add: &Add, folder: &Path) -> Result<String> {
+async fn download(source: &str, add: &Add, folder: &Path, guarded: bool) -> Result<String> {
     let temporary = folder.join(".download");
     let file = File::create(&temporary).at("make a file")?;
-    let done = dhow_image::download(source, &file).await?;
+    let options = dhow_image::DownloadOptions { guarded, ..Default::default() };
+    let done = dhow_image::download(source, &options, &file).await?;
     let path = source.split(['?', '#']).next().unwrap_or_default();
     let name = done.name.as_deref().or_else(|| path.rsplit('/').next()).unwrap_or_default();
     let name = match name.rsplit('/').next() {
@@ -198,7 +202,7 @@ async fn download(source: &str, add: &Add, folder: &Path) -> Result<String> {
     Ok(name.to_owned())
 }
 
-fn hash(mut file: File, mut hasher: Hasher) -> Result<Digest> {
+pub fn hash(mut file: File, mut hasher: Hasher) -> Result<Digest> {
     let mut buffer = vec![0; 256 << 10];
     loop {
         let n = file.read(&mut buffer).at("read what was downloaded")?;

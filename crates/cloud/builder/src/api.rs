@@ -58,6 +58,8 @@ pub struct Request {
     pub compression: Option<Compression>,
     /// By registry.
     pub credentials: BTreeMap<String, Credentials>,
+    /// On whose behalf, if not the caller's own.
+    pub run: Option<crate::run::Run>,
 }
 
 /// Where a context is.
@@ -90,13 +92,21 @@ pub enum Output {
 impl Builder {
     /// Answers a request; what goes wrong is an answer, too.
     pub async fn serve(&self, request: http::Request<Incoming>) -> Answer {
+        if request.uri().path() != PATH {
+            return self.serve_runs(request).await;
+        }
         if request.method() != http::Method::POST {
             return refusal(http::StatusCode::METHOD_NOT_ALLOWED, "a build is asked for by POST".to_owned());
         }
-        match self.receive(request.into_body()).await {
-            Ok(received) => answer(self.clone(), received),
+        let received = self.receive(request.into_body()).await;
+        match received.and_then(|received| Ok((self.log_of(&received.request)?, received))) {
+            Ok((log, received)) => answer(self.clone(), received, log),
             Err(error) => refusal(http::StatusCode::BAD_REQUEST, error.to_string()),
         }
+    }
+
+    fn log_of(&self, request: &Request) -> Result<Option<crate::log::Writer>> {
+        request.run.as_ref().map(|run| self.inner.runs.log(&run.id)).transpose()
     }
 
     /// Takes the whole request in.
@@ -128,7 +138,7 @@ struct Received {
     folder: tempfile::TempDir,
 }
 
-fn refusal(status: http::StatusCode, message: String) -> Answer {
+pub fn refusal(status: http::StatusCode, message: String) -> Answer {
     let body = Full::new(Bytes::from(message + "\n"));
     let mut answer = Answer::new(body.map_err(|never: std::convert::Infallible| match never {}).boxed_unsync());
     *answer.status_mut() = status;
@@ -136,14 +146,19 @@ fn refusal(status: http::StatusCode, message: String) -> Answer {
 }
 
 /// Runs the build for as long as somebody reads.
-fn answer(builder: Builder, received: Received) -> Answer {
+fn answer(builder: Builder, received: Received, log: Option<crate::log::Writer>) -> Answer {
     let (events, mut lines) = mpsc::unbounded_channel::<Bytes>();
     let (bytes, mut archive) = mpsc::channel::<io::Result<Bytes>>(8);
     let mut work = Box::pin(async move {
         let line = |event: &Event| Bytes::from(serde_json::to_string(event).unwrap_or_default() + "\n");
         let steps = events.clone();
         // Nobody may be listening any more.
-        let told = Events::new(move |event| drop(steps.send(line(&event))));
+        let log = Arc::new(log);
+        let logged = Arc::clone(&log);
+        let told = Events::new(move |event| {
+            logged.iter().for_each(|log| log.tell(&event));
+            let _ = steps.send(line(&event));
+        });
         match builder.fulfil(received, told).await {
             Ok(None) => {}
             Ok(Some(output)) => {
@@ -156,7 +171,9 @@ fn answer(builder: Builder, received: Received) -> Answer {
             }
             Err(error) => {
                 let (message, not_found) = (error.to_string(), error.is_not_found());
-                let _ = events.send(line(&Event::Error { message, not_found }));
+                let event = Event::Error { message, not_found, line: error.line(), passing: error.is_passing() };
+                log.iter().for_each(|log| log.tell(&event));
+                let _ = events.send(line(&event));
             }
         }
     });
@@ -185,7 +202,8 @@ enum Archive {
 
 impl Builder {
     async fn fulfil(&self, received: Received, events: Events) -> Result<Option<Archive>> {
-        let Received { request, folder } = received;
+        let Received { mut request, folder } = received;
+        self.gather(&mut request, folder.path(), &events).await?;
         let job = self.job(&request, folder.path()).await?;
         let tree = self.build(job, events.clone()).await?;
         blocking(move || folder.close().at("remove the context")).await?;
@@ -199,14 +217,20 @@ impl Builder {
             _ => {}
         }
         let archive = matches!(request.output, Output::Oci | Output::Docker);
-        let kept: &[String] = if archive && !request.push { &[] } else { &request.names };
+        // A tenant's names are for the registry alone: here they could stand for somebody else's image.
+        let nameless = archive && !request.push || request.run.is_some();
+        let kept: &[String] = if nameless { &[] } else { &request.names };
         let step = events.begin("exporting to image");
         let image = self.image(&tree, kept, compression).await;
         step.end(&image);
         let image = image?;
         events.tell(Event::Built { id: image.id.clone(), names: request.names.clone() });
         if request.push {
-            self.push(&request, &image.id, &events).await?;
+            let holder = format!("{}{}", crate::build::HOLDER, uuid::Uuid::new_v4().simple());
+            self.inner.config.store.hold(&image.id, &holder)?;
+            let pushed = self.push(&request, &image.id, &events).await;
+            self.inner.config.store.release(&holder)?;
+            pushed?;
         }
         let format = match request.output {
             Output::Oci => ArchiveFormat::Oci,
@@ -224,8 +248,9 @@ impl Builder {
         }
         for name in &request.names {
             let registry = dhow_image::Reference::parse(name)?.registry;
-            let auth =
-                request.credentials.get(&registry).cloned().map(Into::into).unwrap_or(dhow_image::Auth::Anonymous);
+            let cluster = || request.run.as_ref()?.cluster(&self.inner.config.registries, &registry);
+            let auth = request.credentials.get(&registry).cloned().map(Into::into).or_else(cluster);
+            let auth = auth.unwrap_or(dhow_image::Auth::Anonymous);
             let options =
                 PushOptions { auth, registries: Arc::clone(&self.inner.config.registries), chunk_bytes: None };
             let step = events.begin(format!("pushing {name}"));
@@ -329,6 +354,7 @@ impl Builder {
             pull: request.pull,
             network: request.network.clone(),
             epoch,
+            tenant: request.run.as_ref().map(|run| run.tenant(&self.inner.config.sandboxes.limits)),
             auth: request.credentials.iter().map(|(name, given)| (name.clone(), given.clone().into())).collect(),
         })
     }

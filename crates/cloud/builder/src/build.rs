@@ -86,6 +86,7 @@ impl Builder {
             names: HashMap::new(),
         };
         let (plans, target) = build.plan(&file).await?;
+        build.permit(&plans)?;
         let tree = build.run(plans, target).await?;
         let (store, limit) = (store.clone(), self.inner.config.keep_bytes);
         blocking(move || Ok(store.trim_kept(limit)?)).await?;
@@ -166,6 +167,23 @@ impl Build {
         Ok((plans, target))
     }
 
+    /// Whether all of it may be done: a sandbox that is none is for those who run the machine.
+    fn permit(&self, plans: &[StagePlan]) -> Result<()> {
+        if self.job.tenant.is_none() {
+            return Ok(());
+        }
+        for item in plans.iter().flat_map(|plan| &plan.items) {
+            let Some(Op::Run(run)) = &item.op else { continue };
+            let refused = if run.insecure { "--security=insecure" } else { "--network=host" };
+            if run.insecure || run.network == "host" {
+                let message = format!("{refused} is for those who administer the node (dhow build)");
+                let mistake = Mistake::new(item.lines, message).at(refused);
+                return Err(Error::mistake(&mistake, &self.job.file, &self.job.dockerfile));
+            }
+        }
+        Ok(())
+    }
+
     async fn run(mut self, plans: Vec<StagePlan>, target: usize) -> Result<Tree> {
         let total: usize = plans.iter().flat_map(|plan| &plan.items).filter(|item| item.op.is_some()).count();
         let mut senders = HashMap::new();
@@ -240,7 +258,9 @@ impl Build {
             Some(here) => here,
             None => {
                 let registry = dhow_image::Reference::parse(name)?.registry;
-                let auth = self.job.auth.get(&registry).cloned().unwrap_or(dhow_image::Auth::Anonymous);
+                let cluster = || self.job.tenant.as_ref()?.cluster(&config.registries, &registry);
+                let auth = self.job.auth.get(&registry).cloned().or_else(cluster);
+                let auth = auth.unwrap_or(dhow_image::Auth::Anonymous);
                 let options =
                     PullOptions { auth, registries: Arc::clone(&config.registries), platform: Some(wanted.clone()) };
                 let image = config.store.pull(name, options, None).await?;
@@ -334,7 +354,7 @@ impl Build {
         done.map_err(|error| {
             let mistake = Mistake::new(item.lines, format!("failed to solve: {error}"));
             let shown = mistake.show(&self.job.file, &self.job.dockerfile);
-            Error::Step { shown: shown.trim_end().to_owned(), source: Box::new(error) }
+            Error::Step { shown: shown.trim_end().to_owned(), line: mistake.line, source: Box::new(error) }
         })
     }
 
@@ -384,7 +404,11 @@ impl Build {
 
     /// The key of a step: all that its result depends on.
     pub fn key(&self, what: &serde_json::Value) -> Digest {
-        let key = json!({"what": what, "epoch": self.job.epoch, "version": 1});
+        let mut key = json!({"what": what, "epoch": self.job.epoch, "version": 1});
+        if let Some(tenant) = &self.job.tenant {
+            // A step may depend on caches and secrets, which its key leaves out: nobody is given what others made.
+            key["for"] = json!(tenant.namespace);
+        }
         Digest::of(key.to_string().as_bytes())
     }
 

@@ -43,6 +43,13 @@ pub enum Event {
         name: String,
         digest: String,
     },
+    /// What is built is as of this commit.
+    Source {
+        commit: String,
+        author: String,
+        /// First line of its message.
+        subject: String,
+    },
     /// An archive follows, to the end of the stream.
     Archive,
     /// The last one of a build that failed.
@@ -50,6 +57,12 @@ pub enum Event {
     Error {
         message: String,
         not_found: bool,
+        /// Of the Dockerfile.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        line: Option<usize>,
+        /// Doing the same again may end better.
+        #[serde(default)]
+        passing: bool,
     },
 }
 

@@ -73,6 +73,7 @@ impl Build {
             mounts: ready.binds,
             network,
             insecure: run.insecure,
+            limits: self.job.tenant.as_ref().map(|tenant| tenant.limits.clone()),
         };
         let (events, number) = (self.events.clone(), step.number);
         let sink: sandbox::Sink = Arc::new(move |stderr, bytes| {

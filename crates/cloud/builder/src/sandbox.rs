@@ -58,6 +58,8 @@ pub struct Step {
     pub mounts: Vec<Mount>,
     pub network: String,
     pub insecure: bool,
+    /// In the place of everyone's.
+    pub limits: Option<Limits>,
 }
 
 /// What a program writes, as it comes: `true` for standard error.
@@ -283,7 +285,7 @@ impl Sandboxes {
             pid: PidMode::Own,
             processes_of: None,
             cgroup: format!("{}/{id}/{CONTAINER}", self.cgroup),
-            limits: self.limits.clone(),
+            limits: step.limits.unwrap_or_else(|| self.limits.clone()),
             log_path: dir.join("output.log"),
             log_limits: Some(LOG),
             stdin: false,

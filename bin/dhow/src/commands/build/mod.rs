@@ -1,7 +1,7 @@
 //! `dhow build`: sends the context to a node, shows what happens there, takes the result.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
-mod context;
+pub(super) mod context;
 mod output;
 mod progress;
 mod request;
@@ -87,7 +87,7 @@ async fn follow(body: &mut Body, shown: &mut Shown, answer: &mut Answer) -> Resu
             let event: Event = serde_json::from_slice(&line).context("understand the node's progress")?;
             match event {
                 Event::Archive => return Ok(Some(buffer.freeze())),
-                Event::Error { message, not_found } => {
+                Event::Error { message, not_found, .. } => {
                     shown.explain();
                     answer.error = Some(match not_found {
                         true => NotFound(message).into(),

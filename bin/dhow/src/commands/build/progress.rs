@@ -100,7 +100,7 @@ impl Shown {
             }
             Event::Warning { text } => self.say(&format!("WARNING: {text}")),
             Event::Pushed { name, digest } => self.say(&format!("pushed {name}@{digest}")),
-            Event::Built { .. } | Event::Archive | Event::Error { .. } => {}
+            Event::Built { .. } | Event::Source { .. } | Event::Archive | Event::Error { .. } => {}
         }
     }
 

@@ -70,6 +70,7 @@ pub async fn make(args: &BuildArgs, sources: &Sources, destination: &Destination
         push: args.push || destination.push,
         compression: destination.compression,
         credentials: credentials(args, sources).await,
+        run: None,
     })
 }
 
