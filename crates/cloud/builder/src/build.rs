@@ -258,6 +258,9 @@ impl Build {
             Some(here) => here,
             None => {
                 let registry = dhow_image::Reference::parse(name)?.registry;
+                if self.job.tenant.is_some() && !config.registries.is_clusters(&registry) {
+                    crate::git::check_registry(&registry).await?;
+                }
                 let cluster = || self.job.tenant.as_ref()?.cluster(&config.registries, &registry);
                 let auth = self.job.auth.get(&registry).cloned().or_else(cluster);
                 let auth = auth.unwrap_or(dhow_image::Auth::Anonymous);

@@ -100,6 +100,16 @@ impl<'a> Address<'a> {
     }
 }
 
+/// Refuses registries of the machine itself. One that cannot be looked up may have a mirror, and is missed later if not.
+pub async fn check_registry(registry: &str) -> Result<()> {
+    let url = format!("https://{registry}/");
+    let address = Address::parse(&url).ok_or_else(|| Error::Invalid(format!("{registry:?} is no registry")))?;
+    match address.resolve().await {
+        Err(error @ Error::Invalid(_)) => Err(error),
+        _ => Ok(()),
+    }
+}
+
 fn is_host(host: &str) -> bool {
     !host.is_empty() && !host.starts_with('-') && host.chars().all(|c| c.is_ascii_alphanumeric() || "-._:".contains(c))
 }
@@ -281,5 +291,6 @@ mod tests {
             };
             assert!(refused, "{url}");
         }
+        assert!(check_registry("127.0.0.1:5000").await.is_err() && check_registry("192.0.2.1:5000").await.is_ok());
     }
 }

@@ -8,6 +8,7 @@ use dhow_image::{Digest, DownloadOptions, Hasher, Platform, PullOptions, View, c
 use serde::{Deserialize, Serialize};
 
 use crate::api::{Context, Request};
+use crate::cloud::kinds::without_password;
 use crate::copy::At;
 use crate::error::{Error, Result, blocking};
 use crate::event::{Event, Events, Step};
@@ -47,12 +48,16 @@ impl Builder {
     pub(crate) async fn gather(&self, request: &mut Request, folder: &Path, events: &Events) -> Result<()> {
         let Some(run) = request.run.clone() else { return Ok(()) };
         let title = match &run.origin {
-            Origin::Git(from) if from.reference.is_empty() => format!("[internal] load {}", from.url),
-            Origin::Git(from) => format!("[internal] load {}#{}", from.url, from.reference),
-            Origin::Archive { url, .. } => format!("[internal] load {}", url.split('?').next().unwrap_or_default()),
+            Origin::Git(from) if from.reference.is_empty() => {
+                format!("[internal] load {}", without_password(&from.url))
+            }
+            Origin::Git(from) => format!("[internal] load {}#{}", without_password(&from.url), from.reference),
+            Origin::Archive { url, .. } => {
+                format!("[internal] load {}", without_password(url.split('?').next().unwrap_or_default()))
+            }
             Origin::Upload(_) => "[internal] load what was sent".to_owned(),
             Origin::Image(name) => format!("[internal] load the files of {name}"),
-            Origin::Nothing => return Ok(()),
+            Origin::Nothing => "[internal] load the Dockerfile".to_owned(),
         };
         let step = events.begin(title);
         let done = self.bring(&run, request, folder, &step).await;
@@ -65,6 +70,12 @@ impl Builder {
         }
         if let Some(name) = request.names.iter().find(|name| name.contains("$(")) {
             return Err(Error::Invalid(format!("nothing is known to put into the name {name}")));
+        }
+        for name in &request.names {
+            let registry = dhow_image::Reference::parse(name)?.registry;
+            if !self.inner.config.registries.is_clusters(&registry) {
+                git::check_registry(&registry).await?;
+            }
         }
         Ok(())
     }
@@ -84,6 +95,9 @@ impl Builder {
             Origin::Image(name) => {
                 let inner = &self.inner.config;
                 let registry = dhow_image::Reference::parse(name)?.registry;
+                if !inner.registries.is_clusters(&registry) {
+                    git::check_registry(&registry).await?;
+                }
                 let auth = request.credentials.get(&registry).cloned().map(Into::into);
                 let auth =
                     auth.or_else(|| run.cluster(&inner.registries, &registry)).unwrap_or(dhow_image::Auth::Anonymous);

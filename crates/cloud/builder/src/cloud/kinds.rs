@@ -339,7 +339,8 @@ impl Source {
     }
 }
 
-fn without_password(url: &str) -> String {
+/// An address as anyone may read it.
+pub(crate) fn without_password(url: &str) -> String {
     match url.split_once("://").and_then(|(scheme, rest)| Some((scheme, rest.split_once('@')?))) {
         Some((scheme, (user, rest))) if !user.contains('/') => format!("{scheme}://{rest}"),
         _ => url.to_owned(),
