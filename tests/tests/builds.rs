@@ -371,7 +371,15 @@ fn tenants_are_not_the_machine(host: &Host, folder: &Path) -> Result<()> {
     };
     for role in ["view", "edit"] {
         let user = format!("--user={role}@example.org");
-        host.kubectl(&["create", "rolebinding", role, "--namespace", "shop", &format!("--clusterrole={role}"), &user])?;
+        host.kubectl(&[
+            "create",
+            "rolebinding",
+            role,
+            "--namespace",
+            "shop",
+            &format!("--clusterrole=dhow:build:{role}"),
+            &user,
+        ])?;
     }
     ensure!(may("get", "buildruns.build.dhow.io", "--subresource=log", "view")?, "viewers read no logs");
     ensure!(!may("create", "buildruns.build.dhow.io", "--subresource=", "view")?, "viewers start runs");
@@ -387,7 +395,8 @@ fn a_killed_server_goes_on(host: &Host, folder: &Path) -> Result<()> {
     host.dhow(&["up"])?;
     eventually(SOON, || {
         let run = run_of(host, &name)?;
-        ensure!(run["status"]["phase"] == "Running" && run["status"]["attempts"] == 2, "{}", run["status"]);
+        let again = run["status"]["attempts"].as_u64().is_some_and(|attempts| attempts > 1);
+        ensure!(run["status"]["phase"] == "Running" && again, "{}", run["status"]);
         Ok(())
     })?;
     running(host, &name)?;

@@ -27,8 +27,8 @@ use super::execute::{self, Failure, Report};
 use super::kinds::{BUILD, Build, BuildRun, BuildSpec, Phase, RunStatus};
 use super::turn::{Busy, Place, Turn, turn};
 
-/// Attempts at a run that does not fail by its own fault.
-const ATTEMPTS: u32 = 3;
+/// Attempts at a run that does not fail by its own fault. A server that starts again may take two: its node is not there yet.
+const ATTEMPTS: u32 = 5;
 /// Before the second attempt; before each further one twice as long.
 const REST: Duration = Duration::from_secs(5);
 /// Between attempts at writing down how a run ended.
