@@ -98,7 +98,8 @@ pub fn read(kind: WebhookKind, headers: &HeaderMap, body: &[u8]) -> Result<Said,
         return Ok(Said::Nothing("a branch or tag was deleted"));
     }
     let is_hex = commit.bytes().all(|b| b.is_ascii_hexdigit());
-    if !is_hex || !matches!(commit.len(), 40 | 64) && !(kind == WebhookKind::Generic && commit.is_empty()) {
+    let is_whole = matches!(commit.len(), 40 | 64) || kind == WebhookKind::Generic && commit.is_empty();
+    if !is_hex || !is_whole {
         return Err(format!("{:?} is no commit", commit.chars().take(80).collect::<String>()));
     }
     let reference = text("/ref");

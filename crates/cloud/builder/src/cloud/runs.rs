@@ -58,7 +58,7 @@ struct Active {
 
 /// How a run ended.
 enum End {
-    Report(Report),
+    Report(Box<Report>),
     Cancelled,
 }
 
@@ -306,15 +306,15 @@ impl Runs {
             biased;
             () = self.stop.cancelled() => None,
             () = stop.cancelled() => Some(End::Cancelled),
-            done = tokio::time::timeout(limit, work) => Some(End::Report(done.unwrap_or_else(|_| {
+            done = tokio::time::timeout(limit, work) => Some(End::Report(Box::new(done.unwrap_or_else(|_| {
                 Report::failed(Failure::new("Timeout", format!("not done within {}", spec.timeout)))
-            }))),
+            })))),
         }
     }
 
     async fn finish(&self, key: &Key, run: &BuildRun, mut status: RunStatus, spec: &BuildSpec, end: End) {
         let report = match end {
-            End::Report(report) => report,
+            End::Report(report) => *report,
             End::Cancelled => {
                 conclude(&mut status, Phase::Cancelled, "Cancelled", "");
                 return self.conclude(run, status).await;
