@@ -10,6 +10,7 @@ use anyhow::{Context, Result, anyhow};
 use dhow_apiserver::{AccessConfig, ApiServer, BackupSource, ServiceRange, UserInfo};
 use dhow_base::pki::SaKey;
 use dhow_builder::Builder;
+use dhow_builder::cloud::Door;
 use dhow_client::Client;
 use dhow_image::{ImageStore, Registries};
 use dhow_net::{Cidr, Net, NetConfig};
@@ -31,7 +32,8 @@ use crate::runtimes::{Opened, RuntimeChoice};
 use crate::settings::Settings;
 use crate::store::{self, Store};
 use crate::{
-    backups, builds, dns_zones, image_policies, nameserver, pod_network, publish, registry, registry_trust, runtimes,
+    backups, build_kinds, builds, dns_zones, image_policies, nameserver, pod_network, publish, registry,
+    registry_trust, runtimes,
 };
 
 /// Parts that run until told to stop; one that ends by itself is an error.
@@ -291,9 +293,12 @@ fn start_leading(
     let administrator = server.client(UserInfo::new("system:dhow", &[keys::MASTERS]));
     let mut objects = dns_zones::objects()?;
     objects.extend(image_policies::objects()?);
+    objects.extend(build_kinds::objects()?);
     objects.extend(dhow_net::policy::definitions());
     parts.spawn(publish::keep(administrator, objects, shutdown.clone()));
+    server.extend(Door::new(server.client(UserInfo::new(build_kinds::USER, &[]))));
     let leading = Leading {
+        builds: settings.build_runs.resolve()?,
         server: Arc::clone(server),
         ca: Arc::clone(&keys.ca),
         balancer_pools: settings.load_balancer.pools().map_err(anyhow::Error::msg)?,
@@ -435,7 +440,7 @@ fn image_api(images: Images, builder: Builder, shutdown: &CancellationToken) -> 
         let (api, builder) = (api.clone(), builder.clone());
         Box::pin(async move {
             match request.uri().path() {
-                dhow_builder::api::PATH => builder.serve(request).await,
+                path if Builder::owns(path) => builder.serve(request).await,
                 _ => api.serve(request).await,
             }
         })

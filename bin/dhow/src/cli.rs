@@ -2,6 +2,7 @@
 
 mod backup;
 mod build;
+mod builds;
 mod deploy;
 mod operations;
 
@@ -15,6 +16,7 @@ use crate::runtimes::RuntimeChoice;
 
 pub use backup::{BackupArgs, BackupCommand, ListBackupsArgs, RestoreArgs, VerifyArgs};
 pub use build::{AttestArgs, BuildArgs, BuildNetwork, CacheArgs, LimitArgs, ProgressKind};
+pub use builds::{BuildsAt, BuildsCommand};
 pub use deploy::{DeployArgs, RenderForm, SourceArgs, UndeployArgs};
 pub use operations::{
     ConfigArgs, ConfigCommand, ConfigOutput, DoctorArgs, ExecArgs, InstallArgs, LogsArgs, SortBy, SupportBundleArgs,
@@ -50,6 +52,9 @@ pub enum Command {
     Undeploy(UndeployArgs),
     /// Build an image from a Dockerfile, on a node that can run it at once.
     Build(Box<BuildArgs>),
+    /// Run Builds, read what their runs write, stop them.
+    #[command(subcommand)]
+    Builds(BuildsCommand),
     /// Work with this node's images.
     #[command(subcommand)]
     Image(ImageCommand),

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::networks::ClusterNetworks;
 use crate::place::Place;
-use crate::{cluster_dns, keys, publish};
+use crate::{build_kinds, cluster_dns, keys, publish};
 
 /// Who leads, as `kubectl get lease -n kube-system` shows it.
 const LEASE: &str = "dhow-server";
@@ -34,6 +34,7 @@ pub struct Leading {
     /// The store, where other servers use it too.
     pub shared: Option<Arc<dyn Kv>>,
     pub schedulers: SchedulerConfig,
+    pub builds: dhow_builder::cloud::Settings,
 }
 
 impl Leading {
@@ -67,11 +68,19 @@ impl Leading {
         let controllers = dhow_controllers::run_all(client, config, stop.clone());
         let client = self.server.client(UserInfo::new(SCHEDULER, &[]));
         let scheduler = dhow_scheduler::run(client, self.schedulers.clone(), stop.clone());
+        let client = self.server.client(UserInfo::new(build_kinds::USER, &[]));
+        let builds = dhow_builder::cloud::run(client, self.builds.clone(), stop.clone());
         let compaction = compact(self.shared.clone(), stop.clone());
         let published = async {
             tokio::select! { () = self.publish(&place.networks) => {}, () = stop.cancelled() => {} }
         };
-        tokio::join!(ending(&stop, controllers), ending(&stop, scheduler), ending(&stop, compaction), published);
+        tokio::join!(
+            ending(&stop, controllers),
+            ending(&stop, scheduler),
+            ending(&stop, builds),
+            ending(&stop, compaction),
+            published
+        );
     }
 }
 

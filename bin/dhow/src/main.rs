@@ -5,6 +5,7 @@ mod agent;
 mod agent_keys;
 mod backup;
 mod backups;
+mod build_kinds;
 mod builds;
 mod builtins;
 mod cli;
@@ -125,6 +126,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             Command::Deploy(args) => commands::deploy::run(args).await,
             Command::Undeploy(args) => commands::deploy::undeploy::run(args).await,
             Command::Build(args) => commands::build::run(*args).await,
+            Command::Builds(command) => commands::builds::run(command).await,
             Command::Image(command) => commands::image::run(command).await,
             Command::Registry(command) => commands::registry::run(command).await,
             Command::Kubeconfig(args) => commands::print_kubeconfig(&args),

@@ -16,6 +16,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::backups::BackupSettings;
+use crate::build_kinds::BuildRunSettings;
 use crate::builds::BuildSettings;
 use crate::dns_settings::DnsSettings;
 use crate::registry_settings::RegistrySettings;
@@ -45,6 +46,8 @@ pub struct Settings {
     pub cluster_autoscaler: ClusterAutoscalerConfig,
     /// The cluster's own registry of images.
     pub registry: RegistrySettings,
+    /// What runs of Builds may take.
+    pub build_runs: BuildRunSettings,
     /// Plugins that make the pods' network in the place of our own.
     pub cni: Option<CniSettings>,
     /// When backups of the state are made, and where.
@@ -78,6 +81,7 @@ impl Settings {
             let name = name.into_string().ok()?;
             let prefixes = [
                 "DHOW_BUILDS_",
+                "DHOW_BUILD_RUNS_",
                 "DHOW_IMAGES_",
                 "DHOW_REGISTRIES_",
                 "DHOW_REGISTRY_",
@@ -105,6 +109,7 @@ impl Settings {
         settings.cluster_autoscaler.settings().map_err(anyhow::Error::msg).context("read the settings")?;
         settings.dns.check().context("read the settings")?;
         settings.registry.check().context("read the settings")?;
+        settings.build_runs.resolve().context("read the settings")?;
         settings.backups.plan().context("read the settings")?;
         if let Some(cni) = &settings.cni {
             let absolute = cni.conf_dir.is_absolute() && cni.bin_dirs.iter().all(|dir| dir.is_absolute());

@@ -2,6 +2,7 @@
 
 pub mod backup;
 pub mod build;
+pub mod builds;
 pub mod config;
 pub mod cri;
 pub mod deploy;

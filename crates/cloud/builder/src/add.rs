@@ -58,13 +58,16 @@ pub async fn fetch(build: &Build, copy: &Copy, place: &Place, step: &Step) -> Re
         let workspace = || build.builder.inner.config.store.workspace().map_err(Error::from);
         let (folder, part) = if is_git(source) {
             let folder = workspace()?;
-            let commit = clone(source, add, folder.path(), build.job.agents.get("default"), step).await?;
+            let commit = match build.job.tenant.is_some() {
+                true => crate::git::add(source, add, folder.path(), step).await?,
+                false => clone(source, add, folder.path(), build.job.agents.get("default"), step).await?,
+            };
             build.report.lock().uses(Material::commit(source, &commit));
             let part = Copy { sources: vec!["/".to_owned()], inline: Vec::new(), ..copy.clone() };
             (folder, part)
         } else if is_http(source) {
             let folder = workspace()?;
-            let (name, digest) = download(source, add, folder.path()).await?;
+            let (name, digest) = download(source, add, folder.path(), build.job.tenant.is_some()).await?;
             build.report.lock().uses(Material::file(source, &digest));
             match add.unpack == Some(true) {
                 true => {
@@ -165,10 +168,11 @@ pub fn unpack(file: File, into: &Path) -> Result<bool> {
 }
 
 /// The name of the file that came, and its digest.
-pub async fn download(source: &str, add: &Add, folder: &Path) -> Result<(String, Digest)> {
+pub async fn download(source: &str, add: &Add, folder: &Path, guarded: bool) -> Result<(String, Digest)> {
     let temporary = folder.join(".download");
     let file = File::create(&temporary).at("make a file")?;
-    let done = dhow_image::download(source, &file).await?;
+    let options = dhow_image::DownloadOptions { guarded, ..Default::default() };
+    let done = dhow_image::download(source, &options, &file).await?;
     let path = source.split(['?', '#']).next().unwrap_or_default();
     let name = done.name.as_deref().or_else(|| path.rsplit('/').next()).unwrap_or_default();
     let name = match name.rsplit('/').next() {
@@ -195,7 +199,7 @@ pub async fn download(source: &str, add: &Add, folder: &Path) -> Result<(String,
     Ok((name.to_owned(), got))
 }
 
-fn hash(mut file: File, mut hasher: Hasher) -> Result<Digest> {
+pub fn hash(mut file: File, mut hasher: Hasher) -> Result<Digest> {
     let mut buffer = vec![0; 256 << 10];
     loop {
         let n = file.read(&mut buffer).at("read what was downloaded")?;

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use base64::Engine as _;
 use bytes::Bytes;
@@ -64,6 +65,8 @@ pub struct Request {
     pub cache_to: Vec<CacheTo>,
     pub attest: Attest,
     pub limits: StepLimits,
+    /// On whose behalf, if not the caller's own.
+    pub run: Option<crate::run::Run>,
 }
 
 /// Where steps that others made are.
@@ -145,13 +148,21 @@ pub enum Output {
 impl Builder {
     /// Answers a request; what goes wrong is an answer, too.
     pub async fn serve(&self, request: http::Request<Incoming>) -> Answer {
+        if request.uri().path() != PATH {
+            return self.serve_runs(request).await;
+        }
         if request.method() != http::Method::POST {
             return refusal(http::StatusCode::METHOD_NOT_ALLOWED, "a build is asked for by POST".to_owned());
         }
-        match self.receive(request.into_body()).await {
-            Ok(received) => answer(self.clone(), received),
+        let received = self.receive(request.into_body()).await;
+        match received.and_then(|received| Ok((self.log_of(&received.request)?, received))) {
+            Ok((log, received)) => answer(self.clone(), received, log),
             Err(error) => refusal(http::StatusCode::BAD_REQUEST, error.to_string()),
         }
+    }
+
+    fn log_of(&self, request: &Request) -> Result<Option<crate::log::Writer>> {
+        request.run.as_ref().map(|run| self.inner.runs.log(&run.id)).transpose()
     }
 
     /// Takes the whole request in.
@@ -183,7 +194,7 @@ pub(crate) struct Received {
     pub folder: tempfile::TempDir,
 }
 
-fn refusal(status: http::StatusCode, message: String) -> Answer {
+pub fn refusal(status: http::StatusCode, message: String) -> Answer {
     let body = Full::new(Bytes::from(message + "\n"));
     let mut answer = Answer::new(body.map_err(|never: std::convert::Infallible| match never {}).boxed_unsync());
     *answer.status_mut() = status;
@@ -191,14 +202,19 @@ fn refusal(status: http::StatusCode, message: String) -> Answer {
 }
 
 /// Runs the build for as long as somebody reads.
-fn answer(builder: Builder, received: Received) -> Answer {
+fn answer(builder: Builder, received: Received, log: Option<crate::log::Writer>) -> Answer {
     let (events, mut lines) = mpsc::unbounded_channel::<Bytes>();
     let (bytes, mut archive) = mpsc::channel::<io::Result<Bytes>>(8);
     let mut work = Box::pin(async move {
         let line = |event: &Event| Bytes::from(serde_json::to_string(event).unwrap_or_default() + "\n");
         let steps = events.clone();
         // Nobody may be listening any more.
-        let told = Events::new(move |event| drop(steps.send(line(&event))));
+        let log = Arc::new(log);
+        let logged = Arc::clone(&log);
+        let told = Events::new(move |event| {
+            logged.iter().for_each(|log| log.tell(&event));
+            let _ = steps.send(line(&event));
+        });
         match builder.fulfil(received, told).await {
             Ok(outputs) => {
                 drop(events);
@@ -212,7 +228,9 @@ fn answer(builder: Builder, received: Received) -> Answer {
             }
             Err(error) => {
                 let (message, not_found) = (error.to_string(), error.is_not_found());
-                let _ = events.send(line(&Event::Error { message, not_found }));
+                let event = Event::Error { message, not_found, line: error.line(), passing: error.is_passing() };
+                log.iter().for_each(|log| log.tell(&event));
+                let _ = events.send(line(&event));
             }
         }
     });
@@ -298,6 +316,19 @@ impl Builder {
             }
         });
         let limits = &request.limits;
+        let tenant = request.run.as_ref().map(|run| run.tenant(&self.inner.config.sandboxes.limits));
+        let limits = tenant.as_ref().map_or_else(
+            || Limits {
+                memory: limits.memory,
+                pids: limits.pids,
+                cpu_shares: limits.cpu_shares,
+                cpu_quota: limits.cpu_quota,
+                cpu_period: limits.cpu_period,
+                cpuset_cpus: limits.cpuset_cpus.clone(),
+                ..Limits::default()
+            },
+            |tenant| tenant.limits.clone(),
+        );
         let job = Job {
             dockerfile,
             file: request.file.clone(),
@@ -317,17 +348,10 @@ impl Builder {
             pull: request.pull,
             network: request.network.clone(),
             epoch,
+            tenant,
             auth: request.credentials.iter().map(|(name, given)| (name.clone(), given.clone().into())).collect(),
             cache_from: cache_from.collect(),
-            limits: Limits {
-                memory: limits.memory,
-                pids: limits.pids,
-                cpu_shares: limits.cpu_shares,
-                cpu_quota: limits.cpu_quota,
-                cpu_period: limits.cpu_period,
-                cpuset_cpus: limits.cpuset_cpus.clone(),
-                ..Limits::default()
-            },
+            limits,
             shown_as: None,
         };
         Ok((job, source))

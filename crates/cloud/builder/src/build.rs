@@ -99,6 +99,7 @@ impl Builder {
             names: HashMap::new(),
         };
         let (plans, target) = build.plan(&file).await?;
+        build.permit(&plans)?;
         let (tree, mut report) = build.run(plans, target).await?;
         report.finished = jiff::Timestamp::now();
         let (store, limit) = (store.clone(), self.inner.config.keep_bytes);
@@ -180,6 +181,23 @@ impl Build {
         Ok((plans, target))
     }
 
+    /// Whether all of it may be done: a sandbox that is none is for those who run the machine.
+    fn permit(&self, plans: &[StagePlan]) -> Result<()> {
+        if self.job.tenant.is_none() {
+            return Ok(());
+        }
+        for item in plans.iter().flat_map(|plan| &plan.items) {
+            let Some(Op::Run(run)) = &item.op else { continue };
+            let refused = if run.insecure { "--security=insecure" } else { "--network=host" };
+            if run.insecure || run.network == "host" {
+                let message = format!("{refused} is for those who administer the node (dhow build)");
+                let mistake = Mistake::new(item.lines, message).at(refused);
+                return Err(Error::mistake(&mistake, &self.job.file, &self.job.dockerfile));
+            }
+        }
+        Ok(())
+    }
+
     async fn run(mut self, plans: Vec<StagePlan>, target: usize) -> Result<(Tree, Report)> {
         let total: usize = plans.iter().flat_map(|plan| &plan.items).filter(|item| item.op.is_some()).count();
         let mut senders = HashMap::new();
@@ -256,7 +274,12 @@ impl Build {
             Some(here) => here,
             None => {
                 let reference = dhow_image::Reference::parse(name)?;
-                let auth = self.job.auth.get(&reference.registry).cloned().unwrap_or(dhow_image::Auth::Anonymous);
+                if self.job.tenant.is_some() && !config.registries.is_clusters(&reference.registry) {
+                    crate::git::check_registry(&reference.registry).await?;
+                }
+                let cluster = || self.job.tenant.as_ref()?.cluster(&config.registries, &reference.registry);
+                let auth = self.job.auth.get(&reference.registry).cloned().or_else(cluster);
+                let auth = auth.unwrap_or(dhow_image::Auth::Anonymous);
                 // What this machine knows by the name is what it runs.
                 let name = match Platform::host().runs(&wanted) {
                     true => name.to_owned(),
@@ -361,7 +384,7 @@ impl Build {
         done.map_err(|error| {
             let mistake = Mistake::new(item.lines, format!("failed to solve: {error}"));
             let shown = mistake.show(&self.job.file, &self.job.dockerfile);
-            Error::Step { shown: shown.trim_end().to_owned(), source: Box::new(error) }
+            Error::Step { shown: shown.trim_end().to_owned(), line: mistake.line, source: Box::new(error) }
         })
     }
 
@@ -411,7 +434,11 @@ impl Build {
 
     /// The key of a step: all that its result depends on.
     pub fn key(&self, what: &serde_json::Value) -> Digest {
-        let key = json!({"what": what, "epoch": self.job.epoch, "version": 1});
+        let mut key = json!({"what": what, "epoch": self.job.epoch, "version": 1});
+        if let Some(tenant) = &self.job.tenant {
+            // A step may depend on caches and secrets, which its key leaves out: nobody is given what others made.
+            key["for"] = json!(tenant.namespace);
+        }
         Digest::of(key.to_string().as_bytes())
     }
 

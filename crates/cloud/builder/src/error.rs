@@ -9,11 +9,12 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 pub enum Error {
     /// The Dockerfile is wrong; shown with its place.
     #[error("{shown}")]
-    Dockerfile { shown: String },
+    Dockerfile { shown: String, line: usize },
     /// An instruction failed; shown with its place.
     #[error("{shown}")]
     Step {
         shown: String,
+        line: usize,
         #[source]
         source: Box<Error>,
     },
@@ -38,6 +39,9 @@ pub enum Error {
     Network(String),
     #[error("the build was interrupted: {0}")]
     Interrupted(String),
+    /// Somebody else's machine does not answer.
+    #[error("{0}")]
+    Unreachable(String),
 }
 
 /// As people write sizes.
@@ -58,7 +62,7 @@ impl From<dhow_image::Error> for Error {
 impl Error {
     /// A mistake with the lines around it.
     pub fn mistake(mistake: &Mistake, file: &str, text: &str) -> Self {
-        Error::Dockerfile { shown: mistake.show(file, text) }
+        Error::Dockerfile { shown: mistake.show(file, text), line: mistake.line }
     }
 
     /// Whether something that was named is not there.
@@ -67,6 +71,31 @@ impl Error {
             Error::Image(error) => error.is_not_found(),
             Error::Step { source, .. } => source.is_not_found(),
             _ => false,
+        }
+    }
+}
+
+impl Error {
+    /// Whether doing the same again may end better: it is not the build that is wrong.
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Error::Image(error) => error.is_unavailable(),
+            Error::Step { source, .. } => source.is_passing(),
+            Error::Io { source, .. } => source.kind() == std::io::ErrorKind::StorageFull,
+            Error::Runtime(_) | Error::Network(_) | Error::Interrupted(_) | Error::Unreachable(_) => true,
+            Error::Dockerfile { .. }
+            | Error::Exit { .. }
+            | Error::Memory { .. }
+            | Error::Foreign { .. }
+            | Error::Invalid(_) => false,
+        }
+    }
+
+    /// Which line of the Dockerfile it is about.
+    pub fn line(&self) -> Option<usize> {
+        match self {
+            Error::Dockerfile { line, .. } | Error::Step { line, .. } => Some(*line),
+            _ => None,
         }
     }
 }

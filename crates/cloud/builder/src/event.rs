@@ -48,6 +48,13 @@ pub enum Event {
         number: usize,
         bytes: u64,
     },
+    /// What is built is as of this commit.
+    Source {
+        commit: String,
+        author: String,
+        /// First line of its message.
+        subject: String,
+    },
     /// An archive follows, to the end of the stream.
     Archive,
     /// The last one of a build that failed.
@@ -55,6 +62,12 @@ pub enum Event {
     Error {
         message: String,
         not_found: bool,
+        /// Of the Dockerfile.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        line: Option<usize>,
+        /// Doing the same again may end better.
+        #[serde(default)]
+        passing: bool,
     },
 }
 

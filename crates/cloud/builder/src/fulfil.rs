@@ -48,7 +48,8 @@ pub enum Archive {
 impl Builder {
     /// Does what is asked for; what is left to do is to send these archives.
     pub(crate) async fn fulfil(&self, received: Received, events: Events) -> Result<Vec<Archive>> {
-        let Received { request, folder } = received;
+        let Received { mut request, folder } = received;
+        self.gather(&mut request, folder.path(), &events).await?;
         // Steps that are found stay until they are written.
         let _building = self.inner.config.store.build();
         let (jobs, source) = self.jobs(&request, folder.path(), &events).await?;
@@ -72,14 +73,20 @@ impl Builder {
             _ => {}
         }
         let archive = matches!(request.output, Output::Oci | Output::Docker);
-        let kept: &[String] = if archive && !request.push { &[] } else { &request.names };
+        // A tenant's names are for the registry alone: here they could stand for somebody else's image.
+        let nameless = archive && !request.push || request.run.is_some();
+        let kept: &[String] = if nameless { &[] } else { &request.names };
         let step = events.begin("exporting to image");
         let image = self.make_image(&request, &done, source.as_ref(), kept).await;
         step.end(&image);
         let image = image?;
         events.tell(Event::Built { id: image.id.clone(), names: request.names.clone() });
         if request.push {
-            self.push(&request, &image.id, &events).await?;
+            let holder = format!("{}{}", crate::build::HOLDER, uuid::Uuid::new_v4().simple());
+            self.inner.config.store.hold(&image.id, &holder)?;
+            let pushed = self.push(&request, &image.id, &events).await;
+            self.inner.config.store.release(&holder)?;
+            pushed?;
         }
         let format = match request.output {
             Output::Oci => ArchiveFormat::Oci,
@@ -129,7 +136,9 @@ impl Builder {
 
     fn auth(&self, request: &Request, name: &str) -> Result<Auth> {
         let registry = Reference::parse(name)?.registry;
-        Ok(request.credentials.get(&registry).cloned().map(Into::into).unwrap_or(Auth::Anonymous))
+        let cluster = || request.run.as_ref()?.cluster(&self.inner.config.registries, &registry);
+        let auth = request.credentials.get(&registry).cloned().map(Into::into).or_else(cluster);
+        Ok(auth.unwrap_or(Auth::Anonymous))
     }
 
     async fn push(&self, request: &Request, id: &str, events: &Events) -> Result<()> {

@@ -5,6 +5,8 @@
 //! - `build` runs the steps that nobody ran before, stages beside each other: files are copied by `copy`, programs run in
 //!   a `sandbox`; each step becomes a layer of the node's image store.
 //! - [`api`] is how a client asks for all this.
+//! - `run` and `log` are what a node keeps of builds for people who do not run it, `remote` and `git` bring their files here.
+//! - [`cloud`] makes builds a kind of the API.
 //!
 //! Invariants: a step's key says everything that its result depends on; what a step made is found by its key until room is
 //! needed; a build that ends, in any way, leaves nothing but images and kept steps.
@@ -14,6 +16,7 @@ pub mod api;
 mod attest;
 mod build;
 mod cache;
+pub mod cloud;
 mod config;
 mod copy;
 pub mod dockerfile;
@@ -21,13 +24,17 @@ mod error;
 mod event;
 mod foreign;
 mod fulfil;
+mod git;
 mod glob;
+mod log;
 mod mounts;
+mod origin;
 mod owner;
 mod plan;
 mod program;
 mod remote;
 mod report;
+mod run;
 mod sandbox;
 
 use std::collections::HashMap;
@@ -41,9 +48,12 @@ pub use attest::{Attest, ProvenanceMode};
 pub use cache::{CacheMode, CacheSource};
 pub use error::{Error, Result};
 pub use event::{Event, Events};
+pub use git::Repository;
 pub use glob::Ignore;
+pub use origin::Origin;
 pub use plan::{Wanted, size};
 pub use report::{Material, Report};
+pub use run::{Run, Tenant};
 pub use sandbox::{Network, Sandboxes};
 
 /// What a builder is told once.
@@ -70,6 +80,7 @@ struct Inner {
     /// One permit for each program that may run.
     running: tokio::sync::Semaphore,
     caches: mounts::Caches,
+    runs: Arc<run::Runs>,
 }
 
 /// Where a context's files are.
@@ -107,6 +118,8 @@ pub struct Job {
     pub limits: Limits,
     /// What tells its steps from those of builds beside it.
     pub shown_as: Option<String>,
+    /// Whom it is done for, unless it is whoever runs the machine.
+    pub tenant: Option<Tenant>,
 }
 
 impl Builder {
@@ -126,6 +139,7 @@ impl Builder {
         }
         let running = tokio::sync::Semaphore::new(config.parallel.max(1));
         let caches = mounts::Caches::new(config.root.join("caches"));
-        Ok(Builder { inner: Arc::new(Inner { config, running, caches }) })
+        let runs = Arc::new(run::Runs::open(&config.root)?);
+        Ok(Builder { inner: Arc::new(Inner { config, running, caches, runs }) })
     }
 }

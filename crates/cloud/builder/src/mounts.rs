@@ -152,7 +152,8 @@ async fn one(
             });
         }
         MountKind::Cache { id, sharing, source, mode, uid, gid, readonly, .. } => {
-            let using = caches.open(id, *sharing).await?;
+            let own = job.tenant.as_ref().map(|tenant| format!("{}\0{id}", tenant.namespace));
+            let using = caches.open(own.as_ref().unwrap_or(id), *sharing).await?;
             let marker = using.folder.join(COPIED);
             if !marker.exists() {
                 match place {

@@ -44,7 +44,7 @@ async fn fetch(address: &str, into: &Path, agent: Option<&PathBuf>, step: &Step)
         return Err(Error::Invalid(format!("{address:?} is no address of a context: git, http and https are known")));
     }
     let folder = tempfile::tempdir_in(into.parent().unwrap_or(into)).at("make a folder for the context")?;
-    let (name, digest) = add::download(address, &Add::default(), folder.path()).await?;
+    let (name, digest) = add::download(address, &Add::default(), folder.path(), false).await?;
     let (file, into, address) = (folder.path().join(name), into.to_owned(), address.to_owned());
     blocking(move || {
         let material = Material::file(&address, &digest);

@@ -4,6 +4,7 @@ mod client;
 mod controller;
 mod error;
 mod events;
+mod extension;
 mod http_transport;
 mod informer;
 mod key;
@@ -24,6 +25,7 @@ pub use client::{Client, DeleteParams, ListParams, ObjectList, Patch, selector_t
 pub use controller::{Outcome, Reconcile, run_controller};
 pub use error::Error;
 pub use events::{EventRecorder, EventType, reference};
+pub use extension::Extension;
 pub use http_transport::{Auth, HttpsConfig};
 pub use informer::{Change, Informer};
 pub use key::{Key, Object};

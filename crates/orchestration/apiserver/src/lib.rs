@@ -63,7 +63,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use dhow_base::pki::SaKey;
+use dhow_client::Extension;
 use dhow_store::Kv;
 use rustls::ClientConfig;
 use tokio_rustls::TlsConnector;
@@ -130,6 +132,8 @@ pub struct ApiServer {
     quotas: admission::quota::Quotas,
     webhooks: admission::webhooks::Webhooks,
     aggregator: aggregate::Aggregator,
+    /// Parts of the cloud that answer for themselves.
+    extensions: ArcSwap<Vec<Arc<dyn Extension>>>,
     legacy_uses: legacy_tokens::Uses,
     /// What has to be finished before the server has ended.
     tasks: TaskTracker,
@@ -159,6 +163,7 @@ impl ApiServer {
             audit,
             flow,
             aggregator: aggregate::Aggregator::new(cache.clone(), access.front_proxy.as_ref()),
+            extensions: ArcSwap::default(),
             access,
             advertise: config.advertise,
             node_tls: TlsConnector::from(config.node_tls.clone()),

@@ -5,7 +5,7 @@
 //! 3. queue        is it their turn (`flow`)
 //! 4. authorise    may they (`node_authorizer`, then `rbac`); only then does a `Request<Authorized>` exist
 //! 5. dispatch     streams branch off here (`stream`), non-resource paths too (`paths`)
-//!    and what extension servers answer (`aggregate`), which takes the road up to here
+//!    and what extension servers (`aggregate`) and parts of the cloud answer, which takes the road up to here
 //! 6. decode       the body is read only now; options and body to a tree (`options`, `body`)
 //! 7. default, mutating admission, validate, validating admission, store: per verb (`read`, `watch`, `write`, `delete`,
 //!    `subresource`; `admission`)
@@ -66,8 +66,11 @@ impl Request<Authorized> {
 
 /// Answers a request. Never fails: an error is an answer too.
 pub async fn handle(server: &Arc<ApiServer>, peer: Peer, request: HttpRequest<Body>) -> Response<Body> {
+    if let Some(extension) = server.extension(request.uri().path()) {
+        return relay(server, peer, Other::Part(extension), request).await;
+    }
     if let Some(remote) = server.aggregator.claim(request.uri().path()) {
-        return relay(server, peer, &remote, request).await;
+        return relay(server, peer, Other::Server(remote), request).await;
     }
     let span = tracing::debug_span!("request", method = %request.method(), path = request.uri().path());
     let accept = encode::Accept::of(request.headers());
@@ -105,14 +108,16 @@ pub async fn handle(server: &Arc<ApiServer>, peer: Peer, request: HttpRequest<Bo
     if gzip { compress::compress(response).await } else { response }
 }
 
-/// Answers a request that is an extension server's to answer: the same road up to where that server takes over. Bodies
+/// Who answers in the pipeline's place.
+pub enum Other {
+    Server(Arc<aggregate::Remote>),
+    /// A part of this cloud.
+    Part(Arc<dyn dhow_client::Extension>),
+}
+
+/// Answers a request that is another's to answer: the same road up to where that one takes over. Bodies
 /// stream both ways, and the audit trail does not hold them.
-pub async fn relay(
-    server: &Arc<ApiServer>,
-    peer: Peer,
-    remote: &aggregate::Remote,
-    request: HttpRequest<Body>,
-) -> Response<Body> {
+pub async fn relay(server: &Arc<ApiServer>, peer: Peer, other: Other, request: HttpRequest<Body>) -> Response<Body> {
     let accept = encode::Accept::of(request.headers());
     let info = match RequestInfo::of_extension(request.method(), request.uri()) {
         Ok(info) => info,
@@ -125,7 +130,11 @@ pub async fn relay(
     let attributes = Attributes::of(&info);
     let result = async {
         let entered = enter(server, &peer, &parts, (&info, &attributes), (&mut trail, &mut class)).await?;
-        aggregate::pass_on(server, remote, &entered.user, HttpRequest::from_parts(parts, body), trail.as_ref()).await
+        let request = HttpRequest::from_parts(parts, body);
+        match &other {
+            Other::Server(remote) => aggregate::pass_on(server, remote, &entered.user, request, trail.as_ref()).await,
+            Other::Part(extension) => Ok(extension.answer(request).await),
+        }
     }
     .await;
     let mut response = result.unwrap_or_else(|status| encode::status(&status, &accept));

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use dhow_client::{Body, Client, Transport};
+use dhow_client::{Body, Client, Extension, Transport};
 use http::{Request, Response};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -117,20 +117,46 @@ impl ApiServer {
     }
 
     async fn answer(self: &Arc<Self>, peer: Peer, request: Request<Incoming>) -> Response<Body> {
-        let (parts, body) = request.into_parts();
-        if self.aggregator.claim(parts.uri.path()).is_none() {
-            match pipeline::authorize_stream(self, &peer, &parts).await {
-                Ok(Some((destination, trail))) => {
-                    return stream::forward(self, destination, Request::from_parts(parts, body), trail)
-                        .await
-                        .unwrap_or_else(|status| encode::status(&status, &encode::Accept::default()));
-                }
-                Ok(None) => {}
-                Err(status) => return encode::status(&status, &encode::Accept::default()),
+        match self.stream(&peer, request).await {
+            Ok(answer) => answer,
+            Err(request) => {
+                let broken = |error| dhow_client::Error::connection("the client's body broke off", error);
+                pipeline::handle(self, peer, request.map(|body| body.map_err(broken).boxed_unsync())).await
             }
         }
-        let body = body.map_err(|error| dhow_client::Error::connection("the client's body broke off", error));
-        pipeline::handle(self, peer, Request::from_parts(parts, body.boxed_unsync())).await
+    }
+
+    /// Answers a request for a stream of bytes; gives back any other.
+    async fn stream<B>(self: &Arc<Self>, peer: &Peer, request: Request<B>) -> Result<Response<Body>, Request<B>>
+    where
+        B: hyper::body::Body + Send + 'static,
+        B::Data: Send,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let path = request.uri().path();
+        if self.extension(path).is_some() || self.aggregator.claim(path).is_some() {
+            return Err(request);
+        }
+        let (parts, body) = request.into_parts();
+        let refused = |status| encode::status(&status, &encode::Accept::default());
+        match pipeline::authorize_stream(self, peer, &parts).await {
+            Ok(Some((destination, trail))) => {
+                let request = Request::from_parts(parts, body);
+                Ok(stream::forward(self, destination, request, trail).await.unwrap_or_else(refused))
+            }
+            Ok(None) => Err(Request::from_parts(parts, body)),
+            Err(status) => Ok(refused(status)),
+        }
+    }
+
+    /// Lets a part of the cloud answer paths of its own from now on.
+    pub fn extend(&self, extension: Arc<dyn Extension>) {
+        self.extensions.rcu(|known| known.iter().cloned().chain([Arc::clone(&extension)]).collect::<Vec<_>>());
+    }
+
+    /// Whose path it is, if a part of the cloud answers it.
+    pub(crate) fn extension(&self, path: &str) -> Option<Arc<dyn Extension>> {
+        self.extensions.load().iter().find(|extension| extension.claims(path)).cloned()
     }
 
     /// A client inside the process, bound to an identity. It takes the same pipeline, authorisation included.
@@ -176,6 +202,22 @@ struct InProcess {
 #[async_trait::async_trait]
 impl Transport for InProcess {
     async fn call(&self, request: Request<Bytes>) -> Result<Response<Body>, dhow_client::Error> {
-        Ok(pipeline::handle(&self.server, Peer::Process(self.user.clone()), request.map(dhow_client::full)).await)
+        self.upload(request.map(dhow_client::full)).await
     }
+
+    async fn upload(&self, request: Request<Body>) -> Result<Response<Body>, dhow_client::Error> {
+        let peer = Peer::Process(self.user.clone());
+        if !may_stream(request.uri().path()) {
+            return Ok(pipeline::handle(&self.server, peer, request).await);
+        }
+        Ok(match self.server.stream(&peer, request).await {
+            Ok(answer) => answer,
+            Err(request) => pipeline::handle(&self.server, peer, request).await,
+        })
+    }
+}
+
+/// Whether a path needs a closer look: parts of the process ask for objects much more often than for streams.
+fn may_stream(path: &str) -> bool {
+    path.contains("/proxy/") || path.ends_with("/log")
 }

@@ -124,12 +124,17 @@ async fn node_agent(server: &ApiServer, name: &str, path: String, query: Option<
 }
 
 /// Passes a request on to the node agent; after a protocol switch, copies bytes both ways until either side ends.
-pub async fn forward(
+pub async fn forward<B>(
     server: &Arc<ApiServer>,
     destination: Destination,
-    request: Request<Incoming>,
+    request: Request<B>,
     trail: Option<Trail>,
-) -> Result<Response<Body>, Status> {
+) -> Result<Response<Body>, Status>
+where
+    B: hyper::body::Body + Send + 'static,
+    B::Data: Send,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
     let answer = pass_on(server, destination, request, trail.clone()).await;
     let Some(trail) = trail else { return answer };
     match answer {
@@ -209,12 +214,17 @@ pub async fn ask(server: &ApiServer, node: &str, path: &str) -> Result<bytes::By
     Ok(body.to_bytes())
 }
 
-async fn pass_on(
+async fn pass_on<B>(
     server: &Arc<ApiServer>,
     destination: Destination,
-    mut request: Request<Incoming>,
+    mut request: Request<B>,
     trail: Option<Trail>,
-) -> Result<Response<Body>, Status> {
+) -> Result<Response<Body>, Status>
+where
+    B: hyper::body::Body + Send + 'static,
+    B::Data: Send,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
     let gone = |error: &dyn std::fmt::Display| destination.gone(error);
     let Destination { host, port, path, end } = &destination;
     if path.is_empty() {

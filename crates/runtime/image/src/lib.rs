@@ -59,8 +59,8 @@ pub use publish::PushOptions;
 pub use pull::{Progress, ProgressFn, PullOptions};
 pub use reference::Reference;
 pub use registry::{
-    CLUSTER_AUDIENCE, ClusterRegistry, Downloaded, HostConfig, Mirror, Opener, Peer, PeerOptions, Pushed, Registries,
-    RegistriesConfig, Remote, RemoteBlob, RemoteManifest, download,
+    CLUSTER_AUDIENCE, ClusterRegistry, DownloadOptions, Downloaded, HostConfig, Mirror, Opener, Peer, PeerOptions,
+    Pushed, Registries, RegistriesConfig, Remote, RemoteBlob, RemoteManifest, download, is_open,
 };
 pub use snapshot::{Usage as DiskUsage, disk_usage};
 pub use store::{Image, ImageStore};

@@ -169,6 +169,37 @@ impl Sources {
     }
 }
 
+/// A folder as an archive, without what its `.dockerignore` leaves out; `kept` go along in any case.
+pub fn archive(
+    folder: &Path,
+    kept: &[String],
+) -> Result<(impl Stream<Item = io::Result<Bytes>> + use<>, JoinHandle<Result<()>>)> {
+    if !folder.is_dir() {
+        bail!("{} is no folder", folder.display());
+    }
+    let ignore = match std::fs::read_to_string(folder.join(".dockerignore")) {
+        Ok(text) => {
+            let text = kept.iter().fold(text, |text, name| format!("{text}\n!{name}"));
+            Ignore::read(&text).map_err(anyhow::Error::msg).context("read .dockerignore")?
+        }
+        Err(_) => Ignore::default(),
+    };
+    let (from, into) = tokio::io::duplex(1 << 20);
+    let folder = folder.to_owned();
+    let writing = tokio::task::spawn_blocking(move || {
+        let to = BufWriter::with_capacity(256 << 10, SyncIoBridge::new(into));
+        let mut archive = LayerWriter::new(to);
+        let mut walk = Walk { archive: &mut archive, ignore: &ignore, below: ".".to_owned() };
+        let walked = walk.folder(&folder, "");
+        match walked.and_then(|()| archive.finish()).and_then(|mut writer| writer.flush()) {
+            // Whoever takes it stopped reading, and says why.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            other => other.context("send the folder"),
+        }
+    });
+    Ok((ReaderStream::with_capacity(from, 256 << 10), writing))
+}
+
 struct Counted<W> {
     to: W,
     sent: Arc<AtomicU64>,

@@ -2,7 +2,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 mod cache;
-mod context;
+pub(super) mod context;
 mod output;
 mod progress;
 mod request;
@@ -95,7 +95,7 @@ async fn follow(body: &mut Body, args: &BuildArgs, shown: &mut Shown, answer: &m
                     cache::take(&folder, bytes, &mut buffer, body).await?;
                     shown.say(&format!("wrote cache {}", folder.display()));
                 }
-                Event::Error { message, not_found } => {
+                Event::Error { message, not_found, .. } => {
                     shown.explain();
                     answer.error = Some(match not_found {
                         true => NotFound(message).into(),

@@ -100,7 +100,8 @@ impl Shown {
             }
             Event::Warning { text } => self.say(&format!("WARNING: {text}")),
             Event::Pushed { name, digest } => self.say(&format!("pushed {name}@{digest}")),
-            Event::Built { .. } | Event::Cache { .. } | Event::Archive | Event::Error { .. } => {}
+            Event::Built { .. } | Event::Cache { .. } | Event::Source { .. } | Event::Archive | Event::Error { .. } => {
+            }
         }
     }
 

@@ -77,6 +77,7 @@ pub async fn make(args: &BuildArgs, sources: &Sources, destination: &Destination
         cache_to,
         attest: attest(&args.attest)?,
         limits: limits(&args.limits)?,
+        run: None,
     })
 }
 

@@ -3,6 +3,7 @@
 
 use std::future::Future;
 use std::io;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -94,6 +95,17 @@ pub struct Connector {
     tcp: HttpConnector,
     tls: TlsConnector,
     proxies: Arc<Matcher>,
+    guarded: bool,
+}
+
+/// Whether an address is open to people who do not run the machine: its own services, and those of its link, are not.
+pub fn is_open(address: IpAddr) -> bool {
+    match address.to_canonical() {
+        IpAddr::V4(ip) => {
+            !(ip.is_loopback() || ip.is_link_local() || ip.is_unspecified() || ip.is_multicast() || ip.is_broadcast())
+        }
+        IpAddr::V6(ip) => !(ip.is_loopback() || ip.is_unicast_link_local() || ip.is_unspecified() || ip.is_multicast()),
+    }
 }
 
 impl Connector {
@@ -107,7 +119,12 @@ impl Connector {
             Some(proxy) => Matcher::builder().all(proxy.to_owned()).build(),
             None => Matcher::from_env(),
         };
-        Connector { tcp, tls: TlsConnector::from(tls), proxies: Arc::new(proxies) }
+        Connector { tcp, tls: TlsConnector::from(tls), proxies: Arc::new(proxies), guarded: false }
+    }
+
+    /// One that speaks to nobody whose address is not open.
+    pub fn guarded(self) -> Self {
+        Connector { guarded: true, ..self }
     }
 }
 
@@ -128,10 +145,18 @@ impl tower::Service<Uri> for Connector {
         // What is on this machine is never behind a proxy.
         let proxy = if super::is_loopback(&host) { None } else { self.proxies.intercept(&uri) };
         let mut direct = self.tcp.clone();
-        let tls = self.tls.clone();
+        let (tls, guarded) = (self.tls.clone(), self.guarded);
         Box::pin(async move {
             let tcp = match proxy {
-                None => direct.call(uri).await?.into_inner(),
+                None => {
+                    let tcp = direct.call(uri).await?.into_inner();
+                    // Not before: whatever the name leads to now is what counts.
+                    let peer = tcp.peer_addr()?.ip();
+                    if guarded && !is_open(peer) {
+                        return Err(format!("{peer} is an address of the machine itself or of its link").into());
+                    }
+                    tcp
+                }
                 Some(proxy) if proxy.uri().scheme_str() != Some("http") => {
                     return Err(format!("unsupported proxy {}; only http:// proxies are", proxy.uri()).into());
                 }

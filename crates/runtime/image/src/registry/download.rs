@@ -27,9 +27,22 @@ pub struct Downloaded {
     pub name: Option<String>,
 }
 
+/// How a file is fetched.
+#[derive(Clone, Debug, Default)]
+pub struct DownloadOptions {
+    /// Of the header `Authorization`, for the host that is named and no other.
+    pub authorization: Option<String>,
+    /// For people who do not run this machine: nothing of the machine itself is fetched.
+    pub guarded: bool,
+    /// Bytes above which it is given up.
+    pub most: Option<u64>,
+}
+
 /// Fetches `url` into `to`.
-pub async fn download(url: &str, mut to: impl Write) -> Result<Downloaded> {
-    let client = Client::builder(TokioExecutor::new()).build(Connector::new(tls_config(&TlsOptions::default())?, None));
+pub async fn download(url: &str, options: &DownloadOptions, mut to: impl Write) -> Result<Downloaded> {
+    let connector = Connector::new(tls_config(&TlsOptions::default())?, None);
+    let connector = if options.guarded { connector.guarded() } else { connector };
+    let client = Client::builder(TokioExecutor::new()).build(connector);
     let failed = |why: String| Error::io(format!("fetch {url}"), std::io::Error::other(why));
     let refused = |status: u16, message: String| failed(format!("{status} {message}"));
     let transport = |source: Box<dyn std::error::Error + Send + Sync>| {
@@ -40,11 +53,13 @@ pub async fn download(url: &str, mut to: impl Write) -> Result<Downloaded> {
         Error::Stalled { host, what: url.to_owned(), have, size: have, silence: SILENCE }
     };
     let mut at: Uri = url.parse().map_err(|_| refused(400, "malformed address".to_owned()))?;
+    let asked = at.authority().cloned();
     for _ in 0..MAX_REDIRECTS {
-        let request = Request::get(at.clone())
-            .header(header::USER_AGENT, AGENT)
-            .body(Empty::<Bytes>::new())
-            .map_err(|e| transport(e.into()))?;
+        let mut request = Request::get(at.clone()).header(header::USER_AGENT, AGENT);
+        if let Some(proof) = options.authorization.as_ref().filter(|_| at.authority() == asked.as_ref()) {
+            request = request.header(header::AUTHORIZATION, proof);
+        }
+        let request = request.body(Empty::<Bytes>::new()).map_err(|e| transport(e.into()))?;
         let answer = tokio::time::timeout(SILENCE, client.request(request)).await.map_err(|_| silent(0))?;
         let answer = answer.map_err(|e| transport(e.into()))?;
         let text = |name: header::HeaderName| answer.headers().get(name)?.to_str().ok().map(str::to_owned);
@@ -77,6 +92,9 @@ pub async fn download(url: &str, mut to: impl Write) -> Result<Downloaded> {
             let Ok(data) = frame.map_err(|e| transport(e.into()))?.into_data() else { continue };
             to.write_all(&data).map_err(|e| Error::io(format!("write {url}"), e))?;
             done.bytes += data.len() as u64;
+            if options.most.is_some_and(|most| done.bytes > most) {
+                return Err(failed(format!("larger than {} bytes", options.most.unwrap_or_default())));
+            }
         }
     }
     Err(refused(310, "too many redirects".to_owned()))
