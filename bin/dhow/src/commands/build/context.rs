@@ -137,6 +137,8 @@ impl Sources {
         let (from, into) = tokio::io::duplex(1 << 20);
         let request = serde_json::to_vec(request);
         let writing = tokio::task::spawn_blocking(move || {
+            // An archive's files stay until they are sent.
+            let _unpacked = self._unpacked;
             let bridge = Counted { to: SyncIoBridge::new(into), sent };
             let mut archive = LayerWriter::new(BufWriter::with_capacity(256 << 10, bridge));
             let request = request.context("write the request")?;

@@ -1,8 +1,6 @@
 //! `dhow build` on a running cloud: what it builds is what buildah builds, pods run it at once, and steps are found again.
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
-mod options;
-
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -124,37 +122,6 @@ fn settings(config: &Value) -> Value {
     config
 }
 
-/// A running cloud, and the folder that it is asked from.
-pub struct Cloud<'a> {
-    host: &'a Host,
-    folder: &'a Path,
-}
-
-impl Cloud<'_> {
-    /// `dhow build` with these arguments, to be run.
-    fn command(&self, args: &[&str]) -> Command {
-        let mut command = self.host.dhow_command(&["build", "--progress", "plain"]);
-        command.args(args).current_dir(self.folder);
-        command
-    }
-
-    /// What it says when all goes well.
-    fn built(&self, args: &[&str]) -> String {
-        let output = self.command(args).output().unwrap();
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(output.status.success(), "{args:?}: {said}");
-        said
-    }
-
-    /// What it says when it does not.
-    fn refused(&self, args: &[&str]) -> String {
-        let output = self.command(args).output().unwrap();
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(!output.status.success(), "{args:?}: {said}");
-        said
-    }
-}
-
 #[test]
 fn images_are_built_as_by_others_and_run_at_once() {
     let host = Host::new().unwrap();
@@ -164,9 +131,15 @@ fn images_are_built_as_by_others_and_run_at_once() {
     let images = workspace().join("target/images");
     let archive = |name: &str| images.join(name).to_str().unwrap().to_owned();
     host.import(&["debian-base", "busybox"]).unwrap();
-    let cloud = Cloud { host: &host, folder: &folder };
-    let build = |args: &[&str]| cloud.command(args).output().unwrap();
-    let built = |args: &[&str]| cloud.built(args);
+    let build = |args: &[&str]| {
+        host.dhow_command(&["build", "--progress", "plain"]).args(args).current_dir(&folder).output().unwrap()
+    };
+    let built = |args: &[&str]| {
+        let output = build(args);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{said}");
+        said
+    };
 
     // The same by both.
     let own = host.folder().join("own.tar");
@@ -275,8 +248,6 @@ fn images_are_built_as_by_others_and_run_at_once() {
     std::fs::write(folder.join("bad"), "FROM scratch\nCOPY nothing /\n").unwrap();
     let said = String::from_utf8_lossy(&build(&["-f", "bad", "."]).stderr).into_owned();
     assert!(said.contains("\"/nothing\": not found") && said.contains("> 2 | COPY nothing /"), "{said}");
-
-    options::are_understood(&cloud);
 
     // A build that nobody waits for any more is stopped.
     std::fs::write(folder.join("bad"), "FROM docker.io/dhow/debian-base\nRUN sleep 1000\n").unwrap();
