@@ -14,7 +14,7 @@ use rustix::thread::{Gid, Uid};
 use super::identity::Identity;
 use super::{capabilities, identity, labels, limits, paths, seccomp};
 use crate::error::{Context, Error, Result};
-use crate::spec::{IdRange, Process};
+use crate::spec::{IdRange, Ids, Process};
 use crate::sys;
 
 /// A program whose user and folder are settled, inside the container's root.
@@ -49,6 +49,14 @@ pub fn prepare(process: &Process) -> Result<Prepared> {
         labels: labels::Labels::open(process)?,
         identity,
     })
+}
+
+impl Prepared {
+    /// Who the program will run as.
+    pub fn ids(&self) -> Ids {
+        let Identity { uid, gid, groups, .. } = &self.identity;
+        Ids { uid: *uid, gid: *gid, groups: groups.clone() }
+    }
 }
 
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";

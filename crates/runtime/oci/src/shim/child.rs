@@ -10,7 +10,7 @@ use crate::birth::{self, Line, Made, adjust_oom, no_answer};
 use crate::cgroup::Cgroup;
 use crate::error::{Context, Error, Result};
 use crate::setup::{idmap, program, rootfs, seccomp, terminal};
-use crate::spec::{ContainerSpec, IdRange, PidMode, Process};
+use crate::spec::{ContainerSpec, IdRange, Limits, PidMode, Process};
 use crate::sys::{self, Forked};
 
 /// Streams of a program without a terminal; `None` is `/dev/null`.
@@ -60,6 +60,7 @@ pub fn container(
             sys::unshare(libc::CLONE_NEWNS | libc::CLONE_NEWCGROUP).step("take namespaces of its own ids")?;
         }
         program::enter_folder(&spec.process.cwd)?;
+        line.tell_ids(prepared.ids())?;
         line.ready()?;
         line.await_go();
         program::run(&spec.process, &prepared)
@@ -136,14 +137,14 @@ pub fn pause() -> Result<(i32, OwnedFd)> {
     }
 }
 
-/// Makes the next move between cgroups quick, beside whatever else is done. Its end is of no interest.
-pub fn warm_up(cgroup: &Cgroup) -> Result<()> {
+/// Makes a group on cgroup v1, a folder in each of many trees, beside whatever else is done. Its end is of no interest.
+pub fn make_group(cgroup: &Cgroup) -> Result<()> {
     // SAFETY: the shim has one thread; the child ends here.
     match unsafe { sys::fork(0, None) }.step("make a helper process")? {
         Forked::Child => {
             follow_shim();
-            // Where it fails the container's own move says why.
-            let _ = cgroup.warm_up();
+            // Where it fails, making the container's own says why.
+            let _ = cgroup.create(&Limits::default());
             sys::exit(0)
         }
         Forked::Parent { .. } => Ok(()),
