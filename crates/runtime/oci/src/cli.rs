@@ -43,9 +43,9 @@ pub struct Args {
     command: Command,
 }
 
-/// The same, where nothing else of the binary's command line is wanted.
+// No documentation, which would be its help: that is of the arguments.
 #[derive(Debug, Parser)]
-#[command(version)]
+#[command(version, about = "Run containers from OCI bundles; the command line is runc's")]
 struct Alone {
     #[command(flatten)]
     args: Args,

@@ -28,8 +28,9 @@ pub struct Prepared {
     labels: labels::Labels,
 }
 
-/// Settles everything that can fail because of the specification. The process is inside the container already.
-pub fn prepare(process: &Process) -> Result<Prepared> {
+/// Settles everything that can fail because of the specification, but for the filter, which is made outside. The process is
+/// inside the container already.
+pub fn prepare(process: &Process, filter: Option<Arc<seccomp::Filter>>) -> Result<Prepared> {
     let root = paths::open_root(Path::new("/"))?;
     let identity = identity::resolve(root.as_fd(), &process.user)?;
     let mut env = process.env.clone();
@@ -44,7 +45,7 @@ pub fn prepare(process: &Process) -> Result<Prepared> {
         env: env.iter().map(|variable| text("environment variable", variable)).collect::<Result<_>>()?,
         args: process.args.iter().map(|argument| text("argument", argument)).collect::<Result<_>>()?,
         path,
-        filter: seccomp::compile(&process.seccomp, &process.capabilities)?,
+        filter,
         capabilities: capabilities::Sets::of(process)?,
         labels: labels::Labels::open(process)?,
         identity,

@@ -37,7 +37,7 @@ pub fn container(
     surroundings: &Surroundings<'_>,
 ) -> Result<Made> {
     let Surroundings { shm, init, host_mounts, users, .. } = *surroundings;
-    seccomp::keep(&spec.process.seccomp, &spec.process.capabilities)?;
+    let filter = seccomp::compile(&spec.process.seccomp, &spec.process.capabilities)?;
     let doors = cgroup.doors()?;
     let born_into = doors.born_into.as_ref().map(AsFd::as_fd);
     let body = |line: &Line| -> Result<Infallible> {
@@ -52,7 +52,7 @@ pub fn container(
             terminal::become_console(slave)?;
         }
         program::set_umask(&spec.process);
-        let prepared = program::prepare(&spec.process)?;
+        let prepared = program::prepare(&spec.process, filter)?;
         program::own_streams(&prepared, users.map(|(_, range)| *range));
         if let Some((users, _)) = users {
             // File system and streams are as root made them; from here on it is root of its own ids alone.
@@ -86,7 +86,7 @@ pub fn beside(
     streams: &Streams,
     users: Option<&(OwnedFd, IdRange)>,
 ) -> Result<Made> {
-    seccomp::keep(&process.seccomp, &process.capabilities)?;
+    let filter = seccomp::compile(&process.seccomp, &process.capabilities)?;
     let doors = cgroup.doors()?;
     let born_into = doors.born_into.as_ref().map(AsFd::as_fd);
     let enter = |_: &Line| -> Result<()> {
@@ -100,7 +100,7 @@ pub fn beside(
         begin_session("exec")?;
         streams_or_terminal(process, streams, line)?;
         program::set_umask(process);
-        let prepared = program::prepare(process)?;
+        let prepared = program::prepare(process, filter)?;
         program::own_streams(&prepared, users.map(|(_, range)| *range));
         if let Some((users, _)) = users {
             become_own_root(users)?;
