@@ -103,7 +103,8 @@ fn process(config: &ContainerConfig, image: &Image) -> Result<Process, Error> {
         capabilities: capabilities(&config.security)?,
         no_new_privs: config.security.no_new_privs,
         seccomp: match &config.security.seccomp {
-            SeccompProfile::RuntimeDefault if config.security.privileged => Seccomp::Unconfined,
+            // As elsewhere, whatever was asked for.
+            _ if config.security.privileged => Seccomp::Unconfined,
             SeccompProfile::RuntimeDefault => Seccomp::Default,
             SeccompProfile::Unconfined => Seccomp::Unconfined,
             SeccompProfile::Localhost(path) => Seccomp::Profile(path.clone()),
