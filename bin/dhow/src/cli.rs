@@ -395,6 +395,9 @@ pub struct CriArgs {
     /// Addresses of the pods, /20 to /29.
     #[arg(long, default_value = "10.44.0.0/24", value_name = "CIDR")]
     pub pod_cidr: String,
+    /// Settings: those of registries, runtime handlers, containers' logs and ready sandboxes hold here [default: none].
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
     /// Log format.
     #[arg(long, env = "DHOW_LOG_FORMAT", value_enum, default_value_t = LogFormat::Auto)]
     pub log_format: LogFormat,

@@ -38,7 +38,6 @@ mod settings;
 mod shared;
 mod store;
 
-use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -65,7 +64,10 @@ fn main() -> ExitCode {
     if args.next().is_some_and(|first| first == dhow_cri::docker::FORWARD_COMMAND) {
         return dhow_cri::docker::forward_main(args);
     }
-    match Cli::parse_from(arguments()).command {
+    if let Some(args) = dhow_oci::cli::asked_for() {
+        return dhow_oci::cli::main(args);
+    }
+    match Cli::parse().command {
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "dhow", &mut std::io::stdout());
             ExitCode::SUCCESS
@@ -81,15 +83,6 @@ fn main() -> ExitCode {
 fn manual(folder: &Path) -> anyhow::Result<()> {
     std::fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
     clap_mangen::generate_to(Cli::command(), folder).with_context(|| format!("write to {}", folder.display()))
-}
-
-/// Engines call a runtime without a word before its verbs: under that name the binary is the runtime alone.
-fn arguments() -> Vec<OsString> {
-    let mut args: Vec<OsString> = std::env::args_os().collect();
-    if args.first().and_then(|name| Path::new(name).file_name()).is_some_and(|name| name == dhow_oci::cli::ALIAS) {
-        args.insert(1, "oci".into());
-    }
-    args
 }
 
 fn run(command: Command) -> anyhow::Result<()> {

@@ -108,6 +108,17 @@ pub fn tells_what_pods_take_of_the_disk(host: &Host) -> Result<()> {
         ensure!(place["usedBytes"].as_u64() > Some(0) && place["inodesUsed"].as_u64() > Some(0), "{node:#}");
     }
     ensure!(node["fs"]["capacityBytes"] == pod["ephemeral-storage"]["capacityBytes"], "{node:#}");
+    let systems = node["systemContainers"].as_array().context("no system containers")?;
+    let names: Vec<_> = systems.iter().filter_map(|one| one["name"].as_str()).collect();
+    ensure!(names == ["kubelet", "runtime", "pods"], "{systems:#?}");
+    for one in systems {
+        let used = [&one["memory"]["workingSetBytes"], &one["cpu"]["usageCoreNanoSeconds"]];
+        ensure!(used.iter().all(|used| used.as_u64() > Some(0)) && one["startTime"].is_string(), "{one:#}");
+    }
+    ensure!(node["network"]["interfaces"].as_array().is_some_and(|links| !links.is_empty()), "{node:#}");
+    let link = &pod["network"];
+    // Its neighbours were asked for by the link's own address, at least.
+    ensure!(link["name"] == "eth0" && link["txBytes"].as_u64() > Some(0), "{link:#}");
     Ok(())
 }
 

@@ -3,14 +3,15 @@
 use std::fs;
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
-use dhow_cri::embedded::{EmbeddedConfig, EmbeddedRuntime, Tuning};
+use anyhow::{Context, Result, ensure};
+use dhow_cri::embedded::{EmbeddedConfig, EmbeddedRuntime};
 use dhow_cri::server::CriServer;
-use dhow_image::{ImageStore, PullOptions};
+use dhow_image::{ImageStore, PullOptions, Registries};
 use dhow_net::{Cidr, Net, NetConfig};
 use dhow_oci::client::Program;
 
 use crate::cli::CriArgs;
+use crate::settings::Settings;
 use crate::{daemon, preflight};
 
 /// Its own bridge, table and control group: a cloud may run beside it.
@@ -19,6 +20,12 @@ const NAME: &str = "dhow-cri";
 pub async fn run(args: CriArgs) -> Result<()> {
     preflight::root("dhow cri")?;
     daemon::init_logging(args.log_format)?;
+    let settings = args.config.as_deref().map(Settings::load).transpose()?.unwrap_or_default();
+    ensure!(
+        settings.cni.is_none(),
+        "`cni` in the settings is for a cloud's node; `dhow cri` has a pod network of its own"
+    );
+    let registries = Registries::new(settings.registries.clone())?;
     let (images_dir, net_dir) = (args.data_dir.join("images"), args.data_dir.join("net"));
     let (root, run_dir) = (args.data_dir.join("runtime"), args.run_dir.join("shims"));
     for folder in [&images_dir, &net_dir, &root, &run_dir] {
@@ -37,10 +44,10 @@ pub async fn run(args: CriArgs) -> Result<()> {
         cgroup_root: NAME.to_owned(),
         program: Program::own().context("prepare the shims' program")?,
         images: ImageStore::open(&images_dir).context("open the image store")?,
-        pull: PullOptions::default(),
+        pull: PullOptions { registries, ..PullOptions::default() },
         network,
-        tuning: Tuning::default(),
-        handlers: Default::default(),
+        tuning: settings.tuning(None)?,
+        handlers: settings.runtime_handlers,
     };
     let runtime = EmbeddedRuntime::open(config).await.context("open the container runtime")?;
     let socket = args.socket.unwrap_or_else(|| args.run_dir.join("cri.sock"));

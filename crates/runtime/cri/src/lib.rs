@@ -7,6 +7,7 @@ pub mod cri_client;
 pub mod docker;
 pub mod embedded;
 mod error;
+pub mod links;
 mod look;
 pub mod network;
 mod pause;

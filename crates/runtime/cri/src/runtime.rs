@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
+pub use dhow_oci::spec::Ids;
 use futures::stream::BoxStream;
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -281,6 +282,9 @@ pub struct ContainerStatus {
     pub labels: BTreeMap<String, String>,
     pub annotations: BTreeMap<String, String>,
     pub log_path: PathBuf,
+    /// Who its program was started as; nothing from a runtime that does not tell.
+    #[serde(default)]
+    pub user: Option<Ids>,
 }
 
 #[derive(Debug, Clone, Default, serde::Serialize, serde::Deserialize)]
@@ -443,6 +447,16 @@ pub trait Runtime: Send + Sync + 'static {
     async fn list_containers(&self) -> Result<Vec<ContainerStatus>, Error>;
     async fn update_container_resources(&self, id: &str, resources: Resources) -> Result<(), Error>;
     async fn container_stats(&self, id: &str) -> Result<ContainerStats, Error>;
+    /// A process on this machine that is in the sandbox's network as long as the sandbox is ready; nothing from a runtime
+    /// that does not tell.
+    async fn sandbox_process(&self, id: &str) -> Result<Option<u32>, Error> {
+        let _ = id;
+        Ok(None)
+    }
+    /// The runtime's own processes, to measure what it takes itself; nothing from one that does not tell.
+    async fn processes(&self) -> Vec<u32> {
+        Vec::new()
+    }
     /// What a container wrote to its own file system; nothing from a runtime that does not tell. May look at every file.
     async fn writable_layer(&self, id: &str) -> Result<Option<DiskUsage>, Error> {
         let _ = id;

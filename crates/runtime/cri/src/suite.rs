@@ -17,7 +17,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use crate::Runtime;
 use crate::runtime::{
     ContainerConfig, ContainerState, ContainerStatus, ExecRequest, ImageAuth, Mount, MountPropagation, NamespaceMode,
-    NamespaceOptions, PodIdentity, Resources, RuntimeEventKind, SandboxConfig, SandboxState, SecurityContext,
+    NamespaceOptions, PodIdentity, Resources, RuntimeEventKind, SandboxConfig, SandboxState, SeccompProfile,
+    SecurityContext,
 };
 
 /// Where a case plays.
@@ -438,7 +439,15 @@ async fn confines(stage: &mut Stage) -> Outcome {
     let (status, text) =
         run(stage, container(stage, &format!("{script}\ngrep -E '^(Seccomp|NoNewPrivs):' /proc/self/status"))).await?;
     ensure(status.exit_code == 0 && text.contains("Seccomp:\t2"), || format!("{status:?} {text}"))?;
-    ensure(!text.contains("done: "), || text.clone())
+    ensure(!text.contains("done: "), || text.clone())?;
+    // A profile is the machine's file: the container has none of that name.
+    let profile = stage.scratch.join("profile.json");
+    let denied = r#"{"names": ["chmod", "fchmodat", "fchmodat2"], "action": "SCMP_ACT_ERRNO"}"#;
+    std::fs::write(&profile, format!(r#"{{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{denied}]}}"#))?;
+    let mut config = container(stage, "touch /tmp/x; chmod 400 /tmp/x || echo denied");
+    config.security.seccomp = SeccompProfile::Localhost(profile);
+    let (status, text) = run(stage, config).await?;
+    ensure(text.contains("F denied\n"), || format!("{status:?} {text}"))
 }
 
 async fn runs_as_whom_it_is_told(stage: &mut Stage) -> Outcome {

@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use dhow_cri::runtime::{ContainerState as Run, ContainerStatus as Seen, SandboxState, SandboxStatus};
 use k8s_openapi::api::core::v1::{
     Container, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus,
-    HostIP, Pod, PodIP, PodSpec, PodStatus, ResourceRequirements, VolumeMountStatus,
+    ContainerUser, HostIP, LinuxContainerUser, Pod, PodIP, PodSpec, PodStatus, ResourceRequirements, VolumeMountStatus,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
@@ -166,6 +166,13 @@ fn container(spec: &Container, old: Option<&ContainerStatus>, facts: &Facts<'_>,
         restart_count: i32::try_from(seen.attempt).unwrap_or(i32::MAX),
         state: Some(state),
         last_state: last.or_else(|| base.last_state.clone()),
+        user: seen.user.as_ref().map(|user| ContainerUser {
+            linux: Some(LinuxContainerUser {
+                uid: user.uid.into(),
+                gid: user.gid.into(),
+                supplemental_groups: Some(user.groups.iter().map(|group| i64::from(*group)).collect()),
+            }),
+        }),
         ..base
     }
 }

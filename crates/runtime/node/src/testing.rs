@@ -47,6 +47,7 @@ pub fn container(sandbox: &str, name: &str, attempt: u32, exit: Option<i32>) -> 
         labels: Default::default(),
         annotations: Default::default(),
         log_path: Default::default(),
+        user: None,
     }
 }
 
@@ -161,6 +162,10 @@ impl Runtime for FakeRuntime {
     }
     async fn container_stats(&self, id: &str) -> Result<ContainerStats, Error> {
         Ok(ContainerStats { id: id.into(), cpu_usage_core_nanos: 5, memory_working_set_bytes: 7, ..Default::default() })
+    }
+    /// The tests' own.
+    async fn sandbox_process(&self, _: &str) -> Result<Option<u32>, Error> {
+        Ok(Some(std::process::id()))
     }
     async fn reopen_container_log(&self, _: &str) -> Result<(), Error> {
         unscripted()

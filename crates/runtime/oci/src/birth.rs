@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Context, Error, Result};
 use crate::protocol::FailureKind;
+use crate::spec::Ids;
 use crate::sys::{self, Forked};
 use crate::wire;
 
@@ -24,6 +25,8 @@ enum Word {
     Pid(i32),
     /// Brings the terminal's master.
     Terminal,
+    /// Who the program will run as.
+    Ids(Ids),
     /// Waits for an answer.
     Ask(Question),
     /// Everything is set up; a container's first process waits for the word to run now.
@@ -62,6 +65,11 @@ impl Line {
         wire::send(self.0.as_fd(), &Word::Terminal, &[master.as_fd()])
     }
 
+    /// Says who the program will run as.
+    pub fn tell_ids(&self, ids: Ids) -> Result<()> {
+        wire::send(self.0.as_fd(), &Word::Ids(ids), &[])
+    }
+
     pub fn ready(&self) -> Result<()> {
         wire::send(self.0.as_fd(), &Word::Ready, &[])
     }
@@ -81,6 +89,8 @@ pub struct Made {
     pub pidfd: OwnedFd,
     /// The terminal's master.
     pub terminal: Option<OwnedFd>,
+    /// Who its program runs as, if it said so.
+    pub ids: Option<Ids>,
     line: OwnedFd,
 }
 
@@ -202,7 +212,7 @@ fn until_named(line: &OwnedFd, helper: i32, answer: Answer<'_>) -> Result<(i32, 
 
 /// Waits until the child is set up; `heard` is what it has said already.
 fn await_words(line: OwnedFd, pid: i32, pidfd: OwnedFd, heard: Heard, answer: Answer<'_>) -> Result<Made> {
-    let mut terminal = None;
+    let (mut terminal, mut ids) = (None, None);
     let mut heard = heard.into_iter();
     let failed = loop {
         let word = match heard.next() {
@@ -211,7 +221,8 @@ fn await_words(line: OwnedFd, pid: i32, pidfd: OwnedFd, heard: Heard, answer: An
         };
         match word {
             Ok(Some((Word::Terminal, mut fds))) => terminal = fds.pop(),
-            Ok(Some((Word::Ready, _))) => return Ok(Made { pid, pidfd, terminal, line }),
+            Ok(Some((Word::Ids(told), _))) => ids = Some(told),
+            Ok(Some((Word::Ready, _))) => return Ok(Made { pid, pidfd, terminal, ids, line }),
             Ok(Some((Word::Ask(question), _))) => {
                 if let Err(error) = answer(question, pid).and_then(|()| wire::send(line.as_fd(), &Go, &[])) {
                     break error;

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{Args as ClapArgs, Subcommand, ValueEnum};
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use oci_spec::runtime::{Capabilities, Capability, LinuxResources, Process, UserBuilder};
 
 use crate::bundle::state::{Container, Status};
@@ -16,8 +16,11 @@ use crate::bundle::{Beside, Creation, Store, console, create, delete, exec, kill
 use crate::client::Program;
 use crate::error::{Context, Error, Result};
 
-/// Name of a link to the binary under which it takes this command line alone.
+/// Name of a link to the binary under which it takes this command line alone: engines call a runtime without a word before
+/// its verbs.
 pub const ALIAS: &str = "dhow-oci";
+/// The word before the verbs, for people.
+const WORD: &str = "oci";
 
 /// Run containers from OCI bundles; the command line is runc's.
 #[derive(Debug, ClapArgs)]
@@ -38,6 +41,14 @@ pub struct Args {
     systemd_cgroup: bool,
     #[command(subcommand)]
     command: Command,
+}
+
+// No documentation, which would be its help: that is of the arguments.
+#[derive(Debug, Parser)]
+#[command(version, about = "Run containers from OCI bundles; the command line is runc's")]
+struct Alone {
+    #[command(flatten)]
+    args: Args,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -172,6 +183,19 @@ struct Exec {
 enum ListFormat {
     Table,
     Json,
+}
+
+/// The arguments, if this is what the binary was started for. Engines run it for every step of a container's life: reading
+/// this part of the command line alone is a fraction of the work.
+pub fn asked_for() -> Option<Args> {
+    let mut given = std::env::args_os();
+    let name = given.next()?;
+    let alone = Path::new(&name).file_name().is_some_and(|name| name == ALIAS);
+    if !alone && given.next()? != WORD {
+        return None;
+    }
+    let name = if alone { ALIAS.to_owned() } else { format!("dhow {WORD}") };
+    Some(Alone::parse_from(std::iter::once(name.into()).chain(given)).args)
 }
 
 /// Does what is asked. Must be called before any thread exists.

@@ -187,6 +187,9 @@ pub struct User {
     /// Groups that the container's files give the user are left out.
     #[serde(default)]
     pub only_given_groups: bool,
+    /// Its group is among the supplementary ones, too: a program that leaves it for another does not shed what it is denied.
+    #[serde(default)]
+    pub keeps_group: bool,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -279,6 +282,17 @@ pub struct State {
     pub oom_killed: bool,
     /// Why the program could not be started, if it could not.
     pub error: Option<String>,
+    /// Who the program was started as, by the container's own ids; not known of another runtime's.
+    pub user: Option<Ids>,
+}
+
+/// A process' ids.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ids {
+    pub uid: u32,
+    pub gid: u32,
+    /// Supplementary ones.
+    pub groups: Vec<u32>,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -7,7 +7,7 @@ use super::request::{CLOUD, SANDBOX_CONFIG, STREAMS};
 use crate::Error;
 use crate::proto;
 use crate::runtime::{
-    ContainerState, ContainerStats, ContainerStatus, ImageInfo, PodIdentity, SandboxState, SandboxStatus,
+    ContainerState, ContainerStats, ContainerStatus, Ids, ImageInfo, PodIdentity, SandboxState, SandboxStatus,
 };
 
 pub fn sandbox(status: proto::PodSandboxStatus) -> SandboxStatus {
@@ -60,6 +60,11 @@ pub fn container(sandbox_id: String, status: proto::ContainerStatus) -> Containe
         labels: visible(status.labels),
         annotations: visible(status.annotations),
         log_path: status.log_path.into(),
+        user: status.user.and_then(|user| user.linux).map(|user| {
+            let id = |id: i64| u32::try_from(id).unwrap_or_default();
+            let groups = user.supplemental_groups.into_iter().map(id).collect();
+            Ids { uid: id(user.uid), gid: id(user.gid), groups }
+        }),
     }
 }
 

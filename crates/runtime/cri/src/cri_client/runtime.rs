@@ -16,7 +16,7 @@ use crate::runtime::{
     ImageAuth, ImageInfo, Reader, Resources, RuntimeEvent, RuntimeHandler, RuntimeVersion, SandboxConfig,
     SandboxStatus, Streams,
 };
-use crate::{Error, Runtime};
+use crate::{Error, Runtime, socket};
 
 impl Inner {
     fn cgroup(&self, parent: &str) -> String {
@@ -298,6 +298,20 @@ impl Runtime for CriRuntime {
             Err(failed) => return Err(answer::failure("container", id, failed)),
         };
         Ok(ContainerStats { id: id.to_owned(), ..answer::stats(stats, pids) })
+    }
+
+    /// Who holds the sandbox's namespaces, which the runtime tells those who ask for everything.
+    async fn sandbox_process(&self, id: &str) -> Result<Option<u32>, Error> {
+        let request = proto::PodSandboxStatusRequest { pod_sandbox_id: id.to_owned(), verbose: true };
+        let answer = self.inner.runtime.clone().pod_sandbox_status(request).await;
+        let answer = answer.map_err(|status| answer::failure("sandbox", id, status))?.into_inner();
+        let info = answer.info.get("info").and_then(|text| serde_json::from_str::<serde_json::Value>(text).ok());
+        let pid = info.and_then(|info| u32::try_from(info["pid"].as_u64()?).ok());
+        Ok(pid.filter(|pid| *pid > 0))
+    }
+
+    async fn processes(&self) -> Vec<u32> {
+        socket::peer(&self.inner.config.socket).await.into_iter().collect()
     }
 
     async fn writable_layer(&self, id: &str) -> Result<Option<DiskUsage>, Error> {

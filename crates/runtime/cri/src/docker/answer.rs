@@ -58,6 +58,7 @@ pub fn container(inspected: &Value) -> Result<ContainerStatus, Error> {
         labels: remembered.labels,
         annotations: remembered.annotations,
         log_path: remembered.log_path,
+        user: None,
     };
     match status.state {
         // One that could not be started stays "created" with Docker, and has the error.

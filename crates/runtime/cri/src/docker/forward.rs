@@ -41,7 +41,7 @@ fn connect(port: u16) -> std::io::Result<TcpStream> {
 }
 
 /// Connects to a port in the network of a process.
-pub async fn open(pid: i64, port: u16) -> Result<Box<dyn Duplex>, Error> {
+pub async fn open(pid: u32, port: u16) -> Result<Box<dyn Duplex>, Error> {
     let failed = |what: &str, error: &dyn std::fmt::Display| Error::Network(format!("{what}: {error}"));
     let pair = rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None);
     let (ours, theirs) = pair.map_err(|error| failed("make a socket", &error))?;

@@ -14,7 +14,7 @@ use crate::runtime::{
     ImageInfo, Reader, Resources, RuntimeEvent, RuntimeHandler, RuntimeVersion, SandboxConfig, SandboxState,
     SandboxStatus, Streams,
 };
-use crate::{Error, Runtime};
+use crate::{Error, Runtime, socket};
 
 impl Inner {
     async fn status(&self, id: &str) -> Result<ContainerStatus, Error> {
@@ -171,6 +171,14 @@ impl Runtime for DockerRuntime {
         let path = format!("/containers/{}/stats?stream=false&one-shot=true", api::escape(id));
         let stats = self.inner.api.get(&path).await.map_err(|failure| failure.on("container", id))?;
         Ok(answer::stats(id, &stats))
+    }
+
+    async fn sandbox_process(&self, id: &str) -> Result<Option<u32>, Error> {
+        streams::process(&self.inner, id).await
+    }
+
+    async fn processes(&self) -> Vec<u32> {
+        socket::peer(&self.inner.config.socket).await.into_iter().collect()
     }
 
     async fn reopen_container_log(&self, id: &str) -> Result<(), Error> {

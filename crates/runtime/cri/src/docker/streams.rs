@@ -227,9 +227,15 @@ fn resizer(inner: &Arc<Inner>, path: String) -> mpsc::Sender<(u16, u16)> {
 }
 
 pub async fn port_forward(inner: &Inner, sandbox: &str, port: u16) -> Result<Box<dyn Duplex>, Error> {
-    let inspected = inner.inspect("sandbox", SANDBOX, sandbox).await?;
-    match inspected["State"]["Pid"].as_i64() {
-        Some(pid @ 1..) => forward::open(pid, port).await,
-        _ => Err(Error::FailedPrecondition(format!("sandbox {sandbox} is not ready"))),
+    match process(inner, sandbox).await? {
+        Some(pid) => forward::open(pid, port).await,
+        None => Err(Error::FailedPrecondition(format!("sandbox {sandbox} is not ready"))),
     }
+}
+
+/// The sandbox's pause container.
+pub async fn process(inner: &Inner, sandbox: &str) -> Result<Option<u32>, Error> {
+    let inspected = inner.inspect("sandbox", SANDBOX, sandbox).await?;
+    let pid = inspected["State"]["Pid"].as_u64().and_then(|pid| u32::try_from(pid).ok());
+    Ok(pid.filter(|pid| *pid > 0))
 }

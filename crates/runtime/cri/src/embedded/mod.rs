@@ -132,11 +132,6 @@ impl EmbeddedRuntime {
             sandbox::remove(&self.inner, id).await?;
         }
         dhow_oci::cgroup::Cgroup::everywhere(&self.inner.config.cgroup_root).remove_all();
-        let marker = self.inner.config.favours_moves();
-        if marker.exists() {
-            dhow_oci::cgroup::favour_moves(false);
-            record::remove_file(&marker)?;
-        }
         Ok(ids.len())
     }
 }

@@ -100,6 +100,7 @@ impl Container {
             labels: config.labels.clone(),
             annotations: config.annotations.clone(),
             log_path: meta.log_path.clone(),
+            user: state.user.clone(),
         }
     }
 
@@ -140,11 +141,6 @@ impl EmbeddedConfig {
         self.sandbox_dir(sandbox).join("containers").join(id)
     }
 
-    /// There if it was us who had the kernel favour moves between control groups.
-    pub fn favours_moves(&self) -> PathBuf {
-        self.root.join("favours-cgroup-moves")
-    }
-
     pub fn socket(&self, sandbox: &str) -> PathBuf {
         self.run_dir.join(format!("{sandbox}.sock"))
     }
@@ -175,16 +171,6 @@ pub fn read<T: DeserializeOwned>(path: &Path) -> Option<T> {
 /// Removes a folder with everything in it; one that is gone is fine.
 pub fn remove_folder(path: &Path) -> Result<(), Error> {
     match fs::remove_dir_all(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(Error::internal(format!("remove {}", path.display()), error))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Removes a file; one that is gone is fine.
-pub fn remove_file(path: &Path) -> Result<(), Error> {
-    match fs::remove_file(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             Err(Error::internal(format!("remove {}", path.display()), error))
         }

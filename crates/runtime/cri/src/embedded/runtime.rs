@@ -88,6 +88,17 @@ impl Runtime for EmbeddedRuntime {
         container::stats(&self.inner, id)
     }
 
+    async fn sandbox_process(&self, id: &str) -> Result<Option<u32>, Error> {
+        sandbox::process(&self.inner, id).await
+    }
+
+    /// The shims.
+    async fn processes(&self) -> Vec<u32> {
+        let ids: Vec<String> = self.inner.sandboxes.lock().keys().cloned().collect();
+        let processes = ids.iter().map(|id| sandbox::process(&self.inner, id));
+        futures::future::join_all(processes).await.into_iter().filter_map(|process| process.ok().flatten()).collect()
+    }
+
     async fn writable_layer(&self, id: &str) -> Result<Option<DiskUsage>, Error> {
         let container = self.inner.container(id)?;
         let layer = self.inner.config.container_dir(&container.meta.sandbox_id, id).join("upper");

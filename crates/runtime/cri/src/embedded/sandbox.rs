@@ -8,7 +8,7 @@ use std::time::SystemTime;
 
 use dhow_oci::cgroup::Cgroup;
 use dhow_oci::client::Shim;
-use dhow_oci::protocol::Request;
+use dhow_oci::protocol::{Reply, Request};
 use dhow_oci::spec::{IdRange, SandboxSpec};
 
 use super::record::{self, Container, ContainerMeta, Sandbox, SandboxMeta, make_private_folder, new_id};
@@ -228,6 +228,19 @@ pub async fn remove(inner: &Arc<Inner>, id: &str) -> Result<(), Error> {
     inner.sandboxes.lock().remove(id);
     inner.announce(&sandbox, "", RuntimeEventKind::Removed);
     Ok(())
+}
+
+/// The sandbox's shim, which is in its network.
+pub async fn process(inner: &Inner, id: &str) -> Result<Option<u32>, Error> {
+    let sandbox = inner.sandbox(id)?;
+    if sandbox.state != SandboxState::Ready {
+        return Ok(None);
+    }
+    blocking(move || match sandbox.shim.ask(&Request::Hello)? {
+        Reply::Ready { pid } => Ok(u32::try_from(pid).ok()),
+        _ => Ok(None),
+    })
+    .await
 }
 
 /// Clears a sandbox that never became whole.

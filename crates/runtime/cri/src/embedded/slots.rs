@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::record::{make_private_folder, new_id};
-use super::{Inner, blocking, record, sandbox};
+use super::{Inner, blocking, sandbox};
 use crate::Error;
 use crate::runtime::{NamespaceMode, SandboxConfig, UserNamespace};
 
@@ -77,9 +77,6 @@ pub fn keep_filled(inner: &Arc<Inner>) {
             {
                 let Some(inner) = weak.upgrade() else { return };
                 let _filling = slots.filling.lock().await;
-                if slots.missing() {
-                    favour_moves(&inner);
-                }
                 while slots.missing() {
                     match make(&inner).await {
                         Ok(slot) => slots.ready.lock().push(slot),
@@ -94,16 +91,6 @@ pub fn keep_filled(inner: &Arc<Inner>) {
             slots.used.notified().await;
         }
     });
-}
-
-/// Each time anew: whoever mounts cgroup v2 on this machine makes the choice anew, too. Remembered, so that it can be
-/// taken back.
-fn favour_moves(inner: &Inner) {
-    if dhow_oci::cgroup::favour_moves(true)
-        && let Err(error) = record::write(&inner.config.favours_moves(), &true)
-    {
-        tracing::warn!(%error, "cannot note that moves between control groups are favoured");
-    }
 }
 
 async fn make(inner: &Arc<Inner>) -> Result<Slot, Error> {

@@ -1,7 +1,7 @@
 //! From what is asked and what the image says to what the shim is told. Pure.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use dhow_image::Image;
 use dhow_oci::CAPABILITIES;
@@ -59,7 +59,7 @@ pub fn container(
         processes_of: config.target.clone(),
         cgroup: format!("{}/{}/{id}", runtime.cgroup_root, sandbox.config.cgroup_parent),
         limits: Limits::from(&config.resources),
-        log_path: sandbox.config.log_directory.join(&config.log_path),
+        log_path: log_path(&sandbox.config.log_directory, &config.log_path),
         log_limits: Some(runtime.tuning.logs),
         stdin: config.stdin,
         stdin_once: config.stdin_once,
@@ -103,7 +103,8 @@ fn process(config: &ContainerConfig, image: &Image) -> Result<Process, Error> {
         capabilities: capabilities(&config.security)?,
         no_new_privs: config.security.no_new_privs,
         seccomp: match &config.security.seccomp {
-            SeccompProfile::RuntimeDefault if config.security.privileged => Seccomp::Unconfined,
+            // As elsewhere, whatever was asked for.
+            _ if config.security.privileged => Seccomp::Unconfined,
             SeccompProfile::RuntimeDefault => Seccomp::Default,
             SeccompProfile::Unconfined => Seccomp::Unconfined,
             SeccompProfile::Localhost(path) => Seccomp::Profile(path.clone()),
@@ -170,6 +171,7 @@ fn user(security: &SecurityContext, image_user: &str) -> User {
         gid: security.run_as_group,
         additional_gids: security.supplemental_groups.clone(),
         only_given_groups: security.only_given_groups,
+        keeps_group: true,
     }
 }
 
@@ -314,6 +316,11 @@ pub fn resolv_conf(dns: &DnsConfig) -> String {
         text.push_str(&format!("options {}\n", dns.options.join(" ")));
     }
     text
+}
+
+/// Whoever names no folder or no file wants no log.
+fn log_path(folder: &Path, file: &Path) -> PathBuf {
+    if folder.as_os_str().is_empty() || file.as_os_str().is_empty() { PathBuf::new() } else { folder.join(file) }
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use crate::cri_client::request as words;
+use crate::links::LinkStats;
 use crate::proto;
 use crate::runtime::{
     ContainerConfig, ContainerState, ContainerStats, ContainerStatus, DiskUsage, ImageFsInfo, ImageInfo, PodIdentity,
@@ -115,6 +116,13 @@ pub fn container_status(status: &ContainerStatus, config: Option<&ContainerConfi
         labels: map(&status.labels),
         annotations: map(&status.annotations),
         log_path: status.log_path.to_string_lossy().into_owned(),
+        user: status.user.as_ref().map(|user| proto::ContainerUser {
+            linux: Some(proto::LinuxContainerUser {
+                uid: user.uid.into(),
+                gid: user.gid.into(),
+                supplemental_groups: user.groups.iter().map(|group| i64::from(*group)).collect(),
+            }),
+        }),
         mounts: config.map(words::mounts).unwrap_or_default(),
         resources: config.map(|config| proto::ContainerResources {
             linux: Some(words::resources(&config.resources, dhow_oci::cgroup::is_unified())),
@@ -192,6 +200,7 @@ pub fn info(document: &serde_json::Value) -> HashMap<String, String> {
 pub fn sandbox_stats(
     status: &SandboxStatus,
     containers: Vec<(proto::ContainerStats, ContainerStats)>,
+    links: Option<Vec<LinkStats>>,
     now: i64,
 ) -> proto::PodSandboxStats {
     let sum = |of: fn(&ContainerStats) -> u64| {
@@ -217,10 +226,25 @@ pub fn sandbox_stats(
                 ..Default::default()
             }),
             process: Some(proto::ProcessUsage { timestamp: now, process_count: sum(|stats| stats.pids) }),
+            network: links.map(|links| network(links, now)),
             containers: containers.iter().map(|(stats, _)| stats.clone()).collect(),
             ..Default::default()
         }),
     }
+}
+
+/// A pod's own link is `eth0`, whoever made it.
+fn network(links: Vec<LinkStats>, now: i64) -> proto::NetworkUsage {
+    let value = |value| Some(proto::UInt64Value { value });
+    let usage = |link: LinkStats| proto::NetworkInterfaceUsage {
+        rx_bytes: value(link.received_bytes),
+        rx_errors: value(link.received_errors),
+        tx_bytes: value(link.sent_bytes),
+        tx_errors: value(link.sent_errors),
+        name: link.name,
+    };
+    let (own, others): (Vec<_>, Vec<_>) = links.into_iter().map(usage).partition(|link| link.name == "eth0");
+    proto::NetworkUsage { timestamp: now, default_interface: own.into_iter().next(), interfaces: others }
 }
 
 pub fn image(image: ImageInfo) -> proto::Image {

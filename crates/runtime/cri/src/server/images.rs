@@ -52,7 +52,10 @@ impl ImageService for Shared {
         &self,
         request: Request<proto::RemoveImageRequest>,
     ) -> Result<Response<proto::RemoveImageResponse>, Status> {
-        self.runtime.remove_image(&name(request.into_inner().image)?).await.map_err(status)?;
+        // The image itself goes, whatever else it is called.
+        if let Some(image) = self.runtime.image_status(&name(request.into_inner().image)?).await.map_err(status)? {
+            self.runtime.remove_image(&image.id).await.map_err(status)?;
+        }
         Ok(Response::new(proto::RemoveImageResponse {}))
     }
 

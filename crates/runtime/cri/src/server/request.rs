@@ -41,7 +41,7 @@ pub fn sandbox(config: proto::PodSandboxConfig, runtime_handler: String) -> Resu
         port_mappings: config.port_mappings.into_iter().filter_map(port_mapping).collect(),
         labels: config.labels.into_iter().collect(),
         annotations: config.annotations.into_iter().collect(),
-        namespaces: namespace_options(&namespaces),
+        namespaces: namespace_options(&namespaces)?,
         sysctls: linux.sysctls.into_iter().collect(),
         // A path below our own top group, wherever the client thinks its root is.
         cgroup_parent: linux.cgroup_parent.trim_matches('/').to_owned(),
@@ -65,20 +65,29 @@ fn port_mapping(mapping: proto::PortMapping) -> Option<PortMapping> {
     })
 }
 
-fn namespace_options(options: &proto::NamespaceOption) -> NamespaceOptions {
+fn namespace_options(options: &proto::NamespaceOption) -> Result<NamespaceOptions, Error> {
     let mode = |mode| match mode {
         proto::NamespaceMode::Pod => NamespaceMode::Pod,
         proto::NamespaceMode::Container | proto::NamespaceMode::Target => NamespaceMode::Container,
         proto::NamespaceMode::Node => NamespaceMode::Node,
     };
-    let user = match &options.userns_options {
-        Some(users) if users.mode() == proto::NamespaceMode::Pod => match users.uids.first() {
-            Some(range) => UserNamespace::Range { host: range.host_id, size: range.length },
-            None => UserNamespace::Pod,
-        },
-        _ => UserNamespace::Node,
-    };
-    NamespaceOptions { network: mode(options.network()), pid: mode(options.pid()), ipc: mode(options.ipc()), user }
+    let user = options.userns_options.as_ref().map_or(Ok(UserNamespace::Node), user_namespace)?;
+    Ok(NamespaceOptions { network: mode(options.network()), pid: mode(options.pid()), ipc: mode(options.ipc()), user })
+}
+
+/// One range from id 0 on is what a pod can have, the same for users and groups.
+fn user_namespace(asked: &proto::UserNamespace) -> Result<UserNamespace, Error> {
+    let refused = |why: &str| Err(Error::InvalidArgument(format!("user namespace: {why}")));
+    match (asked.mode(), asked.uids.as_slice()) {
+        _ if asked.uids != asked.gids => refused("users and groups must be mapped alike"),
+        (proto::NamespaceMode::Node, []) => Ok(UserNamespace::Node),
+        (proto::NamespaceMode::Node, _) => refused("the node's maps nothing"),
+        (proto::NamespaceMode::Pod, []) => Ok(UserNamespace::Pod),
+        (proto::NamespaceMode::Pod, [range]) if range.container_id != 0 => refused("the mapping must begin with id 0"),
+        (proto::NamespaceMode::Pod, [range]) => Ok(UserNamespace::Range { host: range.host_id, size: range.length }),
+        (proto::NamespaceMode::Pod, _) => refused("more than one mapping is not supported"),
+        (proto::NamespaceMode::Container | proto::NamespaceMode::Target, _) => refused("it is the pod's or the node's"),
+    }
 }
 
 pub fn container(config: proto::ContainerConfig) -> Result<ContainerConfig, Error> {
@@ -103,7 +112,7 @@ pub fn container(config: proto::ContainerConfig) -> Result<ContainerConfig, Erro
         args: config.args,
         working_dir: some(config.working_dir),
         envs: config.envs.into_iter().map(env).collect::<Result<_, _>>()?,
-        mounts: config.mounts.into_iter().map(mount).collect(),
+        mounts: config.mounts.into_iter().map(mount).collect::<Result<_, _>>()?,
         devices: config
             .devices
             .into_iter()
@@ -129,21 +138,32 @@ pub fn container(config: proto::ContainerConfig) -> Result<ContainerConfig, Erro
     })
 }
 
-fn mount(mount: proto::Mount) -> Mount {
+fn mount(mount: proto::Mount) -> Result<Mount, Error> {
     let propagation = match mount.propagation() {
         proto::MountPropagation::PropagationPrivate => MountPropagation::Private,
         proto::MountPropagation::PropagationHostToContainer => MountPropagation::HostToContainer,
         proto::MountPropagation::PropagationBidirectional => MountPropagation::Bidirectional,
     };
-    Mount {
+    let refused = |why: &str| Err(Error::InvalidArgument(format!("mount {}: {why}", mount.container_path)));
+    if mount.recursive_read_only && !mount.readonly {
+        return refused("recursively read-only is more than read-only, which it is not");
+    }
+    if mount.recursive_read_only && propagation != MountPropagation::Private {
+        return refused("recursively read-only, it can only be private");
+    }
+    let image = mount.image.as_ref().map(|image| image.image.clone()).filter(|image| !image.is_empty());
+    if image.is_some() && !mount.readonly {
+        return refused("an image can be mounted read-only only");
+    }
+    Ok(Mount {
         host_path: mount.host_path.into(),
         container_path: mount.container_path.into(),
         readonly: mount.readonly,
         propagation,
         recursive_readonly: mount.recursive_read_only,
-        image: mount.image.map(|image| image.image).filter(|image| !image.is_empty()),
+        image,
         image_sub_path: mount.image_sub_path.into(),
-    }
+    })
 }
 
 /// Zero is an unset field.
@@ -170,8 +190,8 @@ fn security(security: proto::LinuxContainerSecurityContext) -> Result<SecurityCo
     let only_given_groups = security.supplemental_groups_policy() == proto::SupplementalGroupsPolicy::Strict;
     let capabilities = security.capabilities.unwrap_or_default();
     let seccomp = match security.seccomp {
-        // Whoever asks for nothing gets the safe default, as with Docker.
-        None => SeccompProfile::RuntimeDefault,
+        // Kubelets have a word for each; who says nothing is left alone.
+        None => SeccompProfile::Unconfined,
         Some(profile) => match profile.profile_type() {
             ProfileType::RuntimeDefault => SeccompProfile::RuntimeDefault,
             ProfileType::Unconfined => SeccompProfile::Unconfined,
@@ -192,6 +212,9 @@ fn security(security: proto::LinuxContainerSecurityContext) -> Result<SecurityCo
         r#type: label.r#type,
         level: label.level,
     });
+    if security.run_as_group.is_some() && security.run_as_user.is_none() && security.run_as_username.is_empty() {
+        return Err(Error::InvalidArgument("a group is given without a user".into()));
+    }
     let paths = |list: Vec<String>| Some(list).filter(|list| !list.is_empty());
     Ok(SecurityContext {
         privileged: security.privileged,
@@ -282,6 +305,30 @@ mod tests {
         there.labels.remove(client::CLOUD);
         there.sysctls.clear();
         assert_eq!(serde_json::to_value(&there).unwrap(), serde_json::to_value(&pod).unwrap());
+    }
+
+    #[test]
+    fn a_user_namespace_is_one_range_from_zero_on() {
+        use proto::NamespaceMode::{Container, Node, Pod, Target};
+        let range = |container_id, host_id| proto::IdMapping { host_id, container_id, length: 65_536 };
+        let of = |mode: proto::NamespaceMode, uids: &[proto::IdMapping], gids: &[proto::IdMapping]| {
+            user_namespace(&proto::UserNamespace { mode: mode.into(), uids: uids.to_vec(), gids: gids.to_vec() })
+        };
+        let one = [range(0, 100_000)];
+        assert_eq!(of(Node, &[], &[]).unwrap(), UserNamespace::Node);
+        assert_eq!(of(Pod, &[], &[]).unwrap(), UserNamespace::Pod);
+        assert_eq!(of(Pod, &one, &one).unwrap(), UserNamespace::Range { host: 100_000, size: 65_536 });
+        let (two, late) = ([one[0], range(0, 200_000)], [range(1, 100_000)]);
+        for (mode, uids, gids) in [
+            (Pod, &two[..], &two[..]),
+            (Pod, &late, &late),
+            (Pod, &one, &[]),
+            (Node, &one, &one),
+            (Container, &[], &[]),
+            (Target, &[], &[]),
+        ] {
+            assert!(of(mode, uids, gids).is_err(), "{mode:?} {uids:?} {gids:?}");
+        }
     }
 
     #[test]

@@ -9,13 +9,13 @@ use tonic::{Request, Response, Status};
 
 use super::streaming::Ticket;
 use super::{Service, Shared, answer, request, status};
-use crate::Error;
 use crate::proto;
 use crate::proto::runtime_service_server::RuntimeService;
 use crate::runtime::{
     ContainerConfig, ContainerState, ContainerStats, ContainerStatus, ExecRequest, PodIdentity, RuntimeEvent,
     SandboxStatus,
 };
+use crate::{Error, links};
 
 type Answer<T> = Result<Response<T>, Status>;
 
@@ -99,7 +99,10 @@ impl Service {
                 all.push(self.stats_of(&container).await?);
             }
         }
-        Ok(answer::sandbox_stats(sandbox, all, now()))
+        // One on the host's network has no addresses, and no links of its own.
+        let process = if sandbox.ips.is_empty() { None } else { self.runtime.sandbox_process(&sandbox.id).await.ok() };
+        let links = process.flatten().map(links::of_process);
+        Ok(answer::sandbox_stats(sandbox, all, links, now()))
     }
 
     /// What a client is told of an event: the pod as it is now.

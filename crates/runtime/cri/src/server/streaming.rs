@@ -213,8 +213,10 @@ impl Client {
             Err(failed) => Err(failed),
             Ok(streams) => {
                 let mut inputs = JoinSet::new();
-                if let (Some(mut from), Some(mut to)) = (stdin, streams.stdin) {
+                if let (Some(from), Some(mut to)) = (stdin, streams.stdin) {
                     inputs.spawn(async move {
+                        // The whole stream: clients take the end of our half for the program's, and say no more.
+                        let mut from = from;
                         // A program that reads no more is no error of ours.
                         let _ = tokio::io::copy(&mut from.reader, &mut to).await;
                         let _ = to.shutdown().await;

@@ -8,6 +8,7 @@ mod remote_spdy;
 mod socket;
 mod spdy;
 mod summary;
+mod system;
 mod usage;
 
 use std::collections::BTreeMap;
@@ -344,7 +345,7 @@ impl Server {
     async fn summary(&self) -> Result<serde_json::Value, Refusal> {
         // What is to be looked at is, while processors are measured.
         drop((self.disks)());
-        let usage = self.meter.measure(self.runtime.as_ref()).await?;
+        let usage = self.meter.measure(self.runtime.as_ref(), self.settings.cgroup_root.as_deref()).await?;
         // A runtime that does not tell leaves it out.
         let images = self.runtime.image_fs_info().await.ok();
         let mut all = summary::of(&self.node, &self.root_dir, images.as_ref(), &usage, &(self.disks)());

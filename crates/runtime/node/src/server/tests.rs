@@ -153,6 +153,10 @@ async fn plain_routes_answer() {
     assert_eq!(pod["containers"][0]["logs"]["usedBytes"], 20);
     assert_eq!(pod["ephemeral-storage"]["usedBytes"], 121);
     assert_eq!(pod["ephemeral-storage"]["capacityBytes"], summary["node"]["fs"]["capacityBytes"]);
+    let systems = summary["node"]["systemContainers"].as_array().unwrap();
+    assert_eq!((systems.len(), systems[0]["name"].as_str()), (1, Some("kubelet")), "{systems:?}");
+    assert!(systems[0]["memory"]["workingSetBytes"].as_u64() > Some(0) && systems[0]["cpu"]["usageNanoCores"].is_u64());
+    assert_eq!(pod["network"]["interfaces"], summary["node"]["network"]["interfaces"]);
     assert_eq!(get("/images").await.1, r#"{"images":[]}"#);
     assert_eq!(fixture.call("POST", "/images/import", "x:1").await.1, r#"{"images":["x:1"]}"#);
     assert_eq!(fixture.call("POST", "/pods", "").await.0, StatusCode::NOT_FOUND);

@@ -4,9 +4,12 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use dhow_cri::links::{self, LinkStats};
 use dhow_cri::runtime::{ContainerState, ContainerStats, ContainerStatus, SandboxState, SandboxStatus};
 use dhow_cri::{Error, Runtime};
 use parking_lot::Mutex;
+
+use super::system::{self, System};
 
 /// Two measurements tell a speed if they are at least this far apart.
 const WINDOW: Duration = Duration::from_millis(500);
@@ -29,7 +32,11 @@ pub struct Usage {
     /// Containers by state.
     pub states: BTreeMap<&'static str, usize>,
     pub node: NodeUsage,
-    /// Billionths of a processor by container id; the node's under the empty name.
+    /// The agent, the runtime, and all pods together.
+    pub systems: Vec<System>,
+    /// What passed the links of the pods that have their own, by sandbox id; the node's under the empty name.
+    pub links: HashMap<String, Vec<LinkStats>>,
+    /// Billionths of a processor by container id; the node's under the empty name, those of systems by theirs.
     pub speeds: HashMap<String, u64>,
 }
 
@@ -94,18 +101,18 @@ pub struct Meter {
 }
 
 impl Meter {
-    pub async fn measure(&self, runtime: &dyn Runtime) -> Result<Usage, Error> {
+    pub async fn measure(&self, runtime: &dyn Runtime, pods: Option<&str>) -> Result<Usage, Error> {
         let mut before = self.before.lock().clone().filter(|before| before.at.elapsed() < OLD);
         if before.as_ref().is_none_or(|before| before.at.elapsed() < WINDOW) {
             if before.is_none() {
-                let (usage, cpu) = look(runtime).await?;
+                let (usage, cpu) = look(runtime, pods).await?;
                 drop(usage);
                 before = Some(Arc::new(Before { at: Instant::now(), cpu }));
             }
             let age = before.as_ref().map_or(Duration::ZERO, |before| before.at.elapsed());
             tokio::time::sleep(WINDOW.saturating_sub(age)).await;
         }
-        let (mut usage, cpu) = look(runtime).await?;
+        let (mut usage, cpu) = look(runtime, pods).await?;
         let now = Instant::now();
         if let Some(before) = before {
             let passed = now.duration_since(before.at).as_nanos().max(1);
@@ -126,14 +133,22 @@ fn speeds(before: &HashMap<String, u64>, now: &HashMap<String, u64>, passed: u12
 
 /// A measurement without speeds, at once.
 pub async fn now(runtime: &dyn Runtime) -> Result<Usage, Error> {
-    look(runtime).await.map(|(usage, _)| usage)
+    look(runtime, None).await.map(|(usage, _)| usage)
 }
 
-async fn look(runtime: &dyn Runtime) -> Result<(Usage, HashMap<String, u64>), Error> {
+async fn look(runtime: &dyn Runtime, pods: Option<&str>) -> Result<(Usage, HashMap<String, u64>), Error> {
     let sandboxes: BTreeMap<_, _> = runtime.list_sandboxes().await?.into_iter().map(|s| (s.id.clone(), s)).collect();
     let (mut runs, mut states) = (Vec::new(), BTreeMap::new());
     let node = NodeUsage::read();
-    let mut cpu = HashMap::from([(String::new(), node.cpu_nanos)]);
+    let systems = system::all(runtime, pods).await;
+    let mut cpu: HashMap<_, _> = systems.iter().map(|system| (system.name.to_owned(), system.cpu_nanos)).collect();
+    cpu.insert(String::new(), node.cpu_nanos);
+    let mut links = HashMap::from([(String::new(), links::of_process(std::process::id()))]);
+    for sandbox in sandboxes.values().filter(|sandbox| !sandbox.ips.is_empty()) {
+        if let Ok(Some(process)) = runtime.sandbox_process(&sandbox.id).await {
+            links.insert(sandbox.id.clone(), links::of_process(process));
+        }
+    }
     for container in runtime.list_containers().await? {
         let state = match container.state {
             ContainerState::Created => "created",
@@ -151,8 +166,9 @@ async fn look(runtime: &dyn Runtime) -> Result<(Usage, HashMap<String, u64>), Er
             runs.push(Run { sandbox: sandbox.clone(), container, stats });
         }
     }
-    let pods = sandboxes.values().filter(|s| s.state == SandboxState::Ready).count();
-    let usage = Usage { at: jiff::Timestamp::now(), runs, pods, states, node, speeds: HashMap::new() };
+    let ready = sandboxes.values().filter(|s| s.state == SandboxState::Ready).count();
+    let usage =
+        Usage { at: jiff::Timestamp::now(), runs, pods: ready, states, node, systems, links, speeds: HashMap::new() };
     Ok((usage, cpu))
 }
 

@@ -5,7 +5,6 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use dhow_api::trust_bundle::{blocks, pem};
@@ -56,6 +55,55 @@ struct Record {
     asked: Option<Asked>,
     /// Why there will be no certificate any more.
     over: Option<String>,
+}
+
+/// An event's reason and message.
+type Told = (&'static str, String);
+
+impl Record {
+    /// What the time and the request that was made, if it is there, have changed; what is to be told of that, and whether a
+    /// certificate is to be asked for now.
+    fn turn(&mut self, request: Option<&PodCertificateRequest>, now: SystemTime) -> (Vec<Told>, bool) {
+        let mut told = Vec::new();
+        if let Some(asked) = &mut self.asked {
+            match request {
+                Some(request) => {
+                    asked.seen = true;
+                    told.extend(self.settle(request));
+                }
+                None if asked.seen || now > asked.at + LOST => self.asked = None,
+                None => {}
+            }
+        }
+        if let Some(shown) = &mut self.shown {
+            told.extend(shown.warnings(now));
+        }
+        let idle = self.over.is_none() && self.asked.is_none();
+        (told, idle && self.shown.as_ref().is_none_or(|shown| now >= shown.refresh_at))
+    }
+
+    fn settle(&mut self, request: &PodCertificateRequest) -> Option<Told> {
+        let status = request.status.as_ref()?;
+        match end(status)? {
+            End::Issued => {
+                let asked = self.asked.take()?;
+                self.shown = Shown::of(asked.key, status, spread(&asked.name)).or(self.shown.take());
+                None
+            }
+            End::Refused(kind, reason, message) => {
+                let (kind, verb) = if kind == "Denied" { ("Denied", "denied") } else { ("Failed", "failed") };
+                let was = if kind == "Denied" { "was denied" } else { "failed" };
+                let meta = &request.metadata;
+                let text = |text: &Option<String>| text.clone().unwrap_or_default();
+                let name = format!("{}/{}", text(&meta.namespace), text(&meta.name));
+                self.asked = None;
+                let why =
+                    format!("PodCertificateRequest was permanently {verb}: reason={reason:?} message={message:?}");
+                self.over = Some(why);
+                Some((kind, format!("PodCertificateRequest {name} {was}, reason={reason:?}, message={message:?}")))
+            }
+        }
+    }
 }
 
 /// What the volume has.
@@ -113,6 +161,27 @@ impl Shown {
             told_overdue: false,
             told_expired: false,
         })
+    }
+
+    /// What should have been replaced is told of, once each.
+    fn warnings(&mut self, now: SystemTime) -> Vec<Told> {
+        let mut told = Vec::new();
+        if now > self.refresh_at + OVERDUE && !std::mem::replace(&mut self.told_overdue, true) {
+            told.push(("CertificateOverdueForRefresh", "PodCertificate refresh overdue".to_owned()));
+        }
+        if now > self.not_after && !std::mem::replace(&mut self.told_expired, true) {
+            told.push(("CertificateExpired", "PodCertificate expired".to_owned()));
+        }
+        told
+    }
+
+    /// When to look again.
+    fn next(&self, asked: bool, now: SystemTime) -> Option<SystemTime> {
+        if asked {
+            // Its end wakes the pod.
+            return [self.refresh_at + OVERDUE, self.not_after].into_iter().filter(|at| *at > now).min();
+        }
+        Some(self.refresh_at.max(now + AGAIN))
     }
 
     /// What a run of the agent before this one left in the volume, as long as it is good.
@@ -196,11 +265,7 @@ pub async fn of(shared: &Shared, source: &Source<'_>) -> Result<(Vec<(String, St
         let message = "credential bundle is not issued yet".to_owned();
         return Err(if waits { Error::Spec { reason: WAITS, message } } else { bad(message) });
     };
-    let next = match record.asked {
-        // Its end wakes the pod.
-        Some(_) => [shown.refresh_at + OVERDUE, shown.not_after].into_iter().filter(|at| *at > now).min(),
-        None => Some(shown.refresh_at.max(now + AGAIN)),
-    };
+    let next = shown.next(record.asked.is_some(), now);
     let Shown { key, chain, .. } = shown;
     let paths = source.projection;
     let files = [
@@ -214,25 +279,16 @@ pub async fn of(shared: &Shared, source: &Source<'_>) -> Result<(Vec<(String, St
 
 /// Takes note of what became of a request, and makes one when it is time.
 async fn look(shared: &Shared, source: &Source<'_>, record: &mut Record, now: SystemTime) -> Result<(), Error> {
-    if record.over.is_some() {
-        return Ok(());
+    let namespace = source.pod.metadata.namespace.as_deref().unwrap_or_default();
+    let request = match &record.asked {
+        Some(asked) => shared.objects.certificate_request(namespace, &asked.name).await?,
+        None => None,
+    };
+    let (told, due) = record.turn(request.as_deref(), now);
+    for (reason, message) in told {
+        shared.events.event(reference(source.pod), EventType::Warning, reason, &message);
     }
-    if let Some(asked) = &mut record.asked {
-        let namespace = source.pod.metadata.namespace.as_deref().unwrap_or_default();
-        match shared.objects.certificate_request(namespace, &asked.name).await? {
-            Some(request) => {
-                asked.seen = true;
-                settle(shared, source.pod, record, &request);
-            }
-            None if asked.seen || now > asked.at + LOST => record.asked = None,
-            None => {}
-        }
-    }
-    if let Some(shown) = &mut record.shown {
-        warn(shared, source.pod, shown, now);
-    }
-    let due = record.shown.as_ref().is_none_or(|shown| now >= shown.refresh_at);
-    if !due || record.asked.is_some() || record.over.is_some() {
+    if !due {
         return Ok(());
     }
     match ask(shared, source).await {
@@ -244,40 +300,6 @@ async fn look(shared: &Shared, source: &Source<'_>, record: &mut Record, now: Sy
         Err(error) => return Err(error),
     }
     Ok(())
-}
-
-fn settle(shared: &Shared, pod: &Pod, record: &mut Record, request: &Arc<PodCertificateRequest>) {
-    let Some(status) = &request.status else { return };
-    match end(status) {
-        Some(End::Issued) => {
-            let Some(asked) = record.asked.take() else { return };
-            record.shown = Shown::of(asked.key, status, spread(&asked.name)).or(record.shown.take());
-        }
-        Some(End::Refused(kind, reason, message)) => {
-            let verb = if kind == "Denied" { "was denied" } else { "failed" };
-            let meta = &request.metadata;
-            let text = |text: &Option<String>| text.clone().unwrap_or_default();
-            let name = format!("{}/{}", text(&meta.namespace), text(&meta.name));
-            let told = format!("PodCertificateRequest {name} {verb}, reason={reason:?}, message={message:?}");
-            shared.events.event(reference(pod), EventType::Warning, kind, &told);
-            let verb = if kind == "Denied" { "denied" } else { "failed" };
-            let why = format!("PodCertificateRequest was permanently {verb}: reason={reason:?} message={message:?}");
-            record.asked = None;
-            record.over = Some(why);
-        }
-        None => {}
-    }
-}
-
-/// Tells of what should have been replaced, once each.
-fn warn(shared: &Shared, pod: &Pod, shown: &mut Shown, now: SystemTime) {
-    let tell = |reason, message| shared.events.event(reference(pod), EventType::Warning, reason, message);
-    if now > shown.refresh_at + OVERDUE && !std::mem::replace(&mut shown.told_overdue, true) {
-        tell("CertificateOverdueForRefresh", "PodCertificate refresh overdue");
-    }
-    if now > shown.not_after && !std::mem::replace(&mut shown.told_expired, true) {
-        tell("CertificateExpired", "PodCertificate expired");
-    }
 }
 
 /// Makes a key and a request for it; returns the request's name and the key.
@@ -351,6 +373,90 @@ mod tests {
             let status = status(json!({"conditions": condition(kind)}));
             assert_eq!(end(&status), Some(End::Refused(kind, "R", "m")));
         }
+    }
+
+    /// A day from the time on, with the refresh after an hour.
+    fn signed(at: SystemTime, chain: &str) -> PodCertificateRequest {
+        let time = |hours: u64| {
+            let at = at + Duration::from_secs(3600 * hours);
+            jiff::Timestamp::try_from(at).unwrap().to_string()
+        };
+        let status = status(json!({
+            "conditions": condition("Issued"), "certificateChain": chain, "beginRefreshAt": time(1), "notAfter": time(24),
+        }));
+        PodCertificateRequest { status: Some(status), ..PodCertificateRequest::default() }
+    }
+
+    fn asked(name: &str, at: SystemTime) -> Option<Asked> {
+        Some(Asked { name: name.into(), key: format!("key of {name}"), at, seen: false })
+    }
+
+    #[test]
+    fn a_certificate_is_replaced_when_its_time_has_come_and_not_before() {
+        let begin = SystemTime::UNIX_EPOCH + Duration::from_secs(1_767_225_600);
+        let after = |minutes: u64| begin + Duration::from_secs(60 * minutes);
+        let mut record = Record::default();
+        assert_eq!(record.turn(None, begin), (vec![], true));
+
+        record.asked = asked("one", begin);
+        assert_eq!(record.turn(None, after(1)), (vec![], false));
+        let waiting = PodCertificateRequest::default();
+        assert_eq!(record.turn(Some(&waiting), after(2)), (vec![], false));
+        assert_eq!(record.turn(Some(&signed(begin, LEAF)), after(3)), (vec![], false));
+        let first = record.shown.clone().unwrap();
+        assert_eq!((first.key.as_str(), first.chain.as_str()), ("key of one", LEAF));
+        assert_eq!(first.refresh_at, after(60) + spread("one"));
+        assert_eq!(first.next(false, after(3)), Some(first.refresh_at));
+
+        let second = Duration::from_secs(1);
+        assert_eq!(record.turn(None, first.refresh_at - second), (vec![], false));
+        assert_eq!(record.turn(None, first.refresh_at), (vec![], true));
+        assert_eq!(first.next(false, first.refresh_at), Some(first.refresh_at + AGAIN), "it could not be asked for");
+
+        // What there was is shown until the new one is there.
+        record.asked = asked("two", first.refresh_at);
+        assert_eq!(record.turn(Some(&waiting), first.refresh_at + second), (vec![], false));
+        assert_eq!(record.shown, Some(first.clone()));
+        assert_eq!(first.next(true, first.refresh_at + second), Some(first.refresh_at + OVERDUE));
+        let new = signed(first.refresh_at, &format!("{LEAF}{LEAF}"));
+        assert_eq!(record.turn(Some(&new), first.refresh_at + second), (vec![], false));
+        let shown = record.shown.unwrap();
+        assert_eq!((shown.key.as_str(), shown.chain), ("key of two", format!("{LEAF}{LEAF}")));
+        assert_eq!(shown.refresh_at, first.refresh_at + Duration::from_secs(3600) + spread("two"));
+    }
+
+    #[test]
+    fn what_is_late_is_told_once_and_what_was_taken_away_asked_anew() {
+        let begin = SystemTime::UNIX_EPOCH + Duration::from_secs(1_767_225_600);
+        let mut record = Record { asked: asked("one", begin), ..Record::default() };
+        record.turn(Some(&signed(begin, LEAF)), begin);
+        let refresh_at = record.shown.as_ref().unwrap().refresh_at;
+        record.asked = asked("two", refresh_at);
+        let waiting = PodCertificateRequest::default();
+        let reasons =
+            |(told, due): (Vec<Told>, bool)| (told.into_iter().map(|(reason, _)| reason).collect::<Vec<_>>(), due);
+        let late = refresh_at + OVERDUE + Duration::from_secs(1);
+        assert_eq!(reasons(record.turn(Some(&waiting), late)), (vec!["CertificateOverdueForRefresh"], false));
+        assert_eq!(reasons(record.turn(Some(&waiting), late)), (vec![], false));
+        let expired = begin + Duration::from_secs(25 * 3600);
+        assert_eq!(reasons(record.turn(Some(&waiting), expired)), (vec!["CertificateExpired"], false));
+        assert_eq!(record.shown.as_ref().unwrap().next(true, expired), None);
+        // It was seen, and is gone.
+        assert_eq!(reasons(record.turn(None, expired)), (vec![], true));
+        // One that was never seen may not have come here yet.
+        record.asked = asked("three", expired);
+        assert_eq!(reasons(record.turn(None, expired + LOST)), (vec![], false));
+        assert_eq!(reasons(record.turn(None, expired + LOST + Duration::from_secs(1))), (vec![], true));
+
+        record.asked = asked("four", expired);
+        let status = status(json!({"conditions": condition("Denied")}));
+        let denied = PodCertificateRequest { status: Some(status), ..PodCertificateRequest::default() };
+        assert_eq!(reasons(record.turn(Some(&denied), expired)), (vec!["Denied"], false));
+        assert_eq!(
+            record.over.as_deref(),
+            Some("PodCertificateRequest was permanently denied: reason=\"R\" message=\"m\"")
+        );
+        assert_eq!(reasons(record.turn(None, expired)), (vec![], false));
     }
 
     #[test]

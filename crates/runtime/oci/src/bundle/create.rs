@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use oci_spec::runtime::{Linux, LinuxNamespaceType, LinuxResources, Spec};
@@ -18,7 +19,7 @@ use crate::birth::{self, Line, Question, adjust_oom};
 use crate::cgroup::{self, Cgroup, Doors};
 use crate::error::{Context, Error, Result};
 use crate::protocol::Reply;
-use crate::setup::{program, sysctl, terminal};
+use crate::setup::{program, seccomp, sysctl, terminal};
 use crate::spec::Process;
 use crate::{sys, wire};
 
@@ -82,6 +83,7 @@ fn make(mut container: Container, creation: &Creation) -> Result<(Container, Opt
         spec: &spec,
         linux,
         wanted: &wanted,
+        filter: seccomp::compile(&wanted.seccomp, &wanted.capabilities)?,
         namespaces: &namespaces,
         trees: &trees,
         group: &group,
@@ -143,6 +145,7 @@ struct Init<'a> {
     spec: &'a Spec,
     linux: &'a Linux,
     wanted: &'a Process,
+    filter: Option<Arc<seccomp::Filter>>,
     namespaces: &'a Namespaces,
     trees: &'a Trees,
     group: &'a Cgroup,
@@ -179,7 +182,7 @@ impl Init<'_> {
             terminal::become_console(slave)?;
         }
         program::set_umask(self.wanted);
-        let prepared = program::prepare(self.wanted)?;
+        let prepared = program::prepare(self.wanted, self.filter.clone())?;
         program::own_streams(&prepared, None);
         program::enter_folder(&self.wanted.cwd)?;
         line.ready()?;

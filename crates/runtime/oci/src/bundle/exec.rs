@@ -9,7 +9,7 @@ use super::state::{Container, Status};
 use super::{console, process};
 use crate::birth::{self, Line, adjust_oom, no_answer};
 use crate::error::{Context, Error, Result};
-use crate::setup::program;
+use crate::setup::{program, seccomp};
 use crate::sys;
 
 /// A program to run in a container.
@@ -45,6 +45,7 @@ pub fn exec(container: &Container, beside: &Beside) -> Result<(i32, Option<Owned
     let user = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/user")).step("look at the user namespace");
     let own_users = user("self")? != user(&container.pid.to_string())?;
     let kinds = KINDS | if own_users { libc::CLONE_NEWUSER } else { 0 };
+    let filter = seccomp::compile(&wanted.seccomp, &wanted.capabilities)?;
     let doors = container.cgroup().doors()?;
     let born_into = doors.born_into.as_ref().map(AsFd::as_fd);
     let enter = |_: &Line| -> Result<()> {
@@ -59,7 +60,7 @@ pub fn exec(container: &Container, beside: &Beside) -> Result<(i32, Option<Owned
             console::make(line, beside.process.console_size())?;
         }
         program::set_umask(&wanted);
-        let prepared = program::prepare(&wanted)?;
+        let prepared = program::prepare(&wanted, filter)?;
         program::own_streams(&prepared, None);
         program::enter_folder(&wanted.cwd)?;
         line.ready()?;

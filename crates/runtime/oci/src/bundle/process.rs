@@ -23,6 +23,7 @@ pub fn resolve(given: &Given, linux: &Linux, first: bool) -> Result<Process> {
             gid: Some(user.gid()),
             additional_gids: user.additional_gids().clone().unwrap_or_default(),
             only_given_groups: true,
+            keeps_group: false,
         },
         tty: given.terminal().unwrap_or(false),
         // What conditions of a filter's rules look at.

@@ -62,36 +62,6 @@ pub fn is_unified() -> bool {
     matches!(Tree::find(), Tree::Unified)
 }
 
-/// Has the kernel make moves between groups quick, at the price of slightly slower forks and exits on this machine, or
-/// no longer so. True if that changed anything.
-///
-/// On cgroup v1 the first move for a while waits until all processors have passed a grace period, some 10 ms. The kernel
-/// calls the choice `favordynmods`; it belongs to the tree of v2, which may be mounted beside those of v1, and holds for
-/// all. Where processes are born into their groups, or it cannot be chosen, nothing changes.
-pub fn favour_moves(favour: bool) -> bool {
-    if is_unified() || favours_moves() == favour {
-        return false;
-    }
-    // Made once more, the tree takes its options from the newest maker, whether that is mounted anywhere or not.
-    let context = rustix::mount::fsopen("cgroup2", rustix::mount::FsOpenFlags::FSOPEN_CLOEXEC);
-    let chosen = context.and_then(|context| {
-        if favour {
-            rustix::mount::fsconfig_set_flag(&context, "favordynmods")?;
-        }
-        rustix::mount::fsconfig_create(&context)
-    });
-    // An older kernel does not know it: containers start a little later there.
-    chosen.is_ok() && favours_moves() == favour
-}
-
-fn favours_moves() -> bool {
-    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-    mounts.lines().any(|line| {
-        let mut fields = line.split(' ').skip(2);
-        fields.next() == Some("cgroup2") && fields.next().is_some_and(|options| options.contains("favordynmods"))
-    })
-}
-
 /// Controllers mounted as trees of their own.
 pub fn controllers() -> Vec<&'static str> {
     match Tree::find() {
@@ -325,20 +295,14 @@ impl Cgroup {
             }
             Tree::Split(_) => {
                 let beside = Some(self.beside()).filter(|folder| folder.exists());
-                let folders = self.folders().into_iter().chain(beside);
-                let files = folders.map(|folder| open(folder.join("cgroup.procs"), OFlags::WRONLY));
+                // A whole process is moved only once all processors have passed a grace period, some 10 ms; a thread
+                // that moves itself waits for nothing, and those who enter have no other.
+                let files = self.folders().into_iter().map(|folder| folder.join("tasks"));
+                let files = files.chain(beside.map(|folder| folder.join("cgroup.procs")));
+                let files = files.map(|file| open(file, OFlags::WRONLY));
                 Ok(Doors { born_into: None, join: files.collect::<Result<_>>()? })
             }
         }
-    }
-
-    /// Makes the group and moves this process in and out of being, so that the next move on this machine is quick.
-    ///
-    /// On cgroup v1 a move first waits for all processors to pass a grace period, some 10 ms, unless another move was
-    /// just made. A child that does this while the sandbox's network is set up takes the wait off the container's way.
-    pub fn warm_up(&self) -> Result<()> {
-        self.create(&Limits::default())?;
-        self.doors()?.enter()
     }
 
     /// Kills every process in the group. New ones may appear while it works; call it until `processes` is empty.
@@ -437,7 +401,7 @@ pub struct Doors {
 }
 
 impl Doors {
-    /// Moves the calling process in, where it was not born inside.
+    /// Moves the calling process, which has one thread, in where it was not born inside.
     pub fn enter(&self) -> Result<()> {
         self.join.iter().try_for_each(|file| rustix::io::write(file, b"0").map(drop).step("join the cgroup"))
     }

@@ -78,6 +78,9 @@ fn resolve_in(passwd: &str, group: &str, user: &User) -> Result<Identity> {
     if let Some(entry) = entry.as_ref().filter(|_| !user.only_given_groups) {
         all.extend(groups(group).filter(|g| g.2.split(',').any(|member| member == entry.name)).map(|g| g.1));
     }
+    if user.keeps_group {
+        all.push(gid);
+    }
     all.sort_unstable();
     all.dedup();
     let home = entry.map_or("/", |entry| entry.home).to_owned();
@@ -106,6 +109,8 @@ mod tests {
         let given =
             User { uid: Some(5), gid: Some(6), additional_gids: vec![9, 8, 9], name: "web".into(), ..User::default() };
         assert_eq!(of(&given).unwrap(), (5, 6, vec![8, 9], "/".into()));
+        let kept = User { keeps_group: true, ..user("web") };
+        assert_eq!(of(&kept).unwrap(), (33, 33, vec![33, 40], "/var/www".into()));
         let strict = User { only_given_groups: true, ..user("web") };
         assert_eq!(of(&strict).unwrap(), (33, 33, vec![], "/var/www".into()));
         assert!(of(&user("nobody")).unwrap_err().to_string().contains("unable to find user nobody"));

@@ -14,7 +14,7 @@ use rustix::thread::{Gid, Uid};
 use super::identity::Identity;
 use super::{capabilities, identity, labels, limits, paths, seccomp};
 use crate::error::{Context, Error, Result};
-use crate::spec::{IdRange, Process};
+use crate::spec::{IdRange, Ids, Process};
 use crate::sys;
 
 /// A program whose user and folder are settled, inside the container's root.
@@ -28,8 +28,9 @@ pub struct Prepared {
     labels: labels::Labels,
 }
 
-/// Settles everything that can fail because of the specification. The process is inside the container already.
-pub fn prepare(process: &Process) -> Result<Prepared> {
+/// Settles everything that can fail because of the specification, but for the filter, which is made outside. The process is
+/// inside the container already.
+pub fn prepare(process: &Process, filter: Option<Arc<seccomp::Filter>>) -> Result<Prepared> {
     let root = paths::open_root(Path::new("/"))?;
     let identity = identity::resolve(root.as_fd(), &process.user)?;
     let mut env = process.env.clone();
@@ -44,11 +45,19 @@ pub fn prepare(process: &Process) -> Result<Prepared> {
         env: env.iter().map(|variable| text("environment variable", variable)).collect::<Result<_>>()?,
         args: process.args.iter().map(|argument| text("argument", argument)).collect::<Result<_>>()?,
         path,
-        filter: seccomp::compile(&process.seccomp, &process.capabilities)?,
+        filter,
         capabilities: capabilities::Sets::of(process)?,
         labels: labels::Labels::open(process)?,
         identity,
     })
+}
+
+impl Prepared {
+    /// Who the program will run as.
+    pub fn ids(&self) -> Ids {
+        let Identity { uid, gid, groups, .. } = &self.identity;
+        Ids { uid: *uid, gid: *gid, groups: groups.clone() }
+    }
 }
 
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";

@@ -16,8 +16,7 @@ use crate::spec::{ContainerSpec, IdRange, Mount, Propagation};
 use crate::sys;
 
 /// What holds for the files of an image that is mounted as a volume.
-const IMAGE_FLAGS: MountFlags =
-    MountFlags::RDONLY.union(MountFlags::NOSUID).union(MountFlags::NODEV).union(MountFlags::NOEXEC);
+const IMAGE_FLAGS: MountFlags = MountFlags::RDONLY.union(MountFlags::NOSUID).union(MountFlags::NODEV);
 
 /// A user namespace, and what its ids are outside.
 pub type Users<'a> = (BorrowedFd<'a>, IdRange);

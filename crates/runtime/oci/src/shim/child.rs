@@ -10,7 +10,7 @@ use crate::birth::{self, Line, Made, adjust_oom, no_answer};
 use crate::cgroup::Cgroup;
 use crate::error::{Context, Error, Result};
 use crate::setup::{idmap, program, rootfs, seccomp, terminal};
-use crate::spec::{ContainerSpec, IdRange, PidMode, Process};
+use crate::spec::{ContainerSpec, IdRange, Limits, PidMode, Process};
 use crate::sys::{self, Forked};
 
 /// Streams of a program without a terminal; `None` is `/dev/null`.
@@ -37,7 +37,7 @@ pub fn container(
     surroundings: &Surroundings<'_>,
 ) -> Result<Made> {
     let Surroundings { shm, init, host_mounts, users, .. } = *surroundings;
-    seccomp::keep(&spec.process.seccomp, &spec.process.capabilities)?;
+    let filter = seccomp::compile(&spec.process.seccomp, &spec.process.capabilities)?;
     let doors = cgroup.doors()?;
     let born_into = doors.born_into.as_ref().map(AsFd::as_fd);
     let body = |line: &Line| -> Result<Infallible> {
@@ -52,7 +52,7 @@ pub fn container(
             terminal::become_console(slave)?;
         }
         program::set_umask(&spec.process);
-        let prepared = program::prepare(&spec.process)?;
+        let prepared = program::prepare(&spec.process, filter)?;
         program::own_streams(&prepared, users.map(|(_, range)| *range));
         if let Some((users, _)) = users {
             // File system and streams are as root made them; from here on it is root of its own ids alone.
@@ -60,6 +60,7 @@ pub fn container(
             sys::unshare(libc::CLONE_NEWNS | libc::CLONE_NEWCGROUP).step("take namespaces of its own ids")?;
         }
         program::enter_folder(&spec.process.cwd)?;
+        line.tell_ids(prepared.ids())?;
         line.ready()?;
         line.await_go();
         program::run(&spec.process, &prepared)
@@ -85,7 +86,7 @@ pub fn beside(
     streams: &Streams,
     users: Option<&(OwnedFd, IdRange)>,
 ) -> Result<Made> {
-    seccomp::keep(&process.seccomp, &process.capabilities)?;
+    let filter = seccomp::compile(&process.seccomp, &process.capabilities)?;
     let doors = cgroup.doors()?;
     let born_into = doors.born_into.as_ref().map(AsFd::as_fd);
     let enter = |_: &Line| -> Result<()> {
@@ -99,7 +100,7 @@ pub fn beside(
         begin_session("exec")?;
         streams_or_terminal(process, streams, line)?;
         program::set_umask(process);
-        let prepared = program::prepare(process)?;
+        let prepared = program::prepare(process, filter)?;
         program::own_streams(&prepared, users.map(|(_, range)| *range));
         if let Some((users, _)) = users {
             become_own_root(users)?;
@@ -136,14 +137,14 @@ pub fn pause() -> Result<(i32, OwnedFd)> {
     }
 }
 
-/// Makes the next move between cgroups quick, beside whatever else is done. Its end is of no interest.
-pub fn warm_up(cgroup: &Cgroup) -> Result<()> {
+/// Makes a group on cgroup v1, a folder in each of many trees, beside whatever else is done. Its end is of no interest.
+pub fn make_group(cgroup: &Cgroup) -> Result<()> {
     // SAFETY: the shim has one thread; the child ends here.
     match unsafe { sys::fork(0, None) }.step("make a helper process")? {
         Forked::Child => {
             follow_shim();
-            // Where it fails the container's own move says why.
-            let _ = cgroup.warm_up();
+            // Where it fails, making the container's own says why.
+            let _ = cgroup.create(&Limits::default());
             sys::exit(0)
         }
         Forked::Parent { .. } => Ok(()),

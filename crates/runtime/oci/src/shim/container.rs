@@ -75,8 +75,8 @@ impl Container {
                 return Err(error);
             }
         };
-        let pid = if let Body::Own(made) = &body { made.pid } else { 0 };
-        let state = State { id: spec.id.clone(), pid, created_at: now(), ..State::default() };
+        let (pid, user) = if let Body::Own(made) = &body { (made.pid, made.ids.clone()) } else { (0, None) };
+        let state = State { id: spec.id.clone(), pid, created_at: now(), user, ..State::default() };
         let container =
             Self { folder: folder.to_owned(), spec, cgroup, state, body, log, stdin, outputs, attached: Vec::new() };
         container.record()?;

@@ -17,8 +17,10 @@ pub struct Log {
 }
 
 impl Log {
+    /// Without a path nothing is kept.
     pub fn open(path: &Path, limits: Option<LogLimits>) -> Result<Self> {
-        if let Some(folder) = path.parent() {
+        let limits = limits.filter(|_| !path.as_os_str().is_empty());
+        if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
             std::fs::create_dir_all(folder).step(format!("create log folder {}", folder.display()))?;
         }
         let (file, size) = open(path)?;
@@ -67,6 +69,7 @@ impl Log {
 }
 
 fn open(path: &Path) -> Result<(File, u64)> {
+    let path = if path.as_os_str().is_empty() { Path::new("/dev/null") } else { path };
     let file = OpenOptions::new()
         .create(true)
         .append(true)
@@ -148,6 +151,13 @@ mod tests {
         // The file that a daemon before us had filled counts.
         let again = Log::open(&path, None).unwrap();
         assert_eq!(again.size, std::fs::metadata(&path).unwrap().len());
+    }
+
+    #[test]
+    fn without_a_path_nothing_is_kept() {
+        let mut log = Log::open(Path::new(""), Some(LogLimits { max_size: 1, max_files: 2 })).unwrap();
+        assert!(!log.write("stdout", b"lost\n"));
+        log.reopen().unwrap();
     }
 
     #[test]

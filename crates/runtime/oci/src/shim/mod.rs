@@ -139,7 +139,7 @@ impl Shim {
     /// Everything of a sandbox that needs no new namespace but the processes'.
     fn configure(&mut self, spec: &SandboxSpec) -> Result<()> {
         if !cgroup::is_unified() {
-            child::warm_up(&Cgroup::new(&spec.cgroup))?;
+            child::make_group(&Cgroup::new(&spec.cgroup))?;
         }
         if spec.network {
             rustix::system::sethostname(spec.hostname.as_bytes()).step(format!("set host name {:?}", spec.hostname))?;

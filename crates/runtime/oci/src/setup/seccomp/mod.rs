@@ -92,7 +92,8 @@ impl Filter {
     }
 }
 
-/// The filter that a process with these capabilities gets; `None` if it gets none.
+/// The filter that a process with these capabilities gets; `None` if it gets none. Called before the process enters its root:
+/// a profile in a file is the host's, never one that the container brings.
 pub fn compile(seccomp: &Seccomp, capabilities: &[String]) -> Result<Option<Arc<Filter>>> {
     let compiled = match seccomp {
         Seccomp::Unconfined => return Ok(None),
@@ -114,14 +115,6 @@ fn of_default(capabilities: &[String]) -> Result<Arc<Filter>> {
     let filter = Arc::new(filter(&default::profile(), capabilities)?);
     kept.push((capabilities.to_vec(), Arc::clone(&filter)));
     Ok(filter)
-}
-
-/// Compiles ahead of a fork what the child will need. Profiles in files are read by the child: they may change.
-pub fn keep(seccomp: &Seccomp, capabilities: &[String]) -> Result<()> {
-    if *seccomp == Seccomp::Default {
-        of_default(capabilities)?;
-    }
-    Ok(())
 }
 
 /// Does what of compiling depends on no profile.
