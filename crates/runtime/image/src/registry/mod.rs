@@ -4,7 +4,6 @@ mod auth;
 mod client;
 mod cluster;
 mod config;
-mod connect;
 mod download;
 mod hosts;
 mod push;
@@ -122,10 +121,4 @@ fn bare_host(host: &str) -> &str {
         Some(colon) if !host.ends_with(']') => &host[..colon],
         _ => host,
     }
-}
-
-fn is_loopback(host: &str) -> bool {
-    host == "localhost"
-        || host.ends_with(".localhost")
-        || host.trim_matches(['[', ']']).parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
