@@ -4,6 +4,7 @@
 mod daemon;
 pub mod kubelets;
 pub mod machines;
+pub mod s3;
 mod server;
 pub mod servers;
 

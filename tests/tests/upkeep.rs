@@ -14,13 +14,17 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use dhow_e2e::s3::S3;
 use dhow_e2e::{Host, eventually, run};
+use dhow_test_s3::SECRET_KEY;
 use serde_json::{Value, json};
 
 const MINUTE: Duration = Duration::from_secs(60);
 /// Tells this test's processes from all others.
 const NAP: &str = "100731";
 const WORD: &str = "correct-horse-battery";
+/// A backup that no schedule takes away.
+const OBJECT: &str = "s3://dhow/elsewhere/dhow-20200101T000000Z.backup";
 
 /// Two pods that sleep, one variable that should have been a Secret, and a word of one where it does not belong.
 const WEB: &str = r#"
@@ -56,29 +60,59 @@ spec:
 #[test]
 fn a_cloud_is_looked_after() {
     let mut host = Host::new().unwrap();
-    starts(&mut host).unwrap();
+    let s3 = S3::start(&host).unwrap();
+    starts(&mut host, &s3).unwrap();
+    runs_what_was_pushed_into_a_bucket(&host, &s3).unwrap();
     makes_backups_by_schedule(&host).unwrap();
     tells_no_secret(&host).unwrap();
     changes_its_version_under_running_containers(&host).unwrap();
-    comes_back_on_another_machine(&mut host).unwrap();
+    comes_back_on_another_machine(&mut host, s3).unwrap();
 }
 
 fn backup_folder(host: &Host) -> PathBuf {
     host.folder().join("backups")
 }
 
-fn starts(host: &mut Host) -> Result<()> {
+/// Writes the settings, with backups to this place.
+fn set(host: &Host, s3: &S3, place: &str, to: Value) -> Result<PathBuf> {
     let config = host.folder().join("config.yaml");
-    let folder = backup_folder(host);
-    let backups = json!({"folder": folder, "schedule": "@every 2s", "keep": 2});
+    let mut backups = json!({"schedule": "@every 2s", "keep": 2});
+    backups[place] = to;
     let mirror = json!({"mirrors": [{"endpoint": "registry.invalid"}], "username": "me", "password": "let-me-pull"});
-    let settings = json!({"backups": backups, "registries": {"hosts": {"registry.invalid": mirror}}});
-    fs::write(&config, settings.to_string())?;
+    let registry = json!({"storage": {"s3": s3.settings("images")}});
+    let registries = json!({"hosts": {"registry.invalid": mirror}});
+    fs::write(&config, json!({"backups": backups, "registry": registry, "registries": registries}).to_string())?;
+    Ok(config)
+}
+
+fn starts(host: &mut Host, s3: &S3) -> Result<()> {
+    let config = set(host, s3, "folder", json!(backup_folder(host)))?;
     host.set("DHOW_CONFIG", config.to_str().context("path")?);
     host.dhow(&["up"])?;
     import(host)?;
     host.apply(WEB)?;
     host.kubectl(&["rollout", "status", "deployment/web", "--timeout=60s"])?;
+    Ok(())
+}
+
+/// The registry's blobs are objects, and so no files that an image store could share.
+fn runs_what_was_pushed_into_a_bucket(host: &Host, s3: &S3) -> Result<()> {
+    const IMAGE: &str = "198.18.0.1:5443/default/app:1";
+    let project = "apiVersion: registry.dhow.io/v1alpha1\nkind: Project\nmetadata: {name: default}\n";
+    eventually(MINUTE, || host.apply(project))?;
+    eventually(MINUTE, || host.dhow(&["image", "push", "busybox", IMAGE]))?;
+    let blobs: Vec<u64> = fs::read_dir(s3.objects("images/blobs/sha256"))?
+        .map(|file| Ok(file?.metadata()?.len()))
+        .collect::<Result<_>>()?;
+    ensure!(blobs.len() >= 3 && blobs.iter().sum::<u64>() > 100_000, "{blobs:?}");
+    host.apply(&format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: pushed}}\nspec:\n  terminationGracePeriodSeconds: 0\n  containers:\n  \
+         - {{name: main, image: '{IMAGE}', imagePullPolicy: Always, command: [busybox, sleep, '1000']}}\n"
+    ))?;
+    host.kubectl(&["wait", "--for=condition=Ready", "pod/pushed", "--timeout=60s"])?;
+    let doctor = host.dhow(&["doctor"])?;
+    ensure!(doctor.contains("ok       registry: its bucket dhow answers"), "{doctor}");
+    host.kubectl(&["delete", "pod", "pushed"])?;
     Ok(())
 }
 
@@ -159,6 +193,7 @@ fn secrets(host: &Host) -> Result<BTreeMap<String, String>> {
     }
     all.insert("a line of a Secret".into(), "staple-in-the-second-line".into());
     all.insert("a variable".into(), "only-in-a-variable".into());
+    all.insert("the bucket's secret key".into(), SECRET_KEY.into());
     all.insert("a password in the settings".into(), "let-me-pull".into());
     let token = host.kubectl(&["create", "token", "default"])?;
     all.insert("a service account's token".into(), token.trim().to_owned());
@@ -362,15 +397,48 @@ fn changes_its_version_under_running_containers(host: &Host) -> Result<()> {
     service.stop()
 }
 
-fn comes_back_on_another_machine(host: &mut Host) -> Result<()> {
+/// As in a folder: one at once, then by the schedule, the oldest go, and a failure is told of.
+fn makes_backups_in_a_bucket(host: &Host, s3: S3) -> Result<S3> {
+    let first = eventually(MINUTE, || listed(host)?.pop().context("no backup yet"))?;
+    ensure!(first.starts_with("s3://dhow/backups"), "{}", first.display());
+    eventually(MINUTE, || {
+        let now = listed(host)?;
+        ensure!(now.len() == 2 && !now.contains(&first), "{now:?}");
+        Ok(())
+    })?;
+    ensure!(metric(host, "dhow_backups_total{result=\"success\"}")? >= 3.0);
+    let doctor = host.dhow(&["doctor"])?;
+    ensure!(doctor.contains("ok       backups: the newest one is of 20"), "{doctor}");
+    host.dhow(&["backup", "create", OBJECT])?;
+    let described: Value = serde_json::from_str(&host.dhow(&["backup", "verify", "-o", "json", OBJECT])?)?;
+    ensure!(described["entries"].as_u64() > Some(20) && described["keys"].as_u64() > Some(3), "{described}");
+    let elsewhere = host.dhow(&["backup", "list", "s3://dhow/elsewhere"])?;
+    ensure!(elsewhere.lines().count() == 2 && elsewhere.contains(OBJECT), "{elsewhere}");
+
+    drop(s3);
+    eventually(MINUTE, || {
+        ensure!(metric(host, "dhow_backups_total{result=\"failure\"}")? >= 1.0);
+        let events = host.kubectl(&["get", "events", "-A", "--field-selector", "reason=BackupFailed"])?;
+        ensure!(events.contains("s3://dhow/") && events.contains("cannot be reached"), "{events}");
+        Ok(())
+    })?;
+    let doctor = host.dhow_command(&["doctor"]).output()?;
+    let says = String::from_utf8_lossy(&doctor.stdout);
+    ensure!(doctor.status.code() == Some(1) && says.contains("backups: they cannot be listed"), "{says}");
+    let s3 = S3::start(host)?;
+    let left = fs::read_dir(s3.objects("backups/.uploads")).map_or(0, Iterator::count);
+    ensure!(left == 0, "{left} uploads are left");
+    Ok(s3)
+}
+
+fn comes_back_on_another_machine(host: &mut Host, s3: S3) -> Result<()> {
+    set(host, &s3, "s3", s3.settings("backups"))?;
     host.dhow(&["up"])?;
-    let archive = host.folder().join("last.backup");
-    let archive = archive.to_str().context("path")?;
-    host.dhow(&["backup", "create", archive])?;
+    let _s3 = makes_backups_in_a_bucket(host, s3)?;
     host.dhow(&["down", "--purge"])?;
     host.ensure_purged()?;
     host.set("DHOW_NODE_NAME", "another");
-    host.dhow(&["backup", "restore", archive])?;
+    host.dhow(&["backup", "restore", OBJECT])?;
     host.dhow(&["up"])?;
     import(host)?;
     // The machine that was is no more; its pods are made anew on this one.

@@ -40,10 +40,19 @@ pub fn make(path: &Path, keys: Option<&Path>, store: impl FnOnce(&Path) -> Resul
 /// Makes the archive `path`, readable by its owner only, from the backup file of a store. It appears when it is whole
 /// and on disk.
 pub fn write(path: &Path, store: &Path, keys: Option<&Path>) -> Result<Contents> {
+    let temporary = beside(path)?;
+    let (contents, file) = pack(BufWriter::new(temporary.as_file()), store, keys)?;
+    file.sync_all().context("write the archive")?;
+    temporary.persist(path).map_err(|error| error.error).with_context(|| format!("write {}", path.display()))?;
+    File::open(folder_of(path)).and_then(|folder| folder.sync_all()).context("write the archive's folder")?;
+    Ok(contents)
+}
+
+/// Writes the archive of a store's backup file, and returns what it was written to.
+pub fn pack<W: Write>(out: BufWriter<W>, store: &Path, keys: Option<&Path>) -> Result<(Contents, W)> {
     // What came over the network may have been cut off.
     let backup = verify_backup(store)?;
-    let temporary = beside(path)?;
-    let mut archive = tar::Builder::new(BufWriter::new(temporary.as_file()));
+    let mut archive = tar::Builder::new(out);
     archive.append_path_with_name(store, STORE).context("write the archive")?;
     let mut count = 0;
     for key in keys.map(key_files).transpose()?.unwrap_or_default() {
@@ -52,10 +61,8 @@ pub fn write(path: &Path, store: &Path, keys: Option<&Path>) -> Result<Contents>
         count += 1;
     }
     let out = archive.into_inner().context("write the archive")?;
-    out.into_inner().map_err(std::io::IntoInnerError::into_error)?.sync_all().context("write the archive")?;
-    temporary.persist(path).map_err(|error| error.error).with_context(|| format!("write {}", path.display()))?;
-    File::open(folder_of(path)).and_then(|folder| folder.sync_all()).context("write the archive's folder")?;
-    Ok(Contents { store: backup, keys: count })
+    let out = out.into_inner().map_err(std::io::IntoInnerError::into_error).context("write the archive")?;
+    Ok((Contents { store: backup, keys: count }, out))
 }
 
 /// Checks the whole archive.

@@ -322,7 +322,7 @@ fn start_backups(
     let plan = backups::plan(&settings.backups, store.as_ref())?;
     let (Some(plan), Some(store)) = (plan, store) else { return Ok(()) };
     let client = server.client(UserInfo::new("system:dhow", &[keys::MASTERS]));
-    let sources = backups::Sources { store, keys: place.pki_dir(), client };
+    let sources = backups::Sources { store, keys: place.pki_dir(), scratch: place.data_dir.clone(), client };
     parts.spawn(part("backups", backups::keep(plan, sources, server.metrics().clone(), shutdown.clone())));
     Ok(())
 }

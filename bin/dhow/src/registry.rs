@@ -1,6 +1,7 @@
 //! The cluster's own registry of images on a server: its listener, its objects in the API, its names.
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow};
@@ -9,7 +10,7 @@ use dhow_client::leader::LeaseSpec;
 use dhow_image::Registries;
 use dhow_registry::cloud::{self, ApiAccess, kinds};
 use dhow_registry::{Config, Keeping, Registry};
-use dhow_store::{FsBlob, Kv};
+use dhow_store::{Blob, FsBlob, Kv};
 use rustls::ServerConfig;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -18,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::builtins::{Parts, any_address, part};
 use crate::keys::{Keys, MASTERS};
 use crate::place::{self, Place};
-use crate::registry_settings::Resolved;
+use crate::registry_settings::{Bucket, Resolved, Storage};
 use crate::settings::Settings;
 use crate::{leading, publish};
 
@@ -76,9 +77,7 @@ impl Prepared {
         parts: &mut Parts,
     ) -> Result<Registry> {
         let Self { settings, listener, tls, kv, registries, hosts } = self;
-        let storage = settings.storage.clone();
-        let blobs = tokio::task::spawn_blocking(move || FsBlob::open(storage)).await?;
-        let blobs = blobs.with_context(|| format!("open {}", settings.storage.display()))?;
+        let (blobs, folder) = open_blobs(settings.storage).await?;
         let client = server.client(UserInfo::new(USER, &[]));
         let access = ApiAccess::new(client.clone(), hosts.clone());
         let config = Config {
@@ -89,9 +88,9 @@ impl Prepared {
             metrics: server.metrics().clone(),
             ..Config::default()
         };
-        let registry = Registry::open(config, kv, Arc::new(blobs), Arc::clone(&access) as _).await;
+        let registry = Registry::open(config, kv, blobs, Arc::clone(&access) as _).await;
         let registry = registry.map_err(|error| anyhow!("{error}")).context("open the registry")?;
-        let disk = (settings.collect_at < 100).then(|| (settings.storage.clone(), settings.collect_at));
+        let disk = folder.filter(|_| settings.collect_at < 100).map(|folder| (folder, settings.collect_at));
         let keeping = Keeping { every: settings.collect_every, disk };
         let administrator = server.client(UserInfo::new("system:dhow", &[MASTERS]));
         parts.spawn(part("registry", registry.clone().serve(listener, Some(tls), shutdown.clone())));
@@ -114,6 +113,28 @@ impl Prepared {
         parts.spawn(part("registry's usage", registry.clone().keep_usage(shutdown.clone())));
         parts.spawn(part("registry's collection", registry.clone().keep_collected(keeping, shutdown.clone())));
         Ok(registry)
+    }
+}
+
+/// The blobs, and the folder they lie in if they do.
+async fn open_blobs(storage: Storage) -> Result<(Arc<dyn Blob>, Option<PathBuf>)> {
+    match storage {
+        Storage::Folder(folder) => {
+            let path = folder.clone();
+            let blobs = tokio::task::spawn_blocking(move || FsBlob::open(path)).await?;
+            Ok((Arc::new(blobs.with_context(|| format!("open {}", folder.display()))?), Some(folder)))
+        }
+        Storage::S3(Bucket { s3 }) => {
+            let blobs = s3.open("registry.storage.s3")?;
+            let checked = blobs.clone();
+            // The cluster does without its registry better than the other way round.
+            tokio::spawn(async move {
+                if let Err(error) = checked.check().await {
+                    tracing::error!(error = dhow_base::chain(&error), "the registry's bucket cannot be used");
+                }
+            });
+            Ok((Arc::new(blobs), None))
+        }
     }
 }
 

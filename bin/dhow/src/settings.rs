@@ -149,6 +149,7 @@ impl Settings {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::registry_settings::Storage;
 
     #[test]
     fn the_documented_example_is_valid_and_typos_are_not() {
@@ -244,6 +245,18 @@ mod tests {
         assert_eq!(Settings::load(&file).unwrap().registry.port, Some(5443));
         std::fs::write(&file, "registry: {collectEvery: soon}\n").unwrap();
         assert!(format!("{:#}", Settings::load(&file).unwrap_err()).contains("registry.collectEvery"));
+        let bucket = text.split("```yaml\n").nth(2).and_then(|rest| rest.split("```").next()).unwrap();
+        std::fs::write(&file, bucket).unwrap();
+        assert!(matches!(Settings::load(&file).unwrap().registry.storage, Some(Storage::S3(_))));
+        for (from, to, says) in [
+            ("region:", "regoin:", "regoin"),
+            ("bucket: images", "bucket: ''", "registry.storage.s3"),
+            ("s3:", "s4:", "s4"),
+        ] {
+            std::fs::write(&file, bucket.replace(from, to)).unwrap();
+            let error = format!("{:#}", Settings::load(&file).unwrap_err());
+            assert!(error.contains(says), "{error}");
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@ use super::{ConfigArgs, ConnectArgs, Output};
 pub enum BackupCommand {
     /// Write a backup of the state, and of the cluster's keys, while everything runs or while nothing does.
     Create(BackupArgs),
-    /// List the backups in the folder of the settings, or in another one, the newest first.
+    /// List the backups in the folder or bucket of the settings, or in another one, the newest first.
     #[command(alias = "ls")]
     List(ListBackupsArgs),
     /// Say what a backup holds, after checking all of it.
@@ -25,7 +25,7 @@ pub struct BackupArgs {
     pub connect: ConnectArgs,
     #[command(flatten)]
     pub config: ConfigArgs,
-    /// File to write; it appears once it is whole and on disk [default: beside the scheduled ones].
+    /// File, or s3://BUCKET/KEY, to write; it appears once it is whole and durable [default: beside the scheduled ones].
     #[arg(value_name = "FILE")]
     pub file: Option<PathBuf>,
     /// Leave out the cluster's keys: a restore then needs a machine that has them.
@@ -37,7 +37,7 @@ pub struct BackupArgs {
 pub struct ListBackupsArgs {
     #[command(flatten)]
     pub config: ConfigArgs,
-    /// The folder [default: that of the settings].
+    /// The folder, or s3://BUCKET/PREFIX [default: that of the settings].
     #[arg(value_name = "DIR")]
     pub folder: Option<PathBuf>,
     #[arg(short, long, value_enum, default_value_t = Output::Table)]
@@ -46,6 +46,9 @@ pub struct ListBackupsArgs {
 
 #[derive(Debug, Args)]
 pub struct VerifyArgs {
+    #[command(flatten)]
+    pub config: ConfigArgs,
+    /// File, or s3://BUCKET/KEY.
     #[arg(value_name = "FILE")]
     pub file: PathBuf,
     #[arg(short, long, value_enum, default_value_t = Output::Table)]
@@ -56,6 +59,9 @@ pub struct VerifyArgs {
 pub struct RestoreArgs {
     #[command(flatten)]
     pub connect: ConnectArgs,
+    #[command(flatten)]
+    pub config: ConfigArgs,
+    /// File, or s3://BUCKET/KEY.
     #[arg(value_name = "FILE")]
     pub file: PathBuf,
     /// Put state that is already there aside instead of refusing.

@@ -8,52 +8,115 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use comfy_table::{Table, presets};
 use dhow_client::Client;
-use dhow_store::FjallKv;
+use dhow_store::{FjallKv, S3Blob};
 use http_body_util::BodyExt;
 use indicatif::{ProgressBar, ProgressStyle};
 use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
+use tempfile::NamedTempFile;
 
 use super::connect;
 use super::server::STOP_FIRST;
 use crate::backup::{self, Contents, Present};
-use crate::backups::{self, Plan};
+use crate::backup_object;
+use crate::backups::{self, Destination, Plan};
 use crate::cli::{BackupArgs, BackupCommand, ListBackupsArgs, Output, RestoreArgs};
 use crate::settings::Settings;
-use crate::{daemon, pidfile, place};
+use crate::{daemon, pidfile, place, s3_settings};
 
 pub async fn run(command: BackupCommand) -> Result<()> {
     match command {
         BackupCommand::Create(args) => make_backup(args).await,
-        BackupCommand::List(args) => list(&args),
+        BackupCommand::List(args) => list(&args).await,
         BackupCommand::Verify(args) => {
-            let contents = tokio::task::spawn_blocking(move || backup::verify(&args.file)).await??;
+            let here = local(&args.file, &args.config.config, &std::env::temp_dir()).await?;
+            let contents = tokio::task::spawn_blocking(move || backup::verify(here.path())).await??;
             print_contents(&contents, args.output)
         }
-        BackupCommand::Restore(args) => tokio::task::spawn_blocking(move || restore(&args)).await?,
+        BackupCommand::Restore(args) => {
+            let data_dir = &args.connect.data_dir;
+            std::fs::create_dir_all(data_dir).with_context(|| format!("create {}", data_dir.display()))?;
+            let here = local(&args.file, &args.config.config, data_dir).await?;
+            tokio::task::spawn_blocking(move || restore(&args, here.path())).await?
+        }
     }
+}
+
+/// A backup as a file of this machine.
+enum Local {
+    File(PathBuf),
+    Fetched(NamedTempFile),
+}
+
+impl Local {
+    fn path(&self) -> &Path {
+        match self {
+            Self::File(file) => file,
+            Self::Fetched(file) => file.path(),
+        }
+    }
+}
+
+/// Fetches one that is in a bucket into `folder`.
+async fn local(file: &Path, config: &Path, folder: &Path) -> Result<Local> {
+    match object(file, config)? {
+        Some((bucket, key)) => Ok(Local::Fetched(backup_object::fetch(&bucket, &key, folder).await?)),
+        None => Ok(Local::File(file.to_owned())),
+    }
+}
+
+/// What `s3://bucket/key` names; the settings need not be there for files.
+fn object(file: &Path, config: &Path) -> Result<Option<(S3Blob, String)>> {
+    if !file.starts_with("s3:") {
+        return Ok(None);
+    }
+    s3_settings::object(file, Settings::load(config)?.backups.s3.as_ref())
 }
 
 /// The plan of the settings, for a command that was given no place of its own.
 fn plan(config: &Path) -> Result<Plan> {
     let plan = Settings::load(config)?.backups.plan()?;
-    plan.with_context(|| format!("name a place: the settings ({}) have no backups.folder", config.display()))
+    plan.with_context(|| {
+        format!("name a place: the settings ({}) have no backups.folder and no backups.s3", config.display())
+    })
 }
 
-/// Where the schedule would put a backup of now.
-fn scheduled(config: &Path) -> Result<PathBuf> {
-    let plan = plan(config)?;
-    plan.make_folder()?;
-    Ok(plan.file(Timestamp::now()))
+/// Where a new backup goes.
+enum Target {
+    File(PathBuf),
+    Object(S3Blob, String),
 }
 
-fn list(args: &ListBackupsArgs) -> Result<()> {
-    let folder = match &args.folder {
-        Some(folder) => folder.clone(),
-        None => plan(&args.config.config)?.folder,
+impl Target {
+    fn of(args: &BackupArgs) -> Result<Self> {
+        let config = &args.config.config;
+        if let Some(file) = &args.file {
+            return Ok(match object(file, config)? {
+                Some((bucket, key)) => Self::Object(bucket, key),
+                None => Self::File(file.clone()),
+            });
+        }
+        // Where the schedule would put it.
+        let name = backups::name(Timestamp::now());
+        Ok(match plan(config)?.place {
+            Destination::Folder(folder) => {
+                backups::make_folder(&folder)?;
+                Self::File(folder.join(name))
+            }
+            Destination::Bucket(bucket) => Self::Object(bucket.open("backups.s3")?, name),
+        })
+    }
+}
+
+async fn list(args: &ListBackupsArgs) -> Result<()> {
+    let kept = match &args.folder {
+        // Any name will do: what is listed is what is beside it.
+        Some(folder) => match object(&folder.join("x"), &args.config.config)? {
+            Some((bucket, _)) => backups::kept_in(&bucket).await?,
+            None => Destination::Folder(folder.clone()).kept().await?,
+        },
+        None => plan(&args.config.config)?.place.kept().await?,
     };
-    // Before the first one there is no folder.
-    let kept = if folder.exists() { backups::kept(&folder)? } else { Vec::new() };
     match args.output {
         Output::Table => {
             let mut table = Table::new();
@@ -88,12 +151,12 @@ async fn make_backup(args: BackupArgs) -> Result<()> {
             keys.display()
         );
     }
-    let file = match args.file {
-        Some(file) => file,
-        None => scheduled(&args.config.config)?,
-    };
+    let target = Target::of(&args)?;
     // Where the archive will be there is room for it.
-    let scratch = backup::folder_beside(&file)?;
+    let scratch = match &target {
+        Target::File(file) => backup::folder_beside(file)?,
+        Target::Object(..) => tempfile::tempdir().context("make a folder")?,
+    };
     let store_path = scratch.path().join("store");
     let own_store = args.connect.data_dir.join("store");
     if args.connect.kubeconfig.is_none()
@@ -113,11 +176,16 @@ async fn make_backup(args: BackupArgs) -> Result<()> {
     } else {
         download(&connect(&args.connect)?, &store_path).await?;
     }
-    let archive = file.clone();
-    let contents =
-        tokio::task::spawn_blocking(move || backup::write(&archive, &store_path, with_keys.then_some(keys.as_path())))
-            .await??;
-    eprintln!("{} holds {}.", file.display(), summary(&contents));
+    let keys = with_keys.then_some(keys);
+    let (place, contents) = match target {
+        Target::File(file) => {
+            let archive = file.clone();
+            let writing = move || backup::write(&archive, &store_path, keys.as_deref());
+            (file.display().to_string(), tokio::task::spawn_blocking(writing).await??)
+        }
+        Target::Object(bucket, key) => (bucket.url(&key), backup_object::send(&bucket, &key, store_path, keys).await?),
+    };
+    eprintln!("{place} holds {}.", summary(&contents));
     if with_keys {
         eprintln!("It holds the cluster's keys too: whoever has it can be anyone in the cluster.");
     }
@@ -141,12 +209,11 @@ async fn download(client: &Client, path: &Path) -> Result<()> {
     Ok(())
 }
 
-fn restore(args: &RestoreArgs) -> Result<()> {
+fn restore(args: &RestoreArgs, file: &Path) -> Result<()> {
     let data_dir = &args.connect.data_dir;
-    std::fs::create_dir_all(data_dir).with_context(|| format!("create {}", data_dir.display()))?;
     let _lock = daemon::lock(data_dir).context(STOP_FIRST)?;
     let present = if args.replace { Present::PutAside } else { Present::Refuse };
-    let contents = backup::restore(&args.file, data_dir, present)?;
+    let contents = backup::restore(file, data_dir, present)?;
     // What is restored is the state, wherever it was before.
     match std::fs::remove_file(place::moved_file(data_dir)) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {

@@ -18,6 +18,7 @@ pub use self::findings::Finding;
 use self::findings::{Cluster, Level};
 use super::connect;
 use crate::cli::{ConnectArgs, DoctorArgs, Output};
+use crate::registry_settings::{Bucket, Storage};
 use crate::settings::Settings;
 use crate::{backups, pidfile, preflight};
 
@@ -39,7 +40,7 @@ pub async fn look(connect: &ConnectArgs, config: &Path) -> Vec<Finding> {
         machine(connect, &mut findings);
         certificates(&connect.data_dir, SystemTime::now(), &mut findings);
         if connect.data_dir.join("store").is_dir() {
-            backups(config, &mut findings);
+            storage(config, &mut findings).await;
         }
     }
     match cluster(connect).await {
@@ -122,24 +123,42 @@ fn certificates(data_dir: &Path, now: SystemTime, findings: &mut Vec<Finding>) {
     }
 }
 
-/// Whether the scheduled backups are there.
-fn backups(config: &Path, findings: &mut Vec<Finding>) {
-    const FIX: &str =
-        "`kubectl get events -A` and the daemon's log say what failed; `dhow backup create` makes one now";
-    let plan = match Settings::load(config).and_then(|settings| settings.backups.plan()) {
-        Ok(plan) => plan,
+/// Whether the scheduled backups are there, and the bucket of the registry.
+async fn storage(config: &Path, findings: &mut Vec<Finding>) {
+    let settings = Settings::load(config).and_then(|settings| Ok((settings.backups.plan()?, settings.registry)));
+    let (plan, registry) = match settings {
+        Ok(settings) => settings,
         Err(error) => return findings.push(Finding::problem("settings", format!("{error:#}"))),
     };
-    let Some(plan) = plan else { return };
+    if let Some(plan) = plan {
+        findings.push(backups(&plan).await);
+    }
+    if let Some(Storage::S3(Bucket { s3 })) = &registry.storage
+        && registry.enabled != Some(false)
+    {
+        let checked = async { s3.open("registry.storage.s3")?.check().await.map_err(anyhow::Error::from) };
+        findings.push(match checked.await {
+            Ok(()) => Finding::well("registry", format!("its bucket {} answers", s3.bucket)),
+            Err(error) => Finding::problem("registry", format!("its bucket cannot be used: {error:#}")),
+        });
+    }
+}
+
+async fn backups(plan: &backups::Plan) -> Finding {
+    const FIX: &str =
+        "`kubectl get events -A` and the daemon's log say what failed; `dhow backup create` makes one now";
     let now = Timestamp::now();
-    let newest = backups::kept(&plan.folder).unwrap_or_default().first().map(|kept| kept.made);
+    let newest = match plan.place.kept().await {
+        Ok(kept) => kept.first().map(|kept| kept.made),
+        Err(error) => return Finding::problem("backups", format!("they cannot be listed: {error:#}")).fix(FIX),
+    };
     let due = plan.due(newest, now);
     let late = due.is_some_and(|due| due.checked_add(GRACE).is_ok_and(|late| late < now));
-    findings.push(match newest {
-        None => Finding::problem("backups", format!("there is none in {}", plan.folder.display())).fix(FIX),
+    match newest {
+        None => Finding::problem("backups", format!("there is none in {}", plan.place)).fix(FIX),
         Some(newest) if late => Finding::problem("backups", format!("the newest one is of {newest}")).fix(FIX),
         Some(newest) => Finding::well("backups", format!("the newest one is of {newest}")),
-    });
+    }
 }
 
 async fn cluster(connect: &ConnectArgs) -> Result<Cluster> {

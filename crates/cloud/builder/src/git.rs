@@ -88,7 +88,8 @@ impl<'a> Address<'a> {
     async fn resolve(&self) -> Result<Vec<IpAddr>> {
         let failed = |error: std::io::Error| Error::Unreachable(format!("look up {}: {error}", self.host));
         let found: Vec<SocketAddr> = tokio::net::lookup_host((self.host, self.port)).await.map_err(failed)?.collect();
-        let open: Vec<IpAddr> = found.iter().map(SocketAddr::ip).filter(|ip| dhow_image::is_open(*ip)).collect();
+        let open: Vec<IpAddr> =
+            found.iter().map(SocketAddr::ip).filter(|ip| dhow_base::connect::is_open(*ip)).collect();
         match (open.is_empty(), found.first()) {
             (true, Some(one)) => {
                 let ip = one.ip();

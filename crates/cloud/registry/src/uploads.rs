@@ -90,7 +90,8 @@ impl Inner {
         }
         let hasher = hasher_for(asked.parameter("digest-algorithm").unwrap_or("sha256"))?;
         let id = new_id(repository);
-        drop(self.blobs.begin(&id).await.map_err(Error::store("begin an upload"))?);
+        let upload = self.blobs.begin(&id).await.map_err(Error::store("begin an upload"))?;
+        upload.park().await.map_err(Error::store("begin an upload"))?;
         self.uploads.remember(&id, hasher, 0);
         Ok(self.status(StatusCode::ACCEPTED, repository, &id, 0))
     }
@@ -190,15 +191,19 @@ impl Inner {
         let mut hasher = known.unwrap_or_else(Hasher::sha256);
         let body = asked.body.as_mut().ok_or_else(|| Error::Internal("a body was read twice".to_owned()))?;
         let received = receive(self, body, &mut upload, &mut hasher, most).await;
-        if whole && received.is_ok() {
-            self.uploads.remember(id, hasher, upload.written());
-        }
+        let written = upload.written();
+        // What the client is told of is there for whoever serves its next request; what broke off, as far as it came.
+        let parked = upload.park().await.map_err(Error::store("write an upload"));
         let received = received?;
+        parked?;
+        if whole {
+            self.uploads.remember(id, hasher, written);
+        }
         asked.body = None;
         if most.is_some_and(|most| received != most) {
             return Err(Error::new(Code::SizeInvalid, "less came than the headers say"));
         }
-        Ok(self.status(StatusCode::ACCEPTED, repository, id, upload.written()))
+        Ok(self.status(StatusCode::ACCEPTED, repository, id, written))
     }
 
     async fn close(

@@ -1,6 +1,7 @@
-//! Configuration, logging, TLS and PKI, metrics and the service graph; knows nothing of containers.
+//! Configuration, logging, TLS and PKI, connections, metrics and the service graph; knows nothing of containers.
 
 pub mod config;
+pub mod connect;
 pub mod directory;
 pub mod duration;
 mod error;

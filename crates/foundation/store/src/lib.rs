@@ -5,7 +5,7 @@
 //! client of real etcd servers. [`SealedKv`] encrypts what one of them keeps, [`ShiftedKv`] lets one go on counting where
 //! another ended.
 //!
-//! [`Blob`] keeps large values: [`FsBlob`] as files, [`MemoryBlob`] for tests.
+//! [`Blob`] keeps large values: [`FsBlob`] as files, [`S3Blob`] in a bucket, [`MemoryBlob`] for tests.
 
 mod blob;
 mod core;
@@ -18,7 +18,9 @@ mod sealed;
 mod shifted;
 pub mod suite;
 
-pub use blob::{Blob, BlobMeta, BlobStream, BlobUpload, FsBlob, MemoryBlob, PendingUpload};
+pub use blob::{
+    Blob, BlobMeta, BlobStream, BlobUpload, FsBlob, MemoryBlob, PendingUpload, S3Blob, S3Config, S3Credentials,
+};
 pub use core::Options;
 pub use error::Error;
 /// The wire messages, for benchmarks that serve them.

@@ -114,3 +114,9 @@ impl<T, E: Into<std::io::Error>> At<T> for std::result::Result<T, E> {
         self.map_err(|e| Error::io(format!("{verb} {}", path.display()), e))
     }
 }
+
+impl From<dhow_base::Error> for Error {
+    fn from(error: dhow_base::Error) -> Self {
+        Self::Tls(dhow_base::chain(&error))
+    }
+}

@@ -60,7 +60,7 @@ pub use pull::{Progress, ProgressFn, PullOptions};
 pub use reference::Reference;
 pub use registry::{
     CLUSTER_AUDIENCE, ClusterRegistry, DownloadOptions, Downloaded, HostConfig, Mirror, Opener, Peer, PeerOptions,
-    Pushed, Registries, RegistriesConfig, Remote, RemoteBlob, RemoteManifest, download, is_open,
+    Pushed, Registries, RegistriesConfig, Remote, RemoteBlob, RemoteManifest, download,
 };
 pub use snapshot::{Usage as DiskUsage, disk_usage};
 pub use store::{Image, ImageStore};

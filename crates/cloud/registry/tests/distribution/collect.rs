@@ -12,49 +12,51 @@ use dhow_registry::{
 use dhow_store::{FsBlob, MemoryKv};
 use serde_json::json;
 
-use crate::harness::{Server, files, image, index, noise};
+use crate::harness::{Server, everywhere, files, image, index, noise};
 
 fn eager() -> Config {
     Config { grace: Duration::ZERO, keep_untagged: Some(Duration::ZERO), ..Config::default() }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn takes_what_nothing_refers_to_and_nothing_else() {
-    let server = Server::with(eager(), Arc::new(Everyone::default())).await;
-    let web = &server.web;
-    let (_, part) = web.push_image("a", "old", "layer").await;
-    let whole = index(&[&part]);
-    web.put_manifest("a", "multi", &whole).await.expect(201);
-    web.delete("/v2/a/manifests/old").await.expect(202);
-    let (gone, _) = web.push_image("a", "gone", "gone").await;
-    web.push_image("b", "kept", "gone").await;
-    web.delete("/v2/a/manifests/gone").await.expect(202);
-    let stray = web.push_blob("c", b"stray").await;
-    let began = web.begin("c").await;
-    let collected = server.registry.collect().await.unwrap();
-    assert_eq!(
-        (collected.manifests, collected.links, collected.blobs, collected.uploads),
-        (1, 2, 1, 1),
-        "{collected:?}"
-    );
-    web.get(&format!("/v2/a/manifests/{gone}")).await.expect(404);
-    web.get(&format!("/v2/c/blobs/{stray}")).await.expect(404);
-    web.get(&began).await.expect(404);
-    assert!(!server.blob_file(&stray).exists());
-    let layer = Digest::of(b"gone");
-    web.get(&format!("/v2/a/blobs/{layer}")).await.expect(404);
-    web.get(&format!("/v2/b/blobs/{layer}")).await.expect(200);
-    web.get("/v2/a/manifests/multi").await.expect(200);
-    web.get(&format!("/v2/a/manifests/{}", Digest::of(part.to_string().as_bytes()))).await.expect(200);
-    web.get(&format!("/v2/a/blobs/{}", Digest::of(b"layer"))).await.expect(200);
-    assert_eq!(web.get("/v2/_catalog").await.json()["repositories"], json!(["a", "b"]));
-    for tag in ["/v2/a/manifests/multi", "/v2/b/manifests/kept"] {
-        web.delete(tag).await.expect(202);
-    }
-    server.registry.collect().await.unwrap();
-    assert_eq!(files(server.folder.path()), 0);
-    let nothing = json!({"repositories": 0, "links": 0, "manifests": 0, "tags": 0, "doomed": 0});
-    assert_eq!(server.registry.counts().await.unwrap(), nothing);
+    everywhere(eager, async |server| {
+        let web = &server.web;
+        let (_, part) = web.push_image("a", "old", "layer").await;
+        let whole = index(&[&part]);
+        web.put_manifest("a", "multi", &whole).await.expect(201);
+        web.delete("/v2/a/manifests/old").await.expect(202);
+        let (gone, _) = web.push_image("a", "gone", "gone").await;
+        web.push_image("b", "kept", "gone").await;
+        web.delete("/v2/a/manifests/gone").await.expect(202);
+        let stray = web.push_blob("c", b"stray").await;
+        let began = web.begin("c").await;
+        let collected = server.registry.collect().await.unwrap();
+        assert_eq!(
+            (collected.manifests, collected.links, collected.blobs, collected.uploads),
+            (1, 2, 1, 1),
+            "{collected:?}"
+        );
+        web.get(&format!("/v2/a/manifests/{gone}")).await.expect(404);
+        web.get(&format!("/v2/c/blobs/{stray}")).await.expect(404);
+        web.get(&began).await.expect(404);
+        assert!(!server.blob_file(&stray).exists());
+        let layer = Digest::of(b"gone");
+        web.get(&format!("/v2/a/blobs/{layer}")).await.expect(404);
+        web.get(&format!("/v2/b/blobs/{layer}")).await.expect(200);
+        web.get("/v2/a/manifests/multi").await.expect(200);
+        web.get(&format!("/v2/a/manifests/{}", Digest::of(part.to_string().as_bytes()))).await.expect(200);
+        web.get(&format!("/v2/a/blobs/{}", Digest::of(b"layer"))).await.expect(200);
+        assert_eq!(web.get("/v2/_catalog").await.json()["repositories"], json!(["a", "b"]));
+        for tag in ["/v2/a/manifests/multi", "/v2/b/manifests/kept"] {
+            web.delete(tag).await.expect(202);
+        }
+        server.registry.collect().await.unwrap();
+        assert_eq!(files(&server.blobs), 0);
+        let nothing = json!({"repositories": 0, "links": 0, "manifests": 0, "tags": 0, "doomed": 0});
+        assert_eq!(server.registry.counts().await.unwrap(), nothing);
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -10,18 +10,23 @@ use std::time::Duration;
 
 use dhow_image::Digest;
 use dhow_registry::{Config, Everyone, Registry};
-use dhow_store::{FjallKv, FsBlob};
+use dhow_store::{Blob, FjallKv, FsBlob};
 use parking_lot::Mutex;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::harness::{Web, files, image, noise};
+use crate::harness::{Web, bucket, files, image, noise};
 
 const ROOT: &str = "DHOW_TEST_REGISTRY_ROOT";
+/// Where the S3 server is whose bucket has the blobs, if they are in one.
+const S3: &str = "DHOW_TEST_REGISTRY_S3";
 
-async fn open(root: &Path, config: Config) -> Registry {
+async fn open(root: &Path, s3: Option<String>, config: Config) -> Registry {
     let kv = Arc::new(FjallKv::open(root.join("kv")).unwrap());
-    let blobs = Arc::new(FsBlob::open(root.join("registry")).unwrap());
+    let blobs: Arc<dyn Blob> = match s3 {
+        Some(url) => bucket(url, root.join("credentials")),
+        None => Arc::new(FsBlob::open(root.join("registry")).unwrap()),
+    };
     Registry::open(config, kv, blobs, Arc::new(Everyone::default())).await.unwrap()
 }
 
@@ -30,7 +35,7 @@ async fn open(root: &Path, config: Config) -> Registry {
 #[ignore = "run by pushes_survive_being_killed"]
 async fn victim() {
     let root = PathBuf::from(std::env::var_os(ROOT).unwrap());
-    let registry = open(&root, Config::default()).await;
+    let registry = open(&root, std::env::var(S3).ok(), Config::default()).await;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     writeln!(std::io::stderr(), "serving {}", listener.local_addr().unwrap()).unwrap();
     registry.serve(listener, None, CancellationToken::new()).await;
@@ -39,10 +44,11 @@ async fn victim() {
 struct Victim(Child, String);
 
 impl Victim {
-    fn start(root: &Path) -> Self {
+    fn start(root: &Path, s3: Option<&String>) -> Self {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "crash::victim", "--ignored", "--nocapture"])
             .env(ROOT, root)
+            .envs(s3.map(|url| (S3, url)))
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
@@ -109,10 +115,22 @@ async fn push(web: Web, seed: u64, acknowledged: Arc<Mutex<Acknowledged>>, count
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pushes_survive_being_killed() {
     let root = tempfile::tempdir().unwrap();
+    survives(root.path(), &root.path().join("registry"), None, 8).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pushes_into_s3_survive_being_killed() {
+    let root = tempfile::tempdir().unwrap();
+    let s3 = dhow_test_s3::Server::start(root.path(), None).await.unwrap();
+    survives(root.path(), &s3.bucket.join("registry"), Some(s3.url()), 5).await;
+}
+
+/// The blobs are the files in `stored`.
+async fn survives(root: &Path, stored: &Path, s3: Option<String>, rounds: u64) {
     let acknowledged = Arc::new(Mutex::new(Acknowledged::default()));
     let mut begun: Option<(String, usize)> = None;
-    for round in 0..8u64 {
-        let mut victim = Victim::start(root.path());
+    for round in 0..rounds {
+        let mut victim = Victim::start(root, s3.as_ref());
         let web = Web::new(&victim.1);
         let (blobs, tags) = {
             let known = acknowledged.lock();
@@ -156,12 +174,12 @@ async fn pushes_survive_being_killed() {
         }
     }
     let config = Config { grace: Duration::ZERO, keep_untagged: Some(Duration::ZERO), ..Config::default() };
-    let registry = open(root.path(), config).await;
+    let registry = open(root, s3, config).await;
     registry.collect().await.unwrap();
-    assert_eq!(files(&root.path().join("registry/.uploads")), 0);
+    assert_eq!(files(&stored.join(".uploads")), 0);
     // Each tag's manifest and layer, and the config that all share; also of pushes whose answer got lost.
     let counts = registry.counts().await.unwrap();
     let tags = usize::try_from(counts["tags"].as_u64().unwrap()).unwrap();
     assert!(tags >= acknowledged.lock().tags.len());
-    assert_eq!(files(&root.path().join("registry/blobs")), 2 * tags + 1);
+    assert_eq!(files(&stored.join("blobs")), 2 * tags + 1);
 }

@@ -1,13 +1,13 @@
 //! A registry of the test's own and a client that shows everything.
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use dhow_image::Digest;
 use dhow_registry::{Access, Config, Everyone, Registry};
-use dhow_store::{Blob, FsBlob, Kv, MemoryKv};
+use dhow_store::{Blob, FsBlob, Kv, MemoryKv, S3Blob, S3Config, S3Credentials};
 use http::{HeaderMap, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper_util::client::legacy::Client;
@@ -25,7 +25,26 @@ pub struct Server {
     pub address: SocketAddr,
     pub web: Web,
     pub folder: tempfile::TempDir,
+    /// Where the blobs lie.
+    pub blobs: PathBuf,
     _stop: DropGuard,
+}
+
+/// Runs a test on a registry over files, and on one over S3.
+pub async fn everywhere(config: fn() -> Config, test: impl AsyncFn(Server)) {
+    test(Server::with(config(), Arc::new(Everyone::default())).await).await;
+    test(Server::in_s3(config(), Arc::new(Everyone::default())).await).await;
+}
+
+/// Blobs in a bucket that `s3` serves at this address.
+pub fn bucket(url: String, credentials: PathBuf) -> Arc<dyn Blob> {
+    let config = S3Config {
+        endpoint: Some(url),
+        path_style: true,
+        prefix: "registry".to_owned(),
+        ..S3Config::new(dhow_test_s3::BUCKET, S3Credentials::File(credentials))
+    };
+    Arc::new(S3Blob::new(config).unwrap())
 }
 
 impl Server {
@@ -45,6 +64,14 @@ impl Server {
         Self::start(Config::default(), access, Arc::new(MemoryKv::new()), tempfile::tempdir().unwrap(), Some(tls)).await
     }
 
+    pub async fn in_s3(config: Config, access: Arc<dyn Access>) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let s3 = dhow_test_s3::Server::start(folder.path(), None).await.unwrap();
+        let files = s3.bucket.join("registry");
+        let blobs = bucket(s3.url(), s3.credentials);
+        Self::start_over(config, access, Arc::new(MemoryKv::new()), (blobs, files), folder, None).await
+    }
+
     async fn start(
         config: Config,
         access: Arc<dyn Access>,
@@ -52,17 +79,29 @@ impl Server {
         folder: tempfile::TempDir,
         tls: Option<Arc<rustls::ServerConfig>>,
     ) -> Self {
-        let blobs: Arc<dyn Blob> = Arc::new(FsBlob::open(folder.path().join("registry")).unwrap());
-        let registry = Registry::open(config, kv, blobs, access).await.unwrap();
+        let files = folder.path().join("registry");
+        let blobs: Arc<dyn Blob> = Arc::new(FsBlob::open(&files).unwrap());
+        Self::start_over(config, access, kv, (blobs, files), folder, tls).await
+    }
+
+    async fn start_over(
+        config: Config,
+        access: Arc<dyn Access>,
+        kv: Arc<dyn Kv>,
+        (store, blobs): (Arc<dyn Blob>, PathBuf),
+        folder: tempfile::TempDir,
+        tls: Option<Arc<rustls::ServerConfig>>,
+    ) -> Self {
+        let registry = Registry::open(config, kv, store, access).await.unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let stop = CancellationToken::new();
         tokio::spawn(registry.clone().serve(listener, tls, stop.clone()));
-        Self { registry, address, web: Web::new(&address.to_string()), folder, _stop: stop.drop_guard() }
+        Self { registry, address, web: Web::new(&address.to_string()), folder, blobs, _stop: stop.drop_guard() }
     }
 
     pub fn blob_file(&self, digest: &Digest) -> std::path::PathBuf {
-        self.folder.path().join("registry/blobs").join(digest.algorithm()).join(digest.hex())
+        self.blobs.join("blobs").join(digest.algorithm()).join(digest.hex())
     }
 }
 

@@ -4,6 +4,7 @@
 
 mod fs;
 mod memory;
+mod s3;
 
 use std::ops::Range;
 use std::path::PathBuf;
@@ -15,6 +16,7 @@ use futures::stream::BoxStream;
 use crate::Error;
 pub use fs::FsBlob;
 pub use memory::MemoryBlob;
+pub use s3::{S3Blob, S3Config, S3Credentials};
 
 pub type BlobStream = BoxStream<'static, Result<Bytes, Error>>;
 
@@ -66,7 +68,8 @@ pub trait Blob: Send + Sync + 'static {
     }
 }
 
-/// An upload under way. Dropped, it stays as it is and may be resumed.
+/// An upload under way. Dropped, it stays as it is and may be resumed by this process; [`BlobUpload::park`] waits until
+/// others may, too.
 #[async_trait::async_trait]
 pub trait BlobUpload: Send {
     fn written(&self) -> u64;
@@ -79,6 +82,11 @@ pub trait BlobUpload: Send {
 
     /// Brings what is written to disk; a commit after it is short.
     async fn sync(&mut self) -> Result<(), Error>;
+
+    /// Leaves it to be resumed: what is written outlives this process, though not a power cut.
+    async fn park(self: Box<Self>) -> Result<(), Error> {
+        Ok(())
+    }
 
     /// Makes it the object of `key`, replacing one that is there. Returns once that survives a power cut.
     async fn commit(self: Box<Self>, key: &str) -> Result<(), Error>;

@@ -28,6 +28,7 @@ where
         lists_what_begins_with_a_prefix,
         deletes_once,
         uploads_go_on_where_they_stopped,
+        parked_uploads_go_on_in_pieces,
         aborted_uploads_are_gone,
         begun_again_begins_anew,
         many_commit_the_same_at_once,
@@ -176,6 +177,29 @@ async fn uploads_go_on_where_they_stopped(store: &Store) {
     upload.commit(&store.key("a")).await.unwrap();
     assert_eq!(store.get("a").await.unwrap(), b"begin and end.");
     assert!(store.blobs.resume(&store.id("a")).await.unwrap().is_none());
+}
+
+async fn parked_uploads_go_on_in_pieces(store: &Store) {
+    let bytes = noise((23 << 20) + 5);
+    store.blobs.begin(&store.id("a")).await.unwrap().park().await.unwrap();
+    let mut at = 0;
+    for length in [1, 700_000, 9 << 20, 3 << 20, 0, 4 << 20] {
+        let mut upload = store.blobs.resume(&store.id("a")).await.unwrap().unwrap();
+        assert_eq!(upload.written(), at as u64);
+        for piece in bytes[at..at + length].chunks(1 << 20) {
+            upload.write(vec![Bytes::copy_from_slice(piece)]).await.unwrap();
+        }
+        at += length;
+        upload.park().await.unwrap();
+        assert_eq!(store.pending().await, [at as u64]);
+    }
+    let mut upload = store.blobs.resume(&store.id("a")).await.unwrap().unwrap();
+    let back: Vec<Bytes> = upload.read_back().await.unwrap().try_collect().await.unwrap();
+    assert!(back.concat() == bytes[..at]);
+    upload.write(vec![Bytes::copy_from_slice(&bytes[at..])]).await.unwrap();
+    upload.commit(&store.key("a")).await.unwrap();
+    assert!(store.get("a").await.unwrap() == bytes);
+    assert!(store.pending().await.is_empty());
 }
 
 async fn aborted_uploads_are_gone(store: &Store) {

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use dhow_base::connect::{self, Connector};
 use futures::TryStreamExt;
 use http::header::{
     ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, LOCATION, RANGE, RETRY_AFTER, USER_AGENT,
@@ -20,7 +21,6 @@ use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
 
 use super::config::{Endpoint, Registries};
-use super::connect::{self, Connector};
 use super::peer::Opener;
 use crate::credentials::Auth;
 use crate::{Error, Result};

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use dhow_base::connect::{self, TlsOptions, is_loopback};
 use http::{Request, Response};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
@@ -17,9 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use super::client::HttpClient;
 use super::cluster::ClusterRegistry;
-use super::connect::TlsOptions;
 use super::hosts::{self, HostsFile};
-use super::{connect, is_loopback};
 use crate::credentials::Auth;
 use crate::credentials::docker::DockerConfig;
 use crate::credentials::provider::Providers;
@@ -183,7 +182,7 @@ impl Registries {
             if host.fallback == Some(false) && host.mirrors.is_empty() {
                 return Err(bad(name, "without fallback there must be mirrors".to_owned()));
             }
-            connect::tls_config(&host.tls()).map_err(|e| bad(name, e.to_string()))?;
+            connect::tls_config(&host.tls()).map_err(|e| bad(name, dhow_base::chain(&e)))?;
         }
         if config.stall_timeout_seconds == 0 || config.parallel_downloads == 0 {
             return Err(Error::Config("stallTimeoutSeconds and parallelDownloads are at least 1".to_owned()));

@@ -4,13 +4,13 @@ use std::io::Write;
 use std::time::Duration;
 
 use bytes::Bytes;
+use dhow_base::connect::{Connector, TlsOptions, tls_config};
 use http::{Request, Uri, header};
 use http_body_util::{BodyExt, Empty};
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
 
 use super::client::{AGENT, resolve};
-use super::connect::{Connector, TlsOptions, tls_config};
 use crate::{Error, Result};
 
 const MAX_REDIRECTS: usize = 10;

@@ -3,10 +3,10 @@
 
 use std::path::{Path, PathBuf};
 
+use dhow_base::connect::TlsOptions;
 use toml::{Table, Value};
 
 use super::config::Endpoint;
-use super::connect::TlsOptions;
 use crate::{Error, Reference, Result};
 
 /// What a folder says about one registry.

@@ -4,7 +4,6 @@ mod auth;
 mod client;
 mod cluster;
 mod config;
-mod connect;
 mod download;
 mod hosts;
 mod peer;
@@ -20,7 +19,6 @@ use self::client::{Ask, read_body, text_header};
 pub use self::cluster::{CLUSTER_AUDIENCE, ClusterRegistry};
 pub(crate) use self::config::Endpoint;
 pub use self::config::{HostConfig, Mirror, Registries, RegistriesConfig};
-pub use self::connect::is_open;
 pub use self::download::{DownloadOptions, Downloaded, download};
 pub(crate) use self::peer::Content;
 pub use self::peer::{Opener, Peer, PeerOptions, Pushed};
@@ -126,10 +124,4 @@ fn bare_host(host: &str) -> &str {
         Some(colon) if !host.ends_with(']') => &host[..colon],
         _ => host,
     }
-}
-
-fn is_loopback(host: &str) -> bool {
-    host == "localhost"
-        || host.ends_with(".localhost")
-        || host.trim_matches(['[', ']']).parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }

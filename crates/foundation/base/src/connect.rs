@@ -1,5 +1,5 @@
-//! TCP and TLS connections for the registry client, directly or through a proxy. TLS is rustls; plain HTTP
-//! only where asked for.
+//! Connections of HTTP clients to servers outside of the cluster: TCP and TLS, directly or through a proxy, with the
+//! machine's trust and whatever is given on top of it. Plain HTTP only where asked for.
 
 use std::future::Future;
 use std::io;
@@ -26,7 +26,7 @@ use crate::{Error, Result};
 
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
-/// How to make sure that a registry is the one meant, and to prove who we are.
+/// How to make sure that a server is the one meant, and to prove who we are.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct TlsOptions {
     /// PEM files of authorities trusted besides the system's.
@@ -39,20 +39,24 @@ pub struct TlsOptions {
     pub skip_verify: bool,
 }
 
+/// A client as [`TlsOptions`] say.
 pub fn tls_config(options: &TlsOptions) -> Result<Arc<rustls::ClientConfig>> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
-        .map_err(|e| Error::Tls(e.to_string()))?;
+        .map_err(|source| Error::Tls { context: "protocol versions", source })?;
     let builder = if options.skip_verify {
-        builder.dangerous().with_custom_certificate_verifier(dhow_base::tls::unverified())
+        builder.dangerous().with_custom_certificate_verifier(crate::tls::unverified())
     } else {
         builder.with_root_certificates(roots(options)?)
     };
     let config = match &options.client {
         None => builder.with_no_client_auth(),
         Some((certificate, key)) => {
-            let bad = |file: &Path, e: &dyn std::fmt::Display| Error::Tls(format!("{}: {e}", file.display()));
+            let bad = |file: &Path, e: &dyn std::fmt::Display| Error::BadFile {
+                path: file.to_owned(),
+                message: e.to_string(),
+            };
             let chain = CertificateDer::pem_file_iter(certificate)
                 .and_then(Iterator::collect::<std::result::Result<Vec<_>, _>>)
                 .map_err(|e| bad(certificate, &e))?;
@@ -71,25 +75,27 @@ fn roots(options: &TlsOptions) -> Result<rustls::RootCertStore> {
         tracing::debug!(%error, "read a system certificate");
     }
     roots.add_parsable_certificates(native.certs);
-    let mut add = |what: &str, pem: &[u8]| {
+    let bad = |what: &Path, message: String| Error::BadFile { path: what.to_owned(), message };
+    let mut add = |what: &Path, pem: &[u8]| {
         let mut found = false;
         for certificate in CertificateDer::pem_slice_iter(pem) {
-            let certificate = certificate.map_err(|e| Error::Tls(format!("{what} is not PEM: {e:?}")))?;
-            roots.add(certificate).map_err(|e| Error::Tls(format!("{what}: {e}")))?;
+            let certificate = certificate.map_err(|e| bad(what, format!("not PEM: {e:?}")))?;
+            roots.add(certificate).map_err(|e| bad(what, e.to_string()))?;
             found = true;
         }
-        if found { Ok(()) } else { Err(Error::Tls(format!("{what} contains no certificate"))) }
+        if found { Ok(()) } else { Err(bad(what, "contains no certificate".to_owned())) }
     };
     for file in &options.ca_files {
-        let pem = std::fs::read(file).map_err(|e| Error::Tls(format!("read {}: {e}", file.display())))?;
-        add(&file.display().to_string(), &pem)?;
+        let pem = std::fs::read(file).map_err(|e| Error::io("read", file, e))?;
+        add(file, &pem)?;
     }
     for pem in &options.ca_pem {
-        add("extra CA", pem.as_bytes())?;
+        add(Path::new("extra CA"), pem.as_bytes())?;
     }
     Ok(roots)
 }
 
+/// Makes the connections of a client; one for all of its hosts.
 #[derive(Clone)]
 pub struct Connector {
     tcp: HttpConnector,
@@ -133,9 +139,9 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 impl tower::Service<Uri> for Connector {
     type Response = TokioIo<Stream>;
     type Error = BoxError;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, BoxError>> + Send>>;
+    type Future = Pin<Box<dyn Future<Output = std::result::Result<Self::Response, BoxError>> + Send>>;
 
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<std::result::Result<(), BoxError>> {
         self.tcp.poll_ready(cx).map_err(Into::into)
     }
 
@@ -143,7 +149,7 @@ impl tower::Service<Uri> for Connector {
         let host = uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
         let secure = uri.scheme_str() == Some("https");
         // What is on this machine is never behind a proxy.
-        let proxy = if super::is_loopback(&host) { None } else { self.proxies.intercept(&uri) };
+        let proxy = if is_loopback(&host) { None } else { self.proxies.intercept(&uri) };
         let mut direct = self.tcp.clone();
         let (tls, guarded) = (self.tls.clone(), self.guarded);
         Box::pin(async move {
@@ -187,6 +193,7 @@ impl tower::Service<Uri> for Connector {
     }
 }
 
+/// A connection.
 pub enum Stream {
     Plain(TcpStream),
     /// To a proxy that wants whole addresses in requests.
@@ -230,6 +237,13 @@ impl AsyncWrite for Stream {
             Stream::Tls(s) => Pin::new(s).poll_shutdown(cx),
         }
     }
+}
+
+/// Whether a host, without its port, is this machine by its name or address.
+pub fn is_loopback(host: &str) -> bool {
+    host == "localhost"
+        || host.ends_with(".localhost")
+        || host.trim_matches(['[', ']']).parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 /// Whether the peer spoke TLS but showed a certificate we do not trust; trying again does not help.
