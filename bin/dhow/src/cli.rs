@@ -4,7 +4,9 @@ mod backup;
 mod build;
 mod builds;
 mod deploy;
+mod images;
 mod operations;
+mod sim;
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -18,10 +20,12 @@ pub use backup::{BackupArgs, BackupCommand, ListBackupsArgs, RestoreArgs, Verify
 pub use build::{AttestArgs, BuildArgs, BuildNetwork, CacheArgs, LimitArgs, ProgressKind};
 pub use builds::{BuildsAt, BuildsCommand};
 pub use deploy::{DeployArgs, RenderForm, SourceArgs, UndeployArgs};
+pub use images::{ArchiveKind, ImageCommand, ImageNode, ImageOutput, RegistryCommand};
 pub use operations::{
     ConfigArgs, ConfigCommand, ConfigOutput, DoctorArgs, ExecArgs, InstallArgs, LogsArgs, SortBy, SupportBundleArgs,
     TopCommand, TopOutput, VersionArgs,
 };
+pub use sim::{SimArgs, SimShape, TraceFormat};
 
 /// A container cloud in one binary: Kubernetes API, containers, network and DNS on this machine.
 #[derive(Debug, Parser)]
@@ -427,114 +431,6 @@ pub struct ConnectArgs {
 }
 
 #[derive(Debug, Args)]
-pub struct SimArgs {
-    #[command(flatten)]
-    pub connect: ConnectArgs,
-    /// Simulated nodes.
-    #[arg(long, default_value_t = 100, value_name = "N")]
-    pub nodes: usize,
-    /// Simulated pods.
-    #[arg(long, default_value_t = 1000, value_name = "N", conflicts_with = "trace")]
-    pub pods: usize,
-    /// What the pods ask for, in the shapes of Kubernetes' scheduler_perf.
-    #[arg(long, value_enum, default_value_t = SimShape::Basic, conflicts_with = "trace")]
-    pub shape: SimShape,
-    /// Replay pods from a trace instead.
-    #[arg(long, value_name = "FILE")]
-    pub trace: Option<PathBuf>,
-    /// Columns of the trace.
-    #[arg(long, value_enum, default_value_t = TraceFormat::Auto, requires = "trace")]
-    pub trace_format: TraceFormat,
-    /// How much faster than in the trace time passes.
-    #[arg(long, default_value_t = 1.0, value_name = "FACTOR", value_parser = factor)]
-    pub speed: f64,
-    /// The scheduler alone, in this process: no cloud is touched, and a trace's time passes at once.
-    #[arg(long)]
-    pub alone: bool,
-    /// Keep what was made, instead of removing it at the end.
-    #[arg(long)]
-    pub keep: bool,
-    /// Namespace of the pods.
-    #[arg(long, default_value = "dhow-sim", value_name = "NAME")]
-    pub namespace: String,
-    /// Seconds to wait for the last pod.
-    #[arg(long, default_value_t = 600, value_name = "SECONDS")]
-    pub timeout: u64,
-    #[arg(long, default_value = "32", value_name = "QUANTITY")]
-    pub node_cpu: String,
-    #[arg(long, default_value = "128Gi", value_name = "QUANTITY")]
-    pub node_memory: String,
-    /// GPUs of each node, as nvidia.com/gpu.
-    #[arg(long, default_value_t = 0, value_name = "N")]
-    pub node_gpus: u32,
-    /// Pods that a node may run.
-    #[arg(long, default_value_t = 110, value_name = "N")]
-    pub node_pods: u32,
-    #[arg(long, default_value = "100m", value_name = "QUANTITY")]
-    pub pod_cpu: String,
-    #[arg(long, default_value = "100Mi", value_name = "QUANTITY")]
-    pub pod_memory: String,
-    /// Zones over which nodes are spread.
-    #[arg(long, default_value_t = 3, value_name = "N")]
-    pub zones: usize,
-    /// Requests under way at a time.
-    #[arg(long, default_value_t = 64, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
-    pub requests: u16,
-    #[arg(short, long, value_enum, default_value_t = Output::Table)]
-    pub output: Output,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum SimShape {
-    /// CPU and memory.
-    Basic,
-    /// Nodes of some zones.
-    NodeAffinity,
-    /// All in one zone.
-    Affinity,
-    /// No two on a node.
-    AntiAffinity,
-    /// Evenly over zones.
-    Spread,
-    /// As evenly as it can be over zones and nodes.
-    PreferredSpread,
-    /// Important ones, on nodes that are full of others.
-    Preemption,
-    /// Nodes and pods come and go meanwhile.
-    Churn,
-    /// One for each node.
-    Daemonset,
-    /// Beside some that fit nowhere.
-    Unschedulable,
-    /// Each with a claim that is bound to a volume.
-    Volumes,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum TraceFormat {
-    /// CSV with a header, or JSON lines.
-    Auto,
-    /// First line names columns: name, cpu_milli, memory_mib, num_gpu, creation_time, deletion_time, priority.
-    Csv,
-    /// One JSON object a line: name, cpu, memory, gpus, create, delete, priority.
-    Jsonl,
-    /// Alibaba's cluster-trace-v2018, batch_task.csv.
-    #[value(name = "alibaba-2018-batch")]
-    Alibaba2018Batch,
-    /// Alibaba's cluster-trace-v2018, container_meta.csv.
-    #[value(name = "alibaba-2018-containers")]
-    Alibaba2018Containers,
-    /// Google's ClusterData2011, task_events.
-    #[value(name = "google-2011")]
-    Google2011,
-}
-
-fn factor(text: &str) -> Result<f64, String> {
-    let factor: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
-    if factor.is_finite() && factor > 0.0 { Ok(factor) } else { Err("must be above 0".to_owned()) }
-}
-
-#[derive(Debug, Args)]
 pub struct StatusArgs {
     #[command(flatten)]
     pub connect: ConnectArgs,
@@ -547,141 +443,6 @@ pub enum Output {
     Table,
     Json,
     Yaml,
-}
-
-/// Which node's images, and how to reach it.
-#[derive(Debug, Clone, Args)]
-pub struct ImageNode {
-    #[command(flatten)]
-    pub connect: ConnectArgs,
-    /// The node [default: the first one].
-    #[arg(long, value_name = "NAME")]
-    pub node: Option<String>,
-}
-
-#[derive(Debug, Subcommand)]
-pub enum ImageCommand {
-    /// Pull an image from its registry; with your docker credentials, if you have some.
-    Pull {
-        #[command(flatten)]
-        at: ImageNode,
-        #[arg(value_name = "IMAGE")]
-        name: String,
-        /// Another platform than the node's.
-        #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
-        platform: Option<String>,
-    },
-    /// Push an image to a registry; with your docker credentials, if you have some.
-    Push {
-        #[command(flatten)]
-        at: ImageNode,
-        #[arg(value_name = "IMAGE")]
-        name: String,
-        /// Name in the registry [default: the image's own].
-        #[arg(value_name = "TARGET")]
-        target: Option<String>,
-        /// Send layers in pieces of this many MiB.
-        #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..))]
-        chunk: Option<u64>,
-    },
-    /// Load docker-archive or oci-archive files into the node's store.
-    Import {
-        #[command(flatten)]
-        at: ImageNode,
-        /// Files, or `-` for standard input.
-        #[arg(required = true, value_name = "FILE|-")]
-        files: Vec<PathBuf>,
-    },
-    /// Write images to an archive.
-    Export {
-        #[command(flatten)]
-        at: ImageNode,
-        #[arg(required = true, value_name = "IMAGE")]
-        names: Vec<String>,
-        /// File to write, or `-` for standard output.
-        #[arg(short, long, value_name = "FILE|-")]
-        output: PathBuf,
-        #[arg(long, value_enum, default_value_t = ArchiveKind::Oci)]
-        format: ArchiveKind,
-    },
-    /// List the images the node holds.
-    #[command(alias = "ls")]
-    List {
-        #[command(flatten)]
-        at: ImageNode,
-        #[arg(short, long, value_enum, default_value_t = ImageOutput::Table)]
-        output: ImageOutput,
-    },
-    /// Show everything about an image.
-    Inspect {
-        #[command(flatten)]
-        at: ImageNode,
-        #[arg(value_name = "IMAGE")]
-        name: String,
-        #[arg(short, long, value_enum, default_value_t = ImageOutput::Json)]
-        output: ImageOutput,
-    },
-    /// Give an image another name.
-    Tag {
-        #[command(flatten)]
-        at: ImageNode,
-        #[arg(value_name = "IMAGE")]
-        name: String,
-        #[arg(value_name = "NEW-NAME")]
-        target: String,
-    },
-    /// Take names away; an image without one goes once no container uses it.
-    #[command(alias = "rm")]
-    Remove {
-        #[command(flatten)]
-        at: ImageNode,
-        #[arg(required = true, value_name = "IMAGE")]
-        names: Vec<String>,
-    },
-    /// Remove images without a name, and what no image needs.
-    Prune {
-        #[command(flatten)]
-        at: ImageNode,
-        /// Every image that no container uses.
-        #[arg(short, long)]
-        all: bool,
-    },
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum ArchiveKind {
-    Oci,
-    Docker,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum ImageOutput {
-    Table,
-    Wide,
-    Json,
-    Yaml,
-}
-
-#[derive(Debug, Subcommand)]
-pub enum RegistryCommand {
-    /// List the tags of a repository with their sizes, signatures, bills of material and vulnerabilities.
-    Artifacts {
-        #[command(flatten)]
-        connect: ConnectArgs,
-        #[arg(value_name = "REPOSITORY[:TAG]")]
-        name: String,
-        #[arg(short, long, value_enum, default_value_t = ImageOutput::Table)]
-        output: ImageOutput,
-    },
-    /// Show how often a repository was pulled from and pushed to, by day.
-    Usage {
-        #[command(flatten)]
-        connect: ConnectArgs,
-        #[arg(value_name = "REPOSITORY")]
-        name: String,
-        #[arg(short, long, value_enum, default_value_t = ImageOutput::Table)]
-        output: ImageOutput,
-    },
 }
 
 #[cfg(test)]

@@ -256,10 +256,10 @@ pub async fn clone(source: &str, add: &Add, into: &Path, agent: Option<&PathBuf>
         git(&["checkout", "--quiet", "--detach", wanted]).await?;
     }
     let commit = git(&["rev-parse", "HEAD"]).await?;
-    if let Some(checksum) = &add.checksum {
-        if checksum.len() < 7 || !commit.starts_with(checksum.as_str()) {
-            return Err(Error::Invalid(format!("expected checksum to match {checksum}, got {commit}")));
-        }
+    if let Some(checksum) = &add.checksum
+        && (checksum.len() < 7 || !commit.starts_with(checksum.as_str()))
+    {
+        return Err(Error::Invalid(format!("expected checksum to match {checksum}, got {commit}")));
     }
     git(&["submodule", "update", "--quiet", "--init", "--recursive", "--depth=1"]).await?;
     let (into, folder, keep) = (into.to_owned(), dhow_image::clean(folder), add.keep_git_dir);

@@ -32,8 +32,8 @@ impl Material {
         let parsed = Reference::parse(name).ok();
         let of = |parsed: &Reference| {
             let prefix = format!("{}@", parsed.name());
-            let digests = image.digests.iter().filter_map(|digest| digest.strip_prefix(&prefix));
-            digests.clone().find(|digest| **digest != image.manifest).or_else(|| digests.last()).map(str::to_owned)
+            let mut digests = image.digests.iter().filter_map(|digest| digest.strip_prefix(&prefix));
+            digests.clone().find(|digest| **digest != image.manifest).or_else(|| digests.next_back()).map(str::to_owned)
         };
         let digest = parsed.as_ref().and_then(of).unwrap_or_else(|| image.manifest.clone());
         let (algorithm, hex) = digest.split_once(':').unwrap_or(("sha256", &digest));

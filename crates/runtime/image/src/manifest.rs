@@ -103,6 +103,8 @@ pub struct Index {
 }
 
 /// Either of the two documents a manifest endpoint may answer with.
+// There are few at a time.
+#[allow(clippy::large_enum_variant)]
 #[derive(Clone, Debug)]
 pub enum Document {
     Manifest(Manifest),

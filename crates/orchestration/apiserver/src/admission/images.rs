@@ -76,7 +76,7 @@ pub async fn mutate(server: &ApiServer, attributes: &mut Attributes<'_>) -> Resu
     let pull_secrets = meta::items(&attributes.object, &["spec", "imagePullSecrets"]);
     let verdict = judge.judge(PodImages {
         namespace_labels: labels.filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned()))).collect(),
-        pull_secrets: pull_secrets.into_iter().map(|secret| meta::text(secret, &["name"]).to_owned()).collect(),
+        pull_secrets: pull_secrets.iter().map(|secret| meta::text(secret, &["name"]).to_owned()).collect(),
         namespace,
         images,
     });

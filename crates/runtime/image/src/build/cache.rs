@@ -335,5 +335,5 @@ fn choose<'a>(index: &'a Index, platform: &Platform) -> Option<&'a Descriptor> {
 }
 
 fn blob_path(folder: &Path, digest: &Digest) -> PathBuf {
-    folder.join("blobs").join(digest.algorithm().to_string()).join(digest.hex())
+    folder.join("blobs").join(digest.algorithm()).join(digest.hex())
 }
