@@ -169,6 +169,28 @@ fn role(name: &str, rules: Vec<Value>) -> Value {
     json!({"metadata": policy_metadata(name), "rules": rules})
 }
 
+fn aggregated_to(role: &str) -> String {
+    format!("rbac.authorization.k8s.io/aggregate-to-{role}")
+}
+
+/// What is built in of a role that others add to.
+fn part(of: &str, rules: Vec<Value>) -> Value {
+    let mut part = role(&format!("system:aggregate-to-{of}"), rules);
+    part["metadata"]["labels"][aggregated_to(of)] = json!("true");
+    part
+}
+
+/// A role of all the parts, which a controller puts together; with what is built in it is of use before. `into` has all of it,
+/// too.
+fn sum(name: &str, into: Option<&str>, rules: Vec<Value>) -> Value {
+    let mut sum = role(name, rules);
+    sum["aggregationRule"] = json!({"clusterRoleSelectors": [{"matchLabels": {aggregated_to(name): "true"}}]});
+    if let Some(into) = into {
+        sum["metadata"]["labels"][aggregated_to(into)] = json!("true");
+    }
+    sum
+}
+
 fn policy_metadata(name: &str) -> Value {
     json!({
         "name": name,
@@ -238,22 +260,25 @@ fn roles() -> Vec<Value> {
     let mut view: Vec<Value> = APPLICATION.iter().map(|(group, resources)| rule(&[*group], resources, READ)).collect();
     view.push(rule(&[""], &["limitranges", "namespaces", "pods/log", "pods/status", "resourcequotas"], READ));
     view.push(rule(&["metrics.k8s.io"], &["nodes", "pods"], READ));
-    let mut edit = view.clone();
-    edit.extend(APPLICATION.iter().map(|(group, resources)| rule(&[*group], resources, WRITE)));
+    let mut edit: Vec<Value> = APPLICATION.iter().map(|(group, resources)| rule(&[*group], resources, WRITE)).collect();
     edit.push(rule(&[""], &["secrets"], &[READ, WRITE].concat()));
     edit.push(rule(&[""], &["pods/attach", "pods/exec", "pods/portforward", "pods/eviction"], &["create", "get"]));
-    let mut admin = edit.clone();
-    admin.push(rule(&["rbac.authorization.k8s.io"], &["rolebindings", "roles"], &[READ, WRITE].concat()));
-    admin.push(rule(&["authorization.k8s.io"], &["localsubjectaccessreviews"], &["create"]));
+    let admin = vec![
+        rule(&["rbac.authorization.k8s.io"], &["rolebindings", "roles"], &[READ, WRITE].concat()),
+        rule(&["authorization.k8s.io"], &["localsubjectaccessreviews"], &["create"]),
+    ];
     let discovery = json!({
         "nonResourceURLs": ["/api", "/api/*", "/apis", "/apis/*", "/healthz", "/livez", "/openapi", "/openapi/*", "/readyz", "/version", "/version/"],
         "verbs": ["get"],
     });
     vec![
         role("cluster-admin", everything),
-        role("admin", admin),
-        role("edit", edit),
-        role("view", view),
+        part("view", view.clone()),
+        part("edit", edit.clone()),
+        part("admin", admin.clone()),
+        sum("view", Some("edit"), view.clone()),
+        sum("edit", Some("admin"), [view.clone(), edit.clone()].concat()),
+        sum("admin", None, [view, edit, admin].concat()),
         role("system:discovery", vec![discovery]),
         role(
             "system:basic-user",

@@ -67,6 +67,9 @@ fn plan(wanted: &Value, found: Value) -> Plan {
             own.entry(key.as_str()).or_insert_with(|| value.clone());
         }
     }
+    if fresh["aggregationRule"].is_null() && !wanted["aggregationRule"].is_null() {
+        fresh["aggregationRule"] = wanted["aggregationRule"].clone();
+    }
     for (field, missing) in [("rules", rules(wanted, &found)), ("subjects", subjects(wanted, &found))] {
         if missing.is_empty() {
             continue;
