@@ -134,7 +134,7 @@ mod tests {
         assert_eq!((settings.most.cpu_milli, settings.most.memory), (4000, 4 << 30));
         assert_eq!(settings.registry, "registry.dhow-registry.svc.cluster.local");
         let wrong = BuildRunSettings { memory: "0".to_owned(), ..BuildRunSettings::default() };
-        assert!(wrong.resolve().unwrap_err().to_string().contains("builds.memory"));
+        assert!(wrong.resolve().unwrap_err().to_string().contains("buildRuns.memory"));
         assert!(BuildRunSettings { per_node: 0, ..BuildRunSettings::default() }.resolve().is_err());
     }
 }

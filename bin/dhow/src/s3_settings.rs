@@ -94,7 +94,7 @@ pub fn object(place: &Path, settings: Option<&S3Settings>) -> Result<Option<(S3B
     let (bucket, whole) = rest.split_once('/').with_context(named)?;
     // Keys of ours begin below the prefix, which may have characters that keys have not.
     let (prefix, key) = whole.rsplit_once('/').unwrap_or(("", whole));
-    ensure!(!bucket.is_empty() && !key.is_empty(), named());
+    ensure!(!bucket.is_empty() && whole.split('/').all(|part| !part.is_empty()), named());
     let known = settings.cloned().unwrap_or_else(S3Settings::from_environment);
     let settings = S3Settings { bucket: bucket.to_owned(), prefix: prefix.to_owned(), ..known };
     Ok(Some((settings.open(&place.display().to_string())?, key.to_owned())))

@@ -83,7 +83,7 @@ mod tests {
 
     #[test]
     fn what_others_packed_is_unpacked() {
-        let text: Vec<u8> = (0..200_000u32).flat_map(|n| (n * n).to_le_bytes()).collect();
+        let text: Vec<u8> = (0..200_000u32).flat_map(|n| (n % 1000 * n).to_le_bytes()).collect();
         for (program, args) in
             [("gzip", &["-c"][..]), ("bzip2", &["-c"]), ("xz", &["-c"]), ("xz", &["-c", "-9", "--check=sha256"])]
         {

@@ -157,13 +157,18 @@ pub fn settings(settings: &Settings, known: &mut Known) -> Result<Value> {
     Ok(value)
 }
 
-/// Takes the values of keys with a telling name out. Names of files are no secrets.
+/// Takes the values of keys with a telling name out. Names of files are no secrets, but what is in those is.
 fn named(value: &mut Value, known: &mut Known) {
     match value {
         Value::Object(fields) => {
             for (key, value) in fields {
                 match value {
-                    Value::String(text) if secret_name(key) && !text.starts_with('/') => {
+                    Value::String(text) if secret_name(key) && text.starts_with('/') => {
+                        if let Ok(held) = std::fs::read(text) {
+                            known.add(&held);
+                        }
+                    }
+                    Value::String(text) if secret_name(key) => {
                         known.add(text.as_bytes());
                         INSTEAD.clone_into(text);
                     }

@@ -263,8 +263,9 @@ mod tests {
             "name": "c", "attempt": 3, "image": "i", "command": ["/a"], "args": ["b"], "working_dir": "/w",
             "envs": [["A", "b"]], "labels": {"l": "1"}, "annotations": {}, "log_path": "c/3.log",
             "mounts": [
-                {"host_path": "/h", "container_path": "/c", "readonly": true, "propagation": "HostToContainer",
+                {"host_path": "/h", "container_path": "/c", "readonly": true, "propagation": "Private",
                     "recursive_readonly": true},
+                {"host_path": "/h", "container_path": "/d", "readonly": true, "propagation": "HostToContainer"},
                 {"host_path": "", "container_path": "/i", "readonly": true, "propagation": "Private", "image": "v",
                     "image_sub_path": "etc"},
             ],
