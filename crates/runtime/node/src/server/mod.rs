@@ -237,15 +237,15 @@ impl Server {
                 }
                 let id = self.container(ns, pod, container, false).await?.1.id;
                 let way = remote::Way::of(&mut request)?;
-                let streams = self.runtime.exec(&id, asked.clone()).await?;
-                Ok(way.run(asked, streams))
+                let (runtime, wanted) = (Arc::clone(&self.runtime), asked.clone());
+                way.run(asked, async move { runtime.exec(&id, wanted).await }).await
             }
             (Method::GET | Method::POST, ["attach", ns, pod, container]) => {
                 let asked = remote::request(&query);
                 let id = self.container(ns, pod, container, false).await?.1.id;
                 let way = remote::Way::of(&mut request)?;
-                let streams = self.runtime.attach(&id).await?;
-                Ok(way.run(asked, streams))
+                let runtime = Arc::clone(&self.runtime);
+                way.run(asked, async move { runtime.attach(&id).await }).await
             }
             (Method::GET | Method::POST, ["portForward", ns, pod]) => {
                 let sandbox = self.sandbox(ns, pod).await?.id;

@@ -43,20 +43,46 @@ impl Way {
         }
     }
 
-    /// Splits off the answer to be returned; the streams are carried once it has been sent.
-    pub fn run(self, asked: ExecRequest, streams: Streams) -> Answer {
+    /// Splits off the answer to be returned; the streams that `begin` gives are carried once it has been sent. In a socket the
+    /// process begins only then: clients make room for its output when the answer comes, and some lose what is there before.
+    pub async fn run(
+        self,
+        asked: ExecRequest,
+        begin: impl Future<Output = Result<Streams, dhow_cri::Error>> + Send + 'static,
+    ) -> Result<Answer, Refusal> {
         match self {
             Self::Socket(handshake) => {
                 let protocol = handshake.protocol;
-                handshake.run(move |to, from| serve(asked, streams, protocol, to, from))
+                Ok(handshake.run(move |to, from| async move {
+                    match begin.await {
+                        Ok(streams) => serve(asked, streams, protocol, to, from).await,
+                        Err(error) => finish(protocol, Err(error.to_string()), &to).await,
+                    }
+                }))
             }
-            Self::Spdy(upgrade) => upgrade.run(|io| async move {
-                if let Err(error) = remote_spdy::serve(&asked, streams, io).await {
-                    tracing::debug!(%error, "a command's streams ended");
-                }
-            }),
+            Self::Spdy(upgrade) => {
+                let streams = begin.await?;
+                Ok(upgrade.run(|io| async move {
+                    if let Err(error) = remote_spdy::serve(&asked, streams, io).await {
+                        tracing::debug!(%error, "a command's streams ended");
+                    }
+                }))
+            }
         }
     }
+}
+
+/// Says how it ended, in the protocol's words, and that nothing follows.
+async fn finish(protocol: &str, exit: Result<i32, String>, to: &Sender) {
+    match (protocol, exit) {
+        (V1, Ok(0)) => {}
+        (V1, exit) => {
+            let status = status(exit);
+            to.send(ERROR, status["message"].as_str().unwrap_or_default().as_bytes()).await;
+        }
+        (_, exit) => drop(to.send(ERROR, status(exit).to_string().as_bytes()).await),
+    }
+    to.close().await;
 }
 
 async fn output(reader: Option<Reader>, channel: u8, to: &Sender) {
@@ -120,15 +146,7 @@ async fn serve(asked: ExecRequest, streams: Streams, protocol: &str, to: Sender,
             Ok(exit) => exit.map_err(|error| error.to_string()),
             Err(_) => Err("the runtime lost the process".to_owned()),
         };
-        match (protocol, exit) {
-            (V1, Ok(0)) => {}
-            (V1, exit) => {
-                let status = status(exit);
-                to.send(ERROR, status["message"].as_str().unwrap_or_default().as_bytes()).await;
-            }
-            (_, exit) => drop(to.send(ERROR, status(exit).to_string().as_bytes()).await),
-        }
-        to.close().await;
+        finish(protocol, exit, &to).await;
     };
     tokio::select! {
         () = end => {}
