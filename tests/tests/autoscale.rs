@@ -1,5 +1,5 @@
 //! Real containers that burn a processor are autoscaled by what the node measures, and a version that never gets ready
-//! is taken back.
+//! is taken back. What is to run on a schedule does meanwhile.
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 use std::time::{Duration, Instant};
@@ -23,6 +23,7 @@ fn a_cloud_that_looks_after_its_workloads() {
         ("scales up under load", scales_up_under_load),
         ("scales down without", scales_down_without),
         ("takes a bad version back", takes_a_bad_version_back),
+        ("runs on schedule", runs_on_schedule),
     ];
     for (name, step) in steps {
         let begin = Instant::now();
@@ -34,7 +35,35 @@ fn a_cloud_that_looks_after_its_workloads() {
 fn starts(host: &Host) -> Result<()> {
     host.dhow(&["up"])?;
     host.import(&["busybox"])?;
-    Ok(())
+    let container =
+        json!({"name": "a", "image": IMAGE, "imagePullPolicy": "IfNotPresent", "command": ["echo", "done"]});
+    let pod = json!({"spec": {"restartPolicy": "Never", "containers": [container]}});
+    let spec =
+        json!({"schedule": "* * * * *", "successfulJobsHistoryLimit": 1, "jobTemplate": {"spec": {"template": pod}}});
+    let job = json!({"apiVersion": "batch/v1", "kind": "CronJob", "metadata": {"name": "each-minute"}, "spec": spec});
+    host.apply(&job.to_string()).map(drop)
+}
+
+/// By the clock, and by hand; of what succeeded one is kept.
+fn runs_on_schedule(host: &Host) -> Result<()> {
+    eventually(Duration::from_secs(90), || {
+        let status = &host.get(&["get", "cronjob", "each-minute"])?["status"];
+        ensure!(status["lastSuccessfulTime"].is_string(), "{status}");
+        Ok(())
+    })?;
+    host.kubectl(&["patch", "cronjob", "each-minute", "-p", r#"{"spec": {"suspend": true}}"#])?;
+    host.kubectl(&["create", "job", "by-hand", "--from=cronjob/each-minute"])?;
+    host.kubectl(&["wait", "--for=condition=complete", "job/by-hand", "--timeout=60s"])?;
+    ensure!(host.kubectl(&["logs", "job/by-hand"])?.trim() == "done", "other words");
+    eventually(SOON, || {
+        let jobs = host.get(&["get", "jobs"])?;
+        let jobs = jobs["items"].as_array().context("no jobs")?;
+        ensure!(jobs.len() == 1 && jobs[0]["metadata"]["name"] == "by-hand", "{} are kept", jobs.len());
+        Ok(())
+    })?;
+    let described = host.kubectl(&["describe", "cronjob", "each-minute"])?;
+    ensure!(described.contains("SuccessfulCreate") && described.contains("SawCompletedJob"), "{described}");
+    host.kubectl(&["delete", "cronjob/each-minute", "job/by-hand"]).map(drop)
 }
 
 fn deployment(name: &str, deadline: u32, script: &str, more: Value) -> String {
