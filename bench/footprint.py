@@ -39,16 +39,16 @@ def round_of(options, figures):
             time.sleep(2)
             found = single.processes(f"{folder}/data")
             pids = [pid for kind in found.values() for pid in kind]
+            before = sum(map(single.cpu_seconds, pids))
+            time.sleep(options.idle)
+            used = sum(map(single.cpu_seconds, pids)) - before
+            figures[f"idle CPU over {options.idle} s, % of a core"].append(used / options.idle * 100)
             shares = {kind: [single.memory(pid) for pid in of_kind] for kind, of_kind in found.items()}
             for kind, of_kind in shares.items():
                 for index, what in enumerate(("RSS", "PSS")):
                     figures[f"idle {what}, {kind}, MiB"].append(sum(share[index] for share in of_kind))
             for index, what in enumerate(("RSS", "PSS")):
                 figures[f"idle {what} in all, MiB"].append(sum(share[index] for of_kind in shares.values() for share in of_kind))
-            before = sum(map(single.cpu_seconds, pids))
-            time.sleep(options.idle)
-            used = sum(map(single.cpu_seconds, pids)) - before
-            figures[f"idle CPU over {options.idle} s, % of a core"].append(used / options.idle * 100)
             cloud.dhow("image", "import", os.path.abspath(options.image))
             cloud.dhow("down")
             begin = time.perf_counter()
