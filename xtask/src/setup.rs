@@ -32,6 +32,7 @@ pub const TEST_NEEDS: &[Need] = &[
     ("ssh-agent", "openssh-client"),
     ("bzip2", "bzip2"),
     ("xz", "xz-utils"),
+    ("zstd", "zstd"),
     ("dig", "bind9-dnsutils"),
     ("nsd", "nsd"),
     ("knotd", "knot"),
