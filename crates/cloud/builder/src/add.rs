@@ -12,6 +12,7 @@ use crate::build::{Build, Place};
 use crate::copy::At;
 use crate::error::{Error, Result, blocking};
 use crate::event::Step;
+use crate::git::{self, Who};
 use crate::plan::{Add, Copy};
 use crate::report::Material;
 
@@ -58,10 +59,11 @@ pub async fn fetch(build: &Build, copy: &Copy, place: &Place, step: &Step) -> Re
         let workspace = || build.builder.inner.config.store.workspace().map_err(Error::from);
         let (folder, part) = if is_git(source) {
             let folder = workspace()?;
-            let commit = match build.job.tenant.is_some() {
-                true => crate::git::add(source, add, folder.path(), step).await?,
-                false => clone(source, add, folder.path(), build.job.agents.get("default"), step).await?,
+            let who = match build.job.tenant {
+                Some(_) => Who::Tenant,
+                None => Who::Machine(build.job.agents.get("default")),
             };
+            let commit = git::add(source, add, folder.path(), who, step).await?;
             build.report.lock().uses(Material::commit(source, &commit));
             let part = Copy { sources: vec!["/".to_owned()], inline: Vec::new(), ..copy.clone() };
             (folder, part)
@@ -208,78 +210,4 @@ pub fn hash(mut file: File, mut hasher: Hasher) -> Result<Digest> {
         }
         hasher.update(&buffer[..n]);
     }
-}
-
-/// `address#reference:folder`, by git(1) of the machine; returns the commit.
-pub async fn clone(source: &str, add: &Add, into: &Path, agent: Option<&PathBuf>, step: &Step) -> Result<String> {
-    let (address, rest) = source.split_once('#').unwrap_or((source, ""));
-    let (reference, folder) = rest.split_once(':').unwrap_or((rest, ""));
-    // Neither may be taken for an option.
-    if address.starts_with('-') || reference.starts_with('-') {
-        return Err(Error::Invalid(format!("malformed git address {source:?}")));
-    }
-    let checkout = into.join(".clone");
-    fs::create_dir_all(&checkout).at("make a folder")?;
-    let git = async |args: &[&str]| -> Result<String> {
-        let done = tokio::process::Command::new("git")
-            .args(args)
-            .current_dir(&checkout)
-            .env("GIT_TERMINAL_PROMPT", "0")
-            .env("GIT_CONFIG_NOSYSTEM", "1")
-            .env("HOME", into)
-            .env("GIT_ALLOW_PROTOCOL", "http:https:git:ssh")
-            // Nobody is there to be asked about a host that was never seen.
-            .env("GIT_SSH_COMMAND", "ssh -o BatchMode=yes -o StrictHostKeyChecking=accept-new")
-            .envs(agent.map(|socket| ("SSH_AUTH_SOCK", socket)))
-            .stdin(std::process::Stdio::null())
-            .kill_on_drop(true)
-            .output()
-            .await
-            .at("run git, which ADD of a repository takes")?;
-        step.output(true, &done.stderr);
-        if !done.status.success() {
-            let said = String::from_utf8_lossy(&done.stderr).trim().to_owned();
-            return Err(Error::Invalid(format!("git {}: {said}", args.first().unwrap_or(&""))));
-        }
-        Ok(String::from_utf8_lossy(&done.stdout).trim().to_owned())
-    };
-    git(&["init", "--quiet"]).await?;
-    git(&["remote", "add", "origin", address]).await?;
-    let wanted = if reference.is_empty() { "HEAD" } else { reference };
-    // Not every server gives a part of the history, nor a commit by its number.
-    let fetched = git(&["fetch", "--quiet", "--depth=1", "origin", wanted]).await.is_ok()
-        || git(&["fetch", "--quiet", "origin", wanted]).await.is_ok();
-    if fetched {
-        git(&["checkout", "--quiet", "--detach", "FETCH_HEAD"]).await?;
-    } else {
-        git(&["fetch", "--quiet", "--tags", "origin", "+refs/heads/*:refs/remotes/origin/*"]).await?;
-        git(&["checkout", "--quiet", "--detach", wanted]).await?;
-    }
-    let commit = git(&["rev-parse", "HEAD"]).await?;
-    if let Some(checksum) = &add.checksum
-        && (checksum.len() < 7 || !commit.starts_with(checksum.as_str()))
-    {
-        return Err(Error::Invalid(format!("expected checksum to match {checksum}, got {commit}")));
-    }
-    git(&["submodule", "update", "--quiet", "--init", "--recursive", "--depth=1"]).await?;
-    let (into, folder, keep) = (into.to_owned(), dhow_image::clean(folder), add.keep_git_dir);
-    blocking(move || {
-        let root = into.join(".clone");
-        if !keep {
-            fs::remove_dir_all(root.join(".git")).at("remove git's folder")?;
-        }
-        let view = View::open(std::slice::from_ref(&root))?;
-        let inner = view.resolve(Path::new(&folder), true).at("find the folder of the repository")?;
-        let from = root.join(inner);
-        if !from.is_dir() {
-            return Err(Error::Invalid(format!("the repository has no folder {folder:?}")));
-        }
-        for entry in fs::read_dir(&from).at("list the repository")? {
-            let entry = entry.at("list the repository")?;
-            fs::rename(entry.path(), into.join(entry.file_name())).at("take a file of the repository")?;
-        }
-        fs::remove_dir_all(&root).at("remove the clone")
-    })
-    .await?;
-    Ok(commit)
 }

@@ -1,12 +1,12 @@
-//! Repositories for people who do not run the machine, fetched by git(1) of the machine.
+//! Repositories, fetched by git(1) of the machine.
 //!
-//! Nothing of theirs decides what git runs or reads here: no configuration but ours, no protocols but https, http and ssh, no
+//! Of people who do not run the machine nothing decides what git runs or reads here: no configuration but ours, no protocols but https, http and ssh, no
 //! redirects, no submodules; and an address is looked up once, so that it cannot be another one by the time git connects.
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use serde::{Deserialize, Serialize};
@@ -119,11 +119,23 @@ fn is_host(host: &str) -> bool {
 struct Git<'a> {
     folder: &'a Path,
     variables: Vec<(String, String)>,
+    /// Whether it is bounded, and fetches what is asked for and no tags beside it.
+    guarded: bool,
     step: &'a Step,
 }
 
 impl<'a> Git<'a> {
-    async fn new(from: &Repository, folder: &'a Path, home: &Path, step: &'a Step) -> Result<Self> {
+    /// For people who run the machine, with their agent for ssh.
+    fn of_machine(folder: &'a Path, home: &Path, agent: Option<&PathBuf>, step: &'a Step) -> Self {
+        let mut variables = variables("http:https:git:ssh", home);
+        // Nobody is there to be asked about a host that was never seen.
+        let ssh = "ssh -o BatchMode=yes -o StrictHostKeyChecking=accept-new".to_owned();
+        variables.push(("GIT_SSH_COMMAND".to_owned(), ssh));
+        variables.extend(agent.map(|socket| ("SSH_AUTH_SOCK".to_owned(), socket.display().to_string())));
+        Git { folder, variables, guarded: false, step }
+    }
+
+    async fn of_tenant(from: &Repository, folder: &'a Path, home: &Path, step: &'a Step) -> Result<Self> {
         let wrong = || Error::Invalid(format!("{:?} is no https://, http:// or ssh address of a repository", from.url));
         let address = Address::parse(&from.url).ok_or_else(wrong)?;
         let open = address.resolve().await?;
@@ -158,26 +170,29 @@ impl<'a> Git<'a> {
                 config.push(("http.sslCAInfo", write("authorities.pem", &from.authorities)?));
             }
         }
-        let mut variables = vec![
-            ("GIT_TERMINAL_PROMPT".to_owned(), "0".to_owned()),
-            ("GIT_CONFIG_NOSYSTEM".to_owned(), "1".to_owned()),
-            ("GIT_ALLOW_PROTOCOL".to_owned(), "http:https:ssh".to_owned()),
+        let mut variables = variables("http:https:ssh", home);
+        variables.extend([
             ("GIT_LFS_SKIP_SMUDGE".to_owned(), "1".to_owned()),
-            ("HOME".to_owned(), home.display().to_string()),
             ("GIT_SSH_COMMAND".to_owned(), ssh.join(" ")),
             // By variables: arguments are seen by everyone on the machine.
             ("GIT_CONFIG_COUNT".to_owned(), config.len().to_string()),
-        ];
+        ]);
         for (number, (key, value)) in config.into_iter().enumerate() {
             variables.push((format!("GIT_CONFIG_KEY_{number}"), key.to_owned()));
             variables.push((format!("GIT_CONFIG_VALUE_{number}"), value));
         }
-        Ok(Git { folder, variables, step })
+        Ok(Git { folder, variables, guarded: true, step })
     }
 
     async fn run(&self, args: &[&str]) -> Result<String> {
-        let done = Command::new("sh")
-            .args(["-c", LIMITS, "git"])
+        let mut command = match self.guarded {
+            true => Command::new("sh"),
+            false => Command::new("git"),
+        };
+        if self.guarded {
+            command.args(["-c", LIMITS, "git"]);
+        }
+        let done = command
             .args(args)
             .current_dir(self.folder)
             .envs(self.variables.iter().map(|(name, value)| (name, value)))
@@ -186,34 +201,52 @@ impl<'a> Git<'a> {
             .output()
             .await
             .at("run git, which repositories take")?;
+        if !self.guarded {
+            self.step.output(true, &done.stderr);
+        }
         if done.status.success() {
             return Ok(String::from_utf8_lossy(&done.stdout).trim().to_owned());
         }
         let said = String::from_utf8_lossy(&done.stderr).trim().to_owned();
         Err(Error::Invalid(format!("git {}: {said}", args.first().unwrap_or(&""))))
     }
+
+    /// Checks out a branch, a tag or a commit of the repository at `url`, into its empty folder.
+    async fn fetch(&self, url: &str, wanted: &str) -> Result<()> {
+        self.run(&["init", "--quiet"]).await?;
+        self.run(&["remote", "add", "origin", url]).await?;
+        let quiet: &[&str] = if self.guarded { &["fetch", "--quiet", "--no-tags"] } else { &["fetch", "--quiet"] };
+        // Not every server gives a part of the history, nor a commit by its number.
+        let fetched = self.run(&[quiet, &["--depth=1", "origin", wanted]].concat()).await.is_ok()
+            || self.run(&[quiet, &["origin", wanted]].concat()).await.is_ok();
+        if fetched {
+            self.run(&["checkout", "--quiet", "--detach", "FETCH_HEAD"]).await?;
+        } else {
+            self.run(&["fetch", "--quiet", "--tags", "origin", "+refs/heads/*:refs/remotes/origin/*"]).await?;
+            self.run(&["checkout", "--quiet", "--detach", wanted]).await?;
+        }
+        Ok(())
+    }
 }
 
-/// Fetches a repository into an empty folder; `home` is another one, for what git is told.
+/// What git is told whoever it is run for: to ask nobody, and to read no configuration of the machine's.
+fn variables(protocols: &str, home: &Path) -> Vec<(String, String)> {
+    vec![
+        ("GIT_TERMINAL_PROMPT".to_owned(), "0".to_owned()),
+        ("GIT_CONFIG_NOSYSTEM".to_owned(), "1".to_owned()),
+        ("GIT_ALLOW_PROTOCOL".to_owned(), protocols.to_owned()),
+        ("HOME".to_owned(), home.display().to_string()),
+    ]
+}
+
+/// Fetches a repository for people who do not run the machine into an empty folder; `home` is another one, for what git is told.
 pub async fn checkout(from: &Repository, into: &Path, home: &Path, step: &Step) -> Result<Commit> {
-    let git = Git::new(from, into, home, step).await?;
+    let git = Git::of_tenant(from, into, home, step).await?;
     let wanted = if from.reference.is_empty() { "HEAD" } else { &from.reference };
     if wanted.starts_with('-') || wanted.contains(|c: char| c.is_control() || " ~^:?*[\\".contains(c)) {
         return Err(Error::Invalid(format!("{wanted:?} is no branch, tag or commit")));
     }
-    git.run(&["init", "--quiet"]).await?;
-    git.run(&["remote", "add", "origin", &from.url]).await?;
-    // Not every server gives a part of the history, nor a commit by its number.
-    let mut fetched = git.run(&["fetch", "--quiet", "--no-tags", "--depth=1", "origin", wanted]).await;
-    if fetched.is_err() {
-        fetched = git.run(&["fetch", "--quiet", "--no-tags", "origin", wanted]).await;
-    }
-    if fetched.is_ok() {
-        git.run(&["checkout", "--quiet", "--detach", "FETCH_HEAD"]).await?;
-    } else {
-        git.run(&["fetch", "--quiet", "--tags", "origin", "+refs/heads/*:refs/remotes/origin/*"]).await?;
-        git.run(&["checkout", "--quiet", "--detach", wanted]).await?;
-    }
+    git.fetch(&from.url, wanted).await?;
     let said = git.run(&["log", "-1", "--format=%H%n%an%n%s"]).await?;
     let mut lines = said.lines().map(str::to_owned);
     let mut next = || lines.next().unwrap_or_default();
@@ -222,38 +255,71 @@ pub async fn checkout(from: &Repository, into: &Path, home: &Path, step: &Step) 
     Ok(commit)
 }
 
-/// ADD of `address#reference:folder`; returns the commit.
-pub async fn add(source: &str, add: &Add, into: &Path, step: &Step) -> Result<String> {
+/// For whom a repository is fetched.
+#[derive(Clone, Copy)]
+pub enum Who<'a> {
+    Tenant,
+    /// Whoever runs it, with their agent for ssh.
+    Machine(Option<&'a PathBuf>),
+}
+
+/// The files of `address#reference:folder`; returns the commit.
+pub async fn add(source: &str, add: &Add, into: &Path, who: Who<'_>, step: &Step) -> Result<String> {
     let (address, rest) = source.split_once('#').unwrap_or((source, ""));
     let (reference, folder) = rest.split_once(':').unwrap_or((rest, ""));
-    let from = Repository { url: address.to_owned(), reference: reference.to_owned(), ..Repository::default() };
-    let (clone, home) = (into.join(".clone"), into.join(".home"));
-    for made in [&clone, &home] {
-        fs::create_dir_all(made).at("make a folder")?;
-        fs::set_permissions(made, fs::Permissions::from_mode(0o755)).at("open a folder")?;
-    }
-    let commit = checkout(&from, &clone, &home, step).await?;
-    if let Some(checksum) = &add.checksum
-        && (checksum.len() < 7 || !commit.id.starts_with(checksum.as_str()))
-    {
-        return Err(Error::Invalid(format!("expected checksum to match {checksum}, got {}", commit.id)));
-    }
+    let clone = into.join(".clone");
+    fs::create_dir_all(&clone).at("make a folder")?;
+    let is_wanted = |commit: &str| match &add.checksum {
+        Some(checksum) if checksum.len() < 7 || !commit.starts_with(checksum.as_str()) => {
+            Err(Error::Invalid(format!("expected checksum to match {checksum}, got {commit}")))
+        }
+        _ => Ok(()),
+    };
+    let commit = match who {
+        Who::Tenant => {
+            let home = into.join(".home");
+            fs::create_dir_all(&home).at("make a folder")?;
+            for made in [&clone, &home] {
+                fs::set_permissions(made, fs::Permissions::from_mode(0o755)).at("open a folder")?;
+            }
+            let from = Repository { url: address.to_owned(), reference: reference.to_owned(), ..Repository::default() };
+            let commit = checkout(&from, &clone, &home, step).await?.id;
+            fs::remove_dir_all(&home).at("remove what git was told")?;
+            is_wanted(&commit)?;
+            commit
+        }
+        Who::Machine(agent) => {
+            // Neither may be taken for an option.
+            if address.starts_with('-') || reference.starts_with('-') {
+                return Err(Error::Invalid(format!("malformed git address {source:?}")));
+            }
+            let git = Git::of_machine(&clone, into, agent, step);
+            git.fetch(address, if reference.is_empty() { "HEAD" } else { reference }).await?;
+            let commit = git.run(&["rev-parse", "HEAD"]).await?;
+            is_wanted(&commit)?;
+            git.run(&["submodule", "update", "--quiet", "--init", "--recursive", "--depth=1"]).await?;
+            commit
+        }
+    };
     let (into, folder, keep) = (into.to_owned(), folder.to_owned(), add.keep_git_dir);
     blocking(move || {
         if !keep {
             fs::remove_dir_all(clone.join(".git")).at("remove git's folder")?;
         }
-        let from = crate::origin::below(&clone, &folder)?;
+        let from = crate::origin::below(&clone, &folder).map_err(|error| match error {
+            Error::Invalid(_) => {
+                Error::Invalid(format!("the repository has no folder {:?}", dhow_image::clean(&folder)))
+            }
+            error => error,
+        })?;
         for entry in fs::read_dir(&from).at("list the repository")? {
             let entry = entry.at("list the repository")?;
             fs::rename(entry.path(), into.join(entry.file_name())).at("take a file of the repository")?;
         }
-        for made in [&clone, &home] {
-            fs::remove_dir_all(made).at("remove the clone")?;
-        }
-        Ok(commit.id)
+        fs::remove_dir_all(&clone).at("remove the clone")
     })
-    .await
+    .await?;
+    Ok(commit)
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use crate::add;
 use crate::copy::At;
 use crate::error::{Error, Result, blocking};
 use crate::event::{Events, Step};
+use crate::git::{self, Who};
 use crate::plan::Add;
 use crate::report::Material;
 
@@ -37,7 +38,7 @@ async fn fetch(address: &str, into: &Path, agent: Option<&PathBuf>, step: &Step)
         None => add::is_git(address).then(|| address.to_owned()),
     };
     if let Some(repository) = repository {
-        let commit = add::clone(&repository, &Add::default(), into, agent, step).await?;
+        let commit = git::add(&repository, &Add::default(), into, Who::Machine(agent), step).await?;
         return Ok(Brought { material: Material::commit(&repository, &commit), dockerfile: None });
     }
     if !address.starts_with("http://") && !address.starts_with("https://") {

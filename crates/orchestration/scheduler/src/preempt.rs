@@ -55,6 +55,17 @@ pub struct Preemption {
     pub victims: Vec<PodKey>,
 }
 
+/// A pod that others may have to make room for.
+#[derive(Clone, Copy)]
+struct Urgent<'a> {
+    pod: &'a Pod,
+    key: &'a PodKey,
+    priority: i32,
+    signature: &'a Signature,
+    /// Whether nodes have to be asked about it one by one.
+    restricted: bool,
+}
+
 /// One way of making room.
 struct Way {
     slot: Slot,
@@ -129,7 +140,6 @@ impl Decider {
             }
             Some(format!("0/{nodes} nodes are available: {}.", parts.join(", ")))
         };
-        self.ranking(snapshot, signature);
         let candidates = self.candidates(snapshot, pod, signature);
         if !snapshot.has_below(priority) || candidates.is_empty() {
             return Err(none(candidates.len()));
@@ -140,10 +150,12 @@ impl Decider {
         // Not always the same nodes first.
         self.offset = (self.offset + most) % candidates.len();
         let offset = self.offset;
+        let restricted = NodeRules::new(snapshot, &self.profile, pod).map_or(true, |rules| rules.restricts());
+        let urgent = Urgent { pod, key: &key, priority, signature, restricted };
         let mut ways: Vec<Room> = Vec::new();
         let mut gentle = false;
         for slot in candidates[offset..].iter().chain(&candidates[..offset]) {
-            if let Some(way) = self.way(snapshot, pod, &key, priority, signature, budgets, *slot) {
+            if let Some(way) = self.way(snapshot, urgent, budgets, *slot) {
                 gentle |= way.violations == 0;
                 ways.push(way);
                 if ways.len() >= most && gentle {
@@ -169,20 +181,10 @@ impl Decider {
     }
 
     /// Whom the pod would drive from a node; nothing is changed in the end.
-    #[allow(clippy::too_many_arguments)]
-    fn way(
-        &mut self,
-        snapshot: &mut Snapshot,
-        pod: &Pod,
-        key: &PodKey,
-        priority: i32,
-        signature: &Signature,
-        budgets: &Budgets,
-        slot: Slot,
-    ) -> Option<Room> {
+    fn way(&mut self, snapshot: &mut Snapshot, urgent: Urgent<'_>, budgets: &Budgets, slot: Slot) -> Option<Room> {
         let below = |snapshot: &Snapshot, key: &PodKey| {
             let placed = snapshot.placed_pod(key)?;
-            (placed.priority < priority).then(|| (key.clone(), placed.priority, placed.started))
+            (placed.priority < urgent.priority).then(|| (key.clone(), placed.priority, placed.started))
         };
         let mut lower: Vec<Victim> =
             snapshot.row(slot).residents.iter().filter_map(|resident| below(snapshot, resident)).collect();
@@ -196,12 +198,11 @@ impl Decider {
         let (broken, kept) = split(snapshot, budgets, &lower);
         let order: Vec<(&Victim, bool)> =
             broken.iter().map(|v| (v, true)).chain(kept.iter().map(|v| (v, false))).collect();
-        self.ranking(snapshot, signature);
-        let restricts = NodeRules::new(snapshot, &self.profile, pod).map_or(true, |rules| rules.restricts());
-        let alone = self.peek(signature).filter(|ranking| !restricts && ranking.asks_room_alone(snapshot, slot));
-        let mut chosen = match alone {
-            Some(ranking) => must_go(snapshot, &self.profile, ranking, key, slot, &order),
-            None => self.must_go_by_trial(snapshot, pod, key, signature, slot, &order),
+        self.ranking(snapshot, urgent.signature);
+        let ranking = self.peek(urgent.signature).filter(|_| !urgent.restricted);
+        let mut chosen = match ranking.filter(|ranking| ranking.asks_room_alone(snapshot, slot)) {
+            Some(ranking) => must_go(snapshot, &self.profile, ranking, urgent.key, slot, &order),
+            None => self.must_go_by_trial(snapshot, urgent, slot, &order),
         };
         let violations = chosen.iter().filter(|(_, breaks)| *breaks).count();
         chosen.sort_by(|((_, pa, sa), _), ((_, pb, sb), _)| pb.cmp(pa).then_with(|| started(sa).cmp(&started(sb))));
@@ -215,9 +216,7 @@ impl Decider {
     fn must_go_by_trial<'a>(
         &mut self,
         snapshot: &mut Snapshot,
-        pod: &Pod,
-        key: &PodKey,
-        signature: &Signature,
+        urgent: Urgent<'_>,
         slot: Slot,
         order: &[(&'a Victim, bool)],
     ) -> Vec<(&'a Victim, bool)> {
@@ -228,11 +227,11 @@ impl Decider {
             }
         }
         let mut chosen = Vec::new();
-        if self.would_fit(snapshot, pod, key, signature, slot) {
+        if self.would_fit(snapshot, urgent, slot) {
             for (victim, breaks) in order {
                 let Some(taken) = away.remove(&victim.0) else { continue };
                 snapshot.put_back(victim.0.clone(), taken);
-                if self.would_fit(snapshot, pod, key, signature, slot) {
+                if self.would_fit(snapshot, urgent, slot) {
                     continue;
                 }
                 if let Some(taken) = snapshot.take_away(&victim.0) {
@@ -247,21 +246,14 @@ impl Decider {
         chosen
     }
 
-    fn would_fit(
-        &mut self,
-        snapshot: &mut Snapshot,
-        pod: &Pod,
-        key: &PodKey,
-        signature: &Signature,
-        slot: Slot,
-    ) -> bool {
+    fn would_fit(&mut self, snapshot: &mut Snapshot, urgent: Urgent<'_>, slot: Slot) -> bool {
         // The terms that keep the pod away stay known while their pods are away for the trial.
-        self.ranking(snapshot, signature);
-        let Some(ranking) = self.peek(signature) else { return false };
-        if !ranking.allows_nominee(snapshot, &self.profile, slot, key) {
+        self.ranking(snapshot, urgent.signature);
+        let Some(ranking) = self.peek(urgent.signature) else { return false };
+        if !ranking.allows_nominee(snapshot, &self.profile, slot, urgent.key) {
             return false;
         }
-        let rules = NodeRules::new(snapshot, &self.profile, pod);
+        let rules = NodeRules::new(snapshot, &self.profile, urgent.pod);
         rules.is_ok_and(|rules| rules.refuses(snapshot, slot).is_none())
     }
 }
@@ -394,7 +386,8 @@ mod tests {
             prop_assert!(ranking.asks_room_alone(&snapshot, slot));
             let sums = must_go(&snapshot, &decider.profile, ranking, &key, slot, &order);
             let before = snapshot.row(slot).used.clone();
-            let trial = decider.must_go_by_trial(&mut snapshot, &urgent, &key, &signature, slot, &order);
+            let wants = Urgent { pod: &urgent, key: &key, priority: 10, signature: &signature, restricted: false };
+            let trial = decider.must_go_by_trial(&mut snapshot, wants, slot, &order);
             prop_assert_eq!(sums, trial);
             prop_assert_eq!(&snapshot.row(slot).used, &before);
         }
