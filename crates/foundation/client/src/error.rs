@@ -13,7 +13,7 @@ pub enum Error {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// An answer or object that is not what it should be.
-    #[error("{context}")]
+    #[error("{context}: {source}")]
     Decode {
         context: String,
         #[source]

@@ -216,7 +216,9 @@ impl<K: Object> Reflector<K> {
                 Ok(()) if begin.elapsed() > LONGEST_PAUSE => pause = FIRST_PAUSE,
                 Ok(()) => tokio::time::sleep(jitter(FIRST_PAUSE)).await,
                 Err(error) => {
-                    if error.is_gone() {
+                    // After an event that cannot be read, what follows it is seen by a list: watching again from the same
+                    // revision would meet the same event for ever.
+                    if error.is_gone() || matches!(error, Error::Decode { .. }) {
                         version = None;
                     }
                     tracing::debug!(kind = K::KIND, %error, "list or watch failed; retrying");

@@ -32,7 +32,7 @@ pub use key::{Key, Object};
 pub use owner::{controller_of, controller_reference, is_controlled_by};
 pub use queue::Queue;
 pub use replaceable::Replace;
-pub use served::while_served;
+pub use served::{CustomResourceDefinition, while_served};
 pub use servers::Servers;
 pub use tls_connector::TlsConnection;
 pub use transport::{Body, Transport, full};

@@ -193,7 +193,7 @@ impl Search<'_, '_> {
             if pool.incomplete || pool.invalid.is_some() || !self.is_free(at, candidate) {
                 continue;
             }
-            if !self.selects(at, candidate)? || failed.iter().any(|other| problem.candidates[*other].is_like(one)) {
+            if !self.selects(at, candidate)? || failed.iter().any(|other| self.are_alike(*other, candidate)) {
                 continue;
             }
             if self.try_with(at, nth, candidate)? {
@@ -221,6 +221,16 @@ impl Search<'_, '_> {
     /// The others that were chosen for the same device.
     fn rivals(&self, candidate: usize) -> impl Iterator<Item = &Chosen> {
         self.chosen.iter().filter(move |chosen| chosen.candidate == candidate)
+    }
+
+    /// Whether what comes after finds the same, whichever of the two is chosen now. One that somebody has already leaves more
+    /// to others than a free one does, which matters to those who may look after either.
+    fn are_alike(&self, one: usize, other: usize) -> bool {
+        let problem = self.problem;
+        let taken = |candidate: usize| {
+            problem.known.used(&problem.candidates[candidate].id).is_some() || self.rivals(candidate).next().is_some()
+        };
+        problem.candidates[one].is_like(&problem.candidates[other]) && taken(one) == taken(other)
     }
 
     fn is_admin(&self, chosen: &Chosen) -> bool {

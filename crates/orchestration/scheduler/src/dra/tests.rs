@@ -340,50 +340,44 @@ fn is_right(devices: &[PlainDevice], counters: [i64; 2], claims: &[PlainClaim], 
     })
 }
 
-fn assign<'a>(
-    devices: &[PlainDevice],
-    todo: &[(usize, &'a PlainAsk, Option<usize>)],
-    slots: &mut Vec<Slot<'a>>,
-    judge: &dyn Fn(&[Slot<'_>]) -> bool,
-) -> bool {
-    let Some(((claim, ask, fixed), rest)) = todo.split_first() else { return judge(slots) };
-    let choices = fixed.map_or(0..devices.len(), |device| device..device + 1);
-    for device in choices {
-        slots.push((*claim, ask, device));
-        if assign(devices, rest, slots, judge) {
-            return true;
-        }
-        slots.pop();
-    }
-    false
-}
-
-/// The ways, one for each request, of the first choice that has any right assignment.
-fn oracle(devices: &[PlainDevice], order: &[usize], counters: [i64; 2], claims: &[PlainClaim]) -> Option<Vec<usize>> {
-    let asks: Vec<(usize, &Vec<PlainAsk>)> = claims
+/// The ways, one for each request, of the first right assignment: of two, the first is the one whose first request that is
+/// fulfilled otherwise has the earlier way, or the earlier devices.
+fn oracle(devices: &[PlainDevice], counters: [i64; 2], claims: &[PlainClaim]) -> Option<Vec<usize>> {
+    let mut order: Vec<usize> = (0..devices.len()).collect();
+    order.sort_by_key(|index| devices[*index].pool);
+    let requests: Vec<(usize, &Vec<PlainAsk>)> = claims
         .iter()
         .enumerate()
         .flat_map(|(index, claim)| claim.requests.iter().map(move |ways| (index, ways)))
         .collect();
-    let mut ways: Vec<Vec<usize>> = vec![Vec::new()];
-    for (_, all) in &asks {
-        ways = ways.iter().flat_map(|so_far| (0..all.len()).map(|way| [so_far.as_slice(), &[way]].concat())).collect();
-    }
-    ways.into_iter().find(|ways| {
-        let mut todo = Vec::new();
-        for ((claim, all), way) in asks.iter().zip(ways) {
-            let ask = &all[*way];
-            if ask.all {
-                let every: Vec<usize> = order.iter().copied().filter(|index| is_kind(ask, &devices[*index])).collect();
-                if every.is_empty() {
-                    return false;
-                }
-                todo.extend(every.into_iter().map(|device| (*claim, ask, Some(device))));
-            } else {
-                todo.extend((0..ask.count).map(|_| (*claim, ask, None)));
-            }
-        }
-        assign(devices, &todo, &mut Vec::new(), &|slots| is_right(devices, counters, claims, slots))
+    let judge = |slots: &[Slot<'_>]| is_right(devices, counters, claims, slots);
+    assign(devices, &order, &requests, &mut Vec::new(), &judge)
+}
+
+fn assign<'a>(
+    devices: &[PlainDevice],
+    order: &[usize],
+    requests: &[(usize, &'a Vec<PlainAsk>)],
+    slots: &mut Vec<Slot<'a>>,
+    judge: &dyn Fn(&[Slot<'_>]) -> bool,
+) -> Option<Vec<usize>> {
+    let Some(((claim, all), rest)) = requests.split_first() else { return judge(slots).then(Vec::new) };
+    all.iter().enumerate().find_map(|(way, ask)| {
+        let choices = if ask.all {
+            let every: Vec<usize> = order.iter().copied().filter(|index| is_kind(ask, &devices[*index])).collect();
+            if every.is_empty() { Vec::new() } else { vec![every] }
+        } else {
+            // In their order, the last changing fastest.
+            (0..ask.count).fold(vec![Vec::new()], |so_far: Vec<Vec<usize>>, _| {
+                so_far.iter().flat_map(|some| order.iter().map(|one| [some.as_slice(), &[*one]].concat())).collect()
+            })
+        };
+        choices.into_iter().find_map(|choice| {
+            slots.extend(choice.iter().map(|device| (*claim, ask, *device)));
+            let found = assign(devices, order, rest, slots, judge);
+            slots.truncate(slots.len() - choice.len());
+            found.map(|later| [&[way], later.as_slice()].concat())
+        })
     })
 }
 
@@ -492,8 +486,7 @@ proptest! {
         let known = cluster(&devices, counters);
         let described: Vec<ResourceClaim> = claims.iter().enumerate().map(|(i, claim)| described(i, claim)).collect();
         let given = allocate(&known, &node("n"), &described.iter().collect::<Vec<_>>()).unwrap();
-        let order: Vec<usize> = (0..devices.len()).collect();
-        let expected = oracle(&devices, &order, counters, &claims);
+        let expected = oracle(&devices, counters, &claims);
         match given {
             None => prop_assert_eq!(expected, None),
             Some(given) => {

@@ -2,11 +2,9 @@
 
 use std::sync::Arc;
 
-use dhow_client::{Client, Informer, ListParams, Object};
+use dhow_client::{Client, CustomResourceDefinition, Informer, ListParams, Object};
 use tokio::sync::Notify;
 use tokio_util::sync::{CancellationToken, DropGuard};
-
-use super::kinds::CustomResourceDefinition;
 
 /// What watches need, and whom they wake.
 #[derive(Clone)]
