@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Builds beside buildah: cold (nothing made before), incremental (one source file changed), warm (nothing changed).
+"""Builds beside buildah and Docker (its BuildKit): cold (nothing made before), incremental (one source file changed), warm (nothing changed).
 
 Usage, as root: bench/build.py [--binary target/release/dhow] [--rounds 5] [--files 2000] [--isolation oci|chroot]
-Prints a Markdown table. Both build the same Dockerfile over the same base image and take turns within each round; buildah keeps
+Prints a Markdown table. All build the same Dockerfile over the same base image and take turns within each round; buildah keeps
 layers (`--layers`) and uses its overlay driver where the file system allows, else copies (vfs).
 """
 
@@ -13,6 +13,7 @@ import statistics
 import subprocess
 import tempfile
 
+import peers
 from peers import timed
 from slice import Cloud
 
@@ -55,21 +56,33 @@ def main():
         def buildah(*args):
             subprocess.run([*peer, *args], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
-        cloud = Cloud(os.path.abspath(options.binary), folder)
+        # The client that came with the daemon: newer ones need a plug-in to reach its BuildKit.
+        environment = dict(os.environ, DOCKER_BUILDKIT="1", DOCKER_CONFIG=f"{folder}/docker")
+
+        def docker(*args):
+            subprocess.run(["/usr/bin/docker", "--host", f"unix://{folder}/d.sock", *args], check=True, env=environment,
+                           stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+        cloud, daemons = Cloud(os.path.abspath(options.binary), folder), []
         try:
+            daemons.append(peers.containerd(folder))
+            daemons.append(peers.docker(folder))
             cloud.dhow("up")
             cloud.dhow("image", "import", archive)
             buildah("pull", "--quiet", f"oci-archive:{archive}")
+            cloud.dhow("image", "export", "--format", "docker", "--output", f"{folder}/base.tar", "docker.io/dhow/debian-base:latest")
+            docker("load", "--input", f"{folder}/base.tar")
             where = f"{folder}/context"
-            both = {
+            builders = {
                 "dhow": lambda *more: cloud.dhow("build", "--quiet", "-t", "bench:1", *more, where),
                 "buildah": lambda *more: buildah("bud", "--quiet", "--layers", "--isolation", options.isolation,
                                                  "--pull-never", "-t", "bench:1", *more, where),
+                "docker": lambda *more: docker("build", "--quiet", "-t", "bench:1", *more, where),
             }
             for number in range(options.rounds):
-                order = list(both) if number % 2 == 0 else list(reversed(both))
+                order = list(builders) if number % 2 == 0 else list(reversed(builders))
                 for name in order:
-                    build = both[name]
+                    build = builders[name]
                     note = times.setdefault(name, {"cold": [], "incremental": [], "warm": []})
                     note["cold"].append(timed(lambda: build("--no-cache")))
                     build()
@@ -78,13 +91,16 @@ def main():
                     note["warm"].append(timed(build))
         finally:
             cloud.end()
+            for daemon in reversed(daemons):
+                daemon.end()
             subprocess.run([*peer, "rmi", "--all", "--force"], check=False, stdout=subprocess.DEVNULL,
                            stderr=subprocess.DEVNULL)
     print(f"load average {load:.1f}, {options.rounds} rounds, {options.files} files of 8 KiB, isolation {options.isolation}\n")
-    print("| build | dhow | buildah | ratio |\n|---|---|---|---|")
+    print("| build | dhow | buildah | ratio | docker | ratio |\n|---|---|---|---|---|---|")
     for kind in ("cold", "incremental", "warm"):
-        ours, theirs = (statistics.median(times[name][kind]) for name in ("dhow", "buildah"))
-        print(f"| {kind} | {ours * 1000:.0f} ms | {theirs * 1000:.0f} ms | {theirs / ours:.1f}x |")
+        ours, *theirs = (statistics.median(times[name][kind]) for name in ("dhow", "buildah", "docker"))
+        beside = " | ".join(f"{one * 1000:.0f} ms | {one / ours:.1f}x" for one in theirs)
+        print(f"| {kind} | {ours * 1000:.0f} ms | {beside} |")
 
 
 if __name__ == "__main__":

@@ -276,3 +276,58 @@ fn jitter(pause: Duration) -> Duration {
     let nanos = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |now| now.subsec_nanos());
     pause / 2 + pause.mul_f64(f64::from(nanos % 1000) / 2000.0)
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use k8s_openapi::api::core::v1::ConfigMap;
+    use serde_json::json;
+
+    use super::*;
+
+    /// At its first revision the next event cannot be read; what it brought is in the list of the second.
+    #[derive(Default)]
+    struct OneBadEvent(AtomicU32);
+
+    #[async_trait::async_trait]
+    impl crate::Transport for OneBadEvent {
+        async fn call(&self, request: http::Request<bytes::Bytes>) -> Result<http::Response<crate::Body>, Error> {
+            let answer = |body: String| Ok(http::Response::new(crate::full(body.into())));
+            let query = request.uri().query().unwrap_or_default();
+            let version = self.0.load(Ordering::Relaxed);
+            if !query.contains("watch=") {
+                let name = if version == 0 { "first" } else { "second" };
+                let items = [json!({"metadata": {"namespace": "default", "name": name, "resourceVersion": "1"}})];
+                return answer(
+                    json!({"metadata": {"resourceVersion": (version + 1).to_string()}, "items": items}).to_string(),
+                );
+            }
+            if query.contains("resourceVersion=1") {
+                self.0.store(1, Ordering::Relaxed);
+                return answer("{\"type\": \"ADDED\", \"object\": {\"metadata\": \"unreadable\"}}\n".to_owned());
+            }
+            std::future::pending().await
+        }
+    }
+
+    #[tokio::test]
+    async fn an_event_that_cannot_be_read_is_made_up_for_by_a_list() {
+        let stop = CancellationToken::new();
+        let client = Client::new(Arc::new(OneBadEvent::default()));
+        let informer = Informer::<ConfigMap>::start(client, ListParams::default(), None, stop.clone());
+        let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+        informer.on_change(move |change| {
+            if let Change::Added(object) = change {
+                let _ = tell.send(object.metadata.name.clone().unwrap_or_default());
+            }
+        });
+        let mut seen = String::new();
+        while seen != "second" {
+            seen = told.recv().await.unwrap();
+        }
+        assert!(informer.list().iter().all(|object| object.metadata.name.as_deref() == Some("second")));
+        stop.cancel();
+    }
+}
