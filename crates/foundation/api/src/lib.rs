@@ -43,6 +43,7 @@ pub mod registry;
 pub mod resource_claims;
 pub mod schema;
 pub mod selectors;
+mod sparse;
 pub mod status;
 pub mod strategy;
 pub mod strict_json;

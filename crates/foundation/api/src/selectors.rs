@@ -3,6 +3,7 @@
 use crate::error::Error;
 use crate::names;
 use crate::registry::Kind;
+use crate::sparse;
 use serde_json::Value;
 use std::collections::BTreeMap;
 
@@ -317,6 +318,21 @@ impl FieldSelector {
     pub fn matches(&self, object: &Value) -> bool {
         self.terms.iter().all(|t| (field_value(object, &t.path) == t.value) != t.negated)
     }
+}
+
+/// The values of selectable fields of a document, as [`field_value`] has them; what is not asked for is not built.
+///
+/// # Errors
+/// Those of a document that is no JSON.
+pub fn field_values(document: &[u8], paths: &[&str]) -> serde_json::Result<Vec<String>> {
+    if paths.is_empty() {
+        return Ok(Vec::new());
+    }
+    // What `field_value` looks at in their place.
+    let elsewhere = paths.iter().any(|path| matches!(*path, "reportingComponent" | "source"));
+    let wanted: Vec<&str> = paths.iter().copied().chain(elsewhere.then_some("source.component")).collect();
+    let object = sparse::read(document, &wanted)?;
+    Ok(paths.iter().map(|path| field_value(&object, path)).collect())
 }
 
 /// The value of a selectable field as text; empty when absent.

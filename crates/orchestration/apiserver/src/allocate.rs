@@ -122,6 +122,11 @@ impl Taken {
     }
 }
 
+/// Whether something may be chosen for objects of this kind that somebody else can take meanwhile.
+pub fn chooses(kind: &Kind) -> bool {
+    matches!((kind.group, kind.kind), ("", "Node" | "Service") | (service_cidrs::GROUP, "IPAddress"))
+}
+
 impl Allocator {
     pub fn new(cache: Arc<Cache>, ranges: Vec<ServiceRange>, ports: RangeInclusive<u16>) -> Self {
         Self { cache, ranges, ports, turn: Arc::default() }

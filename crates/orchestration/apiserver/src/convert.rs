@@ -4,6 +4,7 @@
 //! What a webhook made of an object is kept beside it ([`Stored::keep_form`]), so that it is asked once per object and
 //! version, however many read or watch.
 
+use std::borrow::Cow;
 use std::sync::{Arc, Weak};
 
 use dhow_api::custom::{Definition, Served};
@@ -111,18 +112,18 @@ impl Converter {
     }
 
     /// The object in the version that is stored, where only a webhook makes that.
-    pub async fn to_storage(&self, kind: &Kind, object: &Value) -> Result<Value, Status> {
-        let Some((served, config)) = by_webhook(kind) else { return Ok(object.clone()) };
-        let Some(version) = served.definition.storage() else { return Ok(object.clone()) };
+    pub async fn to_storage<'a>(&self, kind: &Kind, object: &'a Value) -> Result<Cow<'a, Value>, Status> {
+        let Some((served, config)) = by_webhook(kind) else { return Ok(Cow::Borrowed(object)) };
+        let Some(version) = served.definition.storage() else { return Ok(Cow::Borrowed(object)) };
         let wanted = format!("{}/{}", kind.group, version.name);
         if object["apiVersion"] == wanted {
-            return Ok(object.clone());
+            return Ok(Cow::Borrowed(object));
         }
         let hook = self.hook(&served.definition, config);
         let converted = review(&hook.endpoint, config, kind, &wanted, std::slice::from_ref(object), false).await?;
         let mut converted = converted.into_iter().next().unwrap_or_default();
         version.schema.prune(&mut converted);
-        Ok(converted)
+        Ok(Cow::Owned(converted))
     }
 }
 

@@ -3,7 +3,7 @@
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
-use dhow_api::selectors::{FieldSelector, LabelSelector, field_value};
+use dhow_api::selectors::{FieldSelector, LabelSelector, field_value, field_values};
 use dhow_api::{Kind, ObjectHeader, Status, protobuf};
 use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
@@ -39,26 +39,33 @@ impl Stored {
             Status::internal(format!("object {} cannot be read: {error}", String::from_utf8_lossy(key)))
         };
         let mut header = ObjectHeader::parse(value).map_err(|error| bad(&error))?;
-        let mut object: Value = serde_json::from_slice(value).map_err(|error| bad(&error))?;
         let mut document = value.clone();
         let mut kept = None;
-        if let Some(kind) = kind.filter(|kind| kind.custom.is_some()) {
-            let before = object.clone();
-            kind.from_storage(&mut object);
-            kept = (object != before).then(|| value.clone());
-        }
-        if kept.is_some() || header.has_resource_version || header.metadata_at == 0 {
-            let metadata = dhow_api::meta::metadata_mut(&mut object);
-            metadata.remove("resourceVersion");
-            document = exact(serde_json::to_vec(&object).map_err(|error| bad(&error))?);
-            header = ObjectHeader::parse(&document).map_err(|error| bad(&error))?;
-        }
-        let field = |path: &&'static str| match kind.and_then(|kind| kind.custom.as_ref()) {
-            Some(served) => served.field(&object, path).into(),
-            None => field_value(&object, path).into(),
-        };
         let names = kind.map_or(&[][..], |kind| kind.selectable_fields);
-        let fields = (names, names.iter().map(field).collect());
+        let custom = kind.and_then(|kind| Some((kind, kind.custom.as_ref()?)));
+        // The server comes by here with every write: a whole tree is made only of what is to be changed.
+        let values = if custom.is_some() || header.has_resource_version || header.metadata_at == 0 {
+            let mut object: Value = serde_json::from_slice(value).map_err(|error| bad(&error))?;
+            if let Some((kind, _)) = custom {
+                let before = object.clone();
+                kind.from_storage(&mut object);
+                kept = (object != before).then(|| value.clone());
+            }
+            if kept.is_some() || header.has_resource_version || header.metadata_at == 0 {
+                let metadata = dhow_api::meta::metadata_mut(&mut object);
+                metadata.remove("resourceVersion");
+                document = exact(serde_json::to_vec(&object).map_err(|error| bad(&error))?);
+                header = ObjectHeader::parse(&document).map_err(|error| bad(&error))?;
+            }
+            let value = |path: &&'static str| match custom {
+                Some((_, served)) => served.field(&object, path),
+                None => field_value(&object, path),
+            };
+            names.iter().map(value).collect()
+        } else {
+            field_values(value, names).map_err(|error| bad(&error))?
+        };
+        let fields = (names, values.into_iter().map(Into::into).collect());
         let key = std::str::from_utf8(key).map_err(|error| bad(&error))?;
         Ok(Self {
             key: Arc::from(key),

@@ -1,5 +1,6 @@
 //! Reads and writes of objects: compare-and-swap on the store, reads from the cache.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -112,7 +113,7 @@ impl ObjectStore {
     /// A guard that is an object, and what it becomes.
     pub fn guard(&self, kind: &Kind, old: &Stored, new: &Value) -> Result<Guard, Status> {
         let key = Bytes::copy_from_slice(old.key.as_bytes());
-        Ok(Guard { key, revision: old.revision, value: encode(kind, new.clone())? })
+        Ok(Guard { key, revision: old.revision, value: encode(kind, Cow::Borrowed(new))? })
     }
 
     /// A guard that is nothing but that. Everything written under it so far is in the cache.
@@ -153,7 +154,7 @@ impl ObjectStore {
                 kept["apiVersion"] == kind.storage_row().unwrap_or(kind).api_version()
             }
             None if !kind.is_storage() => true,
-            _ => kept == storage_form(kind, self.converter.to_storage(kind, object).await?),
+            _ => kept == *storage_form(kind, self.converter.to_storage(kind, object).await?),
         };
         if !same {
             return Ok(false);
@@ -256,16 +257,21 @@ fn decode(kind: &Kind, key: &[u8], value: &Bytes, revision: u64) -> Result<Arc<S
 }
 
 /// What to keep: in the form that is stored, and without the resource version, which is the store's own.
-fn storage_form(kind: &Kind, mut kept: Value) -> Value {
+fn storage_form<'a>(kind: &Kind, kept: Cow<'a, Value>) -> Cow<'a, Value> {
+    let has_version = kept.get("metadata").is_some_and(|metadata| metadata.get("resourceVersion").is_some());
+    if kind.conversion.is_none() && kind.custom.is_none() && !has_version {
+        return kept;
+    }
+    let mut kept = kept.into_owned();
     kind.to_storage(&mut kept);
     if let Some(metadata) = kept.get_mut("metadata").and_then(Value::as_object_mut) {
         metadata.remove("resourceVersion");
     }
-    kept
+    Cow::Owned(kept)
 }
 
-fn encode(kind: &Kind, object: Value) -> Result<Bytes, Status> {
-    serde_json::to_vec(&storage_form(kind, object))
+fn encode(kind: &Kind, object: Cow<'_, Value>) -> Result<Bytes, Status> {
+    serde_json::to_vec(&*storage_form(kind, object))
         .map(exact)
         .map_err(|error| Status::internal(format!("encode object: {error}")))
 }

@@ -18,7 +18,7 @@ use crate::object::{Stored, exact};
 use crate::pipeline::{Authorized, Request};
 use crate::read::existing;
 use crate::store::{RETRIES, Written};
-use crate::{ApiServer, admission, body, escalation, graft, offload, options};
+use crate::{ApiServer, admission, allocate, body, escalation, graft, offload, options};
 
 pub async fn create(
     server: &Arc<ApiServer>,
@@ -26,14 +26,13 @@ pub async fn create(
     accept: &Accept,
 ) -> Result<Response<Body>, Status> {
     let kind = &request.target.kind;
-    let object = body::object(&request)?;
-    if !kind.stored {
-        return crate::review::answer(server, &request, object, accept).await;
-    }
     for attempt in 1.. {
-        let mut named = object.clone();
-        let generated = generate_name(&mut named)?;
-        match create_object(server, &request, named).await {
+        let mut object = body::object(&request)?;
+        if !kind.stored {
+            return crate::review::answer(server, &request, object, accept).await;
+        }
+        let generated = generate_name(&mut object)?;
+        match create_object(server, &request, object).await {
             Ok(stored) => return encode::object(kind, &stored, accept, 201),
             // The name was taken by chance: try another.
             Err(status) if generated && status.reason == "AlreadyExists" && attempt < NAMES_TRIED => {}
@@ -49,12 +48,18 @@ async fn create_object(
     request: &Request<Authorized>,
     object: Value,
 ) -> Result<Arc<Stored>, Status> {
+    let kind = &request.target.kind;
+    let name = dhow_api::meta::name(&object).to_owned();
+    // Only what something is chosen for can be too late.
+    let spare = allocate::chooses(kind).then(|| object.clone());
+    let mut next = Some(object);
     for _ in 0..RETRIES {
-        if let Some(stored) = create_once(server, request, object.clone()).await? {
+        let Some(object) = next.take().or_else(|| spare.clone()) else { break };
+        if let Some(stored) = create_once(server, request, object).await? {
             return Ok(stored);
         }
     }
-    Err(busy(&request.target.kind, dhow_api::meta::name(&object)))
+    Err(busy(kind, &name))
 }
 
 /// Others of the same namespace or range were always faster.

@@ -1,6 +1,6 @@
 //! `metadata.managedFields`: its entries and how writes move fields between them.
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value};
 
 use super::Writer;
 use super::set::Set;
@@ -89,7 +89,9 @@ impl Managers {
 
     /// Everything anyone owns.
     pub fn all(&self) -> Set {
-        self.0.iter().fold(Set::default(), |all, entry| all.union(&entry.set))
+        let mut all = Set::default();
+        self.0.iter().for_each(|entry| all.add(entry.set.clone()));
+        all
     }
 
     /// Puts the list into the object: appliers first, then by time and name.
@@ -106,14 +108,18 @@ impl Managers {
     }
 
     /// An update: the writer owns what it changed, others lose it.
-    pub fn updated(&mut self, writer: &Writer<'_>, found: &Comparison, reset: &Set, stripped: &Set) {
-        self.yield_to(found, |entry| entry.is(writer, false));
-        let taken = found.modified.union(&found.added).recursive_difference(reset).difference(stripped);
+    pub fn updated(&mut self, writer: &Writer<'_>, found: Comparison, reset: &Set, stripped: &Set) {
+        let Comparison { modified: mut changed, added, removed } = found;
+        changed.add(added);
+        self.yield_to(&changed, &removed, |entry| entry.is(writer, false));
+        let mut taken = changed;
+        taken.remove_with_all_below(reset);
+        taken.remove(stripped);
         match self.0.iter_mut().find(|entry| entry.is(writer, false)) {
             Some(entry) => {
-                entry.set = entry.set.difference(&found.removed);
+                entry.set.remove(&removed);
                 if !taken.is_empty() {
-                    entry.set = entry.set.union(&taken);
+                    entry.set.add(taken);
                     entry.time = writer.now.into();
                 }
             }
@@ -124,10 +130,10 @@ impl Managers {
     }
 
     /// Everyone but the writer loses what changed or went.
-    fn yield_to(&mut self, found: &Comparison, is_writer: impl Fn(&Entry) -> bool) {
-        let changed = found.modified.union(&found.added);
+    fn yield_to(&mut self, changed: &Set, removed: &Set, is_writer: impl Fn(&Entry) -> bool) {
         for entry in self.0.iter_mut().filter(|entry| !is_writer(entry)) {
-            entry.set = entry.set.difference(&changed).difference(&found.removed);
+            entry.set.remove(changed);
+            entry.set.remove(removed);
         }
     }
 
@@ -161,7 +167,8 @@ impl Managers {
 
     /// After an apply: others lose what it changed.
     pub fn yielded(&mut self, writer: &Writer<'_>, found: &Comparison) {
-        self.yield_to(found, |entry| entry.is(writer, true));
+        let changed = found.modified.union(&found.added);
+        self.yield_to(&changed, &found.removed, |entry| entry.is(writer, true));
     }
 
     /// Leaves the applier's time alone when the apply changed nothing of what it owns.
@@ -181,6 +188,9 @@ impl Managers {
 
     /// Folds the oldest updaters into one.
     fn cap(&mut self) {
+        if self.0.len() <= MAX_UPDATERS {
+            return;
+        }
         let mut updaters: Vec<(String, usize)> = self
             .0
             .iter()
@@ -203,7 +213,7 @@ impl Managers {
             }
             match folded.iter_mut().find(|other| other.api_version == entry.api_version) {
                 Some(other) => {
-                    other.set = other.set.union(&entry.set);
+                    other.set.add(entry.set);
                     other.time = other.time.clone().max(entry.time);
                 }
                 None => folded.push(Entry { manager: ANCIENT.into(), subresource: String::new(), ..entry }),
@@ -215,16 +225,16 @@ impl Managers {
 }
 
 fn entry(entry: &Entry) -> Value {
-    let mut value = json!({
-        "manager": entry.manager,
-        "operation": if entry.apply { "Apply" } else { "Update" },
-        "apiVersion": entry.api_version,
-        "time": entry.time,
-        "fieldsType": "FieldsV1",
-        "fieldsV1": entry.set.to_fields(),
-    });
+    let mut value = Map::with_capacity(7);
+    let mut put = |name: &str, it: Value| value.insert(name.into(), it);
+    put("manager", entry.manager.as_str().into());
+    put("operation", if entry.apply { "Apply" } else { "Update" }.into());
+    put("apiVersion", entry.api_version.as_str().into());
+    put("time", entry.time.as_str().into());
+    put("fieldsType", "FieldsV1".into());
+    put("fieldsV1", entry.set.to_fields());
     if !entry.subresource.is_empty() {
-        value["subresource"] = json!(entry.subresource);
+        put("subresource", entry.subresource.as_str().into());
     }
-    value
+    Value::Object(value)
 }

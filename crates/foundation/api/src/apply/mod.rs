@@ -7,6 +7,8 @@ mod set;
 mod shape;
 mod tree;
 
+use std::sync::LazyLock;
+
 use serde_json::Value;
 
 use crate::registry::Kind;
@@ -52,23 +54,20 @@ const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 /// The manager for which client-side apply's annotation is taken over.
 const KUBECTL: &str = "kubectl";
 
-fn paths(list: &[&[&str]]) -> Set {
+static STRIPPED_SET: LazyLock<Set> = LazyLock::new(|| {
     let mut set = Set::default();
-    for path in list {
-        let mut at = &mut set;
-        for (index, name) in path.iter().enumerate() {
-            let node = at.node(set::field(name));
-            node.member |= index + 1 == path.len();
-            at = &mut node.children;
-        }
+    for path in STRIPPED {
+        let path: Vec<String> = path.iter().map(|name| set::field(name)).collect();
+        set.insert(&path.iter().map(String::as_str).collect::<Vec<_>>());
     }
     set
-}
+});
 
 impl Writer<'_> {
     fn reset(&self) -> Set {
-        let tops: Vec<&[&str]> = self.reset.iter().map(std::slice::from_ref).collect();
-        paths(&tops)
+        let mut set = Set::default();
+        self.reset.iter().for_each(|name| set.insert(&[&set::field(name)]));
+        set
     }
 }
 
@@ -100,9 +99,9 @@ pub fn update(writer: &Writer<'_>, live: Option<&Value>, new: &mut Value) {
     }
     let shape = Shape::of_kind(writer.kind);
     let nothing = Value::Object(serde_json::Map::new());
-    let before = live.map_or_else(|| nothing.clone(), without_managers);
-    let found = tree::compare(&before, new, shape);
-    managers.updated(writer, &found, &writer.reset(), &paths(&STRIPPED));
+    // That the list of managers is gone from the new one matters to nobody: it is never owned.
+    let found = tree::compare(live.unwrap_or(&nothing), new, shape);
+    managers.updated(writer, found, &writer.reset(), &STRIPPED_SET);
     managers.write(new);
 }
 
@@ -129,7 +128,7 @@ pub fn apply(writer: &Writer<'_>, live: Option<&Value>, config: &Value, force: b
     if live.is_some() && managers.is_empty() {
         let blank = Value::Object(serde_json::Map::new());
         let adopted = Writer { manager: BEFORE_FIRST_APPLY, subresource: "", ..*writer };
-        managers.updated(&adopted, &tree::compare(&blank, &object, shape), &Set::default(), &paths(&STRIPPED));
+        managers.updated(&adopted, tree::compare(&blank, &object, shape), &Set::default(), &STRIPPED_SET);
     }
     let failed = |why: String| {
         let name = format!("{}/{}", meta::namespace(config), meta::name(config));
@@ -139,9 +138,9 @@ pub fn apply(writer: &Writer<'_>, live: Option<&Value>, config: &Value, force: b
             writer.api_version
         ))
     };
-    let stripped = paths(&STRIPPED);
-    let set =
-        tree::fields_of(config, shape).map_err(failed)?.recursive_difference(&writer.reset()).difference(&stripped);
+    let mut set = tree::fields_of(config, shape).map_err(failed)?;
+    set.remove_with_all_below(&writer.reset());
+    set.remove(&STRIPPED_SET);
     let mut merged = tree::merge(&object, config, shape);
     let last = managers.applied(writer, set);
     if let Some(last) = last {

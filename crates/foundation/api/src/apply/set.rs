@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
 
-/// A set of paths as a tree. Keys are path elements as `FieldsV1` writes them: `f:name`, `k:{"name":"a"}`, `v:"x"`.
+/// A set of paths as a tree. Keys are path elements as `FieldsV1` writes them: `f:name`, `k:{"name":"a"}`, `v:"x"`; they
+/// are in order, each once. Every write makes some of these, and most have few elements: hence no map.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Set(pub BTreeMap<String, Node>);
+pub struct Set(Vec<(String, Node)>);
 
 /// What the set holds at and below one path.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -17,8 +18,13 @@ pub struct Node {
 }
 
 impl Node {
-    fn is_empty(&self) -> bool {
+    pub fn is_empty(&self) -> bool {
         !self.member && self.children.is_empty()
+    }
+
+    fn add(&mut self, other: Self) {
+        self.member |= other.member;
+        self.children.add(other.children);
     }
 }
 
@@ -28,88 +34,107 @@ pub fn field(name: &str) -> String {
 }
 
 impl Set {
+    /// From elements in any order. What is said twice of one is said of it once.
+    pub fn of(mut parts: Vec<(String, Node)>) -> Self {
+        if !parts.is_sorted_by(|one, other| one.0 < other.0) {
+            parts.sort_by(|one, other| one.0.cmp(&other.0));
+            parts.dedup_by(|later, kept| {
+                let same = later.0 == kept.0;
+                if same {
+                    kept.1.add(std::mem::take(&mut later.1));
+                }
+                same
+            });
+        }
+        Self(parts)
+    }
+
     pub fn is_empty(&self) -> bool {
-        self.0.values().all(Node::is_empty)
+        self.0.iter().all(|(_, node)| node.is_empty())
     }
 
     /// Drops branches that hold nothing, so that equal sets are equal trees.
     pub fn compact(&mut self) {
-        self.0.retain(|_, node| {
+        self.0.retain_mut(|(_, node)| {
             node.children.compact();
             !node.is_empty()
         });
     }
 
-    /// What is below one element.
+    /// What is at and below one element.
     pub fn below(&self, element: &str) -> Option<&Node> {
-        self.0.get(element)
-    }
-
-    pub fn node(&mut self, element: impl Into<String>) -> &mut Node {
-        self.0.entry(element.into()).or_default()
+        let at = self.0.binary_search_by(|(known, _)| known.as_str().cmp(element)).ok()?;
+        Some(&self.0[at].1)
     }
 
     /// Adds one path.
-    #[cfg(test)]
     pub fn insert(&mut self, path: &[&str]) {
-        if let Some((first, rest)) = path.split_first() {
-            let node = self.node(*first);
-            match rest {
-                [] => node.member = true,
-                rest => node.children.insert(rest),
-            }
+        let Some((first, rest)) = path.split_first() else { return };
+        let at = self.0.binary_search_by(|(known, _)| known.as_str().cmp(first)).unwrap_or_else(|at| {
+            self.0.insert(at, ((*first).to_owned(), Node::default()));
+            at
+        });
+        let node = &mut self.0[at].1;
+        match rest {
+            [] => node.member = true,
+            rest => node.children.insert(rest),
+        }
+    }
+
+    /// Adds all paths of another.
+    pub fn add(&mut self, other: Self) {
+        if self.0.is_empty() {
+            self.0 = other.0;
+        } else if !other.0.is_empty() {
+            let parts = std::mem::take(&mut self.0);
+            *self = Self::of(parts.into_iter().chain(other.0).collect());
         }
     }
 
     pub fn union(&self, other: &Self) -> Self {
         let mut all = self.clone();
-        for (element, node) in &other.0 {
-            let mine = all.node(element.clone());
-            mine.member |= node.member;
-            mine.children = mine.children.union(&node.children);
-        }
+        all.add(other.clone());
         all
     }
 
     pub fn intersection(&self, other: &Self) -> Self {
-        let mut both = Self::default();
-        for (element, node) in &self.0 {
-            let Some(theirs) = other.0.get(element) else { continue };
-            let shared =
-                Node { member: node.member && theirs.member, children: node.children.intersection(&theirs.children) };
-            if !shared.is_empty() {
-                both.0.insert(element.clone(), shared);
-            }
-        }
-        both
+        let both = self.0.iter().filter_map(|(element, node)| {
+            let theirs = other.below(element)?;
+            let children = node.children.intersection(&theirs.children);
+            let shared = Node { member: node.member && theirs.member, children };
+            (!shared.is_empty()).then(|| (element.clone(), shared))
+        });
+        Self(both.collect())
     }
 
     /// Without the paths of `other`; what lies below them stays.
     pub fn difference(&self, other: &Self) -> Self {
-        self.less(other, false)
-    }
-
-    /// Without the paths of `other` and all below them.
-    pub fn recursive_difference(&self, other: &Self) -> Self {
-        self.less(other, true)
-    }
-
-    fn less(&self, other: &Self, recursive: bool) -> Self {
-        let mut rest = Self::default();
-        for (element, node) in &self.0 {
-            let left = match other.0.get(element) {
-                None => node.clone(),
-                Some(theirs) if recursive && theirs.member => continue,
-                Some(theirs) => Node {
-                    member: node.member && !theirs.member,
-                    children: node.children.less(&theirs.children, recursive),
-                },
-            };
-            if !left.is_empty() {
-                rest.0.insert(element.clone(), left);
-            }
-        }
+        let mut rest = self.clone();
+        rest.remove(other);
         rest
+    }
+
+    /// Takes the paths of `other` away; what lies below them stays.
+    pub fn remove(&mut self, other: &Self) {
+        self.take_away(other, false);
+    }
+
+    /// Takes the paths of `other` and all below them away.
+    pub fn remove_with_all_below(&mut self, other: &Self) {
+        self.take_away(other, true);
+    }
+
+    fn take_away(&mut self, other: &Self, with_all_below: bool) {
+        self.0.retain_mut(|(element, node)| {
+            if let Some(theirs) = other.below(element) {
+                if with_all_below && theirs.member {
+                    return false;
+                }
+                node.member &= !theirs.member;
+                node.children.take_away(&theirs.children, with_all_below);
+            }
+            !node.is_empty()
+        });
     }
 
     /// All paths, as errors print them: `.spec.containers[name="a"].image`.
@@ -131,8 +156,9 @@ impl Set {
 
     /// From `FieldsV1`; `None` if it is none.
     pub fn from_fields(fields: &Value) -> Option<Self> {
-        let mut set = Self::default();
-        for (element, below) in fields.as_object()? {
+        let fields = fields.as_object()?;
+        let mut parts = Vec::with_capacity(fields.len());
+        for (element, below) in fields {
             if element == "." {
                 continue;
             }
@@ -142,22 +168,23 @@ impl Set {
             let map = below.as_object()?;
             // A leaf is empty; an inner path that is in the set itself has a dot.
             let member = map.is_empty() || map.contains_key(".");
-            set.0.insert(canonical(element), Node { member, children: Self::from_fields(below)? });
+            parts.push((canonical(element), Node { member, children: Self::from_fields(below)? }));
         }
-        Some(set)
+        Some(Self::of(parts))
     }
 
     pub fn to_fields(&self) -> Value {
-        let mut map = Map::new();
+        self.fields(false)
+    }
+
+    fn fields(&self, member: bool) -> Value {
+        let mut map = Map::with_capacity(self.0.len() + usize::from(member));
+        // A leaf is empty.
+        if member && !self.is_empty() {
+            map.insert(".".into(), Value::Object(Map::new()));
+        }
         for (element, node) in self.0.iter().filter(|(_, node)| !node.is_empty()) {
-            let mut below = Map::new();
-            if node.member && !node.children.is_empty() {
-                below.insert(".".into(), Value::Object(Map::new()));
-            }
-            if let Value::Object(children) = node.children.to_fields() {
-                below.extend(children);
-            }
-            map.insert(element.clone(), Value::Object(below));
+            map.insert(element.clone(), node.children.fields(node.member));
         }
         Value::Object(map)
     }
@@ -227,7 +254,9 @@ mod tests {
         let mut a = Set::default();
         a.insert(&["f:a"]);
         assert_eq!(set.difference(&a).to_fields(), json!({"f:a": {"f:b": {}}}));
-        assert!(set.recursive_difference(&a).is_empty());
+        let mut rest = set.clone();
+        rest.remove_with_all_below(&a);
+        assert!(rest.is_empty());
         assert_eq!(set.intersection(&a), a);
         assert_eq!(set.difference(&a).union(&a), set);
     }

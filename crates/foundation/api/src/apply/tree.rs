@@ -1,20 +1,22 @@
 //! The four operations on trees: which fields a document sets, merging it into another, comparing two, pruning.
 
+use std::collections::{HashMap, HashSet};
+
 use serde_json::{Map, Value};
 
-use super::set::{Set, field};
+use super::set::{Node, Set, field};
 use super::shape::Shape;
 
 /// The fields that a document sets.
 pub fn fields_of(value: &Value, shape: Shape<'_>) -> Result<Set, String> {
-    let mut set = Set::default();
-    walk(value, shape, "", &mut set)?;
+    let mut set = walk(value, shape, "")?.children;
     set.compact();
     Ok(set)
 }
 
-/// Adds what lies below `value`; returns whether `value` itself is a leaf.
-fn walk(value: &Value, shape: Shape<'_>, path: &str, set: &mut Set) -> Result<bool, String> {
+/// What a document sets at and below `value`: itself if it is a leaf.
+fn walk(value: &Value, shape: Shape<'_>, path: &str) -> Result<Node, String> {
+    let mut parts = Vec::new();
     match (shape, value) {
         (shape, Value::Object(map)) if shape.has_fields() => {
             for (name, child) in map {
@@ -22,30 +24,29 @@ fn walk(value: &Value, shape: Shape<'_>, path: &str, set: &mut Set) -> Result<bo
                 let Some(below) = shape.field(name) else {
                     return Err(format!("{path}: field not declared in schema"));
                 };
-                let node = set.node(field(name));
-                let leaf = walk(child, below, &path, &mut node.children)?;
+                let mut node = walk(child, below, &path)?;
                 let empty = child.is_null() || child.as_object().is_some_and(Map::is_empty);
-                node.member |= leaf || empty || !shape.declares(name);
+                node.member |= empty || !shape.declares(name);
+                parts.push((field(name), node));
             }
-            Ok(false)
         }
         (shape, Value::Array(items)) if shape.has_items() => {
+            let mut known = HashSet::new();
             for item in items {
                 let element = shape.element(item).map_err(|why| format!("{path}: {why}"))?;
-                if set.below(&element).is_some() {
+                if !known.insert(element.clone()) {
                     let element = element.trim_start_matches("k:").trim_start_matches("v:");
                     return Err(format!("{path}: duplicate entries for key [{element}]"));
                 }
-                let node = set.node(element);
-                node.member = true;
-                walk(item, shape.item(), path, &mut node.children)?;
+                let children = walk(item, shape.item(), path)?.children;
+                parts.push((element, Node { member: true, children }));
             }
-            Ok(false)
         }
-        (Shape::Leaf | Shape::Free, _) | (_, Value::Null) => Ok(true),
-        (shape, other) if shape.has_fields() => Err(format!("{path}: expected map, got {other}")),
-        (_, other) => Err(format!("{path}: expected list, got {other}")),
+        (Shape::Leaf | Shape::Free, _) | (_, Value::Null) => return Ok(Node { member: true, ..Node::default() }),
+        (shape, other) if shape.has_fields() => return Err(format!("{path}: expected map, got {other}")),
+        (_, other) => return Err(format!("{path}: expected list, got {other}")),
     }
+    Ok(Node { member: false, children: Set::of(parts) })
 }
 
 /// `live` with everything of `config` laid over it.
@@ -122,116 +123,124 @@ pub struct Comparison {
 }
 
 pub fn compare(old: &Value, new: &Value, shape: Shape<'_>) -> Comparison {
-    let mut found = Comparison::default();
-    Compare { found: &mut found, path: Vec::new() }.both(Some(old), Some(new), shape);
-    found
+    let found = differences(Some(old), Some(new), shape);
+    Comparison { added: found.added.children, modified: found.modified.children, removed: found.removed.children }
 }
 
-struct Compare<'a> {
-    found: &'a mut Comparison,
-    path: Vec<String>,
+/// A [`Comparison`] of one place: of itself, and of all below it.
+#[derive(Default)]
+struct Found {
+    added: Node,
+    modified: Node,
+    removed: Node,
 }
 
-enum Difference {
-    Added,
-    Modified,
-    Removed,
-}
-
-impl Compare<'_> {
-    fn record(&mut self, difference: Difference) {
-        let mut set = match difference {
-            Difference::Added => &mut self.found.added,
-            Difference::Modified => &mut self.found.modified,
-            Difference::Removed => &mut self.found.removed,
-        };
-        for (index, element) in self.path.iter().enumerate() {
-            let node = set.node(element.clone());
-            node.member |= index + 1 == self.path.len();
-            set = &mut node.children;
-        }
-    }
-
-    fn leaf(&mut self, old: Option<&Value>, new: Option<&Value>) {
+impl Found {
+    /// Of the place itself: whether it came, went or is another.
+    fn itself(old: Option<&Value>, new: Option<&Value>) -> Self {
+        let mut found = Self::default();
         match (old, new) {
-            (None, Some(_)) => self.record(Difference::Added),
-            (Some(_), None) => self.record(Difference::Removed),
-            (Some(old), Some(new)) if old != new => self.record(Difference::Modified),
-            _ => {}
+            (None, Some(_)) => found.added.member = true,
+            (Some(_), None) => found.removed.member = true,
+            (Some(old), Some(new)) => found.modified.member = old != new,
+            (None, None) => {}
         }
+        found
     }
 
-    fn both(&mut self, old: Option<&Value>, new: Option<&Value>, shape: Shape<'_>) {
-        let (old, new) = (old.filter(|value| !value.is_null()), new.filter(|value| !value.is_null()));
-        let object = |value: Option<&Value>| value.is_none_or(Value::is_object);
-        let array = |value: Option<&Value>| value.is_none_or(Value::is_array);
-        match shape {
-            _ if old.is_none() && new.is_none() => {}
-            shape if shape.has_fields() && object(old) && object(new) => {
-                // A container that comes or goes counts itself, with what it holds.
-                if !self.path.is_empty() {
-                    match (old, new) {
-                        (None, Some(_)) => self.record(Difference::Added),
-                        (Some(_), None) => self.record(Difference::Removed),
-                        _ => {}
-                    }
-                }
-                self.maps(old.and_then(Value::as_object), new.and_then(Value::as_object), shape);
+    /// Of a container: it counts itself when it comes or goes, with what it holds.
+    fn container(old: Option<&Value>, new: Option<&Value>, parts: Parts) -> Self {
+        let member = |it: bool, children| Node { member: it, children: Set::of(children) };
+        Self {
+            added: member(old.is_none(), parts.added),
+            modified: member(false, parts.modified),
+            removed: member(new.is_none(), parts.removed),
+        }
+    }
+}
+
+/// What was found below a container so far.
+#[derive(Default)]
+struct Parts {
+    added: Vec<(String, Node)>,
+    modified: Vec<(String, Node)>,
+    removed: Vec<(String, Node)>,
+}
+
+impl Parts {
+    /// Most elements did not change, so their names are not even made.
+    fn put(&mut self, element: impl Fn() -> String, found: Found) {
+        let Self { added, modified, removed } = self;
+        for (parts, node) in [(added, found.added), (modified, found.modified), (removed, found.removed)] {
+            if !node.is_empty() {
+                parts.push((element(), node));
             }
-            shape if shape.has_items() && array(old) && array(new) => {
-                if old.is_none() || new.is_none() {
-                    self.leaf_container(old, new);
-                }
-                self.lists(old.and_then(Value::as_array), new.and_then(Value::as_array), shape);
+        }
+    }
+}
+
+fn differences(old: Option<&Value>, new: Option<&Value>, shape: Shape<'_>) -> Found {
+    let (old, new) = (old.filter(|value| !value.is_null()), new.filter(|value| !value.is_null()));
+    let object = |value: Option<&Value>| value.is_none_or(Value::is_object);
+    let array = |value: Option<&Value>| value.is_none_or(Value::is_array);
+    match shape {
+        _ if old.is_none() && new.is_none() => Found::default(),
+        shape if shape.has_fields() && object(old) && object(new) => {
+            let parts = of_maps(old.and_then(Value::as_object), new.and_then(Value::as_object), shape);
+            Found::container(old, new, parts)
+        }
+        shape if shape.has_items() && array(old) && array(new) => {
+            // Making the items' keys is most of the work.
+            if old == new {
+                return Found::default();
             }
-            _ => self.leaf(old, new),
+            Found::container(old, new, of_lists(items(old), items(new), shape))
         }
+        _ => Found::itself(old, new),
     }
+}
 
-    fn leaf_container(&mut self, old: Option<&Value>, new: Option<&Value>) {
-        match (old, new) {
-            (None, Some(_)) => self.record(Difference::Added),
-            (Some(_), None) => self.record(Difference::Removed),
-            _ => {}
+fn of_maps(old: Option<&Map<String, Value>>, new: Option<&Map<String, Value>>, shape: Shape<'_>) -> Parts {
+    let empty = Map::new();
+    let nothing = Value::Object(Map::new());
+    let (old, new) = (old.unwrap_or(&empty), new.unwrap_or(&empty));
+    let mut parts = Parts::default();
+    for name in new.keys().chain(old.keys().filter(|name| !new.contains_key(*name))) {
+        let (mut before, mut after) = (old.get(name), new.get(name));
+        if shape.always_there(name) {
+            before = before.or(Some(&nothing));
+            after = after.or(Some(&nothing));
         }
+        parts.put(|| field(name), differences(before, after, shape.field(name).unwrap_or(Shape::Leaf)));
     }
+    parts
+}
 
-    fn maps(&mut self, old: Option<&Map<String, Value>>, new: Option<&Map<String, Value>>, shape: Shape<'_>) {
-        let empty = Map::new();
-        let nothing = Value::Object(Map::new());
-        let (old, new) = (old.unwrap_or(&empty), new.unwrap_or(&empty));
-        for name in new.keys().chain(old.keys().filter(|name| !new.contains_key(*name))) {
-            let (mut before, mut after) = (old.get(name), new.get(name));
-            if shape.always_there(name) {
-                before = before.or(Some(&nothing));
-                after = after.or(Some(&nothing));
-            }
-            self.path.push(field(name));
-            self.both(before, after, shape.field(name).unwrap_or(Shape::Leaf));
-            self.path.pop();
-        }
-    }
+fn items(list: Option<&Value>) -> &[Value] {
+    list.and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default()
+}
 
-    fn lists(&mut self, old: Option<&Vec<Value>>, new: Option<&Vec<Value>>, shape: Shape<'_>) {
-        let keyed = |items: Option<&Vec<Value>>| -> Vec<(String, Value)> {
-            let items = items.into_iter().flatten();
-            items.filter_map(|item| Some((shape.element(item).ok()?, item.clone()))).collect()
-        };
-        let (old, new) = (keyed(old), keyed(new));
-        let find = |items: &[(String, Value)], key: &str| -> Option<Value> {
-            items.iter().find(|(other, _)| other == key).map(|(_, item)| item.clone())
-        };
-        for (key, after) in &new {
-            self.path.push(key.clone());
-            self.both(find(&old, key).as_ref(), Some(after), shape.item());
-            self.path.pop();
-        }
-        for (key, before) in old.iter().filter(|(key, _)| find(&new, key).is_none()) {
-            self.path.push(key.clone());
-            self.both(Some(before), None, shape.item());
-            self.path.pop();
-        }
+fn of_lists(old: &[Value], new: &[Value], shape: Shape<'_>) -> Parts {
+    let keyed = |items: &[Value]| -> Vec<(String, usize)> {
+        let keyed = items.iter().enumerate().filter_map(|(index, item)| Some((shape.element(item).ok()?, index)));
+        keyed.collect()
+    };
+    let (before, after) = (keyed(old), keyed(new));
+    let (was, is) = (places(&before), places(&after));
+    let mut parts = Parts::default();
+    for (key, index) in &after {
+        let earlier = was.get(key.as_str()).map(|index| &old[*index]);
+        parts.put(|| key.clone(), differences(earlier, Some(&new[*index]), shape.item()));
     }
+    for (key, index) in before.iter().filter(|(key, _)| !is.contains_key(key.as_str())) {
+        parts.put(|| key.clone(), differences(Some(&old[*index]), None, shape.item()));
+    }
+    parts
+}
+
+/// Where the item of each key is: of several with one key the first.
+fn places(items: &[(String, usize)]) -> HashMap<&str, usize> {
+    items.iter().rev().map(|(key, index)| (key.as_str(), *index)).collect()
 }
 
 /// Takes away what `last` had and nobody in `kept` has.
@@ -262,7 +271,7 @@ pub fn prune(value: &mut Value, last: &Set, kept: &Set, shape: Shape<'_>) {
 }
 
 /// Whether the child goes as a whole.
-fn prune_child(child: &mut Value, last: &super::set::Node, kept: Option<&super::set::Node>, shape: Shape<'_>) -> bool {
+fn prune_child(child: &mut Value, last: &Node, kept: Option<&Node>, shape: Shape<'_>) -> bool {
     let held = kept.is_some_and(|node| node.member || !node.children.is_empty());
     if last.member && !held {
         return true;

@@ -103,10 +103,15 @@ pub fn cached(
     server.store.cache.find(group, plural, namespace, name)
 }
 
+/// All objects of a kind, as they are stored.
+fn all_stored(server: &ApiServer, group: &str, plural: &str) -> Result<Vec<Arc<Stored>>, Status> {
+    let Some(kind) = registry::builtin().get(group, "v1", plural) else { return Ok(Vec::new()) };
+    Ok(server.store.cache.objects(kind)?.values().cloned().collect())
+}
+
 /// All objects of a kind.
 fn all(server: &ApiServer, group: &str, plural: &str) -> Result<Vec<Value>, Status> {
-    let Some(kind) = registry::builtin().get(group, "v1", plural) else { return Ok(Vec::new()) };
-    server.store.cache.objects(kind)?.values().map(|object| object.value()).collect()
+    all_stored(server, group, plural)?.iter().map(|object| object.value()).collect()
 }
 
 /// The objects of a namespaced kind in one namespace, as they are stored.

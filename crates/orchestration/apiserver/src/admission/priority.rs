@@ -3,7 +3,7 @@
 use dhow_api::{Status, meta};
 use serde_json::{Value, json};
 
-use super::{Attributes, Operation, all, cached};
+use super::{Attributes, Operation, all_stored, cached};
 use crate::ApiServer;
 
 const GROUP: &str = "scheduling.k8s.io";
@@ -65,8 +65,20 @@ fn resolve(server: &ApiServer, attributes: &mut Attributes<'_>) -> Result<(), St
 
 /// If there should be several, the lowest.
 fn default_class(server: &ApiServer) -> Result<Option<Value>, Status> {
-    let defaults = all(server, GROUP, "priorityclasses")?.into_iter().filter(|class| class["globalDefault"] == true);
-    Ok(defaults.min_by_key(|class| class["value"].as_i64()))
+    #[derive(serde::Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Class {
+        global_default: Option<bool>,
+        value: Option<i64>,
+    }
+    let mut lowest = None;
+    for stored in all_stored(server, GROUP, "priorityclasses")? {
+        let class: Class = stored.read()?;
+        if class.global_default == Some(true) && lowest.as_ref().is_none_or(|(value, _)| class.value < *value) {
+            lowest = Some((class.value, stored));
+        }
+    }
+    lowest.map(|(_, stored)| stored.value()).transpose()
 }
 
 pub fn validate(server: &ApiServer, attributes: &Attributes<'_>) -> Result<(), Status> {
