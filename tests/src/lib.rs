@@ -89,6 +89,8 @@ impl Host {
             .env("DHOW_RUN_DIR", self.run_dir())
             .env("DHOW_NODE_IP", HOST_IP)
             .env("DHOW_NODE_NAME", "e2e")
+            // How full the disk of the machine is that tests is not part of them.
+            .env("DHOW_IMAGES_GC_HIGH_THRESHOLD_PERCENT", "100")
             .envs(self.environment.iter().map(|(name, value)| (*name, value)))
             .env_remove("SUDO_UID")
             .env("NO_PROXY", "*")

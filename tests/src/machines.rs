@@ -221,6 +221,8 @@ impl Machine {
             .env("DHOW_RUN_DIR", self.run_dir())
             .env("DHOW_NODE_IP", self.addresses.join(","))
             .env("DHOW_NODE_NAME", &self.name)
+            // How full the disk of the machine is that tests is not part of them.
+            .env("DHOW_IMAGES_GC_HIGH_THRESHOLD_PERCENT", "100")
             .env("DHOW_POD_SLOTS", "0")
             .envs(self.variables.iter().copied())
             .env_remove("SUDO_UID")

@@ -14,12 +14,12 @@ use dhow_store::{Event, EventKind, KeyRange, Kv, RangeRequest, WatchMessage, Wat
 use futures::StreamExt;
 use imbl::OrdMap;
 use parking_lot::RwLock;
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::Error;
 use crate::changes::{Changes, Log};
 use crate::object::{Change, Stored};
+use crate::revision::Revision;
 
 /// Everything the API server stores lives under this prefix.
 const ROOT: &str = "/registry/";
@@ -54,7 +54,7 @@ type Shared = Arc<RwLock<KindCache>>;
 
 pub struct Cache {
     kinds: RwLock<HashMap<String, Shared>>,
-    revision: watch::Sender<u64>,
+    revision: Revision,
 }
 
 impl KindCache {
@@ -99,7 +99,7 @@ pub struct Subscription {
 impl Cache {
     /// Loads everything and follows the store until `shutdown`.
     pub async fn start(kv: Arc<dyn Kv>, shutdown: CancellationToken) -> Result<Arc<Self>, Error> {
-        let cache = Arc::new(Self { kinds: RwLock::new(empty_kinds()), revision: watch::channel(0).0 });
+        let cache = Arc::new(Self { kinds: RwLock::new(empty_kinds()), revision: Revision::default() });
         let feed = cache.load(&kv).await?;
         let following = cache.clone();
         tokio::spawn(async move {
@@ -131,7 +131,7 @@ impl Cache {
         // Of all keys: every write raises the revision that readers wait for, also one that is not ours.
         let watch = WatchRequest { range: KeyRange::prefix(""), start_revision: all.revision + 1 };
         let feed = kv.watch(watch).await.map_err(Error::Store)?;
-        self.revision.send_replace(all.revision);
+        self.revision.reached(all.revision);
         Ok(feed)
     }
 
@@ -142,15 +142,9 @@ impl Cache {
                     for event in events {
                         self.apply(&event);
                     }
-                    self.revision.send_replace(revision);
+                    self.revision.reached(revision);
                 }
-                Some(Ok(WatchMessage::Progress { revision })) => {
-                    self.revision.send_if_modified(|now| {
-                        let newer = revision > *now;
-                        *now = (*now).max(revision);
-                        newer
-                    });
-                }
+                Some(Ok(WatchMessage::Progress { revision })) => self.revision.reached(revision),
                 Some(Err(error)) => {
                     tracing::warn!(%error, "the store's watch broke; loading again");
                     feed = self.load_again(&kv).await;
@@ -240,13 +234,12 @@ impl Cache {
     }
 
     pub fn revision(&self) -> u64 {
-        *self.revision.borrow()
+        self.revision.now()
     }
 
     /// Returns once everything up to `revision` is in.
     pub async fn wait_for(&self, revision: u64) {
-        // The sender lives in `self`, so waiting cannot fail.
-        let _ = self.revision.subscribe().wait_for(|now| *now >= revision).await;
+        self.revision.wait_for(revision).await;
     }
 
     /// One object as the cache knows it.

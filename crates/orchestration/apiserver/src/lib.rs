@@ -47,6 +47,7 @@ mod rbac;
 mod read;
 mod reconcile;
 mod review;
+mod revision;
 mod server;
 mod service_cidrs;
 mod store;
