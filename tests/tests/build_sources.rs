@@ -63,7 +63,7 @@ RUN test \"$(cat /context/lib/deep/file)\" = deep && test ! -e /context/.git && 
 
 /// Takes files and repositories below `private` only from those who know the password or the token.
 const SERVER: &str = r#"
-import base64, http.server as h, sys
+import base64, http.server as h, socketserver, sys
 proofs = ("Basic " + base64.b64encode(b"ada:passw0rd").decode(), "Bearer t0ken", "Basic " + base64.b64encode(b"x-access-token:t0ken").decode())
 class Handler(h.CGIHTTPRequestHandler):
     have_fork = False
@@ -79,7 +79,12 @@ class Handler(h.CGIHTTPRequestHandler):
     def do_POST(self):
         if self.proven():
             super().do_POST()
-h.ThreadingHTTPServer((sys.argv[1], 8099), Handler).serve_forever()
+class Server(h.ThreadingHTTPServer):
+    def server_bind(self):
+        # Without asking a name server for its own name, which nobody answers here.
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = self.server_address[:2]
+Server((sys.argv[1], 8099), Handler).serve_forever()
 "#;
 
 type Step = fn(&Host, &Path) -> Result<()>;
@@ -291,8 +296,8 @@ fn who_proves_nothing_gets_nothing(host: &Host, folder: &Path) -> Result<()> {
     )?;
     // A repository leads nobody to the machine itself.
     shell(
-        &folder.join("work"),
-        "git init -q --bare ../repositories/evil.git; git clone -q ../repositories/evil.git evil 2>/dev/null; cd evil
+        folder,
+        "cd work; git init -q --bare ../repositories/evil.git; git clone -q ../repositories/evil.git evil 2>/dev/null; cd evil
         cp ../../Dockerfile .; git submodule --quiet add ../deep.git deep
         git config -f .gitmodules submodule.deep.url http://127.0.0.1:10250/deep.git; git add .; git commit -qm Evil; git push -q origin main",
     )?;
@@ -303,8 +308,9 @@ fn who_proves_nothing_gets_nothing(host: &Host, folder: &Path) -> Result<()> {
 /// Puts a file into the bucket, with a client that signs.
 fn put(host: &Host, file: &Path, key: &str) -> Result<()> {
     let sign = ["--aws-sigv4", "aws:amz:us-east-1:s3", "--user", "test-access:test-secret-only-for-tests"];
+    let body = ["-H", "x-amz-content-sha256: UNSIGNED-PAYLOAD"];
     let url = format!("http://{BUCKET_AT}/dhow/{key}");
-    host.curl(&[&sign[..], &["-T", file.to_str().context("path")?, &url]].concat()).map(drop)
+    host.curl(&[&sign[..], &body[..], &["-T", file.to_str().context("path")?, &url]].concat()).map(drop)
 }
 
 fn archives_buckets_artifacts_and_images(host: &Host, folder: &Path) -> Result<()> {

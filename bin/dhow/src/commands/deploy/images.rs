@@ -70,11 +70,7 @@ fn arguments(connect: &ConnectArgs, wanted: &Build, folder: &tempfile::TempDir) 
         quiet: false,
         iidfile: None,
         cache: CacheArgs { cache_from: wanted.cache_from.clone(), cache_to: wanted.cache_to.clone() },
-        attest: AttestArgs {
-            provenance: wanted.provenance.clone(),
-            sbom: wanted.sbom.clone(),
-            attest: Vec::new(),
-        },
+        attest: AttestArgs { provenance: wanted.provenance.clone(), sbom: wanted.sbom.clone(), attest: Vec::new() },
         limits: LimitArgs::default(),
     })
 }
