@@ -284,12 +284,14 @@ fn who_proves_nothing_gets_nothing(host: &Host, folder: &Path) -> Result<()> {
     build(host, "stranger", json!({"git": {"url": ssh_url(folder), "secret": "ssh-stranger"}}))?;
     // Its key is right; but it is not the host that is known.
     build(host, "impostor", json!({"git": {"url": ssh_url(folder), "secret": "ssh-host"}}))?;
+    build(host, "keyless", json!({"git": {"url": ssh_url(folder)}}))?;
     build(host, "no-secret", json!({"git": {"url": http, "secret": "none"}}))?;
     all_fail(
         host,
         &[
             ("nobody", "could not read Username"),
             ("stranger", "Permission denied"),
+            ("keyless", "Permission denied"),
             ("impostor", "Host key verification failed"),
             ("no-secret", "there is no Secret none"),
         ],
@@ -380,12 +382,35 @@ fn archives_buckets_artifacts_and_images(host: &Host, folder: &Path) -> Result<(
     fs::write(layout.join("index.json"), json!({"schemaVersion": 2, "manifests": [manifest]}).to_string())?;
     fs::write(layout.join("oci-layout"), r#"{"imageLayoutVersion": "1.0.0"}"#)?;
     let token = host.kubectl(&["create", "token", "-n", "shop", "default"])?;
-    let to = format!("docker://{REGISTRY}/shop/manifests:1");
     let creds = format!("token:{}", token.trim());
-    let mut copy = host.command("skopeo");
-    copy.args(["copy", "--quiet", "--dest-tls-verify=false", "--dest-creds", &creds]);
-    run(copy.arg(format!("oci:{}", layout.display())).arg(to))?;
+    let push = |name: &str| {
+        let mut copy = host.command("skopeo");
+        copy.args(["copy", "--quiet", "--dest-tls-verify=false", "--dest-creds", &creds]);
+        run(copy.arg(format!("oci:{}", layout.display())).arg(format!("docker://{REGISTRY}/{name}")))
+    };
+    push("shop/manifests:1")?;
     build(host, "artifact", json!({"artifact": format!("{INSIDE}/shop/manifests:1")}))?;
+
+    // As ORAS pushes a file and a folder: each with its name.
+    shell(folder, "tar -C site -czf lib.tar.gz lib")?;
+    let named = |path: &str, kind: &str, title: &str, unpack: bool| -> Result<Value> {
+        let mut layer = keep(&folder.join(path), kind)?;
+        layer["annotations"] = json!({"org.opencontainers.image.title": title});
+        if unpack {
+            layer["annotations"]["io.deis.oras.content.unpack"] = json!("true");
+        }
+        Ok(layer)
+    };
+    let layers = [
+        named("Dockerfile", "text/plain", "Dockerfile", false)?,
+        named("lib.tar.gz", "application/vnd.oci.image.layer.v1.tar+gzip", "lib", true)?,
+    ];
+    let manifest = json!({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "artifactType": "application/vnd.example.site", "config": config, "layers": layers});
+    let manifest = keep(&file("manifest", manifest.to_string())?, "application/vnd.oci.image.manifest.v1+json")?;
+    fs::write(layout.join("index.json"), json!({"schemaVersion": 2, "manifests": [manifest]}).to_string())?;
+    push("shop/files:1")?;
+    build(host, "artifact-files", json!({"artifact": format!("{INSIDE}/shop/files:1")}))?;
     build(host, "artifact-none", json!({"artifact": format!("{INSIDE}/shop/nothing:1")}))?;
 
     // An image whose files are a context.
@@ -394,7 +419,7 @@ fn archives_buckets_artifacts_and_images(host: &Host, folder: &Path) -> Result<(
     let mut push = host.dhow_command(&["build", "--quiet", "--push", "-t", &name, "-f", "of-image", "."]);
     run(push.current_dir(folder))?;
     build(host, "image", json!({"image": format!("{INSIDE}/shop/context:1")}))?;
-    all_succeed(host, &["artifact", "image"])?;
+    all_succeed(host, &["artifact", "artifact-files", "image"])?;
     all_fail(host, &[("artifact-none", "shop/nothing")])
 }
 

@@ -1,5 +1,7 @@
 //! What hosts of repositories say when somebody pushed, and how it is known that it is them.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use http::HeaderMap;
 use ring::hmac;
 use serde_json::Value;
@@ -54,12 +56,30 @@ pub fn is_proven(kind: WebhookKind, secret: &[u8], headers: &HeaderMap, body: &[
         WebhookKind::Gitea => {
             GITEA.iter().any(|[signature, _]| signed(header(headers, signature))) || with_prefix("x-hub-signature-256")
         }
-        WebhookKind::GitLab => same(secret, header(headers, "x-gitlab-token").as_bytes()),
+        WebhookKind::GitLab => {
+            same(secret, header(headers, "x-gitlab-token").as_bytes()) || is_standard(secret, headers, body)
+        }
         WebhookKind::Generic => {
             // What stands in `Authorization` is for the API server.
-            same(secret, header(headers, "x-build-token").as_bytes()) || with_prefix("x-hub-signature-256")
+            same(secret, header(headers, "x-build-token").as_bytes())
+                || with_prefix("x-hub-signature-256")
+                || is_standard(secret, headers, body)
         }
     }
+}
+
+/// As the specification Standard Webhooks has it, which GitLab's signing tokens follow: signed are the delivery's id, its time and the body. What
+/// is told again is known by its body.
+fn is_standard(secret: &[u8], headers: &HeaderMap, body: &[u8]) -> bool {
+    let of = |name: &str| header(headers, name);
+    let signed = [of("webhook-id").as_bytes(), b".", of("webhook-timestamp").as_bytes(), b".", body].concat();
+    let plain = secret.strip_prefix(b"whsec_").unwrap_or(secret);
+    let keys = [STANDARD.decode(plain).ok(), Some(secret.to_vec())];
+    let mut tags = of("webhook-signature").split(' ').filter_map(|one| STANDARD.decode(one.strip_prefix("v1,")?).ok());
+    tags.any(|tag| {
+        let keys = keys.iter().flatten().filter(|key| !key.is_empty());
+        keys.into_iter().any(|key| hmac::verify(&hmac::Key::new(hmac::HMAC_SHA256, key), &signed, &tag).is_ok())
+    })
 }
 
 /// Compares what is said with a secret without telling by the time how much of it is right.
@@ -113,7 +133,8 @@ pub fn read(kind: WebhookKind, headers: &HeaderMap, body: &[u8]) -> Result<Said,
     if said["deleted"] == true || !commit.is_empty() && commit.bytes().all(|b| b == b'0') {
         return Ok(Said::Nothing("a branch or tag was deleted"));
     }
-    if !whole(commit) && !(kind == WebhookKind::Generic && commit.is_empty()) {
+    let is_plain = kind == WebhookKind::Generic && commit.is_empty();
+    if !is_plain && !whole(commit) {
         return Err(format!("{:?} is no commit", commit.chars().take(80).collect::<String>()));
     }
     let reference = text("/ref");
@@ -195,6 +216,28 @@ mod tests {
         }
         assert!(!is_proven(GitHub, secret, &headers(&[("x-hub-signature-256", &long)]), b"Hello, World?"));
         assert!(!is_proven(GitHub, secret, &headers(&[("x-hub-signature-256", "sha256=é")]), body));
+    }
+
+    /// The specification's own example.
+    #[test]
+    fn standard_webhooks_are_proven() {
+        use WebhookKind::{Generic, GitHub, GitLab};
+        let (secret, body) =
+            (b"whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw".as_slice(), br#"{"test": 2432232314}"#.as_slice());
+        let told = |signature: &str| {
+            headers(&[
+                ("webhook-id", "msg_p5jXN8AQM9LWM0D4loKWxJek"),
+                ("webhook-timestamp", "1614265330"),
+                ("webhook-signature", signature),
+            ])
+        };
+        let right = told("v1,AAAA v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=");
+        for kind in [GitLab, Generic] {
+            assert!(is_proven(kind, secret, &right, body), "{kind:?}");
+            assert!(!is_proven(kind, secret, &right, b"{}") && !is_proven(kind, b"whsec_AAAA", &right, body));
+            assert!(!is_proven(kind, secret, &told("v1,"), body) && !is_proven(kind, secret, &told(""), body));
+        }
+        assert!(!is_proven(GitHub, secret, &right, body));
     }
 
     #[test]

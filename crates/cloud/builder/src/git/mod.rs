@@ -9,6 +9,7 @@ mod login;
 mod submodules;
 
 use std::fs;
+use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -77,69 +78,31 @@ impl<'a> Git<'a> {
                 let why = format!("{url:?} is no https://, http:// or ssh address of a repository");
                 return Err(Error::Invalid(why));
             }
-            // Neither may be taken for an option.
+            // It is not to be taken for an option.
             (None, Who::Machine(_)) if url.starts_with('-') => {
                 return Err(Error::Invalid(format!("malformed git address {url:?}")));
             }
             (_, Who::Machine(_)) => Vec::new(),
         };
-        let write = |name: &str, text: &str| -> Result<String> {
-            let path = home.join(name);
-            dhow_base::files::write_private(&path, text.as_bytes())
-                .map_err(|error| Error::Invalid(format!("write {name} for git: {error}")))?;
-            Ok(path.display().to_string())
-        };
-        let mut config: Vec<(String, String)> = Vec::new();
+        let (mut ssh, mut config) = (vec!["ssh -oBatchMode=yes".to_owned()], Vec::new());
         let mut set = |key: &str, value: &str| config.push((key.to_owned(), value.to_owned()));
         set("core.hooksPath", "/dev/null");
         set("submodule.recurse", "false");
         set("fetch.recurseSubmodules", "false");
-        let mut ssh = vec!["ssh".to_owned(), "-oBatchMode=yes".to_owned()];
         let mut variables = variables(if guarded { "http:https:ssh" } else { "http:https:git:ssh" }, home);
         match who {
             Who::Tenant => {
                 set("http.followRedirects", "false");
-                ssh.push("-F/dev/null".to_owned());
                 variables.push(("GIT_LFS_SKIP_SMUDGE".to_owned(), "1".to_owned()));
             }
             Who::Machine(agent) => {
                 variables.extend(agent.map(|socket| ("SSH_AUTH_SOCK".to_owned(), socket.display().to_string())));
             }
         }
-        if let Some(address) = address.as_ref().filter(|address| address.ssh) {
-            if let Some(ip) = open.first() {
-                ssh.extend([format!("'-oHostKeyAlias={}'", address.known_as()), format!("-oHostName={ip}")]);
-            }
-            // Whoever gives no keys of hosts believes the first one, as there is nothing to compare it with.
-            if guarded || !login.known_hosts.is_empty() {
-                ssh.push(format!("-oUserKnownHostsFile={}", write("known_hosts", &login.known_hosts)?));
-            }
-            let checked = match (login.known_hosts.is_empty(), guarded) {
-                (false, _) => "yes",
-                (true, true) => "no",
-                (true, false) => "accept-new",
-            };
-            ssh.push(format!("-oStrictHostKeyChecking={checked}"));
-            if !login.key.is_empty() {
-                let key = write("key", &format!("{}\n", login.key.trim_end()))?;
-                ssh.push(format!("-oIdentitiesOnly=yes -oIdentityAgent=none -i {key}"));
-            }
-        } else if let Some(address) = &address {
-            let brackets = |ip: &std::net::IpAddr| if ip.is_ipv6() { format!("[{ip}]") } else { ip.to_string() };
-            let all: Vec<String> = open.iter().map(brackets).collect();
-            if !all.is_empty() {
-                set("http.curloptResolve", &format!("{}:{}:{}", address.host, address.port, all.join(",")));
-            }
-            if !login.authorization.is_empty() {
-                let scheme = url.split("://").next().unwrap_or_default();
-                let host =
-                    if address.host.contains(':') { format!("[{}]", address.host) } else { address.host.to_owned() };
-                let header = format!("Authorization: {}", login.authorization.trim());
-                set(&format!("http.{scheme}://{host}:{}/.extraHeader", address.port), &header);
-            }
-            if !login.authorities.is_empty() {
-                set("http.sslCAInfo", &write("authorities.pem", &login.authorities)?);
-            }
+        match &address {
+            Some(address) if address.ssh => ssh.extend(ssh_options(address, open.first(), login, guarded, home)?),
+            Some(address) => config.extend(http_settings(url, address, &open, login, home)?),
+            None => {}
         }
         variables.extend([
             ("GIT_SSH_COMMAND".to_owned(), ssh.join(" ")),
@@ -199,6 +162,76 @@ impl<'a> Git<'a> {
         }
         Ok(())
     }
+}
+
+/// Writes what git is told by a file that nobody else reads.
+fn tell(home: &Path, name: &str, text: &str) -> Result<String> {
+    let path = home.join(name);
+    dhow_base::files::write_private(&path, text.as_bytes())
+        .map_err(|error| Error::Invalid(format!("write {name} for git: {error}")))?;
+    Ok(path.display().to_string())
+}
+
+/// Options of ssh for one host, which is at `ip` if that is known. They go through a shell.
+fn ssh_options(
+    address: &Address<'_>,
+    ip: Option<&IpAddr>,
+    login: &Login,
+    guarded: bool,
+    home: &Path,
+) -> Result<Vec<String>> {
+    let mut options = Vec::new();
+    if guarded {
+        // Neither keys nor agents of whoever runs the machine, nor hosts that only they know.
+        options.push("-F/dev/null -oGlobalKnownHostsFile=/dev/null".to_owned());
+        options.push(format!("-oPubkeyAuthentication={}", if login.key.is_empty() { "no" } else { "yes" }));
+    }
+    if let Some(ip) = ip {
+        options.extend([format!("'-oHostKeyAlias={}'", address.known_as()), format!("-oHostName={ip}")]);
+    }
+    if guarded || !login.known_hosts.is_empty() {
+        options.push(format!("-oUserKnownHostsFile={}", tell(home, "known_hosts", &login.known_hosts)?));
+    }
+    // Whoever gives no keys of hosts believes the first one, as there is nothing to compare it with.
+    let checked = match (login.known_hosts.is_empty(), guarded) {
+        (false, _) => "yes",
+        (true, true) => "no",
+        (true, false) => "accept-new",
+    };
+    options.push(format!("-oStrictHostKeyChecking={checked}"));
+    if !login.key.is_empty() {
+        let key = tell(home, "key", &format!("{}\n", login.key.trim_end()))?;
+        options.push(format!("-oIdentitiesOnly=yes -oIdentityAgent=none -i {key}"));
+    }
+    Ok(options)
+}
+
+/// Settings of git for one host, which is at `open` if that is known.
+fn http_settings(
+    url: &str,
+    address: &Address<'_>,
+    open: &[IpAddr],
+    login: &Login,
+    home: &Path,
+) -> Result<Vec<(String, String)>> {
+    let mut settings = Vec::new();
+    let brackets = |ip: &IpAddr| if ip.is_ipv6() { format!("[{ip}]") } else { ip.to_string() };
+    let all: Vec<String> = open.iter().map(brackets).collect();
+    if !all.is_empty() {
+        let known = format!("{}:{}:{}", address.host, address.port, all.join(","));
+        settings.push(("http.curloptResolve".to_owned(), known));
+    }
+    if !login.authorization.is_empty() {
+        let scheme = url.split("://").next().unwrap_or_default();
+        let host = if address.host.contains(':') { format!("[{}]", address.host) } else { address.host.to_owned() };
+        // For this place alone.
+        let key = format!("http.{scheme}://{host}:{}/.extraHeader", address.port);
+        settings.push((key, format!("Authorization: {}", login.authorization.trim())));
+    }
+    if !login.authorities.is_empty() {
+        settings.push(("http.sslCAInfo".to_owned(), tell(home, "authorities.pem", &login.authorities)?));
+    }
+    Ok(settings)
 }
 
 /// What git is told whoever it is run for: to ask nobody, and to read no configuration of the machine's.

@@ -150,6 +150,20 @@ fn rust(note: &[u8]) -> Option<Packages> {
 mod tests {
     use super::*;
 
+    /// A program that a distribution made with Go.
+    #[test]
+    fn programs_are_looked_into() {
+        let root = tempfile::tempdir().unwrap();
+        let which =
+            std::process::Command::new("sh").args(["-c", "readlink -f \"$(command -v skopeo)\""]).output().unwrap();
+        let program = String::from_utf8(which.stdout).unwrap();
+        std::fs::copy(program.trim(), root.path().join("skopeo")).unwrap();
+        std::fs::write(root.path().join("script"), "#!/bin/sh\n").unwrap();
+        let found = super::super::find(&View::open(&[root.path().to_owned()]).unwrap()).unwrap();
+        let go = found.packages.iter().find(|package| package.name == "stdlib").unwrap();
+        assert!(go.purl.starts_with("pkg:golang/stdlib@1.") && go.found_in == "/skopeo", "{go:?}");
+    }
+
     #[test]
     fn notes_are_read() {
         let modules = "path\texample.org/app\nmod\texample.org/app\t(devel)\t\ndep\tgithub.com/a/b\tv1.2.3\th1:x=\n\
