@@ -296,6 +296,15 @@ fn who_proves_nothing_gets_nothing(host: &Host, folder: &Path) -> Result<()> {
             ("no-secret", "there is no Secret none"),
         ],
     )?;
+    // Whoever is away may come back.
+    build(host, "away", json!({"git": {"url": format!("http://{HOST_IP}:8098/app.git")}}))?;
+    eventually(SOON, || {
+        let runs = host.get(&["get", "buildruns", "-n", "shop", "--field-selector", "spec.build=away"])?;
+        let status = &runs["items"][0]["status"];
+        ensure!(status["phase"] == "Pending" && status["reason"] == "Retrying", "{status}");
+        Ok(())
+    })?;
+    host.kubectl(&["delete", "build", "away", "-n", "shop"])?;
     // A repository leads nobody to the machine itself.
     shell(
         folder,

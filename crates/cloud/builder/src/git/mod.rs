@@ -140,7 +140,8 @@ impl<'a> Git<'a> {
             return Ok(String::from_utf8_lossy(&done.stdout).trim().to_owned());
         }
         let said = String::from_utf8_lossy(&done.stderr).trim().to_owned();
-        Err(Error::Invalid(format!("git {}: {said}", args.first().unwrap_or(&""))))
+        let failed = format!("git {}: {said}", args.first().unwrap_or(&""));
+        Err(if is_away(&said) { Error::Unreachable(failed) } else { Error::Invalid(failed) })
     }
 
     /// Checks out a branch, a tag or a commit of the repository into its empty folder.
@@ -234,10 +235,26 @@ fn http_settings(
     Ok(settings)
 }
 
+/// Whether git says that nobody was there, which may be otherwise in a while.
+fn is_away(said: &str) -> bool {
+    let words = [
+        "Failed to connect to",
+        "Connection refused",
+        "Connection reset by",
+        "Connection timed out",
+        "No route to host",
+        "The requested URL returned error: 5",
+        "early EOF",
+    ];
+    words.iter().any(|word| said.contains(word))
+}
+
 /// What git is told whoever it is run for: to ask nobody, and to read no configuration of the machine's.
 fn variables(protocols: &str, home: &Path) -> Vec<(String, String)> {
     vec![
         ("GIT_TERMINAL_PROMPT".to_owned(), "0".to_owned()),
+        // Its words are read.
+        ("LC_ALL".to_owned(), "C".to_owned()),
         ("GIT_CONFIG_NOSYSTEM".to_owned(), "1".to_owned()),
         ("GIT_ALLOW_PROTOCOL".to_owned(), protocols.to_owned()),
         ("HOME".to_owned(), home.display().to_string()),
@@ -321,4 +338,21 @@ pub fn forget(folder: &Path) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_away_may_come_back() {
+        let refused = "fatal: unable to access 'http://h/a.git/': Failed to connect to h port 80 after 0 ms: Couldn't connect to server";
+        let ssh = "ssh: connect to host h port 22: Connection refused\nfatal: Could not read from remote repository.";
+        assert!(is_away(refused) && is_away(ssh));
+        for settled in
+            ["fatal: could not read Username for 'https://h'", "Permission denied (publickey).", "error: 404"]
+        {
+            assert!(!is_away(settled), "{settled}");
+        }
+    }
 }

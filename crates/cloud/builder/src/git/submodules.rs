@@ -49,6 +49,7 @@ pub async fn fetch(top: Git<'_>, logins: &Logins, who: Who<'_>, home: &Path, ste
             };
             let git = fetched.map_err(|error| match error {
                 Error::Invalid(why) => Error::Invalid(format!("submodule {}: {why}", module.path)),
+                Error::Unreachable(why) => Error::Unreachable(format!("submodule {}: {why}", module.path)),
                 error => error,
             })?;
             step.output(false, format!("{commit} {}\n", module.path).as_bytes());
