@@ -117,6 +117,7 @@ fn builds_bring_their_files_from_everywhere() {
         ("who proves nothing gets nothing", who_proves_nothing_gets_nothing),
         ("archives, buckets, artifacts and images", archives_buckets_artifacts_and_images),
         ("contexts by address have logins", contexts_by_address_have_logins),
+        ("a Compose file says all of it", a_compose_file_says_all_of_it),
         ("webhooks of all kinds", webhooks_of_all_kinds),
         ("images that changed run builds again", images_that_changed_run_builds_again),
     ];
@@ -459,6 +460,28 @@ fn contexts_by_address_have_logins(host: &Host, folder: &Path) -> Result<()> {
         built(Some(("GIT_AUTH_TOKEN", "t0ken")), &["--secret", "id=GIT_AUTH_TOKEN", "-f", "adds", "site"]);
     ensure!(done, "{said}");
     Ok(())
+}
+
+fn a_compose_file_says_all_of_it(host: &Host, folder: &Path) -> Result<()> {
+    let script = "mkdir project plain; cp -r site/lib plain; printf 'FROM busybox\nCOPY . /context\nRUN test -f /context/lib/deep/file\n' > plain/Dockerfile
+        tar -C plain -cf web/plain.tar .";
+    shell(folder, script)?;
+    let compose = format!(
+        "services:\n  app:\n    image: app:1\n    command: [sleep, '1000']\n    stop_grace_period: 0s\n    build:\n      context: {WEB}/plain.tar\n      \
+         tags: ['app:second']\n      no_cache: true\n      cache_to: ['type=local,dest=steps,mode=max']\n      \
+         cache_from: ['type=local,src=steps']\n      sbom: true\n"
+    );
+    let project = folder.join("project");
+    fs::write(project.join("compose.yaml"), compose)?;
+    let mut deploy = host.dhow_command(&["deploy", "--project", "whole", "compose.yaml"]);
+    run(deploy.current_dir(&project))?;
+    ensure!(project.join("steps/index.json").is_file(), "no cache was written beside the project");
+    let id = |name: &str| -> Result<Value> {
+        let image: Value = serde_json::from_str(&host.dhow(&["image", "inspect", name])?)?;
+        Ok(image["id"].clone())
+    };
+    ensure!(id("app:1")? == id("app:second")? && id("app:1")?.is_string(), "another image by the second name");
+    host.kubectl(&["delete", "namespace", "whole", "--wait=false"]).map(drop)
 }
 
 /// Tells a webhook; returns status and answer.
