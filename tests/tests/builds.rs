@@ -141,9 +141,13 @@ fn serve_git(host: &Host, folder: &Path) -> Result<Web> {
     let script = "set -e; git init -q --bare -b main repositories/app.git; git init -q -b main work; cd work; \
          git config user.name Ada; git config user.email ada@example.org; git remote add origin ../repositories/app.git; mkdir site";
     run(Command::new("sh").args(["-c", script]).current_dir(folder))?;
-    let serve = "import http.server as h, sys\n\
+    // A server without a name: nobody answers here who would be asked for it.
+    let serve = "import http.server as h, socketserver, sys\n\
          h.CGIHTTPRequestHandler.have_fork = False\n\
-         h.ThreadingHTTPServer((sys.argv[1], int(sys.argv[2])), h.CGIHTTPRequestHandler).serve_forever()\n";
+         h.HTTPServer.server_bind = socketserver.TCPServer.server_bind\n\
+         server = h.ThreadingHTTPServer((sys.argv[1], int(sys.argv[2])), h.CGIHTTPRequestHandler)\n\
+         server.server_name, server.server_port = server.server_address\n\
+         server.serve_forever()\n";
     let mut web = host.command("python3");
     web.args(["-c", serve, HOST_IP, &GIT_PORT.to_string()]).current_dir(folder.join("web"));
     Ok(Web(web.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?))

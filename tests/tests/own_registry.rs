@@ -2,10 +2,10 @@
 //! command line, and pods of both machines that run what was pushed.
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -233,15 +233,19 @@ fn keeps_strangers_out(machines: &Machines, _: &Path) -> Result<()> {
 /// On the machine of the registry, what a pod runs and what was pushed are the same files.
 fn has_no_second_copy(machines: &Machines, _: &Path) -> Result<()> {
     let data = machines.server().data_dir();
-    let inodes = |folder: &str| -> Result<Vec<(u64, u64)>> {
+    let inodes = |folder: &str| -> Result<BTreeMap<PathBuf, (u64, u64)>> {
         let files = fs::read_dir(data.join(folder).join("blobs/sha256"))?;
-        files.map(|file| file?.metadata().map(|meta| (meta.ino(), meta.len())).map_err(Into::into)).collect()
+        let file = |file: std::io::Result<fs::DirEntry>| -> Result<_> {
+            let meta = file.as_ref().map_err(|error| anyhow::anyhow!("{error}"))?.metadata()?;
+            Ok((PathBuf::from(file?.file_name()), (meta.ino(), meta.len())))
+        };
+        files.map(file).collect()
     };
     let (images, pushed) = (inodes("images")?, inodes("registry")?);
-    let large =
-        pushed.iter().filter(|(inode, _)| images.iter().any(|(other, _)| other == inode)).map(|(_, size)| *size);
-    let large = large.max().context("no file has two names")?;
-    ensure!(large > 100_000, "the layer has a copy");
+    // Whoever pushed it: docker, and the node itself.
+    let both = pushed.iter().filter_map(|(name, file)| Some((file, images.get(name)?)));
+    let both: Vec<_> = both.filter(|((_, size), _)| *size > 100_000).collect();
+    ensure!(!both.is_empty() && both.iter().all(|(one, other)| one == other), "a layer has a copy: {both:?}");
     Ok(())
 }
 

@@ -30,6 +30,8 @@ pub const TEST_NEEDS: &[Need] = &[
     ("buildah", "buildah"),
     ("git", "git"),
     ("ssh-agent", "openssh-client"),
+    ("/usr/sbin/sshd", "openssh-server"),
+    ("rpmbuild", "rpm"),
     ("bzip2", "bzip2"),
     ("xz", "xz-utils"),
     ("zstd", "zstd"),

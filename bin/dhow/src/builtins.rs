@@ -19,7 +19,7 @@ use dhow_registry::cloud::judge::Judge;
 use dhow_store::Kv;
 use rustix::mount::UnmountFlags;
 use tokio::net::TcpListener;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -64,10 +64,13 @@ pub async fn run(place: &Place, shutdown: CancellationToken, ready: impl FnOnce(
     let server = start_api(place, listener, (store, sa_key), &mut keys, &judge, &api_shutdown, &mut api).await?;
     image_policies::start(Arc::clone(&judge), &server, &users_shutdown, &mut users);
     let is_shared = shared.is_some();
-    start_leading(place, &images.settings, &server, &keys, shared, &users_shutdown, &mut users)?;
+    let (here, beside) = watch::channel(None);
+    let pushes = registry::pushes(beside);
+    start_leading(place, &images.settings, &server, &keys, (shared, pushes), &users_shutdown, &mut users)?;
     if let Some(prepared) = prepared {
         let hosts = prepared.hosts.clone();
         let registry = prepared.start(place, &server, is_shared, &users_shutdown, &mut users).await?;
+        here.send_replace(Some(registry.clone()));
         images.store.live_beside(registry.neighbour(&hosts));
         judge.live_beside(registry, hosts);
     }
@@ -118,10 +121,13 @@ pub async fn run_server(place: &Place, shutdown: CancellationToken, ready: impl 
     let server = start_api(place, listener, (store, sa_key), &mut keys, &judge, &api_shutdown, &mut api).await?;
     image_policies::start(Arc::clone(&judge), &server, &users_shutdown, &mut users);
     let is_shared = shared.is_some();
-    start_leading(place, &settings, &server, &keys, shared, &users_shutdown, &mut users)?;
+    let (here, beside) = watch::channel(None);
+    let pushes = registry::pushes(beside);
+    start_leading(place, &settings, &server, &keys, (shared, pushes), &users_shutdown, &mut users)?;
     if let Some(prepared) = prepared {
         let hosts = prepared.hosts.clone();
         let registry = prepared.start(place, &server, is_shared, &users_shutdown, &mut users).await?;
+        here.send_replace(Some(registry.clone()));
         judge.live_beside(registry, hosts);
     }
     start_backups(place, &settings, &server, backup, &users_shutdown, &mut users)?;
@@ -286,7 +292,7 @@ fn start_leading(
     settings: &Settings,
     server: &Arc<ApiServer>,
     keys: &Keys,
-    shared: Option<Arc<dyn Kv>>,
+    (shared, pushes): (Option<Arc<dyn Kv>>, dhow_builder::cloud::Pushes),
     shutdown: &CancellationToken,
     parts: &mut Parts,
 ) -> Result<()> {
@@ -299,6 +305,7 @@ fn start_leading(
     server.extend(Door::new(server.client(UserInfo::new(build_kinds::USER, &[]))));
     let leading = Leading {
         builds: settings.build_runs.resolve()?,
+        pushes,
         server: Arc::clone(server),
         ca: Arc::clone(&keys.ca),
         balancer_pools: settings.load_balancer.pools().map_err(anyhow::Error::msg)?,

@@ -35,6 +35,8 @@ pub struct Leading {
     pub shared: Option<Arc<dyn Kv>>,
     pub schedulers: SchedulerConfig,
     pub builds: dhow_builder::cloud::Settings,
+    /// What the registry beside it tells.
+    pub pushes: dhow_builder::cloud::Pushes,
 }
 
 impl Leading {
@@ -69,7 +71,8 @@ impl Leading {
         let client = self.server.client(UserInfo::new(SCHEDULER, &[]));
         let scheduler = dhow_scheduler::run(client, self.schedulers.clone(), stop.clone());
         let client = self.server.client(UserInfo::new(build_kinds::USER, &[]));
-        let builds = dhow_builder::cloud::run(client, self.builds.clone(), stop.clone());
+        let builds =
+            dhow_builder::cloud::run(client, self.builds.clone(), Some(Arc::clone(&self.pushes)), stop.clone());
         let compaction = compact(self.shared.clone(), stop.clone());
         let published = async {
             tokio::select! { () = self.publish(&place.networks) => {}, () = stop.cancelled() => {} }

@@ -14,6 +14,7 @@ use dhow_store::{Blob, FsBlob, Kv};
 use rustls::ServerConfig;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::builtins::{Parts, any_address, part};
@@ -114,6 +115,20 @@ impl Prepared {
         parts.spawn(part("registry's collection", registry.clone().keep_collected(keeping, shutdown.clone())));
         Ok(registry)
     }
+}
+
+/// Tells builds of what is pushed to the registry beside them, once there is one.
+pub fn pushes(beside: watch::Receiver<Option<Registry>>) -> dhow_builder::cloud::Pushes {
+    Arc::new(move || {
+        let mut beside = beside.clone();
+        Box::pin(async move {
+            let registry = beside.wait_for(Option::is_some).await.ok().and_then(|found| found.clone());
+            // This server has none.
+            let Some(registry) = registry else { return std::future::pending().await };
+            let tagged = registry.tagged().await;
+            tagged.inspect_err(|error| tracing::warn!(%error, "follow what is pushed; trying again")).ok()
+        })
+    })
 }
 
 /// The blobs, and the folder they lie in if they do.

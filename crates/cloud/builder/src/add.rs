@@ -12,7 +12,7 @@ use crate::build::{Build, Place};
 use crate::copy::At;
 use crate::error::{Error, Result, blocking};
 use crate::event::Step;
-use crate::git::{self, Who};
+use crate::git::{self, Logins, Who};
 use crate::plan::{Add, Copy};
 use crate::report::Material;
 
@@ -63,7 +63,8 @@ pub async fn fetch(build: &Build, copy: &Copy, place: &Place, step: &Step) -> Re
                 Some(_) => Who::Tenant,
                 None => Who::Machine(build.job.agents.get("default")),
             };
-            let commit = git::add(source, add, folder.path(), who, step).await?;
+            let logins = Logins::of_secrets(build.job.secrets.iter());
+            let commit = git::add(source, add, folder.path(), &logins, who, step).await?;
             build.report.lock().uses(Material::commit(source, &commit));
             let part = Copy { sources: vec!["/".to_owned()], inline: Vec::new(), ..copy.clone() };
             (folder, part)
@@ -173,7 +174,8 @@ pub fn unpack(file: File, into: &Path) -> Result<bool> {
 pub async fn download(source: &str, add: &Add, folder: &Path, guarded: bool) -> Result<(String, Digest)> {
     let temporary = folder.join(".download");
     let file = File::create(&temporary).at("make a file")?;
-    let options = dhow_image::DownloadOptions { guarded, ..Default::default() };
+    let most = guarded.then_some(crate::source::MOST);
+    let options = dhow_image::DownloadOptions { guarded, most, ..Default::default() };
     let done = dhow_image::download(source, &options, &file).await?;
     let path = source.split(['?', '#']).next().unwrap_or_default();
     let name = done.name.as_deref().or_else(|| path.rsplit('/').next()).unwrap_or_default();

@@ -8,7 +8,6 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use base64::Engine as _;
 use bytes::Bytes;
 use dhow_image::api::{Answer, Credentials};
 use dhow_image::{Compression, Platform};
@@ -25,9 +24,11 @@ use crate::cache::{CacheMode, CacheSource};
 use crate::copy::At;
 use crate::error::{Error, Result, blocking};
 use crate::event::{Event, Events};
+use crate::git::Logins;
 use crate::plan::Wanted;
 use crate::report::Material;
-use crate::{Builder, ContextSource, Job, remote};
+use crate::source::secrets;
+use crate::{Builder, ContextSource, Job};
 
 /// The path below a node's server.
 pub const PATH: &str = "/images/build";
@@ -273,6 +274,8 @@ impl Builder {
         let mut contexts = HashMap::new();
         let (mut dockerfile, mut source) = (request.dockerfile.clone(), None);
         let agents = agents(request)?;
+        let secrets = secrets(request)?;
+        let logins = Logins::of_secrets(secrets.iter());
         for (name, context) in &request.contexts {
             let numbered = |number: &usize| folder.join("contexts").join(number.to_string());
             let place = match context {
@@ -281,25 +284,19 @@ impl Builder {
                 Context::Image(image) => ContextSource::Image(image.clone()),
                 Context::Address(address) => {
                     let into = folder.join("fetched").join(contexts.len().to_string());
-                    let brought = remote::bring(address, &into, agents.get("default"), events).await?;
+                    let wanted = (name.is_empty() && dockerfile.is_empty()).then_some(request.file.as_str());
+                    let shown = (&logins, agents.get("default"));
+                    let fetched = self.fetch_context(address, wanted, &into, shown, events).await?;
                     if name.is_empty() {
-                        source = Some(brought.material);
+                        source = fetched.material;
                         if dockerfile.is_empty() {
-                            dockerfile = match brought.dockerfile {
-                                Some(text) => text,
-                                None => remote::dockerfile(into.clone(), request.file.clone()).await?,
-                            };
+                            dockerfile = fetched.dockerfile.unwrap_or_default();
                         }
                     }
-                    ContextSource::Folder(into)
+                    ContextSource::Folder(fetched.folder)
                 }
             };
             contexts.insert(name.clone(), place);
-        }
-        let mut secrets = HashMap::new();
-        for (id, text) in &request.secrets {
-            let secret = base64::engine::general_purpose::STANDARD.decode(text);
-            secrets.insert(id.clone(), secret.map_err(|error| Error::Invalid(format!("secret {id}: {error}")))?);
         }
         let epoch = request.args.get("SOURCE_DATE_EPOCH").filter(|text| !text.is_empty());
         let epoch = match (request.epoch, epoch) {

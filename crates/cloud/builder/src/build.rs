@@ -295,7 +295,13 @@ impl Build {
             }
         };
         config.store.hold(&image.id, &self.id)?;
-        self.report.lock().uses(Material::image(name, &wanted, &image));
+        let material = Material::image(name, &wanted, &image);
+        if self.job.tenant.is_some()
+            && let Some((algorithm, hex)) = material.digest.first_key_value()
+        {
+            self.events.tell(Event::Base { name: name.to_owned(), digest: format!("{algorithm}:{hex}") });
+        }
+        self.report.lock().uses(material);
         let mut of = of;
         // Its layers' keys are not those of what is built on it.
         of.other.remove(dhow_image::INLINE_CACHE);

@@ -55,6 +55,11 @@ pub enum Event {
         /// First line of its message.
         subject: String,
     },
+    /// An image that the build began with, as it was then.
+    Base {
+        name: String,
+        digest: String,
+    },
     /// An archive follows, to the end of the stream.
     Archive,
     /// The last one of a build that failed.

@@ -5,7 +5,7 @@
 //! - `build` runs the steps that nobody ran before, stages beside each other: files are copied by `copy`, programs run in
 //!   a `sandbox`; each step becomes a layer of the node's image store.
 //! - [`api`] is how a client asks for all this.
-//! - `run` and `log` are what a node keeps of builds for people who do not run it, `remote` and `git` bring their files here.
+//! - `run` and `log` are what a node keeps of builds for people who do not run it, `source` and `git` bring their files here.
 //! - [`cloud`] makes builds a kind of the API.
 //!
 //! Invariants: a step's key says everything that its result depends on; what a step made is found by its key until room is
@@ -28,14 +28,13 @@ mod git;
 mod glob;
 mod log;
 mod mounts;
-mod origin;
 mod owner;
 mod plan;
 mod program;
-mod remote;
 mod report;
 mod run;
 mod sandbox;
+mod source;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -48,13 +47,13 @@ pub use attest::{Attest, ProvenanceMode};
 pub use cache::{CacheMode, CacheSource};
 pub use error::{Error, Result};
 pub use event::{Event, Events};
-pub use git::Repository;
+pub use git::{Login, Repository};
 pub use glob::Ignore;
-pub use origin::Origin;
 pub use plan::{Wanted, size};
 pub use report::{Material, Report};
 pub use run::{Run, Tenant};
 pub use sandbox::{Network, Sandboxes};
+pub use source::{Bucket, Origin};
 
 /// What a builder is told once.
 pub struct Config {

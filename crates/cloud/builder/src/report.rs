@@ -59,6 +59,15 @@ impl Material {
         Material { uri: address.to_owned(), digest }
     }
 
+    /// An artifact of a registry.
+    pub fn artifact(name: &Reference, digest: &Digest) -> Self {
+        let full = name.name();
+        let short = full.rsplit('/').next().unwrap_or_default();
+        let url = full.replace('/', "%2F");
+        let digest = BTreeMap::from([(digest.algorithm().to_owned(), digest.hex().to_owned())]);
+        Material { uri: format!("pkg:oci/{short}?repository_url={url}"), digest }
+    }
+
     /// A commit of a repository.
     pub fn commit(address: &str, commit: &str) -> Self {
         Material { uri: address.to_owned(), digest: BTreeMap::from([("sha1".to_owned(), commit.to_owned())]) }

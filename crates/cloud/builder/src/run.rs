@@ -8,16 +8,17 @@
 //! | `DELETE /images/build/logs/ID` | `204`, also if there is none |
 //! | `PUT /images/build/uploads/NAMESPACE/ID` | `201`; the body is an archive |
 //! | `DELETE /images/build/uploads/NAMESPACE/ID` | `204`, also if there is none |
+//! | `POST /images/build/digests` with [`Names`] | what they stand for at their registries, as a list of [`Digests`] |
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use dhow_image::api::Answer;
-use dhow_image::{Auth, Registries};
+use dhow_image::api::{Answer, Credentials};
+use dhow_image::{Auth, Reference, Registries, Remote};
 use dhow_oci::spec::Limits;
 use http::{Method, StatusCode};
 use http_body_util::{BodyExt, StreamBody};
@@ -32,12 +33,14 @@ use crate::api::{PATH, refusal};
 use crate::copy::At;
 use crate::error::{Error, Result};
 use crate::log::{Shown, Writer, copy};
-use crate::origin::Origin;
+use crate::source::Origin;
 
 /// What all logs of the node may take; the oldest go.
 const LOGS: u64 = 256 << 20;
 /// Largest archive that may be sent.
 const MOST: u64 = 4 << 30;
+/// Longest list of names with what registries are shown for them.
+const MOST_NAMES: usize = 1 << 20;
 /// What was sent and never built goes after so long.
 const FORGOTTEN: Duration = Duration::from_secs(24 * 3600);
 /// Period of limits on processor time, in microseconds.
@@ -61,6 +64,27 @@ pub struct Run {
     /// Thousandths of a processor, and bytes, for each step; 0: as the node has it.
     pub cpu_milli: u64,
     pub memory: u64,
+}
+
+/// Images that somebody wants to know the digests of.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Names {
+    pub names: Vec<String>,
+    /// By registry.
+    pub credentials: BTreeMap<String, Credentials>,
+    /// For the cluster's own registry.
+    pub token: String,
+}
+
+/// What a name stands for now.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Digests {
+    pub name: String,
+    /// `None`: nothing, or it is not known, and why.
+    pub digest: Option<String>,
+    pub error: Option<String>,
 }
 
 /// For whom a build is done that does not run the machine.
@@ -255,6 +279,7 @@ impl Builder {
             (&Method::PUT, ["uploads", namespace, id]) => {
                 runs.take(namespace, id, request.into_body()).await.map(|()| StatusCode::CREATED)
             }
+            (&Method::POST, ["digests"]) => return self.digests(request.into_body()).await,
             (&Method::DELETE, ["uploads", namespace, id]) => gone(fs::remove_file(runs.upload_path(namespace, id))),
             _ => return refusal(StatusCode::NOT_FOUND, "there is nothing of that name".to_owned()),
         };
@@ -267,6 +292,39 @@ impl Builder {
             Err(error @ Error::Invalid(_)) => refusal(StatusCode::PAYLOAD_TOO_LARGE, error.to_string()),
             Err(error) => refusal(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
         }
+    }
+
+    /// What names stand for, asked on behalf of people who do not run the machine.
+    async fn digests(&self, body: Incoming) -> Answer {
+        let read = http_body_util::Limited::new(body, MOST_NAMES).collect().await;
+        let asked = read.ok().and_then(|read| serde_json::from_slice::<Names>(&read.to_bytes()).ok());
+        let Some(asked) = asked else {
+            return refusal(StatusCode::BAD_REQUEST, "malformed names of images".to_owned());
+        };
+        let one = |name: &String| {
+            let (name, asked) = (name.clone(), &asked);
+            async move {
+                match self.digest(&name, asked).await {
+                    Ok(digest) => Digests { name, digest: digest.map(|digest| digest.to_string()), error: None },
+                    Err(error) => Digests { name, digest: None, error: Some(error.to_string()) },
+                }
+            }
+        };
+        let all = futures::future::join_all(asked.names.iter().map(one)).await;
+        let text = Bytes::from(serde_json::to_vec(&all).unwrap_or_default());
+        let body = http_body_util::Full::new(text).map_err(|never: std::convert::Infallible| match never {});
+        Answer::new(body.boxed_unsync())
+    }
+
+    async fn digest(&self, name: &str, asked: &Names) -> Result<Option<dhow_image::Digest>> {
+        let registries = &self.inner.config.registries;
+        self.check_registry(name).await?;
+        let reference = Reference::parse(name)?;
+        let given = asked.credentials.get(&reference.registry).cloned().map(Into::into);
+        let own = || of_cluster(&asked.token, registries, &reference.registry);
+        let auth = given.or_else(own).unwrap_or(Auth::Anonymous);
+        let remote = Remote::connect(registries, &reference, &auth).await?;
+        Ok(remote.digest(reference.target()).await?)
     }
 
     async fn log(&self, id: &str, query: &str) -> Answer {

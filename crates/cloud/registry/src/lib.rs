@@ -46,6 +46,8 @@ use std::time::Duration;
 
 use dhow_image::{Digest, Neighbour, Registries};
 use dhow_store::{Blob, Kv};
+use futures::StreamExt;
+use futures::stream::BoxStream;
 use tokio::sync::{Notify, broadcast};
 
 pub use access::{AUTHENTICATED, Access, Actions, Credentials, Everyone, User};
@@ -153,6 +155,19 @@ impl Registry {
     /// All changes from now on. Who is too slow misses some, and learns that.
     pub fn events(&self) -> broadcast::Receiver<Event> {
         self.0.events.listen()
+    }
+
+    /// Tags that are set from now on, on all servers, as `repository:tag`. It ends when the store cannot tell any more.
+    ///
+    /// # Errors
+    /// When the store cannot be watched.
+    pub async fn tagged(&self) -> Result<BoxStream<'static, String>> {
+        let changes = self.0.catalog.follow().await?;
+        let tag = |change| match change {
+            catalog::Changed::Tag { repository, tag } => Some(format!("{repository}:{tag}")),
+            catalog::Changed::Referrer { .. } => None,
+        };
+        Ok(changes.filter_map(move |change| futures::future::ready(tag(change))).boxed())
     }
 
     /// How many repositories a project has, and what counts for its quota.

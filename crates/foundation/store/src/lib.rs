@@ -19,7 +19,8 @@ mod shifted;
 pub mod suite;
 
 pub use blob::{
-    Blob, BlobMeta, BlobStream, BlobUpload, FsBlob, MemoryBlob, PendingUpload, S3Blob, S3Config, S3Credentials,
+    Blob, BlobMeta, BlobStream, BlobUpload, FsBlob, MemoryBlob, PendingUpload, S3Blob, S3Config, S3Credentials, S3Page,
+    S3Reader, S3Secret,
 };
 pub use core::Options;
 pub use error::Error;

@@ -7,7 +7,7 @@ mod common;
 
 use std::path::{Path, PathBuf};
 
-use common::{FOLDER, Memory, all_valid};
+use common::{FOLDER, Memory, all_valid, one};
 use dhow_translate::{Options, Source, translate};
 
 const FILES: [&str; 5] =
@@ -78,4 +78,42 @@ fn projects_become_what_is_expected() {
         }
     }
     assert!(wrong.is_empty(), "other than expected:\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn builds_keep_what_is_said_of_them() {
+    let text = "
+services:
+  web:
+    image: registry.example/web:1
+    platform: linux/arm64
+    build:
+      context: https://git.example/web.git#main:site
+      dockerfile: ci/Dockerfile
+      platforms: [linux/amd64, linux/arm64]
+      tags: ['registry.example/web:latest']
+      cache_from: ['registry.example/web:cache', 'type=local,src=cache']
+      cache_to: ['type=local,dest=cache,mode=max', 'type=registry,ref=registry.example/web:cache']
+      additional_contexts: {docs: 'https://git.example/docs.git'}
+      no_cache: true
+      pull: true
+      provenance: mode=max
+      sbom: true
+  plain: {platform: linux/arm64, build: plain}
+";
+    let found = one(text, &Memory::default()).unwrap();
+    assert!(found.warnings.is_empty(), "{:?}", found.warnings);
+    let web = found.builds.iter().find(|build| build.service == "web").unwrap();
+    assert_eq!(web.context.to_str(), Some("https://git.example/web.git#main:site"));
+    assert_eq!(web.dockerfile.as_ref().and_then(|path| path.to_str()), Some("ci/Dockerfile"));
+    assert_eq!(web.platform.as_deref(), Some("linux/amd64,linux/arm64"));
+    assert_eq!(web.names, ["registry.example/web:1", "registry.example/web:latest"]);
+    assert_eq!(web.cache_from, ["registry.example/web:cache", "type=local,src=/project/cache"]);
+    let to = ["type=local,dest=/project/cache,mode=max", "type=registry,ref=registry.example/web:cache"];
+    assert_eq!(web.cache_to, to);
+    assert_eq!(web.contexts["docs"], "https://git.example/docs.git");
+    assert!(web.no_cache && web.pull);
+    assert_eq!((web.provenance.as_deref(), web.sbom.as_deref()), (Some("mode=max"), Some("true")));
+    let plain = found.builds.iter().find(|build| build.service == "plain").unwrap();
+    assert_eq!(plain.context.to_str(), Some("/project/plain"));
 }

@@ -100,6 +100,29 @@ impl Content {
         }
     }
 
+    /// Makes a blob that the neighbour has by now one file with the neighbour's. Where that cannot be, there stay two.
+    pub fn share(&self, registry: &str, digest: &Digest) -> Result<()> {
+        let neighbour = self.neighbour.read().clone();
+        let Some(file) = neighbour.and_then(|neighbour| neighbour.file(registry, digest)) else { return Ok(()) };
+        let (path, name) = (self.path(digest), format!("share-{}", digest.hex()));
+        let inode = |path: &Path| fs::metadata(path).map(|meta| (meta.dev(), meta.ino())).ok();
+        let (own, theirs) = (inode(&path), inode(&file));
+        if own.is_none() || theirs.is_none() || own == theirs {
+            return Ok(());
+        }
+        let second = self.ingest_dir().join(name);
+        let linked = fs::hard_link(&file, &second).and_then(|()| fs::rename(&second, &path));
+        match linked {
+            Ok(()) => sync_dir(path.parent().unwrap_or(&self.root)),
+            Err(error) => {
+                // One that does the same at the same time finds the name taken.
+                let _ = fs::remove_file(&second);
+                tracing::debug!(file = %file.display(), %error, "cannot share the registry's file");
+                Ok(())
+            }
+        }
+    }
+
     /// Keeps `digest` from being collected while the guard lives. Pin first, then look whether it is there.
     pub fn pin(self: &Arc<Self>, digest: &Digest) -> Pin {
         *self.pins.lock().entry(digest.clone()).or_insert(0) += 1;

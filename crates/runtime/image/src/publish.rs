@@ -9,7 +9,7 @@ use crate::credentials::Auth;
 use crate::manifest::{Descriptor, Document};
 use crate::pull::{Progress, ProgressFn};
 use crate::registry::{self, Registries, Session, Source, Upload};
-use crate::store::ImageStore;
+use crate::store::{ImageStore, blocking};
 use crate::{Digest, Error, Reference, Result};
 
 const PARALLEL: usize = 3;
@@ -70,7 +70,10 @@ pub(crate) async fn push(
         }
     }
     report(Progress::Resolved { digest: top.digest.clone(), layers, bytes: blobs.iter().map(|blob| blob.size).sum() });
+    let digests: Vec<Digest> = blobs.iter().map(|blob| blob.digest.clone()).collect();
     send_blobs(&session, content, blobs, &mount_from, options.chunk_bytes, &report).await?;
+    let (beside, host) = (Arc::clone(content), session.endpoint.host.clone());
+    blocking(move || digests.iter().try_for_each(|digest| beside.share(&host, digest))).await?;
     for (_, descriptor, target, bytes) in parts {
         session.push_manifest(&target, &descriptor.media_type, bytes).await?;
     }

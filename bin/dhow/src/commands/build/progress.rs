@@ -100,8 +100,12 @@ impl Shown {
             }
             Event::Warning { text } => self.say(&format!("WARNING: {text}")),
             Event::Pushed { name, digest } => self.say(&format!("pushed {name}@{digest}")),
-            Event::Built { .. } | Event::Cache { .. } | Event::Source { .. } | Event::Archive | Event::Error { .. } => {
-            }
+            Event::Built { .. }
+            | Event::Cache { .. }
+            | Event::Source { .. }
+            | Event::Base { .. }
+            | Event::Archive
+            | Event::Error { .. } => {}
         }
     }
 

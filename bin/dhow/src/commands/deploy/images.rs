@@ -56,7 +56,7 @@ fn arguments(connect: &ConnectArgs, wanted: &Build, folder: &tempfile::TempDir) 
         secret: wanted.secrets.iter().map(secret).collect(),
         ssh: wanted.ssh.clone(),
         no_cache: wanted.no_cache,
-        no_cache_filter: Vec::new(),
+        no_cache_filter: wanted.no_cache_filter.clone(),
         pull: wanted.pull,
         platform: wanted.platform.clone(),
         network: wanted.network.as_deref().map(|network| match network {
@@ -69,8 +69,8 @@ fn arguments(connect: &ConnectArgs, wanted: &Build, folder: &tempfile::TempDir) 
         progress: ProgressKind::Auto,
         quiet: false,
         iidfile: None,
-        cache: CacheArgs::default(),
-        attest: AttestArgs::default(),
+        cache: CacheArgs { cache_from: wanted.cache_from.clone(), cache_to: wanted.cache_to.clone() },
+        attest: AttestArgs { provenance: wanted.provenance.clone(), sbom: wanted.sbom.clone(), attest: Vec::new() },
         limits: LimitArgs::default(),
     })
 }

@@ -126,7 +126,12 @@ fn status(build: &Build, runs: &[Arc<BuildRun>], old: BuildStatus) -> BuildStatu
         image: done.map_or(old.image, |done| done.image.clone()),
         commit: done.map_or(old.commit, |done| done.commit.clone()),
         conditions: vec![accepted],
-        ..BuildStatus { ran_generation: old.ran_generation, deliveries: old.deliveries, ..BuildStatus::default() }
+        ..BuildStatus {
+            ran_generation: old.ran_generation,
+            deliveries: old.deliveries,
+            images: old.images,
+            ..BuildStatus::default()
+        }
     }
 }
 

@@ -253,6 +253,7 @@ impl Door {
             reference: push.reference.clone(),
             commit: push.commit.clone(),
             message: push.subject.clone(),
+            ..Cause::default()
         };
         let revision = revision.map(|text| text.strip_prefix("tags/").map(str::to_owned).unwrap_or(text));
         let spec = RunSpec { build: name.to_owned(), revision, cause: Some(cause), ..RunSpec::default() };

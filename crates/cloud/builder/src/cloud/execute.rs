@@ -6,13 +6,13 @@ use dhow_client::{Client, full};
 use dhow_image::{Entry, EntryKind, LayerWriter};
 use http_body_util::BodyExt;
 
-use super::kinds::{BuildRun, BuildSpec, GitSource};
-use super::secrets::Secrets;
+use super::kinds::{BuildRun, BuildSpec, Seen, Source};
+use super::secrets::{Data, Secrets};
 use crate::api::{Output, Request};
 use crate::event::Event;
-use crate::git::Repository;
-use crate::origin::Origin;
+use crate::git::{Login, Repository};
 use crate::run::Run;
+use crate::source::{Bucket, Origin};
 
 /// Largest limits of a run's steps; a Build may want less.
 #[derive(Debug, Clone, Copy)]
@@ -23,6 +23,8 @@ pub struct Largest {
 
 /// Longest message that a status gets.
 const MESSAGE: usize = 4096;
+/// Most images that a run notes it was built from.
+const BASES: usize = 64;
 /// Beyond its deadline a token may be needed for a push that has begun.
 const TOKEN_SPARE: u64 = 600;
 
@@ -55,6 +57,8 @@ pub struct Report {
     pub commit: Option<(String, String, String)>,
     /// What was pushed: names and digests.
     pub pushed: Vec<(String, String)>,
+    /// The images that it began with.
+    pub bases: Vec<Seen>,
     pub failure: Option<Failure>,
     /// The steps under way by number, and the first one that failed.
     steps: std::collections::BTreeMap<usize, String>,
@@ -121,6 +125,12 @@ impl Report {
             }
             Event::Source { commit, author, subject } => self.commit = Some((commit, author, subject)),
             Event::Pushed { name, digest } => self.pushed.push((name, digest)),
+            Event::Base { name, digest } => {
+                let base = Seen { name, digest };
+                if self.bases.len() < BASES && !self.bases.contains(&base) {
+                    self.bases.push(base);
+                }
+            }
             Event::Error { message, line, passing, .. } => {
                 self.ended = true;
                 let reason = match (line, passing) {
@@ -162,23 +172,7 @@ async fn request(
         given.insert(one.id.clone(), base64::engine::general_purpose::STANDARD.encode(bytes));
     }
     let source = &spec.source;
-    let origin = match (&source.git, &source.archive, &source.image, &source.upload) {
-        (Some(git), ..) => Origin::Git(repository(&secrets, git, run.spec.revision.as_deref()).await?),
-        (_, Some(archive), ..) => Origin::Archive {
-            url: archive.url.clone(),
-            checksum: archive.checksum.clone(),
-            authorization: match &archive.secret {
-                Some(name) => {
-                    let bytes = secrets.key(name, "authorization").await?;
-                    Some(String::from_utf8_lossy(bytes.trim_ascii()).into_owned())
-                }
-                None => None,
-            },
-        },
-        (_, _, Some(image), _) => Origin::Image(image.clone()),
-        (_, _, _, Some(_)) => Origin::Upload(run.spec.upload.as_ref().map(|sent| sent.id.clone()).unwrap_or_default()),
-        _ => Origin::Nothing,
-    };
+    let origin = origin(&secrets, source, run).await?;
     Ok(Request {
         dockerfile: source.inline.clone().unwrap_or_default(),
         file: if spec.dockerfile.is_empty() { "Dockerfile".to_owned() } else { spec.dockerfile.clone() },
@@ -208,18 +202,60 @@ async fn request(
     })
 }
 
-async fn repository(secrets: &Secrets<'_>, git: &GitSource, revision: Option<&str>) -> Result<Repository, Failure> {
-    let reference = revision.unwrap_or(&git.reference).to_owned();
-    let plain = Repository { url: git.url.clone(), reference, ..Repository::default() };
-    let Some(name) = &git.secret else { return Ok(plain) };
-    let data = secrets.get(name).await?;
-    Ok(Repository {
-        username: data.text("username"),
-        password: data.text("password"),
-        key: data.text("ssh-privatekey"),
-        known_hosts: data.text("known_hosts"),
-        authorities: data.text("ca.crt"),
-        ..plain
+async fn origin(secrets: &Secrets<'_>, source: &Source, run: &BuildRun) -> Result<Origin, Failure> {
+    let data = |name: Option<&String>| {
+        let name = name.cloned();
+        async move {
+            match name {
+                Some(name) => secrets.get(&name).await,
+                None => Ok(Data::default()),
+            }
+        }
+    };
+    let authorities = |data: &Data| Some(data.text("ca.crt")).filter(|text| !text.is_empty());
+    if let Some(git) = &source.git {
+        let data = data(git.secret.as_ref()).await?;
+        return Ok(Origin::Git(Repository {
+            url: git.url.clone(),
+            reference: run.spec.revision.as_deref().unwrap_or(&git.reference).to_owned(),
+            login: Login {
+                authorization: data.authorization(),
+                key: data.text("ssh-privatekey"),
+                known_hosts: data.text("known_hosts"),
+                authorities: data.text("ca.crt"),
+            },
+            without_submodules: git.submodules == Some(false),
+        }));
+    }
+    if let Some(archive) = &source.archive {
+        let data = data(archive.secret.as_ref()).await?;
+        return Ok(Origin::Archive {
+            url: archive.url.clone(),
+            checksum: archive.checksum.clone(),
+            authorization: Some(data.authorization()).filter(|text| !text.is_empty()),
+            authorities: authorities(&data),
+        });
+    }
+    if let Some(bucket) = &source.bucket {
+        let data = data(bucket.secret.as_ref()).await?;
+        return Ok(Origin::Bucket(Bucket {
+            endpoint: bucket.endpoint.clone(),
+            name: bucket.name.clone(),
+            region: bucket.region.clone(),
+            object: bucket.object.clone().unwrap_or_default(),
+            prefix: bucket.prefix.clone().unwrap_or_default(),
+            checksum: bucket.checksum.clone(),
+            access_key: data.line("accesskey"),
+            secret_key: data.line("secretkey"),
+            session_token: data.line("sessiontoken"),
+            authorities: authorities(&data),
+        }));
+    }
+    Ok(match (&source.artifact, &source.image, &source.upload) {
+        (Some(name), ..) => Origin::Artifact(name.clone()),
+        (_, Some(name), _) => Origin::Image(name.clone()),
+        (_, _, Some(_)) => Origin::Upload(run.spec.upload.as_ref().map(|sent| sent.id.clone()).unwrap_or_default()),
+        _ => Origin::Nothing,
     })
 }
 

@@ -1,5 +1,7 @@
 //! What hosts of repositories say when somebody pushed, and how it is known that it is them.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use http::HeaderMap;
 use ring::hmac;
 use serde_json::Value;
@@ -9,6 +11,13 @@ use crate::glob::Glob;
 
 /// Longest text that is kept of a commit's message.
 const SUBJECT: usize = 200;
+
+/// What Gitea and its kin call the signature and the event.
+const GITEA: [[&str; 2]; 3] = [
+    ["x-gitea-signature", "x-gitea-event"],
+    ["x-forgejo-signature", "x-forgejo-event"],
+    ["x-gogs-signature", "x-gogs-event"],
+];
 
 /// What a delivery says.
 #[derive(Debug, PartialEq, Eq)]
@@ -44,13 +53,33 @@ pub fn is_proven(kind: WebhookKind, secret: &[u8], headers: &HeaderMap, body: &[
     let with_prefix = |name: &str| header(headers, name).strip_prefix("sha256=").is_some_and(signed);
     match kind {
         WebhookKind::GitHub => with_prefix("x-hub-signature-256"),
-        WebhookKind::Gitea => signed(header(headers, "x-gitea-signature")) || with_prefix("x-hub-signature-256"),
-        WebhookKind::GitLab => same(secret, header(headers, "x-gitlab-token").as_bytes()),
+        WebhookKind::Gitea => {
+            GITEA.iter().any(|[signature, _]| signed(header(headers, signature))) || with_prefix("x-hub-signature-256")
+        }
+        WebhookKind::GitLab => {
+            same(secret, header(headers, "x-gitlab-token").as_bytes()) || is_standard(secret, headers, body)
+        }
         WebhookKind::Generic => {
             // What stands in `Authorization` is for the API server.
-            same(secret, header(headers, "x-build-token").as_bytes()) || with_prefix("x-hub-signature-256")
+            same(secret, header(headers, "x-build-token").as_bytes())
+                || with_prefix("x-hub-signature-256")
+                || is_standard(secret, headers, body)
         }
     }
+}
+
+/// As the specification Standard Webhooks has it, which GitLab's signing tokens follow: signed are the delivery's id, its time and the body. What
+/// is told again is known by its body.
+fn is_standard(secret: &[u8], headers: &HeaderMap, body: &[u8]) -> bool {
+    let of = |name: &str| header(headers, name);
+    let signed = [of("webhook-id").as_bytes(), b".", of("webhook-timestamp").as_bytes(), b".", body].concat();
+    let plain = secret.strip_prefix(b"whsec_").unwrap_or(secret);
+    let keys = [STANDARD.decode(plain).ok(), Some(secret.to_vec())];
+    let mut tags = of("webhook-signature").split(' ').filter_map(|one| STANDARD.decode(one.strip_prefix("v1,")?).ok());
+    tags.any(|tag| {
+        let keys = keys.iter().flatten().filter(|key| !key.is_empty());
+        keys.into_iter().any(|key| hmac::verify(&hmac::Key::new(hmac::HMAC_SHA256, key), &signed, &tag).is_ok())
+    })
 }
 
 /// Compares what is said with a secret without telling by the time how much of it is right.
@@ -71,7 +100,10 @@ fn unhex(text: &str) -> Option<Vec<u8>> {
 pub fn read(kind: WebhookKind, headers: &HeaderMap, body: &[u8]) -> Result<Said, String> {
     let event = match kind {
         WebhookKind::GitHub => header(headers, "x-github-event"),
-        WebhookKind::Gitea => header(headers, "x-gitea-event"),
+        WebhookKind::Gitea => {
+            let named = GITEA.iter().map(|[_, event]| header(headers, event));
+            named.into_iter().find(|event| !event.is_empty()).unwrap_or_default()
+        }
         WebhookKind::GitLab => header(headers, "x-gitlab-event"),
         WebhookKind::Generic => "push",
     };
@@ -89,17 +121,20 @@ pub fn read(kind: WebhookKind, headers: &HeaderMap, body: &[u8]) -> Result<Said,
     }
     let said: Value = serde_json::from_slice(&payload).map_err(|error| format!("the payload is no JSON: {error}"))?;
     let text = |pointer: &str| said.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
+    let whole = |commit: &str| matches!(commit.len(), 40 | 64) && commit.bytes().all(|b| b.is_ascii_hexdigit());
+    let is_tag = text("/ref").starts_with("refs/tags/");
     let commit = match kind {
         WebhookKind::GitLab if !text("/checkout_sha").is_empty() => text("/checkout_sha"),
+        // `after` is the tag itself there, if it has a message.
+        WebhookKind::GitHub | WebhookKind::Gitea if is_tag && whole(text("/head_commit/id")) => text("/head_commit/id"),
         WebhookKind::Generic => text("/commit"),
         _ => text("/after"),
     };
     if said["deleted"] == true || !commit.is_empty() && commit.bytes().all(|b| b == b'0') {
         return Ok(Said::Nothing("a branch or tag was deleted"));
     }
-    let is_hex = commit.bytes().all(|b| b.is_ascii_hexdigit());
-    let is_whole = matches!(commit.len(), 40 | 64) || kind == WebhookKind::Generic && commit.is_empty();
-    if !is_hex || !is_whole {
+    let is_plain = kind == WebhookKind::Generic && commit.is_empty();
+    if !is_plain && !whole(commit) {
         return Err(format!("{:?} is no commit", commit.chars().take(80).collect::<String>()));
     }
     let reference = text("/ref");
@@ -167,6 +202,8 @@ mod tests {
             (GitHub, "x-hub-signature-256", long.as_str()),
             (Gitea, "x-gitea-signature", hex),
             (Gitea, "x-hub-signature-256", &long),
+            (Gitea, "x-forgejo-signature", hex),
+            (Gitea, "x-gogs-signature", hex),
             (GitLab, "x-gitlab-token", &token),
             (Generic, "x-build-token", &token),
             (Generic, "x-hub-signature-256", &long),
@@ -179,6 +216,28 @@ mod tests {
         }
         assert!(!is_proven(GitHub, secret, &headers(&[("x-hub-signature-256", &long)]), b"Hello, World?"));
         assert!(!is_proven(GitHub, secret, &headers(&[("x-hub-signature-256", "sha256=é")]), body));
+    }
+
+    /// The specification's own example.
+    #[test]
+    fn standard_webhooks_are_proven() {
+        use WebhookKind::{Generic, GitHub, GitLab};
+        let (secret, body) =
+            (b"whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw".as_slice(), br#"{"test": 2432232314}"#.as_slice());
+        let told = |signature: &str| {
+            headers(&[
+                ("webhook-id", "msg_p5jXN8AQM9LWM0D4loKWxJek"),
+                ("webhook-timestamp", "1614265330"),
+                ("webhook-signature", signature),
+            ])
+        };
+        let right = told("v1,AAAA v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=");
+        for kind in [GitLab, Generic] {
+            assert!(is_proven(kind, secret, &right, body), "{kind:?}");
+            assert!(!is_proven(kind, secret, &right, b"{}") && !is_proven(kind, b"whsec_AAAA", &right, body));
+            assert!(!is_proven(kind, secret, &told("v1,"), body) && !is_proven(kind, secret, &told(""), body));
+        }
+        assert!(!is_proven(GitHub, secret, &right, body));
     }
 
     #[test]
@@ -200,6 +259,14 @@ mod tests {
         );
         let event = headers(&[("x-gitlab-event", "Tag Push Hook")]);
         assert_eq!(read(GitLab, &event, gitlab.as_bytes()).unwrap(), push("tags/v1", "Tag"));
+        let tagged = format!(
+            r#"{{"ref": "refs/tags/v1", "after": "{}", "head_commit": {{"id": "{COMMIT}", "message": "Fix"}}}}"#,
+            "1".repeat(40)
+        );
+        let event = headers(&[("x-github-event", "push")]);
+        assert_eq!(read(GitHub, &event, tagged.as_bytes()).unwrap(), push("tags/v1", "Fix"));
+        let event = headers(&[("x-gogs-event", "push")]);
+        assert_eq!(read(Gitea, &event, github.as_bytes()).unwrap(), push("main", "Fix"));
         let gone = format!(r#"{{"ref": "refs/heads/x", "after": "{}"}}"#, "0".repeat(40));
         let event = headers(&[("x-gitea-event", "push")]);
         assert!(matches!(read(Gitea, &event, gone.as_bytes()), Ok(Said::Nothing(_))));

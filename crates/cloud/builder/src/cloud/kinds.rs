@@ -67,6 +67,10 @@ pub struct Source {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub archive: Option<ArchiveSource>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub bucket: Option<BucketSource>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub artifact: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub upload: Option<BTreeMap<String, String>>,
@@ -83,12 +87,33 @@ pub struct GitSource {
     pub reference: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub secret: Option<String>,
+    /// Whether they are fetched; they are if it is not said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub submodules: Option<bool>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct ArchiveSource {
     pub url: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub checksum: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub secret: Option<String>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct BucketSource {
+    pub endpoint: String,
+    pub name: String,
+    pub region: String,
+    /// The key of an archive.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub object: Option<String>,
+    /// What the keys of all files begin with.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prefix: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub checksum: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -132,6 +157,38 @@ pub enum RunPolicy {
 pub struct Triggers {
     pub on_change: bool,
     pub webhooks: Vec<Webhook>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub images: Option<ImageTrigger>,
+}
+
+/// Images that a build is run for when they change.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ImageTrigger {
+    /// Those that the last run began with.
+    pub bases: bool,
+    pub names: Vec<String>,
+    /// How often registries are asked; as Go writes durations.
+    pub interval: String,
+}
+
+impl ImageTrigger {
+    /// # Errors
+    /// With what is not understood.
+    pub fn pause(&self) -> Result<Duration, String> {
+        let text = if self.interval.is_empty() { "15m" } else { &self.interval };
+        let seconds = dhow_base::duration::go_seconds(text).filter(|seconds| *seconds >= 10.0);
+        let wrong = || format!("spec.triggers.images.interval: {text:?} is no time of ten seconds or more");
+        seconds.map(Duration::from_secs_f64).ok_or_else(wrong)
+    }
+}
+
+/// What a name stood for.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Seen {
+    pub name: String,
+    pub digest: String,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -205,6 +262,8 @@ pub struct BuildStatus {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ran_generation: Option<i64>,
     pub deliveries: Vec<String>,
+    /// What the images of the triggers stood for when they were asked for last.
+    pub images: Vec<Seen>,
     pub conditions: Vec<Condition>,
 }
 
@@ -253,6 +312,8 @@ pub struct Cause {
     pub commit: String,
     #[serde(skip_serializing_if = "String::is_empty")]
     pub message: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub image: String,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -261,6 +322,7 @@ pub enum CauseKind {
     Change,
     Webhook,
     Upload,
+    Image,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -295,6 +357,8 @@ pub struct RunStatus {
     pub image: Option<String>,
     pub digest: Option<String>,
     pub names: Vec<String>,
+    /// The images that it began with.
+    pub bases: Vec<Seen>,
     pub step: Option<String>,
     pub line: Option<usize>,
     pub deployed: Vec<String>,
@@ -328,14 +392,19 @@ impl BuildRun {
 impl Source {
     /// As people recognise it.
     pub fn shown(&self) -> String {
-        match (&self.git, &self.archive, &self.image, &self.upload) {
-            (Some(git), ..) if git.reference.is_empty() => without_password(&git.url),
-            (Some(git), ..) => format!("{}#{}", without_password(&git.url), git.reference),
-            (_, Some(archive), ..) => without_password(archive.url.split('?').next().unwrap_or_default()),
-            (_, _, Some(image), _) => image.clone(),
-            (_, _, _, Some(_)) => "upload".to_owned(),
-            _ => "inline".to_owned(),
+        if let Some(git) = &self.git {
+            let url = without_password(&git.url);
+            return if git.reference.is_empty() { url } else { format!("{url}#{}", git.reference) };
         }
+        if let Some(archive) = &self.archive {
+            return without_password(archive.url.split('?').next().unwrap_or_default());
+        }
+        if let Some(bucket) = &self.bucket {
+            let what = bucket.object.as_ref().or(bucket.prefix.as_ref()).map_or("", String::as_str);
+            return format!("{}/{}/{what}", bucket.endpoint.trim_end_matches('/'), bucket.name);
+        }
+        let named = self.artifact.as_ref().or(self.image.as_ref());
+        named.cloned().unwrap_or_else(|| if self.upload.is_some() { "upload" } else { "inline" }.to_owned())
     }
 }
 
@@ -363,6 +432,13 @@ impl BuildSpec {
                 return Err(format!("spec.output.images: {name}: only a git source has a commit"));
             }
         }
+        for name in self.triggers.images.iter().flat_map(|images| &images.names) {
+            let parsed = Reference::parse(name).map_err(|error| format!("spec.triggers.images.names: {error}"))?;
+            if parsed.digest.is_some() {
+                return Err(format!("spec.triggers.images.names: {name} has a digest, and never changes"));
+            }
+        }
+        self.triggers.images.as_ref().map(ImageTrigger::pause).transpose()?;
         self.limits().map(drop)?;
         self.deadline().map(drop)
     }
@@ -424,6 +500,8 @@ mod tests {
             (json!({"source": {"upload": {}}, "output": {"images": ["a:$(commit)"]}}), "only a git source"),
             (json!({"resources": {"memory": "0"}}), "spec.resources.memory"),
             (json!({"timeout": "0s"}), "spec.timeout"),
+            (json!({"triggers": {"images": {"interval": "1s"}}}), "spec.triggers.images.interval"),
+            (json!({"triggers": {"images": {"names": ["UPPER"]}}}), "spec.triggers.images.names"),
         ] {
             assert!(check(value).unwrap_err().contains(says), "{says}");
         }

@@ -323,6 +323,7 @@ impl Runs {
         if let Some((commit, author, subject)) = report.commit {
             (status.commit, status.author, status.commit_message) = (Some(commit), Some(author), Some(subject));
         }
+        status.bases = report.bases;
         match report.failure {
             Some(failure) if failure.passing && status.attempts < ATTEMPTS => {
                 let rest = REST * 2_u32.pow(status.attempts - 1);

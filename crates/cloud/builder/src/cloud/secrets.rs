@@ -12,6 +12,7 @@ use k8s_openapi::api::core::v1::{Secret, ServiceAccount};
 use serde_json::Value;
 
 use super::execute::Failure;
+use crate::git::Login;
 
 /// Shortest life of a token that the API gives.
 const SHORTEST: i64 = 600;
@@ -23,12 +24,30 @@ pub struct Secrets<'a> {
 }
 
 /// The keys of a Secret.
+#[derive(Default)]
 pub struct Data(BTreeMap<String, Vec<u8>>);
 
 impl Data {
     /// A key as text; empty if there is none.
     pub fn text(&self, key: &str) -> String {
         self.0.get(key).map(|bytes| String::from_utf8_lossy(bytes).into_owned()).unwrap_or_default()
+    }
+
+    /// The same without the line break that editors leave at its end.
+    pub fn line(&self, key: &str) -> String {
+        self.text(key).trim_end().to_owned()
+    }
+
+    /// The header `Authorization` that its keys make: as it stands there, of a token, or of a name and a password.
+    pub fn authorization(&self) -> String {
+        let (whole, token) = (self.line("authorization"), self.line("bearerToken"));
+        let (username, password) = (self.line("username"), self.line("password"));
+        match () {
+            () if !whole.is_empty() => whole,
+            () if !token.is_empty() => format!("Bearer {token}"),
+            () if !username.is_empty() || !password.is_empty() => Login::basic(&username, &password),
+            () => String::new(),
+        }
     }
 }
 
@@ -112,6 +131,18 @@ fn entries(text: &[u8]) -> Option<BTreeMap<String, Credentials>> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn keys_make_a_header() {
+        let header = |pairs: &[(&str, &str)]| {
+            let pairs = pairs.iter().map(|(key, value)| ((*key).to_owned(), value.as_bytes().to_vec()));
+            Data(pairs.collect()).authorization()
+        };
+        assert_eq!(header(&[("bearerToken", "t\n")]), "Bearer t");
+        assert_eq!(header(&[("username", "u"), ("password", "p\n")]), format!("Basic {}", STANDARD.encode("u:p")));
+        assert_eq!(header(&[("password", "p")]), format!("Basic {}", STANDARD.encode("git:p")));
+        assert_eq!((header(&[("authorization", "X y")]), header(&[])), ("X y".to_owned(), String::new()));
+    }
 
     #[test]
     fn docker_configurations_are_read_by_host() {

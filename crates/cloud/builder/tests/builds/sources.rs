@@ -29,6 +29,8 @@ async fn serve(folder: &Path) -> Web {
         cd .. && git clone -q --bare repo web/app.git && git -C web/app.git update-server-info
         echo packed > t/member && cp repo/Dockerfile repo/file t/
         for kind in gz:gzip bz2:bzip2 xz:xz zst:zstd; do tar -C t -c . | ${kind#*:} -c > "web/ctx.tar.${kind%:*}"; done
+        mkdir u && echo f > u/file && echo h > u/hidden && echo hidden > u/.dockerignore && printf 'FROM scratch\nCOPY . /all/\n' > u/Dockerfile
+        tar -C u -cf web/ignoring.tar .
         printf 'FROM scratch\nCOPY <<E /only\nx\nE\n' > web/alone
         git -C web/app.git rev-parse v1
         "#,
@@ -128,10 +130,13 @@ pub async fn contexts_are_fetched() {
         assert_eq!(seen.iter().map(|(path, text)| (path.as_str(), text.as_str())).collect::<Vec<_>>(), [(path, text)]);
         assert!(said.text().contains("load remote build context"));
     }
+    // What it says is to be left out is.
+    let (_, seen) = bench.build("", at(&format!("{http}/ignoring.tar")), &[]).await;
+    assert!(seen.contains_key("all/file") && !seen.contains_key("all/hidden"), "{seen:?}");
     let mut more = at(git);
     more["file"] = json!("sub/none");
     let said = bench.refused("", more, &[]).await;
-    assert!(said.contains("the context has no sub/none"), "{said}");
+    assert!(said.contains("failed to read sub/none: the context has no such file"), "{said}");
     let said = bench.refused("", at(&format!("{http}/ctx.tar.gz/none")), &[]).await;
     assert!(said.contains("404"), "{said}");
     let said = bench.refused("", at("ftp://127.0.0.1/x"), &[]).await;

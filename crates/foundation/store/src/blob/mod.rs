@@ -16,7 +16,7 @@ use futures::stream::BoxStream;
 use crate::Error;
 pub use fs::FsBlob;
 pub use memory::MemoryBlob;
-pub use s3::{S3Blob, S3Config, S3Credentials};
+pub use s3::{S3Blob, S3Config, S3Credentials, S3Page, S3Reader, S3Secret};
 
 pub type BlobStream = BoxStream<'static, Result<Bytes, Error>>;
 

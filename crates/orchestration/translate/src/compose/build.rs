@@ -13,9 +13,9 @@ pub struct Build {
     pub service: String,
     /// First the one that the objects name.
     pub names: Vec<String>,
-    /// Absolute.
+    /// Absolute, or an address.
     pub context: PathBuf,
-    /// Absolute, or `Dockerfile` in the context.
+    /// Absolute, or its place in a context by address; `Dockerfile` in the context if there is none.
     pub dockerfile: Option<PathBuf>,
     /// The Dockerfile's text, in place of a file.
     pub inline: Option<String>,
@@ -23,11 +23,20 @@ pub struct Build {
     pub args: Vec<(String, Option<String>)>,
     pub labels: Vec<(String, String)>,
     pub target: Option<String>,
+    /// One or, between commas, several.
     pub platform: Option<String>,
     pub network: Option<String>,
     pub no_cache: bool,
     pub pull: bool,
-    /// Names and where each is: a folder (absolute), or `docker-image://`, `oci-layout://`.
+    /// Stages that are built anew.
+    pub no_cache_filter: Vec<String>,
+    /// Where steps come from and go to, as `--cache-from` and `--cache-to` have it; folders are absolute.
+    pub cache_from: Vec<String>,
+    pub cache_to: Vec<String>,
+    /// What is stated about the image, as `--provenance` and `--sbom` have it.
+    pub provenance: Option<String>,
+    pub sbom: Option<String>,
+    /// Names and where each is: a folder (absolute), an address, or `docker-image://`, `oci-layout://`.
     pub contexts: BTreeMap<String, String>,
     /// Names, and where each is: a file (absolute) or a variable.
     pub secrets: Vec<(String, Secret)>,
@@ -73,7 +82,11 @@ fn one(project: &Project<'_>, service: &Service<'_>, view: &View<'_>, image: Str
     };
     let text = |key: &str| view.get(key).map(|view| view.text().map(str::to_owned)).transpose();
     let flag = |key: &str| view.get(key).map_or(Ok(false), |view| view.bool());
-    build.dockerfile = text("dockerfile")?.map(|file| build.context.join(file));
+    let is_fetched = build.context.to_str().is_some_and(is_address);
+    build.dockerfile = text("dockerfile")?.map(|file| match is_fetched {
+        true => PathBuf::from(file),
+        false => build.context.join(file),
+    });
     build.inline = text("dockerfile_inline")?;
     (build.target, build.network) = (text("target")?, text("network")?);
     if let Some(network) = build.network.as_deref().filter(|name| !["default", "none", "host"].contains(name)) {
@@ -82,6 +95,15 @@ fn one(project: &Project<'_>, service: &Service<'_>, view: &View<'_>, image: Str
         build.network = None;
     }
     (build.no_cache, build.pull) = (flag("no_cache")?, flag("pull")?);
+    let list = |key: &str| -> Result<Vec<String>> {
+        let Some(view) = view.get(key) else { return Ok(Vec::new()) };
+        Ok(view.strings()?.into_iter().map(|(text, _)| text).collect())
+    };
+    let at_home = |text: &String| cache(text, folder);
+    build.cache_from = list("cache_from")?.iter().map(at_home).collect();
+    build.cache_to = list("cache_to")?.iter().map(at_home).collect();
+    build.no_cache_filter = list("no_cache_filter")?;
+    (build.provenance, build.sbom) = (text("provenance")?, text("sbom")?);
     if let Some(args) = view.get("args") {
         build.args = args.pairs()?.into_iter().map(|(name, value, _)| (name, value)).collect();
     }
@@ -110,9 +132,8 @@ fn one(project: &Project<'_>, service: &Service<'_>, view: &View<'_>, image: Str
         }
     }
     if let Some(platforms) = view.get("platforms") {
-        let mut platforms = platforms.strings()?.into_iter();
-        build.platform = platforms.next().map(|(platform, _)| platform);
-        platforms.for_each(|(_, view)| view.warn("images are built for one platform: the first"));
+        let platforms: Vec<String> = platforms.strings()?.into_iter().map(|(platform, _)| platform).collect();
+        build.platform = (!platforms.is_empty()).then(|| platforms.join(","));
     }
     if build.platform.is_none() {
         build.platform = service.get("platform").map(|view| view.text().map(str::to_owned)).transpose()?;
@@ -146,8 +167,28 @@ fn context(view: &View<'_>, folder: &Path) -> Result<PathBuf> {
 }
 
 fn context_at(text: &str, view: &View<'_>, folder: &Path) -> Result<PathBuf> {
-    if text.contains("://") || text.starts_with("git@") {
-        return Err(view.invalid("contexts are folders; clone the repository first"));
+    if is_address(text) {
+        return Ok(PathBuf::from(text));
+    }
+    if text.contains("://") {
+        return Err(view.invalid("contexts are folders, repositories of git, or addresses by HTTP"));
     }
     Ok(folder.join(text))
+}
+
+/// Whether the node fetches it.
+fn is_address(text: &str) -> bool {
+    ["http://", "https://", "git://", "ssh://", "git@"].iter().any(|scheme| text.starts_with(scheme))
+}
+
+/// A cache whose folder is below that of the project.
+fn cache(text: &str, folder: &Path) -> String {
+    if !text.split(',').any(|field| field == "type=local") {
+        return text.to_owned();
+    }
+    let field = |field: &str| match field.split_once('=') {
+        Some((key @ ("src" | "dest"), path)) => format!("{key}={}", folder.join(path).display()),
+        _ => field.to_owned(),
+    };
+    text.split(',').map(field).collect::<Vec<_>>().join(",")
 }

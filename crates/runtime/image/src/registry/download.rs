@@ -36,21 +36,26 @@ pub struct DownloadOptions {
     pub guarded: bool,
     /// Bytes above which it is given up.
     pub most: Option<u64>,
+    /// PEM of authorities that are believed as well.
+    pub authorities: Option<String>,
 }
 
 /// Fetches `url` into `to`.
 pub async fn download(url: &str, options: &DownloadOptions, mut to: impl Write) -> Result<Downloaded> {
-    let connector = Connector::new(tls_config(&TlsOptions::default())?, None);
+    let tls = TlsOptions { ca_pem: options.authorities.iter().cloned().collect(), ..TlsOptions::default() };
+    let connector = Connector::new(tls_config(&tls)?, None);
     let connector = if options.guarded { connector.guarded() } else { connector };
     let client = Client::builder(TokioExecutor::new()).build(connector);
-    let failed = |why: String| Error::io(format!("fetch {url}"), std::io::Error::other(why));
+    // What is signed, and a password, are nobody else's to read.
+    let shown = shown(url);
+    let failed = |why: String| Error::io(format!("fetch {shown}"), std::io::Error::other(why));
     let refused = |status: u16, message: String| failed(format!("{status} {message}"));
     let transport = |source: Box<dyn std::error::Error + Send + Sync>| {
-        Error::io(format!("fetch {url}"), std::io::Error::other(source))
+        Error::io(format!("fetch {shown}"), std::io::Error::other(source))
     };
     let silent = |have: u64| {
-        let host = url.to_owned();
-        Error::Stalled { host, what: url.to_owned(), have, size: have, silence: SILENCE }
+        let host = shown.clone();
+        Error::Stalled { host, what: shown.clone(), have, size: have, silence: SILENCE }
     };
     let mut at: Uri = url.parse().map_err(|_| refused(400, "malformed address".to_owned()))?;
     let asked = at.authority().cloned();
@@ -90,7 +95,7 @@ pub async fn download(url: &str, options: &DownloadOptions, mut to: impl Write) 
             let frame = tokio::time::timeout(SILENCE, body.frame()).await.map_err(|_| silent(done.bytes))?;
             let Some(frame) = frame else { return Ok(done) };
             let Ok(data) = frame.map_err(|e| transport(e.into()))?.into_data() else { continue };
-            to.write_all(&data).map_err(|e| Error::io(format!("write {url}"), e))?;
+            to.write_all(&data).map_err(|e| Error::io(format!("write {shown}"), e))?;
             done.bytes += data.len() as u64;
             if options.most.is_some_and(|most| done.bytes > most) {
                 return Err(failed(format!("larger than {} bytes", options.most.unwrap_or_default())));
@@ -98,4 +103,13 @@ pub async fn download(url: &str, options: &DownloadOptions, mut to: impl Write) 
         }
     }
     Err(refused(310, "too many redirects".to_owned()))
+}
+
+/// An address without its query and whoever it names as a user.
+fn shown(url: &str) -> String {
+    let plain = url.split('?').next().unwrap_or_default();
+    match plain.split_once("://").map(|(scheme, rest)| (scheme, rest.split_once('@'))) {
+        Some((scheme, Some((user, rest)))) if !user.contains('/') => format!("{scheme}://{rest}"),
+        _ => plain.to_owned(),
+    }
 }

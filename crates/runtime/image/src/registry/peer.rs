@@ -100,18 +100,7 @@ impl Peer {
 
     /// Which manifest there is under a tag or digest.
     pub async fn digest(&self, target: &str) -> Result<Option<Digest>> {
-        let accept = [OCI_INDEX, DOCKER_INDEX, OCI_MANIFEST, DOCKER_MANIFEST].join(", ");
-        let url = self.session.url(&format!("manifests/{target}"));
-        let ask = Ask { accept: Some(accept), accepted: &[StatusCode::NOT_FOUND], ..Ask::new(Method::HEAD, url) };
-        let response = self.session.request(&ask).await?;
-        if response.status() == StatusCode::NOT_FOUND {
-            return Ok(None);
-        }
-        match text_header(&response, "docker-content-digest").as_deref().map(Digest::parse) {
-            Some(Ok(digest)) => Ok(Some(digest)),
-            // Not every registry says it.
-            _ => Ok(self.manifest(target).await?.map(|found| found.digest)),
-        }
+        self.session.digest(target).await
     }
 
     /// A blob's bytes from `offset` on, or from the beginning where the registry cannot do that: then the flag is `false`.
@@ -193,6 +182,26 @@ impl Peer {
 }
 
 impl Session {
+    /// Which manifest there is under a tag or digest.
+    pub async fn digest(&self, target: &str) -> Result<Option<Digest>> {
+        let accept = [OCI_INDEX, DOCKER_INDEX, OCI_MANIFEST, DOCKER_MANIFEST].join(", ");
+        let url = self.url(&format!("manifests/{target}"));
+        let ask = Ask { accept: Some(accept), accepted: &[StatusCode::NOT_FOUND], ..Ask::new(Method::HEAD, url) };
+        let response = self.request(&ask).await?;
+        if response.status() == StatusCode::NOT_FOUND {
+            return Ok(None);
+        }
+        if let Some(Ok(digest)) = text_header(&response, "docker-content-digest").as_deref().map(Digest::parse) {
+            return Ok(Some(digest));
+        }
+        // Not every registry says it.
+        match self.manifest(target).await {
+            Ok(found) => Ok(Some(found.digest)),
+            Err(error) if error.is_not_found() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Descriptors of what refers to a manifest: the registry's own list, or where it keeps none, the index under the tag
     /// that stands for it.
     pub async fn referrers(&self, subject: &Digest) -> Result<Vec<Value>> {

@@ -24,6 +24,22 @@ impl Remote {
         Ok(RemoteManifest { bytes, media_type, digest })
     }
 
+    /// Which manifest there is under a tag or digest, from the first place that has one; nothing of it is fetched.
+    pub async fn digest(&self, target: &str) -> Result<Option<Digest>> {
+        let (mut found, mut last) = (false, None);
+        for session in self.0.sources() {
+            match session.digest(target).await {
+                Ok(Some(digest)) => return Ok(Some(digest)),
+                Ok(None) => found = true,
+                Err(error) => last = Some(error),
+            }
+        }
+        match last {
+            Some(error) if !found => Err(error),
+            _ => Ok(None),
+        }
+    }
+
     /// Begins to fetch a blob from the first place that has it.
     pub async fn blob(&self, digest: &Digest) -> Result<RemoteBlob> {
         let mut last = None;

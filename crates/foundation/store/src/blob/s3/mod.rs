@@ -10,6 +10,7 @@
 
 mod assembly;
 mod client;
+mod presign;
 mod read;
 mod sign;
 mod upload;
@@ -31,7 +32,8 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use self::client::{Call, Client};
-pub use self::sign::S3Credentials;
+pub use self::presign::{Page as S3Page, Reader as S3Reader};
+pub use self::sign::{S3Credentials, Secret as S3Secret};
 use self::upload::Upload;
 use super::{Blob, BlobMeta, BlobStream, BlobUpload, PendingUpload, check_id, check_key};
 use crate::Error;

@@ -25,9 +25,16 @@ pub enum S3Credentials {
 /// What a request is signed with. It has no `Debug`, so that it is in no log.
 #[derive(Clone)]
 pub struct Secret {
-    access_key: String,
+    pub(super) access_key: String,
     secret_key: String,
-    token: Option<String>,
+    pub(super) token: Option<String>,
+}
+
+impl Secret {
+    /// `token` is that of a session.
+    pub fn new(access_key: impl Into<String>, secret_key: impl Into<String>, token: Option<String>) -> Self {
+        Self { access_key: access_key.into(), secret_key: secret_key.into(), token }
+    }
 }
 
 /// The credentials of now.
@@ -130,11 +137,7 @@ impl Signing<'_> {
         let scope = format!("{day}/{}/s3/aws4_request", self.region);
         let hashed = hex(digest::digest(&digest::SHA256, canonical.as_bytes()).as_ref());
         let text = format!("AWS4-HMAC-SHA256\n{stamp}\n{scope}\n{hashed}");
-        let first = format!("AWS4{}", secret.secret_key);
-        let key = [day, self.region, "s3", "aws4_request"]
-            .iter()
-            .fold(first.into_bytes(), |key, part| mac(&key, part.as_bytes()));
-        let signature = hex(&mac(&key, text.as_bytes()));
+        let signature = hex(&mac(&key_of(secret, day, self.region), text.as_bytes()));
         let value = format!(
             "AWS4-HMAC-SHA256 Credential={}/{scope},SignedHeaders={names},Signature={signature}",
             secret.access_key
@@ -147,11 +150,17 @@ impl Signing<'_> {
     }
 }
 
-fn mac(key: &[u8], text: &[u8]) -> Vec<u8> {
+/// What requests of a day are signed with.
+pub fn key_of(secret: &Secret, day: &str, region: &str) -> Vec<u8> {
+    let first = format!("AWS4{}", secret.secret_key);
+    [day, region, "s3", "aws4_request"].iter().fold(first.into_bytes(), |key, part| mac(&key, part.as_bytes()))
+}
+
+pub fn mac(key: &[u8], text: &[u8]) -> Vec<u8> {
     hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key), text).as_ref().to_vec()
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

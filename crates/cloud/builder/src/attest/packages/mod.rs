@@ -1,4 +1,12 @@
-//! The packages of a tree: what the databases of dpkg and apk list, and what Python's and Node's installers left beside each package.
+//! The packages of a tree: what the databases of dpkg, apk and rpm list, what Python's and Node's installers left beside each package, what programs
+//! of Go and Rust say they were made of, and what lock files name.
+
+mod languages;
+mod locks;
+mod programs;
+mod rpm;
+mod sqlite;
+mod system;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
@@ -75,6 +83,7 @@ pub fn find(view: &View) -> Result<Found> {
             found.apk(&text, &vendor("alpine"), database);
         }
     }
+    found.rpm(view, &vendor("redhat"))?;
     found.walk(view)?;
     Ok(found)
 }
@@ -113,47 +122,17 @@ fn escape(text: &str) -> String {
     text.bytes().map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
 }
 
+/// One name, however it is written.
+fn pypi(name: &str, version: &str) -> String {
+    format!("pkg:pypi/{}@{}", escape(&name.to_lowercase().replace(['_', '.'], "-")), escape(version))
+}
+
+/// A name whose parts are divided by slashes.
+fn escape_path(text: &str) -> String {
+    text.split('/').map(escape).collect::<Vec<_>>().join("/")
+}
+
 impl Found {
-    fn dpkg(&mut self, text: &str, vendor: &str, database: &Path) {
-        for record in records(text) {
-            let field = |key: &str| record.get(key).copied().filter(|value| !value.is_empty());
-            let (Some(name), Some(version)) = (field("Package"), field("Version")) else { continue };
-            // What was removed leaves its settings and a record.
-            if field("Status").is_some_and(|status| !status.ends_with(" installed")) {
-                continue;
-            }
-            let arch = field("Architecture").map(|arch| format!("arch={}", escape(arch)));
-            let distribution = self.distribution.as_deref().map(|name| format!("distro={}", escape(name)));
-            let qualifiers: Vec<String> = arch.into_iter().chain(distribution).collect();
-            self.packages.insert(Package {
-                name: name.to_owned(),
-                version: version.to_owned(),
-                purl: format!("pkg:deb/{vendor}/{}@{}?{}", escape(name), escape(version), qualifiers.join("&")),
-                license: None,
-                supplier: field("Maintainer").map(str::to_owned),
-                found_in: format!("/{}", database.display()),
-            });
-        }
-    }
-
-    fn apk(&mut self, text: &str, vendor: &str, database: &Path) {
-        for record in records(text) {
-            let field = |key: &str| record.get(key).copied().filter(|value| !value.is_empty());
-            let (Some(name), Some(version)) = (field("P"), field("V")) else { continue };
-            let arch = field("A").map(|arch| format!("arch={}", escape(arch)));
-            let distribution = self.distribution.as_deref().map(|name| format!("distro={}", escape(name)));
-            let qualifiers: Vec<String> = arch.into_iter().chain(distribution).collect();
-            self.packages.insert(Package {
-                name: name.to_owned(),
-                version: version.to_owned(),
-                purl: format!("pkg:apk/{vendor}/{}@{}?{}", escape(name), escape(version), qualifiers.join("&")),
-                license: field("L").map(str::to_owned),
-                supplier: field("m").map(str::to_owned),
-                found_in: format!("/{}", database.display()),
-            });
-        }
-    }
-
     fn walk(&mut self, view: &View) -> Result<()> {
         let mut todo: Vec<PathBuf> = vec![PathBuf::new()];
         let mut seen = 0;
@@ -164,11 +143,13 @@ impl Found {
             }
             let inside_node = at.file_name().is_some_and(|name| name == "node_modules");
             for (name, node) in view.list(&at).at("look for packages")? {
-                if !node.is_dir() {
-                    continue;
-                }
                 let path = at.join(&name);
                 let name = name.to_string_lossy();
+                if !node.is_dir() {
+                    self.lock_file(view, &name, &path)?;
+                    self.program(view, &node, &path)?;
+                    continue;
+                }
                 // Nothing of the image's own.
                 if at.as_os_str().is_empty() && matches!(&*name, "proc" | "sys" | "dev") {
                     continue;
@@ -185,41 +166,6 @@ impl Found {
                 }
             }
         }
-        Ok(())
-    }
-
-    fn python(&mut self, view: &View, path: &Path) -> Result<()> {
-        let Some(text) = text(view, path, MAX_DESCRIPTION)? else { return Ok(()) };
-        let Some(record) = records(&text).next() else { return Ok(()) };
-        let field = |key: &str| record.get(key).copied().filter(|value| !value.is_empty() && *value != "UNKNOWN");
-        let (Some(name), Some(version)) = (field("Name"), field("Version")) else { return Ok(()) };
-        // One name, however it is written.
-        let plain = name.to_lowercase().replace(['_', '.'], "-");
-        self.packages.insert(Package {
-            name: name.to_owned(),
-            version: version.to_owned(),
-            purl: format!("pkg:pypi/{}@{}", escape(&plain), escape(version)),
-            license: field("License-Expression").or_else(|| field("License")).map(str::to_owned),
-            supplier: field("Author").map(str::to_owned),
-            found_in: format!("/{}", path.display()),
-        });
-        Ok(())
-    }
-
-    fn node(&mut self, view: &View, path: &Path) -> Result<()> {
-        let Some(text) = text(view, path, MAX_DESCRIPTION)? else { return Ok(()) };
-        let Ok(package) = serde_json::from_str::<serde_json::Value>(&text) else { return Ok(()) };
-        let field = |key: &str| package[key].as_str().filter(|value| !value.is_empty());
-        let (Some(name), Some(version)) = (field("name"), field("version")) else { return Ok(()) };
-        let plain: Vec<String> = name.split('/').map(escape).collect();
-        self.packages.insert(Package {
-            name: name.to_owned(),
-            version: version.to_owned(),
-            purl: format!("pkg:npm/{}@{}", plain.join("/"), escape(version)),
-            license: field("license").map(str::to_owned),
-            supplier: None,
-            found_in: format!("/{}", path.display()),
-        });
         Ok(())
     }
 }
