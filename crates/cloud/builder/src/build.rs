@@ -332,9 +332,14 @@ impl Build {
             Origin::Scratch => None,
         };
         let (mut layers, mut history) =
-            base.map_or_else(Default::default, |base| (base.layers.clone(), base.config.history.clone()));
+            base.as_ref().map_or_else(Default::default, |base| (base.layers.clone(), base.config.history.clone()));
         let fresh = self.job.no_cache || self.job.no_cache_stages.contains(&plan.name);
-        let (mut number, created) = (self.names.get(&plan.index).map_or(0, |(_, before)| *before), self.created());
+        let mut number = self.names.get(&plan.index).map_or(0, |(_, before)| *before);
+        // As old as the newest of what it is made of: what did not change is the same image again.
+        let mut created: Option<jiff::Timestamp> = base.as_ref().and_then(|base| base.config.created.as_deref()?.parse().ok());
+        if let Some(seconds) = self.job.epoch {
+            created = Some(jiff::Timestamp::from_second(seconds).unwrap_or(jiff::Timestamp::UNIX_EPOCH));
+        }
         for item in &plan.items {
             let before = layers.len();
             if let Some(op) = &item.op {
@@ -350,9 +355,12 @@ impl Build {
                 let place: String = place.flat_map(|part| [part, " "]).collect();
                 let title = format!("[{place}{number}/{total}] {}", item.text);
                 layers = self.step(op, item, layers, title, fresh).await?;
+                if self.job.epoch.is_none() {
+                    created = created.max(self.made(&layers));
+                }
             }
             history.push(History {
-                created: Some(created.clone()),
+                created: created.map(|created| created.to_string()),
                 created_by: Some(item.history.clone()),
                 author: plan.config.author.clone(),
                 comment: None,
@@ -360,18 +368,18 @@ impl Build {
             });
         }
         let mut config = plan.config;
-        config.created = Some(created);
+        config.created = Some(created.unwrap_or_else(jiff::Timestamp::now).to_string());
         config.history = history;
         config.rootfs.diff_ids = layers.iter().map(|layer| layer.diff_id.clone()).collect();
         Ok(Tree { layers, config })
     }
 
-    fn created(&self) -> String {
-        let now = match self.job.epoch {
-            Some(seconds) => jiff::Timestamp::from_second(seconds).unwrap_or(jiff::Timestamp::UNIX_EPOCH),
-            None => jiff::Timestamp::now(),
-        };
-        now.to_string()
+    /// When the step that came to these layers was made.
+    fn made(&self, layers: &[Layer]) -> Option<jiff::Timestamp> {
+        let report = self.report.lock();
+        let (key, _) = report.steps.iter().rev().find(|(_, of)| of == layers)?;
+        let seconds = self.builder.inner.config.store.made(key)?;
+        jiff::Timestamp::from_second(i64::try_from(seconds).ok()?).ok()
     }
 
     async fn step(&self, op: &Op, item: &Item, layers: Vec<Layer>, title: String, fresh: bool) -> Result<Vec<Layer>> {

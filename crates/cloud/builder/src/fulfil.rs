@@ -62,7 +62,12 @@ impl Builder {
             let (tree, report) = self.build_noted(job.clone(), events.clone()).await?;
             done.push(Done { job, tree, report });
         }
-        blocking(move || folder.close().at("remove the context")).await?;
+        // Nobody has to wait for it.
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = folder.close() {
+                tracing::warn!(%error, "cannot remove a build's context");
+            }
+        });
         let mut archives = self.give_steps(&request, &done, &events).await?;
         match request.output {
             Output::Nothing if !request.push => return Ok(archives),

@@ -20,6 +20,9 @@ const NOTE_USE: u64 = 600;
 struct Step {
     layers: Vec<Layer>,
     used: u64,
+    /// When it came to these layers first.
+    #[serde(default)]
+    made: u64,
 }
 
 /// The steps of one store; each is a file.
@@ -61,10 +64,16 @@ impl Kept {
         Some(step.layers.clone())
     }
 
+    /// When a step came to its layers first, in seconds since 1970.
+    pub fn made(&self, key: &Digest) -> Option<u64> {
+        self.steps.lock().get(key).map(|step| step.made)
+    }
+
     /// The caller has the layers leased and pinned until this returns.
     pub fn put(&self, key: &Digest, layers: &[Layer]) -> Result<()> {
-        let step = Step { layers: layers.to_vec(), used: now() };
-        let mut steps = self.steps.lock();
+        let (used, mut steps) = (now(), self.steps.lock());
+        let known = steps.get(key).filter(|known| known.layers == layers);
+        let step = Step { layers: layers.to_vec(), used, made: known.map_or(used, |known| known.made) };
         self.write(key, &step)?;
         steps.insert(key.clone(), step);
         Ok(())

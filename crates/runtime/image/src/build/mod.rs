@@ -62,6 +62,11 @@ impl ImageStore {
         self.inner.kept.get(key)
     }
 
+    /// When `key` was made into that first, in seconds since 1970.
+    pub fn made(&self, key: &Digest) -> Option<u64> {
+        self.inner.kept.made(key)
+    }
+
     /// Remembers what `key` was made into, layers that another step has kept already.
     pub fn keep(&self, key: &Digest, layers: &[Layer]) -> Result<()> {
         self.inner.kept.put(key, layers)
