@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 use dhow_e2e::{Host, eventually};
 use serde_json::json;
 
-use crate::support::{IMAGE, SOON, exec, nothing, own, pod, running, until};
+use dhow_e2e::pods::{IMAGE, SOON, exec, nothing, own, pod, running, until};
 
 pub fn runs_static_pods(host: &Host) -> Result<()> {
     let file = host.data_dir().join("static-pods/own.yaml");

@@ -11,22 +11,15 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use dhow_e2e::pods::{SOON, delete, event, exec, pod, running};
 use dhow_e2e::{Host, eventually, run};
 use serde_json::{Value, json};
 
 use device::{Plugin, RESOURCE};
 use driver::{Driver, NAME, NODE_ID, TOPOLOGY};
 
-pub const SOON: Duration = Duration::from_secs(60);
-const BUSYBOX: &str = "docker.io/library/busybox:latest";
 const NGINX: &str = "docker.io/library/nginx:latest";
 const PASSWORD: &str = "s3cret-of-the-volume";
-
-pub fn merge(into: &mut Value, more: Value) {
-    if let (Some(into), Value::Object(more)) = (into.as_object_mut(), more) {
-        into.extend(more);
-    }
-}
 
 /// One test, because a host's names are the process'.
 #[test]
@@ -82,46 +75,12 @@ fn plugins_and_images_bring_volumes_and_devices() {
     assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
 
-fn pod(host: &Host, name: &str, script: &str, container: Value, spec: Value) -> Result<()> {
-    let mut own =
-        json!({"name": "a", "image": BUSYBOX, "imagePullPolicy": "IfNotPresent", "command": ["sh", "-c", script]});
-    merge(&mut own, container);
-    let mut whole = json!({"containers": [own], "terminationGracePeriodSeconds": 1});
-    merge(&mut whole, spec);
-    let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": whole});
-    host.apply(&pod.to_string()).map(drop)
-}
-
-fn running(host: &Host, name: &str) -> Result<()> {
-    let wait = format!("--timeout={}s", SOON.as_secs());
-    host.kubectl(&["wait", "--for=condition=Ready", &format!("pod/{name}"), &wait]).map(drop)
-}
-
-fn exec(host: &Host, pod: &str, script: &str) -> Result<String> {
-    host.kubectl(&["exec", pod, "--", "sh", "-c", script])
-}
-
 /// What a script that must not succeed says.
 fn refusal(host: &Host, pod: &str, script: &str) -> Result<String> {
     match exec(host, pod, script) {
         Ok(said) => anyhow::bail!("{script:?} in {pod} succeeds and says {said:?}"),
         Err(error) => Ok(error.to_string()),
     }
-}
-
-fn delete(host: &Host, pod: &str) -> Result<()> {
-    host.kubectl(&["delete", "pod", pod, "--now", "--timeout=60s"]).map(drop)
-}
-
-fn event(host: &Host, object: &str, reason: &str, text: &str) -> Result<()> {
-    eventually(SOON, || {
-        let field = format!("involvedObject.name={object},reason={reason}");
-        let events = host.get(&["get", "events", "--field-selector", &field])?;
-        let all: Vec<&str> =
-            events["items"].as_array().context("no events")?.iter().filter_map(|e| e["message"].as_str()).collect();
-        ensure!(all.iter().any(|message| message.contains(text)), "{object}: no {reason} with {text:?}: {all:?}");
-        Ok(())
-    })
 }
 
 fn restart(host: &Host) -> Result<()> {

@@ -2,11 +2,11 @@
 //! over the API, with kubectl.
 
 use anyhow::{Context, Result, ensure};
+use dhow_e2e::pods::{SOON, merge};
 use dhow_e2e::{Host, eventually};
 use serde_json::{Value, json};
 
 use crate::driver::{Driver, NAME};
-use crate::{SOON, merge};
 
 const FINALIZER: &str = "external-attacher/dirs-example-com";
 
