@@ -52,6 +52,7 @@ pub fn tells_numbers(host: &Host) -> Result<()> {
     ensure!(denied.contains("orbidden"), "{denied}");
     for (path, expected) in [
         ("stats/summary", "\"nodeName\":\"e2e\""),
+        ("stats/summary", "\"maxpid\":"),
         ("metrics", "kubelet_running_pods"),
         ("metrics/resource", "pod_cpu_usage_seconds_total{namespace=\"default\",pod=\"busy\"}"),
         ("metrics/cadvisor", "container_memory_working_set_bytes{container=\"a\""),
