@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use dhow_e2e::pods::{SOON, delete, event, exec, pod, running};
-use dhow_e2e::{Host, eventually, run};
+use dhow_e2e::{Host, eventually, run, workspace};
 use serde_json::{Value, json};
 
 use device::{Plugin, RESOURCE};
@@ -37,7 +37,7 @@ fn plugins_and_images_bring_volumes_and_devices() {
         ("volumes of a driver", &|| mounts_what_a_driver_has(&host, &driver)),
         ("block devices of a driver", &|| hands_block_devices_over(&host, &driver)),
         ("volumes in pods", &|| mounts_what_pods_describe(&host, &driver)),
-        ("snapshots' kinds", &|| serves_the_kinds_of_snapshots(&host)),
+        ("snapshots", &|| takes_snapshots(&host, &driver)),
         ("devices", &|| gives_devices(&host, &runtime)),
     ];
     let mut failures = Vec::new();
@@ -314,32 +314,39 @@ fn mounts_what_pods_describe(host: &Host, driver: &Driver) -> Result<()> {
     delete(host, "unknown")
 }
 
-/// The kinds that snapshots of volumes are made of are custom ones.
-fn serves_the_kinds_of_snapshots(host: &Host) -> Result<()> {
+/// Between the server's controller and a driver's snapshotter.
+fn takes_snapshots(host: &Host, driver: &Driver) -> Result<()> {
     let group = "snapshot.storage.k8s.io";
-    for (kind, plural, scope) in [
-        ("VolumeSnapshot", "volumesnapshots", "Namespaced"),
-        ("VolumeSnapshotContent", "volumesnapshotcontents", "Cluster"),
-        ("VolumeSnapshotClass", "volumesnapshotclasses", "Cluster"),
-    ] {
-        let schema = json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
-        let version = json!({"name": "v1", "served": true, "storage": true, "subresources": {"status": {}},
-            "schema": {"openAPIV3Schema": schema}});
-        let definition = json!({"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
-            "metadata": {"name": format!("{plural}.{group}"),
-                "annotations": {"api-approved.kubernetes.io": "https://github.com/kubernetes-csi/external-snapshotter/pull/814"}},
-            "spec": {"group": group, "scope": scope, "versions": [version],
-                "names": {"kind": kind, "plural": plural, "singular": kind.to_lowercase()}}});
-        host.apply(&definition.to_string())?;
-    }
+    let kinds = workspace().join("examples/storage/snapshots.yaml");
+    host.kubectl(&["apply", "-f", kinds.to_str().context("path")?])?;
+    host.kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=60s"])?;
+    let class = json!({"apiVersion": format!("{group}/v1"), "kind": "VolumeSnapshotClass", "metadata": {"name": "dirs"},
+        "driver": NAME, "deletionPolicy": "Delete"});
+    host.apply(&class.to_string())?;
+    claim(host, "shot", json!({}))?;
+    let volume = sidecar::provision(host, driver, "shot", json!({}))?;
     let snapshot = json!({"apiVersion": format!("{group}/v1"), "kind": "VolumeSnapshot", "metadata": {"name": "s"},
-        "spec": {"volumeSnapshotClassName": "dirs", "source": {"persistentVolumeClaimName": "data"}}});
-    eventually(SOON, || host.apply(&snapshot.to_string()))?;
-    // A claim may ask to begin with what a snapshot holds.
+        "spec": {"volumeSnapshotClassName": "dirs", "source": {"persistentVolumeClaimName": "shot"}}});
+    host.apply(&snapshot.to_string())?;
+    let content = sidecar::snapshot(host, &volume)?;
+    eventually(SOON, || {
+        let status = host.get(&["get", "volumesnapshot", "s"])?["status"].take();
+        ensure!(status["readyToUse"] == true && status["restoreSize"] == "10Mi", "{status:#}");
+        ensure!(status["boundVolumeSnapshotContentName"] == content, "{status:#}");
+        Ok(())
+    })?;
+    // A claim may ask to begin with what a snapshot holds; that is the provisioner's.
     claim(host, "restored", json!({"dataSource": {"name": "s", "kind": "VolumeSnapshot", "apiGroup": group}}))?;
-    let kept = host.get(&["get", "pvc", "restored"])?;
-    ensure!(kept["spec"]["dataSource"]["kind"] == "VolumeSnapshot", "{:#}", kept["spec"]);
-    host.kubectl(&["delete", "pvc", "restored", "--timeout=60s"]).map(drop)
+    let restored = sidecar::provision(host, driver, "restored", json!({}))?;
+    eventually(SOON, || {
+        let claim = host.get(&["get", "pvc", "restored"])?;
+        ensure!(claim["status"]["phase"] == "Bound", "{:#}", claim["status"]);
+        Ok(())
+    })?;
+    host.kubectl(&["delete", "volumesnapshot", "s", "--timeout=60s"])?;
+    host.kubectl(&["wait", "--for=delete", "volumesnapshotcontent", &content, "--timeout=60s"])?;
+    host.kubectl(&["delete", "pvc", "shot", "restored", "--timeout=60s"])?;
+    host.kubectl(&["delete", "pv", &volume, &restored, "--timeout=60s"]).map(drop)
 }
 
 fn allocatable(host: &Host) -> Result<(String, String)> {

@@ -83,3 +83,28 @@ pub fn grow(host: &Host, claim: &str, volume: &str, size: &str) -> Result<()> {
         "lastTransitionTime": "2026-01-01T00:00:00Z"}]}});
     host.kubectl(&["patch", "pvc", claim, "--subresource=status", "--type=merge", "-p", &waits.to_string()]).map(drop)
 }
+
+/// Waits for what a snapshot of the volume is to become, and takes it. The usual snapshotter's patches replace fields that are not
+/// there yet.
+pub fn snapshot(host: &Host, volume: &str) -> Result<String> {
+    let name = eventually(SOON, || {
+        let all = host.get(&["get", "volumesnapshotcontents"])?;
+        let mut all = all["items"].as_array().into_iter().flatten();
+        let found = all.find(|one| one["spec"]["source"]["volumeHandle"] == volume).context("nobody asks for it")?;
+        ensure!(found["spec"]["driver"] == NAME, "{:#}", found["spec"]);
+        found["metadata"]["name"].as_str().map(str::to_owned).context("name")
+    })?;
+    let patch = |more: &[&str], operation: Value| {
+        let patch = json!([operation]).to_string();
+        let args = ["patch", "volumesnapshotcontent", &name, "--type=json", "-p", &patch];
+        host.kubectl(&[&args[..], more].concat())
+    };
+    let being_created = json!({"snapshot.storage.kubernetes.io/volumesnapshot-being-created": "yes"});
+    patch(&[], json!({"op": "replace", "path": "/metadata/annotations", "value": being_created}))?;
+    let taken = json!({"snapshotHandle": format!("snapshot of {volume}"), "creationTime": 1_800_000_000_000_000_000_i64,
+        "readyToUse": true, "restoreSize": 10 << 20});
+    patch(&["--subresource=status"], json!({"op": "replace", "path": "/status", "value": taken}))?;
+    let path = "/metadata/annotations/snapshot.storage.kubernetes.io~1volumesnapshot-being-created";
+    patch(&[], json!({"op": "remove", "path": path}))?;
+    Ok(name)
+}
