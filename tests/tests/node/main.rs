@@ -8,7 +8,7 @@ mod streams;
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use dhow_e2e::{Host, eventually};
 use serde_json::{Value, json};
 

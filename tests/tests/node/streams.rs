@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use dhow_e2e::{Host, eventually};
 use serde_json::json;
 
-use dhow_e2e::pods::{IMAGE, SOON, exec, nothing, pod, running};
+use dhow_e2e::pods::{IMAGE, SOON, nothing, pod, running};
 
 pub fn attaches_and_copies(host: &Host) -> Result<()> {
     let image = format!("--image={IMAGE}");

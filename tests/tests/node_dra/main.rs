@@ -7,7 +7,7 @@ mod driver;
 mod wire;
 
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use dhow_e2e::pods::{self, SOON, delete, event, exec, running};

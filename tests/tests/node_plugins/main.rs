@@ -8,10 +8,10 @@ mod sidecar;
 mod wire;
 
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use dhow_e2e::pods::{SOON, delete, event, exec, pod, running};
+use dhow_e2e::pods::{SOON, delete, event, exec, merge, pod, running};
 use dhow_e2e::{Host, eventually, run, workspace};
 use serde_json::{Value, json};
 
@@ -343,8 +343,9 @@ fn takes_snapshots(host: &Host, driver: &Driver) -> Result<()> {
         ensure!(claim["status"]["phase"] == "Bound", "{:#}", claim["status"]);
         Ok(())
     })?;
-    host.kubectl(&["delete", "volumesnapshot", "s", "--timeout=60s"])?;
-    host.kubectl(&["wait", "--for=delete", "volumesnapshotcontent", &content, "--timeout=60s"])?;
+    host.kubectl(&["delete", "volumesnapshot", "s", "--wait=false"])?;
+    sidecar::remove_snapshot(host, &content)?;
+    host.kubectl(&["wait", "--for=delete", "volumesnapshot", "s", "--timeout=60s"])?;
     host.kubectl(&["delete", "pvc", "shot", "restored", "--timeout=60s"])?;
     host.kubectl(&["delete", "pv", &volume, &restored, "--timeout=60s"]).map(drop)
 }

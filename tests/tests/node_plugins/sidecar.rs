@@ -108,3 +108,14 @@ pub fn snapshot(host: &Host, volume: &str) -> Result<String> {
     patch(&[], json!({"op": "remove", "path": path}))?;
     Ok(name)
 }
+
+/// Waits until the snapshot is to go, and says that it has gone.
+pub fn remove_snapshot(host: &Host, content: &str) -> Result<()> {
+    eventually(SOON, || {
+        let found = host.get(&["get", "volumesnapshotcontent", content])?;
+        ensure!(found["metadata"]["deletionTimestamp"].is_string(), "still wanted: {:#}", found["metadata"]);
+        Ok(())
+    })?;
+    let none = json!({"metadata": {"finalizers": null}}).to_string();
+    host.kubectl(&["patch", "volumesnapshotcontent", content, "--type=merge", "-p", &none]).map(drop)
+}
