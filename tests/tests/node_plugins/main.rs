@@ -30,12 +30,13 @@ fn plugins_and_images_bring_volumes_and_devices() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let _inside = runtime.enter();
     let driver = Driver::new(&host.folder().join("driver"));
-    let parts: [(&str, &dyn Fn() -> Result<()>); 8] = [
+    let parts: [(&str, &dyn Fn() -> Result<()>); 9] = [
         ("image volumes", &|| mounts_images(&host)),
         ("recursive read-only", &|| mounts_for_reading_only(&host)),
         ("registration", &|| takes_drivers_in(&host, &driver)),
         ("volumes of a driver", &|| mounts_what_a_driver_has(&host, &driver)),
         ("block devices of a driver", &|| hands_block_devices_over(&host, &driver)),
+        ("volumes that could not be staged", &|| undoes_what_may_have_been_done(&host, &driver)),
         ("volumes in pods", &|| mounts_what_pods_describe(&host, &driver)),
         ("snapshots", &|| takes_snapshots(&host, &driver)),
         ("devices", &|| gives_devices(&host, &runtime)),
@@ -289,6 +290,31 @@ fn hands_block_devices_over(host: &Host, driver: &Driver) -> Result<()> {
     sidecar::detach(host, &volume)?;
     host.kubectl(&["delete", "pvc", "raw", "--timeout=60s"])?;
     host.kubectl(&["delete", "pv", &volume, "--timeout=60s"]).map(drop)
+}
+
+/// What surely was not done is not undone; what may have been done is.
+fn undoes_what_may_have_been_done(host: &Host, driver: &Driver) -> Result<()> {
+    for (name, code, undone) in
+        [("surely", tonic::Code::InvalidArgument, 0), ("maybe", tonic::Code::DeadlineExceeded, 1)]
+    {
+        claim(host, name, json!({}))?;
+        let volume = sidecar::provision(host, driver, name, json!({}))?;
+        *driver.refuses_to_stage.lock() = Some(code);
+        let mounts = json!({"volumeMounts": [{"name": "v", "mountPath": "/data"}]});
+        pod(host, name, "sleep 1000", mounts, json!({"volumes": of_claim(name)}))?;
+        sidecar::attach(host, &volume)?;
+        event(host, name, "FailedMount", &format!("rpc error: code = {code:?} desc = not today"))?;
+        delete(host, name)?;
+        *driver.refuses_to_stage.lock() = None;
+        ensure!(!driver.calls_of("refused", &volume).is_empty(), "it was not asked");
+        sidecar::detach(host, &volume)?;
+        let calls = driver.calls_of("unstage", &volume).len();
+        ensure!(calls == undone, "{code:?}: unstaged {calls} times");
+        ensure!(driver.calls_of("unpublish", &volume).is_empty(), "{code:?}: unpublished what never was published");
+        host.kubectl(&["delete", "pvc", name, "--timeout=60s"])?;
+        host.kubectl(&["delete", "pv", &volume, "--timeout=60s"])?;
+    }
+    Ok(())
 }
 
 fn mounts_what_pods_describe(host: &Host, driver: &Driver) -> Result<()> {

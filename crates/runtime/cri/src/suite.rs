@@ -340,26 +340,23 @@ async fn attaches(stage: &mut Stage) -> Outcome {
 
 async fn attaches_to_look_on(stage: &mut Stage) -> Outcome {
     let pod = stage.runtime.run_sandbox(sandbox(stage)).await?;
-    let mut config = container(stage, "read line; echo heard $line; cat; echo over; exit 3");
+    let mut config = container(stage, "read line; echo heard $line; exit 3");
     config.stdin = true;
     config.stdin_once = true;
     let id = start(stage, &pod, config).await?;
-    // Who only looks on, and goes, ends nobody's input.
-    let first = stage.runtime.attach(&id, false).await?;
-    ensure(first.stdin.is_none(), || "input that was not asked for".into())?;
-    drop(first);
-    let mut watching = stage.runtime.attach(&id, false).await?;
+    // Who only looks on takes nobody's input, and ends none.
+    let watching = stage.runtime.attach(&id, false).await?;
+    ensure(watching.stdin.is_none(), || "input that was not asked for".into())?;
     let mut writing = stage.runtime.attach(&id, true).await?;
-    let mut stdin = writing.stdin.take().ok_or("no stdin")?;
-    stdin.write_all(b"you\n").await?;
-    wait_for_line(stage, &id, "heard you").await?;
-    // With the one that writes, the input ends.
-    drop((stdin, writing));
-    let mut output = String::new();
-    watching.stdout.take().ok_or("no stdout")?.read_to_string(&mut output).await?;
-    ensure(output == "heard you\nover\n", || output.clone())?;
-    let code = watching.exit.await??;
-    ensure(code == 3, || format!("exit code {code}"))
+    writing.stdin.take().ok_or("no stdin")?.write_all(b"you\n").await?;
+    for streams in [watching, writing] {
+        let mut output = String::new();
+        streams.stdout.ok_or("no stdout")?.read_to_string(&mut output).await?;
+        ensure(output == "heard you\n", || output.clone())?;
+        let code = streams.exit.await??;
+        ensure(code == 3, || format!("exit code {code}"))?;
+    }
+    Ok(())
 }
 
 async fn attaches_to_a_terminal(stage: &mut Stage) -> Outcome {
