@@ -1,9 +1,13 @@
 //! A host of its own for an end-to-end test: a network namespace, private folders, and a cloud in it.
 #![allow(clippy::print_stderr)]
 
+#[path = "../../crates/runtime/cri/tests/support/daemon.rs"]
 mod daemon;
+#[path = "../../crates/runtime/cri/tests/support/dockerd.rs"]
+pub mod dockerd;
 pub mod kubelets;
 pub mod machines;
+pub mod pods;
 pub mod s3;
 mod server;
 pub mod servers;
@@ -16,7 +20,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-pub use daemon::{Daemon, docker_daemons};
+pub use daemon::{Daemon, Folder};
 pub use server::Server;
 
 /// Address of the test's host, on a veth pair that never leaves its namespace.

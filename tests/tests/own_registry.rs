@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use dhow_e2e::machines::Machines;
-use dhow_e2e::{docker_daemons, eventually, run, workspace};
+use dhow_e2e::{dockerd, eventually, run, workspace};
 use serde_json::Value;
 
 const REGISTRY: &str = "198.18.0.1:5443";
@@ -175,7 +175,7 @@ fn docker_pushes_with_a_token(machines: &Machines, folder: &Path) -> Result<()> 
         command.args(["--mount", "sh", "-c", &trust, "sh", program]);
         command
     };
-    let (_containerd, _docker) = docker_daemons(command, folder)?;
+    let (_containerd, _docker) = dockerd::start(command, folder)?;
     let socket = format!("unix://{}", folder.join("d.sock").display());
     let docker = |args: &[&str]| {
         let mut docker = machines.server().command("docker");

@@ -9,7 +9,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use dhow_e2e::{Daemon, HOST_IP, Host, containerd_config, docker_daemons, eventually, workspace};
+use dhow_e2e::{Daemon, Folder, HOST_IP, Host, containerd_config, dockerd, eventually, workspace};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -40,14 +40,14 @@ fn embedded() -> Result<()> {
 
 fn containerd() -> Result<()> {
     let host = Host::new()?;
-    let folder = tempfile::Builder::new().prefix("dhow-rt").tempdir_in("/var/tmp")?;
+    let folder = Folder::new()?;
     let at = |name: &str| folder.path().join(name).display().to_string();
     fs::write(at("config.toml"), containerd_config(folder.path()))?;
     let mut command = host.command("containerd");
     command.args(["--config", &at("config.toml")]);
     let runtime = format!("containerd://{}", at("c.sock"));
     refuses_to_start_without(&host, &runtime)?;
-    let daemon = Daemon::start(command, folder.path(), "c.sock")?;
+    let daemon = Daemon::start(command, "containerd", folder.path(), &folder.path().join("c.sock"))?;
     let done = runs_a_pod(&host, &runtime, "containerd://");
     // Before the daemon, whose containers the cloud's end removes.
     drop(host);
@@ -58,8 +58,8 @@ fn containerd() -> Result<()> {
 
 fn docker() -> Result<()> {
     let host = Host::new()?;
-    let folder = tempfile::Builder::new().prefix("dhow-rt").tempdir_in("/var/tmp")?;
-    let (containerd, daemon) = docker_daemons(|program| host.command(program), folder.path())?;
+    let folder = Folder::new()?;
+    let (containerd, daemon) = dockerd::start(|program| host.command(program), folder.path())?;
     let socket = folder.path().join("d.sock");
     let done = runs_a_pod(&host, &format!("docker://{}", socket.display()), "docker://");
     drop(host);

@@ -8,13 +8,12 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use dhow_e2e::pods::{self, SOON, event, exec, merge, running};
 use dhow_e2e::{Host, eventually, run, workspace};
 use serde_json::{Value, json};
 
-const SOON: Duration = Duration::from_secs(30);
 /// A database starts and recovers within it on a busy machine.
 const LATER: Duration = Duration::from_secs(120);
-const BUSYBOX: &str = "docker.io/library/busybox:latest";
 
 type Part = fn(&Host) -> Result<()>;
 
@@ -173,17 +172,6 @@ fn grows(host: &Host) -> Result<()> {
     row_is_there(host)
 }
 
-fn event(host: &Host, object: &str, reason: &str, text: &str) -> Result<()> {
-    eventually(SOON, || {
-        let field = format!("involvedObject.name={object},reason={reason}");
-        let events = host.get(&["get", "events", "--field-selector", &field])?;
-        let all: Vec<&str> =
-            events["items"].as_array().context("no events")?.iter().filter_map(|e| e["message"].as_str()).collect();
-        ensure!(all.iter().any(|message| message.contains(text)), "{object}: no {reason} with {text:?}: {all:?}");
-        Ok(())
-    })
-}
-
 fn directory(host: &Host, claim: &str) -> Result<(String, PathBuf)> {
     let claim = host.get(&["get", "pvc", claim])?;
     let volume = claim["spec"]["volumeName"].as_str().context("no volume")?.to_owned();
@@ -248,31 +236,13 @@ fn volume(host: &Host, name: &str, more: Value) -> Result<()> {
     host.apply(&volume.to_string()).map(drop)
 }
 
-fn merge(into: &mut Value, more: Value) {
-    if let (Some(into), Value::Object(more)) = (into.as_object_mut(), more) {
-        into.extend(more);
-    }
-}
-
 /// A pod with the claim at `/data`.
 fn pod(host: &Host, name: &str, claim: &str, script: &str, container: Value, spec: Value) -> Result<()> {
-    let mut own = json!({"name": "a", "image": BUSYBOX, "imagePullPolicy": "IfNotPresent",
-        "command": ["sh", "-c", script], "volumeMounts": [{"name": "v", "mountPath": "/data"}]});
+    let mut own = json!({"volumeMounts": [{"name": "v", "mountPath": "/data"}]});
     merge(&mut own, container);
-    let mut whole = json!({"containers": [own], "terminationGracePeriodSeconds": 1,
-        "volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": claim}}]});
+    let mut whole = json!({"volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": claim}}]});
     merge(&mut whole, spec);
-    let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": whole});
-    host.apply(&pod.to_string()).map(drop)
-}
-
-fn running(host: &Host, name: &str) -> Result<()> {
-    let wait = format!("--timeout={}s", SOON.as_secs());
-    host.kubectl(&["wait", "--for=condition=Ready", &format!("pod/{name}"), &wait]).map(drop)
-}
-
-fn exec(host: &Host, pod: &str, script: &str) -> Result<String> {
-    host.kubectl(&["exec", pod, "--", "sh", "-c", script])
+    pods::pod(host, name, script, own, whole)
 }
 
 fn clear(host: &Host) -> Result<()> {

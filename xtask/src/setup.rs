@@ -35,6 +35,7 @@ pub const TEST_NEEDS: &[Need] = &[
     ("bzip2", "bzip2"),
     ("xz", "xz-utils"),
     ("zstd", "zstd"),
+    ("faketime", "faketime"),
     ("dig", "bind9-dnsutils"),
     ("nsd", "nsd"),
     ("knotd", "knot"),

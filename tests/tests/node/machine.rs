@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 use dhow_e2e::{Host, eventually};
 use serde_json::json;
 
-use crate::support::{IMAGE, SOON, exec, nothing, own, pod, running, until};
+use dhow_e2e::pods::{IMAGE, SOON, exec, nothing, own, pod, running, until};
 
 pub fn runs_static_pods(host: &Host) -> Result<()> {
     let file = host.data_dir().join("static-pods/own.yaml");
@@ -52,6 +52,7 @@ pub fn tells_numbers(host: &Host) -> Result<()> {
     ensure!(denied.contains("orbidden"), "{denied}");
     for (path, expected) in [
         ("stats/summary", "\"nodeName\":\"e2e\""),
+        ("stats/summary", "\"maxpid\":"),
         ("metrics", "kubelet_running_pods"),
         ("metrics/resource", "pod_cpu_usage_seconds_total{namespace=\"default\",pod=\"busy\"}"),
         ("metrics/cadvisor", "container_memory_working_set_bytes{container=\"a\""),

@@ -4,17 +4,15 @@
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 mod machine;
-mod support;
+mod streams;
 
-use std::io::Write;
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use dhow_e2e::{Host, eventually};
 use serde_json::{Value, json};
 
-use support::{IMAGE, SOON, condition, event, exec, merge, nothing, own, pod, running, status, until};
+use dhow_e2e::pods::{IMAGE, SOON, condition, event, exec, merge, nothing, own, pod, running, status, until};
 
 type Part = fn(&Host) -> Result<()>;
 
@@ -23,7 +21,7 @@ fn the_node_runs_pods_as_their_specs_say() {
     let host = Host::new().unwrap();
     host.dhow(&["up"]).unwrap();
     host.import(&["busybox"]).unwrap();
-    let parts: [(&str, Part); 17] = [
+    let parts: [(&str, Part); 18] = [
         ("words", says_what_is_wrong),
         ("crash loops", backs_off),
         ("phases", ends_pods),
@@ -31,7 +29,8 @@ fn the_node_runs_pods_as_their_specs_say() {
         ("init and sidecars", orders_containers),
         ("hooks", runs_hooks),
         ("debug containers", debugs),
-        ("attach and cp", attaches_and_copies),
+        ("attach and cp", streams::attaches_and_copies),
+        ("input once", streams::ends_input_with_the_one_that_gave_it),
         ("live volumes", follows_objects),
         ("volumes", mounts_volumes),
         ("environment", gives_environment),
@@ -294,38 +293,6 @@ fn debugs(host: &Host) -> Result<()> {
     ensure!(own(&seen)["ready"] == true && own(&seen)["restartCount"] == 0, "{seen:#}");
     let processes = host.kubectl(&["logs", "patient", "-c", "doctor"])?;
     ensure!(processes.contains("sleep 4711"), "the target's processes are not seen: {processes}");
-    Ok(())
-}
-
-fn attaches_and_copies(host: &Host) -> Result<()> {
-    let image = format!("--image={IMAGE}");
-    let mut command = host.command("kubectl");
-    command.args([
-        "run",
-        "echo",
-        &image,
-        "-i",
-        "--rm",
-        "--restart=Never",
-        "--image-pull-policy=IfNotPresent",
-        "--",
-        "sh",
-        "-c",
-        "read x; echo got $x",
-    ]);
-    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
-    child.stdin.take().context("no input")?.write_all(b"hello\n")?;
-    let output = child.wait_with_output()?;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    ensure!(text.contains("got hello"), "{text} {}", String::from_utf8_lossy(&output.stderr));
-    pod(host, "files", "sleep 1000", nothing(), nothing())?;
-    running(host, "files")?;
-    let (from, to) = (host.folder().join("from"), host.folder().join("to"));
-    std::fs::create_dir_all(from.join("deep"))?;
-    std::fs::write(from.join("deep/file"), "contents")?;
-    host.kubectl(&["cp", from.to_str().context("path")?, "files:/tmp/there"])?;
-    host.kubectl(&["cp", "files:/tmp/there", to.to_str().context("path")?])?;
-    ensure!(std::fs::read_to_string(to.join("deep/file"))? == "contents", "copied there and back");
     Ok(())
 }
 

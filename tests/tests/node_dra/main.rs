@@ -7,17 +7,15 @@ mod driver;
 mod wire;
 
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
+use dhow_e2e::pods::{self, SOON, delete, event, exec, running};
 use dhow_e2e::{Host, eventually, run};
 use serde_json::{Value, json};
 
 use driver::{Description, Driver, NAME};
 use wire::Stop;
-
-const SOON: Duration = Duration::from_secs(90);
-const BUSYBOX: &str = "docker.io/library/busybox:latest";
 
 /// One test, because a host's names are the process'.
 /// One part of the story, which begins where the one before ended.
@@ -79,39 +77,13 @@ fn claim_spec(count: i64) -> Value {
 fn pod(host: &Host, name: &str, source: Value) -> Result<()> {
     let mut claim = json!({"name": "own"});
     claim.as_object_mut().context("a map")?.extend(source.as_object().context("a map")?.clone());
-    let container = json!({"name": "a", "image": BUSYBOX, "imagePullPolicy": "IfNotPresent",
-        "command": ["sh", "-c", "trap 'exit 0' TERM; sleep 1000 & wait"], "resources": {"claims": [{"name": "own"}]}});
-    let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name},
-        "spec": {"containers": [container], "resourceClaims": [claim], "terminationGracePeriodSeconds": 1}});
-    host.apply(&pod.to_string()).map(drop)
+    let script = "trap 'exit 0' TERM; sleep 1000 & wait";
+    let container = json!({"resources": {"claims": [{"name": "own"}]}});
+    pods::pod(host, name, script, container, json!({"resourceClaims": [claim]}))
 }
 
 fn by_template(host: &Host, name: &str) -> Result<()> {
     pod(host, name, json!({"resourceClaimTemplateName": "one-gadget"}))
-}
-
-fn running(host: &Host, name: &str) -> Result<()> {
-    let wait = format!("--timeout={}s", SOON.as_secs());
-    host.kubectl(&["wait", "--for=condition=Ready", &format!("pod/{name}"), &wait]).map(drop)
-}
-
-fn exec(host: &Host, pod: &str, script: &str) -> Result<String> {
-    host.kubectl(&["exec", pod, "--", "sh", "-c", script])
-}
-
-fn delete(host: &Host, pod: &str) -> Result<()> {
-    host.kubectl(&["delete", "pod", pod, "--now", "--timeout=60s"]).map(drop)
-}
-
-fn event(host: &Host, object: &str, reason: &str, text: &str) -> Result<()> {
-    eventually(SOON, || {
-        let field = format!("involvedObject.name={object},reason={reason}");
-        let events = host.get(&["get", "events", "--field-selector", &field])?;
-        let all: Vec<&str> =
-            events["items"].as_array().context("no events")?.iter().filter_map(|e| e["message"].as_str()).collect();
-        ensure!(all.iter().any(|message| message.contains(text)), "{object}: no {reason} with {text:?}: {all:?}");
-        Ok(())
-    })
 }
 
 /// The claim that was made for a pod.

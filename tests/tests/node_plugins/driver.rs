@@ -40,6 +40,8 @@ pub struct Driver {
     folder: PathBuf,
     pub calls: Arc<Mutex<Vec<Call>>>,
     pub told: Arc<Mutex<Vec<RegistrationStatus>>>,
+    /// How it answers when it is to stage a volume, instead of doing that.
+    pub refuses_to_stage: Arc<Mutex<Option<tonic::Code>>>,
 }
 
 fn failed(error: impl std::fmt::Display) -> Status {
@@ -70,7 +72,12 @@ fn unmount(path: &str) -> Result<(), Status> {
 impl Driver {
     pub fn new(folder: &Path) -> Self {
         std::fs::create_dir_all(folder.join("volumes")).unwrap();
-        Self { folder: folder.to_owned(), calls: Arc::default(), told: Arc::default() }
+        Self {
+            folder: folder.to_owned(),
+            calls: Arc::default(),
+            told: Arc::default(),
+            refuses_to_stage: Arc::default(),
+        }
     }
 
     pub fn socket(&self) -> PathBuf {
@@ -121,6 +128,10 @@ impl Node for Driver {
         request: Request<NodeStageVolumeRequest>,
     ) -> Result<Response<NodeStageVolumeResponse>, Status> {
         let asked = request.into_inner();
+        if let Some(code) = *self.refuses_to_stage.lock() {
+            self.note(Call { name: "refused", volume: asked.volume_id, ..Call::default() });
+            return Err(Status::new(code, "not today"));
+        }
         let path = asked.staging_target_path.clone();
         if is_block(asked.volume_capability.as_ref()) {
             let image = self.volume(&asked.volume_id);

@@ -8,25 +8,18 @@ mod sidecar;
 mod wire;
 
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use dhow_e2e::{Host, eventually, run};
+use dhow_e2e::pods::{SOON, delete, event, exec, merge, pod, running};
+use dhow_e2e::{Host, eventually, run, workspace};
 use serde_json::{Value, json};
 
 use device::{Plugin, RESOURCE};
 use driver::{Driver, NAME, NODE_ID, TOPOLOGY};
 
-pub const SOON: Duration = Duration::from_secs(60);
-const BUSYBOX: &str = "docker.io/library/busybox:latest";
 const NGINX: &str = "docker.io/library/nginx:latest";
 const PASSWORD: &str = "s3cret-of-the-volume";
-
-pub fn merge(into: &mut Value, more: Value) {
-    if let (Some(into), Value::Object(more)) = (into.as_object_mut(), more) {
-        into.extend(more);
-    }
-}
 
 /// One test, because a host's names are the process'.
 #[test]
@@ -37,14 +30,15 @@ fn plugins_and_images_bring_volumes_and_devices() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let _inside = runtime.enter();
     let driver = Driver::new(&host.folder().join("driver"));
-    let parts: [(&str, &dyn Fn() -> Result<()>); 8] = [
+    let parts: [(&str, &dyn Fn() -> Result<()>); 9] = [
         ("image volumes", &|| mounts_images(&host)),
         ("recursive read-only", &|| mounts_for_reading_only(&host)),
         ("registration", &|| takes_drivers_in(&host, &driver)),
         ("volumes of a driver", &|| mounts_what_a_driver_has(&host, &driver)),
         ("block devices of a driver", &|| hands_block_devices_over(&host, &driver)),
+        ("volumes that could not be staged", &|| undoes_what_may_have_been_done(&host, &driver)),
         ("volumes in pods", &|| mounts_what_pods_describe(&host, &driver)),
-        ("snapshots' kinds", &|| serves_the_kinds_of_snapshots(&host)),
+        ("snapshots", &|| takes_snapshots(&host, &driver)),
         ("devices", &|| gives_devices(&host, &runtime)),
     ];
     let mut failures = Vec::new();
@@ -82,46 +76,12 @@ fn plugins_and_images_bring_volumes_and_devices() {
     assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
 
-fn pod(host: &Host, name: &str, script: &str, container: Value, spec: Value) -> Result<()> {
-    let mut own =
-        json!({"name": "a", "image": BUSYBOX, "imagePullPolicy": "IfNotPresent", "command": ["sh", "-c", script]});
-    merge(&mut own, container);
-    let mut whole = json!({"containers": [own], "terminationGracePeriodSeconds": 1});
-    merge(&mut whole, spec);
-    let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": whole});
-    host.apply(&pod.to_string()).map(drop)
-}
-
-fn running(host: &Host, name: &str) -> Result<()> {
-    let wait = format!("--timeout={}s", SOON.as_secs());
-    host.kubectl(&["wait", "--for=condition=Ready", &format!("pod/{name}"), &wait]).map(drop)
-}
-
-fn exec(host: &Host, pod: &str, script: &str) -> Result<String> {
-    host.kubectl(&["exec", pod, "--", "sh", "-c", script])
-}
-
 /// What a script that must not succeed says.
 fn refusal(host: &Host, pod: &str, script: &str) -> Result<String> {
     match exec(host, pod, script) {
         Ok(said) => anyhow::bail!("{script:?} in {pod} succeeds and says {said:?}"),
         Err(error) => Ok(error.to_string()),
     }
-}
-
-fn delete(host: &Host, pod: &str) -> Result<()> {
-    host.kubectl(&["delete", "pod", pod, "--now", "--timeout=60s"]).map(drop)
-}
-
-fn event(host: &Host, object: &str, reason: &str, text: &str) -> Result<()> {
-    eventually(SOON, || {
-        let field = format!("involvedObject.name={object},reason={reason}");
-        let events = host.get(&["get", "events", "--field-selector", &field])?;
-        let all: Vec<&str> =
-            events["items"].as_array().context("no events")?.iter().filter_map(|e| e["message"].as_str()).collect();
-        ensure!(all.iter().any(|message| message.contains(text)), "{object}: no {reason} with {text:?}: {all:?}");
-        Ok(())
-    })
 }
 
 fn restart(host: &Host) -> Result<()> {
@@ -332,6 +292,31 @@ fn hands_block_devices_over(host: &Host, driver: &Driver) -> Result<()> {
     host.kubectl(&["delete", "pv", &volume, "--timeout=60s"]).map(drop)
 }
 
+/// What surely was not done is not undone; what may have been done is.
+fn undoes_what_may_have_been_done(host: &Host, driver: &Driver) -> Result<()> {
+    for (name, code, undone) in
+        [("surely", tonic::Code::InvalidArgument, 0), ("maybe", tonic::Code::DeadlineExceeded, 1)]
+    {
+        claim(host, name, json!({}))?;
+        let volume = sidecar::provision(host, driver, name, json!({}))?;
+        *driver.refuses_to_stage.lock() = Some(code);
+        let mounts = json!({"volumeMounts": [{"name": "v", "mountPath": "/data"}]});
+        pod(host, name, "sleep 1000", mounts, json!({"volumes": of_claim(name)}))?;
+        sidecar::attach(host, &volume)?;
+        event(host, name, "FailedMount", &format!("rpc error: code = {code:?} desc = not today"))?;
+        delete(host, name)?;
+        *driver.refuses_to_stage.lock() = None;
+        ensure!(!driver.calls_of("refused", &volume).is_empty(), "it was not asked");
+        sidecar::detach(host, &volume)?;
+        let calls = driver.calls_of("unstage", &volume).len();
+        ensure!(calls == undone, "{code:?}: unstaged {calls} times");
+        ensure!(driver.calls_of("unpublish", &volume).is_empty(), "{code:?}: unpublished what never was published");
+        host.kubectl(&["delete", "pvc", name, "--timeout=60s"])?;
+        host.kubectl(&["delete", "pv", &volume, "--timeout=60s"])?;
+    }
+    Ok(())
+}
+
 fn mounts_what_pods_describe(host: &Host, driver: &Driver) -> Result<()> {
     let csi = json!({"driver": NAME, "readOnly": true, "volumeAttributes": {"size": "1"},
         "nodePublishSecretRef": {"name": "key"}});
@@ -355,32 +340,40 @@ fn mounts_what_pods_describe(host: &Host, driver: &Driver) -> Result<()> {
     delete(host, "unknown")
 }
 
-/// The kinds that snapshots of volumes are made of are custom ones.
-fn serves_the_kinds_of_snapshots(host: &Host) -> Result<()> {
+/// Between the server's controller and a driver's snapshotter.
+fn takes_snapshots(host: &Host, driver: &Driver) -> Result<()> {
     let group = "snapshot.storage.k8s.io";
-    for (kind, plural, scope) in [
-        ("VolumeSnapshot", "volumesnapshots", "Namespaced"),
-        ("VolumeSnapshotContent", "volumesnapshotcontents", "Cluster"),
-        ("VolumeSnapshotClass", "volumesnapshotclasses", "Cluster"),
-    ] {
-        let schema = json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
-        let version = json!({"name": "v1", "served": true, "storage": true, "subresources": {"status": {}},
-            "schema": {"openAPIV3Schema": schema}});
-        let definition = json!({"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
-            "metadata": {"name": format!("{plural}.{group}"),
-                "annotations": {"api-approved.kubernetes.io": "https://github.com/kubernetes-csi/external-snapshotter/pull/814"}},
-            "spec": {"group": group, "scope": scope, "versions": [version],
-                "names": {"kind": kind, "plural": plural, "singular": kind.to_lowercase()}}});
-        host.apply(&definition.to_string())?;
-    }
+    let kinds = workspace().join("examples/storage/snapshots.yaml");
+    host.kubectl(&["apply", "-f", kinds.to_str().context("path")?])?;
+    host.kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=60s"])?;
+    let class = json!({"apiVersion": format!("{group}/v1"), "kind": "VolumeSnapshotClass", "metadata": {"name": "dirs"},
+        "driver": NAME, "deletionPolicy": "Delete"});
+    host.apply(&class.to_string())?;
+    claim(host, "shot", json!({}))?;
+    let volume = sidecar::provision(host, driver, "shot", json!({}))?;
     let snapshot = json!({"apiVersion": format!("{group}/v1"), "kind": "VolumeSnapshot", "metadata": {"name": "s"},
-        "spec": {"volumeSnapshotClassName": "dirs", "source": {"persistentVolumeClaimName": "data"}}});
-    eventually(SOON, || host.apply(&snapshot.to_string()))?;
-    // A claim may ask to begin with what a snapshot holds.
+        "spec": {"volumeSnapshotClassName": "dirs", "source": {"persistentVolumeClaimName": "shot"}}});
+    host.apply(&snapshot.to_string())?;
+    let content = sidecar::snapshot(host, &volume)?;
+    eventually(SOON, || {
+        let status = host.get(&["get", "volumesnapshot", "s"])?["status"].take();
+        ensure!(status["readyToUse"] == true && status["restoreSize"] == "10Mi", "{status:#}");
+        ensure!(status["boundVolumeSnapshotContentName"] == content, "{status:#}");
+        Ok(())
+    })?;
+    // A claim may ask to begin with what a snapshot holds; that is the provisioner's.
     claim(host, "restored", json!({"dataSource": {"name": "s", "kind": "VolumeSnapshot", "apiGroup": group}}))?;
-    let kept = host.get(&["get", "pvc", "restored"])?;
-    ensure!(kept["spec"]["dataSource"]["kind"] == "VolumeSnapshot", "{:#}", kept["spec"]);
-    host.kubectl(&["delete", "pvc", "restored", "--timeout=60s"]).map(drop)
+    let restored = sidecar::provision(host, driver, "restored", json!({}))?;
+    eventually(SOON, || {
+        let claim = host.get(&["get", "pvc", "restored"])?;
+        ensure!(claim["status"]["phase"] == "Bound", "{:#}", claim["status"]);
+        Ok(())
+    })?;
+    host.kubectl(&["delete", "volumesnapshot", "s", "--wait=false"])?;
+    sidecar::remove_snapshot(host, &content)?;
+    host.kubectl(&["wait", "--for=delete", "volumesnapshot", "s", "--timeout=60s"])?;
+    host.kubectl(&["delete", "pvc", "shot", "restored", "--timeout=60s"])?;
+    host.kubectl(&["delete", "pv", &volume, &restored, "--timeout=60s"]).map(drop)
 }
 
 fn allocatable(host: &Host) -> Result<(String, String)> {

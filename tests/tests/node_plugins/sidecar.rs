@@ -2,11 +2,11 @@
 //! over the API, with kubectl.
 
 use anyhow::{Context, Result, ensure};
+use dhow_e2e::pods::{SOON, merge};
 use dhow_e2e::{Host, eventually};
 use serde_json::{Value, json};
 
 use crate::driver::{Driver, NAME};
-use crate::{SOON, merge};
 
 const FINALIZER: &str = "external-attacher/dirs-example-com";
 
@@ -82,4 +82,40 @@ pub fn grow(host: &Host, claim: &str, volume: &str, size: &str) -> Result<()> {
     let waits = json!({"status": {"conditions": [{"type": "FileSystemResizePending", "status": "True",
         "lastTransitionTime": "2026-01-01T00:00:00Z"}]}});
     host.kubectl(&["patch", "pvc", claim, "--subresource=status", "--type=merge", "-p", &waits.to_string()]).map(drop)
+}
+
+/// Waits for what a snapshot of the volume is to become, and takes it. The usual snapshotter's patches replace fields that are not
+/// there yet.
+pub fn snapshot(host: &Host, volume: &str) -> Result<String> {
+    let name = eventually(SOON, || {
+        let all = host.get(&["get", "volumesnapshotcontents"])?;
+        let mut all = all["items"].as_array().into_iter().flatten();
+        let found = all.find(|one| one["spec"]["source"]["volumeHandle"] == volume).context("nobody asks for it")?;
+        ensure!(found["spec"]["driver"] == NAME, "{:#}", found["spec"]);
+        found["metadata"]["name"].as_str().map(str::to_owned).context("name")
+    })?;
+    let patch = |more: &[&str], operation: Value| {
+        let patch = json!([operation]).to_string();
+        let args = ["patch", "volumesnapshotcontent", &name, "--type=json", "-p", &patch];
+        host.kubectl(&[&args[..], more].concat())
+    };
+    let being_created = json!({"snapshot.storage.kubernetes.io/volumesnapshot-being-created": "yes"});
+    patch(&[], json!({"op": "replace", "path": "/metadata/annotations", "value": being_created}))?;
+    let taken = json!({"snapshotHandle": format!("snapshot of {volume}"), "creationTime": 1_800_000_000_000_000_000_i64,
+        "readyToUse": true, "restoreSize": 10 << 20});
+    patch(&["--subresource=status"], json!({"op": "replace", "path": "/status", "value": taken}))?;
+    let path = "/metadata/annotations/snapshot.storage.kubernetes.io~1volumesnapshot-being-created";
+    patch(&[], json!({"op": "remove", "path": path}))?;
+    Ok(name)
+}
+
+/// Waits until the snapshot is to go, and says that it has gone.
+pub fn remove_snapshot(host: &Host, content: &str) -> Result<()> {
+    eventually(SOON, || {
+        let found = host.get(&["get", "volumesnapshotcontent", content])?;
+        ensure!(found["metadata"]["deletionTimestamp"].is_string(), "still wanted: {:#}", found["metadata"]);
+        Ok(())
+    })?;
+    let none = json!({"metadata": {"finalizers": null}}).to_string();
+    host.kubectl(&["patch", "volumesnapshotcontent", content, "--type=merge", "-p", &none]).map(drop)
 }

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use dhow_e2e::{HOST_IP, Host, eventually, run, workspace};
 use serde_json::json;
 
-use crate::support::{SOON, event, nothing, own, pod, running, until};
+use dhow_e2e::pods::{SOON, event, nothing, own, pod, running, until};
 
 const PORT: u16 = 5005;
 

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use dhow_e2e::{Host, eventually, run, workspace};
 use serde_json::{Value, json};
 
-use crate::support::{IMAGE, SOON, condition, event, exec, merge, nothing, own, pod, running, status, until};
+use dhow_e2e::pods::{IMAGE, SOON, condition, event, exec, merge, nothing, own, pod, running, status, until};
 
 /// Threads that the machine may have more than it has now before that is too many; a pod makes half as many again.
 const THREADS: u64 = 1000;

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use dhow_e2e::{Host, eventually, run};
 use serde_json::{Value, json};
 
-use crate::support::{SOON, event, exec, merge, nothing, own, pod, running, until};
+use dhow_e2e::pods::{SOON, event, exec, merge, nothing, own, pod, running, until};
 
 const SETTINGS: &str = "runtimeHandlers:\n  runc: {path: /usr/sbin/runc}\n  crun: {path: /usr/bin/crun}\n  \
                         gone: {path: /no/such/runtime}\n";

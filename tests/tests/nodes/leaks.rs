@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use dhow_e2e::{Host, eventually};
 use serde_json::json;
 
-use crate::support::{IMAGE, nothing, pod, running, until};
+use dhow_e2e::pods::{IMAGE, nothing, pod, running, until};
 
 /// What there is of this cloud, by kind.
 fn traces(host: &Host) -> Result<BTreeMap<&'static str, usize>> {

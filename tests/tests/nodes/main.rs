@@ -1,10 +1,6 @@
 //! The node agent where the machine is not as one wishes it: other runtimes by RuntimeClass, shutdowns, full disks.
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
-#[path = "../node/support.rs"]
-#[allow(dead_code)]
-mod support;
-
 mod bad_images;
 mod disk;
 mod handlers;
@@ -44,6 +40,11 @@ fn images_that_cannot_be_had_or_run_say_why() {
 #[test]
 fn trust_bundles_and_certificates_are_shown_in_volumes() {
     trust_bundles::test().unwrap();
+}
+
+#[test]
+fn certificates_of_pods_are_renewed_while_they_run() {
+    pod_certificates::renews().unwrap();
 }
 
 #[test]

@@ -8,7 +8,7 @@ use dhow_e2e::{Host, eventually, run};
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
-use crate::support::{SOON, event, exec, own, pod, running, status};
+use dhow_e2e::pods::{SOON, event, exec, own, pod, running, status};
 
 const SIGNER: &str = "example.com/pods";
 const REQUESTS: &str = "podcertificaterequests";
@@ -139,18 +139,80 @@ fn only_signers_and_nodes_say(host: &Host, authority: &Authority, request: &Valu
 
 /// Key and certificate of each kind of source, by the kind, as the pod sees them; they belong to each other.
 fn shown(host: &Host) -> Result<BTreeMap<&'static str, String>> {
-    let mut all = BTreeMap::new();
-    for (kind, key, chain) in [("bundle", "/c/both.pem", "/c/both.pem"), ("files", "/c/key.pem", "/c/chain.pem")] {
-        let of = |command: &str, file: &str| -> Result<String> {
-            let place = host.folder().join("shown.pem");
-            std::fs::write(&place, exec(host, "certified", &format!("cat {file}"))?)?;
-            run(Command::new("openssl").args(command.split(' ')).arg("-in").arg(&place))
-        };
-        let public = of("pkey -pubout", key)?;
-        ensure!(public == of("x509 -pubkey -noout", chain)?, "{kind}: key and certificate are of two pairs");
-        all.insert(kind, public);
-    }
-    Ok(all)
+    let kinds = [("bundle", "/c/both.pem", "/c/both.pem"), ("files", "/c/key.pem", "/c/chain.pem")];
+    kinds.into_iter().map(|(kind, key, chain)| Ok((kind, pair(host, "certified", key, chain)?))).collect()
+}
+
+/// The public key of these files of a pod.
+fn pair(host: &Host, pod: &str, key: &str, chain: &str) -> Result<String> {
+    let of = |command: &str, file: &str| -> Result<String> {
+        let place = host.folder().join("shown.pem");
+        std::fs::write(&place, exec(host, pod, &format!("cat {file}"))?)?;
+        run(Command::new("openssl").args(command.split(' ')).arg("-in").arg(&place))
+    };
+    let public = of("pkey -pubout", key)?;
+    ensure!(public == of("x509 -pubkey -noout", chain)?, "{key} and {chain} are of two pairs");
+    Ok(public)
+}
+
+/// In a cloud whose clock is set forward: by the rules of the API no certificate is old enough within five minutes, and then
+/// nodes take up to five minutes more, so that not all ask at once.
+pub fn renews() -> Result<()> {
+    let mut host = Host::new()?;
+    let clock = host.folder().join("clock");
+    std::fs::write(&clock, "+0")?;
+    host.set("LD_PRELOAD", &clock_library()?);
+    host.set("FAKETIME_TIMESTAMP_FILE", &clock.to_string_lossy());
+    host.set("FAKETIME_CACHE_DURATION", "1");
+    host.set("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+    crate::start(&host, "{}\n", &[])?;
+    let authority = Authority::new(&host)?;
+    certified(
+        &host,
+        "renewed",
+        json!([{"podCertificate":
+        {"signerName": SIGNER, "keyType": "ED25519", "credentialBundlePath": "both.pem"}}]),
+    )?;
+    let now = || pair(&host, "renewed", "/c/both.pem", "/c/both.pem");
+    let asked = requests(&host, "renewed", 1, &[])?;
+    authority.sign_until(&host, &asked[0], MARGIN, &[])?;
+    running(&host, "renewed")?;
+    let first = now()?;
+
+    // The agent sleeps by a clock that cannot be set, so a change of the pod wakes it.
+    std::fs::write(&clock, "+16m")?;
+    let begun = Timestamp::now();
+    eventually(SOON, || {
+        let seen = run(host.command("date").arg("+%s"))?.trim().parse::<i64>()?;
+        ensure!(seen - begun.as_second() > 900, "the clock was not set");
+        Ok(())
+    })?;
+    let old: Vec<String> = asked.iter().map(name).collect();
+    let again = eventually(SOON, || {
+        host.kubectl(&["annotate", "pod", "renewed", "--overwrite", &format!("at={}", Timestamp::now())])?;
+        let found = host.get(&["get", REQUESTS])?;
+        let all = found["items"].as_array().context("no requests")?;
+        all.iter().find(|request| !old.contains(&name(request))).cloned().context("nothing is asked for")
+    })?;
+    ensure!(now()? == first, "the old certificate went before the new one came");
+    authority.sign_until(&host, &again, MARGIN, &[])?;
+    eventually(SOON, || {
+        ensure!(now()? != first, "the certificate is the same");
+        Ok(())
+    })?;
+    let seen = status(&host, "renewed")?;
+    ensure!(own(&seen)["restartCount"] == 0, "{seen:#}");
+    ensure!(requests(&host, "renewed", 1, &old)?.iter().map(name).eq([name(&again)]), "it was asked for once more");
+    host.kubectl(&["delete", "pods", "--all", "--timeout=60s"]).map(drop)
+}
+
+/// The shortest time that the API allows between a certificate's beginning and its renewal.
+const MARGIN: SignedDuration = SignedDuration::from_mins(10);
+
+/// What gives programs another time than the machine's.
+fn clock_library() -> Result<String> {
+    let found = run(Command::new("find").args(["/usr/lib", "-name", "libfaketimeMT.so.1"]))?;
+    found.lines().next().map(str::to_owned).context("faketime is not installed")
 }
 
 /// A signer's own authority.
@@ -175,11 +237,16 @@ impl Authority {
         self.folder.join(name)
     }
 
-    /// Gives the request what it asks for, for a day.
+    /// Gives the request what it asks for, for a day, to be renewed after the half.
     fn sign(&self, host: &Host, request: &Value, more: &[&str]) -> Result<()> {
+        self.sign_until(host, request, SignedDuration::from_hours(12), more)
+    }
+
+    /// The same, to be renewed after that time, by the clock of the host.
+    fn sign_until(&self, host: &Host, request: &Value, renewal: SignedDuration, more: &[&str]) -> Result<()> {
         let key = request["spec"]["pkixPublicKey"].as_str().context("no key")?;
         std::fs::write(self.at("asked.pem"), format!("-----BEGIN PUBLIC KEY-----\n{key}\n-----END PUBLIC KEY-----\n"))?;
-        let mut openssl = Command::new("openssl");
+        let mut openssl = host.command("openssl");
         openssl.args(["x509", "-new", "-days", "1", "-subj", "/CN=pod", "-force_pubkey"]).arg(self.at("asked.pem"));
         openssl.arg("-CA").arg(self.at("ca.pem")).arg("-CAkey").arg(self.at("ca.key"));
         run(openssl.arg("-out").arg(self.at("given.pem")))?;
@@ -192,7 +259,7 @@ impl Authority {
             Ok(found.replace(' ', "T"))
         };
         let (begins, ends) = (date("notBefore=")?, date("notAfter=")?);
-        let refresh = begins.parse::<Timestamp>()? + SignedDuration::from_hours(12);
+        let refresh = begins.parse::<Timestamp>()? + renewal;
         let status = json!({"certificateChain": format!("made here\n{chain}"), "notBefore": begins, "notAfter": ends,
             "beginRefreshAt": refresh.to_string(),
             "conditions": [{"type": "Issued", "status": "True", "reason": "Issued", "message": "so it is"}]});

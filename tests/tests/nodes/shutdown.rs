@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use dhow_e2e::{Host, eventually, run, workspace};
 use serde_json::{Value, json};
 
-use crate::support::{SOON, condition, event, nothing, pod, running, until};
+use dhow_e2e::pods::{SOON, condition, event, nothing, pod, running, until};
 
 const SETTINGS: &str = "node: {shutdownGracePeriod: 20s, shutdownGracePeriodCriticalPods: 8s}\n";
 const MESSAGE: &str = "Pod was terminated in response to imminent node shutdown.";
@@ -93,7 +93,7 @@ fn makes(host: &Host, name: &str, spec: Value) -> Result<()> {
     );
     let volumes = json!([{"name": "v", "hostPath": {"path": folder}}]);
     let mut whole = json!({"terminationGracePeriodSeconds": 600, "volumes": volumes});
-    crate::support::merge(&mut whole, spec);
+    dhow_e2e::pods::merge(&mut whole, spec);
     pod(host, name, &script, mounts, whole)?;
     running(host, name).map(drop)
 }
@@ -168,7 +168,7 @@ fn ends_with_systemd(host: &Host, bus: &mut Bus, address: &str) -> Result<()> {
     start()?;
     bus.hears("inhibited shutdown delay")?;
     let seen = running(host, "again")?;
-    ensure!(crate::support::own(&seen)["restartCount"] == 0, "{seen:#}");
+    ensure!(dhow_e2e::pods::own(&seen)["restartCount"] == 0, "{seen:#}");
     bus.tell("stopping")?;
     end("-TERM")?;
     bus.hears("released")?;

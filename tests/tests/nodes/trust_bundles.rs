@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use dhow_e2e::{Host, eventually, run};
 use serde_json::{Value, json};
 
-use crate::support::{SOON, event, exec, pod, running};
+use dhow_e2e::pods::{SOON, event, exec, pod, running};
 
 const SERVING: &str = "kubernetes.io/kube-apiserver-serving";
 

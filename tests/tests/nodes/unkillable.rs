@@ -6,7 +6,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use dhow_e2e::{Host, eventually, run};
 
-use crate::support::{event, nothing, own, pod, running};
+use dhow_e2e::pods::{event, nothing, own, pod, running};
 
 pub fn test() -> Result<()> {
     if !Path::new("/sys/fs/cgroup/freezer/tasks").exists() {

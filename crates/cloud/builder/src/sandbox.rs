@@ -213,7 +213,7 @@ impl Running {
             this.prepare(&dir, &id, step, limits)?;
             shim.tell(&Request::Create { id: CONTAINER.to_owned() })?;
             let [(out, their_out), (err, their_err)] = [new_pipe()?, new_pipe()?];
-            let request = Request::Attach { id: CONTAINER.to_owned() };
+            let request = Request::Attach { id: CONTAINER.to_owned(), stdin: false };
             let answer = shim.begin(&request, &[their_out.as_fd(), their_err.as_fd()])?;
             shim.tell(&Request::Start { id: CONTAINER.to_owned() })?;
             Ok(Begun { connection: answer.connection, out, err })

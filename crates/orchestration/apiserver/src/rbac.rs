@@ -188,7 +188,7 @@ impl Bindings {
                 "User" => (&mut self.users, subject.name),
                 "Group" => (&mut self.groups, subject.name),
                 "ServiceAccount" => {
-                    let namespace = subject.namespace.as_deref().unwrap_or(namespace);
+                    let namespace = subject.namespace.as_deref().filter(|own| !own.is_empty()).unwrap_or(namespace);
                     (&mut self.users, format!("system:serviceaccount:{namespace}:{}", subject.name))
                 }
                 _ => continue,
@@ -366,6 +366,22 @@ mod tests {
             namespace: "a".into(),
             name: "x".into(),
         }
+    }
+
+    #[test]
+    fn accounts_without_a_namespace_are_of_their_bindings() {
+        let mut bindings = Bindings::default();
+        let subject = |namespace: Option<&str>| Subject {
+            kind: "ServiceAccount".into(),
+            name: "s".into(),
+            namespace: namespace.map(str::to_owned),
+            ..Subject::default()
+        };
+        let subjects = vec![subject(None), subject(Some("")), subject(Some("other"))];
+        bindings.add(Some(subjects), "own", &Rules::default(), "");
+        let grants =
+            |namespace: &str| bindings.users.get(&format!("system:serviceaccount:{namespace}:s")).map(Vec::len);
+        assert_eq!((grants("own"), grants("other"), grants("")), (Some(2), Some(1), None));
     }
 
     #[test]

@@ -169,7 +169,8 @@ fn crash_loop(pod: &Pod) -> Option<String> {
 pub fn complaint(pod: &Pod) -> String {
     let waiting = statuses(pod).find_map(|one| {
         let waiting = one.state.as_ref()?.waiting.as_ref()?;
-        let reason = waiting.reason.as_deref().filter(|reason| *reason != "ContainerCreating")?;
+        let busy = ["ContainerCreating", "PodInitializing"];
+        let reason = waiting.reason.as_deref().filter(|reason| !busy.contains(reason))?;
         let text = waiting.message.as_deref().map_or(String::new(), |text| format!(" ({text})"));
         Some(format!(": container {} waits: {reason}{text}", one.name))
     });

@@ -160,6 +160,46 @@ fn a_node_promises_no_more_than_it_has() {
 }
 
 #[test]
+fn a_driver_that_tells_where_it_has_room_is_asked_for_volumes_there() {
+    let engine = engine(&[node("n1", "0"), node("n2", "0")], "disks.example.com");
+    let driver = |tells: bool| {
+        let driver = json!({"metadata": {"name": "disks.example.com"}, "spec": {"storageCapacity": tells}});
+        engine.driver_changed("disks.example.com", Some(Arc::new(serde_json::from_value(driver).unwrap())));
+        awake(&engine)
+    };
+    let tells = |name: &str, class: &str, sizes: Value, topology: Value| {
+        let mut capacity = json!({"metadata": {"name": name}, "storageClassName": class, "nodeTopology": topology});
+        capacity.as_object_mut().unwrap().extend(sizes.as_object().unwrap().clone());
+        engine.capacity_changed(key(name), Some(Arc::new(serde_json::from_value(capacity).unwrap())));
+        awake(&engine)
+    };
+    let on = |node: &str| json!({"matchLabels": {"kubernetes.io/hostname": node}});
+    set(&engine, &CLAIM);
+    driver(true);
+    let full = "0/2 nodes are available: 2 node(s) did not have enough free storage.";
+    let asked = || why(engine.decide(&key("p"), &pod("p", "c")));
+    assert_eq!(asked(), full, "nothing is said of any node");
+    assert_eq!(tells("small", "local", json!({"capacity": "5Gi"}), on("n1")), [key("p")], "what is said wakes it");
+    assert_eq!(asked(), full, "too little");
+    tells("other", "fast", json!({"capacity": "50Gi"}), on("n1"));
+    tells("pieces", "local", json!({"capacity": "50Gi", "maximumVolumeSize": "1Gi"}), on("n1"));
+    tells("nowhere", "local", json!({"capacity": "50Gi"}), Value::Null);
+    assert_eq!(asked(), full, "of another class, in small pieces, out of reach");
+    let either = json!({"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "In", "values": ["n2"]}]});
+    tells("far", "local", json!({"capacity": "6Gi"}), either);
+    assert_eq!(provided(engine.decide(&key("p"), &pod("p", "c"))).0, "n2");
+    engine.bind_failed(&key("p"));
+    engine.capacity_changed(key("far"), None);
+    tells("small", "local", json!({"capacity": "6Gi"}), on("n1"));
+    assert_eq!(provided(engine.decide(&key("p"), &pod("p", "c"))).0, "n1");
+    engine.bind_failed(&key("p"));
+    engine.capacity_changed(key("small"), None);
+    assert_eq!(asked(), full);
+    assert_eq!(driver(false), [key("p")], "it no longer tells: any node may do");
+    assert!(matches!(engine.decide(&key("p"), &pod("p", "c")), Outcome::Provide { .. }));
+}
+
+#[test]
 fn a_free_volume_is_held_for_one_claim_only() {
     let engine = engine(&[node("n1", "0"), node("n2", "0")], "kubernetes.io/no-provisioner");
     set_volume(&engine, "v2", volume("v2", "n2", None));

@@ -478,7 +478,9 @@ pub trait Runtime: Send + Sync + 'static {
     /// Runs a command and collects its output (at most 16 MiB each); kills it after `timeout`.
     async fn exec_sync(&self, id: &str, command: &[String], timeout: Option<Duration>) -> Result<ExecResult, Error>;
     async fn exec(&self, id: &str, request: ExecRequest) -> Result<Streams, Error>;
-    async fn attach(&self, id: &str) -> Result<Streams, Error>;
+    /// Follows a container's streams. Its input is taken only with `stdin`, and where the container says that it has input once,
+    /// it ends with whoever took it.
+    async fn attach(&self, id: &str, stdin: bool) -> Result<Streams, Error>;
     /// Connects to a TCP port on loopback inside the sandbox's network namespace. A refusal is an error here or of the
     /// first read: CRI's protocol has no word for success.
     async fn port_forward(&self, sandbox: &str, port: u16) -> Result<Box<dyn Duplex>, Error>;

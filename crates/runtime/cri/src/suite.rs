@@ -58,6 +58,7 @@ pub const CASES: &[(&str, Case)] = &[
     ("executes_in_a_terminal", |s| executes_in_a_terminal(s).boxed()),
     ("ends_commands_that_take_too_long", |s| ends_commands_that_take_too_long(s).boxed()),
     ("attaches", |s| attaches(s).boxed()),
+    ("attaches_to_look_on", |s| attaches_to_look_on(s).boxed()),
     ("forwards_ports", |s| forwards_ports(s).boxed()),
     ("mounts_volumes", |s| mounts_volumes(s).boxed()),
     ("confines", |s| confines(s).boxed()),
@@ -328,13 +329,34 @@ async fn attaches(stage: &mut Stage) -> Outcome {
     config.stdin = true;
     config.stdin_once = true;
     let id = start(stage, &pod, config).await?;
-    let mut streams = stage.runtime.attach(&id).await?;
+    let mut streams = stage.runtime.attach(&id, true).await?;
     streams.stdin.take().ok_or("no stdin")?.write_all(b"you\n").await?;
     let mut output = String::new();
     streams.stdout.take().ok_or("no stdout")?.read_to_string(&mut output).await?;
     ensure(output == "heard you\n", || output.clone())?;
     let code = streams.exit.await??;
     ensure(code == 2, || format!("exit code {code}"))
+}
+
+async fn attaches_to_look_on(stage: &mut Stage) -> Outcome {
+    let pod = stage.runtime.run_sandbox(sandbox(stage)).await?;
+    let mut config = container(stage, "read line; echo heard $line; exit 3");
+    config.stdin = true;
+    config.stdin_once = true;
+    let id = start(stage, &pod, config).await?;
+    // Who only looks on takes nobody's input, and ends none.
+    let watching = stage.runtime.attach(&id, false).await?;
+    ensure(watching.stdin.is_none(), || "input that was not asked for".into())?;
+    let mut writing = stage.runtime.attach(&id, true).await?;
+    writing.stdin.take().ok_or("no stdin")?.write_all(b"you\n").await?;
+    for streams in [watching, writing] {
+        let mut output = String::new();
+        streams.stdout.ok_or("no stdout")?.read_to_string(&mut output).await?;
+        ensure(output == "heard you\n", || output.clone())?;
+        let code = streams.exit.await??;
+        ensure(code == 3, || format!("exit code {code}"))?;
+    }
+    Ok(())
 }
 
 async fn attaches_to_a_terminal(stage: &mut Stage) -> Outcome {
@@ -346,7 +368,7 @@ async fn attaches_to_a_terminal(stage: &mut Stage) -> Outcome {
     config.stdin = true;
     config.tty = true;
     let id = start(stage, &pod, config).await?;
-    let mut streams = stage.runtime.attach(&id).await?;
+    let mut streams = stage.runtime.attach(&id, true).await?;
     ensure(streams.stderr.is_none(), || "a terminal has one stream".into())?;
     streams.resize.as_ref().ok_or("no resize")?.send((99, 33)).await?;
     streams.stdin.as_mut().ok_or("no stdin")?.write_all(b"you\n").await?;

@@ -5,6 +5,8 @@
 mod busybox;
 #[path = "support/daemon.rs"]
 mod daemon;
+#[path = "support/dockerd.rs"]
+mod dockerd;
 #[path = "support/loopback.rs"]
 mod loopback;
 #[path = "support/registry.rs"]
@@ -71,32 +73,7 @@ struct Docker {
 impl Docker {
     fn start() -> Result<Self, Failed> {
         let folder = Folder::new()?;
-        let at = |name: &str| folder.path().join(name).display().to_string();
-        let config = format!(
-            "version = 2\nroot = \"{}\"\nstate = \"{}\"\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\", \
-             \"io.containerd.internal.v1.opt\"]\n[grpc]\naddress = \"{}\"\n",
-            at("c-root"),
-            at("c-state"),
-            at("c.sock")
-        );
-        std::fs::write(folder.path().join("config.toml"), config)?;
-        let mut command = Command::new("containerd");
-        command.arg("--config").arg(at("config.toml"));
-        let containerd = Daemon::start(command, "containerd", folder.path(), &folder.path().join("c.sock"))?;
-        let mut command = Command::new("dockerd");
-        command.args(["--bridge=none", "--iptables=false", "--ip6tables=false", "--ip-forward=false"]);
-        command.arg("--config-file").arg(at("none.json"));
-        std::fs::write(folder.path().join("none.json"), "{}")?;
-        for (flag, value) in [
-            ("--containerd", at("c.sock")),
-            ("--data-root", at("data")),
-            ("--exec-root", at("exec")),
-            ("--pidfile", at("docker.pid")),
-            ("--host", format!("unix://{}", at("d.sock"))),
-        ] {
-            command.arg(flag).arg(value);
-        }
-        let daemon = Daemon::start(command, "dockerd", folder.path(), &folder.path().join("d.sock"))?;
+        let (containerd, daemon) = dockerd::start(|program| Command::new(program), folder.path())?;
         Ok(Self { daemon, _containerd: containerd, folder })
     }
 

@@ -53,11 +53,12 @@ pub fn time(at: SystemTime) -> Time {
 pub fn compute(pod: &Pod, facts: &Facts<'_>) -> PodStatus {
     let old = pod.status.clone().unwrap_or_default();
     let Some(spec) = &pod.spec else { return old };
-    let of = |list: &[Container], old: Option<&Vec<ContainerStatus>>, init: bool| -> Vec<ContainerStatus> {
-        let list = list.iter();
-        list.map(|c| container(c, old.into_iter().flatten().find(|s| s.name == c.name), facts, init)).collect()
-    };
     let inits = spec.init_containers.as_deref().unwrap_or_default();
+    let idle = if inits.is_empty() { "ContainerCreating" } else { "PodInitializing" };
+    let of = |list: &[Container], old: Option<&Vec<ContainerStatus>>, init: bool| -> Vec<ContainerStatus> {
+        let old = |name: &str| old.into_iter().flatten().find(|status| status.name == name);
+        list.iter().map(|one| container(one, old(&one.name), facts, init, idle)).collect()
+    };
     let init_statuses = of(inits, old.init_container_statuses.as_ref(), true);
     let statuses = of(&spec.containers, old.container_statuses.as_ref(), false);
     let debug: Vec<Container> = spec.ephemeral_containers.iter().flatten().map(of_ephemeral).collect();
@@ -110,7 +111,14 @@ fn waiting_state(reason: &str, message: Option<String>) -> ContainerState {
     }
 }
 
-fn container(spec: &Container, old: Option<&ContainerStatus>, facts: &Facts<'_>, init: bool) -> ContainerStatus {
+/// `idle` is why one waits of which nothing is known yet.
+fn container(
+    spec: &Container,
+    old: Option<&ContainerStatus>,
+    facts: &Facts<'_>,
+    init: bool,
+    idle: &str,
+) -> ContainerStatus {
     let waiting = facts.waiting.get(&spec.name);
     let resources = facts.resources.get(&spec.name).or(spec.resources.as_ref()).cloned().unwrap_or_default();
     let base = ContainerStatus {
@@ -128,8 +136,7 @@ fn container(spec: &Container, old: Option<&ContainerStatus>, facts: &Facts<'_>,
         if let Some(old) = old.filter(|o| facts.over && o.state.as_ref().is_some_and(|s| s.terminated.is_some())) {
             return old.clone();
         }
-        let default = if !init && facts.sandbox.is_some() { "PodInitializing" } else { "ContainerCreating" };
-        let (reason, message) = waiting.map_or((default, None), |(r, m)| (r.as_str(), Some(m.clone())));
+        let (reason, message) = waiting.map_or((idle, None), |(r, m)| (r.as_str(), Some(m.clone())));
         return ContainerStatus {
             state: Some(waiting_state(reason, message.filter(|m| !m.is_empty()))),
             restart_count: old.map_or(0, |o| o.restart_count),
@@ -268,6 +275,19 @@ mod tests {
         assert_eq!(got.phase.as_deref(), Some("Pending"));
         assert_eq!(condition(&got, "PodReadyToStartContainers"), ("True", ""));
         assert_eq!((got.pod_ip.as_deref(), got.host_ip.as_deref()), (Some("10.42.0.5"), Some("192.0.2.1")));
+    }
+
+    #[test]
+    fn those_whose_turn_has_not_come_say_what_the_pod_does() {
+        let waits = |pod| {
+            let got = status(pod, &[], &[], false);
+            let all = [got.init_container_statuses.unwrap_or_default(), got.container_statuses.unwrap()].concat();
+            let reasons = all.into_iter().map(|one| one.state.unwrap().waiting.unwrap().reason.unwrap());
+            reasons.collect::<Vec<_>>()
+        };
+        assert_eq!(waits(serde_json::json!({"spec": {"containers": [{"name": "a"}]}})), ["ContainerCreating"]);
+        let with_init = serde_json::json!({"spec": {"initContainers": [{"name": "i"}], "containers": [{"name": "a"}]}});
+        assert_eq!(waits(with_init), ["PodInitializing"; 2]);
     }
 
     #[test]

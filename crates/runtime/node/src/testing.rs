@@ -199,7 +199,7 @@ impl Runtime for FakeRuntime {
             exit,
         })
     }
-    async fn attach(&self, _: &str) -> Result<Streams, Error> {
+    async fn attach(&self, _: &str, _: bool) -> Result<Streams, Error> {
         unscripted()
     }
     /// Echoes; port 1 refuses.

@@ -47,10 +47,11 @@ pub enum Request {
         stdout: bool,
         stderr: bool,
     },
-    /// The files get what the container prints from now on, stdout first. The answer `Running` brings its stdin or
-    /// terminal if there is one. Ends with `Exited`.
+    /// The files get what the container prints from now on, stdout first. The answer `Running` brings its terminal if there
+    /// is one, else its stdin if that is asked for. Ends with `Exited`.
     Attach {
         id: String,
+        stdin: bool,
     },
     /// Connects to a TCP port on the sandbox's loopback; the answer `Running` brings the connection.
     Connect {

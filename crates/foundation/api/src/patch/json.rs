@@ -2,7 +2,8 @@
 //!
 //! Invariant: a document within [`MAX_DEPTH`] stays within it.
 
-use json_patch::PatchOperation;
+use json_patch::jsonptr::Pointer;
+use json_patch::{AddOperation, PatchOperation};
 use serde_json::Value;
 
 use crate::bounds::{MAX_DEPTH, measure};
@@ -32,7 +33,8 @@ pub fn json(object: &mut Value, patch: &Value) -> Result<(), Error> {
             continue;
         }
         bounds.check(&result, operation)?;
-        json_patch::patch_unsafe(&mut result, std::slice::from_ref(operation))
+        let added = added_instead(&result, operation);
+        json_patch::patch_unsafe(&mut result, std::slice::from_ref(added.as_ref().unwrap_or(operation)))
             .map_err(|error| Error::PatchRejected(error.to_string()))?;
     }
     *object = result;
@@ -42,9 +44,22 @@ pub fn json(object: &mut Value, patch: &Value) -> Result<(), Error> {
 /// A test for null also holds where there is no such field; clients ask like that before they add it.
 fn is_absent_as_told(document: &Value, operation: &PatchOperation) -> bool {
     let PatchOperation::Test(test) = operation else { return false };
-    let Some((parent, field)) = test.path.split_back() else { return false };
+    test.value.is_null() && lacks(document, &test.path)
+}
+
+/// A field that is to be replaced and is not there is added, as upstream does: clients count on it (annotations of an object
+/// that has none).
+fn added_instead(document: &Value, operation: &PatchOperation) -> Option<PatchOperation> {
+    let PatchOperation::Replace(replace) = operation else { return None };
+    let (path, value) = (replace.path.clone(), replace.value.clone());
+    lacks(document, &path).then_some(PatchOperation::Add(AddOperation { path, value }))
+}
+
+/// Whether there is an object at the path's parent that has no such field.
+fn lacks(document: &Value, path: &Pointer) -> bool {
+    let Some((parent, field)) = path.split_back() else { return false };
     let parent = parent.resolve(document).ok().and_then(Value::as_object);
-    test.value.is_null() && parent.is_some_and(|map| !map.contains_key(field.decoded().as_ref()))
+    parent.is_some_and(|map| !map.contains_key(field.decoded().as_ref()))
 }
 
 /// What the operations so far may have made at most.
@@ -121,6 +136,11 @@ mod tests {
         let absent = |path: &str| json!([{"op": "test", "path": path, "value": null}]);
         json(&mut object, &absent("/a/c")).unwrap();
         assert!(json(&mut object, &absent("/a/b")).is_err() && json(&mut object, &absent("/x/c")).is_err());
+        json(&mut object, &json!([{"op": "replace", "path": "/a/new", "value": {"c": 1}}])).unwrap();
+        assert_eq!(object["a"]["new"], json!({"c": 1}));
+        for path in ["/x/new", "/l/7", "/l/x"] {
+            assert!(json(&mut object, &json!([{"op": "replace", "path": path, "value": 1}])).is_err(), "{path}");
+        }
         let before = object.clone();
         let failed =
             json(&mut object, &json!([{"op": "remove", "path": "/a"}, {"op": "test", "path": "/l/0", "value": 9}]));

@@ -53,14 +53,15 @@ fn policy_rule(rule: &Field, namespaced: bool, errors: &mut Errors) {
 }
 
 pub fn role_binding(value: &Value, errors: &mut Errors) {
-    binding(value, &["Role", "ClusterRole"], errors);
+    binding(value, &["Role", "ClusterRole"], true, errors);
 }
 
 pub fn cluster_role_binding(value: &Value, errors: &mut Errors) {
-    binding(value, &["ClusterRole"], errors);
+    binding(value, &["ClusterRole"], false, errors);
 }
 
-fn binding(value: &Value, roles: &[&str], errors: &mut Errors) {
+/// A service account that names no namespace is of the binding's own, if that has one.
+fn binding(value: &Value, roles: &[&str], namespaced: bool, errors: &mut Errors) {
     let role = Field::top(value, "roleRef");
     errors.known(&role.at("apiGroup"), &[GROUP]);
     if role.at("kind").text().is_empty() {
@@ -80,7 +81,7 @@ fn binding(value: &Value, roles: &[&str], errors: &mut Errors) {
                 if !group.text().is_empty() {
                     errors.known(&group, &[""]);
                 }
-                if namespace.text().is_empty() {
+                if !namespaced && namespace.text().is_empty() {
                     errors.missing(&namespace, "");
                 }
             }

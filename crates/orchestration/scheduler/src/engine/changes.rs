@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
-use k8s_openapi::api::storage::v1::{CSINode, StorageClass, VolumeAttachment};
+use k8s_openapi::api::storage::v1::{CSIDriver, CSINode, CSIStorageCapacity, StorageClass, VolumeAttachment};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 
 use super::{Engine, State, finished, node_name, nominee};
@@ -153,6 +153,32 @@ impl Engine {
                 None => drop(nodes.remove(name)),
             }
             state.wake_with_claims();
+        });
+    }
+
+    /// `None` for a driver that is gone.
+    pub fn driver_changed(&self, name: &str, new: Option<Arc<CSIDriver>>) {
+        self.change(|state| {
+            let drivers = &mut state.snapshot.storage_mut().drivers;
+            match new {
+                Some(new) => drop(drivers.insert(name.to_owned(), new)),
+                None => drop(drivers.remove(name)),
+            }
+            state.wake_with_claims();
+        });
+    }
+
+    /// `None` for what a driver no longer says.
+    pub fn capacity_changed(&self, key: ClaimKey, new: Option<Arc<CSIStorageCapacity>>) {
+        self.change(|state| {
+            let capacities = &mut state.snapshot.storage_mut().capacities;
+            match new {
+                Some(new) => {
+                    drop(capacities.insert(key, new));
+                    state.wake_with_claims();
+                }
+                None => drop(capacities.remove(&key)),
+            }
         });
     }
 

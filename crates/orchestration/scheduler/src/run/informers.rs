@@ -10,7 +10,7 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim, ResourceSlice};
 use k8s_openapi::api::resource::v1alpha3::DeviceTaintRule;
-use k8s_openapi::api::storage::v1::{CSINode, StorageClass, VolumeAttachment};
+use k8s_openapi::api::storage::v1::{CSIDriver, CSINode, CSIStorageCapacity, StorageClass, VolumeAttachment};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use tokio_util::sync::CancellationToken;
 
@@ -23,6 +23,8 @@ pub(super) struct StorageInformers {
     pub volumes: Informer<PersistentVolume>,
     classes: Informer<StorageClass>,
     csi_nodes: Informer<CSINode>,
+    drivers: Informer<CSIDriver>,
+    capacities: Informer<CSIStorageCapacity>,
     attachments: Informer<VolumeAttachment>,
 }
 
@@ -71,6 +73,8 @@ impl Informers {
                 volumes: start(client, shutdown),
                 classes: start(client, shutdown),
                 csi_nodes: start(client, shutdown),
+                drivers: start(client, shutdown),
+                capacities: start(client, shutdown),
                 attachments: start(client, shutdown),
             },
             device_classes: start(client, shutdown),
@@ -93,6 +97,8 @@ impl Informers {
         self.storage.volumes.synced().await;
         self.storage.classes.synced().await;
         self.storage.csi_nodes.synced().await;
+        self.storage.drivers.synced().await;
+        self.storage.capacities.synced().await;
         self.storage.attachments.synced().await;
         self.device_classes.synced().await;
         self.device_claims.synced().await;
@@ -211,6 +217,14 @@ impl Informers {
         self.storage
             .csi_nodes
             .on_change(move |change| to.csi_node_changed(name(&change.object().metadata), now(change).cloned()));
+        let to = Arc::clone(engine);
+        self.storage
+            .drivers
+            .on_change(move |change| to.driver_changed(name(&change.object().metadata), now(change).cloned()));
+        let to = Arc::clone(engine);
+        self.storage
+            .capacities
+            .on_change(move |change| to.capacity_changed(key(&change.object().metadata), now(change).cloned()));
         let to = Arc::clone(engine);
         self.storage.attachments.on_change(move |change| {
             to.attachment_changed(change.object(), matches!(change, Change::Deleted(_)));

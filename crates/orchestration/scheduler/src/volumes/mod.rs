@@ -4,6 +4,7 @@
 //! held for it, or the node is written on it for its provisioner. The pod is bound once all its claims are.
 
 pub(crate) mod attach;
+mod capacity;
 pub mod local;
 pub mod matching;
 mod needs;

@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim, 
 use k8s_openapi::api::storage::v1::StorageClass;
 
 use super::attach::{Attachable, Inline, has_places};
+use super::capacity::Roomy;
 use super::matching::{
     NO_PROVISIONER, find, is_allowed_on, is_bound, is_held_for, reaches, requested, selected_node, serves, volume_name,
     waits_for_consumer,
@@ -37,6 +38,8 @@ struct Waiting<'a> {
     node: Option<&'a str>,
     /// Where what it is to be filled from lies.
     source: Option<&'a str>,
+    /// Where its driver has room for it, if that says so.
+    roomy: Option<Roomy<'a>>,
     candidates: Vec<&'a Arc<PersistentVolume>>,
 }
 
@@ -153,7 +156,9 @@ impl<'a> Needs<'a> {
         let node = known.chosen_node(&key, claim);
         let source = if class.provisioner == PROVISIONER { local::source_node(claim)? } else { None };
         let candidates = candidates.map(|(_, volume)| volume).collect();
-        self.waiting.push(Waiting { key, claim, class, node, source, candidates });
+        // A volume that is being made already may be what takes the room.
+        let roomy = if node.is_none() { Roomy::of(known, claim, class) } else { None };
+        self.waiting.push(Waiting { key, claim, class, node, source, roomy, candidates });
         Ok(())
     }
 
@@ -218,6 +223,8 @@ impl<'a> Needs<'a> {
                 used.insert(volume.metadata.name.clone());
             } else if !waiting.can_be_made(node) {
                 return Err(NONE_TO_BIND);
+            } else if waiting.roomy.as_ref().is_some_and(|roomy| !roomy.reached_from(node)) {
+                return Err(NO_SPACE);
             } else if waiting.class.provisioner == PROVISIONER && waiting.node.is_none() {
                 left = left.saturating_sub(requested(waiting.claim));
                 if left < 0 {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use dhow_api::local_volumes::PROVISIONER;
 use imbl::OrdMap;
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
-use k8s_openapi::api::storage::v1::{CSINode, StorageClass};
+use k8s_openapi::api::storage::v1::{CSIDriver, CSINode, CSIStorageCapacity, StorageClass};
 
 use super::local;
 use super::matching::{class_of, is_bound, is_held_for, reaches, selected_node, volume_name};
@@ -30,6 +30,9 @@ pub(crate) struct Storage {
     pub taken: OrdMap<ClaimKey, Taken>,
     /// What drivers say about each node.
     pub csi_nodes: OrdMap<String, Arc<CSINode>>,
+    pub drivers: OrdMap<String, Arc<CSIDriver>>,
+    /// By namespace and name.
+    pub capacities: OrdMap<ClaimKey, Arc<CSIStorageCapacity>>,
     /// By node, then by attachment: the driver and the volume that it attached or is to attach.
     pub attached: OrdMap<String, OrdMap<String, (String, String)>>,
 }

@@ -353,8 +353,8 @@ impl Runtime for CriRuntime {
         streams::exec(&self.inner, id, request).await
     }
 
-    async fn attach(&self, id: &str) -> Result<Streams, Error> {
-        streams::attach(&self.inner, id).await
+    async fn attach(&self, id: &str, stdin: bool) -> Result<Streams, Error> {
+        streams::attach(&self.inner, id, stdin).await
     }
 
     async fn port_forward(&self, sandbox: &str, port: u16) -> Result<Box<dyn Duplex>, Error> {

@@ -42,14 +42,14 @@ pub async fn exec(inner: &Arc<Inner>, id: &str, request: ExecRequest) -> Result<
     Ok(streams)
 }
 
-pub async fn attach(inner: &Arc<Inner>, id: &str) -> Result<Streams, Error> {
+pub async fn attach(inner: &Arc<Inner>, id: &str, stdin: bool) -> Result<Streams, Error> {
     let status = inner.raw_container(id).await?;
     if answer::container_state(status.state()) == ContainerState::Exited {
         return Err(Error::FailedPrecondition(format!("container {id} is not running")));
     }
     let ours = status.annotations.get(STREAMS).map(String::as_str).unwrap_or_default();
     let has = |name| ours.split(',').any(|stream| stream == name);
-    let (stdin, tty) = (has("stdin"), has("tty"));
+    let (stdin, tty) = (stdin && has("stdin"), has("tty"));
     let asked = proto::AttachRequest { container_id: id.to_owned(), stdin, tty, stdout: true, stderr: !tty };
     // Before the streams can end.
     let events = inner.events.subscribe();

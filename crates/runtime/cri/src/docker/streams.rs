@@ -130,12 +130,12 @@ async fn kill(inner: &Inner, exec: &str) -> Result<(), Error> {
     Err(Error::DeadlineExceeded(STARTING))
 }
 
-pub async fn attach(inner: &Arc<Inner>, id: &str) -> Result<Streams, Error> {
+pub async fn attach(inner: &Arc<Inner>, id: &str, stdin: bool) -> Result<Streams, Error> {
     let inspected = inner.inspect("container", CONTAINER, id).await?;
     if inspected["State"]["Running"] != true && inspected["State"]["Status"] != "created" {
         return Err(Error::FailedPrecondition(format!("container {id} is not running")));
     }
-    let (stdin, tty) = (inspected["Config"]["OpenStdin"] == true, inspected["Config"]["Tty"] == true);
+    let (stdin, tty) = (stdin && inspected["Config"]["OpenStdin"] == true, inspected["Config"]["Tty"] == true);
     let path = format!("/containers/{id}/attach?stream=true&stdout=true&stderr=true&stdin={stdin}");
     let io = inner.api.hijack(&path, &Value::Null).await.map_err(|failure| failure.on("container", id))?;
     let resize = tty.then(|| resizer(inner, format!("/containers/{id}/resize")));

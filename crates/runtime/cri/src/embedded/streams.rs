@@ -134,7 +134,7 @@ async fn collect(mut stream: Reader, kept: Collected) {
     }
 }
 
-pub async fn attach(inner: &Arc<Inner>, id: &str) -> Result<Streams, Error> {
+pub async fn attach(inner: &Arc<Inner>, id: &str, stdin: bool) -> Result<Streams, Error> {
     let container = inner.container(id)?;
     if container.state.status == Status::Stopped {
         return Err(Error::FailedPrecondition(format!("container {id} is not running")));
@@ -148,22 +148,22 @@ pub async fn attach(inner: &Arc<Inner>, id: &str) -> Result<Streams, Error> {
             rustix::io::ioctl_fionbio(end, true).map_err(|error| Error::internal("prepare a pipe", error))?;
         }
         let files = [their_stdout.as_fd(), their_stderr.as_fd()];
-        Ok((shim.begin(&Request::Attach { id }, &files)?, stdout, stderr))
+        Ok((shim.begin(&Request::Attach { id, stdin }, &files)?, stdout, stderr))
     })
     .await?;
     let exit = exit_of(answer.connection)?;
-    let (mut stdin, mut resize) = (None, None);
+    let (mut input, mut resize) = (None, None);
     match answer.file {
         Some(file) if tty => {
             let terminal = Terminal::new(file)?;
             resize = Some(terminal.resizer());
-            stdin = Some(Box::new(terminal) as Writer);
+            input = stdin.then(|| Box::new(terminal) as Writer);
         }
-        Some(file) => stdin = Some(writer(file)?),
+        Some(file) => input = Some(writer(file)?),
         None => {}
     }
     let stderr = if tty { None } else { Some(reader(stderr)?) };
-    Ok(Streams { stdin, stdout: Some(reader(stdout)?), stderr, resize, exit })
+    Ok(Streams { stdin: input, stdout: Some(reader(stdout)?), stderr, resize, exit })
 }
 
 pub async fn port_forward(inner: &Arc<Inner>, sandbox: &str, port: u16) -> Result<Box<dyn Duplex>, Error> {

@@ -158,7 +158,7 @@ async fn run(service: &Shared, ticket: Ticket, io: TokioIo<hyper::upgrade::Upgra
         }
         Ticket::Attach { id, request } => {
             let client = Client::collect(&request, &mut opened).await?;
-            let streams = service.runtime.attach(&id).await;
+            let streams = service.runtime.attach(&id, request.stdin).await;
             client.serve(streams, false).await;
         }
     }

@@ -39,9 +39,10 @@ pub async fn prepare(
     let _held = lock.lock().await;
     let folder = Record::folder(pod_dir, &source.name, source.block);
     let root = &shared.config.root_dir;
-    let done = Record::read(&folder).filter(|known| known.published && is_there(&known.target, known.block));
+    let before = Record::read(&folder);
+    let done = before.as_ref().filter(|known| known.published && is_there(&known.target, known.block));
     // A pod that runs needs neither its driver nor the API.
-    if let Some(done) = done.as_ref().filter(|done| !done.republish) {
+    if let Some(done) = done.filter(|done| !done.republish) {
         return Ok((done.target.clone(), None));
     }
     let driver = shared.csi.driver(&source.driver)?;
@@ -64,6 +65,8 @@ pub async fn prepare(
         staging: if stages { staging } else { PathBuf::new() },
         target: record::target(root, pod_dir, &source.name, source.block),
         published: done.is_some(),
+        maybe_staged: before.as_ref().is_some_and(|before| before.maybe_staged),
+        maybe_published: before.as_ref().is_some_and(|before| before.maybe_published),
         republish,
     };
     own.write(&folder)?;
@@ -82,6 +85,9 @@ pub async fn prepare(
         let same = other.driver_name == source.driver && other.volume_handle == source.handle;
         same && other.published && is_there(&other.target, other.block)
     });
+    let unstaged = !own.maybe_staged;
+    own.maybe_staged |= stages;
+    own.write(&folder)?;
     if stages && !staged {
         make_folder(&own.staging)?;
         let request = csi::NodeStageVolumeRequest {
@@ -92,8 +98,13 @@ pub async fn prepare(
             secrets: secrets(shared, source.stage_secret.as_ref()).await?,
             volume_context: attributes.clone(),
         };
-        let staged = driver.node().node_stage_volume(request).await;
-        staged.map_err(|status| failed("NodeStageVolume", &status))?;
+        if let Err(status) = driver.node().node_stage_volume(request).await {
+            if unstaged && is_final(&status) {
+                own.maybe_staged = false;
+                own.write(&folder)?;
+            }
+            return Err(failed("NodeStageVolume", &status));
+        }
     }
     // The driver makes the last part itself.
     if let Some(parent) = own.target.parent() {
@@ -111,8 +122,16 @@ pub async fn prepare(
         secrets: secrets(shared, source.publish_secret.as_ref()).await?,
         volume_context: context,
     };
-    let published = driver.node().node_publish_volume(request).await;
-    published.map_err(|status| failed("NodePublishVolume", &status))?;
+    let unpublished = !own.maybe_published;
+    own.maybe_published = true;
+    own.write(&folder)?;
+    if let Err(status) = driver.node().node_publish_volume(request).await {
+        if unpublished && is_final(&status) {
+            own.maybe_published = false;
+            own.write(&folder)?;
+        }
+        return Err(failed("NodePublishVolume", &status));
+    }
     if done.is_some() {
         return Ok((own.target, again));
     }
@@ -126,6 +145,12 @@ pub async fn prepare(
     own.published = true;
     own.write(&folder)?;
     Ok((own.target, again))
+}
+
+/// Whether the driver has surely not done what it was asked for. Of others it may still be on the way, and has to be undone.
+fn is_final(status: &tonic::Status) -> bool {
+    use tonic::Code::{Aborted, Cancelled, DeadlineExceeded, ResourceExhausted, Unavailable};
+    !matches!(status.code(), Cancelled | DeadlineExceeded | Unavailable | ResourceExhausted | Aborted)
 }
 
 /// What the cluster says of a driver. Without an object it is one that attaches and knows nothing of pods.

@@ -40,8 +40,19 @@ pub struct Record {
     pub staging: PathBuf,
     pub target: PathBuf,
     pub published: bool,
+    /// Whether the driver may have staged it for this pod or another: it did, or nobody knows.
+    #[serde(default = "unknown")]
+    pub maybe_staged: bool,
+    /// The same of publishing it to this pod.
+    #[serde(default = "unknown")]
+    pub maybe_published: bool,
     /// The driver wants to publish it again from time to time.
     pub republish: bool,
+}
+
+/// What was written before this was noted.
+fn unknown() -> bool {
+    true
 }
 
 impl Record {

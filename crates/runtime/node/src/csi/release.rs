@@ -23,6 +23,16 @@ pub async fn release(shared: &Shared, pod_dir: &Path) -> Result<(), Error> {
 }
 
 async fn one(shared: &Shared, pod_dir: &Path, folder: &Path, own: &Record) -> Result<(), Error> {
+    let others = record::all(&shared.config.root_dir);
+    let same = |other: &Record| other.driver_name == own.driver_name && other.volume_handle == own.volume_handle;
+    let last = !others.iter().any(|(pod, other)| pod != pod_dir && same(other) && other.maybe_staged);
+    let unstages = last && own.maybe_staged && !own.staging.as_os_str().is_empty();
+    if !own.maybe_published && !unstages {
+        if last {
+            remove_staging(own);
+        }
+        return forget(folder);
+    }
     // Even if it was never published as far as is known here: the answer may have been lost.
     let driver = match shared.csi.driver(&own.driver_name) {
         Ok(driver) => driver,
@@ -32,10 +42,15 @@ async fn one(shared: &Shared, pod_dir: &Path, folder: &Path, own: &Record) -> Re
         }
         Err(error) => return Err(error),
     };
-    let request = NodeUnpublishVolumeRequest { volume_id: own.volume_handle.clone(), target_path: text(&own.target) };
-    match driver.node().node_unpublish_volume(request).await {
-        Err(status) if status.code() != tonic::Code::NotFound => return Err(failed("NodeUnpublishVolume", &status)),
-        _ => {}
+    if own.maybe_published {
+        let request =
+            NodeUnpublishVolumeRequest { volume_id: own.volume_handle.clone(), target_path: text(&own.target) };
+        match driver.node().node_unpublish_volume(request).await {
+            Err(status) if status.code() != tonic::Code::NotFound => {
+                return Err(failed("NodeUnpublishVolume", &status));
+            }
+            _ => {}
+        }
     }
     if !mounts_below(&own.target).is_empty() {
         return Err(super::bad(format!(
@@ -47,10 +62,7 @@ async fn one(shared: &Shared, pod_dir: &Path, folder: &Path, own: &Record) -> Re
     }
     // An empty folder or file that the driver left.
     let _ = std::fs::remove_dir(&own.target).or_else(|_| std::fs::remove_file(&own.target));
-    let others = record::all(&shared.config.root_dir);
-    let same = |other: &Record| other.driver_name == own.driver_name && other.volume_handle == own.volume_handle;
-    let last = !others.iter().any(|(pod, other)| pod != pod_dir && same(other));
-    if last && !own.staging.as_os_str().is_empty() {
+    if unstages {
         let request =
             NodeUnstageVolumeRequest { volume_id: own.volume_handle.clone(), staging_target_path: text(&own.staging) };
         match driver.node().node_unstage_volume(request).await {
@@ -59,16 +71,23 @@ async fn one(shared: &Shared, pod_dir: &Path, folder: &Path, own: &Record) -> Re
             }
             _ => {}
         }
-        // Empty ones only: what is still mounted there is not ours to remove.
-        let _ = std::fs::remove_dir(&own.staging);
-        if let Some(parent) = own.staging.parent().filter(|_| !own.block) {
-            let _ = std::fs::remove_dir(parent);
-        }
+        remove_staging(own);
     }
     if let Some(parent) = own.target.parent().filter(|_| own.block) {
         let _ = std::fs::remove_dir(parent);
     }
     forget(folder)
+}
+
+/// Empty folders only: what is still mounted there is not ours to remove.
+fn remove_staging(own: &Record) {
+    if own.staging.as_os_str().is_empty() {
+        return;
+    }
+    let _ = std::fs::remove_dir(&own.staging);
+    if let Some(parent) = own.staging.parent().filter(|_| !own.block) {
+        let _ = std::fs::remove_dir(parent);
+    }
 }
 
 fn forget(folder: &Path) -> Result<(), Error> {

@@ -245,7 +245,8 @@ impl Server {
                 let id = self.container(ns, pod, container, false).await?.1.id;
                 let way = remote::Way::of(&mut request)?;
                 let runtime = Arc::clone(&self.runtime);
-                way.run(asked, async move { runtime.attach(&id).await }).await
+                let stdin = asked.stdin;
+                way.run(asked, async move { runtime.attach(&id, stdin).await }).await
             }
             (Method::GET | Method::POST, ["portForward", ns, pod]) => {
                 let sandbox = self.sandbox(ns, pod).await?.id;

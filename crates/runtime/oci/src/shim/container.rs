@@ -220,9 +220,13 @@ impl Container {
         rotated
     }
 
-    /// Takes a follower in; returns what it may write to.
-    pub fn attach(&mut self, attached: Attached) -> Result<Option<OwnedFd>> {
-        let stdin = if self.spec.stdin_once && !self.spec.process.tty {
+    /// Takes a follower in; returns what it may write to. One that only looks on must not end what another one, or a later
+    /// one, writes.
+    pub fn attach(&mut self, attached: Attached, stdin: bool) -> Result<Option<OwnedFd>> {
+        let tty = self.spec.process.tty;
+        let stdin = if !stdin && !tty {
+            None
+        } else if self.spec.stdin_once && !tty {
             self.stdin.take()
         } else {
             let copy = |fd: &OwnedFd| rustix::io::fcntl_dupfd_cloexec(fd, 3);

@@ -322,14 +322,14 @@ impl Shim {
                 self.execs.push(Exec { pid, connection: keep()? });
                 return Ok((Reply::Running { pid }, terminal));
             }
-            Request::Attach { id } => {
+            Request::Attach { id, stdin } => {
                 let mut fds = fds.into_iter();
                 let attached = Attached { connection: keep()?, outputs: [fds.next(), fds.next()] };
                 let container = self.container(&id)?;
                 if container.state.status == Status::Stopped {
                     return Err(Error::Invalid(format!("container {id} is not running")));
                 }
-                return Ok((Reply::Running { pid: 0 }, container.attach(attached)?));
+                return Ok((Reply::Running { pid: 0 }, container.attach(attached, stdin)?));
             }
             Request::Connect { port } => return Ok((Reply::Running { pid: 0 }, Some(connect(port)?))),
             Request::ReopenLog { id } => self.container(&id)?.reopen_log()?,

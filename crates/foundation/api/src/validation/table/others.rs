@@ -32,7 +32,6 @@ fn access() {
                 "\"Thing\"",
                 "roleRef.kind: Unsupported value: \"Thing\": supported values: \"Role\", \"ClusterRole\"",
             ),
-            ("/subjects/0/namespace", "null", "subjects[0].namespace: Required value"),
             ("/subjects/0/kind", "\"Robot\"", "subjects[0].kind: Unsupported value: \"Robot\""),
         ],
         &[(
@@ -43,12 +42,16 @@ fn access() {
     );
     check(
         "rbac.authorization.k8s.io/v1/clusterrolebindings",
-        r#"{"metadata": {"name": "b"}, "roleRef": {"kind": "ClusterRole", "name": "r"}, "subjects": [{"kind": "User", "name": "u"}]}"#,
-        &[(
-            "/roleRef/kind",
-            "\"Role\"",
-            "roleRef.kind: Unsupported value: \"Role\": supported values: \"ClusterRole\"",
-        )],
+        r#"{"metadata": {"name": "b"}, "roleRef": {"kind": "ClusterRole", "name": "r"}, "subjects": [{"kind": "ServiceAccount", "name": "s", "namespace": "n"}]}"#,
+        &[
+            (
+                "/roleRef/kind",
+                "\"Role\"",
+                "roleRef.kind: Unsupported value: \"Role\": supported values: \"ClusterRole\"",
+            ),
+            // Where a RoleBinding's own would do, there is none.
+            ("/subjects/0/namespace", "null", "subjects[0].namespace: Required value"),
+        ],
         &[],
     );
     check(

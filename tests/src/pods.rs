@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use dhow_e2e::{Host, eventually};
 use serde_json::{Value, json};
 
-pub const SOON: Duration = Duration::from_secs(30);
+use crate::{Host, eventually};
+
+pub const SOON: Duration = Duration::from_secs(60);
 pub const IMAGE: &str = "docker.io/library/busybox:latest";
 
 /// Makes a pod of one container `a` that runs this shell script, with more of the spec and the container given.
@@ -71,4 +72,8 @@ pub fn event(host: &Host, pod: &str, reason: &str, text: &str) -> Result<()> {
         ensure!(all.iter().any(|message| message.contains(text)), "{pod}: no event {reason} with {text:?}: {all:?}");
         Ok(())
     })
+}
+
+pub fn delete(host: &Host, pod: &str) -> Result<()> {
+    host.kubectl(&["delete", "pod", pod, "--now", "--timeout=60s"]).map(drop)
 }
