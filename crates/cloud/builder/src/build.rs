@@ -336,7 +336,8 @@ impl Build {
         let fresh = self.job.no_cache || self.job.no_cache_stages.contains(&plan.name);
         let mut number = self.names.get(&plan.index).map_or(0, |(_, before)| *before);
         // As old as the newest of what it is made of: what did not change is the same image again.
-        let mut created: Option<jiff::Timestamp> = base.as_ref().and_then(|base| base.config.created.as_deref()?.parse().ok());
+        let mut created: Option<jiff::Timestamp> =
+            base.as_ref().and_then(|base| base.config.created.as_deref()?.parse().ok());
         if let Some(seconds) = self.job.epoch {
             created = Some(jiff::Timestamp::from_second(seconds).unwrap_or(jiff::Timestamp::UNIX_EPOCH));
         }
