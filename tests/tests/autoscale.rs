@@ -63,7 +63,9 @@ fn runs_on_schedule(host: &Host) -> Result<()> {
     })?;
     let described = host.kubectl(&["describe", "cronjob", "each-minute"])?;
     ensure!(described.contains("SuccessfulCreate") && described.contains("SawCompletedJob"), "{described}");
-    host.kubectl(&["delete", "cronjob/each-minute", "job/by-hand"]).map(drop)
+    // What was made of it goes with it.
+    host.kubectl(&["delete", "cronjob/each-minute"])?;
+    host.kubectl(&["wait", "--for=delete", "job/by-hand", "--timeout=30s"]).map(drop)
 }
 
 fn deployment(name: &str, deadline: u32, script: &str, more: Value) -> String {

@@ -91,6 +91,8 @@ impl Node {
     pub async fn open(cidrs: &[&'static str], adjust: impl Fn(&mut NetConfig)) -> Self {
         let netns = Netns::new();
         netns.command("ip", &["link", "set", "lo", "up"]);
+        // A new namespace forwards if the machine does.
+        netns.run(|| std::fs::write("/proc/sys/net/ipv4/ip_forward", "0").unwrap());
         let state = tempfile::tempdir().unwrap();
         let mut config = config(&netns, state.path(), cidrs);
         adjust(&mut config);
