@@ -233,10 +233,16 @@ impl Garbage {
     }
 
     async fn delete(&self, uid: &str, entry: &Entry, propagation: &str) -> Result<(), Error> {
+        // As it was when its owners were looked at: it may have been given to nobody meanwhile, by an orphaning deletion whose
+        // owner's end was heard of first. The change that is met brings it here again.
+        let version = &entry.metadata.resource_version;
         let body = json!({"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": propagation,
-                          "preconditions": {"uid": uid}});
+                          "preconditions": {"uid": uid, "resourceVersion": version}});
         let body = body.to_string().into_bytes();
-        settled(call(&self.client, Method::DELETE, &path(entry), "application/json", body).await)
+        match call(&self.client, Method::DELETE, &path(entry), "application/json", body).await {
+            Err(error) if error.is_conflict() => Ok(()),
+            other => settled(other),
+        }
     }
 
     async fn patch(&self, entry: &Entry, mut metadata: Value) -> Result<(), Error> {
