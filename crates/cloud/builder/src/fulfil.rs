@@ -82,26 +82,47 @@ impl Builder {
         let nameless = archive && !request.push || request.run.is_some();
         let kept: &[String] = if nameless { &[] } else { &request.names };
         let step = events.begin("exporting to image");
-        let image = self.make_image(&request, &done, source.as_ref(), kept).await;
-        step.end(&image);
-        let image = image?;
+        let made = self.make_held(&request, &done, source.as_ref(), kept).await;
+        step.end(&made);
+        let (image, holder) = made?;
         events.tell(Event::Built { id: image.id.clone(), names: request.names.clone() });
-        if request.push {
-            let holder = format!("{}{}", crate::build::HOLDER, uuid::Uuid::new_v4().simple());
-            self.inner.config.store.hold(&image.id, &holder)?;
-            let pushed = self.push(&request, &image.id, &events).await;
-            self.inner.config.store.release(&holder)?;
-            pushed?;
+        let store = &self.inner.config.store;
+        if request.push
+            && let Err(error) = self.push(&request, &image.id, &events).await
+        {
+            store.release(&holder)?;
+            return Err(error);
         }
         let format = match request.output {
             Output::Oci => ArchiveFormat::Oci,
             Output::Docker => ArchiveFormat::Docker,
-            _ => return Ok(archives),
+            _ => {
+                store.release(&holder)?;
+                return Ok(archives);
+            }
         };
-        let holder = format!("{}{}", crate::build::HOLDER, uuid::Uuid::new_v4().simple());
-        self.inner.config.store.hold(&image.id, &holder)?;
         archives.push(Archive::Image { id: image.id, holder, names: request.names, format });
         Ok(archives)
+    }
+
+    /// Makes the image, and holds it for whoever is returned.
+    async fn make_held(
+        &self,
+        request: &Request,
+        done: &[Done],
+        source: Option<&Material>,
+        names: &[String],
+    ) -> Result<(dhow_image::Image, String)> {
+        let holder = format!("{}{}", crate::build::HOLDER, uuid::Uuid::new_v4().simple());
+        loop {
+            let image = self.make_image(request, done, source, names).await?;
+            match self.inner.config.store.hold(&image.id, &holder) {
+                Ok(()) => return Ok((image, holder)),
+                // Another build made the same image, and has just let go of it.
+                Err(dhow_image::Error::NotFound(_)) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
 
     async fn make_image(
