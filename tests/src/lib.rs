@@ -5,6 +5,7 @@
 mod daemon;
 #[path = "../../crates/runtime/cri/tests/support/dockerd.rs"]
 pub mod dockerd;
+pub mod git;
 pub mod kubelets;
 pub mod machines;
 pub mod pods;
@@ -22,6 +23,19 @@ use serde_json::Value;
 
 pub use daemon::{Daemon, Folder};
 pub use server::Server;
+
+/// Takes the steps of a test in their order, and says how long each took.
+///
+/// # Errors
+/// That of the first step that fails, with its name.
+pub fn in_turn<S: Copy>(steps: &[(&str, S)], take: impl Fn(S) -> Result<()>) -> Result<()> {
+    for (name, step) in steps {
+        let begin = Instant::now();
+        take(*step).with_context(|| format!("step {name:?}"))?;
+        eprintln!("{name}: {} ms", begin.elapsed().as_millis());
+    }
+    Ok(())
+}
 
 /// Address of the test's host, on a veth pair that never leaves its namespace.
 pub const HOST_IP: &str = "198.18.0.1";

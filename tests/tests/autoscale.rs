@@ -1,11 +1,11 @@
 //! Real containers that burn a processor are autoscaled by what the node measures, and a version that never gets ready
 //! is taken back. What is to run on a schedule does meanwhile.
-#![allow(clippy::unwrap_used, clippy::print_stderr)]
+#![allow(clippy::unwrap_used)]
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use dhow_e2e::{Host, eventually};
+use dhow_e2e::{Host, eventually, in_turn};
 use serde_json::{Value, json};
 
 const IMAGE: &str = "docker.io/library/busybox:latest";
@@ -25,11 +25,7 @@ fn a_cloud_that_looks_after_its_workloads() {
         ("takes a bad version back", takes_a_bad_version_back),
         ("runs on schedule", runs_on_schedule),
     ];
-    for (name, step) in steps {
-        let begin = Instant::now();
-        step(&host).with_context(|| format!("step {name:?}")).unwrap();
-        eprintln!("{name}: {} ms", begin.elapsed().as_millis());
-    }
+    in_turn(steps, |step| step(&host)).unwrap();
 }
 
 fn starts(host: &Host) -> Result<()> {

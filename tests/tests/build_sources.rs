@@ -1,16 +1,16 @@
 //! Builds from wherever their files are: repositories behind HTTP and ssh with submodules and secrets, archives, buckets,
 //! artifacts and images of a registry; and what the hosts of repositories say by webhooks.
-#![allow(clippy::unwrap_used, clippy::print_stderr)]
+#![allow(clippy::unwrap_used)]
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use dhow_e2e::git::{self, Served};
 use dhow_e2e::s3::S3;
-use dhow_e2e::{HOST_IP, Host, eventually, run};
+use dhow_e2e::{HOST_IP, Host, eventually, in_turn, run};
 use serde_json::{Value, json};
 
 const SOON: Duration = Duration::from_secs(60);
@@ -89,16 +89,6 @@ Server((sys.argv[1], 8099), Handler).serve_forever()
 
 type Step = fn(&Host, &Path) -> Result<()>;
 
-/// Ends with the test.
-struct Served(Child);
-
-impl Drop for Served {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 #[test]
 fn builds_bring_their_files_from_everywhere() {
     let mut host = Host::new().unwrap();
@@ -121,11 +111,7 @@ fn builds_bring_their_files_from_everywhere() {
         ("webhooks of all kinds", webhooks_of_all_kinds),
         ("images that changed run builds again", images_that_changed_run_builds_again),
     ];
-    for (name, step) in steps {
-        let begin = Instant::now();
-        step(&host, &folder).with_context(|| format!("step {name:?}")).unwrap();
-        eprintln!("{name}: {} ms", begin.elapsed().as_millis());
-    }
+    in_turn(steps, |step| step(&host, &folder)).unwrap();
 }
 
 fn shell(folder: &Path, script: &str) -> Result<String> {
@@ -136,15 +122,8 @@ fn shell(folder: &Path, script: &str) -> Result<String> {
 
 /// Repositories, each the submodule of another one, and files behind a web server.
 fn serve(host: &Host, folder: &Path) -> Result<Served> {
-    let script = format!(
-        "#!/bin/sh\nGIT_PROJECT_ROOT={} GIT_HTTP_EXPORT_ALL=1 exec \"$(git --exec-path)/git-http-backend\"\n",
-        folder.join("repositories").display()
-    );
-    fs::create_dir_all(folder.join("web/cgi-bin"))?;
+    git::publish(folder)?;
     fs::create_dir_all(folder.join("web/private"))?;
-    let path = folder.join("web/cgi-bin/git");
-    fs::write(&path, script)?;
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
     fs::write(folder.join("Dockerfile"), DOCKERFILE)?;
     let script = format!(
         "git config --global user.name Ada; git config --global user.email ada@example.org

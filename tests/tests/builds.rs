@@ -1,14 +1,15 @@
 //! Builds as kinds of the API: what is pushed to a repository is built, pushed to the cluster's registry and deployed; and what
 //! a tenant may not, a build may not.
-#![allow(clippy::unwrap_used, clippy::print_stderr)]
+#![allow(clippy::unwrap_used)]
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use dhow_e2e::{HOST_IP, Host, eventually, run};
+use dhow_e2e::git::{self, Served};
+use dhow_e2e::{HOST_IP, Host, eventually, in_turn, run};
 use serde_json::Value;
 
 const SOON: Duration = Duration::from_secs(40);
@@ -95,16 +96,6 @@ CMD [\"python3\", \"-m\", \"http.server\", \"8000\"]
 
 type Step = fn(&Host, &Path) -> Result<()>;
 
-/// Ends with the test.
-struct Web(Child);
-
-impl Drop for Web {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 #[test]
 fn what_is_pushed_is_built_and_runs() {
     let host = Host::new().unwrap();
@@ -120,24 +111,12 @@ fn what_is_pushed_is_built_and_runs() {
         ("tenants are not the machine", tenants_are_not_the_machine),
         ("a killed server goes on", a_killed_server_goes_on),
     ];
-    for (name, step) in steps {
-        let begin = Instant::now();
-        step(&host, &folder).with_context(|| format!("step {name:?}")).unwrap();
-        eprintln!("{name}: {} ms", begin.elapsed().as_millis());
-    }
+    in_turn(steps, |step| step(&host, &folder)).unwrap();
 }
 
 /// A repository behind git's own web server, in the test's network.
-fn serve_git(host: &Host, folder: &Path) -> Result<Web> {
-    fs::create_dir_all(folder.join("web/cgi-bin"))?;
-    fs::create_dir_all(folder.join("repositories"))?;
-    let script = format!(
-        "#!/bin/sh\nGIT_PROJECT_ROOT={} GIT_HTTP_EXPORT_ALL=1 exec \"$(git --exec-path)/git-http-backend\"\n",
-        folder.join("repositories").display()
-    );
-    let path = folder.join("web/cgi-bin/git");
-    fs::write(&path, script)?;
-    fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+fn serve_git(host: &Host, folder: &Path) -> Result<Served> {
+    git::publish(folder)?;
     let script = "set -e; git init -q --bare -b main repositories/app.git; git init -q -b main work; cd work; \
          git config user.name Ada; git config user.email ada@example.org; git remote add origin ../repositories/app.git; mkdir site";
     run(Command::new("sh").args(["-c", script]).current_dir(folder))?;
@@ -150,7 +129,7 @@ fn serve_git(host: &Host, folder: &Path) -> Result<Web> {
          server.serve_forever()\n";
     let mut web = host.command("python3");
     web.args(["-c", serve, HOST_IP, &GIT_PORT.to_string()]).current_dir(folder.join("web"));
-    Ok(Web(web.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?))
+    Ok(Served(web.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?))
 }
 
 /// Commits what is in `site` and pushes it; returns the commit.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use dhow_e2e::machines::Machines;
-use dhow_e2e::{always, eventually, run, workspace};
+use dhow_e2e::{always, eventually, in_turn, run, workspace};
 use serde_json::Value;
 
 const SOON: Duration = Duration::from_secs(60);
@@ -43,11 +43,7 @@ fn machines_are_a_cluster() {
         ("drains and removes a node", drains_and_removes_a_node),
         ("purges", purges),
     ];
-    for (name, step) in steps {
-        let begin = Instant::now();
-        step(&machines).with_context(|| format!("step {name:?}")).unwrap();
-        eprintln!("{name}: {} ms", begin.elapsed().as_millis());
-    }
+    in_turn(steps, |step| step(&machines)).unwrap();
 }
 
 fn starts(machines: &Machines) -> Result<()> {

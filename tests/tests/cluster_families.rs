@@ -1,13 +1,13 @@
 //! Machines whose pods have addresses of both families, and machines with IPv6 alone: pods, services and names between
 //! them, by routes and through the tunnel; and services that keep their clients to a zone or a node.
-#![allow(clippy::unwrap_used, clippy::print_stderr)]
+#![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeSet;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use dhow_e2e::machines::{Addresses, Machine, Machines};
-use dhow_e2e::{eventually, run, workspace};
+use dhow_e2e::{eventually, in_turn, run, workspace};
 use serde_json::{Value, json};
 
 const SOON: Duration = Duration::from_secs(60);
@@ -15,11 +15,7 @@ const SOON: Duration = Duration::from_secs(60);
 type Step = fn(&Machines) -> Result<()>;
 
 fn take(machines: &Machines, steps: &[(&str, Step)]) {
-    for (name, step) in steps {
-        let begin = Instant::now();
-        step(machines).with_context(|| format!("step {name:?}")).unwrap();
-        eprintln!("{name}: {} ms", begin.elapsed().as_millis());
-    }
+    in_turn(steps, |step| step(machines)).unwrap();
 }
 
 #[test]

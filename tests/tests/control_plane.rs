@@ -8,7 +8,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use dhow_e2e::{HOST_IP, Host, eventually, run};
+use dhow_e2e::{HOST_IP, Host, eventually, in_turn, run};
 
 const SOON: Duration = Duration::from_secs(10);
 
@@ -32,11 +32,7 @@ fn a_cloud_without_containers() {
         ("survives kill", survives_kill),
         ("purges", purges),
     ];
-    for (name, step) in steps {
-        let begin = Instant::now();
-        step(&host).with_context(|| format!("step {name:?}")).unwrap();
-        eprintln!("{name}: {} ms", begin.elapsed().as_millis());
-    }
+    in_turn(steps, |step| step(&host)).unwrap();
 }
 
 /// `count` pods of one Deployment in namespace `demo`, behind a Service.

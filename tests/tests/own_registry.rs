@@ -1,16 +1,16 @@
 //! The cluster's own registry of images: projects and robots made with kubectl, pushes by the real docker, skopeo and our own
 //! command line, and pods of both machines that run what was pushed.
-#![allow(clippy::unwrap_used, clippy::print_stderr)]
+#![allow(clippy::unwrap_used)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use dhow_e2e::machines::Machines;
-use dhow_e2e::{dockerd, eventually, run, workspace};
+use dhow_e2e::{dockerd, eventually, in_turn, run, workspace};
 use serde_json::Value;
 
 const REGISTRY: &str = "198.18.0.1:5443";
@@ -62,11 +62,7 @@ fn images_pushed_to_the_cluster_run_in_it() {
         ("runs only what is signed", runs_only_what_is_signed),
         ("purges", purges),
     ];
-    for (name, step) in steps {
-        let begin = Instant::now();
-        step(&machines, folder.path()).with_context(|| format!("step {name:?}")).unwrap();
-        eprintln!("{name}: {} ms", begin.elapsed().as_millis());
-    }
+    in_turn(steps, |step| step(&machines, folder.path())).unwrap();
 }
 
 /// The image as Docker has them in archives.

@@ -11,7 +11,8 @@ use serde_json::{Value, json};
 use tokio::process::Command;
 
 use crate::busybox;
-use crate::daemon::{Daemon, Folder};
+use crate::daemon::Folder;
+use crate::dockerd;
 use crate::harness::{INDEX, MANIFEST, Server, files};
 
 const DOCKER: &str = "application/vnd.docker.distribution.manifest.v2+json";
@@ -176,26 +177,11 @@ async fn skopeo_logs_in_over_tls() {
     run("skopeo", &[&from[..], &["ci:ci-secret", &target, &out]].concat()).await;
 }
 
-fn containerd(folder: &Path) -> Daemon {
-    let at = |name: &str| folder.join(name).display().to_string();
-    let config = format!(
-        "version = 2\nroot = \"{}\"\nstate = \"{}\"\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\", \
-         \"io.containerd.internal.v1.opt\"]\n[grpc]\naddress = \"{}\"\n",
-        at("c-root"),
-        at("c-state"),
-        at("c.sock")
-    );
-    std::fs::write(at("containerd.toml"), config).unwrap();
-    let mut command = std::process::Command::new("containerd");
-    command.args(["--config", &at("containerd.toml")]);
-    Daemon::start(command, "containerd", folder, &folder.join("c.sock")).unwrap()
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn containerd_pulls_and_pushes() {
     let server = Server::with(Config::default(), Arc::new(crate::tokens::table())).await;
     let folder = Folder::new().unwrap();
-    let _containerd = containerd(folder.path());
+    let _containerd = dockerd::containerd(|program| std::process::Command::new(program), folder.path()).unwrap();
     let source = archive(folder.path());
     let socket = folder.path().join("c.sock").display().to_string();
     let image = |name: &str| format!("{}/{name}", server.address);
@@ -237,21 +223,8 @@ async fn containerd_pulls_and_pushes() {
 async fn docker_logs_in_pushes_and_pulls() {
     let server = Server::in_s3(Config::default(), Arc::new(crate::tokens::table())).await;
     let folder = Folder::new().unwrap();
-    let _containerd = containerd(folder.path());
+    let (_containerd, _docker) = dockerd::start(|program| std::process::Command::new(program), folder.path()).unwrap();
     let at = |name: &str| folder.path().join(name).display().to_string();
-    std::fs::write(at("none.json"), "{}").unwrap();
-    let mut command = std::process::Command::new("dockerd");
-    command.args(["--config-file", &at("none.json"), "--containerd", &at("c.sock"), "--data-root", &at("d-data")]);
-    command.args([
-        "--exec-root",
-        &at("d-exec"),
-        "--pidfile",
-        &at("d.pid"),
-        "--host",
-        &format!("unix://{}", at("d.sock")),
-    ]);
-    command.args(["--bridge=none", "--iptables=false", "--ip6tables=false", "--ip-forward=false"]);
-    let _docker = Daemon::start(command, "dockerd", folder.path(), &folder.path().join("d.sock")).unwrap();
     std::fs::write(at("busybox.tar"), busybox::archive().unwrap()).unwrap();
     let (host, config) = (format!("unix://{}", at("d.sock")), at("client"));
     let ok =

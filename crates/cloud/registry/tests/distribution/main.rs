@@ -11,6 +11,8 @@ mod compare;
 mod crash;
 #[path = "../../../../runtime/cri/tests/support/daemon.rs"]
 mod daemon;
+#[path = "../../../../runtime/cri/tests/support/dockerd.rs"]
+mod dockerd;
 mod full;
 mod harness;
 mod manifests;

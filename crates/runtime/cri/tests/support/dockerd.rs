@@ -7,9 +7,8 @@ use std::process::Command;
 
 use crate::daemon::Daemon;
 
-/// containerd and dockerd, to be ended in the other order, with all they have in the folder; Docker answers at `d.sock` there.
-/// `command` makes each program's command.
-pub fn start(command: impl Fn(&str) -> Command, folder: &Path) -> Result<(Daemon, Daemon)> {
+/// containerd with all it has in the folder; it answers at `c.sock` there. `command` makes a program's command.
+pub fn containerd(command: impl Fn(&str) -> Command, folder: &Path) -> Result<Daemon> {
     let at = |name: &str| folder.join(name).display().to_string();
     let config = format!(
         "version = 2\nroot = \"{}\"\nstate = \"{}\"\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\", \
@@ -21,7 +20,13 @@ pub fn start(command: impl Fn(&str) -> Command, folder: &Path) -> Result<(Daemon
     fs::write(at("config.toml"), config)?;
     let mut containerd = command("containerd");
     containerd.args(["--config", &at("config.toml")]);
-    let containerd = Daemon::start(containerd, "containerd", folder, &folder.join("c.sock"))?;
+    Daemon::start(containerd, "containerd", folder, &folder.join("c.sock"))
+}
+
+/// containerd and dockerd, to be ended in the other order; Docker has all in the folder, too, and answers at `d.sock`.
+pub fn start(command: impl Fn(&str) -> Command, folder: &Path) -> Result<(Daemon, Daemon)> {
+    let at = |name: &str| folder.join(name).display().to_string();
+    let containerd = containerd(&command, folder)?;
     fs::write(at("none.json"), "{}")?;
     let mut docker = command("dockerd");
     docker.args(["--bridge=none", "--iptables=false", "--ip6tables=false", "--ip-forward=false"]);
