@@ -277,3 +277,70 @@ fn images_are_built_as_by_others_and_run_at_once() {
     host.dhow(&["down", "--purge"]).unwrap();
     host.ensure_purged().unwrap();
 }
+
+#[test]
+fn only_what_changed_is_sent() {
+    let host = Host::new().unwrap();
+    let folder = host.folder().join("context");
+    let write = |name: &str, text: &[u8]| {
+        let path = folder.join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    };
+    write("Dockerfile", b"FROM scratch\nCOPY . /\n");
+    write("stop", b"FROM docker.io/dhow/debian-base\nRUN --mount=target=/c cat /c/sub/a && echo && sleep 1000\n");
+    write("big", &[7; 4 << 20]);
+    write("sub/a", b"one");
+    write("sub/gone", b"gone");
+    host.dhow(&["up"]).unwrap();
+    host.import(&["debian-base"]).unwrap();
+    // The result's files with their texts, and whether the large one was sent.
+    let build = || -> (Vec<String>, bool) {
+        let to = host.folder().join("result.tar");
+        let output = format!("type=tar,dest={}", to.display());
+        let args = ["build", "--progress", "plain", "-o", &output, "."];
+        let done = host.dhow_command(&args).current_dir(&folder).output().unwrap();
+        let said = String::from_utf8_lossy(&done.stderr).into_owned();
+        assert!(done.status.success(), "{said}");
+        let sent = said.lines().find(|line| line.contains("transferring context:")).unwrap();
+        let script = r"
+import sys, tarfile
+tar = tarfile.open(sys.argv[1])
+for m in tar:
+    if m.name.startswith('sub/'):
+        print(m.name, m.linkname, tar.extractfile(m).read().decode() if m.isfile() else '')
+";
+        let listed = run(Command::new("python3").args(["-c", script]).arg(&to)).unwrap();
+        (listed.lines().map(|line| line.trim().to_owned()).collect(), sent.contains("MiB"))
+    };
+    assert_eq!(build(), (vec!["sub/a  one".to_owned(), "sub/gone  gone".to_owned()], true));
+    assert_eq!(build(), (vec!["sub/a  one".to_owned(), "sub/gone  gone".to_owned()], false));
+
+    // Another text of the same length under the same time is another text.
+    let change =
+        "touch -r sub/a time && printf two > sub/a && touch -r time sub/a && rm time sub/gone && ln -s a sub/l";
+    run(Command::new("sh").args(["-euc", change]).current_dir(&folder)).unwrap();
+    assert_eq!(build(), (vec!["sub/a  two".to_owned(), "sub/l a".to_owned()], false));
+
+    // A build that reads the folder is not disturbed by one that brings changes.
+    let mut reading = host.dhow_command(&["build", "--progress", "plain", "-f", "stop", "."]);
+    let mut reading = reading.current_dir(&folder).stderr(Stdio::piped()).spawn().unwrap();
+    let mut said = std::io::BufReader::new(reading.stderr.take().unwrap());
+    let mut line = String::new();
+    while !line.ends_with(" two\n") {
+        line.clear();
+        assert!(std::io::BufRead::read_line(&mut said, &mut line).unwrap() > 0, "the build ended");
+    }
+    write("sub/a", b"three");
+    assert_eq!(build(), (vec!["sub/a  three".to_owned(), "sub/l a".to_owned()], true));
+    reading.kill().unwrap();
+    reading.wait().unwrap();
+
+    // A node that starts anew knows nothing of it.
+    host.dhow(&["down"]).unwrap();
+    host.dhow(&["up"]).unwrap();
+    assert_eq!(build(), (vec!["sub/a  three".to_owned(), "sub/l a".to_owned()], true));
+    assert_eq!(build(), (vec!["sub/a  three".to_owned(), "sub/l a".to_owned()], false));
+    host.dhow(&["down", "--purge"]).unwrap();
+    host.ensure_purged().unwrap();
+}

@@ -39,6 +39,11 @@ pub struct TimedOut(pub String);
 #[error("{0}")]
 pub struct NotFound(pub String);
 
+/// Marks an error as something that is otherwise by now than it was taken to be.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Conflict(pub String);
+
 /// Marks the end of a command that we ran for somebody and that failed by itself: it has said why.
 #[derive(Debug, thiserror::Error)]
 #[error("the command ended with exit code {0}")]
@@ -69,6 +74,9 @@ fn code(error: &anyhow::Error) -> u8 {
     }
     if error.is::<NotFound>() {
         return NOT_FOUND;
+    }
+    if error.is::<Conflict>() {
+        return CONFLICT;
     }
     if error.is::<Incomplete>() {
         return INCOMPLETE;

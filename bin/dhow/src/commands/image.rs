@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 use comfy_table::{Table, presets};
+use dhow_builder::api::{Listings, Missing};
 use dhow_client::{Body, Client, HttpsConfig, ListParams, full};
 use dhow_image::api::Credentials;
 use dhow_image::{Auth, DockerConfig, Reference};
@@ -22,7 +23,7 @@ use tokio::io::AsyncRead;
 
 use super::connect;
 use crate::cli::{ArchiveKind, ConnectArgs, ImageCommand, ImageNode, ImageOutput};
-use crate::exit::NotFound;
+use crate::exit::{Conflict, NotFound};
 
 pub async fn run(command: ImageCommand) -> Result<()> {
     match command {
@@ -119,10 +120,25 @@ impl Images {
         let said = serde_json::from_slice::<Value>(&answer).ok();
         let said = said.and_then(|v| v["message"].as_str().map(str::to_owned));
         let message = said.unwrap_or_else(|| String::from_utf8_lossy(&answer).trim().to_owned());
-        if status == http::StatusCode::NOT_FOUND {
-            return Err(NotFound(message).into());
+        match status {
+            http::StatusCode::NOT_FOUND => Err(NotFound(message).into()),
+            http::StatusCode::CONFLICT => Err(Conflict(message).into()),
+            _ => Err(anyhow::Error::msg(message)),
         }
-        bail!("{message}");
+    }
+
+    /// What of these contexts the node does not have; of none that it keeps nothing of.
+    pub(super) async fn missing(&self, listings: &Listings) -> Result<Missing> {
+        let text = serde_json::to_vec(listings).context("write what the contexts have")?;
+        match self.send(Method::POST, "/build/wanted", &[], full(Bytes::from(text))).await {
+            Ok(answer) => {
+                let answer = answer.into_body().collect().await?.to_bytes();
+                serde_json::from_slice(&answer).context("read the node's answer")
+            }
+            // A node of an earlier version keeps none.
+            Err(error) if error.is::<NotFound>() => Ok(Missing::new()),
+            Err(error) => Err(error),
+        }
     }
 
     async fn document(&self, method: Method, path: &str, query: &[(&str, &str)]) -> Result<Value> {

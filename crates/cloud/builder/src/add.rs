@@ -31,11 +31,14 @@ struct Part {
 }
 
 impl Fetched {
-    /// Each part with its layers, and whether its files belong to root.
-    pub fn jobs(&self, place: &Place) -> Vec<(Copy, Vec<PathBuf>, bool)> {
+    /// Each part with where it comes from.
+    pub fn jobs(&self, place: &Place) -> Vec<(Copy, Place)> {
         let job = |part: &Part| match &part.folder {
-            None => (part.copy.clone(), place.folders.clone(), place.of_context),
-            Some(folder) => (part.copy.clone(), vec![folder.clone()], part.roots),
+            None => (part.copy.clone(), place.clone()),
+            Some(folder) => {
+                let own = Place { folders: vec![folder.clone()], of_context: part.roots, ..Place::default() };
+                (part.copy.clone(), own)
+            }
         };
         self.parts.iter().map(job).collect()
     }
@@ -204,9 +207,10 @@ pub async fn download(source: &str, add: &Add, folder: &Path, guarded: bool) -> 
 }
 
 pub fn hash(mut file: File, mut hasher: Hasher) -> Result<Digest> {
-    let mut buffer = vec![0; 256 << 10];
+    let bytes = file.metadata().map_or(u64::MAX, |meta| meta.len());
+    let mut buffer = vec![0; usize::try_from(bytes).unwrap_or(usize::MAX).clamp(1, 256 << 10)];
     loop {
-        let n = file.read(&mut buffer).at("read what was downloaded")?;
+        let n = file.read(&mut buffer).at("read a file")?;
         if n == 0 {
             return Ok(hasher.finish());
         }

@@ -2,6 +2,10 @@
 //!
 //! The archive has `build.json`, a [`Request`], and below `contexts/N/` the files of the contexts that it numbers. After the
 //! event `archive` the rest of the answer is what was asked for as output. Whoever stops listening stops the build.
+//!
+//! A client that asks before by `POST /images/build/wanted`, with [`Listings`] of its contexts, is told which of their entries
+//! are not here from an earlier build ([`Missing`]), says again in `build.json` what they all have, and sends just those. The
+//! answer 409 means that something else happened meanwhile: it sends everything.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
@@ -21,6 +25,7 @@ use tokio_util::io::{StreamReader, SyncIoBridge};
 
 use crate::attest::Attest;
 use crate::cache::{CacheMode, CacheSource};
+use crate::contexts::{Lease, Listing};
 use crate::copy::At;
 use crate::error::{Error, Result, blocking};
 use crate::event::{Event, Events};
@@ -28,10 +33,22 @@ use crate::git::Logins;
 use crate::plan::Wanted;
 use crate::report::Material;
 use crate::source::secrets;
-use crate::{Builder, ContextSource, Job};
+use crate::{Builder, ContextSource, Folder, Job};
 
 /// The path below a node's server.
 pub const PATH: &str = "/images/build";
+
+/// Where a client asks what it has to send.
+pub const WANTED: &str = "/images/build/wanted";
+
+/// What folders have, by the numbers of their contexts.
+pub type Listings = BTreeMap<usize, Listing>;
+
+/// What of that is to be sent, by its place in the list.
+pub type Missing = BTreeMap<usize, Vec<usize>>;
+
+/// Largest [`Listings`]: of some millions of files.
+const MOST_LISTED: usize = 512 << 20;
 
 /// What a client asks for.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -47,6 +64,9 @@ pub struct Request {
     pub platform: Option<String>,
     /// By name; the build's own has none.
     pub contexts: BTreeMap<String, Context>,
+    /// Of contexts that are kept; what came of them is only what was missing.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub listings: Listings,
     /// In base64.
     pub secrets: BTreeMap<String, String>,
     /// Sockets of SSH agents, on the node.
@@ -149,6 +169,9 @@ pub enum Output {
 impl Builder {
     /// Answers a request; what goes wrong is an answer, too.
     pub async fn serve(&self, request: http::Request<Incoming>) -> Answer {
+        if request.uri().path() == WANTED && request.method() == http::Method::POST {
+            return self.missing(request.into_body()).await;
+        }
         if request.uri().path() != PATH {
             return self.serve_runs(request).await;
         }
@@ -158,8 +181,26 @@ impl Builder {
         let received = self.receive(request.into_body()).await;
         match received.and_then(|received| Ok((self.log_of(&received.request)?, received))) {
             Ok((log, received)) => answer(self.clone(), received, log),
+            Err(error @ Error::Stale(_)) => refusal(http::StatusCode::CONFLICT, error.to_string()),
             Err(error) => refusal(http::StatusCode::BAD_REQUEST, error.to_string()),
         }
+    }
+
+    async fn missing(&self, body: Incoming) -> Answer {
+        let read = http_body_util::Limited::new(body, MOST_LISTED).collect().await;
+        let Some(listings) = read.ok().and_then(|read| serde_json::from_slice::<Listings>(&read.to_bytes()).ok())
+        else {
+            return refusal(http::StatusCode::BAD_REQUEST, "malformed lists of contexts".to_owned());
+        };
+        let mut missing = Missing::new();
+        for (number, listing) in &listings {
+            match self.inner.contexts.wanted(listing).await {
+                Ok(wanted) => drop(missing.insert(*number, wanted)),
+                Err(error) => return refusal(http::StatusCode::BAD_REQUEST, error.to_string()),
+            }
+        }
+        let text = serde_json::to_vec(&missing).unwrap_or_default();
+        Answer::new(Full::new(Bytes::from(text)).map_err(|never| match never {}).boxed_unsync())
     }
 
     fn log_of(&self, request: &Request) -> Result<Option<crate::log::Writer>> {
@@ -186,13 +227,21 @@ impl Builder {
             serde_json::from_slice::<Request>(&text).map_err(wrong)
         })
         .await?;
-        Ok(Received { request, folder })
+        let mut kept = BTreeMap::new();
+        let mut request = request;
+        for (number, listing) in std::mem::take(&mut request.listings) {
+            let came = folder.path().join("contexts").join(number.to_string());
+            kept.insert(number, self.inner.contexts.take(listing, came).await?);
+        }
+        Ok(Received { request, folder, kept })
     }
 }
 
 pub(crate) struct Received {
     pub request: Request,
     pub folder: tempfile::TempDir,
+    /// By the numbers of their contexts.
+    pub kept: BTreeMap<usize, Lease>,
 }
 
 pub fn refusal(status: http::StatusCode, message: String) -> Answer {
@@ -257,11 +306,11 @@ impl Builder {
     pub(crate) async fn jobs(
         &self,
         request: &Request,
-        folder: &Path,
+        (folder, kept): (&Path, &BTreeMap<usize, Lease>),
         events: &Events,
     ) -> Result<(Vec<Job>, Option<Material>)> {
         let platforms = platforms(request)?;
-        let (job, source) = self.job(request, folder, events).await?;
+        let (job, source) = self.job(request, (folder, kept), events).await?;
         let several = platforms.len() > 1;
         let jobs = platforms.into_iter().map(|platform| {
             let shown_as = several.then(|| platform.to_string());
@@ -270,7 +319,12 @@ impl Builder {
         Ok((jobs.collect(), source))
     }
 
-    async fn job(&self, request: &Request, folder: &Path, events: &Events) -> Result<(Job, Option<Material>)> {
+    async fn job(
+        &self,
+        request: &Request,
+        (folder, kept): (&Path, &BTreeMap<usize, Lease>),
+        events: &Events,
+    ) -> Result<(Job, Option<Material>)> {
         let mut contexts = HashMap::new();
         let (mut dockerfile, mut source) = (request.dockerfile.clone(), None);
         let agents = agents(request)?;
@@ -279,7 +333,10 @@ impl Builder {
         for (name, context) in &request.contexts {
             let numbered = |number: &usize| folder.join("contexts").join(number.to_string());
             let place = match context {
-                Context::Folder(number) => ContextSource::Folder(numbered(number)),
+                Context::Folder(number) => match kept.get(number) {
+                    Some(lease) => ContextSource::Folder(Folder::from(lease)),
+                    None => ContextSource::Folder(Folder::unknown(numbered(number))),
+                },
                 Context::Layout(number) => ContextSource::Image(self.layout(name, &numbered(number)).await?),
                 Context::Image(image) => ContextSource::Image(image.clone()),
                 Context::Address(address) => {
@@ -293,7 +350,7 @@ impl Builder {
                             dockerfile = fetched.dockerfile.unwrap_or_default();
                         }
                     }
-                    ContextSource::Folder(fetched.folder)
+                    ContextSource::Folder(Folder::unknown(fetched.folder))
                 }
             };
             contexts.insert(name.clone(), place);

@@ -17,7 +17,7 @@ use crate::error::{Error, Result, blocking};
 use crate::event::{Event, Events};
 use crate::plan::{Copy, Item, Op, Origin, Planner, StagePlan};
 use crate::report::{Material, Report};
-use crate::{Builder, ContextSource, Job, owner};
+use crate::{Builder, ContextSource, Digests, Job, owner};
 
 /// Holds on base images begin with it.
 pub const HOLDER: &str = "build-";
@@ -424,16 +424,19 @@ impl Build {
         let store = &self.builder.inner.config.store;
         let of_tree = async |tree: Arc<Tree>| -> Result<Place> {
             let folders = store.folders(&tree.layers).await?;
-            Ok(Place { folders, chain: Some(Tree::chain(&tree.layers)), of_context: false })
+            Ok(Place { folders, chain: Some(Tree::chain(&tree.layers)), ..Place::default() })
         };
         match origin {
             Origin::Stage(stage) => of_tree(self.finished(*stage).await?).await,
             Origin::Image { name, platform } => of_tree(self.image(name, platform).await?).await,
-            Origin::Scratch => Ok(Place { folders: Vec::new(), chain: Some("scratch".to_owned()), of_context: false }),
+            Origin::Scratch => Ok(Place { chain: Some("scratch".to_owned()), ..Place::default() }),
             Origin::Context(name) => match self.job.contexts.get(name) {
-                Some(ContextSource::Folder(folder)) => {
-                    Ok(Place { folders: vec![folder.clone()], chain: None, of_context: true })
-                }
+                Some(ContextSource::Folder(folder)) => Ok(Place {
+                    folders: vec![folder.path.clone()],
+                    chain: None,
+                    of_context: true,
+                    digests: Arc::clone(&folder.digests),
+                }),
                 Some(ContextSource::Image(image)) => {
                     let platform = self.job.wanted.platform.to_string();
                     of_tree(self.image(image, &platform).await?).await
@@ -449,7 +452,7 @@ impl Build {
 
     /// The key of a step: all that its result depends on.
     pub fn key(&self, what: &serde_json::Value) -> Digest {
-        let mut key = json!({"what": what, "epoch": self.job.epoch, "version": 1});
+        let mut key = json!({"what": what, "epoch": self.job.epoch, "version": 2});
         if let Some(tenant) = &self.job.tenant {
             // A step may depend on caches and secrets, which its key leaves out: nobody is given what others made.
             key["for"] = json!(tenant.namespace);
@@ -489,11 +492,11 @@ impl Build {
             let jobs = fetched.jobs(&this_place);
             let mut all = Vec::new();
             let mut hasher = String::new();
-            for (copy, source, of_context) in jobs {
-                let source = View::open(&source)?;
+            for (copy, place) in jobs {
+                let (source, of_context) = (View::open(&place.folders)?, place.of_context);
                 let job = copy::Job { copy: &copy, source: &source, of_context, target: &target, owner, now };
                 let chosen = copy::choose(&job)?;
-                hasher.push_str(copy::digest(&chosen, &source)?.as_str());
+                hasher.push_str(copy::digest(&chosen, &source, &place.digests)?.as_str());
                 all.push((chosen, source));
             }
             Ok((all, Digest::of(hasher.as_bytes()), fetched))
@@ -584,13 +587,16 @@ impl Build {
 }
 
 /// Where a step takes files from.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Place {
     /// Top first.
     pub folders: Vec<PathBuf>,
     /// What is in them, if that is known without looking.
     pub chain: Option<String>,
+    /// Its files belong to root.
     pub of_context: bool,
+    /// Of those files that are known without reading.
+    pub digests: Arc<Digests>,
 }
 
 /// The folder that becomes a layer.

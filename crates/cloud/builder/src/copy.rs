@@ -1,13 +1,14 @@
 //! COPY and ADD: which files, where to, whose, and what decides whether they were copied before.
 
 use std::collections::BTreeSet;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use dhow_image::{Digest, Entry, EntryKind, Hasher, LayerWriter, Node, View, clean};
 use rustix::fs::FileType;
 
+use crate::Digests;
 use crate::error::{Error, Result};
 use crate::glob::{Glob, Ignore};
 use crate::owner::Owner;
@@ -378,7 +379,7 @@ impl Choosing<'_> {
 }
 
 /// What is copied, in one number: names, attributes and bytes, but no times.
-pub fn digest(chosen: &[Chosen], source: &View) -> Result<Digest> {
+pub fn digest(chosen: &[Chosen], source: &View, known: &Digests) -> Result<Digest> {
     let mut hasher = Hasher::sha256();
     for one in chosen {
         let Entry { path, kind, mode, uid, gid, xattrs, .. } = &one.entry;
@@ -386,18 +387,14 @@ pub fn digest(chosen: &[Chosen], source: &View) -> Result<Digest> {
         hasher.update(format!("{path:?} {kind:?} {mode:o} {uid} {gid} {xattrs:?}\n").as_bytes());
         match &one.data {
             Data::None => {}
-            Data::Inline(text) => hasher.update(text.as_bytes()),
-            Data::Node(node) => {
-                let mut file = source.file(node).at("read a source")?;
-                let mut buffer = vec![0; 256 << 10];
-                loop {
-                    let n = file.read(&mut buffer).at("read a source")?;
-                    if n == 0 {
-                        break;
-                    }
-                    hasher.update(&buffer[..n]);
+            Data::Inline(text) => hasher.update(Digest::of(text.as_bytes()).as_str().as_bytes()),
+            Data::Node(node) => match known.get(node.path()) {
+                Some(digest) => hasher.update(digest.as_str().as_bytes()),
+                None => {
+                    let file = source.file(node).at("read a source")?;
+                    hasher.update(crate::add::hash(file, Hasher::sha256())?.as_str().as_bytes());
                 }
-            }
+            },
         }
     }
     Ok(hasher.finish())

@@ -39,6 +39,9 @@ pub enum Error {
     Network(String),
     #[error("the build was interrupted: {0}")]
     Interrupted(String),
+    /// What a client took for kept is not, or is in use: it sends everything.
+    #[error("{0}")]
+    Stale(String),
     /// Somebody else's machine does not answer.
     #[error("{0}")]
     Unreachable(String),
@@ -82,7 +85,9 @@ impl Error {
             Error::Image(error) => error.is_unavailable(),
             Error::Step { source, .. } => source.is_passing(),
             Error::Io { source, .. } => source.kind() == std::io::ErrorKind::StorageFull,
-            Error::Runtime(_) | Error::Network(_) | Error::Interrupted(_) | Error::Unreachable(_) => true,
+            Error::Runtime(_) | Error::Network(_) | Error::Interrupted(_) | Error::Unreachable(_) | Error::Stale(_) => {
+                true
+            }
             Error::Dockerfile { .. }
             | Error::Exit { .. }
             | Error::Memory { .. }

@@ -48,11 +48,11 @@ pub enum Archive {
 impl Builder {
     /// Does what is asked for; what is left to do is to send these archives.
     pub(crate) async fn fulfil(&self, received: Received, events: Events) -> Result<Vec<Archive>> {
-        let Received { mut request, folder } = received;
+        let Received { mut request, folder, kept } = received;
         self.gather(&mut request, folder.path(), &events).await?;
         // Steps that are found stay until they are written.
         let _building = self.inner.config.store.build();
-        let (jobs, source) = self.jobs(&request, folder.path(), &events).await?;
+        let (jobs, source) = self.jobs(&request, (folder.path(), &kept), &events).await?;
         if request.output == Output::Docker && jobs.len() > 1 {
             let why = "an archive as docker has them is of one platform; type=oci is of several";
             return Err(Error::Invalid(why.to_owned()));
@@ -62,10 +62,13 @@ impl Builder {
             let (tree, report) = self.build_noted(job.clone(), events.clone()).await?;
             done.push(Done { job, tree, report });
         }
+        drop(kept);
         // Nobody has to wait for it.
-        tokio::task::spawn_blocking(move || {
-            if let Err(error) = folder.close() {
-                tracing::warn!(%error, "cannot remove a build's context");
+        let builder = self.clone();
+        tokio::spawn(async move {
+            let removed = blocking(move || folder.close().at("remove a build's context")).await;
+            if let Err(error) = removed.and(builder.inner.contexts.trim().await) {
+                tracing::warn!(%error, "contexts of builds cannot be removed");
             }
         });
         let mut archives = self.give_steps(&request, &done, &events).await?;

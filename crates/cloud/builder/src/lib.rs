@@ -5,6 +5,7 @@
 //! - `build` runs the steps that nobody ran before, stages beside each other: files are copied by `copy`, programs run in
 //!   a `sandbox`; each step becomes a layer of the node's image store.
 //! - [`api`] is how a client asks for all this.
+//! - `contexts` keeps what clients sent, so that they send what changed.
 //! - `run` and `log` are what a node keeps of builds for people who do not run it, `source` and `git` bring their files here.
 //! - [`cloud`] makes builds a kind of the API.
 //!
@@ -18,6 +19,7 @@ mod build;
 mod cache;
 pub mod cloud;
 mod config;
+mod contexts;
 mod copy;
 pub mod dockerfile;
 mod error;
@@ -45,6 +47,7 @@ use dhow_oci::spec::Limits;
 
 pub use attest::{Attest, ProvenanceMode};
 pub use cache::{CacheMode, CacheSource};
+pub use contexts::{Digests, Listed, Listing};
 pub use error::{Error, Result};
 pub use event::{Event, Events};
 pub use git::{Login, Repository};
@@ -80,12 +83,34 @@ struct Inner {
     running: tokio::sync::Semaphore,
     caches: mounts::Caches,
     runs: Arc<run::Runs>,
+    contexts: contexts::Keeper,
+}
+
+/// A context's files.
+#[derive(Clone, Debug)]
+pub struct Folder {
+    pub path: PathBuf,
+    /// Those that are known without reading.
+    pub digests: Arc<Digests>,
+}
+
+impl Folder {
+    /// Of whose files nothing is known.
+    pub fn unknown(path: PathBuf) -> Self {
+        Folder { path, digests: Arc::default() }
+    }
+}
+
+impl From<&contexts::Lease> for Folder {
+    fn from(lease: &contexts::Lease) -> Self {
+        Folder { path: lease.folder.clone(), digests: Arc::clone(&lease.digests) }
+    }
 }
 
 /// Where a context's files are.
 #[derive(Clone, Debug)]
 pub enum ContextSource {
-    Folder(PathBuf),
+    Folder(Folder),
     /// By name or id, in the store or to be pulled.
     Image(String),
 }
@@ -131,6 +156,7 @@ impl Builder {
             _ => {}
         }
         std::fs::create_dir_all(&contexts).at("make a folder for contexts")?;
+        let kept = contexts::Keeper::open(config.root.join("kept"))?;
         for image in config.store.list() {
             for holder in image.holders.iter().filter(|holder| holder.starts_with(build::HOLDER)) {
                 config.store.release(holder)?;
@@ -139,6 +165,6 @@ impl Builder {
         let running = tokio::sync::Semaphore::new(config.parallel.max(1));
         let caches = mounts::Caches::new(config.root.join("caches"));
         let runs = Arc::new(run::Runs::open(&config.root)?);
-        Ok(Builder { inner: Arc::new(Inner { config, running, caches, runs }) })
+        Ok(Builder { inner: Arc::new(Inner { config, running, caches, runs, contexts: kept }) })
     }
 }

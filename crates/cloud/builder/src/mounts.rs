@@ -84,7 +84,7 @@ pub fn digest(run: &Run, places: &[Option<Place>]) -> Result<Value> {
                     let copy = Copy::plain(Origin::Scratch, source, &format!("/{COPIED}"));
                     let job =
                         copy::Job { copy: &copy, source: &view, of_context: true, target: &empty, owner: None, now: 0 };
-                    json!(["bind", mount.target, copy::digest(&copy::choose(&job)?, &view)?.as_str()])
+                    json!(["bind", mount.target, copy::digest(&copy::choose(&job)?, &view, &place.digests)?.as_str()])
                 }
             },
             (MountKind::Cache { id, .. }, _) => json!(["cache", mount.target, id]),

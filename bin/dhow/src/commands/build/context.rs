@@ -1,22 +1,23 @@
 //! The files of a build: found, filtered, sent.
 
 use std::io::{self, BufWriter, Read, Write};
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
 
 use anyhow::{Context as _, Result, bail};
 use bytes::Bytes;
-use dhow_builder::Ignore;
-use dhow_builder::api::{CacheFrom, Context, Request};
+use dhow_builder::api::{CacheFrom, Context, Listings, Missing, Request};
+use dhow_builder::{Ignore, Listing};
 use dhow_image::{Entry, EntryKind, LayerWriter};
 use futures::Stream;
 use tokio::task::JoinHandle;
 use tokio_util::io::{ReaderStream, SyncIoBridge};
 
+use super::super::image::Images;
 use super::cache;
+use super::walk::{self, Found};
 use crate::cli::BuildArgs;
 
 /// What goes to the node.
@@ -24,13 +25,21 @@ pub struct Sources {
     pub dockerfile: String,
     pub file: String,
     /// By number: the first is the build's own.
-    folders: Vec<(PathBuf, Ignore)>,
+    folders: Vec<Source>,
     /// Where the build's own context is.
     pub own: Context,
     pub named: Vec<(String, Context)>,
     pub caches: Vec<CacheFrom>,
     /// Keeps an archive's files while they are sent.
     _unpacked: Option<tempfile::TempDir>,
+}
+
+/// A folder that goes along.
+struct Source {
+    path: PathBuf,
+    ignore: Ignore,
+    /// The node may keep it for the next build.
+    kept: bool,
 }
 
 impl Sources {
@@ -83,7 +92,8 @@ impl Sources {
             }
             None => Ignore::default(),
         };
-        let mut folders = vec![(root.unwrap_or_default(), ignore)];
+        let kept = unpacked.is_none();
+        let mut folders = vec![Source { path: root.unwrap_or_default(), ignore, kept }];
         let mut named = Vec::new();
         for text in &args.build_context {
             let (name, source) =
@@ -104,7 +114,7 @@ impl Sources {
                     Ok(text) if !layout => Ignore::read(&text).map_err(anyhow::Error::msg)?,
                     _ => Ignore::default(),
                 };
-                folders.push((folder, ignore));
+                folders.push(Source { path: folder, ignore, kept: !layout });
                 let number = folders.len() - 1;
                 if layout { Context::Layout(number) } else { Context::Folder(number) }
             };
@@ -119,7 +129,7 @@ impl Sources {
                     if !folder.join("index.json").is_file() {
                         continue;
                     }
-                    folders.push((folder, Ignore::default()));
+                    folders.push(Source { path: folder, ignore: Ignore::default(), kept: false });
                     CacheFrom::Folder(folders.len() - 1, tag)
                 }
             });
@@ -128,17 +138,93 @@ impl Sources {
         Ok(Sources { dockerfile, file, folders, own, named, caches, _unpacked: unpacked })
     }
 
+    /// Looks at the folders, and at how what is in them differs from what the node has of them.
+    pub async fn look(self, images: &Images) -> Result<Contexts> {
+        let contexts = tokio::task::spawn_blocking(move || self.walk()).await.context("look at the context")??;
+        let listings = contexts.listings();
+        if listings.is_empty() {
+            return Ok(contexts);
+        }
+        let missing = images.missing(&listings).await?;
+        Ok(contexts.lacking(listings, missing))
+    }
+
+    fn walk(self) -> Result<Contexts> {
+        let mut folders = Vec::new();
+        for Source { path, ignore, kept } in self.folders {
+            let found = match path.as_os_str().is_empty() {
+                true => Vec::new(),
+                false => walk::walk(&path, &ignore).with_context(|| format!("read {}", path.display()))?,
+            };
+            folders.push(Walked { path, found: found.into(), kept, missing: None });
+        }
+        Ok(Contexts { folders: folders.into(), listings: Listings::new(), _unpacked: self._unpacked })
+    }
+}
+
+/// The files that go to the node.
+pub struct Contexts {
+    folders: Arc<[Walked]>,
+    /// Of those contexts of which the node has something.
+    pub listings: Listings,
+    /// Keeps an archive's files while they are sent.
+    _unpacked: Option<tempfile::TempDir>,
+}
+
+#[derive(Clone)]
+struct Walked {
+    path: PathBuf,
+    found: Arc<[Found]>,
+    /// It may be built from again.
+    kept: bool,
+    /// What is to be sent; everything if that is not known.
+    missing: Option<Vec<usize>>,
+}
+
+impl Contexts {
+    fn listings(&self) -> Listings {
+        let now = SystemTime::now();
+        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let listing = |(number, folder): (usize, &Walked)| {
+            if !folder.kept || folder.found.is_empty() {
+                return None;
+            }
+            let path = folder.path.canonicalize().ok()?;
+            let name = format!("{host}:{}", path.display());
+            let entries = folder.found.iter().map(|found| found.listed(now)).collect::<Option<_>>()?;
+            Some((number, Listing { name, entries }))
+        };
+        self.folders.iter().enumerate().filter_map(listing).collect()
+    }
+
+    fn lacking(mut self, listings: Listings, mut missing: Missing) -> Self {
+        let folder = |(number, folder): (usize, &Walked)| Walked { missing: missing.remove(&number), ..folder.clone() };
+        self.folders = self.folders.iter().enumerate().map(folder).collect();
+        let known = |number: &usize| self.folders.get(*number).is_some_and(|folder| folder.missing.is_some());
+        self.listings = listings.into_iter().filter(|(number, _)| known(number)).collect();
+        self
+    }
+
+    /// Whether less is sent than there is.
+    pub fn lacks(&self) -> bool {
+        !self.listings.is_empty()
+    }
+
+    /// From now on everything is sent.
+    pub fn forget(&mut self) {
+        self.listings.clear();
+        self.folders = self.folders.iter().map(|folder| Walked { missing: None, ..folder.clone() }).collect();
+    }
+
     /// The request as an archive, written while it is sent, and the task that writes it. `sent` counts bytes.
     pub fn stream(
-        self,
+        &self,
         request: &Request,
         sent: Arc<AtomicU64>,
     ) -> (impl Stream<Item = io::Result<Bytes>> + use<>, JoinHandle<Result<()>>) {
         let (from, into) = tokio::io::duplex(1 << 20);
-        let request = serde_json::to_vec(request);
+        let (request, folders) = (serde_json::to_vec(request), Arc::clone(&self.folders));
         let writing = tokio::task::spawn_blocking(move || {
-            // An archive's files stay until they are sent.
-            let _unpacked = self._unpacked;
             let bridge = Counted { to: SyncIoBridge::new(into), sent };
             let mut archive = LayerWriter::new(BufWriter::with_capacity(256 << 10, bridge));
             let request = request.context("write the request")?;
@@ -148,18 +234,8 @@ impl Sources {
                 mode: 0o600,
                 ..Entry::default()
             };
-            let outcome = archive.append(&entry, request.as_slice()).and_then(|()| {
-                self.folders.iter().enumerate().try_for_each(|(number, (folder, ignore))| {
-                    let below = format!("contexts/{number}");
-                    let top = Entry { path: below.clone().into_bytes(), mode: 0o755, ..Entry::default() };
-                    archive.append(&top, io::empty())?;
-                    if folder.as_os_str().is_empty() {
-                        return Ok(());
-                    }
-                    let mut walk = Walk { archive: &mut archive, ignore, below };
-                    walk.folder(folder, "")
-                })
-            });
+            let outcome = archive.append(&entry, request.as_slice());
+            let outcome = outcome.and_then(|()| append(&folders, &mut archive));
             let finished = outcome.and_then(|()| archive.finish()).and_then(|mut writer| writer.flush());
             match finished {
                 // The node stopped reading: it says why itself.
@@ -169,6 +245,20 @@ impl Sources {
         });
         (ReaderStream::with_capacity(from, 256 << 10), writing)
     }
+}
+
+fn append(folders: &[Walked], archive: &mut LayerWriter<impl Write>) -> io::Result<()> {
+    for (number, folder) in folders.iter().enumerate() {
+        let below = format!("contexts/{number}");
+        let top = Entry { path: below.clone().into_bytes(), mode: 0o755, ..Entry::default() };
+        archive.append(&top, io::empty())?;
+        let mut send = |found: &Found| found.append(&folder.path, &below, archive);
+        match &folder.missing {
+            Some(missing) => missing.iter().filter_map(|at| folder.found.get(*at)).try_for_each(&mut send)?,
+            None => folder.found.iter().try_for_each(&mut send)?,
+        }
+    }
+    Ok(())
 }
 
 /// A folder as an archive, without what its `.dockerignore` leaves out; `kept` go along in any case.
@@ -191,9 +281,9 @@ pub fn archive(
     let writing = tokio::task::spawn_blocking(move || {
         let to = BufWriter::with_capacity(256 << 10, SyncIoBridge::new(into));
         let mut archive = LayerWriter::new(to);
-        let mut walk = Walk { archive: &mut archive, ignore: &ignore, below: ".".to_owned() };
-        let walked = walk.folder(&folder, "");
-        match walked.and_then(|()| archive.finish()).and_then(|mut writer| writer.flush()) {
+        let found = walk::walk(&folder, &ignore);
+        let sent = found.and_then(|found| found.iter().try_for_each(|one| one.append(&folder, ".", &mut archive)));
+        match sent.and_then(|()| archive.finish()).and_then(|mut writer| writer.flush()) {
             // Whoever takes it stopped reading, and says why.
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
             other => other.context("send the folder"),
@@ -216,56 +306,6 @@ impl<W: Write> Write for Counted<W> {
 
     fn flush(&mut self) -> io::Result<()> {
         self.to.flush()
-    }
-}
-
-struct Walk<'a, W: Write> {
-    archive: &'a mut LayerWriter<W>,
-    ignore: &'a Ignore,
-    below: String,
-}
-
-impl<W: Write> Walk<'_, W> {
-    fn folder(&mut self, folder: &Path, relative: &str) -> io::Result<()> {
-        let mut names: Vec<_> =
-            std::fs::read_dir(folder)?.map(|entry| entry.map(|entry| entry.file_name())).collect::<Result<_, _>>()?;
-        names.sort();
-        for name in names {
-            let path = folder.join(&name);
-            let at = match relative {
-                "" => name.to_string_lossy().into_owned(),
-                _ => format!("{relative}/{}", name.to_string_lossy()),
-            };
-            let meta = std::fs::symlink_metadata(&path)?;
-            let left_out = self.ignore.ignores(&at);
-            let kind = meta.file_type();
-            if left_out && !(kind.is_dir() && self.ignore.has_exceptions()) {
-                continue;
-            }
-            let mut entry = Entry {
-                path: [self.below.as_bytes(), b"/", at.as_bytes()].concat(),
-                mode: meta.mode(),
-                mtime: meta.mtime(),
-                ..Entry::default()
-            };
-            if kind.is_dir() {
-                // What is let in again below a folder that is not brings it along.
-                if !left_out {
-                    self.archive.append(&entry, io::empty())?;
-                }
-                self.folder(&path, &at)?;
-            } else if kind.is_symlink() {
-                entry.kind = EntryKind::Symlink(std::fs::read_link(&path)?.as_os_str().as_bytes().to_vec());
-                self.archive.append(&entry, io::empty())?;
-            } else if kind.is_file() {
-                entry.kind = EntryKind::File(meta.len());
-                self.archive.append(&entry, std::fs::File::open(&path)?)?;
-            } else if kind.is_fifo() {
-                entry.kind = EntryKind::Fifo;
-                self.archive.append(&entry, io::empty())?;
-            }
-        }
-        Ok(())
     }
 }
 

@@ -6,20 +6,23 @@ pub(super) mod context;
 mod output;
 mod progress;
 mod request;
+mod walk;
 
 use std::io::IsTerminal;
 
 use anyhow::{Context as _, Result, bail};
 use bytes::Bytes;
 use dhow_builder::Event;
+use dhow_builder::api::Request;
 use dhow_client::Body;
-use http::Method;
+use http::{Method, Response};
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Frame;
 
 use super::image::Images;
 use crate::cli::{BuildArgs, ProgressKind};
-use crate::exit::NotFound;
+use crate::exit::{Conflict, NotFound};
+use context::Contexts;
 use output::Destination;
 use progress::Shown;
 
@@ -31,7 +34,7 @@ pub async fn run(args: BuildArgs) -> Result<()> {
 pub async fn build(args: &BuildArgs) -> Result<Option<String>> {
     let destination = Destination::parse(args)?;
     let sources = context::Sources::gather(args).await?;
-    let request = request::make(args, &sources, &destination).await?;
+    let mut request = request::make(args, &sources, &destination).await?;
     let kind = if args.quiet { ProgressKind::Quiet } else { args.progress };
     let mut shown = Shown::new(match kind {
         ProgressKind::Auto if std::io::stderr().is_terminal() => ProgressKind::Tty,
@@ -40,13 +43,17 @@ pub async fn build(args: &BuildArgs) -> Result<Option<String>> {
     });
     let images = Images::at(&args.at).await?;
     let sent = shown.begin("[internal] load build context");
-    let (body, writing) = sources.stream(&request, shown.sent());
-    let pieces = futures::TryStreamExt::map_ok(body, Frame::data);
-    let pieces =
-        futures::TryStreamExt::map_err(pieces, |e| dhow_client::Error::Configuration(format!("read the context: {e}")));
-    let answer = images.send(Method::POST, "/build", &[], StreamBody::new(pieces).boxed_unsync()).await;
-    // Why the context could not be read says more than that it broke off.
-    writing.await.context("read the context")??;
+    let mut contexts = sources.look(&images).await?;
+    request.listings = contexts.listings.clone();
+    let answer = match send(&images, &contexts, &request, &shown).await {
+        // Another build changed it, or it went for want of room.
+        Err(error) if error.is::<Conflict>() && contexts.lacks() => {
+            contexts.forget();
+            request.listings.clear();
+            send(&images, &contexts, &request, &shown).await
+        }
+        answer => answer,
+    };
     let mut body = answer?.into_body();
     shown.end(sent);
     let mut answer = Answer::default();
@@ -69,6 +76,18 @@ pub async fn build(args: &BuildArgs) -> Result<Option<String>> {
         }
     }
     Ok(answer.id)
+}
+
+/// Sends the request with what its contexts lack at the node.
+async fn send(images: &Images, contexts: &Contexts, request: &Request, shown: &Shown) -> Result<Response<Body>> {
+    let (body, writing) = contexts.stream(request, shown.sent());
+    let pieces = futures::TryStreamExt::map_ok(body, Frame::data);
+    let pieces =
+        futures::TryStreamExt::map_err(pieces, |e| dhow_client::Error::Configuration(format!("read the context: {e}")));
+    let answer = images.send(Method::POST, "/build", &[], StreamBody::new(pieces).boxed_unsync()).await;
+    // Why the context could not be read says more than that it broke off.
+    writing.await.context("read the context")??;
+    answer
 }
 
 #[derive(Default)]

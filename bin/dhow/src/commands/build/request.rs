@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail};
 use base64::Engine as _;
-use dhow_builder::api::{CacheFrom, CacheTarget, CacheTo, Context, Request, StepLimits};
+use dhow_builder::api::{CacheFrom, CacheTarget, CacheTo, Context, Listings, Request, StepLimits};
 use dhow_builder::dockerfile::{Dockerfile, Instruction};
 use dhow_builder::{Attest, ProvenanceMode};
 use dhow_image::Reference;
@@ -54,6 +54,7 @@ pub async fn make(args: &BuildArgs, sources: &Sources, destination: &Destination
         labels: args.label.iter().map(pair).collect(),
         platform: args.platform.clone(),
         contexts,
+        listings: Listings::new(),
         secrets: secrets(&args.secret)?,
         agents: agents(&args.ssh)?,
         no_cache: args.no_cache,
