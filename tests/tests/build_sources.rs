@@ -433,6 +433,10 @@ fn contexts_by_address_have_logins(host: &Host, folder: &Path) -> Result<()> {
     let (done, said) =
         built(None, &["--secret", "id=GIT_SSH_KEY,src=user", "--secret", "id=GIT_KNOWN_HOSTS,src=known", &ssh]);
     ensure!(done, "{said}");
+    // What the Dockerfile begins with is seen by the node first, and has a login, too.
+    fs::write(folder.join("web/of-private"), format!("FROM {REGISTRY}/shop/busybox:1\nRUN true\n"))?;
+    let (done, said) = built(None, &["--pull", &format!("{WEB}/of-private")]);
+    ensure!(done && said.contains("wants a login"), "{said}");
     // ADD brings them by the same secrets.
     fs::write(folder.join("adds"), format!("FROM scratch\nADD {WEB}/cgi-bin/git/private/app.git#main /app\n"))?;
     let (done, said) =

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use dhow_image::{Compression, Digest, Image, Layer, Platform, PullOptions, Remote, RemoteSteps, View};
+use dhow_image::{Compression, Digest, Image, Layer, Platform, PullOptions, Reference, Remote, RemoteSteps, View};
 use parking_lot::Mutex;
 use serde_json::json;
 use tokio::sync::watch;
@@ -273,24 +273,18 @@ impl Build {
         let (of, image) = match here {
             Some(here) => here,
             None => {
-                let reference = dhow_image::Reference::parse(name)?;
+                let reference = Reference::parse(name)?;
                 if self.job.tenant.is_some() && !config.registries.is_clusters(&reference.registry) {
                     crate::git::check_registry(&reference.registry).await?;
                 }
                 let cluster = || self.job.tenant.as_ref()?.cluster(&config.registries, &reference.registry);
                 let auth = self.job.auth.get(&reference.registry).cloned().or_else(cluster);
-                let auth = auth.unwrap_or(dhow_image::Auth::Anonymous);
-                // What this machine knows by the name is what it runs.
-                let name = match Platform::host().runs(&wanted) {
-                    true => name.to_owned(),
-                    false => {
-                        let remote = Remote::connect(&config.registries, &reference, &auth).await?;
-                        format!("{}@{}", reference.name(), remote.manifest(reference.target()).await?.digest)
-                    }
-                };
-                let options =
-                    PullOptions { auth, registries: Arc::clone(&config.registries), platform: Some(wanted.clone()) };
-                let image = config.store.pull(&name, options, None).await?;
+                let nameless = auth.is_none();
+                let pulled = self.pull(name, &reference, &wanted, auth.unwrap_or(dhow_image::Auth::Anonymous)).await;
+                if nameless && let Err(Error::Image(dhow_image::Error::Unauthorized { .. })) = &pulled {
+                    self.events.tell(Event::Unauthorized { registry: reference.registry.clone() });
+                }
+                let image = pulled?;
                 (read(&image)?, image)
             }
         };
@@ -310,6 +304,26 @@ impl Build {
             of.os = wanted.os;
         }
         Ok(Tree { layers: config.store.layers_of(&image)?, config: of })
+    }
+
+    async fn pull(
+        &self,
+        name: &str,
+        reference: &Reference,
+        wanted: &Platform,
+        auth: dhow_image::Auth,
+    ) -> Result<Image> {
+        let config = &self.builder.inner.config;
+        // What this machine knows by the name is what it runs.
+        let name = match Platform::host().runs(wanted) {
+            true => name.to_owned(),
+            false => {
+                let remote = Remote::connect(&config.registries, reference, &auth).await?;
+                format!("{}@{}", reference.name(), remote.manifest(reference.target()).await?.digest)
+            }
+        };
+        let options = PullOptions { auth, registries: Arc::clone(&config.registries), platform: Some(wanted.clone()) };
+        Ok(config.store.pull(&name, options, None).await?)
     }
 
     async fn finished(&self, stage: usize) -> Result<Arc<Tree>> {

@@ -60,6 +60,10 @@ pub enum Event {
         name: String,
         digest: String,
     },
+    /// This registry showed nothing to somebody without a login: the request has none for it.
+    Unauthorized {
+        registry: String,
+    },
     /// An archive follows, to the end of the stream.
     Archive,
     /// The last one of a build that failed.

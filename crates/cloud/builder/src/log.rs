@@ -59,7 +59,11 @@ impl Writer {
             Event::Built { id, .. } => state.line(&format!("built {id}")),
             Event::Pushed { name, digest } => state.line(&format!("pushed {name}@{digest}")),
             Event::Error { message, .. } => state.line(message),
-            Event::Source { .. } | Event::Base { .. } | Event::Cache { .. } | Event::Archive => {}
+            Event::Source { .. }
+            | Event::Base { .. }
+            | Event::Cache { .. }
+            | Event::Unauthorized { .. }
+            | Event::Archive => {}
         }
         state.told.send_replace(state.bytes);
     }

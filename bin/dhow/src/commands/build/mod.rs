@@ -8,6 +8,7 @@ mod progress;
 mod request;
 mod walk;
 
+use std::collections::BTreeSet;
 use std::io::IsTerminal;
 
 use anyhow::{Context as _, Result, bail};
@@ -45,21 +46,35 @@ pub async fn build(args: &BuildArgs) -> Result<Option<String>> {
     let sent = shown.begin("[internal] load build context");
     let mut contexts = sources.look(&images).await?;
     request.listings = contexts.listings.clone();
-    let answer = match send(&images, &contexts, &request, &shown).await {
-        // Another build changed it, or it went for want of room.
-        Err(error) if error.is::<Conflict>() && contexts.lacks() => {
-            contexts.forget();
-            request.listings.clear();
-            send(&images, &contexts, &request, &shown).await
+    let mut asked = BTreeSet::new();
+    let (body, rest, answer) = loop {
+        let sending = match send(&images, &contexts, &request, &shown).await {
+            // Another build changed it, or it went for want of room.
+            Err(error) if error.is::<Conflict>() && contexts.lacks() => {
+                contexts.forget();
+                request.listings.clear();
+                send(&images, &contexts, &request, &shown).await
+            }
+            sending => sending,
+        };
+        let mut body = sending?.into_body();
+        shown.end(sent);
+        let mut answer = Answer::default();
+        let rest = follow(&mut body, args, &mut shown, &mut answer).await;
+        // What the Dockerfile names is known to the node alone if it fetched that.
+        let more = answer.error.is_some()
+            && match answer.unauthorized.take().filter(|registry| asked.insert(registry.clone())) {
+                Some(registry) => request::log_in(&mut request, args, &registry).await,
+                None => false,
+            };
+        if !more {
+            break (body, rest, answer);
         }
-        answer => answer,
+        shown.say("a registry wants a login: again, with yours");
     };
-    let mut body = answer?.into_body();
-    shown.end(sent);
-    let mut answer = Answer::default();
-    let rest = follow(&mut body, args, &mut shown, &mut answer).await;
     shown.clear();
     if let Some(error) = answer.error {
+        shown.explain();
         return Err(error);
     }
     match rest? {
@@ -94,6 +109,8 @@ async fn send(images: &Images, contexts: &Contexts, request: &Request, shown: &S
 struct Answer {
     id: Option<String>,
     error: Option<anyhow::Error>,
+    /// A registry that wants to know who asks.
+    unauthorized: Option<String>,
 }
 
 /// Shows events to their end; returns the first bytes of the archive if one follows.
@@ -114,8 +131,8 @@ async fn follow(body: &mut Body, args: &BuildArgs, shown: &mut Shown, answer: &m
                     cache::take(&folder, bytes, &mut buffer, body).await?;
                     shown.say(&format!("wrote cache {}", folder.display()));
                 }
+                Event::Unauthorized { registry } => answer.unauthorized = Some(registry),
                 Event::Error { message, not_found, .. } => {
-                    shown.explain();
                     answer.error = Some(match not_found {
                         true => NotFound(message).into(),
                         false => anyhow::Error::msg(message),

@@ -104,6 +104,7 @@ impl Shown {
             | Event::Cache { .. }
             | Event::Source { .. }
             | Event::Base { .. }
+            | Event::Unauthorized { .. }
             | Event::Archive
             | Event::Error { .. } => {}
         }

@@ -205,13 +205,27 @@ async fn credentials(args: &BuildArgs, sources: &Sources, cache_to: &[CacheTo]) 
             continue;
         }
         // Without them a registry may still answer; and says so if not.
-        let found = match image::own_credentials(&name).await {
-            Ok(None) if asked.insert(reference.registry.clone()) => image::of_cluster(&args.at, &name).await,
-            own => own,
-        };
-        if let Ok(Some(found)) = found {
+        if let Some(found) = login(args, &name, asked.insert(reference.registry.clone())).await {
             all.insert(reference.registry, found);
         }
     }
     all
+}
+
+/// What the user has for an image's registry; what the cluster gives for its own, if it is asked.
+async fn login(args: &BuildArgs, name: &str, ask: bool) -> Option<Credentials> {
+    let found = match image::own_credentials(name).await {
+        Ok(None) if ask => image::of_cluster(&args.at, name).await,
+        own => own,
+    };
+    found.ok().flatten()
+}
+
+/// Adds what the user has for a registry; whether there is anything.
+pub async fn log_in(request: &mut Request, args: &BuildArgs, registry: &str) -> bool {
+    // Credentials may be for a part of a registry, but those are not known to be the ones.
+    match login(args, &format!("{registry}/image"), true).await {
+        Some(found) => request.credentials.insert(registry.to_owned(), found).is_none(),
+        None => false,
+    }
 }

@@ -142,6 +142,7 @@ impl Report {
                 self.failure = Some(Failure { passing, step, line, ..Failure::new(reason, message) });
             }
             Event::Output { .. }
+            | Event::Unauthorized { .. }
             | Event::Warning { .. }
             | Event::Built { .. }
             | Event::Cache { .. }
