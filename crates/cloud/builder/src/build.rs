@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use dhow_image::{Compression, Digest, Image, Layer, Platform, PullOptions, Reference, Remote, RemoteSteps, View};
+use dhow_image::{
+    Compression, Digest, Image, ImageStore, Layer, Platform, PullOptions, Reference, Remote, RemoteSteps, View,
+};
 use parking_lot::Mutex;
 use serde_json::json;
 use tokio::sync::watch;
@@ -534,24 +536,22 @@ impl Build {
         }
         let (upper, below) = (workspace.path().join("upper"), if copy.link { Vec::new() } else { layers.clone() });
         let lower = if copy.link { Vec::new() } else { folders };
-        let into = upper.clone();
-        blocking(move || {
-            make_upper(&into)?;
-            for (chosen, source) in &all {
-                unpack_chosen(chosen, source, &into, &lower)?;
-            }
+        let committed = key.clone();
+        let own = blocking(move || {
+            make_upper(&upper)?;
+            let own = commit_chosen(&store, &committed, &all, &upper, (below, &lower), epoch)?;
             drop(fetched);
-            Ok(())
+            workspace.close().at("remove a workspace")?;
+            Ok(own)
         })
         .await?;
-        let own = store.commit(&key, upper, below, epoch).await?;
         self.note(&key, &own);
+        let store = &self.builder.inner.config.store;
         let done = on(own);
         if let Some(quick) = quick {
             store.keep(&quick, &done)?;
             self.note(&quick, &done);
         }
-        blocking(move || workspace.close().at("remove a workspace")).await?;
         Ok(done)
     }
 
@@ -590,7 +590,8 @@ impl Build {
             let owner = if user.is_empty() { None } else { Some(owner::find(&user, &view)?) };
             let copy = Copy::plain(Origin::Scratch, "/", "/");
             let job = copy::Job { copy: &copy, source: &view, of_context: true, target: &view, owner, now };
-            unpack_chosen(&copy::folder(&job, &at)?, &view, &into, &lower)
+            let chosen = copy::folder(&job, &at)?;
+            unpack_chosen(&[(chosen, view)], &into, &lower)
         })
         .await?;
         let done = store.commit(&key, upper, layers, self.job.epoch).await?;
@@ -621,21 +622,51 @@ pub fn make_upper(upper: &Path) -> Result<()> {
     std::fs::set_permissions(upper, std::fs::Permissions::from_mode(0o755)).at("make a layer's folder")
 }
 
+/// What was chosen of each source.
+pub type Part = (Vec<copy::Chosen>, View);
+
 /// Through an archive, as any layer: the one piece of code that knows how a layer is laid on others.
-pub fn unpack_chosen(chosen: &[copy::Chosen], source: &View, upper: &Path, lower: &[PathBuf]) -> Result<()> {
+pub fn unpack_chosen(parts: &[Part], upper: &Path, lower: &[PathBuf]) -> Result<()> {
+    through_archive(parts, None, |mut reader| {
+        dhow_image::unpack(&mut reader, upper, lower, "of the step", &dhow_image::Limits::default())?;
+        std::io::copy(&mut reader, &mut std::io::sink()).at("copy files")?;
+        Ok(())
+    })
+}
+
+/// Makes a layer on `below`, which is unpacked in the folders `lower`, of what was chosen.
+fn commit_chosen(
+    store: &ImageStore,
+    key: &Digest,
+    parts: &[Part],
+    upper: &Path,
+    (below, lower): (Vec<Layer>, &[PathBuf]),
+    latest: Option<i64>,
+) -> Result<Vec<Layer>> {
+    through_archive(parts, latest, |reader| Ok(store.commit_archive(key, reader, upper, below, lower)?))
+}
+
+/// Writes an archive while it is read.
+fn through_archive<T>(
+    parts: &[Part],
+    latest: Option<i64>,
+    read: impl FnOnce(std::io::PipeReader) -> Result<T>,
+) -> Result<T> {
     let (reader, writer) = std::io::pipe().at("make a pipe")?;
+    // Larger than usual: the two take turns less often. What is over the user's share is refused, and not needed.
+    let _ = rustix::pipe::fcntl_setpipe_size(&writer, 1 << 20);
     std::thread::scope(|scope| {
         let writing = scope.spawn(|| {
             let buffered = std::io::BufWriter::with_capacity(256 << 10, writer);
-            copy::write(chosen, source, buffered)
+            copy::write(parts, latest, buffered)
         });
-        let limits = dhow_image::Limits::default();
-        let unpacked = dhow_image::unpack(&reader, upper, lower, "of the step", &limits);
-        let rest = unpacked.is_ok().then(|| std::io::copy(&mut &reader, &mut std::io::sink()));
-        drop(reader);
+        let done = read(reader);
         let written = writing.join().unwrap_or_else(|_| Err(std::io::Error::other("the writer panicked")));
-        unpacked?;
-        rest.transpose().at("copy files")?;
-        written.at("copy files")
+        match (done, written) {
+            // Why it stopped reading says more than that nobody reads.
+            (Err(error), Err(broken)) if broken.kind() == std::io::ErrorKind::BrokenPipe => Err(error),
+            (_, Err(error)) => Err(error).at("copy files"),
+            (done, Ok(())) => done,
+        }
     })
 }

@@ -1,6 +1,6 @@
 //! COPY and ADD: which files, where to, whose, and what decides whether they were copied before.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::io::{self, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
@@ -165,7 +165,7 @@ pub fn export(trees: &[(Option<String>, View)], to: impl Write) -> Result<()> {
         let destination = folder.as_ref().map_or_else(|| "/".to_owned(), |folder| format!("/{folder}/"));
         let copy = Copy::plain(crate::plan::Origin::Scratch, "/", &destination);
         let job = Job { copy: &copy, source, of_context: false, target: &target, owner: None, now: 0 };
-        append(&choose(&job)?, source, &mut writer).at("write the files")?;
+        choose(&job)?.iter().try_for_each(|one| append(one, source, None, &mut writer)).at("write the files")?;
     }
     writer.finish().and_then(|mut to| to.flush()).at("write the files")
 }
@@ -400,22 +400,38 @@ pub fn digest(chosen: &[Chosen], source: &View, known: &Digests) -> Result<Diges
     Ok(hasher.finish())
 }
 
-/// Writes what was chosen as an archive.
-pub fn write(chosen: &[Chosen], source: &View, to: impl Write) -> io::Result<()> {
+/// Writes what was chosen as an archive, in which each thing is once: as it was chosen last. With `latest` nothing is newer.
+pub fn write(parts: &[(Vec<Chosen>, View)], latest: Option<i64>, to: impl Write) -> io::Result<()> {
     let mut writer = LayerWriter::new(to);
-    append(chosen, source, &mut writer)?;
+    let places = parts.iter().flat_map(|(chosen, _)| chosen).enumerate();
+    let last: HashMap<&[u8], usize> = places.map(|(at, one)| (one.entry.path.as_slice(), at)).collect();
+    let mut at = 0;
+    for (chosen, source) in parts {
+        for one in chosen {
+            // A folder comes before what is in it.
+            if one.entry.kind == EntryKind::Folder || last.get(one.entry.path.as_slice()) == Some(&at) {
+                append(one, source, latest, &mut writer)?;
+            }
+            at += 1;
+        }
+    }
     writer.finish()?.flush()
 }
 
-fn append(chosen: &[Chosen], source: &View, writer: &mut LayerWriter<impl Write>) -> io::Result<()> {
-    for one in chosen {
-        match &one.data {
-            Data::None => writer.append(&one.entry, io::empty())?,
-            Data::Inline(text) => writer.append(&one.entry, text.as_bytes())?,
-            Data::Node(node) => writer.append(&one.entry, source.file(node)?)?,
+fn append(one: &Chosen, source: &View, latest: Option<i64>, writer: &mut LayerWriter<impl Write>) -> io::Result<()> {
+    let dated;
+    let entry = match latest.filter(|latest| *latest < one.entry.mtime) {
+        Some(latest) => {
+            dated = Entry { mtime: latest, ..one.entry.clone() };
+            &dated
         }
+        None => &one.entry,
+    };
+    match &one.data {
+        Data::None => writer.append(entry, io::empty()),
+        Data::Inline(text) => writer.append(entry, text.as_bytes()),
+        Data::Node(node) => writer.append(entry, source.file(node)?),
     }
-    Ok(())
 }
 
 /// Says what was being done when the file system refused.

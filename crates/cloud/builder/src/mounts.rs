@@ -215,6 +215,7 @@ fn duplicate(copy: &Copy, place: &Place, into: &Path) -> Result<PathBuf> {
     let empty = View::open(&[])?;
     let job = copy::Job { copy, source: &view, of_context: place.of_context, target: &empty, owner: None, now: 0 };
     fs::create_dir_all(into).at("make a folder")?;
-    crate::build::unpack_chosen(&copy::choose(&job)?, &view, into, &[])?;
+    let chosen = copy::choose(&job)?;
+    crate::build::unpack_chosen(&[(chosen, view)], into, &[])?;
     Ok(into.join(COPIED))
 }

@@ -6,17 +6,17 @@ pub(crate) mod kept;
 pub(crate) mod pack;
 
 use std::fs;
-use std::io::{BufWriter, Write};
+use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
-use crate::content::sync_dir;
+use crate::content::{BlobWriter, sync_dir};
 use crate::digest::Hasher;
 use crate::error::At;
 use crate::index::{Layer, chain_of};
 use crate::manifest::OCI_LAYER;
 use crate::snapshot::{remove_any, sync_file_system};
 use crate::store::{ImageStore, blocking};
-use crate::{Digest, Error, Image, Result};
+use crate::{Digest, Error, Image, Limits, Result};
 use pack::LayerWriter;
 
 pub use assemble::{Compression, Statement, Variant};
@@ -85,13 +85,7 @@ impl ImageStore {
         blocking(move || store.commit_now(&key, &upper, below, latest)).await
     }
 
-    fn commit_now(
-        &self,
-        key: &Digest,
-        upper: &Path,
-        mut layers: Vec<Layer>,
-        latest: Option<i64>,
-    ) -> Result<Vec<Layer>> {
+    fn commit_now(&self, key: &Digest, upper: &Path, layers: Vec<Layer>, latest: Option<i64>) -> Result<Vec<Layer>> {
         let inner = &self.inner;
         let failed = |e| Error::io(format!("write a layer of {}", upper.display()), e);
         let mut blob = inner.content.writer(Hasher::sha256())?;
@@ -104,6 +98,34 @@ impl ImageStore {
             inner.kept.put(key, &layers)?;
             return Ok(layers);
         }
+        self.place(key, blob, upper, layers)
+    }
+
+    /// As [`Self::commit`], of an archive that is read once: it is the layer, and `upper`, an empty folder in a workspace,
+    /// becomes what it unpacks to on `lowers`, the folders of `below`. Blocks.
+    pub fn commit_archive(
+        &self,
+        key: &Digest,
+        archive: impl Read,
+        upper: &Path,
+        below: Vec<Layer>,
+        lowers: &[PathBuf],
+    ) -> Result<Vec<Layer>> {
+        let mut blob = self.inner.content.writer(Hasher::sha256())?;
+        let mut both = Both { from: archive, to: &mut blob };
+        let unpacked = crate::unpack::unpack(&mut both, upper, lowers, "of the step", &Limits::default())?;
+        // What follows the last entry is part of the layer.
+        io::copy(&mut both, &mut io::sink()).map_err(|e| Error::io("read the layer of a step", e))?;
+        if unpacked.entries == 0 {
+            self.inner.kept.put(key, &below)?;
+            return Ok(below);
+        }
+        self.place(key, blob, upper, below)
+    }
+
+    /// Adds a layer to those below it: its archive, and the folder that it unpacks to.
+    fn place(&self, key: &Digest, blob: BlobWriter, upper: &Path, mut layers: Vec<Layer>) -> Result<Vec<Layer>> {
+        let inner = &self.inner;
         let (pin, size) = blob.finish()?;
         let diff_id = pin.digest().clone();
         layers.push(Layer { blob: diff_id.clone(), size, media_type: OCI_LAYER.to_owned(), diff_id });
@@ -135,6 +157,20 @@ impl ImageStore {
             return Ok(0);
         }
         self.collect(self.inner.index.lock())
+    }
+}
+
+/// Writes what is read.
+struct Both<'a, R> {
+    from: R,
+    to: &'a mut BlobWriter,
+}
+
+impl<R: Read> Read for Both<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let n = self.from.read(buffer)?;
+        self.to.write_all(&buffer[..n])?;
+        Ok(n)
     }
 }
 
