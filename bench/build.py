@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Builds beside buildah and Docker (its BuildKit): cold (nothing made before), incremental (one source file changed), warm (nothing changed).
+"""Builds beside buildah and Docker (its BuildKit): first (of a folder that nobody saw before), cold (of one that was built from before,
+without a cache), incremental (one source file changed), warm (nothing changed).
 
 Usage, as root: bench/build.py [--binary target/release/dhow] [--rounds 5] [--files 2000] [--isolation oci|chroot]
 Prints a Markdown table. All build the same Dockerfile over the same base image and take turns within each round; buildah keeps
@@ -74,21 +75,24 @@ def main():
             docker("load", "--input", f"{folder}/base.tar")
             where = f"{folder}/context"
             builders = {
-                "dhow": lambda *more: cloud.dhow("build", "--quiet", "-t", "bench:1", *more, where),
-                "buildah": lambda *more: buildah("bud", "--quiet", "--layers", "--isolation", options.isolation,
-                                                 "--pull-never", "-t", "bench:1", *more, where),
-                "docker": lambda *more: docker("build", "--quiet", "-t", "bench:1", *more, where),
+                "dhow": lambda where, *more: cloud.dhow("build", "--quiet", "-t", "bench:1", *more, where),
+                "buildah": lambda where, *more: buildah("bud", "--quiet", "--layers", "--isolation", options.isolation,
+                                                        "--pull-never", "-t", "bench:1", *more, where),
+                "docker": lambda where, *more: docker("build", "--quiet", "-t", "bench:1", *more, where),
             }
             for number in range(options.rounds):
                 order = list(builders) if number % 2 == 0 else list(reversed(builders))
                 for name in order:
                     build = builders[name]
-                    note = times.setdefault(name, {"cold": [], "incremental": [], "warm": []})
-                    note["cold"].append(timed(lambda: build("--no-cache")))
-                    build()
+                    note = times.setdefault(name, {"first": [], "cold": [], "incremental": [], "warm": []})
+                    new = f"{folder}/new-{name}-{number}"
+                    context(new, options.files)
+                    note["first"].append(timed(lambda: build(new)))
+                    note["cold"].append(timed(lambda: build(where, "--no-cache")))
+                    build(where)
                     pathlib.Path(f"{where}/app/0").write_bytes(os.urandom(2048))
-                    note["incremental"].append(timed(build))
-                    note["warm"].append(timed(build))
+                    note["incremental"].append(timed(lambda: build(where)))
+                    note["warm"].append(timed(lambda: build(where)))
         finally:
             cloud.end()
             for daemon in reversed(daemons):
@@ -97,7 +101,7 @@ def main():
                            stderr=subprocess.DEVNULL)
     print(f"load average {load:.1f}, {options.rounds} rounds, {options.files} files of 8 KiB, isolation {options.isolation}\n")
     print("| build | dhow | buildah | ratio | docker | ratio |\n|---|---|---|---|---|---|")
-    for kind in ("cold", "incremental", "warm"):
+    for kind in ("first", "cold", "incremental", "warm"):
         ours, *theirs = (statistics.median(times[name][kind]) for name in ("dhow", "buildah", "docker"))
         beside = " | ".join(f"{one * 1000:.0f} ms | {one / ours:.1f}x" for one in theirs)
         print(f"| {kind} | {ours * 1000:.0f} ms | {beside} |")

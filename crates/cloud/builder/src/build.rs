@@ -643,6 +643,10 @@ fn commit_chosen(
     (below, lower): (Vec<Layer>, &[PathBuf]),
     latest: Option<i64>,
 ) -> Result<Vec<Layer>> {
+    if parts.iter().all(|(chosen, _)| chosen.is_empty()) {
+        store.keep(key, &below)?;
+        return Ok(below);
+    }
     through_archive(parts, latest, |reader| Ok(store.commit_archive(key, reader, upper, below, lower)?))
 }
 

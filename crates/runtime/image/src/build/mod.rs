@@ -98,33 +98,39 @@ impl ImageStore {
             inner.kept.put(key, &layers)?;
             return Ok(layers);
         }
-        self.place(key, blob, upper, layers)
+        self.place(key, blob, upper, layers, |_| Ok(()))
     }
 
-    /// As [`Self::commit`], of an archive that is read once: it is the layer, and `upper`, an empty folder in a workspace,
-    /// becomes what it unpacks to on `lowers`, the folders of `below`. Blocks.
+    /// As [`Self::commit`], of an archive: it is the layer. Unless there is a folder of the same layers already, `upper`, an
+    /// empty one in a workspace, becomes what it unpacks to on `lowers`, the folders of `below`. Blocks.
     pub fn commit_archive(
         &self,
         key: &Digest,
-        archive: impl Read,
+        mut archive: impl Read,
         upper: &Path,
         below: Vec<Layer>,
         lowers: &[PathBuf],
     ) -> Result<Vec<Layer>> {
         let mut blob = self.inner.content.writer(Hasher::sha256())?;
-        let mut both = Both { from: archive, to: &mut blob };
-        let unpacked = crate::unpack::unpack(&mut both, upper, lowers, "of the step", &Limits::default())?;
-        // What follows the last entry is part of the layer.
-        io::copy(&mut both, &mut io::sink()).map_err(|e| Error::io("read the layer of a step", e))?;
-        if unpacked.entries == 0 {
-            self.inner.kept.put(key, &below)?;
-            return Ok(below);
-        }
-        self.place(key, blob, upper, below)
+        let mut to = BufWriter::with_capacity(256 << 10, &mut blob);
+        io::copy(&mut archive, &mut to)
+            .and_then(|_| to.flush())
+            .map_err(|e| Error::io("write the layer of a step", e))?;
+        drop(to);
+        self.place(key, blob, upper, below, |archive| {
+            crate::unpack::unpack(archive, upper, lowers, "of the step", &Limits::default()).map(drop)
+        })
     }
 
-    /// Adds a layer to those below it: its archive, and the folder that it unpacks to.
-    fn place(&self, key: &Digest, blob: BlobWriter, upper: &Path, mut layers: Vec<Layer>) -> Result<Vec<Layer>> {
+    /// Adds a layer to those below it: its archive, and the folder `upper`, which is filled from it if it is needed.
+    fn place(
+        &self,
+        key: &Digest,
+        blob: BlobWriter,
+        upper: &Path,
+        mut layers: Vec<Layer>,
+        fill: impl FnOnce(fs::File) -> Result<()>,
+    ) -> Result<Vec<Layer>> {
         let inner = &self.inner;
         let (pin, size) = blob.finish()?;
         let diff_id = pin.digest().clone();
@@ -133,13 +139,18 @@ impl ImageStore {
         let _lease = inner.snapshots.lease(&chain);
         if let Some(top) = chain.last() {
             let target = inner.snapshots.path(top);
-            sync_file_system(upper)?;
-            match fs::rename(upper, &target) {
-                Ok(()) => {}
-                Err(_) if target.is_dir() => remove_any(upper)?,
-                Err(e) => return Err(e).at("create", &target),
+            if target.is_dir() {
+                remove_any(upper)?;
+            } else {
+                fill(inner.content.open_blob(pin.digest())?)?;
+                sync_file_system(upper)?;
+                match fs::rename(upper, &target) {
+                    Ok(()) => {}
+                    Err(_) if target.is_dir() => remove_any(upper)?,
+                    Err(e) => return Err(e).at("create", &target),
+                }
+                sync_dir(target.parent().unwrap_or(&inner.root))?;
             }
-            sync_dir(target.parent().unwrap_or(&inner.root))?;
         }
         inner.kept.put(key, &layers)?;
         inner.grown.notify_one();
@@ -157,20 +168,6 @@ impl ImageStore {
             return Ok(0);
         }
         self.collect(self.inner.index.lock())
-    }
-}
-
-/// Writes what is read.
-struct Both<'a, R> {
-    from: R,
-    to: &'a mut BlobWriter,
-}
-
-impl<R: Read> Read for Both<'_, R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let n = self.from.read(buffer)?;
-        self.to.write_all(&buffer[..n])?;
-        Ok(n)
     }
 }
 
@@ -236,6 +233,28 @@ mod tests {
         // Nothing changed: no layer more.
         let (_workspace, nothing) = upper(&store, |_| {});
         assert_eq!(store.commit(&key, nothing, made[0].clone(), None).await.unwrap(), made[0]);
+    }
+
+    #[tokio::test]
+    async fn an_archive_becomes_a_folder_once() {
+        let root = tempfile::tempdir().unwrap();
+        let store = ImageStore::open(root.path()).unwrap();
+        let _building = store.build();
+        let mut archive = LayerWriter::new(Vec::new());
+        let file = Entry { path: b"d/f".to_vec(), kind: EntryKind::File(4), mode: 0o644, ..Entry::default() };
+        archive.append(&file, &b"data"[..]).unwrap();
+        let archive = archive.finish().unwrap();
+        let mut folders = Vec::new();
+        for key in [b"one", b"two"] {
+            let (workspace, upper) = upper(&store, |_| {});
+            let layers = store.commit_archive(&Digest::of(key), archive.as_slice(), &upper, Vec::new(), &[]).unwrap();
+            assert!(!upper.exists(), "it is the layer's now, or not needed");
+            drop(workspace);
+            assert_eq!(layers[0].diff_id, Digest::of(&archive));
+            folders.push(store.folders(&layers).await.unwrap()[0].clone());
+        }
+        assert_eq!(folders[0], folders[1]);
+        assert_eq!(fs::read(folders[0].join("d/f")).unwrap(), b"data");
     }
 
     #[tokio::test]
