@@ -571,35 +571,3 @@ async fn a_namespace_ends_with_its_pods_first_and_says_what_is_left() {
     cloud.kubectl(&["patch", "configmap", "held", "-n", "ending", "-p", free]).await;
     cloud.kubectl(&["wait", "namespace/ending", "--for=delete", "--timeout=30s"]).await;
 }
-
-#[tokio::test(flavor = "multi_thread")]
-async fn garbage_with_another_owner_stays_and_circles_go() {
-    let cloud = Cloud::start().await;
-    let map = |name: &str| json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}});
-    let uid = async |name: &str| cloud.get(&format!("configmap/{name}"), "{.metadata.uid}").await;
-    let owned = |name: &str, owners: &[(&str, String)]| {
-        let owner = |(name, uid): &(&str, String)| json!({"apiVersion": "v1", "kind": "ConfigMap", "name": name, "uid": uid, "blockOwnerDeletion": true});
-        let mut map = map(name);
-        map["metadata"]["ownerReferences"] = owners.iter().map(owner).collect();
-        map
-    };
-    for name in ["going", "staying"] {
-        cloud.apply(map(name)).await;
-    }
-    let (going, staying) = (uid("going").await, uid("staying").await);
-    cloud.apply(owned("both", &[("going", going.clone()), ("staying", staying)])).await;
-    cloud.apply(owned("one", &[("going", going)])).await;
-    cloud.kubectl(&["delete", "configmap", "going", "--cascade=foreground", "--timeout=30s"]).await;
-    cloud.until(&["get", "configmap", "one", "--ignore-not-found", "-o", "name"], "").await;
-    assert_eq!(cloud.get("configmap/both", "{.metadata.ownerReferences[*].name}").await, "staying");
-
-    // Each owned by the next, and the last by the first.
-    for name in ["a", "b", "c"] {
-        cloud.apply(map(name)).await;
-    }
-    for (name, owner) in [("a", "c"), ("b", "a"), ("c", "b")] {
-        cloud.apply(owned(name, &[(owner, uid(owner).await)])).await;
-    }
-    cloud.kubectl(&["delete", "configmap", "a", "--cascade=foreground", "--timeout=30s"]).await;
-    cloud.until(&["get", "configmap", "a", "b", "c", "--ignore-not-found", "-o", "name"], "").await;
-}

@@ -179,6 +179,7 @@ mod tests {
 
     use super::*;
     use crate::unpack::fsops;
+    use crate::{Entry, EntryKind};
 
     fn upper(store: &ImageStore, fill: impl FnOnce(&Path)) -> (tempfile::TempDir, PathBuf) {
         let workspace = store.workspace().unwrap();
