@@ -113,7 +113,7 @@ fn starts(machines: &Machines, scene: &Scene) -> Result<()> {
         machine.dhow(&["join", "198.18.0.1", "--token", token.trim()])?;
     }
     machines.kubectl(&["wait", "--for=condition=Ready", "node", "--all", "--timeout=60s"])?;
-    let image = format!("oci-archive:{}", workspace().join("target/images/busybox.tar").display());
+    let image = format!("oci-archive:{}", workspace().join("target/images/nginx.tar").display());
     for (registry, credentials) in [(OPEN, [].as_slice()), (CLOSED, &["--dest-creds", "user:pass"])] {
         let copy = || {
             let mut copy = machines.server().command("skopeo");
@@ -145,7 +145,7 @@ fn pod(name: &str, node: &str, registry: &str, secret: &str) -> String {
             "nodeName": node, "terminationGracePeriodSeconds": 0, "imagePullSecrets": secrets,
             "containers": [{
                 "name": "main", "image": format!("{registry}/team/app:1"), "imagePullPolicy": "Always",
-                "command": ["busybox", "sleep", "1000"],
+                "command": ["sleep", "1000"],
             }],
         },
     })
@@ -225,7 +225,7 @@ fn a_node_may_have_layers_and_nothing_else(machines: &Machines, scene: &Scene) -
         (Some("node-client"), "/healthz", "403"),
         (Some("node-client"), "/metrics", "403"),
         (Some("node-client"), "/images", "403"),
-        (Some("node-client"), "/images/export?name=busybox", "403"),
+        (Some("node-client"), "/images/export?name=nginx", "403"),
         (Some("node-client"), "/containerLogs/default/first/main", "403"),
         (Some("node-client"), "/exec/default/first/main?command=id&output=1", "403"),
         (Some("node-client"), "/portForward/default/first", "403"),

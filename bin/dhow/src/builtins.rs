@@ -25,9 +25,9 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::access;
+use crate::image_peers::ImagePeers;
 use crate::keys::{self, Keys};
 use crate::leading::Leading;
-use crate::image_peers::ImagePeers;
 use crate::node_access::NodeAccess;
 use crate::place::{self, Place};
 use crate::runtimes::{Opened, RuntimeChoice};

@@ -217,8 +217,10 @@ async fn a_node_that_refuses_is_passed_over() {
     let registry = registry_of(&image).await;
     let (config, pem) = certificate("127.0.0.1");
     let (stranger, _) = certificate("127.0.0.1");
-    let (stranger, good) =
-        (Registry::start(Behaviour::default(), Some(stranger)).await, Registry::start(Behaviour::default(), Some(config)).await);
+    let (stranger, good) = (
+        Registry::start(Behaviour::default(), Some(stranger)).await,
+        Registry::start(Behaviour::default(), Some(config)).await,
+    );
     stranger.add("v1", &image);
     good.add("v1", &image);
     let nowhere = SocketAddr::from(([127, 0, 0, 1], 1));

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dhow_base::connect::Connector;
 use http::header::RANGE;
@@ -23,7 +23,10 @@ use crate::{Digest, Error, Result};
 /// Nodes asked for a layer before the registry is.
 const MOST: usize = 3;
 /// For a connection, its handshake and the beginning of an answer. Nodes are near.
-const ANSWER: Duration = Duration::from_secs(3);
+const ANSWER: Duration = Duration::from_secs(2);
+/// So many nodes in a row that cannot be reached mean that nodes are kept from each other, which takes every pull time.
+const UNREACHED: u32 = 3;
+const PAUSE: Duration = Duration::from_secs(300);
 /// One that is slower than this is no help.
 pub(crate) const PATIENCE: Patience = Patience { time: Duration::from_secs(5), bytes: 256 << 10 };
 
@@ -47,6 +50,27 @@ pub struct Candidates {
 pub(crate) struct NodeAccess {
     finder: Arc<dyn NodePeers>,
     client: HttpClient,
+    reach: Arc<Mutex<Reach>>,
+}
+
+/// Whether it is worth asking at all.
+#[derive(Default)]
+struct Reach {
+    /// Nodes in a row that could not be reached.
+    failed: u32,
+    last: Option<Instant>,
+}
+
+impl Reach {
+    fn told(&mut self, reached: bool, now: Instant) {
+        self.failed = if reached { 0 } else { self.failed.saturating_add(1) };
+        self.last = Some(now);
+    }
+
+    /// After a pause one more failure begins the next.
+    fn is_given_up(&self, now: Instant) -> bool {
+        self.failed >= UNREACHED && self.last.is_some_and(|last| now.duration_since(last) < PAUSE)
+    }
 }
 
 impl NodeAccess {
@@ -57,7 +81,7 @@ impl NodeAccess {
         tls.alpn_protocols = vec![b"http/1.1".to_vec()];
         let connector = Connector::new(Arc::new(tls), None).direct();
         let client = Client::builder(TokioExecutor::new()).pool_idle_timeout(Duration::from_secs(15)).build(connector);
-        Self { finder, client }
+        Self { finder, client, reach: Arc::default() }
     }
 }
 
@@ -79,6 +103,9 @@ impl Nodes {
     /// Whom to ask for a layer, at most a few. Layers of one image come from different nodes, and different nodes ask different
     /// ones.
     pub fn to_ask(&self, layer: &Digest) -> Vec<SocketAddr> {
+        if self.access.reach.lock().is_given_up(Instant::now()) {
+            return Vec::new();
+        }
         let chance = RandomState::new();
         let candidates = self.candidates.get_or_init(|| {
             let mut found = self.access.finder.candidates(&self.repository);
@@ -111,6 +138,7 @@ impl Nodes {
         }
         let request = request.body(empty()).map_err(|error| transport(&uri, error.into()))?;
         let answer = tokio::time::timeout(ANSWER, self.access.client.request(request)).await;
+        self.access.reach.lock().told(matches!(answer, Ok(Ok(_))), Instant::now());
         let silent = |_| transport(&uri, format!("no answer within {} s", ANSWER.as_secs()).into());
         let response = answer.map_err(silent)?.map_err(|error| transport(&uri, error.into()))?;
         match response.status() {
@@ -140,6 +168,21 @@ mod tests {
         fn candidates(&self, _: &str) -> Candidates {
             self.0.clone()
         }
+    }
+
+    #[test]
+    fn nodes_that_are_kept_from_each_other_stop_asking_for_a_while() {
+        let (mut reach, begin) = (Reach::default(), Instant::now());
+        for reached in [false, false, true, false, false] {
+            reach.told(reached, begin);
+            assert!(!reach.is_given_up(begin));
+        }
+        reach.told(false, begin);
+        assert!(reach.is_given_up(begin) && !reach.is_given_up(begin + PAUSE));
+        reach.told(false, begin + PAUSE);
+        assert!(reach.is_given_up(begin + PAUSE));
+        reach.told(true, begin + PAUSE);
+        assert!(!reach.is_given_up(begin + PAUSE));
     }
 
     #[test]

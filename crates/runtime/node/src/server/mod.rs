@@ -140,7 +140,8 @@ impl Caller {
             return Err(Refusal::new(StatusCode::UNAUTHORIZED, "a client certificate is required"));
         };
         let parsed = x509_parser::parse_x509_certificate(der);
-        let (_, certificate) = parsed.map_err(|_| Refusal::new(StatusCode::FORBIDDEN, "unreadable client certificate"))?;
+        let (_, certificate) =
+            parsed.map_err(|_| Refusal::new(StatusCode::FORBIDDEN, "unreadable client certificate"))?;
         let subject = certificate.subject();
         let in_group = |wanted| subject.iter_organization().any(|group| group.as_str() == Ok(wanted));
         let mut names = subject.iter_common_name();
