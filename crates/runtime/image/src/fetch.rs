@@ -82,7 +82,7 @@ impl Fetcher<'_> {
 
     /// The same for a layer, which other nodes may have, too. A layer that registries may not hand out nodes may not, either.
     pub async fn fetch_layer(&self, want: &Descriptor, growing: &Arc<Growing>) -> Result<()> {
-        let nodes = self.registry.nodes.as_ref().filter(|_| !want.is_foreign());
+        let nodes = self.registry.nodes.as_deref().filter(|_| !want.is_foreign());
         let result = self.fetch_once(want, growing, nodes).await;
         growing.end(if result.is_ok() { Outcome::Whole } else { Outcome::Failed });
         result

@@ -141,7 +141,8 @@ async fn a_node_gives_layers_of_the_repository_that_is_named_and_nothing_else() 
     node.pull(&registry).await.unwrap();
     let (config, pem) = certificate("127.0.0.1");
     let at = node.serve(config).await;
-    let client = common::registries(json!({"hosts": {at.to_string(): {"ca": [written(&pem).path()]}}}));
+    let ca = written(&pem);
+    let client = common::registries(json!({"hosts": {at.to_string(): {"ca": [ca.path()]}}}));
     let ask = async |digest: &Digest, repository: &str, range: Option<&str>| {
         let mut request = http::Request::get(format!("https://{at}/images/layers/{digest}?repository={repository}"));
         if let Some(range) = range {

@@ -39,7 +39,7 @@ use crate::{Digest, Error, Reference, Result};
 pub(crate) struct Registry {
     sessions: Vec<Session>,
     /// They may have layers.
-    pub nodes: Option<Nodes>,
+    pub nodes: Option<Box<Nodes>>,
 }
 
 /// How long to wait for so many more bytes of a transfer.
@@ -65,7 +65,7 @@ impl Registry {
         if sessions.is_empty() {
             return Err(Error::Config(format!("no host is configured to pull {} from", reference.registry)));
         }
-        Ok(Registry { sessions, nodes: registries.nodes(reference) })
+        Ok(Registry { sessions, nodes: registries.nodes(reference).map(Box::new) })
     }
 
     /// From the first place that has it. A mirror that fails is no reason to fail; the last place's word counts.
