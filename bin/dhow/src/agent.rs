@@ -11,7 +11,7 @@ use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::agent_keys::{self, AgentKeys};
-use crate::builtins::{self, NodeIdentity, Parts, blocking};
+use crate::builtins::{self, Around, NodeIdentity, Parts, blocking};
 use crate::join::Join;
 use crate::place::Place;
 use crate::{other_servers, pod_network};
@@ -41,14 +41,18 @@ pub async fn run(place: &Place, shutdown: CancellationToken, ready: impl FnOnce(
     };
     let (users_shutdown, mut users) = (CancellationToken::new(), Parts::new());
     let renewed = &keys.nameserver_renewed;
-    builtins::start_network(place, &keys.access, renewed, &net, &users_shutdown, &mut users)?;
+    let nodes = builtins::start_network(place, &keys.access, renewed, &net, &users_shutdown, &mut users)?;
     let (tell_ready, is_ready) = oneshot::channel();
-    let identity = NodeIdentity { client, tls: Arc::clone(&keys.tls), ca_pem: join.ca_pem.clone() };
+    let identity = NodeIdentity {
+        client,
+        tls: Arc::clone(&keys.tls),
+        to_nodes: Arc::clone(&keys.to_nodes),
+        ca_pem: join.ca_pem.clone(),
+    };
     // The service proxy sees all endpoints anyway.
     let proxy = keys.access.client("system:kube-proxy")?;
-    let node =
-        builtins::run_node(place.clone(), identity, proxy.clone(), net, images, users_shutdown.clone(), tell_ready);
-    users.spawn(node);
+    let around = Around { proxy: proxy.clone(), nodes };
+    users.spawn(builtins::run_node(place.clone(), identity, around, net, images, users_shutdown.clone(), tell_ready));
     users.spawn(other_servers::follow(proxy, place.clone(), join.clone(), users_shutdown.clone()));
     users.spawn(keys.keep_renewed(on_hangup()?, users_shutdown.clone()));
 

@@ -12,7 +12,7 @@ use dhow_base::tls::{self, LiveCert};
 use dhow_client::{Auth, Client, HttpsConfig, Informer, Key, ListParams};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
-use rustls::ServerConfig;
+use rustls::{ClientConfig, ServerConfig};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -147,6 +147,8 @@ pub struct AgentKeys {
     pub access: NodeAccess,
     /// The node's end for the API server.
     pub tls: Arc<ServerConfig>,
+    /// The node as a client of other nodes.
+    pub to_nodes: Arc<ClientConfig>,
     /// Told when the name server's kubeconfig has a new certificate.
     pub nameserver_renewed: Arc<Notify>,
     kept: Vec<Kept>,
@@ -182,6 +184,12 @@ impl AgentKeys {
     pub async fn open(place: &Place, join: &Join, node: (Client, CertPair, Use)) -> Result<Self> {
         let folder = join.folder.clone();
         let (client, pair, renewed) = node;
+        let caller = Arc::new(LiveCert::new(&pair)?);
+        let to_nodes = tls::client_config_with(&join.ca_pem, Some(Arc::clone(&caller)))?;
+        let renewed: Use = Box::new(move |pair| {
+            renewed(pair)?;
+            Ok(caller.replace(pair)?)
+        });
         let mut kept = vec![Kept { wanted: Wanted::node_client(place), pair, renewed }];
 
         let wanted = Wanted::node_serving(place);
@@ -217,7 +225,7 @@ impl AgentKeys {
             kept.push(Kept { wanted, pair, renewed });
         }
         let access = NodeAccess::Joined(Arc::new(Joined { node: client, parts }));
-        Ok(Self { folder, access, tls, nameserver_renewed, kept })
+        Ok(Self { folder, access, tls, to_nodes, nameserver_renewed, kept })
     }
 
     /// Renews each certificate when a third of its life is left, and all at once whenever `now` changes.

@@ -11,12 +11,13 @@ use dhow_apiserver::{AccessConfig, ApiServer, BackupSource, ServiceRange, UserIn
 use dhow_base::pki::SaKey;
 use dhow_builder::Builder;
 use dhow_builder::cloud::Door;
-use dhow_client::Client;
+use dhow_client::{Client, Informer, ListParams};
 use dhow_image::{ImageStore, Registries};
 use dhow_net::{Cidr, Net, NetConfig};
 use dhow_node::{Node, NodeConfig};
 use dhow_registry::cloud::judge::Judge;
 use dhow_store::Kv;
+use k8s_openapi::api::core::v1::Node as NodeObject;
 use rustix::mount::UnmountFlags;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, oneshot, watch};
@@ -24,6 +25,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::access;
+use crate::image_peers::ImagePeers;
 use crate::keys::{self, Keys};
 use crate::leading::Leading;
 use crate::node_access::NodeAccess;
@@ -88,11 +90,16 @@ pub async fn run(place: &Place, shutdown: CancellationToken, ready: impl FnOnce(
         Some(net) => net,
         None => open_net(place, &networks).await?,
     };
-    start_network(place, &access, &node_keys.nameserver_renewed, &net, &users_shutdown, &mut users)?;
+    let nodes = start_network(place, &access, &node_keys.nameserver_renewed, &net, &users_shutdown, &mut users)?;
     let (tell_ready, is_ready) = oneshot::channel();
-    let identity = NodeIdentity { client, tls: Arc::clone(&node_keys.tls), ca_pem: keys.ca.cert_pem().to_owned() };
-    let proxy = access.client("system:kube-proxy")?;
-    users.spawn(run_node(place.clone(), identity, proxy, net, images, users_shutdown.clone(), tell_ready));
+    let identity = NodeIdentity {
+        client,
+        tls: node_keys.tls,
+        to_nodes: node_keys.to_nodes,
+        ca_pem: keys.ca.cert_pem().to_owned(),
+    };
+    let around = Around { proxy: access.client("system:kube-proxy")?, nodes };
+    users.spawn(run_node(place.clone(), identity, around, net, images, users_shutdown.clone(), tell_ready));
 
     tokio::select! {
         ended = users.join_next() => return Err(ended_early(ended)),
@@ -334,8 +341,8 @@ fn start_backups(
     Ok(())
 }
 
-/// Starts what makes the node's network of what the API says. `renewed` is told when the name server's kubeconfig has a new
-/// certificate.
+/// Starts what makes the node's network of what the API says; returns the cluster's Nodes, which are followed for that.
+/// `renewed` is told when the name server's kubeconfig has a new certificate.
 pub fn start_network(
     place: &Place,
     access: &NodeAccess,
@@ -343,15 +350,16 @@ pub fn start_network(
     net: &Arc<Net>,
     shutdown: &CancellationToken,
     parts: &mut Parts,
-) -> Result<()> {
+) -> Result<Informer<NodeObject>> {
     let client = access.client("system:kube-proxy")?;
     let (net_, node, stop) = (Arc::clone(net), place.node_name.clone(), shutdown.clone());
-    let ways = client.clone();
+    let nodes = Informer::<NodeObject>::start(client.clone(), ListParams::default(), None, shutdown.clone());
+    let peers = nodes.clone();
     parts
         .spawn(async move { dhow_net::proxy::run(client, net_, &node, stop).await.context("keep the service tables") });
     let (net_, node, stop) = (Arc::clone(net), place.node_name.clone(), shutdown.clone());
     parts.spawn(async move {
-        dhow_net::peers::run(ways, net_, &node, stop).await.context("keep the ways to other nodes' pods")
+        dhow_net::peers::run(peers, net_, &node, stop).await.context("keep the ways to other nodes' pods")
     });
     let (client, net_, stop) = (access.client("system:kube-proxy")?, Arc::clone(net), shutdown.clone());
     parts.spawn(
@@ -368,7 +376,7 @@ pub fn start_network(
     });
     let gateways = net.bridge_gateways();
     parts.spawn(nameserver::keep_running(place.clone(), gateways, Arc::clone(renewed), shutdown.clone()));
-    Ok(())
+    Ok(nodes)
 }
 
 /// As what a node is known, and whom it believes.
@@ -376,15 +384,23 @@ pub struct NodeIdentity {
     /// Calls the API as the node.
     pub client: Client,
     pub tls: Arc<rustls::ServerConfig>,
+    /// As a client of other nodes.
+    pub to_nodes: Arc<rustls::ClientConfig>,
     /// The cluster's authority.
     pub ca_pem: String,
 }
 
-/// `proxy` may see Services and their endpoints.
+/// What a node learns of the cluster around it.
+pub struct Around {
+    /// May see Services and their endpoints.
+    pub proxy: Client,
+    pub nodes: Informer<NodeObject>,
+}
+
 pub async fn run_node(
     place: Place,
     identity: NodeIdentity,
-    proxy: Client,
+    Around { proxy, nodes }: Around,
     net: Arc<Net>,
     images: Images,
     shutdown: CancellationToken,
@@ -394,7 +410,7 @@ pub async fn run_node(
     fs::create_dir_all(&root_dir).with_context(|| format!("create {}", root_dir.display()))?;
     let networks = net.config().networks().map(|networks| networks.pods.to_string()).collect();
     let runtime = runtimes::open(&place, &images, net).await?;
-    let NodeIdentity { client, tls, ca_pem } = identity;
+    let NodeIdentity { client, tls, to_nodes, ca_pem } = identity;
     let (registries, certs) = (Arc::clone(&images.registries), runtime.certs_folder().await?);
     let trust = registry_trust::follow(proxy, place.clone(), Arc::clone(&registries), ca_pem, certs, shutdown.clone());
     let mut settings = images.settings.node.settings().map_err(anyhow::Error::msg).context("read the settings")?;
@@ -403,6 +419,8 @@ pub async fn run_node(
     // Other runtimes keep their images themselves.
     let image_api = match &runtime {
         Opened::Embedded(runtime) => {
+            let peers = ImagePeers { nodes, own: place.node_name.clone() };
+            images.registries.set_nodes(Arc::new(peers), &to_nodes);
             let builder = builds::open(&place, &images, runtime.network()).await?;
             Some(image_api(images, builder, &shutdown))
         }

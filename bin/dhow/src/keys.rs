@@ -40,6 +40,8 @@ pub struct Keys {
 pub struct NodeKeys {
     /// The node's end, for the API server.
     pub tls: Arc<ServerConfig>,
+    /// The node as a client of other nodes.
+    pub to_nodes: Arc<ClientConfig>,
     /// Told when the name server's kubeconfig has a new certificate.
     pub nameserver_renewed: Arc<Notify>,
 }
@@ -103,7 +105,9 @@ impl Keys {
         let path = place.dns_kubeconfig();
         let kept_dns = in_kubeconfig(place, &self.ca, "dns", dns, path, Arc::clone(&nameserver_renewed))?;
         self.kept.extend([kept_node, kept_dns]);
-        Ok(NodeKeys { tls: tls::server_config_with(node, Some(self.ca.cert_pem()))?, nameserver_renewed })
+        let to_nodes = tls::client_config_with(self.ca.cert_pem(), Some(Arc::clone(&node)))?;
+        let tls = tls::server_config_with(node, Some(self.ca.cert_pem()))?;
+        Ok(NodeKeys { tls, to_nodes, nameserver_renewed })
     }
 
     /// Reads or makes that of the cluster's registry, which serves under these names. Clients may show their own.

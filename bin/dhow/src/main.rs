@@ -16,6 +16,7 @@ mod daemon;
 mod dns_settings;
 mod dns_zones;
 mod exit;
+mod image_peers;
 mod image_policies;
 mod join;
 mod keys;

@@ -128,6 +128,11 @@ impl Connector {
         Connector { tcp, tls: TlsConnector::from(tls), proxies: Arc::new(proxies), guarded: false }
     }
 
+    /// One that goes through no proxy, whatever the environment says.
+    pub fn direct(self) -> Self {
+        Connector { proxies: Arc::new(Matcher::builder().build()), ..self }
+    }
+
     /// One that speaks to nobody whose address is not open.
     pub fn guarded(self) -> Self {
         Connector { guarded: true, ..self }

@@ -11,6 +11,7 @@
 //! | `POST /images/tag?name=&target=` | `{}` |
 //! | `POST /images/prune?all=` | what went |
 //! | `DELETE /images?name=` | `{}` |
+//! | `GET /images/layers/{digest}?repository=` | a layer, or the part of it that `Range` begins; for other nodes |
 //!
 //! Pull and push take credentials as `{"username", "password", "identityToken"}` in the body.
 
@@ -66,14 +67,19 @@ impl From<Credentials> for Auth {
     }
 }
 
-struct Query(Vec<(String, String)>);
+pub(crate) struct Query(Vec<(String, String)>);
 
 impl Query {
+    pub fn of(request: &Request<Incoming>) -> Self {
+        let query = request.uri().query().unwrap_or_default();
+        Query(form_urlencoded::parse(query.as_bytes()).into_owned().collect())
+    }
+
     fn get(&self, key: &str) -> Option<&str> {
         self.0.iter().find(|(name, _)| name == key).map(|(_, value)| value.as_str())
     }
 
-    fn need(&self, key: &str) -> Result<String, Refusal> {
+    pub fn need(&self, key: &str) -> Result<String, Refusal> {
         let value = self.get(key).filter(|value| !value.is_empty());
         value.map(str::to_owned).ok_or_else(|| Refusal::bad(format!("{key} is required")))
     }
@@ -83,10 +89,10 @@ impl Query {
     }
 }
 
-struct Refusal(StatusCode, String);
+pub(crate) struct Refusal(pub StatusCode, pub String);
 
 impl Refusal {
-    fn bad(message: impl Into<String>) -> Self {
+    pub fn bad(message: impl Into<String>) -> Self {
         Refusal(StatusCode::BAD_REQUEST, message.into())
     }
 }
@@ -117,8 +123,10 @@ impl Api {
 
     async fn route(&self, request: Request<Incoming>) -> Result<Answer, Refusal> {
         let path = request.uri().path().trim_matches('/').to_owned();
-        let query = request.uri().query().unwrap_or_default();
-        let query = Query(form_urlencoded::parse(query.as_bytes()).into_owned().collect());
+        if let (&Method::GET, Some(digest)) = (request.method(), path.strip_prefix("images/layers/")) {
+            return self.layer(digest, &request).await;
+        }
+        let query = Query::of(&request);
         let store = self.store.clone();
         match (request.method(), path.as_str()) {
             (&Method::GET, "images") => {
@@ -281,7 +289,7 @@ fn whole(bytes: impl Into<Bytes>, kind: &'static str) -> Answer {
     with_kind(body, kind)
 }
 
-fn streamed(pieces: impl Stream<Item = io::Result<Bytes>> + Send + 'static, kind: &'static str) -> Answer {
+pub(crate) fn streamed(pieces: impl Stream<Item = io::Result<Bytes>> + Send + 'static, kind: &'static str) -> Answer {
     with_kind(StreamBody::new(pieces.map(|piece| piece.map(Frame::data))).boxed_unsync(), kind)
 }
 

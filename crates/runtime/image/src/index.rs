@@ -82,6 +82,14 @@ impl Record {
             .chain(self.whole.iter().flat_map(|whole| &whole.blobs))
     }
 
+    /// Whether it has a name in this repository, `registry/repository`.
+    pub fn is_of(&self, repository: &str) -> bool {
+        let of = |name: &String| {
+            name.strip_prefix(repository).is_some_and(|rest| rest.starts_with([':', '@']) && !rest.contains('/'))
+        };
+        self.references.iter().any(of) || self.digests.iter().any(of)
+    }
+
     fn unused(&self) -> bool {
         self.references.is_empty() && self.digests.is_empty() && self.holds.is_empty()
     }

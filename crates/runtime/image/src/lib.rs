@@ -21,6 +21,7 @@ mod error;
 mod export;
 mod fetch;
 mod gc;
+mod give;
 mod growing;
 mod import;
 mod index;
@@ -59,8 +60,8 @@ pub use publish::PushOptions;
 pub use pull::{Progress, ProgressFn, PullOptions};
 pub use reference::Reference;
 pub use registry::{
-    CLUSTER_AUDIENCE, ClusterRegistry, DownloadOptions, Downloaded, HostConfig, Mirror, Opener, Peer, PeerOptions,
-    Pushed, Registries, RegistriesConfig, Remote, RemoteBlob, RemoteManifest, download,
+    CLUSTER_AUDIENCE, Candidates, ClusterRegistry, DownloadOptions, Downloaded, HostConfig, Mirror, NodePeers, Opener,
+    Peer, PeerOptions, Pushed, Registries, RegistriesConfig, Remote, RemoteBlob, RemoteManifest, Traffic, download,
 };
 pub use snapshot::{Usage as DiskUsage, disk_usage};
 pub use store::{Image, ImageStore};

@@ -159,7 +159,7 @@ async fn complete(store: &ImageStore, name: &Reference, fetcher: &Fetcher<'_>, r
         }
     }
     let fetching = stream::iter(layers)
-        .map(|(layer, feed)| async move { fetcher.fetch(&layer, &feed).await })
+        .map(|(layer, feed)| async move { fetcher.fetch_layer(&layer, &feed).await })
         .buffer_unordered(fetcher.registries.parallel())
         .try_collect::<Vec<()>>();
     let unpacked = |layer: &Layer| (fetcher.report)(Progress::Unpacked { blob: layer.blob.clone() });

@@ -59,6 +59,8 @@ pub(crate) struct Inner {
     pub limits: Limits,
     /// Told when something came in.
     pub grown: tokio::sync::Notify,
+    /// Turns of those who give layers to other nodes.
+    pub giving: Arc<tokio::sync::Semaphore>,
     _lock: std::fs::File,
 }
 
@@ -105,6 +107,7 @@ impl ImageStore {
             index: Mutex::new(index),
             limits,
             grown: tokio::sync::Notify::new(),
+            giving: Arc::new(tokio::sync::Semaphore::new(crate::give::AT_ONCE)),
             _lock: lock,
         };
         Ok(ImageStore { inner: Arc::new(inner) })
@@ -381,6 +384,18 @@ impl ImageStore {
             added: now(),
             used: now(),
         })
+    }
+
+    /// A layer of an image that has a name in this repository (`registry/repository`), and its bytes.
+    pub(crate) fn layer_of(&self, repository: &str, layer: &Digest) -> Result<(std::fs::File, u64)> {
+        let index = self.inner.index.lock();
+        let known = index.images().any(|r| r.layers.iter().any(|l| l.blob == *layer) && r.is_of(repository));
+        drop(index);
+        if !known {
+            return Err(Error::NotFound(format!("{repository}@{layer}")));
+        }
+        // Held open, it stays whatever becomes of the image.
+        Ok((self.inner.content.open_blob(layer)?, self.inner.content.size(layer)?))
     }
 
     pub(crate) fn record(&self, reference_or_id: &str) -> Result<(Record, Vec<Pin>)> {

@@ -188,12 +188,14 @@ impl Node {
         if let Some((listener, tls)) = listener {
             let (known, counting) = (Informer::clone(&pods), Arc::clone(&shared));
             let (counted, measured) = (Informer::clone(&pods), Arc::clone(&shared));
+            let registries = Arc::clone(&shared.config.registries);
             let server = Arc::new(server::Server {
                 node: shared.config.name.clone(),
                 root_dir: shared.config.root_dir.clone(),
                 runtime: Arc::clone(&shared.config.runtime),
                 pods: Box::new(move || known.list()),
                 image_api: shared.config.image_api.clone(),
+                image_traffic: Box::new(move || registries.traffic()),
                 probes: Box::new(move || counting.probe_counts()),
                 settings: shared.config.settings.clone(),
                 meter: server::Meter::default(),

@@ -19,6 +19,8 @@ use serde::{Deserialize, Serialize};
 use super::client::HttpClient;
 use super::cluster::ClusterRegistry;
 use super::hosts::{self, HostsFile};
+use super::nodes::{NodeAccess, NodePeers, Nodes};
+use super::traffic::{Counters, Traffic};
 use crate::credentials::Auth;
 use crate::credentials::docker::DockerConfig;
 use crate::credentials::provider::Providers;
@@ -41,6 +43,8 @@ pub struct RegistriesConfig {
     pub stall_timeout_seconds: u64,
     /// Layers of one image fetched at a time.
     pub parallel_downloads: usize,
+    /// Whether layers are fetched from other nodes that have them, and given to other nodes.
+    pub peers: bool,
 }
 
 impl Default for RegistriesConfig {
@@ -53,6 +57,7 @@ impl Default for RegistriesConfig {
             credential_provider_bin_dir: None,
             stall_timeout_seconds: 30,
             parallel_downloads: 4,
+            peers: true,
         }
     }
 }
@@ -133,6 +138,8 @@ pub struct Registries {
     /// Connections are kept for the next pull.
     clients: Mutex<HashMap<(TlsOptions, Option<String>), HttpClient>>,
     cluster: RwLock<Option<ClusterRegistry>>,
+    nodes: RwLock<Option<NodeAccess>>,
+    pub(crate) counters: Counters,
 }
 
 impl Default for Registries {
@@ -144,6 +151,8 @@ impl Default for Registries {
             providers: None,
             clients: Mutex::default(),
             cluster: RwLock::default(),
+            nodes: RwLock::default(),
+            counters: Counters::default(),
         }
     }
 }
@@ -195,8 +204,7 @@ impl Registries {
                 return Err(Error::Config(message.to_owned()));
             }
         };
-        let (clients, cluster) = Default::default();
-        Ok(Arc::new(Registries { config, rewrites, providers, clients, cluster }))
+        Ok(Arc::new(Registries { config, rewrites, providers, ..Registries::default() }))
     }
 
     /// Sends a request to some other service by the same means: authorities, client certificates and proxies of its host.
@@ -217,6 +225,28 @@ impl Registries {
     /// Whether references to this host mean the cluster's registry.
     pub fn is_clusters(&self, host: &str) -> bool {
         self.cluster.read().as_ref().is_some_and(|cluster| cluster.hosts.contains(host))
+    }
+
+    /// Lets pulls have layers from other nodes, unless the settings say otherwise. `tls` is who this node is to them.
+    pub fn set_nodes(&self, finder: Arc<dyn NodePeers>, tls: &rustls::ClientConfig) {
+        if self.config.peers {
+            *self.nodes.write() = Some(NodeAccess::new(finder, tls));
+        }
+    }
+
+    /// Other nodes to have a repository's layers from.
+    pub(super) fn nodes(&self, reference: &Reference) -> Option<Nodes> {
+        self.nodes.read().clone().map(|access| Nodes::new(access, reference.name()))
+    }
+
+    /// Whether other nodes may have layers from here.
+    pub(crate) fn gives(&self) -> bool {
+        self.config.peers
+    }
+
+    /// What went through so far.
+    pub fn traffic(&self) -> Traffic {
+        self.counters.now()
     }
 
     pub(crate) fn silence(&self) -> Duration {

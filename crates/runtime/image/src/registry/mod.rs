@@ -6,9 +6,13 @@ mod cluster;
 mod config;
 mod download;
 mod hosts;
+mod nodes;
 mod peer;
 mod push;
 mod remote;
+mod traffic;
+
+use std::time::Duration;
 
 use http::header::CONTENT_TYPE;
 use http::{Method, Response, StatusCode};
@@ -20,10 +24,13 @@ pub use self::cluster::{CLUSTER_AUDIENCE, ClusterRegistry};
 pub(crate) use self::config::Endpoint;
 pub use self::config::{HostConfig, Mirror, Registries, RegistriesConfig};
 pub use self::download::{DownloadOptions, Downloaded, download};
+pub use self::nodes::{Candidates, NodePeers};
+pub(crate) use self::nodes::{Nodes, PATIENCE as NODES_PATIENCE};
 pub(crate) use self::peer::Content;
 pub use self::peer::{Opener, Peer, PeerOptions, Pushed};
 pub(crate) use self::push::{Source, Upload};
 pub use self::remote::{Remote, RemoteBlob, RemoteManifest};
+pub use self::traffic::Traffic;
 use crate::credentials::Auth;
 use crate::manifest::{DOCKER_INDEX, DOCKER_MANIFEST, DOCKER_SCHEMA1, MAX_MANIFEST_BYTES, OCI_INDEX, OCI_MANIFEST};
 use crate::{Digest, Error, Reference, Result};
@@ -31,6 +38,15 @@ use crate::{Digest, Error, Reference, Result};
 /// The places a repository is asked for at, in order.
 pub(crate) struct Registry {
     sessions: Vec<Session>,
+    /// They may have layers.
+    pub nodes: Option<Box<Nodes>>,
+}
+
+/// How long to wait for so many more bytes of a transfer.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Patience {
+    pub time: Duration,
+    pub bytes: u64,
 }
 
 /// A manifest endpoint's answer, verified against the digest asked for or promised.
@@ -49,7 +65,7 @@ impl Registry {
         if sessions.is_empty() {
             return Err(Error::Config(format!("no host is configured to pull {} from", reference.registry)));
         }
-        Ok(Registry { sessions })
+        Ok(Registry { sessions, nodes: registries.nodes(reference).map(Box::new) })
     }
 
     /// From the first place that has it. A mirror that fails is no reason to fail; the last place's word counts.
@@ -108,15 +124,21 @@ impl Session {
         if response.status() == StatusCode::RANGE_NOT_SATISFIABLE {
             response = self.request(&Ask::new(Method::GET, url)).await?;
         }
-        let from = text_header(&response, "content-range")
-            .and_then(|r| r.strip_prefix("bytes ")?.split_once('-')?.0.trim().parse::<u64>().ok());
-        let resumed = response.status() == StatusCode::PARTIAL_CONTENT && from == Some(offset);
-        if response.status() == StatusCode::PARTIAL_CONTENT && !resumed {
-            let message = "answered with another range than asked for".to_owned();
-            return Err(Error::Registry { url: url.to_owned(), status: 206, message });
-        }
+        let resumed = resumed_at(url, &response, offset)?;
         Ok((response, resumed))
     }
+}
+
+/// Whether an answer honours the offset that was asked for; another one is an error.
+fn resumed_at(url: &str, response: &Response<Incoming>, offset: u64) -> Result<bool> {
+    let from = text_header(response, "content-range")
+        .and_then(|r| r.strip_prefix("bytes ")?.split_once('-')?.0.trim().parse::<u64>().ok());
+    let partial = response.status() == StatusCode::PARTIAL_CONTENT;
+    if partial && from != Some(offset) {
+        let message = "answered with another range than asked for".to_owned();
+        return Err(Error::Registry { url: url.to_owned(), status: 206, message });
+    }
+    Ok(partial)
 }
 
 fn bare_host(host: &str) -> &str {

@@ -1,4 +1,4 @@
-//! A registry that misbehaves on demand: it answers late, cuts connections, wants tokens, lies.
+//! A registry that misbehaves on demand: it answers late, cuts connections, wants tokens, lies. It passes for a node, too.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -31,6 +31,8 @@ pub struct Behaviour {
     pub token_uses: Option<usize>,
     /// Refuse everything, and say how long to wait.
     pub limit: Option<&'static str>,
+    /// Send a blob's first so many bytes, and the others one by one.
+    pub trickle: Option<usize>,
 }
 
 pub struct Registry {
@@ -129,8 +131,17 @@ impl State {
         }
         text.push_str("\r\n");
         let _ = stream.write_all(text.as_bytes()).await;
-        let _ = stream.write_all(&body[..cut.min(body.len())]).await;
-        if head.contains("/blobs/")
+        let cut = cut.min(body.len());
+        let at_once = self.behaviour.trickle.unwrap_or(cut).min(cut);
+        let _ = stream.write_all(&body[..at_once]).await;
+        for byte in &body[at_once..cut] {
+            let _ = stream.flush().await;
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            if stream.write_u8(*byte).await.is_err() {
+                return;
+            }
+        }
+        if (head.contains("/blobs/") || head.contains("/layers/"))
             && let Some((_, times)) = &self.behaviour.stall
             && cut < body.len()
             && times.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1)).is_ok()
@@ -189,7 +200,8 @@ impl State {
         {
             return (200, vec![("content-type", media.clone())], bytes.clone(), whole);
         }
-        if let Some(digest) = path.strip_prefix("/v2/team/app/blobs/")
+        // As a registry has blobs, and as a node has layers.
+        if let Some(digest) = path.strip_prefix("/v2/team/app/blobs/").or(path.strip_prefix("/images/layers/"))
             && let Some(bytes) = self.blobs.lock().unwrap().get(digest)
         {
             if let Some(elsewhere) = &self.behaviour.redirect_blobs {

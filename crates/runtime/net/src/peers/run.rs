@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dhow_client::{Client, Informer, ListParams};
+use dhow_client::Informer;
 use futures::TryStreamExt;
 use k8s_openapi::api::core::v1::Node;
 use nlink::netlink::{NetworkEvent, RtnetlinkGroup};
@@ -21,10 +21,9 @@ const RETRY: Duration = Duration::from_secs(10);
 /// Changes that arrive this close together are one.
 const SETTLE: Duration = Duration::from_millis(20);
 
-/// Keeps the ways to other nodes' pods as the cluster's Nodes and the host's routes say, until shut down. What the kernel
-/// holds stays there.
-pub async fn run(client: Client, net: Arc<Net>, node_name: &str, shutdown: CancellationToken) -> Result<()> {
-    let nodes = Informer::<Node>::start(client, ListParams::default(), None, shutdown.clone());
+/// Keeps the ways to other nodes' pods as the cluster's Nodes, all of them, and the host's routes say, until shut down. What
+/// the kernel holds stays there.
+pub async fn run(nodes: Informer<Node>, net: Arc<Net>, node_name: &str, shutdown: CancellationToken) -> Result<()> {
     let (changed, moved) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
     let wake = changed.clone();
     nodes.on_change(move |_| wake.notify_one());

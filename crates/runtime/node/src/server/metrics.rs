@@ -52,6 +52,18 @@ pub fn agent(node: &str, usage: &Usage) -> String {
     page.0
 }
 
+/// What images brought and took, a part of `/metrics`.
+pub fn images(traffic: dhow_image::Traffic) -> String {
+    let mut page = Page::default();
+    let name = "dhow_image_fetched_bytes_total";
+    page.family(name, "counter", "Bytes of images that were fetched, by where from.");
+    page.line(name, "from=\"registry\"", traffic.from_registries);
+    page.line(name, "from=\"node\"", traffic.from_nodes);
+    let help = "Bytes of images that other nodes got from this one.";
+    page.one("dhow_image_given_bytes_total", "counter", help, traffic.to_nodes);
+    page.0
+}
+
 /// The volumes of claims, a part of `/metrics`; those of several pods once.
 pub fn claims(volumes: &[Value]) -> String {
     let mut page = Page::default();

@@ -1,4 +1,5 @@
-//! The node's own HTTPS server, for the API server only: logs, exec, attach, port-forward, images and numbers.
+//! The node's own HTTPS server, for the API server: logs, exec, attach, port-forward, images and numbers. Other nodes get
+//! layers of images, and nothing else.
 
 mod forward;
 mod logs;
@@ -103,6 +104,8 @@ pub struct Server {
     /// The pods bound to this node.
     pub pods: Box<dyn Fn() -> Vec<Arc<Pod>> + Send + Sync>,
     pub image_api: Option<crate::ImageApi>,
+    /// Bytes of images that went through so far.
+    pub image_traffic: Box<dyn Fn() -> dhow_image::Traffic + Send + Sync>,
     /// Checks of probes so far.
     pub probes: Box<dyn Fn() -> BTreeMap<ProbeKey, u64> + Send + Sync>,
     pub settings: NodeSettings,
@@ -121,21 +124,44 @@ fn pod_list(pods: &[Arc<Pod>]) -> serde_json::Value {
     serde_json::json!({"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": items})
 }
 
-/// Who may call: the API server, and administrators.
-fn authorize(certificate: Option<&[u8]>) -> Result<(), Refusal> {
-    let Some(der) = certificate else {
-        return Err(Refusal::new(StatusCode::UNAUTHORIZED, "a client certificate is required"));
-    };
-    let parsed = x509_parser::parse_x509_certificate(der);
-    let (_, certificate) = parsed.map_err(|_| Refusal::new(StatusCode::FORBIDDEN, "unreadable client certificate"))?;
-    let subject = certificate.subject();
-    let is = |attribute: &x509_parser::x509::AttributeTypeAndValue<'_>, wanted| attribute.as_str() == Ok(wanted);
-    let mut names = subject.iter_common_name();
-    let named = names.next().is_some_and(|cn| is(cn, "dhow-apiserver")) && names.next().is_none();
-    if named || subject.iter_organization().any(|o| is(o, "system:masters")) {
-        return Ok(());
+/// Who calls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Caller {
+    /// The API server, or an administrator: may do everything.
+    Master,
+    /// Another node: may have layers of images.
+    Node,
+}
+
+impl Caller {
+    /// By the client's certificate, which the cluster's authority signed.
+    fn of(certificate: Option<&[u8]>) -> Result<Self, Refusal> {
+        let Some(der) = certificate else {
+            return Err(Refusal::new(StatusCode::UNAUTHORIZED, "a client certificate is required"));
+        };
+        let parsed = x509_parser::parse_x509_certificate(der);
+        let (_, certificate) =
+            parsed.map_err(|_| Refusal::new(StatusCode::FORBIDDEN, "unreadable client certificate"))?;
+        let subject = certificate.subject();
+        let in_group = |wanted| subject.iter_organization().any(|group| group.as_str() == Ok(wanted));
+        let mut names = subject.iter_common_name();
+        let name = names.next().and_then(|name| name.as_str().ok()).filter(|_| names.next().is_none());
+        if name == Some("dhow-apiserver") || in_group("system:masters") {
+            return Ok(Self::Master);
+        }
+        if name.is_some_and(|name| name.starts_with("system:node:")) && in_group("system:nodes") {
+            return Ok(Self::Node);
+        }
+        Err(Refusal::new(StatusCode::FORBIDDEN, "only the API server and system:masters may call a node"))
     }
-    Err(Refusal::new(StatusCode::FORBIDDEN, "only the API server and system:masters may call a node"))
+
+    fn may(self, method: &Method, path: &[&str]) -> Result<(), Refusal> {
+        match (self, path) {
+            (Self::Master, _) => Ok(()),
+            (Self::Node, ["images", "layers", _]) if method == Method::GET => Ok(()),
+            (Self::Node, _) => Err(Refusal::new(StatusCode::FORBIDDEN, "other nodes may have layers of images only")),
+        }
+    }
 }
 
 /// Accepts until `shutdown`, then lets go of every connection; upgraded ones end with their streams.
@@ -179,10 +205,10 @@ async fn connection(stream: TcpStream, peer: SocketAddr, acceptor: TlsAcceptor, 
     let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first()).map(|c| c.to_vec());
     let service =
         service_fn(move |request: Request<Incoming>| {
-            let (server, allowed) = (Arc::clone(&server), authorize(certificate.as_deref()));
+            let (server, caller) = (Arc::clone(&server), Caller::of(certificate.as_deref()));
             async move {
-                let answer = match allowed {
-                    Ok(()) => server.route(request).await,
+                let answer = match caller {
+                    Ok(caller) => server.route(caller, request).await,
                     Err(refusal) => Err(refusal),
                 };
                 Ok::<_, Infallible>(answer.unwrap_or_else(|refusal| {
@@ -199,11 +225,12 @@ async fn connection(stream: TcpStream, peer: SocketAddr, acceptor: TlsAcceptor, 
 
 impl Server {
     /// Every route of the node.
-    async fn route(&self, mut request: Request<Incoming>) -> Result<Answer, Refusal> {
+    async fn route(&self, caller: Caller, mut request: Request<Incoming>) -> Result<Answer, Refusal> {
         let path = request.uri().path().to_owned();
         let query = request.uri().query().unwrap_or_default();
         let query: Vec<(String, String)> = form_urlencoded::parse(query.as_bytes()).into_owned().collect();
         let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
+        caller.may(request.method(), &parts)?;
         // Exec and its kin are GET from browsers and kubectl's WebSocket, POST from older callers.
         let method = match request.method() {
             &Method::POST if matches!(parts[0], "exec" | "attach" | "portForward") => Method::GET,
@@ -278,7 +305,12 @@ impl Server {
         }
         let usage = usage::now(self.runtime.as_ref()).await?;
         match path {
-            [] => page(metrics::agent(&self.node, &usage) + &metrics::claims(&self.claims().await)),
+            [] => {
+                // A runtime that keeps its images itself does not say what it fetches.
+                let images = self.image_api.as_ref().map(|_| metrics::images((self.image_traffic)()));
+                let agent = metrics::agent(&self.node, &usage);
+                page(agent + &images.unwrap_or_default() + &metrics::claims(&self.claims().await))
+            }
             ["resource"] => page(metrics::resource(&usage)),
             ["cadvisor"] => page(metrics::cadvisor(&usage)),
             _ => Err(Refusal::not_found(format!("no such metrics: {}", path.join("/")))),

@@ -49,7 +49,11 @@ impl Fixture {
             root_dir: dir.path().into(),
             runtime: Arc::new(runtime),
             pods: Box::new(|| vec![Arc::new(Pod::default())]),
-            image_api: None,
+            image_api: Some(Arc::new(|request| {
+                let path = request.uri().path().to_owned();
+                Box::pin(async move { text(StatusCode::OK, "text/plain", path) })
+            })),
+            image_traffic: Box::new(|| dhow_image::Traffic { from_nodes: 7, ..Default::default() }),
             probes: Box::new(BTreeMap::new),
             settings: NodeSettings::default(),
             meter: usage::Meter::default(),
@@ -130,6 +134,45 @@ async fn only_the_api_server_and_masters_are_let_in() {
 }
 
 #[tokio::test]
+async fn other_nodes_get_layers_and_nothing_else() {
+    let fixture = Fixture::new().await;
+    let node = fixture.ca.issue_client("system:node:other", &["system:nodes"]).unwrap();
+    let ask = async |client: &CertPair, method: &str, path: &str| {
+        let request = Request::builder().method(method).uri(path).body(Full::default()).unwrap();
+        fixture.send(Some(client), request).await.status().as_u16()
+    };
+    assert_eq!(ask(&node, "GET", "/images/layers/sha256:0?repository=r.io/a").await, 200);
+    for (method, path) in [
+        ("POST", "/images/layers/sha256:0"),
+        ("GET", "/images/layers"),
+        ("GET", "/images/layers/sha256:0/more"),
+        ("GET", "/images/layers/../export"),
+        ("GET", "/images"),
+        ("GET", "/images/inspect?name=a"),
+        ("GET", "/images/export?name=a"),
+        ("POST", "/images/pull?name=a"),
+        ("DELETE", "/images?name=a"),
+        ("GET", "/healthz"),
+        ("GET", "/pods"),
+        ("GET", "/metrics"),
+        ("GET", "/configz"),
+        ("GET", "/stats/summary"),
+        ("GET", "/containerLogs/default/p/a"),
+        ("GET", "/exec/default/p/a?command=sh"),
+        ("POST", "/exec/default/p/a?command=sh"),
+        ("GET", "/attach/default/p/a"),
+        ("GET", "/portForward/default/p?port=1"),
+    ] {
+        assert_eq!(ask(&node, method, path).await, 403, "{method} {path}");
+    }
+    // The name and the group go together.
+    for (name, groups) in [("other", &["system:nodes"]), ("system:node:other", &["system:authenticated"])] {
+        let client = fixture.ca.issue_client(name, groups).unwrap();
+        assert_eq!(ask(&client, "GET", "/images/layers/sha256:0?repository=r.io/a").await, 403, "{name}");
+    }
+}
+
+#[tokio::test]
 async fn plain_routes_answer() {
     let fixture = Fixture::new().await;
     let get = async |path| fixture.call("GET", path, "").await;
@@ -144,6 +187,7 @@ async fn plain_routes_answer() {
     let resource = get("/metrics/resource").await.1;
     assert!(resource.contains("pod_memory_working_set_bytes{namespace=\"default\",pod=\"p\"} 7\n"), "{resource}");
     assert!(get("/metrics").await.1.contains("kubelet_running_containers{container_state=\"running\"} 1\n"));
+    assert!(get("/metrics").await.1.contains("dhow_image_fetched_bytes_total{from=\"node\"} 7\n"));
     assert!(get("/metrics/probes").await.1.contains("prober_probe_total"));
     assert!(get("/configz").await.1.contains("\"maxPods\":110"));
     assert_eq!(get("/metrics/none").await.0, StatusCode::NOT_FOUND);
@@ -157,7 +201,7 @@ async fn plain_routes_answer() {
     assert_eq!((systems.len(), systems[0]["name"].as_str()), (1, Some("kubelet")), "{systems:?}");
     assert!(systems[0]["memory"]["workingSetBytes"].as_u64() > Some(0) && systems[0]["cpu"]["usageNanoCores"].is_u64());
     assert_eq!(pod["network"]["interfaces"], summary["node"]["network"]["interfaces"]);
-    assert_eq!(get("/images").await.1, r#"{"images":[]}"#);
+    assert_eq!(get("/images").await.1, "/images");
     assert_eq!(fixture.call("POST", "/images/import", "x:1").await.1, r#"{"images":["x:1"]}"#);
     assert_eq!(fixture.call("POST", "/pods", "").await.0, StatusCode::NOT_FOUND);
 }
