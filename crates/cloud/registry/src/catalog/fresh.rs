@@ -43,7 +43,8 @@ impl Catalog {
     }
 
     async fn forget_fresh(&self, fresh: &[Fresh]) -> Result<bool> {
-        let compare = fresh.iter().map(|one| Compare::mod_revision(self.fresh_key(&one.digest), one.revision)).collect();
+        let compare =
+            fresh.iter().map(|one| Compare::mod_revision(self.fresh_key(&one.digest), one.revision)).collect();
         let success: Vec<Op> = fresh.iter().map(|one| remove(self.fresh_key(&one.digest))).collect();
         // Whoever finds such a record again after a power cut makes the same file again.
         let txn = Txn { compare, success, relaxed: true, ..Txn::default() };

@@ -54,9 +54,9 @@ pub(super) fn open(bytes: &[u8]) -> Result<Signed, String> {
     };
     let critical = number(CRITICAL).and_then(Value::array).unwrap_or_default();
     // Those of the specification are always understood.
-    let critical = critical.iter().filter(|label| {
-        !label.integer().is_some_and(|label| [ALGORITHM, CRITICAL, CONTENT_TYPE].contains(&label))
-    });
+    let critical = critical
+        .iter()
+        .filter(|label| !label.integer().is_some_and(|label| [ALGORITHM, CRITICAL, CONTENT_TYPE].contains(&label)));
     Ok(Signed {
         algorithm: number(ALGORITHM).and_then(Value::integer).and_then(algorithm).unwrap_or_default().to_owned(),
         message: to_be_signed(protected, payload),

@@ -10,10 +10,10 @@ use serde::Deserialize;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+use super::chain::{self, Usage};
 use super::der::{CONTEXT_0, Pieces};
 use super::keys::{Key, base64};
 use super::log::{Entry, Expected, Log};
-use super::chain::{self, Usage};
 use super::{cosign, timestamp};
 use crate::rules::Pattern;
 
@@ -294,9 +294,8 @@ fn moments(witnesses: &Witnesses, expected: &Expected<'_>, trust: &Keyless) -> R
     let entries = witnesses.entries.iter().take(MAX_WITNESSES).filter(|_| !trust.logs.is_empty());
     let logged: Vec<SystemTime> = entries.filter_map(|entry| seen(entry.verify(&trust.logs, expected))).collect();
     let stamps = witnesses.stamps.iter().take(MAX_WITNESSES).filter(|_| !trust.clocks.is_empty());
-    let stamped: Vec<SystemTime> = stamps
-        .filter_map(|stamp| seen(timestamp::verify(stamp, expected.signature, &trust.clocks)))
-        .collect();
+    let stamped: Vec<SystemTime> =
+        stamps.filter_map(|stamp| seen(timestamp::verify(stamp, expected.signature, &trust.clocks))).collect();
     if logged.is_empty() && !trust.logs.is_empty() {
         return Err(why.unwrap_or_else(|| "a signature is in no log".to_owned()));
     }

@@ -165,9 +165,10 @@ impl Body {
         match (self.kind.as_str(), self.version.as_str(), expected.enveloped) {
             ("hashedrekord", "0.0.1", false) => {
                 spec.data.as_ref().is_some_and(|data| data.hash.is_of(expected.content))
-                    && spec.signature.as_ref().is_some_and(|of| {
-                        signature(&of.content) && certificate(&of.public_key.content)
-                    })
+                    && spec
+                        .signature
+                        .as_ref()
+                        .is_some_and(|of| signature(&of.content) && certificate(&of.public_key.content))
             }
             ("dsse", "0.0.1", true) => {
                 spec.payload_hash.as_ref().is_some_and(|hash| hash.is_of(expected.content))

@@ -85,8 +85,7 @@ pub(super) fn judge(signed: &Signed, digest: &Digest, roots: &Roots, now: System
     let (Some(first), 1..=MAX_CHAIN) = (signed.chain.first(), signed.chain.len()) else {
         return Err(format!("a signature has {} certificates", signed.chain.len()));
     };
-    let (_, signer) =
-        X509Certificate::from_der(first).map_err(|error| format!("a signer's certificate: {error}"))?;
+    let (_, signer) = X509Certificate::from_der(first).map_err(|error| format!("a signer's certificate: {error}"))?;
     let key = Key::of(signer.public_key())?;
     key.verify_jws(&signed.algorithm, &signed.message, &signed.signature)?;
 

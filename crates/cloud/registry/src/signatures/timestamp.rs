@@ -39,11 +39,7 @@ fn algorithm<'a>(piece: &Piece<'a>) -> Result<&'a [u8], String> {
 ///
 /// # Errors
 /// When it is malformed, of other bytes, or by somebody else.
-pub(super) fn verify(
-    response: &[u8],
-    seen: &[u8],
-    roots: &[CertificateDer<'static>],
-) -> Result<SystemTime, String> {
+pub(super) fn verify(response: &[u8], seen: &[u8], roots: &[CertificateDer<'static>]) -> Result<SystemTime, String> {
     let mut parts = Pieces::of(Pieces::of(response).expect(SEQUENCE)?.content);
     let status = Pieces::of(parts.expect(SEQUENCE)?.content).expect(INTEGER)?;
     if !matches!(status.content, [0 | 1]) {
@@ -70,8 +66,10 @@ pub(super) fn verify(
     if digest::digest(hashed_by, seen).as_ref() != imprint {
         return Err("a time stamp is of another signature".to_owned());
     }
-    let certificates: Vec<CertificateDer<'_>> =
-        Pieces::of(certificates).filter(|piece| piece.tag == SEQUENCE).map(|one| CertificateDer::from(one.whole)).collect();
+    let certificates: Vec<CertificateDer<'_>> = Pieces::of(certificates)
+        .filter(|piece| piece.tag == SEQUENCE)
+        .map(|one| CertificateDer::from(one.whole))
+        .collect();
     let all: Vec<CertificateDer<'_>> = certificates.iter().chain(roots).cloned().collect();
     let by = signed_by(&signer, info, &all)?;
     if !Usage::TimeStamping.is_of(by) {
@@ -130,7 +128,8 @@ fn signed_by<'a, 'b>(
     }
     let fits = |certificate: &&CertificateDer<'_>| {
         X509Certificate::from_der(certificate).is_ok_and(|(_, parsed)| {
-            Key::of(parsed.public_key()).is_ok_and(|key| key.verify_cms(signature_algorithm, hashed_by, &message, signature))
+            Key::of(parsed.public_key())
+                .is_ok_and(|key| key.verify_cms(signature_algorithm, hashed_by, &message, signature))
         })
     };
     certificates.iter().find(fits).ok_or_else(|| "a time stamp is signed by somebody unknown".to_owned())

@@ -1,8 +1,11 @@
 //! Blobs in and out, in every way that the protocol knows.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use dhow_image::{Digest, Hasher};
-use dhow_registry::Config;
+use dhow_registry::{Config, Everyone, Registry};
+use dhow_store::{FsBlob, MemoryKv};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::harness::{Server, everywhere, files, noise};

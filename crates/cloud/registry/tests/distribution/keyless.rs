@@ -208,7 +208,8 @@ async fn a_log_says_when_a_certificate_of_minutes_was_used() {
     let mut moved = bundle.clone();
     moved["Payload"]["logIndex"] = json!(8);
     let strange = hashed(b"something else", &signature, &signer.certificate);
-    let by_another = hashed(payload(&digest).as_bytes(), &signature, &fulcio.certify(WORKFLOW, MINUTES, MINUTES).certificate);
+    let by_another =
+        hashed(payload(&digest).as_bytes(), &signature, &fulcio.certify(WORKFLOW, MINUTES, MINUTES).certificate);
     let other_signature = signer.key.sign(payload(&digest).as_bytes()).unwrap();
     let again = hashed(payload(&digest).as_bytes(), &other_signature, &signer.certificate);
     for (bundle, says) in [
@@ -281,9 +282,7 @@ async fn bundles_bring_the_logs_entry_along() {
     let (fulcio, rekor) = (Fulcio::new(), Rekor(KeyPair::generate().unwrap()));
     let signer = fulcio.certify(WORKFLOW, 3 * MINUTES, Duration::ZERO);
     let then = now() - MINUTES.as_secs();
-    let logged = |payload: &[u8], signature: &[u8]| {
-        json!({"tlogEntries": [rekor.entry(&enveloped(payload, signature, &signer.certificate), then)]})
-    };
+    let logged = |payload: &[u8], signature: &[u8]| json!({"tlogEntries": [rekor.entry(&enveloped(payload, signature, &signer.certificate), then)]});
     let ours = || trust(&fulcio.pem(), Some(&rekor.0.public_key_pem()), None, WORKFLOW, ISSUER);
     let (good, manifest) = server.web.push_image("team/app", "1", "one").await;
     let fine = bundle(&signer, &good, logged);
@@ -301,12 +300,8 @@ async fn bundles_bring_the_logs_entry_along() {
     let mut headless = fine.clone();
     headless["verificationMaterial"]["certificate"] = Value::Null;
     let server_key = fulcio.certify_for(ExtendedKeyUsagePurpose::ServerAuth, WORKFLOW, MINUTES, MINUTES);
-    let by_server = |payload: &[u8], signature: &[u8]| {
-        json!({"tlogEntries": [rekor.entry(&enveloped(payload, signature, &server_key.certificate), now())]})
-    };
-    let hashed = |payload: &[u8], signature: &[u8]| {
-        json!({"tlogEntries": [rekor.entry(&hashed(payload, signature, &signer.certificate), then)]})
-    };
+    let by_server = |payload: &[u8], signature: &[u8]| json!({"tlogEntries": [rekor.entry(&enveloped(payload, signature, &server_key.certificate), now())]});
+    let hashed = |payload: &[u8], signature: &[u8]| json!({"tlogEntries": [rekor.entry(&hashed(payload, signature, &signer.certificate), then)]});
     for (n, (bundle, says)) in [
         (tampered, "not signed by the log"),
         (bare, "in no log"),
@@ -338,7 +333,9 @@ impl<'a> Clock<'a> {
         for name in ["root", "tsa"] {
             run(&format!("genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out {name}.key"));
         }
-        run("req -x509 -new -key root.key -days 30 -out root.pem -subj /O=Clocks -addext basicConstraints=critical,CA:TRUE");
+        run(
+            "req -x509 -new -key root.key -days 30 -out root.pem -subj /O=Clocks -addext basicConstraints=critical,CA:TRUE",
+        );
         run("req -new -key tsa.key -out tsa.csr -subj /O=Clocks/CN=clock");
         std::fs::write(folder.join("ext"), "extendedKeyUsage=critical,timeStamping\n").unwrap();
         run("x509 -req -in tsa.csr -CA root.pem -CAkey root.key -CAcreateserial -days 10 -extfile ext -out tsa.pem");
@@ -388,7 +385,11 @@ async fn time_stamps_say_when_as_well() {
         stamp
     };
     for (n, (signer, says, stamp)) in [
-        (&signer, "is not trusted", &(|signature: &[u8]| stamps(stranger.stamp(signature, "sha256"))) as &dyn Fn(&[u8]) -> Value),
+        (
+            &signer,
+            "is not trusted",
+            &(|signature: &[u8]| stamps(stranger.stamp(signature, "sha256"))) as &dyn Fn(&[u8]) -> Value,
+        ),
         (&signer, "of another signature", &|_: &[u8]| stamps(clock.stamp(b"other", "sha256"))),
         (&signer, "was changed", &|signature: &[u8]| stamps(changed(clock.stamp(signature, "sha256")))),
         (&signer, "no time stamp", &|_: &[u8]| json!({})),

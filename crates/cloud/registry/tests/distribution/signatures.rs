@@ -306,11 +306,9 @@ fn cose(folder: &Path, signer: &Signer, digest: &Digest, expiry: Option<usize>, 
         let head = if length < 256 { vec![0x58, length as u8] } else { [&[0x59][..], &length.to_be_bytes()].concat() };
         [&head[..], bytes].concat()
     };
-    let message =
-        [&[0x84, 0x6a][..], b"Signature1", &short(&protected), &[0x40], &short(payload.as_bytes())].concat();
+    let message = [&[0x84, 0x6a][..], b"Signature1", &short(&protected), &[0x40], &short(payload.as_bytes())].concat();
     let signature = sign_as(folder, signer, &message);
-    let chain: Vec<u8> =
-        signer.chain.iter().flat_map(|text| bytes(&BASE64_STANDARD.decode(text).unwrap())).collect();
+    let chain: Vec<u8> = signer.chain.iter().flat_map(|text| bytes(&BASE64_STANDARD.decode(text).unwrap())).collect();
     let unprotected = cbor(5, 1, &[&cbor(0, 33, b"")[..], &cbor(4, signer.chain.len(), &chain)].concat());
     let parts = [bytes(&protected), unprotected, bytes(payload.as_bytes()), bytes(&signature)].concat();
     cbor(6, 18, &cbor(4, 4, &parts))

@@ -253,7 +253,10 @@ impl Blob for FsBlob {
             };
             let written = file.seek(SeekFrom::End(0)).map_err(|e| failed("seek in", &path, e))?;
             let file = Arc::new(file);
-            Ok(Some(Box::new(Upload { inner, path, file, written, synced: 0, buffered: 0, direct: None, behind: None }) as Box<dyn BlobUpload>))
+            Ok(Some(
+                Box::new(Upload { inner, path, file, written, synced: 0, buffered: 0, direct: None, behind: None })
+                    as Box<dyn BlobUpload>,
+            ))
         })
         .await
     }

@@ -63,6 +63,9 @@ pub trait Blob: Send + Sync + 'static {
 
     /// Many small objects at once; returns once all of them survive a power cut.
     async fn put_all(&self, objects: Vec<(String, Bytes)>) -> Result<(), Error> {
+        for (key, _) in &objects {
+            check_key(key)?;
+        }
         for (n, (key, bytes)) in objects.into_iter().enumerate() {
             let mut upload = self.begin(&format!("all-{n}-{}", next_id())).await?;
             upload.write(vec![bytes]).await?;
