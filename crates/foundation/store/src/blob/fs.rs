@@ -432,7 +432,8 @@ impl BlobUpload for Upload {
     async fn write(&mut self, pieces: Vec<Bytes>) -> Result<(), Error> {
         let (inner, file, path) = (self.inner.clone(), self.file.clone(), self.path.clone());
         let length: u64 = pieces.iter().map(|piece| piece.len() as u64).sum();
-        let past = self.written % BLOCK == 0 && length >= LARGE && !inner.only_buffered.load(Ordering::Relaxed);
+        let past =
+            self.written.is_multiple_of(BLOCK) && length >= LARGE && !inner.only_buffered.load(Ordering::Relaxed);
         let blocks = if past { length - length % BLOCK } else { 0 };
         let (at, mut direct) = (self.written, self.direct.take());
         let work = blocking(move || {

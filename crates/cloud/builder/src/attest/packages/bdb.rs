@@ -87,9 +87,9 @@ impl Database<'_> {
             if n % 2 == 0 {
                 continue;
             }
-            match item.first()? {
-                &HERE => each(&item[1..]),
-                &ELSEWHERE => {
+            match *item.first()? {
+                HERE => each(&item[1..]),
+                ELSEWHERE => {
                     let (first, length) = (self.long(item, 4)?, self.long(item, 8)?);
                     if let Some(bytes) = self.overflow(first, usize::try_from(length).ok()?) {
                         each(&bytes);
