@@ -38,7 +38,10 @@ pub struct Keyless {
     /// Between certificates and roots.
     between: Vec<CertificateDer<'static>>,
     logs: Vec<Log>,
+    /// Roots of time stamp authorities.
     clocks: Vec<CertificateDer<'static>>,
+    /// Their other certificates: time stamps may come without them.
+    clocks_between: Vec<CertificateDer<'static>>,
     identities: Vec<Identity>,
 }
 
@@ -51,7 +54,7 @@ pub struct Identity {
 }
 
 impl Keyless {
-    /// All in PEM: certificates of the authority, at least one of them a root; keys of logs; roots of time stamp authorities.
+    /// All in PEM: certificates of the authority, at least one of them a root; keys of logs; certificates of time stamp authorities, as those of the authority.
     /// With logs, a signature has to be in one of them; otherwise it needs a time stamp.
     ///
     /// # Errors
@@ -67,11 +70,11 @@ impl Keyless {
             return Err("it names no identity".to_owned());
         }
         let logs = logs.map(Log::read_all).transpose()?.unwrap_or_default();
-        let clocks = clocks.map(divide).transpose()?.map(|(roots, _)| roots).unwrap_or_default();
+        let (clocks, clocks_between) = clocks.map(divide).transpose()?.unwrap_or_default();
         if logs.is_empty() && clocks.is_empty() {
             return Err("it needs keys of logs or certificates of time stamp authorities".to_owned());
         }
-        Ok(Self { roots, between, logs, clocks, identities })
+        Ok(Self { roots, between, logs, clocks, clocks_between, identities })
     }
 }
 
@@ -294,8 +297,9 @@ fn moments(witnesses: &Witnesses, expected: &Expected<'_>, trust: &Keyless) -> R
     let entries = witnesses.entries.iter().take(MAX_WITNESSES).filter(|_| !trust.logs.is_empty());
     let logged: Vec<SystemTime> = entries.filter_map(|entry| seen(entry.verify(&trust.logs, expected))).collect();
     let stamps = witnesses.stamps.iter().take(MAX_WITNESSES).filter(|_| !trust.clocks.is_empty());
-    let stamped: Vec<SystemTime> =
-        stamps.filter_map(|stamp| seen(timestamp::verify(stamp, expected.signature, &trust.clocks))).collect();
+    let stamped: Vec<SystemTime> = stamps
+        .filter_map(|stamp| seen(timestamp::verify(stamp, expected.signature, &trust.clocks, &trust.clocks_between)))
+        .collect();
     if logged.is_empty() && !trust.logs.is_empty() {
         return Err(why.unwrap_or_else(|| "a signature is in no log".to_owned()));
     }

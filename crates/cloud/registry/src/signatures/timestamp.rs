@@ -35,11 +35,16 @@ fn algorithm<'a>(piece: &Piece<'a>) -> Result<&'a [u8], String> {
     Ok(Pieces::of(piece.content).expect(OBJECT)?.content)
 }
 
-/// When an authority that leads to `roots` saw these bytes, by a `TimeStampResp`.
+/// When an authority that leads to `roots` saw these bytes, by a `TimeStampResp`. `known` are certificates that it may come without.
 ///
 /// # Errors
 /// When it is malformed, of other bytes, or by somebody else.
-pub(super) fn verify(response: &[u8], seen: &[u8], roots: &[CertificateDer<'static>]) -> Result<SystemTime, String> {
+pub(super) fn verify(
+    response: &[u8],
+    seen: &[u8],
+    roots: &[CertificateDer<'static>],
+    known: &[CertificateDer<'static>],
+) -> Result<SystemTime, String> {
     let mut parts = Pieces::of(Pieces::of(response).expect(SEQUENCE)?.content);
     let status = Pieces::of(parts.expect(SEQUENCE)?.content).expect(INTEGER)?;
     if !matches!(status.content, [0 | 1]) {
@@ -70,7 +75,7 @@ pub(super) fn verify(response: &[u8], seen: &[u8], roots: &[CertificateDer<'stat
         .filter(|piece| piece.tag == SEQUENCE)
         .map(|one| CertificateDer::from(one.whole))
         .collect();
-    let all: Vec<CertificateDer<'_>> = certificates.iter().chain(roots).cloned().collect();
+    let all: Vec<CertificateDer<'_>> = certificates.iter().chain(known).chain(roots).cloned().collect();
     let by = signed_by(&signer, info, &all)?;
     if !Usage::TimeStamping.is_of(by) {
         return Err("a time stamp is by a certificate for something else".to_owned());
@@ -165,7 +170,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_bytes_are_refused_without_harm(bytes: Vec<u8>) {
-            prop_assert!(verify(&bytes, b"", &[]).is_err());
+            prop_assert!(verify(&bytes, b"", &[], &[]).is_err());
         }
     }
 }

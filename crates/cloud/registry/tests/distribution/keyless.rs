@@ -54,10 +54,11 @@ impl Fulcio {
 
     /// For so long before and after now.
     fn certify(&self, subject: &str, before: Duration, after: Duration) -> Signer {
-        self.certify_for(ExtendedKeyUsagePurpose::CodeSigning, subject, before, after)
+        let now = SystemTime::now();
+        self.certify_for(ExtendedKeyUsagePurpose::CodeSigning, subject, now - before, now + after)
     }
 
-    fn certify_for(&self, usage: ExtendedKeyUsagePurpose, subject: &str, before: Duration, after: Duration) -> Signer {
+    fn certify_for(&self, usage: ExtendedKeyUsagePurpose, subject: &str, from: SystemTime, to: SystemTime) -> Signer {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
@@ -66,8 +67,7 @@ impl Fulcio {
         params.extended_key_usages = vec![usage];
         let issuer = [&[0x0c, u8::try_from(ISSUER.len()).unwrap()], ISSUER.as_bytes()].concat();
         params.custom_extensions = vec![CustomExtension::from_oid_content(&[1, 3, 6, 1, 4, 1, 57264, 1, 8], issuer)];
-        let now = SystemTime::now();
-        (params.not_before, params.not_after) = ((now - before).into(), (now + after).into());
+        (params.not_before, params.not_after) = (from.into(), to.into());
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         Signer { key, certificate }
     }
@@ -299,7 +299,9 @@ async fn bundles_bring_the_logs_entry_along() {
     unpromised["verificationMaterial"]["tlogEntries"][0]["inclusionPromise"] = Value::Null;
     let mut headless = fine.clone();
     headless["verificationMaterial"]["certificate"] = Value::Null;
-    let server_key = fulcio.certify_for(ExtendedKeyUsagePurpose::ServerAuth, WORKFLOW, MINUTES, MINUTES);
+    let clock = SystemTime::now();
+    let usage = ExtendedKeyUsagePurpose::ServerAuth;
+    let server_key = fulcio.certify_for(usage, WORKFLOW, clock - MINUTES, clock + MINUTES);
     let by_server = |payload: &[u8], signature: &[u8]| json!({"tlogEntries": [rekor.entry(&enveloped(payload, signature, &server_key.certificate), now())]});
     let hashed = |payload: &[u8], signature: &[u8]| json!({"tlogEntries": [rekor.entry(&hashed(payload, signature, &signer.certificate), then)]});
     for (n, (bundle, says)) in [
@@ -346,9 +348,14 @@ impl<'a> Clock<'a> {
         Self { folder, root: std::fs::read_to_string(folder.join("root.pem")).unwrap() }
     }
 
+    /// With the authority's certificate.
     fn stamp(&self, seen: &[u8], hash: &str) -> Vec<u8> {
+        self.answer(seen, &format!("{hash} -cert"))
+    }
+
+    fn answer(&self, seen: &[u8], query: &str) -> Vec<u8> {
         std::fs::write(self.folder.join("seen"), seen).unwrap();
-        openssl(self.folder, &format!("ts -query -data seen -{hash} -cert -out query"));
+        openssl(self.folder, &format!("ts -query -data seen -{query} -out query"));
         openssl(self.folder, "ts -reply -config tsa.cnf -queryfile query -signer tsa.pem -inkey tsa.key -out reply");
         std::fs::read(self.folder.join("reply")).unwrap()
     }
@@ -377,7 +384,18 @@ async fn time_stamps_say_when_as_well() {
         let logged = trust(&fulcio.pem(), Some(&log), Some(&clock.root), WORKFLOW, ISSUER);
         assert!(signed(&server, &digest, logged).await.unwrap_err().contains("in no log"));
     }
-    let expired = fulcio.certify(WORKFLOW, 3 * MINUTES, Duration::ZERO);
+    // Some come without certificates.
+    let (digest, manifest) = server.web.push_image("team/app", "bare", "bare").await;
+    let bare = bundle(&signer, &digest, |_, signature| stamps(clock.answer(signature, "sha256")));
+    keep(&server, None, BUNDLE, bare.to_string().as_bytes(), None, Some(&manifest)).await;
+    let refused = signed(&server, &digest, ours()).await.unwrap_err();
+    assert!(refused.contains("somebody unknown"), "{refused}");
+    let all = clock.root.clone() + &std::fs::read_to_string(clock.folder.join("tsa.pem")).unwrap();
+    signed(&server, &digest, trust(&fulcio.pem(), None, Some(&all), WORKFLOW, ISSUER)).await.unwrap();
+
+    let now = SystemTime::now();
+    let usage = ExtendedKeyUsagePurpose::CodeSigning;
+    let expired = fulcio.certify_for(usage, WORKFLOW, now - 3 * MINUTES, now - MINUTES);
     let changed = |mut stamp: Vec<u8>| {
         // A digit of the time.
         let at = stamp.windows(2).position(|two| two == b"20").unwrap();
