@@ -32,6 +32,7 @@ pub const TEST_NEEDS: &[Need] = &[
     ("ssh-agent", "openssh-client"),
     ("/usr/sbin/sshd", "openssh-server"),
     ("rpmbuild", "rpm"),
+    ("db5.3_load", "db5.3-util"),
     ("bzip2", "bzip2"),
     ("xz", "xz-utils"),
     ("zstd", "zstd"),

@@ -8,15 +8,18 @@
 //! - `u/<repository>`: how often it was used, by day;
 //! - `p/<project>`: bytes that count for its quota; absent when they must be counted anew;
 //! - `d/<digest>`: its content is being deleted; nobody may link to it;
+//! - `f/<digest>`: small content that has no file yet;
 //! - `c/last`: when garbage was last collected; `k/tokens`: what signs tokens.
 //!
 //! No transaction has more operations than etcd takes.
 
 mod change;
 mod follow;
+mod fresh;
 
-pub use change::descriptor_of;
+pub use change::{Put, descriptor_of};
 pub use follow::Changed;
+pub use fresh::Fresh;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -149,6 +152,10 @@ impl Catalog {
         self.key('l', &format!("{digest}:{repository}"))
     }
 
+    fn fresh_key(&self, digest: &Digest) -> String {
+        self.key('f', digest.as_str())
+    }
+
     fn manifest_key(&self, repository: &str, digest: &Digest) -> String {
         self.key('m', &format!("{repository}:{digest}"))
     }
@@ -225,51 +232,88 @@ impl Catalog {
         Ok(self.page('l', &format!("{digest}:"), None, limit).await?.0.into_iter().map(|(name, _)| name).collect())
     }
 
-    /// Gives the repository a blob whose content is there or about to come. With `from`, only as long as that repository
-    /// has it; `false`: it has not.
-    pub async fn link(
+    /// Gives the repository a blob whose content is there or about to come.
+    pub async fn link(&self, repository: &str, digest: &Digest, size: u64, quota: Option<u64>) -> Result<()> {
+        loop {
+            let (compare, ops) = self.link_ops(repository, digest, size, quota).await?;
+            if self.txn(compare, ops).await? {
+                return Ok(());
+            }
+            self.until_not_doomed(digest).await?;
+        }
+    }
+
+    /// As [`Catalog::link`], as long as the repository `from` has it; `false`: it has not.
+    pub async fn link_from(
         &self,
+        from: &str,
         repository: &str,
         digest: &Digest,
         size: u64,
         quota: Option<u64>,
-        from: Option<&str>,
     ) -> Result<bool> {
-        let key = self.link_key(repository, digest);
-        let doom = self.key('d', digest.as_str());
+        let source = self.link_key(from, digest);
         loop {
-            let known = self.one(key.clone()).await?;
-            let mut compare = vec![absent(doom.clone())];
-            let mut ops = vec![
-                put(key.clone(), encode(&Link { size, at: now() })?),
-                put(self.holder_key(repository, digest), Bytes::new()),
-            ];
-            if let Some(from) = from {
-                let source = self.link_key(from, digest);
-                if self.one(source.clone()).await?.is_none() {
-                    return Ok(false);
-                }
-                compare.push(Compare::new(source, Operator::NotEqual, Target::Version(0)));
+            let (mut compare, ops) = self.link_ops(repository, digest, size, quota).await?;
+            if self.one(source.clone()).await?.is_none() {
+                return Ok(false);
             }
-            if let (Some(quota), None) = (quota, &known) {
-                let (used, revision) = self.usage(repository).await?;
-                let bytes = used.saturating_add(size);
-                if bytes > quota {
-                    let message = format!(
-                        "the quota of project {} is {quota} bytes: {used} are used and {size} more are needed",
-                        project_of(repository)
-                    );
-                    return Err(Error::new(Code::Denied, message));
-                }
-                compare.push(absent(key.clone()));
-                compare.push(Compare::mod_revision(self.usage_key(repository), revision));
-                ops.push(put(self.usage_key(repository), encode(&Usage { bytes })?));
-            }
+            compare.push(Compare::new(source.clone(), Operator::NotEqual, Target::Version(0)));
             if self.txn(compare, ops).await? {
                 return Ok(true);
             }
             self.until_not_doomed(digest).await?;
         }
+    }
+
+    /// As [`Catalog::link`], with the content itself, which gets a file later.
+    pub async fn link_fresh(
+        &self,
+        repository: &str,
+        digest: &Digest,
+        content: &Bytes,
+        quota: Option<u64>,
+    ) -> Result<()> {
+        loop {
+            let (compare, mut ops) = self.link_ops(repository, digest, content.len() as u64, quota).await?;
+            ops.push(put(self.fresh_key(digest), content.clone()));
+            if self.txn(compare, ops).await? {
+                return Ok(());
+            }
+            self.until_not_doomed(digest).await?;
+        }
+    }
+
+    /// What links the blob, in a transaction that fails if its content is being deleted or the quota's use changed.
+    async fn link_ops(
+        &self,
+        repository: &str,
+        digest: &Digest,
+        size: u64,
+        quota: Option<u64>,
+    ) -> Result<(Vec<Compare>, Vec<Op>)> {
+        let key = self.link_key(repository, digest);
+        let mut compare = vec![absent(self.key('d', digest.as_str()))];
+        let mut ops = vec![
+            put(key.clone(), encode(&Link { size, at: now() })?),
+            put(self.holder_key(repository, digest), Bytes::new()),
+        ];
+        let Some(quota) = quota else { return Ok((compare, ops)) };
+        if self.one(key.clone()).await?.is_none() {
+            let (used, revision) = self.usage(repository).await?;
+            let bytes = used.saturating_add(size);
+            if bytes > quota {
+                let message = format!(
+                    "the quota of project {} is {quota} bytes: {used} are used and {size} more are needed",
+                    project_of(repository)
+                );
+                return Err(Error::new(Code::Denied, message));
+            }
+            compare.push(absent(key));
+            compare.push(Compare::mod_revision(self.usage_key(repository), revision));
+            ops.push(put(self.usage_key(repository), encode(&Usage { bytes })?));
+        }
+        Ok((compare, ops))
     }
 
     /// What counts for the quota of the repository's project, and the revision of that record (0: counted just now).

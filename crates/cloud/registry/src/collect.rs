@@ -12,7 +12,7 @@ use futures::StreamExt;
 use serde::Serialize;
 
 use crate::catalog::{Record, State, seconds};
-use crate::content::key;
+use crate::content::{key, of_key};
 use crate::events::Event;
 use crate::request::Who;
 use crate::{Error, Registry, Result};
@@ -94,6 +94,7 @@ impl Registry {
     /// When the stores cannot be read or written. What was done until then stays done.
     pub async fn collect(&self) -> Result<Collected> {
         let mut collected = Collected::default();
+        self.settle().await?;
         self.sweep_uploads(&mut collected).await?;
         for repository in self.0.catalog.all_repositories().await? {
             self.collect_repository(&repository, &mut collected).await?;
@@ -116,6 +117,7 @@ impl Registry {
 
     async fn sweep_uploads(&self, collected: &mut Collected) -> Result<()> {
         let inner = &self.0;
+        collected.uploads += inner.uploads.forget_older(inner.config.grace);
         for pending in inner.blobs.uploads().await.map_err(Error::store("list uploads"))? {
             let untouched = pending.touched.elapsed().is_ok_and(|age| age >= inner.config.grace);
             if !untouched || inner.uploads.writing.busy(&pending.id) {
@@ -231,11 +233,6 @@ impl Registry {
         }
         Ok(())
     }
-}
-
-fn of_key(key: &str) -> Option<Digest> {
-    let (algorithm, hex) = key.strip_prefix("blobs/")?.split_once('/')?;
-    Digest::parse(&format!("{algorithm}:{hex}")).ok()
 }
 
 #[cfg(test)]

@@ -20,6 +20,7 @@ mod collect;
 mod content;
 mod error;
 mod events;
+mod fresh;
 mod keeping;
 mod listing;
 mod locks;
@@ -105,11 +106,12 @@ pub struct Registry(Arc<Inner>);
 struct Inner {
     config: Config,
     blobs: Arc<dyn Blob>,
-    catalog: catalog::Catalog,
+    catalog: Arc<catalog::Catalog>,
     access: Arc<dyn Access>,
     tokens: token::Tokens,
     uploads: uploads::Uploads,
     usage: usage::Usage,
+    waiting: Arc<fresh::Waiting>,
     /// One change of a repository at a time in this process; between processes the transactions decide.
     changing: locks::Locks,
     events: events::Events,
@@ -124,12 +126,13 @@ impl Registry {
     /// # Errors
     /// When the key that signs tokens can neither be read nor made.
     pub async fn open(config: Config, kv: Arc<dyn Kv>, blobs: Arc<dyn Blob>, access: Arc<dyn Access>) -> Result<Self> {
-        let catalog = catalog::Catalog::new(kv, config.prefix.clone());
+        let catalog = Arc::new(catalog::Catalog::new(kv, config.prefix.clone()));
+        let blobs = Arc::new(fresh::Overlay { files: blobs, catalog: catalog.clone() });
         let tokens = token::Tokens::load(&catalog, &config).await?;
         let uploads = uploads::Uploads::default();
         let metrics = metrics::Metrics::new(&config.metrics);
-        let (changing, events, origins, grown, usage) = Default::default();
-        Ok(Self(Arc::new_cyclic(|me| Inner {
+        let (changing, events, origins, grown, usage, waiting) = Default::default();
+        let registry = Self(Arc::new_cyclic(|me| Inner {
             config,
             blobs,
             catalog,
@@ -137,13 +140,19 @@ impl Registry {
             tokens,
             uploads,
             usage,
+            waiting,
             changing,
             events,
             metrics,
             origins,
             me: me.clone(),
             grown,
-        })))
+        }));
+        // What an earlier process left.
+        if !registry.0.catalog.fresh_after(None, 1).await?.is_empty() {
+            registry.0.waits(0);
+        }
+        Ok(registry)
     }
 
     /// For the image store of the same machine: pulls from this registry, known to references as these hosts, take its

@@ -8,7 +8,7 @@ use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
 use serde_json::json;
 
-use crate::catalog::{Record, seconds};
+use crate::catalog::{Put, Record, seconds};
 use crate::content::{self, key};
 use crate::events::{Action, Event};
 use crate::manifest::Parsed;
@@ -241,14 +241,20 @@ impl Inner {
         let _one = self.changing.exclusive(repository).await;
         loop {
             let known = self.catalog.linked(repository, digest).await?.is_some() && self.size(digest).await?.is_some();
-            if !known {
+            let waits = !known && self.may_wait(record.size);
+            if !known && !waits {
                 let id = uuid::Uuid::new_v4().to_string();
                 let mut upload = self.blobs.begin(&id).await.map_err(Error::store("write a manifest"))?;
                 upload.write(vec![bytes.clone()]).await.map_err(Error::store("write a manifest"))?;
                 self.keep(repository, digest, upload).await?;
             }
             let needed = (!sparse).then_some(parsed.blobs.as_slice());
-            if self.catalog.put_manifest(repository, digest, &record, needed, tags, &rules).await? {
+            let put = Put { digest, record: &record, content: waits.then_some(&bytes), needed, tags };
+            if self.catalog.put_manifest(repository, &put, &rules).await? {
+                if waits {
+                    self.waits(bytes.len());
+                    self.grown.notify_one();
+                }
                 return Ok(());
             }
         }

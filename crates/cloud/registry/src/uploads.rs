@@ -1,11 +1,14 @@
 //! Blobs coming in: sessions, chunks, mounts.
 //!
-//! An upload is a pending one of the blob store, under a name that says whose it is: nothing else is written down, so
-//! beginning one costs no disk and a restarted server goes on with it. Hashes so far are remembered in memory only; who
-//! finds none reads the upload again.
+//! An upload is a pending one of the blob store, under a name that says whose it is: nothing else is written down, and a
+//! restarted server goes on with it. Where blobs are files of this machine, one to which nothing was written is known to this
+//! process only, and what is small and comes at once never is a file of its own. Hashes so far are remembered in memory only;
+//! who finds none reads the upload again.
 
 use std::collections::HashMap;
+use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use dhow_image::{Digest, Hasher};
 use dhow_store::BlobUpload;
 use http::{Method, Response, StatusCode, header};
@@ -22,14 +25,38 @@ use crate::{Code, Error, Inner, Result};
 /// How many repositories are asked whether they may give a blob away.
 const LENDERS: usize = 50;
 
-/// Hashes of uploads under way, up to so many bytes each.
+/// Uploads that were begun and have no file yet, at most. One more has a file from its beginning.
+const BEGUN: usize = 10_000;
+
+/// What is known of uploads under way in this process.
 #[derive(Default)]
 pub struct Uploads {
     pub writing: Locks,
+    /// Hashes up to so many bytes each.
     hashes: Mutex<HashMap<String, (Hasher, u64)>>,
+    /// Those without a file: how they are hashed, and since when.
+    begun: Mutex<HashMap<String, (&'static str, Instant)>>,
 }
 
 impl Uploads {
+    /// `false`: there are too many of them.
+    fn begin(&self, id: &str, algorithm: &'static str) -> bool {
+        let mut begun = self.begun.lock();
+        let room = begun.len() < BEGUN;
+        if room {
+            begun.insert(id.to_owned(), (algorithm, Instant::now()));
+        }
+        room
+    }
+
+    /// Forgets those that were begun so long ago. Returns how many they were.
+    pub fn forget_older(&self, grace: Duration) -> usize {
+        let mut begun = self.begun.lock();
+        let before = begun.len();
+        begun.retain(|_, (_, since)| since.elapsed() < grace);
+        before - begun.len()
+    }
+
     pub fn forget(&self, id: &str) {
         self.hashes.lock().remove(id);
     }
@@ -60,6 +87,10 @@ fn parse_digest(text: &str) -> Result<Digest> {
     Digest::parse(text).map_err(|error| Error::new(Code::DigestInvalid, error.to_string()))
 }
 
+fn wanted_digest(asked: &Asked) -> Result<Digest> {
+    parse_digest(asked.parameter("digest").ok_or_else(|| Error::new(Code::DigestInvalid, "digest missing"))?)
+}
+
 fn hasher_for(algorithm: &str) -> Result<Hasher> {
     match algorithm {
         "sha256" => Ok(Hasher::sha256()),
@@ -78,6 +109,10 @@ impl Inner {
             }
         } else if let Some(digest) = asked.parameter("digest") {
             let digest = parse_digest(digest)?;
+            if self.comes_at_once(asked) {
+                let content = content::whole(self, asked).await.map_err(|(error, _)| error)?;
+                return self.take_small(repository, &digest, content).await;
+            }
             let id = new_id(repository);
             let _held = self.uploads.writing.exclusive(&id).await;
             let upload = self.blobs.begin(&id).await.map_err(Error::store("begin an upload"))?;
@@ -90,6 +125,9 @@ impl Inner {
         }
         let hasher = hasher_for(asked.parameter("digest-algorithm").unwrap_or("sha256"))?;
         let id = new_id(repository);
+        if self.blobs.is_local() && self.uploads.begin(&id, hasher.algorithm()) {
+            return Ok(self.status(StatusCode::ACCEPTED, repository, &id, 0));
+        }
         let upload = self.blobs.begin(&id).await.map_err(Error::store("begin an upload"))?;
         upload.park().await.map_err(Error::store("begin an upload"))?;
         self.uploads.remember(&id, hasher, 0);
@@ -108,7 +146,7 @@ impl Inner {
             }
             let Some(size) = self.size(digest).await? else { return Ok(false) };
             let rules = self.access.rules(repository).await?;
-            if self.catalog.link(repository, digest, size, rules.quota, Some(&from)).await? {
+            if self.catalog.link_from(&from, repository, digest, size, rules.quota).await? {
                 return Ok(true);
             }
         }
@@ -143,12 +181,83 @@ impl Inner {
                 })?)
             }
         };
+        let begun = match reads {
+            true => self.uploads.begun.lock().get(id).copied(),
+            false => self.uploads.begun.lock().remove(id),
+        };
+        if let Some((algorithm, _)) = begun {
+            return self.first(asked, repository, id, algorithm).await;
+        }
         let resumed = self.blobs.resume(id).await;
         let upload = match resumed {
             Ok(upload) => upload.ok_or_else(|| unknown(id))?,
             Err(dhow_store::Error::Invalid(_)) => return Err(unknown(id)),
             Err(error) => return Err(Error::store("open an upload")(error)),
         };
+        self.go_on(asked, repository, id, upload).await
+    }
+
+    /// The first request to an upload that has no file.
+    async fn first(
+        &self,
+        asked: &mut Asked,
+        repository: &str,
+        id: &str,
+        algorithm: &'static str,
+    ) -> Result<Response<Body>> {
+        match asked.method {
+            Method::PUT if self.comes_at_once(asked) => {
+                let expected = wanted_digest(asked).and_then(|digest| Ok((digest, self.expected(asked, 0)?)));
+                if !matches!(expected, Ok((_, Ok(_)))) {
+                    self.uploads.begin(id, algorithm);
+                }
+                let (digest, Ok(_)) = expected? else {
+                    return Ok(self.out_of_order(asked, repository, id, 0).await);
+                };
+                match content::whole(self, asked).await {
+                    Ok(content) => self.take_small(repository, &digest, content).await,
+                    Err((error, part)) => {
+                        // The client may go on from there.
+                        let mut upload = self.blobs.begin(id).await.map_err(Error::store("begin an upload"))?;
+                        upload.write(vec![part]).await.map_err(Error::store("write an upload"))?;
+                        upload.park().await.map_err(Error::store("write an upload"))?;
+                        Err(error)
+                    }
+                }
+            }
+            Method::PUT | Method::PATCH => {
+                let upload = self.blobs.begin(id).await.map_err(Error::store("begin an upload"))?;
+                self.uploads.remember(id, hasher_for(algorithm)?, 0);
+                self.go_on(asked, repository, id, upload).await
+            }
+            Method::DELETE => Ok(answer(StatusCode::NO_CONTENT, &[("docker-upload-uuid", uuid(id))], empty())),
+            _ => Ok(self.status(StatusCode::NO_CONTENT, repository, id, 0)),
+        }
+    }
+
+    /// Whether the request brings a whole blob that needs no file at once.
+    fn comes_at_once(&self, asked: &Asked) -> bool {
+        asked.content_length().is_some_and(|length| self.may_wait(length))
+    }
+
+    async fn take_small(&self, repository: &str, digest: &Digest, content: Bytes) -> Result<Response<Body>> {
+        let mut hasher = Hasher::like(digest);
+        hasher.update(&content);
+        let actual = hasher.finish();
+        if actual != *digest {
+            return Err(other_digest(digest, &actual));
+        }
+        self.keep_small(repository, digest, content).await?;
+        Ok(created(repository, digest))
+    }
+
+    async fn go_on(
+        &self,
+        asked: &mut Asked,
+        repository: &str,
+        id: &str,
+        upload: Box<dyn BlobUpload>,
+    ) -> Result<Response<Body>> {
         let answered = match asked.method {
             Method::PATCH => self.append(asked, repository, id, upload).await,
             Method::PUT => self.close(asked, repository, id, upload).await,
@@ -213,8 +322,7 @@ impl Inner {
         id: &str,
         upload: Box<dyn BlobUpload>,
     ) -> Result<Response<Body>> {
-        let digest = asked.parameter("digest").ok_or_else(|| Error::new(Code::DigestInvalid, "digest missing"))?;
-        let digest = parse_digest(digest)?;
+        let digest = wanted_digest(asked)?;
         let known = self.uploads.take(id, upload.written());
         if self.expected(asked, upload.written())?.is_err() {
             if let Some(hasher) = known {
@@ -252,8 +360,7 @@ impl Inner {
         };
         if actual != *digest {
             upload.abort().await.map_err(Error::store("give up an upload"))?;
-            return Err(Error::new(Code::DigestInvalid, "provided digest did not match uploaded content")
-                .detail(json!({ "digest": digest, "actual": actual })));
+            return Err(other_digest(digest, &actual));
         }
         self.keep(repository, digest, upload).await?;
         Ok(created(repository, digest))
@@ -305,6 +412,11 @@ impl Inner {
             empty(),
         ))
     }
+}
+
+fn other_digest(digest: &Digest, actual: &Digest) -> Error {
+    Error::new(Code::DigestInvalid, "provided digest did not match uploaded content")
+        .detail(json!({ "digest": digest, "actual": actual }))
 }
 
 fn uuid(id: &str) -> &str {

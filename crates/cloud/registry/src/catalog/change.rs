@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
 use dhow_image::Digest;
 use dhow_store::{Compare, KeyRange, Op, Revision, Txn};
 use serde_json::json;
@@ -10,6 +11,17 @@ use super::{Catalog, Existence, Record, Seen, TagRecord, absent, encode, now, pu
 use crate::manifest::Parsed;
 use crate::rules::{Rules, Tag};
 use crate::{Code, Error, Result};
+
+/// A manifest that comes to a repository.
+pub struct Put<'a> {
+    pub digest: &'a Digest,
+    pub record: &'a Record,
+    /// Its content, to wait for a file; without, that has to be linked already.
+    pub content: Option<&'a Bytes>,
+    /// Blobs that have to be there, as the manifests that it refers to; `None`: nothing has to.
+    pub needed: Option<&'a [Digest]>,
+    pub tags: &'a [String],
+}
 
 impl Catalog {
     /// Makes the changes if nothing else changed the repository since `seen`. Gives the state that they made, so that
@@ -29,17 +41,9 @@ impl Catalog {
         Ok(response.succeeded.then_some(Seen { revision: response.revision, ..seen }))
     }
 
-    /// Adds a manifest, whose own content is linked, under these tags. With `needed`, these blobs and the manifests that it
-    /// refers to have to be there. `false`: the content is no longer linked.
-    pub async fn put_manifest(
-        &self,
-        repository: &str,
-        digest: &Digest,
-        record: &Record,
-        needed: Option<&[Digest]>,
-        tags: &[String],
-        rules: &Rules,
-    ) -> Result<bool> {
+    /// Adds a manifest under its tags. `false`: its content is no longer linked.
+    pub async fn put_manifest(&self, repository: &str, put_in: &Put<'_>, rules: &Rules) -> Result<bool> {
+        let Put { digest, record, content, needed, tags } = *put_in;
         loop {
             // First: what is taken away after this makes the transaction fail. A repository that does not exist could come
             // and go unnoticed, so it is made.
@@ -49,8 +53,14 @@ impl Catalog {
                 self.txn(vec![absent(key.clone())], vec![put(key, encode(&Existence { at: seen.at })?)]).await?;
                 continue;
             }
-            if self.linked(repository, digest).await?.is_none() {
-                return Ok(false);
+            let (mut compare, mut ops) = (Vec::new(), Vec::new());
+            match content {
+                Some(content) => {
+                    (compare, ops) = self.link_ops(repository, digest, content.len() as u64, rules.quota).await?;
+                    ops.push(put(self.fresh_key(digest), content.clone()));
+                }
+                None if self.linked(repository, digest).await?.is_none() => return Ok(false),
+                None => {}
             }
             let mut missing = Vec::new();
             for blob in needed.unwrap_or_default() {
@@ -66,7 +76,7 @@ impl Catalog {
             if !missing.is_empty() {
                 return Err(Error::Missing(missing));
             }
-            let mut ops = vec![put(self.manifest_key(repository, digest), encode(record)?)];
+            ops.push(put(self.manifest_key(repository, digest), encode(record)?));
             if let Some(subject) = &record.subject {
                 ops.push(put(self.referrer_key(repository, subject, digest), encode(&descriptor(digest, record))?));
             }
@@ -80,8 +90,11 @@ impl Catalog {
                 let at = now();
                 ops.push(put(self.tag_key(repository, tag), encode(&TagRecord { digest: digest.clone(), at })?));
             }
-            if self.change(repository, seen, Vec::new(), ops).await?.is_some() {
+            if self.change(repository, seen, compare, ops).await?.is_some() {
                 return Ok(true);
+            }
+            if content.is_some() {
+                self.until_not_doomed(digest).await?;
             }
         }
     }

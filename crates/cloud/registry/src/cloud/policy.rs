@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::kinds::SecretReference;
 use super::secrets;
 use crate::rules::Pattern;
-use crate::signatures::{Authority, Key, Roots};
+use crate::signatures::{Authority, Identity, Key, Keyless, Roots};
 
 /// The definition that the API serves the kind by.
 pub const DEFINITION: &str = include_str!("policy.yaml");
@@ -54,6 +54,7 @@ pub struct AuthoritySpec {
     pub name: String,
     pub cosign: Option<CosignSpec>,
     pub notation: Option<NotationSpec>,
+    pub keyless: Option<KeylessSpec>,
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -71,6 +72,24 @@ pub struct NotationSpec {
     pub certificates: Option<String>,
     pub secret: Option<KeyReference>,
     pub subjects: Vec<String>,
+}
+
+/// All but the identities in PEM.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct KeylessSpec {
+    pub certificates: String,
+    pub logs: Option<String>,
+    pub timestamps: Option<String>,
+    pub identities: Vec<IdentitySpec>,
+}
+
+/// With `*`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct IdentitySpec {
+    pub subject: String,
+    pub issuer: String,
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -120,6 +139,15 @@ impl PolicySpec {
                 let from = (notation.certificates.as_ref(), notation.secret.as_ref());
                 let text = pem(client, from.0, from.1, CERTIFICATES).await.map_err(at)?;
                 authorities.push(Authority::Notation(Roots::read(&text, &notation.subjects).map_err(at)?));
+            }
+            if let Some(KeylessSpec { certificates, logs, timestamps, identities }) = &spec.keyless {
+                let identity = |of: &IdentitySpec| Identity {
+                    subject: Pattern(of.subject.clone()),
+                    issuer: Pattern(of.issuer.clone()),
+                };
+                let identities = identities.iter().map(identity).collect();
+                let trust = Keyless::read(certificates, logs.as_deref(), timestamps.as_deref(), identities);
+                authorities.push(Authority::Keyless(trust.map_err(at)?));
             }
         }
         self.selects(&BTreeMap::new())?;

@@ -26,7 +26,7 @@ impl Run<'_> {
             // The other registry may name what it does not have: only what the project has anyway is given to it.
             let lenders = inner.catalog.holders(digest, LENDERS).await?;
             for from in lenders.iter().filter(|from| project_of(from) == project_of(repository)) {
-                if inner.catalog.link(repository, digest, size, quota, Some(from)).await? {
+                if inner.catalog.link_from(from, repository, digest, size, quota).await? {
                     return Ok(());
                 }
             }

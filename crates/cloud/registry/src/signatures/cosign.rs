@@ -1,8 +1,9 @@
-//! cosign's signatures with keys: a small document that names a digest, or an envelope of a statement about it.
+//! What cosign signs: a small document that names a digest, or an envelope of a statement about it; and by keys who signed it.
 
 use dhow_image::Digest;
 use serde::Deserialize;
 
+use super::keyless::Material;
 use super::keys::{Key, base64};
 
 const TYPE: &str = "cosign container image signature";
@@ -37,10 +38,15 @@ fn strange() -> String {
 }
 
 /// A document of its own, with its signature beside it.
-pub fn simple(payload: &[u8], signature: &[u8], digest: &Digest, keys: &[Key]) -> Result<(), String> {
+pub(super) fn simple(payload: &[u8], signature: &[u8], digest: &Digest, keys: &[Key]) -> Result<(), String> {
     if !keys.iter().any(|key| key.verify(payload, signature)) {
         return Err(strange());
     }
+    is_of(payload, digest)
+}
+
+/// Whether a document names the digest.
+pub(super) fn is_of(payload: &[u8], digest: &Digest) -> Result<(), String> {
     let payload: Payload =
         serde_json::from_slice(payload).map_err(|error| format!("what is signed is malformed: {error}"))?;
     if payload.critical.kind != TYPE {
@@ -54,6 +60,8 @@ pub fn simple(payload: &[u8], signature: &[u8], digest: &Digest, keys: &[Key]) -
 #[serde(rename_all = "camelCase")]
 struct Bundle {
     dsse_envelope: Option<Envelope>,
+    #[serde(default)]
+    verification_material: Material,
 }
 
 #[derive(Deserialize)]
@@ -83,26 +91,51 @@ struct Subject {
     digest: std::collections::BTreeMap<String, String>,
 }
 
-/// A sigstore bundle.
-pub fn bundle(bytes: &[u8], digest: &Digest, keys: &[Key]) -> Result<(), String> {
+/// An envelope out of a sigstore bundle. Nothing of it is verified yet.
+pub(super) struct Opened {
+    pub payload: Vec<u8>,
+    payload_type: String,
+    /// What is signed.
+    pub message: Vec<u8>,
+    pub signatures: Vec<Vec<u8>>,
+    pub material: Material,
+}
+
+/// # Errors
+/// When the bundle is malformed or has no envelope.
+pub(super) fn open(bytes: &[u8]) -> Result<Opened, String> {
     let bundle: Bundle = serde_json::from_slice(bytes).map_err(|error| format!("a bundle is malformed: {error}"))?;
     let envelope = bundle.dsse_envelope.ok_or("a bundle has no envelope")?;
     let payload = base64(&envelope.payload).ok_or("a bundle's payload is not in base64")?;
     let mut message =
         format!("DSSEv1 {} {} {} ", envelope.payload_type.len(), envelope.payload_type, payload.len()).into_bytes();
     message.extend_from_slice(&payload);
-    let signatures = envelope.signatures.iter().filter_map(|one| base64(&one.sig));
-    if !signatures.into_iter().any(|signature| keys.iter().any(|key| key.verify(&message, &signature))) {
+    let signatures = envelope.signatures.iter().filter_map(|one| base64(&one.sig)).collect();
+    let (payload_type, material) = (envelope.payload_type, bundle.verification_material);
+    Ok(Opened { payload, payload_type, message, signatures, material })
+}
+
+impl Opened {
+    /// Whether it is a signature of an image with this digest.
+    pub fn is_of(&self, digest: &Digest) -> Result<(), String> {
+        if self.payload_type != STATEMENT {
+            return Err(format!("what is signed is of type {:?}", self.payload_type));
+        }
+        let statement: Statement =
+            serde_json::from_slice(&self.payload).map_err(|error| format!("a statement is malformed: {error}"))?;
+        if statement.predicate_type != SIGNED {
+            return Err(format!("what is signed is a statement of type {:?}", statement.predicate_type));
+        }
+        let is_it = |subject: &Subject| subject.digest.get(digest.algorithm()).is_some_and(|hex| hex == digest.hex());
+        if statement.subject.iter().any(is_it) { Ok(()) } else { Err(other("another image")) }
+    }
+}
+
+/// A sigstore bundle, signed with a key.
+pub(super) fn bundle(bytes: &[u8], digest: &Digest, keys: &[Key]) -> Result<(), String> {
+    let opened = open(bytes)?;
+    if !opened.signatures.iter().any(|signature| keys.iter().any(|key| key.verify(&opened.message, signature))) {
         return Err(strange());
     }
-    if envelope.payload_type != STATEMENT {
-        return Err(format!("what is signed is of type {:?}", envelope.payload_type));
-    }
-    let statement: Statement =
-        serde_json::from_slice(&payload).map_err(|error| format!("a statement is malformed: {error}"))?;
-    if statement.predicate_type != SIGNED {
-        return Err(format!("what is signed is a statement of type {:?}", statement.predicate_type));
-    }
-    let is_it = |subject: &Subject| subject.digest.get(digest.algorithm()).is_some_and(|hex| hex == digest.hex());
-    if statement.subject.iter().any(is_it) { Ok(()) } else { Err(other("another image")) }
+    opened.is_of(digest)
 }

@@ -36,6 +36,11 @@ impl Key {
     /// # Errors
     /// When there is none, or one that nothing is verified with.
     pub fn read_all(pem: &str) -> Result<Vec<Self>, String> {
+        Ok(Self::read_with_der(pem)?.into_iter().map(|(key, _)| key).collect())
+    }
+
+    /// With each the bytes that it is written in.
+    pub(super) fn read_with_der(pem: &str) -> Result<Vec<(Self, Vec<u8>)>, String> {
         let mut keys = Vec::new();
         for block in Pem::iter_from_buffer(pem.as_bytes()) {
             let block = block.map_err(|error| format!("it is no PEM: {error}"))?;
@@ -44,7 +49,7 @@ impl Key {
             }
             let (_, info) =
                 SubjectPublicKeyInfo::from_der(&block.contents).map_err(|error| format!("no key: {error}"))?;
-            keys.push(Self::of(&info)?);
+            keys.push((Self::of(&info)?, block.contents.clone()));
         }
         if keys.is_empty() { Err("it has no PUBLIC KEY in PEM".to_owned()) } else { Ok(keys) }
     }
@@ -74,6 +79,21 @@ impl Key {
             Key::P384(_) => &signature::ECDSA_P384_SHA256_ASN1,
             Key::Rsa(_) => &signature::RSA_PKCS1_2048_8192_SHA256,
             Key::Ed25519(_) => &signature::ED25519,
+        };
+        self.check(algorithm, message, signature)
+    }
+
+    /// By a hash of so many bits, as certificates are signed.
+    pub(super) fn verify_with(&self, bits: u32, message: &[u8], signature: &[u8]) -> bool {
+        let algorithm: &'static dyn VerificationAlgorithm = match (self, bits) {
+            (Key::P256(_), 256) => &signature::ECDSA_P256_SHA256_ASN1,
+            (Key::P256(_), 384) => &signature::ECDSA_P256_SHA384_ASN1,
+            (Key::P384(_), 256) => &signature::ECDSA_P384_SHA256_ASN1,
+            (Key::P384(_), 384) => &signature::ECDSA_P384_SHA384_ASN1,
+            (Key::Rsa(_), 256) => &signature::RSA_PKCS1_2048_8192_SHA256,
+            (Key::Rsa(_), 384) => &signature::RSA_PKCS1_2048_8192_SHA384,
+            (Key::Rsa(_), 512) => &signature::RSA_PKCS1_2048_8192_SHA512,
+            _ => return false,
         };
         self.check(algorithm, message, signature)
     }

@@ -1,21 +1,33 @@
 //! Signatures of images: whether one of those who are trusted has signed a digest.
 //!
 //! Two ways to sign are known. cosign signs a small document that names the digest, with a key; it lies under a tag that
-//! the digest makes, or in a manifest that refers to the image, there also as a bundle. notation signs the image's descriptor
-//! as a JSON web signature, with a certificate that leads to a trusted root. What needs a log or an authority of the
-//! internet (cosign without keys) is not looked at.
+//! the digest makes, or in a manifest that refers to the image, there also as a bundle. Or the key is one that a certificate
+//! of a few minutes is about, and a log or an authority says that it was used in these. notation signs the image's descriptor
+//! as a JSON web signature or in COSE, with a certificate that leads to a trusted root.
+//!
+//! Nobody is asked: roots, keys of logs and authorities are those that are given.
 //!
 //! Nothing that an image's registry says is believed: all bytes are held against the digest they were asked for by.
 
+mod cbor;
+mod chain;
+mod cose;
 mod cosign;
+mod der;
+mod jws;
+mod keyless;
 mod keys;
+mod log;
 mod notation;
+mod timestamp;
 
+use std::collections::BTreeMap;
 use std::time::SystemTime;
 
 use dhow_image::Digest;
 use serde::Deserialize;
 
+pub use keyless::{Identity, Keyless};
 pub use keys::Key;
 pub use notation::Roots;
 
@@ -55,15 +67,18 @@ pub trait Images: Send + Sync {
 pub enum Authority {
     /// Whoever has the key to one of these.
     Cosign(Vec<Key>),
+    /// Whoever a certificate of minutes is about.
+    Keyless(Keyless),
     /// Whoever has a certificate of one of these.
     Notation(Roots),
 }
 
 /// What an image's registry has that may be a signature.
 enum Evidence {
-    Simple { payload: Vec<u8>, signature: Vec<u8> },
+    Simple { payload: Vec<u8>, signature: Vec<u8>, annotations: BTreeMap<String, String> },
     Bundle(Vec<u8>),
     Jws(Vec<u8>),
+    Cose(Vec<u8>),
 }
 
 #[derive(Deserialize)]
@@ -85,7 +100,7 @@ struct Layer {
     media_type: String,
     digest: Digest,
     #[serde(default)]
-    annotations: std::collections::BTreeMap<String, String>,
+    annotations: BTreeMap<String, String>,
 }
 
 /// Succeeds if one of the authorities signed the image; says why not otherwise.
@@ -103,11 +118,20 @@ pub async fn verify(
     for evidence in &evidence {
         for authority in authorities {
             let verdict = match (evidence, authority) {
-                (Evidence::Simple { payload, signature }, Authority::Cosign(keys)) => {
+                (Evidence::Simple { payload, signature, .. }, Authority::Cosign(keys)) => {
                     cosign::simple(payload, signature, digest, keys)
                 }
+                (Evidence::Simple { payload, signature, annotations }, Authority::Keyless(trust)) => {
+                    keyless::simple(payload, signature, annotations, digest, trust)
+                }
+                (Evidence::Bundle(bytes), Authority::Keyless(trust)) => keyless::bundle(bytes, digest, trust),
                 (Evidence::Bundle(bytes), Authority::Cosign(keys)) => cosign::bundle(bytes, digest, keys),
-                (Evidence::Jws(bytes), Authority::Notation(roots)) => notation::jws(bytes, digest, roots, now),
+                (Evidence::Jws(bytes), Authority::Notation(roots)) => {
+                    jws::open(bytes).and_then(|signed| notation::judge(&signed, digest, roots, now))
+                }
+                (Evidence::Cose(bytes), Authority::Notation(roots)) => {
+                    cose::open(bytes).and_then(|signed| notation::judge(&signed, digest, roots, now))
+                }
                 _ => continue,
             };
             match verdict {
@@ -158,13 +182,14 @@ async fn gather(images: &dyn Images, manifest: &[u8], found: &mut Vec<Evidence>)
             let Some(signature) = layer.annotations.get(SIGNATURE).and_then(|text| keys::base64(text)) else {
                 continue;
             };
-            found.push(Evidence::Simple { payload: images.blob(&layer.digest).await?, signature });
+            let (payload, annotations) = (images.blob(&layer.digest).await?, layer.annotations.clone());
+            found.push(Evidence::Simple { payload, signature, annotations });
         } else if kind.starts_with(BUNDLE) {
             found.push(Evidence::Bundle(images.blob(&layer.digest).await?));
         } else if kind == JWS {
             found.push(Evidence::Jws(images.blob(&layer.digest).await?));
         } else if kind == COSE {
-            tracing::debug!("a signature in COSE is not looked at");
+            found.push(Evidence::Cose(images.blob(&layer.digest).await?));
         }
     }
     Ok(())

@@ -1,28 +1,23 @@
-//! notation's signatures: JSON web signatures with the certificates of whoever signed.
+//! notation's signatures: of an image's descriptor, in one of two envelopes, with the certificates of whoever signed.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use dhow_image::Digest;
-use jiff::Timestamp;
-use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, UnixTime};
+use rustls_pki_types::CertificateDer;
 use serde::Deserialize;
-use serde_json::Value;
-use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert, ring as algorithms};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::keys::{Key, base64};
+use super::chain::{self, Usage};
+use super::keys::Key;
 
 const PAYLOAD: &str = "application/vnd.cncf.notary.payload.v1+json";
-const SCHEME: &str = "io.cncf.notary.signingScheme";
-const EXPIRY: &str = "io.cncf.notary.expiry";
-const AUTHENTIC_TIME: &str = "io.cncf.notary.authenticSigningTime";
+pub(super) const SCHEME: &str = "io.cncf.notary.signingScheme";
+pub(super) const EXPIRY: &str = "io.cncf.notary.expiry";
+pub(super) const AUTHENTIC_TIME: &str = "io.cncf.notary.authenticSigningTime";
 /// Times are those of whoever signed, or those of an authority that vouches for them.
 const BY_ITSELF: &str = "notary.x509";
 const BY_AUTHORITY: &str = "notary.x509.signingAuthority";
-/// Extended key usage "code signing".
-const CODE_SIGNING: &[u8] = &[43, 6, 1, 5, 5, 7, 3, 3];
 
 /// Longer chains are nobody's.
 const MAX_CHAIN: usize = 10;
@@ -41,15 +36,8 @@ impl Roots {
     /// # Errors
     /// When there is no certificate, or a subject is malformed.
     pub fn read(pem: &str, subjects: &[String]) -> Result<Self, String> {
-        let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
-        let certificates = certificates.map_err(|error| format!("it is no PEM: {error}"))?;
-        if certificates.is_empty() {
-            return Err("it has no CERTIFICATE in PEM".to_owned());
-        }
-        for certificate in &certificates {
-            anchor_from_trusted_cert(certificate)
-                .map_err(|error| format!("a certificate cannot be a root: {error}"))?;
-        }
+        let certificates = chain::read_pem(pem)?;
+        chain::check_roots(&certificates)?;
         let subjects = subjects.iter().map(|text| subject(text)).collect::<Result<_, _>>()?;
         Ok(Self { certificates, subjects })
     }
@@ -63,17 +51,23 @@ fn subject(text: &str) -> Result<BTreeMap<String, String>, String> {
     text.split(',').map(pair).collect()
 }
 
-#[derive(Deserialize)]
-struct Envelope {
-    payload: String,
-    protected: String,
-    header: Header,
-    signature: String,
-}
-
-#[derive(Deserialize)]
-struct Header {
-    x5c: Vec<String>,
+/// What an envelope holds, whatever its encoding. Nothing of it is verified yet.
+#[derive(Debug, Default)]
+pub(super) struct Signed {
+    /// As JSON web signatures call it.
+    pub algorithm: String,
+    /// What the signature is of.
+    pub message: Vec<u8>,
+    pub signature: Vec<u8>,
+    /// The signer's certificate first.
+    pub chain: Vec<CertificateDer<'static>>,
+    /// Headers that have to be understood.
+    pub critical: Vec<String>,
+    pub scheme: Option<String>,
+    pub expiry: Option<SystemTime>,
+    pub authentic_time: Option<SystemTime>,
+    pub content_type: Option<String>,
+    pub payload: Vec<u8>,
 }
 
 #[derive(Deserialize)]
@@ -87,85 +81,41 @@ struct Target {
     digest: String,
 }
 
-pub fn jws(bytes: &[u8], digest: &Digest, roots: &Roots, now: SystemTime) -> Result<(), String> {
-    let envelope: Envelope =
-        serde_json::from_slice(bytes).map_err(|error| format!("a signature is malformed: {error}"))?;
-    let decoded = |text: &str| base64(text).ok_or_else(|| "a signature is not in base64".to_owned());
-    let protected: BTreeMap<String, Value> = serde_json::from_slice(&decoded(&envelope.protected)?)
-        .map_err(|error| format!("a signature's header is malformed: {error}"))?;
-    let text = |name: &str| protected.get(name).and_then(Value::as_str);
-    if envelope.header.x5c.is_empty() || envelope.header.x5c.len() > MAX_CHAIN {
-        return Err(format!("a signature has {} certificates", envelope.header.x5c.len()));
-    }
-    let chain = envelope.header.x5c.iter().map(|text| decoded(text).map(CertificateDer::from));
-    let chain: Vec<CertificateDer<'static>> = chain.collect::<Result<_, _>>()?;
-    let (_, signer) =
-        X509Certificate::from_der(&chain[0]).map_err(|error| format!("a signer's certificate: {error}"))?;
-    let message = format!("{}.{}", envelope.protected, envelope.payload);
+pub(super) fn judge(signed: &Signed, digest: &Digest, roots: &Roots, now: SystemTime) -> Result<(), String> {
+    let (Some(first), 1..=MAX_CHAIN) = (signed.chain.first(), signed.chain.len()) else {
+        return Err(format!("a signature has {} certificates", signed.chain.len()));
+    };
+    let (_, signer) = X509Certificate::from_der(first).map_err(|error| format!("a signer's certificate: {error}"))?;
     let key = Key::of(signer.public_key())?;
-    let algorithm = text("alg").unwrap_or_default();
-    key.verify_jws(algorithm, message.as_bytes(), &decoded(&envelope.signature)?)?;
+    key.verify_jws(&signed.algorithm, &signed.message, &signed.signature)?;
 
     // From here on it is what somebody signed; now whether it is somebody who is trusted.
-    let critical = protected.get("crit").and_then(Value::as_array).cloned().unwrap_or_default();
     if let Some(unknown) =
-        critical.iter().find(|name| ![SCHEME, EXPIRY, AUTHENTIC_TIME].map(Value::from).contains(name))
+        signed.critical.iter().find(|name| ![SCHEME, EXPIRY, AUTHENTIC_TIME].contains(&name.as_str()))
     {
-        return Err(format!("a signature is to be read by who knows {unknown}"));
+        return Err(format!("a signature is to be read by who knows {unknown:?}"));
     }
-    let moment = |name: &str| match text(name) {
-        None => Ok(None),
-        Some(text) => {
-            text.parse::<Timestamp>().map(|at| Some(SystemTime::from(at))).map_err(|error| format!("{name}: {error}"))
-        }
-    };
-    if moment(EXPIRY)?.is_some_and(|expiry| expiry <= now) {
+    if signed.expiry.is_some_and(|expiry| expiry <= now) {
         return Err("the signature has expired".to_owned());
     }
-    let at = match text(SCHEME) {
+    let at = match signed.scheme.as_deref() {
         Some(BY_ITSELF) => now,
-        Some(BY_AUTHORITY) => moment(AUTHENTIC_TIME)?.ok_or("a signature does not say when it was made")?,
+        Some(BY_AUTHORITY) => signed.authentic_time.ok_or("a signature does not say when it was made")?,
         other => return Err(format!("a signature is of the scheme {other:?}")),
     };
-    is_trusted(&chain, roots, at)?;
+    chain::is_trusted(first, &signed.chain[1..], &roots.certificates, Usage::CodeSigning, at)?;
     let names = names_of(&signer);
     let fits = |wanted: &BTreeMap<String, String>| wanted.iter().all(|(name, value)| names.get(name) == Some(value));
     if !roots.subjects.is_empty() && !roots.subjects.iter().any(fits) {
         return Err(format!("it is signed by {}, who is not one of those trusted", signer.subject()));
     }
-    if text("cty") != Some(PAYLOAD) {
-        return Err(format!("what is signed is of type {:?}", text("cty")));
+    if signed.content_type.as_deref() != Some(PAYLOAD) {
+        return Err(format!("what is signed is of type {:?}", signed.content_type));
     }
-    let payload: Payload = serde_json::from_slice(&decoded(&envelope.payload)?)
-        .map_err(|error| format!("what is signed is malformed: {error}"))?;
+    let payload: Payload =
+        serde_json::from_slice(&signed.payload).map_err(|error| format!("what is signed is malformed: {error}"))?;
     let signed = payload.target_artifact.digest;
     if signed == digest.as_str() { Ok(()) } else { Err(format!("a signature is of {signed}")) }
-}
-
-fn is_trusted(chain: &[CertificateDer<'_>], roots: &Roots, at: SystemTime) -> Result<(), String> {
-    let untrusted = |error: webpki::Error| format!("the signer's certificate is not trusted: {error}");
-    let anchors: Vec<_> = roots.certificates.iter().filter_map(|root| anchor_from_trusted_cert(root).ok()).collect();
-    let signer = EndEntityCert::try_from(&chain[0]).map_err(untrusted)?;
-    let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
-    let usage = KeyUsage::required_if_present(CODE_SIGNING);
-    let (known, at) = (algorithms_known(), UnixTime::since_unix_epoch(since));
-    signer.verify_for_usage(&known, &anchors, &chain[1..], at, usage, None, None).map(drop).map_err(untrusted)
-}
-
-fn algorithms_known() -> Vec<&'static dyn rustls_pki_types::SignatureVerificationAlgorithm> {
-    vec![
-        algorithms::ECDSA_P256_SHA256,
-        algorithms::ECDSA_P256_SHA384,
-        algorithms::ECDSA_P384_SHA256,
-        algorithms::ECDSA_P384_SHA384,
-        algorithms::ED25519,
-        algorithms::RSA_PKCS1_2048_8192_SHA256,
-        algorithms::RSA_PKCS1_2048_8192_SHA384,
-        algorithms::RSA_PKCS1_2048_8192_SHA512,
-        algorithms::RSA_PSS_2048_8192_SHA256_LEGACY_KEY,
-        algorithms::RSA_PSS_2048_8192_SHA384_LEGACY_KEY,
-        algorithms::RSA_PSS_2048_8192_SHA512_LEGACY_KEY,
-    ]
 }
 
 /// What a certificate calls its holder.

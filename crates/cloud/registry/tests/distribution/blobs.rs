@@ -1,8 +1,11 @@
 //! Blobs in and out, in every way that the protocol knows.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use dhow_image::{Digest, Hasher};
-use dhow_registry::Config;
+use dhow_registry::{Config, Everyone, Registry};
+use dhow_store::{FsBlob, MemoryKv};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::harness::{Server, everywhere, files, noise};
@@ -82,7 +85,9 @@ async fn every_way_in_brings_the_same_blob() {
                 let got = web.get(&blob).await.expect(200);
                 assert!(got.body == bytes, "{way}");
                 assert_eq!(got.header("docker-content-digest"), Some(digest.as_str()));
+                server.registry.settle().await.unwrap();
                 assert_eq!(std::fs::read(server.blob_file(&digest)).unwrap(), bytes);
+                assert!(web.get(&blob).await.expect(200).body == bytes, "{way}");
             }
         }
         assert_eq!(files(&server.blobs.join(".uploads")), 0);
@@ -281,4 +286,41 @@ async fn a_body_that_is_refused_does_not_break_the_connection() {
     tcp.read_to_string(&mut text).await.unwrap();
     assert!(text.starts_with("HTTP/1.1 404"), "{text}");
     assert!(text.contains("HTTP/1.1 200"), "{text}");
+}
+
+#[tokio::test]
+async fn what_is_small_is_a_file_a_moment_later() {
+    let (kv, folder) = (Arc::new(MemoryKv::new()), tempfile::tempdir().unwrap());
+    let files_in = folder.path().join("registry");
+    let open = async || {
+        let blobs = Arc::new(FsBlob::open(&files_in).unwrap());
+        Registry::open(Config::default(), kv.clone(), blobs, Arc::new(Everyone::default())).await.unwrap()
+    };
+    let server = Server::over(Config::default(), Arc::new(Everyone::default()), kv.clone(), folder).await;
+    let (kept, gone) = (server.web.push_blob("a", b"kept").await, server.web.push_blob("a", b"gone").await);
+    let manifest = server.web.push_image("a", "1", "layer").await.0;
+    server.web.delete(&format!("/v2/a/blobs/{gone}")).await.expect(202);
+    // Another process goes on with what this one left in the records.
+    let other = open().await;
+    assert_eq!(other.read_blob("a", &kept, 100).await.unwrap().unwrap(), b"kept");
+    other.settle().await.unwrap();
+    assert_eq!(std::fs::read(server.blob_file(&kept)).unwrap(), b"kept");
+    assert!(server.blob_file(&manifest).exists() && !server.blob_file(&gone).exists());
+    assert_eq!(files(&server.blobs.join(".uploads")), 0);
+    // Parts, before and after.
+    let path = format!("/v2/a/blobs/{}", server.web.push_blob("a", b"0123456789").await);
+    for _ in 0..2 {
+        let part = server.web.send("GET", &path, &[("range", "bytes=3-5")], "").await.expect(206);
+        assert_eq!(part.body, b"345"[..]);
+        server.registry.settle().await.unwrap();
+    }
+    // By itself, in the end.
+    let last = server.web.push_blob("a", b"last").await;
+    tokio::time::timeout(std::time::Duration::from_secs(60), async {
+        while !server.blob_file(&last).exists() {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    })
+    .await
+    .unwrap();
 }

@@ -15,6 +15,7 @@ mod daemon;
 mod dockerd;
 mod full;
 mod harness;
+mod keyless;
 mod manifests;
 mod replicate;
 mod signatures;

@@ -14,9 +14,9 @@ use serde_json::{Value, json};
 
 use crate::harness::{MANIFEST, Server, descriptor, image};
 
-const SIMPLE: &str = "application/vnd.dev.cosign.simplesigning.v1+json";
+pub const SIMPLE: &str = "application/vnd.dev.cosign.simplesigning.v1+json";
 
-fn openssl(folder: &Path, arguments: &str) -> Vec<u8> {
+pub fn openssl(folder: &Path, arguments: &str) -> Vec<u8> {
     let done = Command::new("openssl").current_dir(folder).args(arguments.split_whitespace()).output().unwrap();
     assert!(done.status.success(), "openssl {arguments}: {}", String::from_utf8_lossy(&done.stderr));
     done.stdout
@@ -55,7 +55,7 @@ impl Images for Repository {
     }
 }
 
-async fn signed(server: &Server, digest: &Digest, authority: Authority) -> Result<(), String> {
+pub async fn signed(server: &Server, digest: &Digest, authority: Authority) -> Result<(), String> {
     verify(&Repository(server.registry.clone()), digest, &[authority], SystemTime::now()).await
 }
 
@@ -64,7 +64,7 @@ fn cosign(pem: &str) -> Authority {
 }
 
 /// What cosign signs.
-fn payload(digest: &Digest) -> String {
+pub fn payload(digest: &Digest) -> String {
     json!({
         "critical": {
             "identity": {"docker-reference": "r/team/app"}, "image": {"docker-manifest-digest": digest},
@@ -76,7 +76,7 @@ fn payload(digest: &Digest) -> String {
 }
 
 /// A manifest of one layer, as signatures are kept.
-async fn keep(
+pub async fn keep(
     server: &Server,
     target: Option<&str>,
     kind: &str,
@@ -84,9 +84,21 @@ async fn keep(
     signature: Option<&[u8]>,
     subject: Option<&Value>,
 ) {
+    let annotation = |signature| json!({"dev.cosignproject.cosign/signature": BASE64_STANDARD.encode(signature)});
+    keep_annotated(server, target, kind, bytes, signature.map(annotation), subject).await;
+}
+
+pub async fn keep_annotated(
+    server: &Server,
+    target: Option<&str>,
+    kind: &str,
+    bytes: &[u8],
+    annotations: Option<Value>,
+    subject: Option<&Value>,
+) {
     let mut layer = descriptor(kind, bytes);
-    if let Some(signature) = signature {
-        layer["annotations"] = json!({"dev.cosignproject.cosign/signature": BASE64_STANDARD.encode(signature)});
+    if let Some(annotations) = annotations {
+        layer["annotations"] = annotations;
     }
     let mut manifest = image(&[]);
     manifest["layers"] = json!([layer]);
@@ -238,6 +250,107 @@ fn fixed(der: &[u8]) -> Vec<u8> {
     all
 }
 
+fn sign_as(folder: &Path, signer: &Signer, message: &[u8]) -> Vec<u8> {
+    std::fs::write(folder.join("message"), message).unwrap();
+    match signer.rsa {
+        true => openssl(
+            folder,
+            "dgst -sha256 -sigopt rsa_padding_mode:pss -sigopt rsa_pss_saltlen:32 -sign signer.key message",
+        ),
+        false => fixed(&openssl(folder, "dgst -sha256 -sign signer.key message")),
+    }
+}
+
+/// A piece of CBOR: its kind, its length or number, and what is in it.
+fn cbor(major: u8, length: usize, content: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(length).unwrap().to_be_bytes();
+    [&[major << 5 | 26][..], &length, content].concat()
+}
+
+fn cbor_text(text: &str) -> Vec<u8> {
+    cbor(3, text.len(), text.as_bytes())
+}
+
+/// As [`jws`], in the other envelope; `extra` are more headers, in CBOR, so many.
+fn cose(folder: &Path, signer: &Signer, digest: &Digest, expiry: Option<usize>, extra: (usize, &[u8])) -> Vec<u8> {
+    let bytes = |bytes: &[u8]| cbor(2, bytes.len(), bytes);
+    // -7 or -37, as negative numbers are written.
+    let algorithm = cbor(1, if signer.rsa { 36 } else { 6 }, b"");
+    let mut critical = cbor_text("io.cncf.notary.signingScheme");
+    if expiry.is_some() {
+        critical.extend(cbor_text("io.cncf.notary.expiry"));
+    }
+    let mut headers = [
+        &[1][..],
+        &algorithm,
+        &[2],
+        &cbor(4, if expiry.is_some() { 2 } else { 1 }, &critical),
+        &[3],
+        &cbor_text("application/vnd.cncf.notary.payload.v1+json"),
+        &cbor_text("io.cncf.notary.signingScheme"),
+        &cbor_text("notary.x509"),
+        &cbor_text("io.cncf.notary.signingTime"),
+        &cbor(6, 1, &cbor(0, 1_767_225_600, b"")),
+    ]
+    .concat();
+    if let Some(expiry) = expiry {
+        headers.extend(cbor_text("io.cncf.notary.expiry"));
+        headers.extend(cbor(6, 1, &cbor(0, expiry, b"")));
+    }
+    headers.extend_from_slice(extra.1);
+    let protected = cbor(5, 5 + extra.0 + usize::from(expiry.is_some()), &headers);
+    let payload = json!({"targetArtifact": {"mediaType": MANIFEST, "digest": digest, "size": 1}}).to_string();
+    // What is signed is written in the shortest form.
+    let short = |bytes: &[u8]| {
+        let length = u16::try_from(bytes.len()).unwrap();
+        let head = if length < 256 { vec![0x58, length as u8] } else { [&[0x59][..], &length.to_be_bytes()].concat() };
+        [&head[..], bytes].concat()
+    };
+    let message = [&[0x84, 0x6a][..], b"Signature1", &short(&protected), &[0x40], &short(payload.as_bytes())].concat();
+    let signature = sign_as(folder, signer, &message);
+    let chain: Vec<u8> = signer.chain.iter().flat_map(|text| bytes(&BASE64_STANDARD.decode(text).unwrap())).collect();
+    let unprotected = cbor(5, 1, &[&cbor(0, 33, b"")[..], &cbor(4, signer.chain.len(), &chain)].concat());
+    let parts = [bytes(&protected), unprotected, bytes(payload.as_bytes()), bytes(&signature)].concat();
+    cbor(6, 18, &cbor(4, 4, &parts))
+}
+
+#[tokio::test]
+async fn notation_signatures_in_cose() {
+    let server = Server::new().await;
+    for rsa in [false, true] {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path();
+        let signer = signer(folder, rsa, 10);
+        let kind = "application/cose";
+        let push = async |name: &str| server.web.push_image("team/app", name, &format!("{name} {rsa}")).await;
+        let (digest, manifest) = push("good").await;
+        let fine = cose(folder, &signer, &digest, Some(4_000_000_000), (0, b""));
+        keep(&server, None, kind, &fine, None, Some(&manifest)).await;
+        signed(&server, &digest, notation(&signer.roots, &["O=Ours,CN=release"])).await.unwrap();
+        let refused = signed(&server, &digest, notation(&signer.roots, &["O=Theirs"])).await.unwrap_err();
+        assert!(refused.contains("not one of those trusted"), "{refused}");
+        let critical = [&[2][..], &cbor(4, 1, &cbor_text("sealed"))].concat();
+        let mut broken = fine.clone();
+        *broken.last_mut().unwrap() ^= 1;
+        for (n, (cose, says)) in [
+            (fine, "a signature is of"),
+            (broken, "signature is wrong"),
+            (cose(folder, &signer, &digest, Some(1_600_000_000), (0, b"")), "has expired"),
+            (cose(folder, &signer, &digest, None, (1, &critical)), "there twice"),
+            (b"{}".to_vec(), "malformed"),
+            (cbor(4, 0, b""), "no COSE_Sign1"),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let (digest, manifest) = push(&format!("bad{n}")).await;
+            keep(&server, None, kind, &cose, None, Some(&manifest)).await;
+            let refused = signed(&server, &digest, notation(&signer.roots, &[])).await.unwrap_err();
+            assert!(refused.contains(says), "{says}: {refused}");
+        }
+    }
+}
+
 fn jws(folder: &Path, signer: &Signer, digest: &Digest, expiry: Option<&str>) -> String {
     let mut protected = json!({
         "alg": if signer.rsa { "PS256" } else { "ES256" },
@@ -253,14 +366,7 @@ fn jws(folder: &Path, signer: &Signer, digest: &Digest, expiry: Option<&str>) ->
     let payload = json!({"targetArtifact": {"mediaType": MANIFEST, "digest": digest, "size": 1}});
     let protected = BASE64_URL_SAFE_NO_PAD.encode(protected.to_string());
     let payload = BASE64_URL_SAFE_NO_PAD.encode(payload.to_string());
-    std::fs::write(folder.join("message"), format!("{protected}.{payload}")).unwrap();
-    let signature = match signer.rsa {
-        true => openssl(
-            folder,
-            "dgst -sha256 -sigopt rsa_padding_mode:pss -sigopt rsa_pss_saltlen:32 -sign signer.key message",
-        ),
-        false => fixed(&openssl(folder, "dgst -sha256 -sign signer.key message")),
-    };
+    let signature = sign_as(folder, signer, format!("{protected}.{payload}").as_bytes());
     json!({
         "payload": payload, "protected": protected, "signature": BASE64_URL_SAFE_NO_PAD.encode(signature),
         "header": {"x5c": signer.chain, "io.cncf.notary.signingAgent": "openssl"},

@@ -2,6 +2,7 @@
 //!
 //! Every backend must be indistinguishable in [`crate::suite::blobs`].
 
+mod direct;
 mod fs;
 mod memory;
 mod s3;
@@ -14,6 +15,7 @@ use bytes::Bytes;
 use futures::stream::BoxStream;
 
 use crate::Error;
+use crate::core::next_id;
 pub use fs::FsBlob;
 pub use memory::MemoryBlob;
 pub use s3::{S3Blob, S3Config, S3Credentials, S3Page, S3Reader, S3Secret};
@@ -58,6 +60,24 @@ pub trait Blob: Send + Sync + 'static {
 
     /// Objects whose key begins with `prefix`, in no order. What comes or goes meanwhile may be in it or not.
     async fn list(&self, prefix: &str) -> Result<BoxStream<'static, Result<BlobMeta, Error>>, Error>;
+
+    /// Many small objects at once; returns once all of them survive a power cut.
+    async fn put_all(&self, objects: Vec<(String, Bytes)>) -> Result<(), Error> {
+        for (key, _) in &objects {
+            check_key(key)?;
+        }
+        for (n, (key, bytes)) in objects.into_iter().enumerate() {
+            let mut upload = self.begin(&format!("all-{n}-{}", next_id())).await?;
+            upload.write(vec![bytes]).await?;
+            upload.commit(&key).await?;
+        }
+        Ok(())
+    }
+
+    /// Whether objects are files of this machine, of which each costs several writes of the disk by itself.
+    fn is_local(&self) -> bool {
+        false
+    }
 
     /// Whether there was such an object.
     async fn delete(&self, key: &str) -> Result<bool, Error>;

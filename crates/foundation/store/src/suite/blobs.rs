@@ -25,6 +25,7 @@ where
         the_last_commit_wins,
         ranges_are_cut_to_what_there_is,
         large_ones_come_back_as_they_were,
+        whole_blocks_and_what_is_left_of_them_come_back_as_they_were,
         lists_what_begins_with_a_prefix,
         deletes_once,
         uploads_go_on_where_they_stopped,
@@ -33,6 +34,7 @@ where
         begun_again_begins_anew,
         many_commit_the_same_at_once,
         readers_never_see_a_mixture,
+        many_are_put_at_once,
         nonsense_is_refused,
     );
 }
@@ -146,6 +148,29 @@ async fn large_ones_come_back_as_they_were(store: &Store) {
     assert!(store.part("large", 1_000_000..3_000_001).await.unwrap() == bytes[1_000_000..3_000_001]);
 }
 
+async fn whole_blocks_and_what_is_left_of_them_come_back_as_they_were(store: &Store) {
+    const MIB: usize = 1 << 20;
+    let bytes = noise(7 * MIB + 5);
+    let piece = |from: usize, to: usize| bytes[from..to].chunks(300_000).map(Bytes::copy_from_slice).collect();
+    let mut upload = store.blobs.begin(&store.id("blocks")).await.unwrap();
+    for (from, to) in [(0, MIB), (MIB, 3 * MIB), (3 * MIB, 3 * MIB + 4096), (3 * MIB + 4096, 4 * MIB + 4096 + 7)] {
+        upload.write(piece(from, to)).await.unwrap();
+    }
+    upload.park().await.unwrap();
+    let mut upload = store.blobs.resume(&store.id("blocks")).await.unwrap().unwrap();
+    assert_eq!(upload.written(), (4 * MIB + 4096 + 7) as u64);
+    let back: Vec<Bytes> = upload.read_back().await.unwrap().try_collect().await.unwrap();
+    assert!(back.concat() == bytes[..4 * MIB + 4096 + 7]);
+    // Up to a block, and whole ones from there on.
+    upload.write(piece(4 * MIB + 4096 + 7, 4 * MIB + 8192)).await.unwrap();
+    upload.write(piece(4 * MIB + 8192, bytes.len())).await.unwrap();
+    upload.sync().await.unwrap();
+    upload.commit(&store.key("blocks")).await.unwrap();
+    assert!(store.get("blocks").await.unwrap() == bytes);
+    // Once more, from memory.
+    assert!(store.get("blocks").await.unwrap() == bytes);
+}
+
 async fn lists_what_begins_with_a_prefix(store: &Store) {
     for name in ["x/1", "x/2", "x/deep/3", "xy", "z"] {
         store.put(name.replace('/', "-").as_str(), b"other").await;
@@ -232,6 +257,20 @@ async fn readers_never_see_a_mixture(store: &Store) {
     let read: Vec<Bytes> = reading.try_collect().await.unwrap();
     assert!(read.concat() == one);
     assert!(store.get("a").await.unwrap() == two);
+}
+
+async fn many_are_put_at_once(store: &Store) {
+    let content = |n: u32| Bytes::from(noise(17).into_iter().map(|b| b.wrapping_add(n as u8)).collect::<Vec<u8>>());
+    store.begin("old", b"old").await.commit(&store.key("new/3")).await.unwrap();
+    let objects = (0..80).map(|n| (store.key(&format!("{}/{n}", if n % 2 == 0 { "even" } else { "new" })), content(n)));
+    store.blobs.put_all(objects.collect()).await.unwrap();
+    store.blobs.put_all(Vec::new()).await.unwrap();
+    assert_eq!(store.get("even/2").await.unwrap(), content(2));
+    assert_eq!(store.get("new/3").await.unwrap(), content(3));
+    assert_eq!(store.names("").await.len(), 80);
+    assert!(store.pending().await.is_empty());
+    let bad = vec![(store.key("fine"), content(0)), ("..".to_owned(), content(0))];
+    assert!(matches!(store.blobs.put_all(bad).await, Err(Error::Invalid(_))));
 }
 
 async fn nonsense_is_refused(store: &Store) {

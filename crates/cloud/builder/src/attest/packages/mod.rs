@@ -1,8 +1,10 @@
 //! The packages of a tree: what the databases of dpkg, apk and rpm list, what Python's and Node's installers left beside each package, what programs
 //! of Go and Rust say they were made of, and what lock files name.
 
+mod bdb;
 mod languages;
 mod locks;
+mod ndb;
 mod programs;
 mod rpm;
 mod sqlite;
