@@ -28,6 +28,7 @@ pub const TEST_NEEDS: &[Need] = &[
     ("runc", "runc"),
     ("dockerd", "docker.io"),
     ("buildah", "buildah"),
+    ("podman", "podman"),
     ("git", "git"),
     ("ssh-agent", "openssh-client"),
     ("/usr/sbin/sshd", "openssh-server"),

@@ -1,4 +1,4 @@
-//! Real clients: skopeo, containerd, Docker, and our own image store.
+//! Real clients: skopeo, containerd, Docker, podman, and our own image store.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -254,6 +254,41 @@ async fn docker_logs_in_pushes_and_pulls() {
     );
     ok(&["pull", &image("open/busybox:1")]).await;
     assert!(ok(&["images", "--quiet", &image("open/busybox")]).await.trim().len() >= 12);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn podman_logs_in_pushes_and_pulls() {
+    let server = Server::with(Config::default(), Arc::new(crate::tokens::table())).await;
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    std::fs::write(at("busybox.tar"), busybox::archive().unwrap()).unwrap();
+    let (root, state, temporary, login) = (at("root"), at("run"), at("tmp"), at("auth.json"));
+    let own = ["--root", &root, "--runroot", &state, "--tmpdir", &temporary, "--storage-driver", "vfs"];
+    let own = [&own[..], &["--cgroup-manager", "cgroupfs", "--events-backend", "none"]].concat();
+    let ok = async |arguments: &[&str]| run("podman", &[&own[..], arguments].concat()).await;
+    let no = async |arguments: &[&str]| fails("podman", &[&own[..], arguments].concat()).await;
+    let address = server.address.to_string();
+    let image = |name: &str| format!("{address}/{name}");
+    let (plain, login) = ("--tls-verify=false", ["--authfile", &login]);
+    ok(&["load", "--quiet", "--input", &at("busybox.tar")]).await;
+    let loaded = ok(&["images", "--quiet", "--no-trunc"]).await;
+    ok(&["tag", loaded.trim(), &image("mine/busybox:1")]).await;
+    no(&["push", plain, &image("mine/busybox:1")]).await;
+    let logging_in = [&["login", plain, "--username", "ci", "--password"], &["wrong"][..], &login[..], &[&address]];
+    no(&logging_in.concat()).await;
+    let logging_in = [&["login", plain, "--username", "ci", "--password"], &["ci-secret"][..], &login[..], &[&address]];
+    ok(&logging_in.concat()).await;
+    ok(&[&["push", plain], &login[..], &[&image("mine/busybox:1")]].concat()).await;
+    // As its own format has it, and as Docker's.
+    let docker = image("open/busybox:1");
+    ok(&[&["push", plain, "--format", "v2s2"], &login[..], &[&image("mine/busybox:1"), &docker]].concat()).await;
+    ok(&["rmi", "--force", loaded.trim()]).await;
+    let denied = no(&["pull", plain, &image("mine/busybox:1")]).await;
+    assert!(denied.contains("unauthorized") || denied.contains("denied"), "{denied}");
+    ok(&[&["pull", "--quiet", plain], &login[..], &[&image("mine/busybox:1")]].concat()).await;
+    ok(&["pull", "--quiet", plain, &docker]).await;
+    let pulled = ok(&["images", "--quiet", "--no-trunc"]).await;
+    assert!(pulled.lines().all(|id| id == loaded.trim()), "{pulled} is not {loaded}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
