@@ -62,12 +62,14 @@ impl Builder {
             let (tree, report) = self.build_noted(job.clone(), events.clone()).await?;
             done.push(Done { job, tree, report });
         }
+        let grown = kept.values().any(|lease| lease.changed);
         drop(kept);
         // Nobody has to wait for it.
         let builder = self.clone();
         tokio::spawn(async move {
             let removed = blocking(move || folder.close().at("remove a build's context")).await;
-            if let Err(error) = removed.and(builder.inner.contexts.trim().await) {
+            let trimmed = if grown { builder.inner.contexts.trim().await } else { Ok(()) };
+            if let Err(error) = removed.and(trimmed) {
                 tracing::warn!(%error, "contexts of builds cannot be removed");
             }
         });

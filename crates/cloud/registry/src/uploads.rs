@@ -58,6 +58,7 @@ impl Uploads {
     }
 
     pub fn forget(&self, id: &str) {
+        self.begun.lock().remove(id);
         self.hashes.lock().remove(id);
     }
 
@@ -181,10 +182,7 @@ impl Inner {
                 })?)
             }
         };
-        let begun = match reads {
-            true => self.uploads.begun.lock().get(id).copied(),
-            false => self.uploads.begun.lock().remove(id),
-        };
+        let begun = self.uploads.begun.lock().get(id).copied();
         if let Some((algorithm, _)) = begun {
             return self.first(asked, repository, id, algorithm).await;
         }
@@ -207,18 +205,19 @@ impl Inner {
     ) -> Result<Response<Body>> {
         match asked.method {
             Method::PUT if self.comes_at_once(asked) => {
-                let expected = wanted_digest(asked).and_then(|digest| Ok((digest, self.expected(asked, 0)?)));
-                if !matches!(expected, Ok((_, Ok(_)))) {
-                    self.uploads.begin(id, algorithm);
-                }
-                let (digest, Ok(_)) = expected? else {
+                let digest = wanted_digest(asked)?;
+                if self.expected(asked, 0)?.is_err() {
                     return Ok(self.out_of_order(asked, repository, id, 0).await);
-                };
+                }
                 match content::whole(self, asked).await {
-                    Ok(content) => self.take_small(repository, &digest, content).await,
+                    Ok(content) => {
+                        self.uploads.forget(id);
+                        self.take_small(repository, &digest, content).await
+                    }
                     Err((error, part)) => {
                         // The client may go on from there.
                         let mut upload = self.blobs.begin(id).await.map_err(Error::store("begin an upload"))?;
+                        self.uploads.forget(id);
                         upload.write(vec![part]).await.map_err(Error::store("write an upload"))?;
                         upload.park().await.map_err(Error::store("write an upload"))?;
                         Err(error)
@@ -227,10 +226,15 @@ impl Inner {
             }
             Method::PUT | Method::PATCH => {
                 let upload = self.blobs.begin(id).await.map_err(Error::store("begin an upload"))?;
+                // Who asks meanwhile finds one or the other.
+                self.uploads.forget(id);
                 self.uploads.remember(id, hasher_for(algorithm)?, 0);
                 self.go_on(asked, repository, id, upload).await
             }
-            Method::DELETE => Ok(answer(StatusCode::NO_CONTENT, &[("docker-upload-uuid", uuid(id))], empty())),
+            Method::DELETE => {
+                self.uploads.forget(id);
+                Ok(answer(StatusCode::NO_CONTENT, &[("docker-upload-uuid", uuid(id))], empty()))
+            }
             _ => Ok(self.status(StatusCode::NO_CONTENT, repository, id, 0)),
         }
     }

@@ -57,6 +57,8 @@ impl Locks {
 pub struct Lease {
     pub folder: PathBuf,
     pub digests: Arc<Digests>,
+    /// Something came for it.
+    pub changed: bool,
     _lock: OwnedRwLockReadGuard<()>,
 }
 
@@ -139,7 +141,7 @@ impl Keeper {
         if let Some(known) = same {
             // When it was used last.
             File::open(&index).and_then(|file| file.set_modified(SystemTime::now())).at("note a context's use")?;
-            return Ok(Lease { folder, digests: Arc::new(known.digests()), _lock: reading });
+            return Ok(Lease { folder, digests: Arc::new(known.digests()), changed: false, _lock: reading });
         }
         drop(reading);
         let Ok(writing) = lock.try_write_owned() else {
@@ -147,7 +149,7 @@ impl Keeper {
         };
         let into = folder.clone();
         let known = blocking(move || change(&index, &into, &listing, &came)).await?;
-        Ok(Lease { folder, digests: Arc::new(known.digests()), _lock: writing.downgrade() })
+        Ok(Lease { folder, digests: Arc::new(known.digests()), changed: true, _lock: writing.downgrade() })
     }
 
     /// Removes what was used the longest ago while there is too much, and what nobody used for long.

@@ -9,6 +9,8 @@ use super::keys::{Key, base64};
 const TYPE: &str = "cosign container image signature";
 /// What is said of an image by signing it; other statements about it are no signatures of it.
 const SIGNED: &str = "https://sigstore.dev/cosign/sign/v1";
+/// The first version of bundles.
+const FIRST: &str = "application/vnd.dev.sigstore.bundle+json;version=0.1";
 const STATEMENT: &str = "application/vnd.in-toto+json";
 
 #[derive(Deserialize)]
@@ -59,6 +61,8 @@ pub(super) fn is_of(payload: &[u8], digest: &Digest) -> Result<(), String> {
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Bundle {
+    #[serde(default)]
+    media_type: String,
     dsse_envelope: Option<Envelope>,
     #[serde(default)]
     verification_material: Material,
@@ -99,6 +103,8 @@ pub(super) struct Opened {
     pub message: Vec<u8>,
     pub signatures: Vec<Vec<u8>>,
     pub material: Material,
+    /// Its entries of logs come with proofs, as they do since the second version.
+    pub proves: bool,
 }
 
 /// # Errors
@@ -112,7 +118,8 @@ pub(super) fn open(bytes: &[u8]) -> Result<Opened, String> {
     message.extend_from_slice(&payload);
     let signatures = envelope.signatures.iter().filter_map(|one| base64(&one.sig)).collect();
     let (payload_type, material) = (envelope.payload_type, bundle.verification_material);
-    Ok(Opened { payload, payload_type, message, signatures, material })
+    let proves = bundle.media_type != FIRST;
+    Ok(Opened { payload, payload_type, message, signatures, material, proves })
 }
 
 impl Opened {

@@ -12,6 +12,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::chain::{self, Usage};
 use super::der::{CONTEXT_0, Pieces};
+use super::inclusion::Proof;
 use super::keys::{Key, base64};
 use super::log::{Entry, Expected, Log};
 use super::{cosign, timestamp};
@@ -123,6 +124,7 @@ struct TlogEntry {
     #[serde(default)]
     integrated_time: String,
     inclusion_promise: Option<Promise>,
+    inclusion_proof: Option<Proof>,
     canonicalized_body: String,
 }
 
@@ -209,7 +211,7 @@ pub(super) fn simple(
             serde_json::from_str(text).map_err(|error| format!("a log's entry is malformed: {error}"))?;
         let AnnotatedEntry { body, integrated, index, log } = payload;
         let (log, promise) = (hex(&log).unwrap_or_default(), base64(&promise).unwrap_or_default());
-        witnesses.entries.push(Entry { log, index, integrated, body, promise });
+        witnesses.entries.push(Entry { log, index, integrated, body, promise, ..Entry::default() });
     }
     if let Some(text) = annotations.get(TIMESTAMP) {
         let AnnotatedStamp { stamp } =
@@ -237,7 +239,9 @@ pub(super) fn bundle(bytes: &[u8], digest: &Digest, trust: &Keyless) -> Result<(
         let log = base64(&entry.log_id.key_id).unwrap_or_default();
         let promise = entry.inclusion_promise.as_ref().and_then(|of| base64(&of.signed_entry_timestamp));
         let (body, promise) = (entry.canonicalized_body.clone(), promise.unwrap_or_default());
-        witnesses.entries.push(Entry { log, index, integrated, body, promise });
+        let proof = entry.inclusion_proof.clone().filter(Proof::is_of_a_tree);
+        let to_be_proven = opened.proves;
+        witnesses.entries.push(Entry { log, index, integrated, body, promise, proof, to_be_proven });
     }
     let stamps = material.timestamp_verification_data.iter().flat_map(|data| &data.rfc3161_timestamps);
     witnesses.stamps.extend(stamps.filter_map(|stamp| base64(&stamp.signed_timestamp)));
@@ -272,7 +276,7 @@ fn judge(witnesses: &Witnesses, signature: &Signature<'_>, trust: &Keyless) -> R
     if !Key::of(signer.public_key())?.verify(message, bytes) {
         return Err("a signature is not by the key of its certificate".to_owned());
     }
-    let expected = Expected { content, enveloped, signature: bytes, certificate };
+    let expected = Expected { content, message, enveloped, signature: bytes, certificate };
     let between: Vec<_> = witnesses.chain[1..].iter().chain(&trust.between).cloned().collect();
     if !Usage::CodeSigning.is_of(certificate) {
         return Err("a signer's certificate is not for signing code".to_owned());
@@ -293,20 +297,22 @@ fn judge(witnesses: &Witnesses, signature: &Signature<'_>, trust: &Keyless) -> R
 /// When the signature was seen, by all who are believed about it; by one at least.
 fn moments(witnesses: &Witnesses, expected: &Expected<'_>, trust: &Keyless) -> Result<Vec<SystemTime>, String> {
     let mut why = None;
-    let mut seen = |what: Result<SystemTime, String>| what.map_err(|reason| why = Some(reason)).ok();
     let entries = witnesses.entries.iter().take(MAX_WITNESSES).filter(|_| !trust.logs.is_empty());
-    let logged: Vec<SystemTime> = entries.filter_map(|entry| seen(entry.verify(&trust.logs, expected))).collect();
+    let verified = entries.map(|entry| entry.verify(&trust.logs, expected));
+    let logged: Vec<_> = verified.filter_map(|what| what.map_err(|reason| why = Some(reason)).ok()).collect();
+    if logged.is_empty() && !trust.logs.is_empty() {
+        return Err(why.unwrap_or_else(|| "a signature is in no log".to_owned()));
+    }
+    let mut seen = |what: Result<SystemTime, String>| what.map_err(|reason| why = Some(reason)).ok();
     let stamps = witnesses.stamps.iter().take(MAX_WITNESSES).filter(|_| !trust.clocks.is_empty());
     let stamped: Vec<SystemTime> = stamps
         .filter_map(|stamp| seen(timestamp::verify(stamp, expected.signature, &trust.clocks, &trust.clocks_between)))
         .collect();
-    if logged.is_empty() && !trust.logs.is_empty() {
-        return Err(why.unwrap_or_else(|| "a signature is in no log".to_owned()));
-    }
-    if logged.is_empty() && stamped.is_empty() {
+    let moments: Vec<_> = logged.into_iter().flatten().chain(stamped).collect();
+    if moments.is_empty() {
         return Err(why.unwrap_or_else(|| "a signature has no time stamp".to_owned()));
     }
-    Ok(logged.into_iter().chain(stamped).collect())
+    Ok(moments)
 }
 
 fn subjects(certificate: &X509Certificate<'_>) -> Vec<String> {

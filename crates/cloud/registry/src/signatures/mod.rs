@@ -14,6 +14,7 @@ mod chain;
 mod cose;
 mod cosign;
 mod der;
+mod inclusion;
 mod jws;
 mod keyless;
 mod keys;

@@ -18,6 +18,7 @@ use crate::harness::Server;
 use crate::signatures::{SIMPLE, keep, keep_annotated, openssl, payload, signed};
 
 const WORKFLOW: &str = "https://git.example.com/team/app/.ci/release.yml@refs/heads/main";
+const LOG: &str = "log.example.com";
 const ISSUER: &str = "https://token.example.com";
 const BUNDLE: &str = "application/vnd.dev.sigstore.bundle.v0.3+json";
 /// How long certificates are for.
@@ -83,8 +84,37 @@ struct Rekor(KeyPair);
 
 impl Rekor {
     fn id(&self) -> Vec<u8> {
-        let digest = Digest::of(&self.0.subject_public_key_info());
-        (0..32).map(|n| u8::from_str_radix(&digest.hex()[2 * n..2 * n + 2], 16).unwrap()).collect()
+        sha(&self.0.subject_public_key_info())
+    }
+
+    /// As Rekor does since its second version: the key is called by the log's name, too.
+    fn second_id(&self) -> Vec<u8> {
+        sha(&[LOG.as_bytes(), b"\n\x01", self.0.public_key_raw()].concat())
+    }
+
+    /// That the body is the second of three in a tree.
+    fn proof(&self, body: &Value, id: &[u8]) -> Value {
+        let leaf = |bytes: &[u8]| sha(&[&[0], bytes].concat());
+        let branch = |left: &[u8], right: &[u8]| sha(&[&[1], left, right].concat());
+        let (first, own, third) = (leaf(b"first"), leaf(body.to_string().as_bytes()), leaf(b"third"));
+        let root = BASE64_STANDARD.encode(branch(&branch(&first, &own), &third));
+        let head = format!("{LOG}\n3\n{root}\n");
+        let signature = BASE64_STANDARD.encode([&id[..4], &self.0.sign(head.as_bytes()).unwrap()].concat());
+        json!({
+            "logIndex": "1", "treeSize": "3", "rootHash": root,
+            "hashes": [BASE64_STANDARD.encode(first), BASE64_STANDARD.encode(third)],
+            "checkpoint": {"envelope": format!("{head}\n— witness.example.com AAAAAAAA\n— {LOG} {signature}\n")},
+        })
+    }
+
+    /// As Rekor does since its second version: it tells no time.
+    fn second_entry(&self, body: &Value) -> Value {
+        json!({
+            "logIndex": "1", "logId": {"keyId": BASE64_STANDARD.encode(self.second_id())},
+            "kindVersion": {"kind": "hashedrekord", "version": "0.0.2"},
+            "canonicalizedBody": BASE64_STANDARD.encode(body.to_string()),
+            "inclusionProof": self.proof(body, &self.second_id()),
+        })
     }
 
     /// Signs that it took in this body then.
@@ -105,13 +135,20 @@ impl Rekor {
     }
 
     fn entry(&self, body: &Value, at: u64) -> Value {
+        let proof = self.proof(body, &self.id());
         let (body, promise) = self.promise(body, at);
         json!({
+            "inclusionProof": proof,
             "logIndex": "7", "logId": {"keyId": BASE64_STANDARD.encode(self.id())}, "integratedTime": at.to_string(),
             "kindVersion": {"kind": "dsse", "version": "0.0.1"},
             "inclusionPromise": {"signedEntryTimestamp": promise}, "canonicalizedBody": body,
         })
     }
+}
+
+fn sha(bytes: &[u8]) -> Vec<u8> {
+    let digest = Digest::of(bytes);
+    (0..32).map(|n| u8::from_str_radix(&digest.hex()[2 * n..2 * n + 2], 16).unwrap()).collect()
 }
 
 fn now() -> u64 {
@@ -295,8 +332,30 @@ async fn bundles_bring_the_logs_entry_along() {
     tampered["verificationMaterial"]["tlogEntries"][0]["integratedTime"] = json!((then + 1).to_string());
     let mut bare = fine.clone();
     bare["verificationMaterial"]["tlogEntries"] = json!([]);
-    let mut unpromised = fine.clone();
-    unpromised["verificationMaterial"]["tlogEntries"][0]["inclusionPromise"] = Value::Null;
+    let entry = "/verificationMaterial/tlogEntries/0";
+    let changed = |path: &str, value: Value| {
+        let mut bundle = fine.clone();
+        *bundle.pointer_mut(&format!("{entry}/{path}")).unwrap() = value;
+        bundle
+    };
+    let mut nothing = changed("inclusionProof", Value::Null);
+    *nothing.pointer_mut(&format!("{entry}/inclusionPromise")).unwrap() = Value::Null;
+    // The proof alone does not say when.
+    let unpromised = changed("inclusionPromise", Value::Null);
+    let unproven = changed("inclusionProof", Value::Null);
+    let elsewhere = changed("inclusionProof/logIndex", json!("2"));
+    let corrupt = changed("inclusionProof/hashes/1", json!(BASE64_STANDARD.encode([0; 32])));
+    let head = fine.pointer(&format!("{entry}/inclusionProof/checkpoint/envelope")).unwrap().as_str().unwrap();
+    let larger = changed("inclusionProof/checkpoint/envelope", json!(head.replace("\n3\n", "\n4\n")));
+    let renamed = changed("inclusionProof/checkpoint/envelope", json!(head.replace(LOG, "other.example.com")));
+    let headless_tree = changed("inclusionProof/checkpoint/envelope", json!("\n\n"));
+    // The first version of bundles needs no proof.
+    let mut first = unproven.clone();
+    first["mediaType"] = json!("application/vnd.dev.sigstore.bundle+json;version=0.1");
+    let (digest, manifest) = server.web.push_image("team/app", "first", "one").await;
+    assert_eq!(digest, good);
+    keep(&server, None, BUNDLE, first.to_string().as_bytes(), None, Some(&manifest)).await;
+    signed(&server, &good, ours()).await.unwrap();
     let mut headless = fine.clone();
     headless["verificationMaterial"]["certificate"] = Value::Null;
     let clock = SystemTime::now();
@@ -307,7 +366,14 @@ async fn bundles_bring_the_logs_entry_along() {
     for (n, (bundle, says)) in [
         (tampered, "not signed by the log"),
         (bare, "in no log"),
-        (unpromised, "not signed by the log"),
+        (nothing, "not signed by the log"),
+        (unpromised, "no time stamp"),
+        (unproven, "not proven"),
+        (elsewhere, "not proven"),
+        (corrupt, "not proven"),
+        (larger, "not signed by the log"),
+        (renamed, "not signed by the log"),
+        (headless_tree, "malformed"),
         (headless, "no certificate"),
         (bundle(&signer, &good, hashed), "of another signature"),
         (bundle(&signer, &good, logged), "another image"),
@@ -421,6 +487,67 @@ async fn time_stamps_say_when_as_well() {
         let bad = bundle(signer, &digest, |_, signature| stamp(signature));
         keep(&server, None, BUNDLE, bad.to_string().as_bytes(), None, Some(&manifest)).await;
         let refused = signed(&server, &digest, ours()).await.unwrap_err();
+        assert!(refused.contains(says), "{says}: {refused}");
+    }
+}
+
+#[tokio::test]
+async fn a_log_that_tells_no_time_proves_what_it_has() {
+    let server = Server::new().await;
+    let folder = tempfile::tempdir().unwrap();
+    let clock = Clock::new(folder.path());
+    let new = || Rekor(KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap());
+    let (fulcio, rekor, other) = (Fulcio::new(), new(), new());
+    let signer = fulcio.certify(WORKFLOW, MINUTES, MINUTES);
+    // An envelope is there by what is signed of it.
+    let body = |message: &[u8], signature: &[u8]| {
+        json!({"apiVersion": "0.0.2", "kind": "hashedrekord", "spec": {"hashedRekordV002": {
+            "data": {"algorithm": "SHA2_256", "digest": BASE64_STANDARD.encode(sha(message))},
+            "signature": {"content": BASE64_STANDARD.encode(signature), "verifier": {
+                "keyDetails": "PKIX_ECDSA_P256_SHA_256",
+                "x509Certificate": {"rawBytes": BASE64_STANDARD.encode(signer.certificate.der())},
+            }},
+        }}})
+    };
+    let logged = |payload: &[u8], signature: &[u8]| {
+        let kind = "application/vnd.in-toto+json";
+        let message = [format!("DSSEv1 {} {kind} {} ", kind.len(), payload.len()).as_bytes(), payload].concat();
+        let stamp = BASE64_STANDARD.encode(clock.stamp(signature, "sha256"));
+        json!({
+            "tlogEntries": [rekor.second_entry(&body(&message, signature))],
+            "timestampVerificationData": {"rfc3161Timestamps": [{"signedTimestamp": stamp}]},
+        })
+    };
+    let by = |log: &Rekor| trust(&fulcio.pem(), Some(&log.0.public_key_pem()), Some(&clock.root), WORKFLOW, ISSUER);
+    let (good, manifest) = server.web.push_image("team/app", "1", "one").await;
+    let fine = bundle(&signer, &good, logged);
+    keep(&server, None, BUNDLE, fine.to_string().as_bytes(), None, Some(&manifest)).await;
+    signed(&server, &good, by(&rekor)).await.unwrap();
+    assert!(signed(&server, &good, by(&other)).await.unwrap_err().contains("a log that is not known"));
+
+    let mut timeless = fine.clone();
+    timeless["verificationMaterial"]["timestampVerificationData"] = Value::Null;
+    let mut unproven = fine.clone();
+    unproven["verificationMaterial"]["tlogEntries"][0]["inclusionProof"] = Value::Null;
+    let entry = &fine["verificationMaterial"]["tlogEntries"][0];
+    let by_another = other.proof(&body(b"", b""), &rekor.second_id());
+    let mut foreign = fine.clone();
+    foreign["verificationMaterial"]["tlogEntries"][0]["inclusionProof"] = by_another;
+    let mut of_another = fine.clone();
+    of_another["verificationMaterial"]["tlogEntries"][0] = rekor.second_entry(&body(b"something else", b"signature"));
+    assert_eq!(entry["logId"], of_another["verificationMaterial"]["tlogEntries"][0]["logId"]);
+    for (n, (bundle, says)) in [
+        (timeless, "no time stamp"),
+        (unproven, "a log that is not known"),
+        (foreign, "not signed by the log"),
+        (of_another, "of another signature"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let (digest, manifest) = server.web.push_image("team/app", &format!("bad{n}"), &format!("bad{n}")).await;
+        keep(&server, None, BUNDLE, bundle.to_string().as_bytes(), None, Some(&manifest)).await;
+        let refused = signed(&server, &digest, by(&rekor)).await.unwrap_err();
         assert!(refused.contains(says), "{says}: {refused}");
     }
 }
