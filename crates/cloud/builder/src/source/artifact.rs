@@ -20,6 +20,8 @@ const LAYERS: usize = 1000;
 /// What a file is called.
 const TITLE: &str = "org.opencontainers.image.title";
 /// On an archive of a folder that is called so.
+/// Of files ORAS says the same without `+gzip`, whatever they are.
+const PACKED: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 const UNPACK: &str = "io.deis.oras.content.unpack";
 
 #[derive(Deserialize)]
@@ -48,7 +50,10 @@ enum Part {
 impl Layer {
     fn part(&self) -> Result<Part> {
         let title = self.annotations.get(TITLE).map(|title| dhow_image::clean(title)).filter(|title| !title.is_empty());
-        let folder = self.annotations.get(UNPACK).is_some_and(|unpack| unpack == "true");
+        let marked = self.annotations.get(UNPACK).is_some_and(|unpack| unpack == "true");
+        // ORAS's client for Python does not mark folders: it packs nothing but them, and files of these names come as they are.
+        let packed = |title: &String| [".gz", ".tgz"].iter().any(|end| title.ends_with(end));
+        let folder = marked || self.media_type == PACKED && !title.as_ref().is_some_and(packed);
         let is_tar = self.media_type.split(['.', '+', '/', '-']).any(|word| matches!(word, "tar" | "tgz"));
         match title {
             // The names in the archive begin with the folder's.
@@ -142,6 +147,8 @@ mod tests {
         assert_eq!(file, Part::File("a/x.tar".to_owned()));
         let folder = json!({TITLE: "site", UNPACK: "true"});
         assert_eq!(part("application/vnd.oci.image.layer.v1.tar+gzip", folder).unwrap(), Part::Archive);
+        assert_eq!(part(PACKED, json!({TITLE: "site"})).unwrap(), Part::Archive);
+        assert_eq!(part(PACKED, json!({TITLE: "site.tgz"})).unwrap(), Part::File("site.tgz".to_owned()));
         assert!(part("application/json", none).unwrap_err().to_string().contains("neither"));
     }
 }
