@@ -206,7 +206,7 @@ fn change(index: &Path, folder: &Path, listing: &Listing, came: &Path) -> Result
     fs::create_dir_all(folder).at("make a folder for a context")?;
     // What is in a folder comes after it.
     for path in old.0.keys().rev().filter(|path| !new.0.contains_key(*path)) {
-        remove(folder, path).at("remove what a context has no longer")?;
+        remove(folder, path, &new).at("remove what a context has no longer")?;
     }
     for (path, known) in &new.0 {
         if !old.has(&known.listed) {
@@ -267,8 +267,8 @@ impl CameIn<'_> {
     }
 }
 
-/// Removes what was listed, and the folders above that were only there for it.
-fn remove(root: &Path, path: &str) -> io::Result<()> {
+/// Removes what was listed, and the folders above that were only there for it: those that are listed stay, if they are empty.
+fn remove(root: &Path, path: &str, listed: &Index) -> io::Result<()> {
     let at = root.join(path);
     match fs::symlink_metadata(&at) {
         // Others may be in a folder that is not itself listed any more.
@@ -277,10 +277,12 @@ fn remove(root: &Path, path: &str) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(error),
     }
-    for parent in Path::new(path).ancestors().skip(1).take_while(|parent| !parent.as_os_str().is_empty()) {
-        if fs::remove_dir(root.join(parent)).is_err() {
+    let mut below = path;
+    while let Some((parent, _)) = below.rsplit_once('/') {
+        if listed.0.contains_key(parent) || fs::remove_dir(root.join(parent)).is_err() {
             break;
         }
+        below = parent;
     }
     Ok(())
 }

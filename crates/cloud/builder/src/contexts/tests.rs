@@ -97,6 +97,15 @@ async fn only_what_changed_is_asked_for() {
 }
 
 #[tokio::test]
+async fn a_folder_stays_when_all_in_it_is_left_out() {
+    let client = Client::new();
+    drop(client.build(&[folder("a", 1), listed("a/x", 1)]).await.unwrap());
+    // As by a new line of a `.dockerignore`: the folder itself is as it was.
+    let (lease, sent) = client.build(&[folder("a", 1)]).await.unwrap();
+    assert_eq!((sent, tree(&lease.folder)), (0, vec!["a/".to_owned()]));
+}
+
+#[tokio::test]
 async fn what_may_have_changed_is_asked_for_again() {
     let client = Client::new();
     let entries = [listed("sure", 1), listed("fresh", 0)];
