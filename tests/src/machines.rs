@@ -162,6 +162,15 @@ impl Machines {
         &self.all[0]
     }
 
+    /// Takes everything away, the server last, and makes sure that nothing is left.
+    pub fn purge(&self) -> Result<()> {
+        for machine in self.all.iter().rev() {
+            machine.dhow(&["down", "--purge"])?;
+            machine.ensure_purged().with_context(|| machine.name.clone())?;
+        }
+        Ok(())
+    }
+
     /// The real kubectl on the server; returns standard output.
     pub fn kubectl(&self, args: &[&str]) -> Result<String> {
         run(self.server().command("kubectl").args(args))

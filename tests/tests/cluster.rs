@@ -547,9 +547,5 @@ fn drains_and_removes_a_node(machines: &Machines) -> Result<()> {
 }
 
 fn purges(machines: &Machines) -> Result<()> {
-    for machine in machines.all.iter().rev() {
-        machine.dhow(&["down", "--purge"])?;
-        machine.ensure_purged().with_context(|| machine.name.clone())?;
-    }
-    Ok(())
+    machines.purge()
 }

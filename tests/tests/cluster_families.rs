@@ -373,9 +373,5 @@ fn services_are_shared_out_among_zones(machines: &Machines) -> Result<()> {
 }
 
 fn purges(machines: &Machines) -> Result<()> {
-    for machine in machines.all.iter().rev() {
-        machine.dhow(&["down", "--purge"])?;
-        machine.ensure_purged().with_context(|| machine.name.clone())?;
-    }
-    Ok(())
+    machines.purge()
 }

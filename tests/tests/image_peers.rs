@@ -310,9 +310,5 @@ fn who_is_told_to_stay_alone_does(machines: &Machines, scene: &Scene) -> Result<
 }
 
 fn purges(machines: &Machines, _: &Scene) -> Result<()> {
-    for machine in machines.all.iter().rev() {
-        machine.dhow(&["down", "--purge"])?;
-        machine.ensure_purged()?;
-    }
-    Ok(())
+    machines.purge()
 }

@@ -429,9 +429,5 @@ fn sign(machines: &Machines, folder: &Path, digest: &str) -> Result<()> {
 }
 
 fn purges(machines: &Machines, _: &Path) -> Result<()> {
-    for machine in machines.all.iter().rev() {
-        machine.dhow(&["down", "--purge"])?;
-        machine.ensure_purged()?;
-    }
-    Ok(())
+    machines.purge()
 }

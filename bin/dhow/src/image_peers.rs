@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use dhow_client::Informer;
-use dhow_image::{Candidates, NodePeers};
+use dhow_image::{Candidates, NodePeers, Reference};
 use k8s_openapi::api::core::v1::Node;
 
 /// As Nodes call our own runtime; others keep their images where we give nothing from.
@@ -49,9 +49,7 @@ fn server(node: &Node) -> Option<SocketAddr> {
 fn has(node: &Node, repository: &str) -> bool {
     let images = node.status.iter().flat_map(|status| status.images.iter().flatten());
     let mut names = images.flat_map(|image| image.names.iter().flatten());
-    names.any(|name| {
-        name.strip_prefix(repository).is_some_and(|rest| rest.starts_with([':', '@']) && !rest.contains('/'))
-    })
+    names.any(|name| Reference::is_in(name, repository))
 }
 
 #[cfg(test)]

@@ -193,9 +193,9 @@ impl Builder {
             return refusal(http::StatusCode::BAD_REQUEST, "malformed lists of contexts".to_owned());
         };
         let mut missing = Missing::new();
-        for (number, listing) in &listings {
+        for (number, listing) in listings {
             match self.inner.contexts.wanted(listing).await {
-                Ok(wanted) => drop(missing.insert(*number, wanted)),
+                Ok(wanted) => drop(missing.insert(number, wanted)),
                 Err(error) => return refusal(http::StatusCode::BAD_REQUEST, error.to_string()),
             }
         }

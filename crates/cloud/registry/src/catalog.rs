@@ -234,13 +234,7 @@ impl Catalog {
 
     /// Gives the repository a blob whose content is there or about to come.
     pub async fn link(&self, repository: &str, digest: &Digest, size: u64, quota: Option<u64>) -> Result<()> {
-        loop {
-            let (compare, ops) = self.link_ops(repository, digest, size, quota).await?;
-            if self.txn(compare, ops).await? {
-                return Ok(());
-            }
-            self.until_not_doomed(digest).await?;
-        }
+        self.link_with(repository, digest, size, quota, None).await
     }
 
     /// As [`Catalog::link`], as long as the repository `from` has it; `false`: it has not.
@@ -274,9 +268,21 @@ impl Catalog {
         content: &Bytes,
         quota: Option<u64>,
     ) -> Result<()> {
+        let fresh = put(self.fresh_key(digest), content.clone());
+        self.link_with(repository, digest, content.len() as u64, quota, Some(fresh)).await
+    }
+
+    async fn link_with(
+        &self,
+        repository: &str,
+        digest: &Digest,
+        size: u64,
+        quota: Option<u64>,
+        more: Option<Op>,
+    ) -> Result<()> {
         loop {
-            let (compare, mut ops) = self.link_ops(repository, digest, content.len() as u64, quota).await?;
-            ops.push(put(self.fresh_key(digest), content.clone()));
+            let (compare, mut ops) = self.link_ops(repository, digest, size, quota).await?;
+            ops.extend(more.clone());
             if self.txn(compare, ops).await? {
                 return Ok(());
             }

@@ -75,14 +75,16 @@ impl Origin<'_> {
 impl Fetcher<'_> {
     /// Sees to it that the blob is in the store, by the registry alone. `growing` follows the download.
     pub async fn fetch(&self, want: &Descriptor, growing: &Arc<Growing>) -> Result<()> {
-        let result = self.fetch_once(want, growing, None).await;
-        growing.end(if result.is_ok() { Outcome::Whole } else { Outcome::Failed });
-        result
+        self.fetch_by(None, want, growing).await
     }
 
     /// The same for a layer, which other nodes may have, too. A layer that registries may not hand out nodes may not, either.
     pub async fn fetch_layer(&self, want: &Descriptor, growing: &Arc<Growing>) -> Result<()> {
         let nodes = self.registry.nodes.as_deref().filter(|_| !want.is_foreign());
+        self.fetch_by(nodes, want, growing).await
+    }
+
+    async fn fetch_by(&self, nodes: Option<&Nodes>, want: &Descriptor, growing: &Arc<Growing>) -> Result<()> {
         let result = self.fetch_once(want, growing, nodes).await;
         growing.end(if result.is_ok() { Outcome::Whole } else { Outcome::Failed });
         result

@@ -84,10 +84,7 @@ impl Record {
 
     /// Whether it has a name in this repository, `registry/repository`.
     pub fn is_of(&self, repository: &str) -> bool {
-        let of = |name: &String| {
-            name.strip_prefix(repository).is_some_and(|rest| rest.starts_with([':', '@']) && !rest.contains('/'))
-        };
-        self.references.iter().any(of) || self.digests.iter().any(of)
+        self.references.iter().chain(&self.digests).any(|name| Reference::is_in(name, repository))
     }
 
     fn unused(&self) -> bool {

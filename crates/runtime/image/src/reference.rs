@@ -68,6 +68,11 @@ impl Reference {
         format!("{}/{}", self.registry, self.repository)
     }
 
+    /// Whether a normalised name with a tag or digest is one in this repository, `registry/repository`.
+    pub fn is_in(name: &str, repository: &str) -> bool {
+        name.strip_prefix(repository).is_some_and(|rest| rest.starts_with([':', '@']) && !rest.contains('/'))
+    }
+
     /// What the manifest endpoint of a registry is asked for; a digest wins over a tag.
     pub fn target(&self) -> &str {
         match (&self.digest, &self.tag) {

@@ -7,11 +7,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use anyhow::{Context as _, Result, bail};
-use bytes::Bytes;
 use dhow_builder::api::{CacheFrom, Context, Listings, Missing, Request};
 use dhow_builder::{Ignore, Listing};
 use dhow_image::{Entry, EntryKind, LayerWriter};
-use futures::Stream;
+use tokio::io::DuplexStream;
 use tokio::task::JoinHandle;
 use tokio_util::io::{ReaderStream, SyncIoBridge};
 
@@ -138,15 +137,17 @@ impl Sources {
         Ok(Sources { dockerfile, file, folders, own, named, caches, _unpacked: unpacked })
     }
 
-    /// Looks at the folders, and at how what is in them differs from what the node has of them.
-    pub async fn look(self, images: &Images) -> Result<Contexts> {
-        let contexts = tokio::task::spawn_blocking(move || self.walk()).await.context("look at the context")??;
-        let listings = contexts.listings();
-        if listings.is_empty() {
-            return Ok(contexts);
+    /// Looks at the folders, and at how what is in them differs from what the node has of them; with lists of those of which it
+    /// has something.
+    pub async fn look(self, images: &Images) -> Result<(Contexts, Listings)> {
+        let mut contexts = tokio::task::spawn_blocking(move || self.walk()).await.context("look at the context")??;
+        let mut listings = contexts.listings();
+        if !listings.is_empty() {
+            let missing = images.missing(&listings).await?;
+            listings.retain(|number, _| missing.contains_key(number));
+            contexts.send_only(missing);
         }
-        let missing = images.missing(&listings).await?;
-        Ok(contexts.lacking(listings, missing))
+        Ok((contexts, listings))
     }
 
     fn walk(self) -> Result<Contexts> {
@@ -158,15 +159,13 @@ impl Sources {
             };
             folders.push(Walked { path, found: found.into(), kept, missing: None });
         }
-        Ok(Contexts { folders: folders.into(), listings: Listings::new(), _unpacked: self._unpacked })
+        Ok(Contexts { folders: folders.into(), _unpacked: self._unpacked })
     }
 }
 
 /// The files that go to the node.
 pub struct Contexts {
     folders: Arc<[Walked]>,
-    /// Of those contexts of which the node has something.
-    pub listings: Listings,
     /// Keeps an archive's files while they are sent.
     _unpacked: Option<tempfile::TempDir>,
 }
@@ -197,57 +196,56 @@ impl Contexts {
         self.folders.iter().enumerate().filter_map(listing).collect()
     }
 
-    fn lacking(mut self, listings: Listings, mut missing: Missing) -> Self {
+    /// From now on this is sent of the contexts that are named, and everything of the others.
+    pub fn send_only(&mut self, mut missing: Missing) {
         let folder = |(number, folder): (usize, &Walked)| Walked { missing: missing.remove(&number), ..folder.clone() };
         self.folders = self.folders.iter().enumerate().map(folder).collect();
-        let known = |number: &usize| self.folders.get(*number).is_some_and(|folder| folder.missing.is_some());
-        self.listings = listings.into_iter().filter(|(number, _)| known(number)).collect();
-        self
-    }
-
-    /// Whether less is sent than there is.
-    pub fn lacks(&self) -> bool {
-        !self.listings.is_empty()
-    }
-
-    /// From now on everything is sent.
-    pub fn forget(&mut self) {
-        self.listings.clear();
-        self.folders = self.folders.iter().map(|folder| Walked { missing: None, ..folder.clone() }).collect();
     }
 
     /// The request as an archive, written while it is sent, and the task that writes it. `sent` counts bytes.
-    pub fn stream(
-        &self,
-        request: &Request,
-        sent: Arc<AtomicU64>,
-    ) -> (impl Stream<Item = io::Result<Bytes>> + use<>, JoinHandle<Result<()>>) {
-        let (from, into) = tokio::io::duplex(1 << 20);
+    pub fn stream(&self, request: &Request, sent: Arc<AtomicU64>) -> Sending {
         let (request, folders) = (serde_json::to_vec(request), Arc::clone(&self.folders));
-        let writing = tokio::task::spawn_blocking(move || {
-            let bridge = Counted { to: SyncIoBridge::new(into), sent };
-            let mut archive = LayerWriter::new(BufWriter::with_capacity(256 << 10, bridge));
-            let request = request.context("write the request")?;
+        send(sent, "send the context", move |archive| {
+            let request = request?;
             let entry = Entry {
                 path: b"build.json".to_vec(),
                 kind: EntryKind::File(request.len() as u64),
                 mode: 0o600,
                 ..Entry::default()
             };
-            let outcome = archive.append(&entry, request.as_slice());
-            let outcome = outcome.and_then(|()| append(&folders, &mut archive));
-            let finished = outcome.and_then(|()| archive.finish()).and_then(|mut writer| writer.flush());
-            match finished {
-                // The node stopped reading: it says why itself.
-                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-                other => other.context("send the context"),
-            }
-        });
-        (ReaderStream::with_capacity(from, 256 << 10), writing)
+            archive.append(&entry, request.as_slice())?;
+            append(&folders, archive)
+        })
     }
 }
 
-fn append(folders: &[Walked], archive: &mut LayerWriter<impl Write>) -> io::Result<()> {
+/// An archive that is written while it is sent, and the task that writes it.
+type Sending = (ReaderStream<DuplexStream>, JoinHandle<Result<()>>);
+
+/// What it is written to.
+type Outgoing = LayerWriter<BufWriter<Counted<SyncIoBridge<DuplexStream>>>>;
+
+/// Sends what is written; `sent` counts bytes.
+fn send(
+    sent: Arc<AtomicU64>,
+    doing: &'static str,
+    write: impl FnOnce(&mut Outgoing) -> io::Result<()> + Send + 'static,
+) -> Sending {
+    let (from, into) = tokio::io::duplex(1 << 20);
+    let writing = tokio::task::spawn_blocking(move || {
+        let bridge = Counted { to: SyncIoBridge::new(into), sent };
+        let mut archive = LayerWriter::new(BufWriter::with_capacity(256 << 10, bridge));
+        let written = write(&mut archive);
+        match written.and_then(|()| archive.finish()).and_then(|mut writer| writer.flush()) {
+            // The node stopped reading: it says why itself.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            other => other.context(doing),
+        }
+    });
+    (ReaderStream::with_capacity(from, 256 << 10), writing)
+}
+
+fn append(folders: &[Walked], archive: &mut Outgoing) -> io::Result<()> {
     for (number, folder) in folders.iter().enumerate() {
         let below = format!("contexts/{number}");
         let top = Entry { path: below.clone().into_bytes(), mode: 0o755, ..Entry::default() };
@@ -262,10 +260,7 @@ fn append(folders: &[Walked], archive: &mut LayerWriter<impl Write>) -> io::Resu
 }
 
 /// A folder as an archive, without what its `.dockerignore` leaves out; `kept` go along in any case.
-pub fn archive(
-    folder: &Path,
-    kept: &[String],
-) -> Result<(impl Stream<Item = io::Result<Bytes>> + use<>, JoinHandle<Result<()>>)> {
+pub fn archive(folder: &Path, kept: &[String]) -> Result<Sending> {
     if !folder.is_dir() {
         bail!("{} is no folder", folder.display());
     }
@@ -276,20 +271,10 @@ pub fn archive(
         }
         Err(_) => Ignore::default(),
     };
-    let (from, into) = tokio::io::duplex(1 << 20);
     let folder = folder.to_owned();
-    let writing = tokio::task::spawn_blocking(move || {
-        let to = BufWriter::with_capacity(256 << 10, SyncIoBridge::new(into));
-        let mut archive = LayerWriter::new(to);
-        let found = walk::walk(&folder, &ignore);
-        let sent = found.and_then(|found| found.iter().try_for_each(|one| one.append(&folder, ".", &mut archive)));
-        match sent.and_then(|()| archive.finish()).and_then(|mut writer| writer.flush()) {
-            // Whoever takes it stopped reading, and says why.
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-            other => other.context("send the folder"),
-        }
-    });
-    Ok((ReaderStream::with_capacity(from, 256 << 10), writing))
+    Ok(send(Arc::default(), "send the folder", move |archive| {
+        walk::walk(&folder, &ignore)?.iter().try_for_each(|one| one.append(&folder, ".", archive))
+    }))
 }
 
 struct Counted<W> {

@@ -14,7 +14,7 @@ use std::io::IsTerminal;
 use anyhow::{Context as _, Result, bail};
 use bytes::Bytes;
 use dhow_builder::Event;
-use dhow_builder::api::Request;
+use dhow_builder::api::{Missing, Request};
 use dhow_client::Body;
 use http::{Method, Response};
 use http_body_util::{BodyExt, StreamBody};
@@ -44,14 +44,14 @@ pub async fn build(args: &BuildArgs) -> Result<Option<String>> {
     });
     let images = Images::at(&args.at).await?;
     let sent = shown.begin("[internal] load build context");
-    let mut contexts = sources.look(&images).await?;
-    request.listings = contexts.listings.clone();
+    let (mut contexts, listings) = sources.look(&images).await?;
+    request.listings = listings;
     let mut asked = BTreeSet::new();
     let (body, rest, answer) = loop {
         let sending = match send(&images, &contexts, &request, &shown).await {
             // Another build changed it, or it went for want of room.
-            Err(error) if error.is::<Conflict>() && contexts.lacks() => {
-                contexts.forget();
+            Err(error) if error.is::<Conflict>() && !request.listings.is_empty() => {
+                contexts.send_only(Missing::new());
                 request.listings.clear();
                 send(&images, &contexts, &request, &shown).await
             }

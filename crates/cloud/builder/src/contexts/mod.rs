@@ -109,14 +109,19 @@ impl Keeper {
     }
 
     /// The numbers of the entries that are missing here or were others.
-    pub async fn wanted(&self, listing: &Listing) -> Result<Vec<usize>> {
+    pub async fn wanted(&self, listing: Listing) -> Result<Vec<usize>> {
         let name = listing.check()?;
         let index = self.place(&name).join("index.json");
         let _reading = self.locks.get(name.as_str()).read_owned().await;
-        let entries = listing.entries.clone();
         blocking(move || {
             let index = Index::read(&index);
-            Ok(entries.iter().enumerate().filter(|(_, listed)| !index.has(listed)).map(|(number, _)| number).collect())
+            Ok(listing
+                .entries
+                .iter()
+                .enumerate()
+                .filter(|(_, listed)| !index.has(listed))
+                .map(|(number, _)| number)
+                .collect())
         })
         .await
     }
@@ -130,11 +135,11 @@ impl Keeper {
         let (place, lock) = (self.place(&name), self.locks.get(name.as_str()));
         let index = place.join("index.json");
         let reading = Arc::clone(&lock).read_owned().await;
-        let (index_, listing_) = (index.clone(), listing.clone());
-        let same = blocking(move || {
-            let index = Index::read(&index_);
-            let same = index.0.len() == listing_.entries.len() && listing_.entries.iter().all(|one| index.has(one));
-            Ok(same.then_some(index))
+        let known_in = index.clone();
+        let (same, listing) = blocking(move || {
+            let index = Index::read(&known_in);
+            let same = index.0.len() == listing.entries.len() && listing.entries.iter().all(|one| index.has(one));
+            Ok((same.then_some(index), listing))
         })
         .await?;
         let folder = place.join("files");

@@ -32,7 +32,7 @@ impl Client {
     /// Sends what is asked for; a file's text is its version.
     async fn build(&self, entries: &[Listed]) -> Result<(Lease, usize)> {
         let listing = Listing { name: "n".to_owned(), entries: entries.to_vec() };
-        let wanted = self.keeper.wanted(&listing).await?;
+        let wanted = self.keeper.wanted(listing.clone()).await?;
         let _ = fs::remove_dir_all(&self.came);
         fs::create_dir_all(&self.came).unwrap();
         for number in &wanted {

@@ -3,6 +3,7 @@
 
 use std::time::{Duration, SystemTime};
 
+use dhow_image::Digest;
 use ring::digest;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
@@ -239,9 +240,7 @@ struct Signer {
 
 impl Hash {
     fn is_of(&self, content: &[u8]) -> bool {
-        let hash = digest::digest(&digest::SHA256, content);
-        let hex: String = hash.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
-        self.algorithm == "sha256" && self.value == hex
+        self.algorithm == "sha256" && self.value == Digest::of(content).hex()
     }
 }
 

@@ -239,7 +239,7 @@ impl Blob for FsBlob {
             let _ = fs::remove_file(&path);
             let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path);
             let file = Arc::new(file.map_err(|e| failed("create", &path, e))?);
-            Ok(Upload { inner, path, file, written: 0, synced: 0, buffered: 0, direct: None, behind: None })
+            Ok(Upload::new(inner, path, file, 0))
         });
         Ok(Box::new(upload.await?))
     }
@@ -253,10 +253,7 @@ impl Blob for FsBlob {
             };
             let written = file.seek(SeekFrom::End(0)).map_err(|e| failed("seek in", &path, e))?;
             let file = Arc::new(file);
-            Ok(Some(
-                Box::new(Upload { inner, path, file, written, synced: 0, buffered: 0, direct: None, behind: None })
-                    as Box<dyn BlobUpload>,
-            ))
+            Ok(Some(Box::new(Upload::new(inner, path, file, written)) as Box<dyn BlobUpload>))
         })
         .await
     }
@@ -377,6 +374,10 @@ struct Upload {
 }
 
 impl Upload {
+    fn new(inner: Arc<Inner>, path: PathBuf, file: Arc<File>, written: u64) -> Self {
+        Upload { inner, path, file, written, synced: 0, buffered: 0, direct: None, behind: None }
+    }
+
     fn write_behind(&mut self) {
         let idle = self.behind.as_ref().is_none_or(JoinHandle::is_finished);
         if idle && self.buffered >= WRITE_BEHIND {
